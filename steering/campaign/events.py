@@ -1,0 +1,195 @@
+"""What happened, as records that carry their own time and travel as lines of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+COMMANDS = ("pause", "resume", "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened at `time`, seconds since the epoch."""
+
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkArrived(Event):
+    """The source measured frames of a scan; they are on their way to the predictor."""
+
+    scan: str
+    frame_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionReady(Event):
+    """The predictor has seen frames; residual is their median far-field residual under `version`."""
+
+    scan: str
+    frame_ids: tuple[int, ...]
+    version: int
+    residual: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionSuggested(Event):
+    """The policy's answer: positions (y, x) in the length unit of the geometry, a reason for each, dwell in seconds."""
+
+    positions: tuple[tuple[float, float], ...]
+    reasons: tuple[str, ...]
+    dwell: tuple[float, ...] | None = None
+    stop: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsReady(Event):
+    """Refinement labelled `count` frames of a scan, and they are with the ranks; residual is their median.
+
+    count is 0 where no labels could be made. One comes for every action to label.
+    """
+
+    scan: str
+    count: int
+    residual: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateReady(Event):
+    """A training round is over. Errors on frames that are never trained on: the candidate's, and that of the weights
+    in service on the same frames; residual is the candidate's, and `loss` the mean of the round's training loss.
+
+    Both errors are None or NaN where no such frame is labelled. One comes for every action to train, unless the round
+    ends with a lost rank.
+    """
+
+    scan: str
+    steps: int
+    error: float | None
+    served_error: float | None
+    residual: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPublished(Event):
+    """A version is in the store; validation_residual is what trust expects of it on the scan it was made for."""
+
+    version: int
+    validation_error: float | None
+    validation_residual: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRefused(Event):
+    """The candidate was no better; the ranks go on from it, the model in service stays."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameRefused(Event):
+    """Frames that were asked for and will not come, with the reason."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftRaised(Event):
+    """Trust fell: the residual stands clearly above what the model in service should reach."""
+
+    scan: str
+    residual: float
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftLowered(Event):
+    """Trust is back."""
+
+    scan: str
+    residual: float
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankLost(Event):
+    """A training rank is gone, and with it the training round under way, if there was one."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankJoined(Event):
+    """The ranks have formed a group of `ranks`, in generation `generation`."""
+
+    ranks: int
+    generation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceEnded(Event):
+    """No further frame will come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Event):
+    """A person's word. Pause: ask for no further positions until resume. Stop: end the campaign without further
+    training. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in COMMANDS:
+            raise ValueError(f"found command {self.name!r}, expected one of {', '.join(COMMANDS)}")
+
+
+_KINDS: dict[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (
+        ChunkArrived,
+        PredictionReady,
+        DecisionSuggested,
+        LabelsReady,
+        CandidateReady,
+        ModelPublished,
+        CandidateRefused,
+        FrameRefused,
+        DriftRaised,
+        DriftLowered,
+        RankLost,
+        RankJoined,
+        SourceEnded,
+        Command,
+    )
+}
+
+
+def encode(event: Event) -> dict[str, Any]:
+    """The event as a JSON-able dictionary, its kind under `event`."""
+    return {"event": type(event).__name__, **{f.name: getattr(event, f.name) for f in fields(event)}}
+
+
+def decode(line: Mapping[str, Any]) -> Event | None:
+    """The event behind a line of the log; None for a line that is not the campaign's (how the run began or ended).
+
+    Raises ValueError for a line that lacks a field of its event.
+    """
+    kind = _KINDS.get(str(line.get("event")))
+    if kind is None:
+        return None
+    missing = {f.name for f in fields(kind)} - set(line)
+    if missing:
+        raise ValueError(
+            f"found a line of {kind.__name__} without {sorted(missing)}, expected every field of the event"
+        )
+    return kind(**{f.name: _tuples(line[f.name]) for f in fields(kind)})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,286 @@
+"""The state machine of a campaign: events in, actions out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf, isfinite, isnan, nan
+from statistics import median
+from typing import Any
+
+from steering.campaign.actions import Action, AskPolicy, Finish, Label, Publish, Refuse, Steer, Train
+from steering.campaign.events import (
+    CandidateReady,
+    CandidateRefused,
+    ChunkArrived,
+    Command,
+    DecisionSuggested,
+    DriftLowered,
+    DriftRaised,
+    Event,
+    FrameRefused,
+    LabelsReady,
+    ModelPublished,
+    PredictionReady,
+    RankLost,
+    SourceEnded,
+    decode,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The campaign's dials."""
+
+    lookahead: int = 50
+    """Positions the source should always have in hand: a second's worth keeps it from waiting."""
+    frames_to_label: int = 40
+    """Frames of a scan before the first labels are made: fewer do not overlap enough to be refined."""
+    label_every: int = 120
+    """New frames after which labels are made again."""
+    steps: int = 40
+    """Optimiser steps of a training round: a published model is at most that old."""
+    rounds_after_end: int = 2
+    """Rounds of training after the last frame."""
+    labels_after_end: int = 1
+    """Times that labels are made after the last frame, while the rounds of training go on."""
+    gain: float = 0.01
+    """A candidate is published when its error is lower by this share than that of the model in service.
+
+    Where no labelled frame is held out there is no error to go by, and the training loss stands in: the first round of
+    a scan sets the mark and is refused, a later one is published when its loss is lower by this share than the mark,
+    and then sets it anew.
+    """
+    drift_window: int = 5
+    """Chunks over which trust is judged."""
+    drift_raise: float = 1.5
+    """Residual over what the model should reach, above which drift is raised."""
+    drift_lower: float = 1.2
+    """And below which it is lowered again."""
+
+    def __post_init__(self) -> None:
+        counts = (self.lookahead, self.frames_to_label, self.label_every, self.steps, self.drift_window)
+        if min(counts) < 1 or min(self.rounds_after_end, self.labels_after_end) < 0:
+            raise ValueError(f"found {self}, expected counts of 1 or more, and what comes after the end 0 or more")
+        if not (0 <= self.gain < 1 and 0 < self.drift_lower <= self.drift_raise):
+            raise ValueError(f"found {self}, expected gain in 0..1, and drift_lower above 0 and at most drift_raise")
+
+
+@dataclass
+class Campaign:
+    """Decides from events alone; the same events in the same order give the same actions.
+
+    `handle` returns the actions that an event calls for. Events that the campaign itself brings about (drift raised
+    and lowered) wait in `raised` until the runner takes them into the log; they call for no action.
+
+    Every action to label, to train (and then to publish or refuse) and to ask the policy is answered by one event
+    before the next of its kind is given. The policy is not asked while paused, nor after a stop before everything of
+    the scan is measured or refused. After Finish nothing more is asked for.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    scan: str | None = None
+    scans: list[str] = field(default_factory=list)
+    frames: int = 0
+    outstanding: int = 0
+    version: int = 0
+    drift: bool = False
+    labelling: bool = False
+    training: bool = False
+    finished: bool = False
+    raised: list[Event] = field(default_factory=list)
+    expected: float | None = None
+    """Residual that the model in service should reach; None for the untrained network."""
+    _residuals: deque[float] = field(default_factory=deque)
+    _asking: bool = False
+    _stopped: bool = False
+    _paused: bool = False
+    _ended: bool = False
+    _weighed: bool = False
+    """The round under way is over, and its candidate on the way to be published or refused."""
+    _rounds_left: int = 0
+    _labels_left: int = 0
+    _of_scan: int = 0
+    _unlabelled: int = 0
+    _labelled: str | None = None
+    _loss_marks: dict[str, float] = field(default_factory=dict)
+    """Training loss that candidates of a scan must beat where there is no error to judge by."""
+
+    def handle(self, event: Event) -> list[Action]:
+        """The actions that follow from an event, in the order in which to start them."""
+        if self.finished:
+            return []
+        match event:
+            case DecisionSuggested():
+                actions = self._decide(event)
+            case CandidateReady():
+                actions = self._weigh(event)
+            case Command():
+                actions = self._obey(event)
+            case _:
+                self._note(event)
+                actions = []
+        return [*actions, *self._next()]
+
+    def _note(self, event: Event) -> None:
+        """Take in what calls for no action by itself."""
+        match event:
+            case ChunkArrived():
+                self._chunk(event)
+            case PredictionReady():
+                self._judge(event)
+            case FrameRefused():
+                self.outstanding = max(0, self.outstanding - event.count)
+            case LabelsReady():
+                self.labelling = False
+                if event.scan == self.scan and event.count:
+                    self._labelled = event.scan
+            case ModelPublished():
+                self._serve(event)
+            case CandidateRefused():
+                self.training = self._weighed = False
+            case RankLost():
+                # A candidate that is weighed already will still be published or refused.
+                self.training = self._weighed
+            case SourceEnded():
+                self._end(self.settings.rounds_after_end, self.settings.labels_after_end)
+
+    def _chunk(self, event: ChunkArrived) -> None:
+        n = len(event.frame_ids)
+        if event.scan != self.scan:
+            self.scan = event.scan
+            if event.scan not in self.scans:
+                self.scans.append(event.scan)
+            self._of_scan = 0
+            self._unlabelled = 0
+        self.frames += n
+        self._of_scan += n
+        self._unlabelled += n
+        self.outstanding = max(0, self.outstanding - n)
+
+    def _judge(self, event: PredictionReady) -> None:
+        """Trust: the median residual of the last chunks against what the version in service should reach."""
+        residual = _number(event.residual)
+        if event.version != self.version or self.expected is None or isnan(residual):
+            return
+        self._residuals.append(residual)
+        if len(self._residuals) > self.settings.drift_window:
+            self._residuals.popleft()
+        if len(self._residuals) < self.settings.drift_window:
+            return
+        now = median(self._residuals)
+        if not self.drift and now > self.settings.drift_raise * self.expected:
+            self.drift = True
+            self.raised.append(DriftRaised(time=event.time, scan=event.scan, residual=now, expected=self.expected))
+        elif self.drift and now < self.settings.drift_lower * self.expected:
+            self.drift = False
+            self.raised.append(DriftLowered(time=event.time, scan=event.scan, residual=now, expected=self.expected))
+
+    def _decide(self, event: DecisionSuggested) -> list[Action]:
+        self._asking = False
+        if self._ended:
+            return []
+        self.outstanding += len(event.positions)
+        self._stopped = event.stop
+        return [Steer(event)]
+
+    def _weigh(self, event: CandidateReady) -> list[Action]:
+        if self._weighed or not self.training:
+            return []  # of a round that a lost rank has ended
+        self._weighed = True
+        error, served = _number(event.error), _number(event.served_error)
+        if isnan(error) and isnan(served):
+            return [self._weigh_by_loss(event.scan, _number(event.loss))]
+        if isnan(served) or error < (1 - self.settings.gain) * served:
+            return [Publish(self.version + 1)]
+        return [Refuse(f"error {error:.4g}, the model in service has {served:.4g}")]
+
+    def _weigh_by_loss(self, scan: str, loss: float) -> Action:
+        mark = self._loss_marks.get(scan, inf)
+        better = loss < (1 - self.settings.gain) * mark
+        if better:
+            self._loss_marks[scan] = loss
+        if better and isfinite(mark):
+            return Publish(self.version + 1)
+        return Refuse(f"no labelled frame is held out to judge by; training loss {loss:.4g}, best before it {mark:.4g}")
+
+    def _serve(self, event: ModelPublished) -> None:
+        self.version = event.version
+        expected = _number(event.validation_residual)
+        self.expected = None if isnan(expected) else expected
+        self._residuals.clear()
+        self.training = self.training and not self._weighed
+        self._weighed = False
+
+    def _obey(self, event: Command) -> list[Action]:
+        match event.name:
+            case "pause":
+                self._paused = True
+            case "resume":
+                self._paused = False
+            case "stop":
+                stop = DecisionSuggested(time=event.time, positions=(), reasons=("stopped by a person",), stop=True)
+                self._rounds_left = self._labels_left = 0
+                return [Steer(stop)] if self._end(0, 0) else []
+        return []
+
+    def _end(self, rounds: int, labels: int) -> bool:
+        """No further position is asked for; False where that is so already."""
+        if self._ended:
+            return False
+        self._ended, self._rounds_left, self._labels_left = True, rounds, labels
+        return True
+
+    def _next(self) -> list[Action]:
+        """What is due now that the state has changed."""
+        actions: list[Action] = []
+        # After a stop the next scan is asked for once everything of this one is measured or refused.
+        room = 1 if self._stopped else self.settings.lookahead
+        if self.outstanding < room and not (self._asking or self._paused or self._ended):
+            self._asking = True
+            actions.append(AskPolicy(self.settings.lookahead))
+        if self.scan is not None and self._label_is_due():
+            self.labelling = True
+            self._unlabelled = 0
+            if self._ended:
+                self._labels_left -= 1
+            actions.append(Label(self.scan))
+        if self.scan is not None and self._training_is_due():
+            self.training = True
+            if self._ended:
+                self._rounds_left -= 1
+            actions.append(Train(self.scan, self.settings.steps))
+        if self._ended and not (self.labelling or self.training or actions):
+            self.finished = True
+            actions.append(Finish("the source has ended and what it gave is learnt"))
+        return actions
+
+    def _label_is_due(self) -> bool:
+        if self.labelling or self._of_scan < self.settings.frames_to_label:
+            return False
+        if self._ended:
+            return self._labels_left > 0
+        first = self._labelled != self.scan and self._unlabelled > 0
+        return first or self._unlabelled >= self.settings.label_every
+
+    def _training_is_due(self) -> bool:
+        if self.training or self._labelled != self.scan:
+            return False
+        return self._rounds_left > 0 if self._ended else True
+
+
+def _number(value: float | None) -> float:
+    """A number that is not known is NaN where it is computed and null in the log: both mean the same."""
+    return nan if value is None else value
+
+
+def replay(lines: Iterable[Mapping[str, Any]], settings: Settings | None = None) -> tuple[Campaign, list[Action]]:
+    """Feed a log to a fresh campaign: the state it ends in, and every action it asked for on the way."""
+    campaign = Campaign(settings=settings or Settings())
+    actions: list[Action] = []
+    for line in lines:
+        event = decode(line)
+        if event is not None and not isinstance(event, DriftRaised | DriftLowered):
+            actions += campaign.handle(event)
+    return campaign, actions

@@ -1,0 +1,260 @@
+"""The command line: run a workflow, report on runs, ask how a run stands."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steering.runner.folder import RunFolder
+
+# Each command imports what it needs when it runs: `steering --help` answers at once, without torch.
+
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code: 0, 1 for a failure, 2 for wrong arguments, 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
+    chosen = _parser().parse_args(arguments)
+    ending = _attempt(lambda: chosen.command(chosen))
+    if ending.status != "finished":
+        _complain(ending.reason)
+    return ending.code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="steering",
+        description="Run a measurement that learns while it measures, and look at what it left.",
+        epilog="Start with: steering run workflows/simulated_drift.py",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run a workflow file; its report is written at the end",
+        usage="steering run [-h] [--out DIR] WORKFLOW.py [arguments of the workflow ...]",
+        description="Run main(folder, arguments) of a workflow file and write DIR/report.html.",
+        epilog="steering run WORKFLOW.py --help tells the arguments of the workflow itself.",
+    )
+    run.add_argument("--out", metavar="DIR", help="folder of the run, new or empty (runs/WORKFLOW-date-time)")
+    run.add_argument("workflow", metavar="WORKFLOW.py", help="a Python file with main(folder, arguments)")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the workflow as they are")
+    run.set_defaults(command=_run)
+    report = commands.add_parser(
+        "report",
+        help="write the report of a run again, or compare several runs",
+        description="One folder: write DIR/report.html again. Several: write a page that compares them.",
+    )
+    report.add_argument("folders", metavar="DIR", nargs="+", help="folder of a run")
+    report.add_argument("--out", metavar="FILE", help="where the comparison goes (comparison.html)")
+    report.set_defaults(command=_report)
+    status = commands.add_parser("status", help="tell what a run is doing, or how it ended")
+    status.add_argument("folder", metavar="DIR", help="folder of a run")
+    status.set_defaults(command=_status)
+    return parser
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    out, arguments = _take_out(chosen.arguments, chosen.out)
+    workflow = Path(chosen.workflow)
+    entry = _load(workflow)
+    folder = _folder(workflow, out)
+    if not {"-h", "--help"} & set(arguments):
+        _say(f"run folder: {_short(folder.path)}")
+    sys.argv = [f"steering run {workflow.name}", *arguments]  # what the workflow's own --help calls itself
+    ending = _attempt(lambda: entry(folder, arguments))
+    if ending.exited and not folder.events():
+        shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow never began
+        return ending.code
+    _hold_signals(True)
+    folder.end(ending.status, ending.reason, traceback=ending.traceback)
+    _hold_signals(False)
+    if ending.status != "finished":
+        _complain(f"{workflow.name} {_VERBS[ending.status]}: {ending.reason}")
+    if ending.traceback:
+        _complain(f"the traceback is in the last line of {_short(folder.path / 'events.jsonl')}")
+    from steering.view.report import write_report  # noqa: PLC0415
+
+    written = _attempt(lambda: _say(f"report: {_short(write_report(folder))}"))
+    if written.status != "finished":
+        _complain(f"the report could not be written: {written.reason}")
+    return ending.code or written.code
+
+
+_VERBS = {"failed": "failed", "interrupted": "was interrupted"}
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from steering.runner.folder import RunFolder  # noqa: PLC0415
+    from steering.view.comparison import write_comparison  # noqa: PLC0415
+    from steering.view.report import write_report  # noqa: PLC0415
+
+    folders = [RunFolder(path) for path in chosen.folders]
+    if len(folders) == 1 and chosen.out is None:
+        _say(_short(write_report(folders[0])))
+    else:
+        _say(_short(write_comparison(folders, Path(chosen.out or "comparison.html"))))
+    return 0
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    from steering.runner.folder import RunFolder  # noqa: PLC0415
+    from steering.view.status import status_lines  # noqa: PLC0415
+
+    for line in status_lines(RunFolder(chosen.folder)):
+        _say(line)
+    return 0
+
+
+def _take_out(arguments: Sequence[str], out: str | None) -> tuple[str | None, list[str]]:
+    """--out may also stand among the workflow's arguments: it is ours, the rest is theirs."""
+    rest = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--out":
+            out = next(words, None)
+            if out is None:
+                raise ValueError("found --out without a folder, expected --out DIR")
+        elif word.startswith("--out="):
+            out = word.removeprefix("--out=")
+        else:
+            rest.append(word)
+    return out, rest
+
+
+def _load(workflow: Path) -> Callable[[RunFolder, list[str]], None]:
+    """The `main` of a workflow file."""
+    if not workflow.is_file():
+        found = "a folder" if workflow.is_dir() else "no such file"
+        raise FileNotFoundError(f"{workflow}: found {found}, expected a workflow file (see workflows/)")
+    name = f"workflow_{workflow.stem}"
+    spec = importlib.util.spec_from_file_location(name, workflow)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{workflow}: found a file of another kind, expected a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(
+            f"{workflow}, line {error.lineno}: found a syntax error ({error.msg}), nothing was run"
+        ) from error
+    except ImportError as error:
+        raise ValueError(f"{workflow}: {error}; expected all its imports to be installed, nothing was run") from error
+    finally:
+        # Workers cannot import a workflow file; a class defined in one travels by value once its module has no name.
+        sys.modules.pop(name, None)
+    entry = getattr(module, "main", None)
+    if not callable(entry):
+        raise ValueError(f"{workflow}: found no function main, expected `def main(folder, arguments)`")
+    return entry
+
+
+def _folder(workflow: Path, out: str | None) -> RunFolder:
+    from steering.runner.folder import RunFolder  # noqa: PLC0415
+
+    if out is not None:
+        return RunFolder.create(out, workflow)
+    name = f"{workflow.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    for again in range(1, 100):
+        with contextlib.suppress(FileExistsError):  # another run began in the same second
+            return RunFolder.create(Path("runs") / (name if again == 1 else f"{name}_{again}"), workflow)
+    raise FileExistsError(f"runs/{name}: found 99 runs of this second, expected a free name: use --out DIR")
+
+
+@dataclass(frozen=True)
+class _Ending:
+    status: str
+    reason: str = ""
+    traceback: str = ""
+    code: int = 0
+    exited: bool = False
+    """The code left by SystemExit, as argparse does."""
+
+
+def _attempt(action: Callable[[], Any]) -> _Ending:
+    """Do something and say how it ended: the process boundary, and the one place that catches every error."""
+    stopper = _Stopper()
+    # A run under nohup outlives its terminal.
+    watched = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stopper) for number in watched}
+    try:
+        code = action()
+        return _Ending("finished", code=code if isinstance(code, int) else 0)
+    except KeyboardInterrupt:
+        number = stopper.number or signal.SIGINT
+        return _Ending("interrupted", f"stopped by {_SIGNALS[number]}", code=128 + number)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        reason = f"left with {left.code}" if left.code else ""
+        return _Ending("failed" if code else "finished", reason, code=code, exited=True)
+    except Exception as error:
+        return _Ending("failed", _told(error), traceback.format_exc(), code=1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stopper:
+    """The first signal stops the run in order; a second while it closes down is answered; a third insists."""
+
+    def __init__(self) -> None:
+        self.number: signal.Signals | None = None
+        self._count = 0
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        self.number = self.number or signal.Signals(number)
+        if self._count == 2:
+            _complain("already closing down; press Ctrl-C once more to leave at once")
+        else:
+            raise KeyboardInterrupt
+
+
+def _hold_signals(hold: bool) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _told(error: Exception) -> str:
+    """The message of an error in a line; with its kind and place, where the message alone would not be a sentence."""
+    message = " ".join(str(error).split())
+    if len(message) > 400:
+        message = message[:397] + "..."
+    if " " in message and isinstance(error, ValueError | OSError | RuntimeError | ImportError):
+        return message
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {message} ({_short(Path(frame.filename))}, line {frame.lineno})"
+
+
+def _short(path: Path) -> str:
+    """The path as a person would type it."""
+    path = Path(path).absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"steering: {line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

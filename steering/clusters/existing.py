@@ -1,0 +1,69 @@
+"""A cluster that somebody else started: found by its address or its scheduler file, checked for the roles."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distributed import Client
+
+ROLES = ("inference", "source", "label", "runner")
+"""Dask resources that one worker each must carry, beside `trainer` on one worker per rank."""
+
+
+@contextmanager
+def existing(where: str, *, ranks: int = 2, timeout: float = 10.0) -> Iterator[Client]:
+    """Attach to a running cluster; it goes on running when the block is left.
+
+    where: the scheduler's address ("tcp://host:8786") or the path of its scheduler file. ranks: trainer ranks that
+    must be there. timeout: seconds to wait for the scheduler and for its workers.
+    Raises OSError where there is no scheduler, RuntimeError where workers lack the roles.
+    """
+    if ranks < 1:
+        raise ValueError(f"found ranks={ranks}, expected 1 or more")
+    with _connect(where, timeout) as client:
+        _refuse_missing_roles(client, {"trainer": ranks, **dict.fromkeys(ROLES, 1)}, timeout)
+        yield client
+
+
+def _connect(where: str, timeout: float) -> Client:
+    is_address = re.fullmatch(r"(\w+://.+|[^/]+:\d+)", where) is not None
+    if not is_address and not Path(where).is_file():
+        raise FileNotFoundError(
+            f"found no scheduler file {where}, expected one or an address such as tcp://host:8786: "
+            f"start a scheduler with `dask scheduler --scheduler-file {where}`"
+        )
+    try:
+        return Client(where, timeout=timeout) if is_address else Client(scheduler_file=where, timeout=timeout)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"found no scheduler that answers at {where} within {timeout:g} s ({error}), expected one: "
+            "start it with `dask scheduler`, or check the address"
+        ) from error
+
+
+def _refuse_missing_roles(client: Client, needed: dict[str, int], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        found = Counter(role for worker in workers for role in worker["resources"] if worker["resources"][role] >= 1)
+        missing = {role: n - found[role] for role, n in needed.items() if found[role] < n}
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(min(0.1, timeout))
+    address = client.scheduler.address
+    lines = [
+        f'dask worker {address} --nthreads 1 --resources "{role}=1"' for role in missing for _ in range(missing[role])
+    ]
+    raise RuntimeError(
+        f"found {len(workers)} workers at {address}, missing "
+        + ", ".join(f"{n} with the resource {role}" for role, n in missing.items())
+        + "; expected one worker process for each. Start:\n"
+        + "\n".join(lines)
+    )

@@ -1,0 +1,89 @@
+"""How good predictions are, where the truth is known. Nothing here is used to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.inference.live import LiveImage
+from steering.ptychography import Stitcher, align, extract_patches, phase_correlation
+from steering.records import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut:
+    """Which frames are never trained on, and which of them the reported errors come from.
+
+    every: one frame in so many, by frame id. region: an area, in object pixels, whose frames are kept from labels and
+    training altogether, with every frame closer to it than `margin` object pixels; errors then come from that area.
+    """
+
+    every: int = 10
+    region: Field | None = None
+    margin: float = 0.0
+
+    def withheld(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(n,) True for frames at positions (n, 2) that neither labels nor training may see."""
+        if self.region is None:
+            return np.zeros(len(positions), bool)
+        return self._distance(positions) <= self.margin
+
+    def held_out(self, frame_id: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) True for frames that may be labelled, to judge by, but never trained on."""
+        return frame_id % self.every == self.every - 1
+
+    def judged(self, frame_id: NDArray[np.int64], positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(n,) True for the frames that reported errors come from."""
+        return self.held_out(frame_id) if self.region is None else self._distance(positions) <= 0.0
+
+    def _distance(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        region = self.region
+        if region is None:
+            return np.full(len(positions), np.inf)
+        y, x = positions.T
+        dy = np.maximum(0.0, np.maximum(region.y0 - y, y - region.y1))
+        dx = np.maximum(0.0, np.maximum(region.x0 - x, x - region.x1))
+        return np.hypot(dy, dx)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Agreement with the truth, free of the gauge (shift of at most 5 px, global phase, linear ramp)."""
+
+    phase_error: float
+    """Of patches: mean over frames of the illumination-weighted RMS, each freed of its constant phase; radians.
+    NaN where only an image was judged."""
+    phase_correlation: float
+    """Of the stitched image: illumination-weighted correlation of the phases, -1..1."""
+
+
+def score_patches(patches: NDArray[np.complex64], positions: NDArray[np.float64], live: LiveImage) -> Score:
+    """Judge patches (n, size, size) at positions (n, 2), object pixels, against the truth of their scan.
+
+    Raises ValueError where that is not known.
+    """
+    if live.truth is None:
+        raise ValueError(f"found no truth of scan {live.scan!r}, expected the source to know it")
+    stitcher = Stitcher(live.canvas, live.weight)
+    stitcher.add(patches, positions)
+    image, wanted = stitcher.image(), live.truth
+    # Overlap must not count twice: a pixel that many frames see is one pixel.
+    seen = np.minimum(stitcher.weight, 1.0) * (wanted != 0)
+    # The truth is brought to the patches' gauge, not the other way round: patches cannot be shifted singly.
+    same_gauge = align(wanted, image, weight=seen)
+    wanted_patches = extract_patches(same_gauge, live.canvas, positions, patches.shape[-1])
+    known = (np.abs(wanted_patches) > 0).all((1, 2))
+    errors = patch_phase_error(patches[known], wanted_patches[known], live.weight)
+    return Score(float(errors.mean()) if known.any() else float("nan"), phase_correlation(image, wanted, weight=seen))
+
+
+def patch_phase_error(
+    patches: NDArray[np.complex64], wanted: NDArray[np.complex64], weight: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(n,) probe-weighted RMS phase difference of patches (n, h, w), each freed of its constant phase; radians."""
+    product = patches * wanted.conj()
+    constant = (product * weight).sum((-2, -1), keepdims=True)
+    difference = np.angle(product * np.exp(-1j * np.angle(constant)))
+    return np.sqrt((difference**2 * weight).sum((-2, -1)) / weight.sum()).astype(np.float32)

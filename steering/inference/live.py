@@ -1,0 +1,221 @@
+"""The live image of one scan, and what is known of each of its frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from steering.ptychography import Canvas, Refined, Stitcher, neighbour_offset
+from steering.records import Geometry, Prediction
+
+Truth = tuple[NDArray[np.complex64], Canvas]
+"""An object (Y, X) that is known beforehand, and where it lies."""
+
+
+class Table:
+    """Columns that grow by appending rows: one row per frame, found again by frame id."""
+
+    def __init__(self) -> None:
+        self.row: dict[int, int] = {}
+        self._columns: dict[str, NDArray] = {}
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def append(self, frame_id: NDArray[np.int64], **columns: NDArray) -> None:
+        """Add frames; every call names the same columns."""
+        start, n = len(self.row), len(frame_id)
+        again = [frame for frame in frame_id.tolist() if frame in self.row]
+        if again:
+            raise ValueError(f"found frame ids {again[:5]} a second time in one scan, expected each frame once")
+        for name, column in columns.items():
+            values = np.asarray(column)
+            stored = self._columns.get(name)
+            if stored is None or start + n > len(stored):
+                # Doubling keeps the copying in step with the frames, not with their square.
+                grown = np.empty((max(256, 2 * (start + n)), *values.shape[1:]), values.dtype)
+                if stored is not None:
+                    grown[:start] = stored[:start]
+                self._columns[name] = stored = grown
+            stored[start : start + n] = values
+        for i, frame in enumerate(frame_id.tolist()):
+            self.row[frame] = start + i
+
+    def __getitem__(self, name: str) -> NDArray:
+        """A view of a column, in the order of arrival; writing to it changes the table."""
+        return self._columns[name][: len(self.row)]
+
+    @property
+    def frame_id(self) -> NDArray[np.int64]:
+        """(n,) in the order of arrival."""
+        return np.fromiter(self.row, np.int64, len(self.row))
+
+    def release(self, name: str, rows: NDArray[np.int64]) -> None:
+        """Keep only these rows of a column that is no longer needed whole. It can then no longer be appended to."""
+        self._columns[name] = self._columns[name][rows].copy()
+
+
+class LiveImage:
+    """Patches stitched as they are predicted, the refined object beside them, trust and version of every frame."""
+
+    def __init__(
+        self,
+        scan: str,
+        canvas: Canvas,
+        weight: NDArray[np.float32],
+        geometry: Geometry,
+        truth: Truth | None = None,
+    ) -> None:
+        self.scan = scan
+        self.canvas = canvas
+        self.weight = weight
+        self.geometry = geometry
+        self.truth = None if truth is None else place(truth, canvas)
+        self.frames = Table()
+        self.stitcher = Stitcher(canvas, weight)
+        self.refined_labels: Refined | None = None
+        self.refined: Refined | None = None
+        self.retired = False
+
+    def retire(self) -> None:
+        """The scan is over: of its frames, only those that errors are reported from are kept."""
+        self.retired = True
+        self.frames.release("counts", np.flatnonzero(self.frames["judged"]))
+        self.frames.release("patch", np.zeros(0, np.int64))
+
+    def stitch(self, patches: NDArray[np.complex64], positions: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Put patches (n, size, size) into the image; returns their phase offsets (n,) to what overlaps them."""
+        self.stitcher.add(patches, positions)
+        return neighbour_offset(patches, positions, self.stitcher)
+
+    def add(self, prediction: Prediction, **columns: NDArray) -> None:
+        """Keep the first prediction of frames, whose patches are stitched already."""
+        self.frames.append(
+            prediction.frame_id,
+            position=prediction.position,
+            residual=prediction.residual,
+            live_residual=prediction.residual,
+            offset=prediction.offset,
+            version=prediction.model_version,
+            first_version=prediction.model_version,
+            looked=prediction.model_version,
+            **columns,
+        )
+
+    def improve(self, rows: NDArray[np.int64], patches: NDArray[np.complex64], residual: NDArray, version: int) -> None:
+        """Put better predictions of frames in the place of their old ones."""
+        where = self.frames["position"][rows]
+        self.stitcher.remove(self.frames["patch"][rows], where)
+        self.frames["offset"][rows] = self.stitch(patches, where)
+        self.frames["patch"][rows] = patches
+        self.frames["residual"][rows] = residual
+        self.frames["version"][rows] = version
+
+    def behind(self, version: int, expected: float, most: int) -> NDArray[np.int64]:
+        """Rows of up to `most` frames, newest first, that this version has not looked at and whose residual is above
+        what is expected of it."""
+        due = (self.frames["looked"] < version) & (self.frames["residual"] > expected)
+        return np.flatnonzero(due)[::-1][:most]
+
+    def network_image(self) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
+        """(Y, X) complex as the network sees it, and where it has seen enough to say anything."""
+        return self.stitcher.image(), self.stitcher.weight > 0.05
+
+    def view(self) -> xr.Dataset:
+        """The network's image as a policy sees it: amplitude, phase (radians) and weight over (y, x), with units."""
+        image = self.stitcher.image()
+        fields = {"amplitude": np.abs(image), "phase": np.angle(image), "weight": self.stitcher.weight}
+        return xr.Dataset(
+            {name: (("y", "x"), value) for name, value in fields.items()},
+            coords=self._axes(),
+        )
+
+    def dataset(self) -> xr.Dataset:
+        """The live image with units, the truth beside it where it is known, and the table of frames: what object.zarr
+        holds of a scan."""
+        image, seen = self.network_image()
+        trust, version = self._maps()
+        pixel, unit = self.geometry.object_pixel, {"units": self.geometry.length_unit}
+        hidden = ~seen
+        fields = {
+            "amplitude": np.where(hidden, np.nan, np.abs(image)).astype(np.float32),
+            "phase": np.where(hidden, np.nan, np.angle(image)).astype(np.float32),
+            "trust": np.where(hidden, np.nan, trust).astype(np.float32),
+            "model_version": np.where(hidden, np.nan, version).astype(np.float32),
+        }
+        if self.refined is not None:
+            outside = ~self.refined.covered
+            fields["amplitude_refined"] = np.where(outside, np.nan, np.abs(self.refined.object)).astype(np.float32)
+            fields["phase_refined"] = np.where(outside, np.nan, np.angle(self.refined.object)).astype(np.float32)
+        if self.truth is not None:
+            unknown = self.truth == 0
+            fields["truth_amplitude"] = np.where(unknown, np.nan, np.abs(self.truth)).astype(np.float32)
+            fields["truth_phase"] = np.where(unknown, np.nan, np.angle(self.truth)).astype(np.float32)
+        where = self.frames["position"] * pixel
+        rows = {
+            "position_y": ("frame", where[:, 0], unit),
+            "position_x": ("frame", where[:, 1], unit),
+            "frame_model_version": ("frame", self.frames["version"]),
+        }
+        # Like `error`, the residual of a frame is that of its live prediction: what was known when it counted. The
+        # residual of the prediction that stands in the image now is `residual_now`.
+        rows |= {
+            "residual": ("frame", self.frames["live_residual"]),
+            "residual_now": ("frame", self.frames["residual"]),
+        }
+        rows |= {name: ("frame", self.frames[name]) for name in ("offset", "held_out", "error", "acquired")}
+        return xr.Dataset(
+            {name: (("y", "x"), value, _UNITS[name]) for name, value in fields.items()} | rows,
+            coords=self._axes() | {"frame": self.frames.frame_id},
+            attrs={"scan": self.scan, "length_unit": self.geometry.length_unit},
+        ).copy(deep=True)
+
+    def _axes(self) -> dict[str, tuple[str, NDArray, dict[str, str]]]:
+        """Positions of the canvas's rows and columns, in the length unit."""
+        grid = zip(("y", "x"), self.canvas.shape, self.canvas.origin, strict=True)
+        pixel, unit = self.geometry.object_pixel, {"units": self.geometry.length_unit}
+        return {axis: (axis, (np.arange(size) + start) * pixel, unit) for axis, size, start in grid}
+
+    def _maps(self) -> tuple[NDArray, NDArray]:
+        """Trust: illumination-weighted residual. Version: the newest that had a say in a pixel."""
+        size = self.weight.shape[0]
+        total = np.zeros(self.canvas.shape, np.float32)
+        trust = np.zeros(self.canvas.shape, np.float32)
+        version = np.full(self.canvas.shape, -1, np.float32)
+        corners, _ = self.canvas.corners(self.frames["position"], size)
+        strong = self.weight > 0.2
+        for (y, x), residual, number in zip(corners, self.frames["residual"], self.frames["version"], strict=True):
+            window = (slice(y, y + size), slice(x, x + size))
+            total[window] += self.weight
+            trust[window] += self.weight * residual
+            version[window] = np.where(strong, np.maximum(version[window], number), version[window])
+        return trust / np.maximum(total, 1e-6), np.where(version < 0, np.nan, version)
+
+
+def place(truth: Truth, canvas: Canvas) -> NDArray[np.complex64]:
+    """The truth on another canvas, to the nearest whole pixel; 0 where it says nothing.
+
+    The fraction of a pixel that is left is a shift, and so part of the gauge.
+    """
+    image, own = truth
+    shift = np.round(np.subtract(canvas.origin, own.origin)).astype(int)
+    lo = np.maximum(0, -shift)
+    hi = np.maximum(lo, np.minimum(canvas.shape, np.subtract(own.shape, shift)))
+    placed = np.zeros(canvas.shape, np.complex64)
+    placed[lo[0] : hi[0], lo[1] : hi[1]] = image[
+        lo[0] + shift[0] : hi[0] + shift[0], lo[1] + shift[1] : hi[1] + shift[1]
+    ]
+    return placed
+
+
+_UNITS = {
+    "amplitude": {"units": "1", "long_name": "transmission amplitude, network alone"},
+    "phase": {"units": "rad", "long_name": "phase, network alone"},
+    "amplitude_refined": {"units": "1", "long_name": "transmission amplitude, refined"},
+    "phase_refined": {"units": "rad", "long_name": "phase, refined"},
+    "truth_amplitude": {"units": "1", "long_name": "transmission amplitude, truth"},
+    "truth_phase": {"units": "rad", "long_name": "phase, truth"},
+    "trust": {"units": "1", "long_name": "far-field residual, 0 is best"},
+    "model_version": {"units": "1", "long_name": "model version"},
+}

@@ -1,0 +1,59 @@
+"""How ranks find one another. The meeting point lives outside the ranks, so that it outlasts any of them."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks meet."""
+
+    address: str
+    port: int
+    interface: str | None = None
+    """Network interface of the ranks' traffic; None: the one that reaches the address."""
+
+
+class MeetingPoint:
+    """Holds the store through which ranks find one another. Keep it alive as long as the ranks live."""
+
+    def __init__(self, address: str = "127.0.0.1", *, interface: str | None = None) -> None:
+        # Port 0 lets the system choose: two campaigns on one machine do not disturb each other.
+        self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        self.rendezvous = Rendezvous(address, self._store.port, interface)
+
+
+def join(where: Rendezvous, *, rank: int, ranks: int, generation: int, deadline: float) -> dist.ProcessGroup:
+    """Join generation `generation` of the group; returns a second group, for the exchange of representatives.
+
+    deadline: seconds after which a collective that a peer does not enter raises. Tensors on the CPU travel by gloo;
+    where torch sees a GPU, those on it would by NCCL.
+    """
+    leave()
+    if where.interface or where.address.startswith("127."):
+        os.environ["GLOO_SOCKET_IFNAME"] = where.interface or "lo"
+        os.environ["NCCL_SOCKET_IFNAME"] = where.interface or "lo"
+    wait = datetime.timedelta(seconds=deadline)
+    store = dist.TCPStore(where.address, where.port, is_master=False, timeout=wait)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"generation-{generation}", store),
+        rank=rank,
+        world_size=ranks,
+        timeout=wait,
+    )
+    return dist.new_group(timeout=wait)
+
+
+def leave() -> None:
+    """Leave the group, if in one. What held it must be dropped before, or its threads live on."""
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()

@@ -1,0 +1,131 @@
+"""One asynchronous all-to-all of bytes, on its own group: gloo on the host, NCCL on a stream of its own.
+
+What a rank sends to another is a parcel: a header of the same size for everyone, then any number of bytes. On CUDA all
+work is queued on the lane's stream and ordered with the training stream by events; the host waits for headers only,
+which arrived while the step before was computed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Parcels:
+    """What one exchange sends and receives.
+
+    Attributes:
+        send, received: uint8 buffers, parcels in the order of ranks.
+        send_sizes, receive_sizes: bytes to and from each rank; 0 for the rank itself.
+        header_bytes: at the start of every parcel.
+    """
+
+    send: Tensor
+    received: Tensor
+    send_sizes: list[int]
+    receive_sizes: list[int]
+    header_bytes: int
+    _work: dist.Work | None = None
+    _headers: Tensor | None = None
+    _arrived: "torch.cuda.Event | None" = None
+
+    def wait(self) -> list[np.ndarray]:
+        """Wait until everything has arrived, or raise where a peer is gone or the group's timeout has passed.
+
+        Returns the header from each rank, int64, empty from the rank itself. The bytes of `received` may then be used
+        on the current stream.
+        """
+        if self._arrived is not None and self._headers is not None:
+            self._arrived.synchronize()
+            torch.cuda.current_stream().wait_event(self._arrived)
+            headers = self._headers.numpy()
+            return [h if size else h[:0] for h, size in zip(headers, self.receive_sizes, strict=True)]
+        if self._work is not None:
+            self._work.wait()
+        bytes_, start, parcels = self.received.numpy(), 0, []
+        for size in self.receive_sizes:
+            # A copy: the parcel may stand at an address that int64 does not allow.
+            parcels.append(bytes_[start : start + min(size, self.header_bytes)].copy().view(np.int64))
+            start += size
+        return parcels
+
+
+@dataclass
+class Lane:
+    """Sends parcels through one group. Buffers are kept, and grown only where an exchange needs more.
+
+    Attributes:
+        group: used for nothing else, so that its order of collectives is that of the exchanges.
+        device: where parcels are packed and received: the host for gloo, the GPU for NCCL.
+    """
+
+    group: dist.ProcessGroup
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        self._spare: list[tuple[Tensor, Tensor]] = []
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    @contextmanager
+    def packing(self) -> Iterator[None]:
+        """Inside, work on the buffers is queued where it is ordered with what was computed so far."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        packed = torch.cuda.Event()
+        with torch.cuda.stream(self._stream):
+            yield
+            packed.record()
+        # Slots that are being read must not be overwritten by the insert that follows on the training stream.
+        torch.cuda.current_stream().wait_event(packed)
+
+    def parcels(self, send_sizes: list[int], receive_sizes: list[int], header_bytes: int) -> Parcels:
+        """Provide buffers of the given sizes, not initialised."""
+        send, received = self._spare.pop() if self._spare else (self._empty(0), self._empty(0))
+        send, received = self._at_least(send, sum(send_sizes)), self._at_least(received, sum(receive_sizes))
+        return Parcels(send, received, send_sizes, receive_sizes, header_bytes)
+
+    def launch(self, parcels: Parcels) -> None:
+        """Start the collective; returns at once. Every rank must call it in the same order."""
+        send = parcels.send[: sum(parcels.send_sizes)]
+        received = parcels.received[: sum(parcels.receive_sizes)]
+        if self._stream is None:
+            parcels._work = self._all_to_all(received, send, parcels)
+            return
+        with torch.cuda.stream(self._stream):
+            work = self._all_to_all(received, send, parcels)
+            work.wait()  # orders the stream, not the host
+            shape = (len(parcels.receive_sizes), parcels.header_bytes // 8)
+            headers = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
+            start = 0
+            for row, size in zip(headers.view(torch.uint8), parcels.receive_sizes, strict=True):
+                if size:
+                    row.copy_(received[start : start + parcels.header_bytes], non_blocking=True)
+                start += size
+            parcels._arrived = torch.cuda.Event()
+            parcels._arrived.record()
+            parcels._headers = headers
+
+    def give_back(self, parcels: Parcels) -> None:
+        """Let a later exchange use the buffers again."""
+        self._spare.append((parcels.send, parcels.received))
+
+    def _all_to_all(self, received: Tensor, send: Tensor, parcels: Parcels) -> dist.Work:
+        sizes = parcels.receive_sizes, parcels.send_sizes
+        return dist.all_to_all_single(received, send, *sizes, group=self.group, async_op=True)
+
+    def _empty(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def _at_least(self, buffer: Tensor, size: int) -> Tensor:
+        if len(buffer) >= size:
+            return buffer
+        if self._stream is not None:
+            torch.cuda.synchronize(self.device)  # rare; the old memory may still be in use on either stream
+        return self._empty(size + size // 4)

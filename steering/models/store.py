@@ -1,0 +1,150 @@
+"""Published model versions on disk: safetensors for the weights, JSON for what they are.
+
+A version is a folder that is written whole under a temporary name and then renamed; the pointer to the newest one is
+replaced the same way. A reader sees a whole version or none, and no file can make it execute anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steering.models.networks import Network, build_network
+from steering.records import ModelVersion
+
+
+class ModelStore:
+    """The versions under one folder; any number of readers, one writer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def publish(self, network: Network, version: ModelVersion) -> Path:
+        """Write the network's weights and optics as `version`, and make it the newest. Returns its folder.
+
+        Raises FileExistsError where the version is there already: a version is never changed. Raises ValueError where
+        it describes another network than this one.
+        """
+        if (type(network).__name__, network.dials) != (version.network, version.dials):
+            raise ValueError(
+                f"found a {type(network).__name__} with {network.dials} to publish as {version.network} with "
+                f"{version.dials}, expected both alike"
+            )
+        final = self.folder(version.number)
+        if final.exists():
+            raise FileExistsError(
+                f"found model version {version.number} in {self.path}, expected a number not yet used"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = self.path / f".{final.name}.{os.getpid()}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()},
+                draft / "weights.safetensors",
+            )
+            (draft / "model.json").write_text(json.dumps(_finite(asdict(version)), indent=1))
+            draft.rename(final)
+        except (SafetensorError, OSError) as error:
+            raise OSError(
+                f"{final}: the model version could not be written ({error}), expected room and the right to write: "
+                "free some space, or choose another folder with --out"
+            ) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        self._point_to(version.number)
+        return final
+
+    def newest(self) -> int | None:
+        """Number of the newest version; None before the first."""
+        pointer = self.path / "newest.json"
+        if not pointer.exists():
+            return None
+        found = _read_object(pointer)
+        if not isinstance(found.get("number"), int):
+            raise ValueError(f"found {found} in {pointer}, expected the number of the newest version")
+        return int(found["number"])
+
+    def versions(self) -> list[ModelVersion]:
+        """Every version, oldest first."""
+        numbers = sorted(int(p.name) for p in self.path.glob("[0-9]*") if p.name.isdecimal() and p.is_dir())
+        return [self.describe(n) for n in numbers]
+
+    def describe(self, number: int) -> ModelVersion:
+        """What a version is.
+
+        Raises FileNotFoundError where there is none of that number, ValueError for a file that is damaged or not ours.
+        """
+        path = self._file(number, "model.json")
+        found = _read_object(path)
+        known = {f.name for f in fields(ModelVersion)}
+        try:
+            return ModelVersion(**{**found, "parents": tuple(found["parents"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"found the fields {sorted(found)} in {path}, expected those of {sorted(known)}"
+            ) from error
+
+    def weights(self, number: int) -> dict[str, Tensor]:
+        """Weights and optics of a version, by name. Raises as `describe` does."""
+        path = self._file(number, "weights.safetensors")
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"found {path} damaged or of another format ({error}), expected safetensors") from error
+
+    def load(self, number: int) -> Network:
+        """A network with the weights and the optics of a version, on the CPU, ready to predict.
+
+        Raises as `describe` does, and ValueError for a network that is not ours or that the weights do not fit.
+        """
+        version = self.describe(number)
+        network = build_network(version.network, version.dials)
+        try:
+            network.load_state_dict(self.weights(number))
+        except RuntimeError as error:
+            raise ValueError(
+                f"found weights in {self.folder(number)} that do not fit {version.network} with {version.dials}, "
+                "expected those it was published with"
+            ) from error
+        return network.eval()
+
+    def folder(self, number: int) -> Path:
+        """Where a version is, or would be."""
+        return self.path / f"{number:05d}"
+
+    def _file(self, number: int, name: str) -> Path:
+        path = self.folder(number) / name
+        if not path.exists():
+            raise FileNotFoundError(f"found no {name} of model version {number} in {self.path}, expected it published")
+        return path
+
+    def _point_to(self, number: int) -> None:
+        draft = self.path / f".newest.{os.getpid()}"
+        draft.write_text(json.dumps({"number": number}))
+        os.replace(draft, self.path / "newest.json")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"found {path} that is no JSON ({error}), expected what `publish` writes") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"found a {type(found).__name__} in {path}, expected a JSON object")
+    return found
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """An error that is not a number is one that is not known: JSON says null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,0 +1,13 @@
+"""Where to measure next. A policy orders a list of candidate positions; it starts no work and opens no file.
+
+A policy has two verbs: `ingest(prediction, live)` tells it what was measured and how the live image looks now;
+`suggest(n)` answers with a Decision of up to n positions, each with its reason, and a stop with a scan's last. Asked
+again after a stop, it begins the next scan.
+"""
+
+from steering.policies.candidates import Policy
+from steering.policies.random import Random
+from steering.policies.raster import Raster
+from steering.policies.space_filling import SpaceFilling
+
+__all__ = ["Policy", "Random", "Raster", "SpaceFilling"]

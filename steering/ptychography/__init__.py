@@ -1,0 +1,33 @@
+"""Far-field ptychography: forward model, reconstruction, stitching, trust, and comparison. numpy in, numpy out."""
+
+from steering.ptychography.align import align, phase_correlation, phase_error
+from steering.ptychography.canvas import Canvas
+from steering.ptychography.forward import backpropagate, diffract, shift_probe, simulate
+from steering.ptychography.probe import add_modes, aim_probe, rescale_probe, zone_plate
+from steering.ptychography.refine import Refined, refine
+from steering.ptychography.settings import RefineSettings
+from steering.ptychography.stitch import Stitcher, extract_patches, patch_weight
+from steering.ptychography.trust import far_field_residual, neighbour_offset
+
+__all__ = [
+    "Canvas",
+    "RefineSettings",
+    "Refined",
+    "Stitcher",
+    "add_modes",
+    "aim_probe",
+    "align",
+    "backpropagate",
+    "diffract",
+    "extract_patches",
+    "far_field_residual",
+    "neighbour_offset",
+    "patch_weight",
+    "phase_correlation",
+    "phase_error",
+    "refine",
+    "rescale_probe",
+    "shift_probe",
+    "simulate",
+    "zone_plate",
+]

@@ -1,0 +1,33 @@
+"""The dials of `refine`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """How long and how carefully to refine."""
+
+    passes: int = 10
+    """Times that every frame is used."""
+    batch: int = 32
+    """Frames that update the object together; small is more work per pass and more progress."""
+    alpha: float = 0.3
+    """Regularisation of rPIE: 1 trusts only the brightest part of the probe (ePIE), near 0 every part alike."""
+    probe_from_pass: int | None = None
+    """The first pass (from 0) that improves the probe too; None keeps the probe as given."""
+    probe_alpha: float = 0.5
+    """The same regularisation for the probe."""
+    engine: str = "rpie"
+    """`rpie`, or `ptychi` for the LSQML engine of Pty-Chi where that is installed."""
+    seed: int = 0
+    """Of the order of frames."""
+
+    def __post_init__(self) -> None:
+        if self.passes < 0 or self.batch < 1:
+            raise ValueError(f"found passes={self.passes} and batch={self.batch}, expected 0 or more and 1 or more")
+        if not (0 < self.alpha <= 1 and 0 < self.probe_alpha <= 1):
+            raise ValueError(f"found alpha={self.alpha}, probe_alpha={self.probe_alpha}, expected both in (0, 1]")
+        if self.engine not in ("rpie", "ptychi"):
+            raise ValueError(f"found engine {self.engine!r}, expected 'rpie' or 'ptychi'")

@@ -1,0 +1,89 @@
+"""How far to believe a prediction without knowing the truth: two checks that need only what was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from steering.ptychography.forward import diffract, intensity
+from steering.ptychography.stitch import Stitcher
+
+_LEAST_OVERLAP = 1e-3
+"""Of a patch's own weight: neighbours that touch less of it say nothing."""
+
+
+def far_field_residual(
+    patches: NDArray, counts: NDArray, probe: NDArray[np.complex64], mask: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """How much of each frame its predicted patch does not explain, whatever the flux: 0 all agrees, 1 nothing does.
+
+    patches: complex (n, h, w), sampled around the exact positions, filled up to the window by its edge values.
+    counts: (n, N, N) of any real dtype. probe: complex64 (mode, N, N). mask: bool (N, N), True = do not use.
+    Returns (n,): 1 - (sum |F| sqrt I)^2 / (sum |F|^2 sum I) over the good pixels, 1 for a frame without counts.
+    It is blind to a constant phase offset of the patch; `neighbour_offset` is not.
+    """
+    window = probe.shape[-1]
+    if patches.ndim != 3 or counts.shape != (len(patches), window, window) or max(patches.shape[1:]) > window:
+        raise ValueError(
+            f"found patches {patches.shape} and counts {counts.shape}, expected (n, h, w) and (n, {window}, {window})"
+        )
+    good = good_pixels(mask, window)
+    whole = torch.from_numpy(_fill_up(np.asarray(patches, np.complex64), window))
+    model = intensity(diffract(whole, torch.from_numpy(np.ascontiguousarray(probe, np.complex64)))).sqrt_()
+    return unexplained(model, measured_amplitude(counts, mask), good).numpy()
+
+
+def neighbour_offset(patches: NDArray, positions_px: ArrayLike, stitcher: Stitcher) -> NDArray[np.float32]:
+    """Phase offset of each patch to the stitched image of the others, where they overlap.
+
+    patches: complex (n, size, size), all of them already added to the stitcher at positions_px (n, 2). Returns (n,)
+    radians in [-pi, pi]; NaN where no other patch overlaps.
+    """
+    own, own_weight, corner = stitcher.share(patches, positions_px)
+    light, weight = stitcher.under(corner)
+    light -= own
+    weight -= own_weight
+    overlap = (weight * own_weight).sum((1, 2))
+    product = (own * light.conj()).sum((1, 2))
+    alone = (overlap < _LEAST_OVERLAP * (own_weight**2).sum((1, 2))) | (product == 0)
+    return np.where(alone, np.nan, np.angle(product)).astype(np.float32)
+
+
+def unexplained(model: Tensor, measured: Tensor, good: Tensor) -> Tensor:
+    """The residual of `far_field_residual` from amplitudes: model and measured (n, N, N), good (N, N) of 0 and 1.
+
+    `measured` is 0 on bad pixels. Returns (n,) float32.
+    """
+    cross = (model * measured).sum((-2, -1)).square()
+    power = (model.square() * good).sum((-2, -1)) * measured.square().sum((-2, -1))
+    return torch.where(power > 0, 1 - cross / power.clamp_min(1e-30), 1.0).clamp(0, 1).to(torch.float32)
+
+
+def measured_amplitude(counts: NDArray, mask: NDArray[np.bool_] | None) -> Tensor:
+    """Square root of the counts (n, N, N) as float32, 0 on masked pixels, whatever these hold."""
+    with np.errstate(invalid="ignore"):
+        if mask is None:
+            root = np.sqrt(np.asarray(counts, np.float32))
+        else:
+            root = np.zeros(counts.shape, np.float32)
+            np.sqrt(counts, out=root, where=~mask, casting="unsafe", dtype=np.float32)
+    if not np.isfinite(root).all():
+        raise ValueError("found counts that are negative or not finite, expected them only under the mask")
+    return torch.from_numpy(root)
+
+
+def good_pixels(mask: NDArray[np.bool_] | None, window: int) -> Tensor:
+    """(N, N) float32, 1 where a detector pixel counts."""
+    if mask is None:
+        return torch.ones(window, window)
+    if mask.shape != (window, window) or mask.dtype != np.bool_:
+        raise ValueError(f"found a mask {mask.dtype} {mask.shape}, expected bool ({window}, {window})")
+    return torch.from_numpy((~mask).astype(np.float32))
+
+
+def _fill_up(patches: NDArray[np.complex64], window: int) -> NDArray[np.complex64]:
+    before = [window // 2 - side // 2 for side in patches.shape[1:]]
+    pad = [(b, window - side - b) for b, side in zip(before, patches.shape[1:], strict=True)]
+    return np.pad(patches, [(0, 0), *pad], mode="edge")

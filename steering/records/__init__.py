@@ -1,0 +1,21 @@
+"""What crosses a process boundary: chunks of frames, predictions, decisions, model versions.
+
+Axis order is (frame, y, x) everywhere. Positions are (y, x) pairs of the probe's centre, relative to the centre of
+the scan's field, in the unit of `Geometry.length_unit`. The zero frequency of a frame stands at pixel
+(y // 2, x // 2): sources bring it there, nobody else moves it.
+"""
+
+from steering.records.decisions import Decision, ModelVersion, Prediction
+from steering.records.frames import chunk_geometry, make_chunk, positions_px
+from steering.records.geometry import Field, Geometry
+
+__all__ = [
+    "Decision",
+    "Field",
+    "Geometry",
+    "ModelVersion",
+    "Prediction",
+    "chunk_geometry",
+    "make_chunk",
+    "positions_px",
+]

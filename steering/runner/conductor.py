@@ -1,0 +1,298 @@
+"""The runner: one actor on the cluster that feeds events to the campaign and carries its actions out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+import xarray as xr
+from distributed import get_client
+
+from steering.campaign import (
+    Action,
+    AskPolicy,
+    Campaign,
+    CandidateReady,
+    CandidateRefused,
+    Command,
+    DecisionSuggested,
+    Event,
+    Finish,
+    Label,
+    LabelsReady,
+    ModelPublished,
+    Publish,
+    RankJoined,
+    RankLost,
+    Refuse,
+    SourceEnded,
+    Steer,
+    Train,
+    encode,
+)
+from steering.learning import PARTS, GroupLost, Round
+from steering.models import ModelStore
+from steering.records import ModelVersion
+from steering.runner.crew import Crew, awaited
+from steering.runner.experiment import Experiment
+from steering.runner.figures import Ledger, snapshot, summary
+from steering.runner.folder import RunFolder
+from steering.runner.labels import LabelReport, make_labels
+
+_LAST_FRAMES_S = 30.0
+"""How long a stopped run waits for the frames that are under way."""
+
+
+class Runner:
+    """Conducts one campaign. Its methods are async: it answers while the campaign runs."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.campaign = Campaign(settings=experiment.campaign)
+        self.ledger = Ledger(experiment, self.campaign)
+        self.candidate: CandidateReady | None = None
+        self.crew: Crew | None = None
+        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._jobs: set[asyncio.Task] = set()
+        self._strata: dict[str, int] = {}
+        self._source_ended = False
+
+    async def run(self) -> dict[str, Any]:
+        """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised."""
+        try:
+            await self._set_up()
+            await self._conduct()
+            await self.save()
+            return await self._sum_up()
+        finally:
+            for job in self._jobs:
+                job.cancel()
+            if self.crew is not None:
+                await self.crew.close()
+
+    async def save(self) -> None:
+        """Write the live image of every scan so far into the run's folder."""
+        if self.crew is None:
+            return
+        for scan in self.campaign.scans:
+            live = await self.crew.predictor.live(scan)
+            if live is not None:
+                await asyncio.to_thread(self.folder.write_object, scan, live)
+
+    async def live(self) -> xr.Dataset | None:
+        """The live image of the scan being measured; None before the first frame."""
+        return None if self.crew is None else await self.crew.predictor.live()
+
+    async def command(self, name: str) -> None:
+        """A person's word: pause, resume or stop."""
+        self._events.put_nowait(Command(time=time.time(), name=name))
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The state of the run in numbers, for a progress display."""
+        if self.crew is None:
+            return {"status": "starting", "elapsed_s": time.time() - self.ledger.begun}
+        return snapshot(self.ledger, await self.crew.source.figures(), await self.crew.predictor.figures())
+
+    async def _set_up(self) -> None:
+        experiment = self.experiment
+        network = experiment.network
+        network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
+        first = self._version(0, ())
+        await asyncio.to_thread(ModelStore(self.folder.models).publish, network, first)
+        self.crew = await Crew.assemble(get_client(), experiment, self.folder)
+        self._take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
+        self._start(self._pump(self.crew.source))
+        self._start(self._pump(self.crew.predictor))
+
+    async def _conduct(self) -> None:
+        """Event by event, until the campaign says that it is finished."""
+        while not self.campaign.finished:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            self._take(event)
+        if not self._source_ended:
+            await self._let_the_source_end()
+
+    async def _let_the_source_end(self) -> None:
+        """A person's stop finishes the campaign while frames are on their way: they still belong to the run."""
+        await self._crew.source.close()
+        while not self._source_ended:
+            event = await asyncio.wait_for(self._events.get(), _LAST_FRAMES_S)
+            if isinstance(event, Exception):
+                raise event
+            self._log(event)
+
+    def _take(self, event: Event) -> None:
+        self._log(event)
+        actions = self.campaign.handle(event)
+        if self.campaign.scan is not None:
+            self.ledger.own_end[self.campaign.scan] = self.campaign.version
+        for raised in self.campaign.raised:
+            self._log(raised)
+        self.campaign.raised.clear()
+        for action in actions:
+            self._start(self._carry_out(action))
+
+    def _log(self, event: Event) -> None:
+        self._source_ended = self._source_ended or isinstance(event, SourceEnded)
+        self.folder.append_event(encode(event))
+        self.ledger.note(event)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.ensure_future(self._guarded(work))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # raised again by `_conduct`, which is what ends the run
+            self._events.put_nowait(error)
+
+    async def _pump(self, actor: Any) -> None:
+        while True:
+            for event in await actor.events():
+                self._events.put_nowait(event)
+
+    async def _carry_out(self, action: Action) -> None:
+        match action:
+            case AskPolicy(positions):
+                self._events.put_nowait(await self._crew.predictor.suggest(positions))
+            case Steer(decision):
+                await self._steer(decision)
+            case Label(scan):
+                await self._label(scan)
+            case Train(scan, steps):
+                await self._train(scan, steps)
+            case Publish(version):
+                await self._publish(version)
+            case Refuse(reason):
+                self._events.put_nowait(CandidateRefused(time=time.time(), reason=reason))
+            case Finish():
+                await self._crew.source.close()
+
+    @property
+    def _crew(self) -> Crew:
+        if self.crew is None:
+            raise RuntimeError("found no actors yet, expected `run` to have started them")
+        return self.crew
+
+    async def _steer(self, decision: DecisionSuggested) -> None:
+        if decision.reasons:
+            self.ledger.reason = decision.reasons[0]
+        await self._crew.source.apply(decision)
+
+    async def _label(self, scan: str) -> None:
+        stratum = self._strata.setdefault(scan, len(self._strata))
+        try:
+            report: LabelReport = await get_client().submit(
+                make_labels,
+                self._crew.predictor,
+                list(self._crew.ranks),
+                scan,
+                stratum=stratum,
+                patch=int(self.experiment.network.dials["patch"]),
+                settings=self.experiment.labels,
+                resources={"label": 1},
+                pure=False,
+            )
+        except Exception:
+            lost = await self._crew.lost(get_client())
+            if not lost:
+                raise
+            if not self.campaign.training:  # else the round that fails sees to it
+                await self._re_form(lost)
+            report = LabelReport(0, float("nan"), 0.0)  # a rank died as its share was sent: labels are made again
+        self.ledger.seconds["label"] += report.seconds
+        self.ledger.labels = report.count
+        self._events.put_nowait(
+            LabelsReady(
+                time=time.time(), scan=scan, count=report.count, residual=report.residual, seconds=report.seconds
+            )
+        )
+
+    async def _train(self, scan: str, steps: int) -> None:
+        fits = (awaited(rank.fit(scan, steps)) for rank in self._crew.ranks)
+        outcomes: list[Round | BaseException] = await asyncio.gather(*fits, return_exceptions=True)
+        rounds = [outcome for outcome in outcomes if isinstance(outcome, Round)]
+        if len(rounds) < len(outcomes):
+            await self._go_on_without(outcomes)
+            return
+        self.ledger.rounds.append(rounds)
+        for part in PARTS:
+            self.ledger.seconds[part] += sum(r.seconds[part] for r in rounds) / len(rounds)
+        first = rounds[0]
+        self.candidate = CandidateReady(
+            time=time.time(),
+            scan=scan,
+            steps=first.steps,
+            error=_number(first.error),
+            served_error=_number(first.served_error),
+            residual=_number(first.residual),
+            loss=sum(r.loss for r in rounds) / len(rounds),
+        )
+        self._events.put_nowait(self.candidate)
+
+    async def _go_on_without(self, outcomes: list[Round | BaseException]) -> None:
+        """A round has failed. Where ranks are gone, the others form a group of their own; else the failure is ours."""
+        lost = await self._crew.lost(get_client())
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if not lost or len(lost) == len(outcomes):
+            # What the ranks say of one another is a consequence; the cause is what one of them says of itself.
+            raise next((error for error in errors if not isinstance(error, GroupLost)), errors[0])
+        await self._re_form(lost)
+
+    async def _re_form(self, lost: list[int]) -> None:
+        await self._crew.re_form(lost)
+        await self._crew.ranks[0].serve(self.folder.models, self.campaign.version)
+        now = time.time()
+        for rank in lost:
+            self._events.put_nowait(RankLost(time=now, rank=rank, reason="its worker is gone"))
+        joined = RankJoined(time=now, ranks=len(self._crew.ranks), generation=self._crew.generation)
+        self._events.put_nowait(joined)
+
+    async def _publish(self, number: int) -> None:
+        begun = time.perf_counter()
+        version = self._version(number, (number - 1,))
+        await self._crew.ranks[0].publish(self.folder.models, version)
+        await self._crew.predictor.install(number)
+        self.ledger.seconds["publish"] += time.perf_counter() - begun
+        self.ledger.published += 1
+        self._events.put_nowait(
+            ModelPublished(
+                time=time.time(),
+                version=number,
+                validation_error=version.validation_error,
+                validation_residual=version.validation_residual,
+            )
+        )
+
+    def _version(self, number: int, parents: tuple[int, ...]) -> ModelVersion:
+        seen: Counter[str] = Counter()
+        for last in self.ledger.rounds[-1] if self.ledger.rounds else []:
+            seen.update(last.seen)
+        candidate = self.candidate
+        return ModelVersion(
+            number=number,
+            network=type(self.experiment.network).__name__,
+            dials=dict(self.experiment.network.dials),
+            parents=parents,
+            trained_on=dict(seen),
+            steps=candidate.steps if candidate else 0,
+            validation_error=candidate.error if candidate else None,
+            validation_residual=candidate.residual if candidate else None,
+        )
+
+    async def _sum_up(self) -> dict[str, Any]:
+        figures = await summary(self.ledger, self._crew)
+        self.folder.write_summary(figures)
+        return figures
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

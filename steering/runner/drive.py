@@ -1,0 +1,99 @@
+"""The driver's side of a run: start it on a cluster, watch it, wait for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import xarray as xr
+from distributed import Client
+
+from steering.runner.conductor import Runner
+from steering.runner.experiment import Experiment
+from steering.runner.folder import RunFolder
+
+Show = Callable[[dict[str, Any]], None]
+_LAST_WORDS_S = 20.0
+"""How long an interrupted driver waits for the runner to write what there is."""
+
+
+class Handle:
+    """A run that goes on at the cluster; the driver only holds this."""
+
+    def __init__(self, runner: Any, result: Any) -> None:
+        self._runner = runner
+        self._result = result
+
+    @property
+    def done(self) -> bool:
+        """True once the run has ended, well or not."""
+        return bool(self._result.done())
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of the run in numbers."""
+        return self._runner.snapshot().result()
+
+    def live(self) -> xr.Dataset | None:
+        """The live image of the scan being measured; None before the first frame."""
+        return self._runner.live().result()
+
+    def command(self, name: str) -> None:
+        """Tell the campaign to pause, resume or stop."""
+        self._runner.command(name).result()
+
+    def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
+        """Snapshots until the run has ended."""
+        while not self.done:
+            yield self.snapshot()
+            time.sleep(every)
+        with contextlib.suppress(Exception):  # a run that failed says so through `result`
+            yield self.snapshot()
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the end. Returns the figures of summary.json; raises what ended the run early."""
+        return self._result.result()
+
+    def save(self) -> None:
+        """Write the live images of a run that goes on into its folder."""
+        self._runner.save().result(timeout=_LAST_WORDS_S)
+
+
+def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
+    """Start a run on the cluster and return at once. The runner lives there, not in the driver.
+
+    Its actor is published under the run's name, so that it outlives the driver where the cluster does.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    homes = [address for address, worker in workers.items() if "runner" in worker["resources"]]
+    if not homes:
+        raise RuntimeError(
+            'found no worker with the resource runner, expected one: start it with --resources "runner=1"'
+        )
+    [parts] = client.scatter([experiment], workers=homes[:1], hash=False, direct=True)
+    future = client.submit(Runner, parts, folder, actor=True, workers=homes[:1], pure=False)
+    runner = future.result()
+    name = f"steering-{folder.name}-{int(time.time())}"
+    client.publish_dataset(future, name=name)
+    attach = {"address": client.scheduler.address, "runner": name}
+    folder.write_file("scheduler.json", json.dumps(attach, indent=1).encode())
+    return Handle(runner, runner.run())
+
+
+def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show | None = None) -> dict[str, Any]:
+    """Run an experiment to its end, showing snapshots on the way. Returns the figures of summary.json.
+
+    Interrupted from the keyboard, it first lets the runner write the live images.
+    """
+    handle = start(experiment, client, folder)
+    try:
+        for state in handle.watch():
+            if show is not None:
+                show(state)
+        return handle.result()
+    except KeyboardInterrupt:
+        with contextlib.suppress(Exception):  # the interruption is what counts
+            handle.save()
+        raise

@@ -1,0 +1,142 @@
+"""The figures of a run: while it goes on, and at its end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from steering.campaign import Campaign, DriftLowered, DriftRaised, Event, LabelsReady, ModelPublished, RankLost
+from steering.inference import Score
+from steering.learning import PARTS, Round
+from steering.runner.crew import Crew
+from steering.runner.experiment import Experiment
+
+
+@dataclass
+class Ledger:
+    """What the runner notes while it conducts."""
+
+    experiment: Experiment
+    campaign: Campaign
+    begun: float = field(default_factory=time.time)
+    rounds: list[list[Round]] = field(default_factory=list)
+    """Of every training round, what each rank said."""
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By part: label, publish, and those of a training step (mean over ranks)."""
+    published: int = 0
+    labels: int = 0
+    """Frames in the newest labels."""
+    reason: str = ""
+    """The policy's, for its newest decision."""
+    told: deque[Event] = field(default_factory=lambda: deque(maxlen=6))
+    """The newest events of note."""
+    own_end: dict[str, int] = field(default_factory=dict)
+    """The version in service when each scan was left."""
+
+    def note(self, event: Event) -> None:
+        """Keep what the display and the summary tell of an event."""
+        if tell(event) is not None:
+            self.told.append(event)
+
+
+def snapshot(ledger: Ledger, source: dict[str, Any], predictor: dict[str, Any]) -> dict[str, Any]:
+    """What a progress display shows: numbers, names and the newest events."""
+    campaign = ledger.campaign
+    rounds = ledger.rounds[-1] if ledger.rounds else []
+    seconds = source["acquire_s"]
+    return {
+        "status": "finished" if campaign.finished else "running",
+        "elapsed_s": time.time() - ledger.begun,
+        "scan": campaign.scan,
+        "scan_index": len(campaign.scans) - 1,
+        "scans_total": len(ledger.experiment.scans) or None,
+        "frames_acquired": source["frames_acquired"],
+        "frames_expected": ledger.experiment.frames,
+        "frames_predicted": predictor["frames_predicted"],
+        "frames_dropped": source["frames_dropped"],
+        "frames_per_s": source["frames_acquired"] / seconds if seconds > 0.5 else None,
+        "version": predictor["version"],
+        "versions_published": ledger.published,
+        "residual": predictor["residual"],
+        "residual_expected": campaign.expected,
+        "drift": campaign.drift,
+        "training": campaign.training,
+        "steps": rounds[0].steps if rounds else 0,
+        "loss": sum(r.loss for r in rounds) / len(rounds) if rounds else None,
+        "labels": ledger.labels,
+        "buffer_samples": sum(r.stored for r in rounds),
+        "buffer_share": sum(r.stored for r in rounds) / max(1, sum(r.capacity for r in rounds)),
+        "remote_share": remote_share(ledger),
+        "reason": ledger.reason,
+        "events": [(event.time - ledger.begun, told) for event in ledger.told for told in (tell(event),) if told],
+    }
+
+
+def tell(event: Event) -> str | None:
+    """An event of note in words; None for the everyday ones."""
+    match event:
+        case DriftRaised():
+            return f"trust fell: residual {event.residual:.3f}, {event.expected:.3f} expected"
+        case DriftLowered():
+            return f"trust is back: residual {event.residual:.3f}"
+        case ModelPublished() if event.version:
+            return f"model {event.version} published, validation error {event.validation_error:.4f}"
+        case LabelsReady() if event.count:
+            return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
+        case RankLost():
+            return f"rank {event.rank} lost"
+    return None
+
+
+def remote_share(ledger: Ledger) -> float | None:
+    """Of the representatives used, how many came from another rank; None before the first."""
+    every = [r for ranks in ledger.rounds for r in ranks]
+    used = sum(r.representatives for r in every)
+    return sum(r.remote for r in every) / used if used else None
+
+
+async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
+    """The figures of summary.json, errors by the versions that matter included."""
+    source, predictor = await crew.source.figures(), await crew.predictor.figures()
+    errors: dict[str, dict[str, Any]] = {}
+    correlations: dict[str, float | None] = {}
+    for scan in ledger.campaign.scans:
+        first, last = await crew.predictor.versions_of(scan)
+        own_end = ledger.own_end.get(scan, last)
+        scores: dict[int, Score] = await crew.predictor.evaluate(scan, tuple({first, own_end, ledger.campaign.version}))
+        if not scores:
+            continue
+        stages = {"first": first, "own_end": own_end, "run_end": ledger.campaign.version}
+        errors[scan] = {stage: _finite(scores[version].phase_error) for stage, version in stages.items()}
+        errors[scan]["versions"] = stages
+        correlations["held_out"] = _finite(scores[ledger.campaign.version].phase_correlation)
+        refined = await crew.predictor.evaluate_refined(scan)
+        if refined is not None:
+            correlations["refined"] = _finite(refined.phase_correlation)
+    return {
+        "strategy": type(ledger.experiment.strategy).__name__.lower(),
+        "ranks": len(crew.ranks),
+        "scans": list(ledger.campaign.scans),
+        "frames_acquired": source["frames_acquired"],
+        "frames_predicted": predictor["frames_predicted"],
+        "frames_dropped": source["frames_dropped"],
+        "versions_published": ledger.published,
+        "remote_representatives_share": remote_share(ledger),
+        "prediction_latency_ms": predictor["latency_ms"],
+        "phase_error": errors,
+        # Of one scan; of several it would have to be told which.
+        "phase_correlation": correlations if len(ledger.campaign.scans) == 1 else {},
+        "wall_s": {
+            "acquire": source["acquire_s"],
+            "predict": predictor["predict_s"],
+            **{part: ledger.seconds[part] for part in ("label", *PARTS, "publish")},
+        },
+        "total_s": time.time() - ledger.begun,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,247 @@
+"""The folder that a run leaves: figures, events, live objects, models. Every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+logger = logging.getLogger(__name__)
+
+BALLAST_BYTES = 65536
+ENDINGS = ("finished", "failed", "interrupted")
+
+
+class RunFolder:
+    """A run's folder, open for reading and writing. Holds nothing but its path, so it travels between processes.
+
+    One process at a time may write the summary; events may be appended by several.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the folder of an existing run. Raises FileNotFoundError where there is none."""
+        self.path = Path(path).absolute()
+        if not (self.path / "summary.json").is_file():
+            found = "no summary.json in it" if self.path.is_dir() else "no such folder"
+            raise FileNotFoundError(
+                f"{self.path}: found {found}, expected the folder of a run (steering run --out names it)"
+            )
+
+    @classmethod
+    def create(cls, path: str | Path, workflow: Path | None = None) -> RunFolder:
+        """Make the folder of a new run and prove that it can be written; `workflow` is copied into it as workflow.py.
+
+        Raises OSError where that is not possible; what was begun is taken away again.
+        """
+        path = Path(path).absolute()
+        with _explained(path):
+            if path.is_dir() and any(path.iterdir()):
+                raise FileExistsError(f"{path}: found a folder with files in it, expected a new or empty one")
+            made = [folder for folder in (path, *path.parents) if not folder.exists()]
+            try:
+                path.mkdir(parents=True, exist_ok=not made)
+                # Real bytes, kept until the end: on a full disk they make room for the run's last words.
+                (path / ".ballast").write_bytes(os.urandom(BALLAST_BYTES))
+                (path / "models").mkdir()
+                if workflow is not None:
+                    shutil.copyfile(workflow, path / "workflow.py")
+                started = {"status": "running", "started": _now(), "pid": os.getpid(), "host": socket.gethostname()}
+                _write_whole(path / "summary.json", _encode(started, indent=1))
+            except OSError:
+                _unmake(path, made)
+                raise
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    @property
+    def models(self) -> Path:
+        """Where the model store keeps its versions."""
+        return self.path / "models"
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add a line to events.jsonl. Raises OSError (a full disk, say); what was there stays readable."""
+        line = _encode(event)
+        with _explained(self.path), open(self.path / "events.jsonl", "ab+", buffering=0) as log:
+            size = log.seek(0, os.SEEK_END)
+            if size:
+                log.seek(size - 1)
+                if log.read(1) != b"\n":  # the last writer was cut short: leave its torn line to itself
+                    line = b"\n" + line
+            while line:
+                line = line[log.write(line) :]
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event written so far, in order; lines that were cut short are left out."""
+        try:
+            lines = (self.path / "events.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for number, line in enumerate(lines, 1):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                logger.info("%s/events.jsonl: line %d was cut short, left out", self.path, number)
+                continue
+            if isinstance(event, dict):
+                found.append(event)
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """The figures written so far."""
+        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        return summary
+
+    def write_summary(self, figures: Mapping[str, Any]) -> None:
+        """Merge figures into summary.json, nested objects key by key. A number that is not finite becomes null."""
+        self.write_file("summary.json", _encode(_merged(self.summary(), figures), indent=1))
+
+    def write_file(self, name: str, content: bytes) -> Path:
+        """Write a file of the folder whole: a reader sees the old content or the new. Raises OSError."""
+        path = self.path / name
+        with _explained(path):
+            _write_whole(path, content)
+        return path
+
+    def write_object(self, scan: str, image: xr.Dataset) -> None:
+        """Write the live object of a scan as the group `scan` of object.zarr, in place of an earlier one.
+
+        image: dims (y, x) for images and (frame) for what belongs to frames. Raises OSError, ValueError for a name
+        that no folder can have.
+        """
+        if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,99}", scan):
+            raise ValueError(f"found a scan named {scan!r}, expected 1 to 100 characters, no slash, no leading dot")
+        store, fresh, old = self.path / "object.zarr", self.path / f".new-{scan}", self.path / f".old-{scan}"
+        with _explained(store):
+            try:
+                if not (store / "zarr.json").exists():
+                    zarr.open_group(store, mode="a", zarr_format=3)
+                shutil.rmtree(fresh, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
+                image.to_zarr(fresh, mode="w", consolidated=False, zarr_format=3)
+                if (store / scan).exists():
+                    os.replace(store / scan, old)
+                os.replace(fresh, store / scan)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
+
+    def objects(self) -> dict[str, xr.Dataset]:
+        """The live objects by scan, loaded, in the order in which the scans were measured."""
+        store = self.path / "object.zarr"
+        names = sorted(group.parent.name for group in store.glob("*/zarr.json"))
+        order = self.summary().get("scans") or []
+        names.sort(key=lambda name: order.index(name) if name in order else len(order))
+        loaded = {}
+        for name in names:
+            with xr.open_dataset(store / name, engine="zarr", consolidated=False, chunks=None) as image:
+                loaded[name] = image.load()
+        return loaded
+
+    def end(self, status: str, reason: str = "", *, traceback: str = "") -> None:
+        """Say how the run ended (finished, failed, interrupted), in the summary and as the event RunEnded.
+
+        Never raises: where not even the ballast made room, the log of the process says so.
+        """
+        if status not in ENDINGS:
+            logger.error("found the ending %r, expected one of %s; written as failed", status, ENDINGS)
+            status, reason = "failed", reason or status
+        event = {"event": "RunEnded", "time": datetime.now(UTC).timestamp(), "status": status, "reason": reason}
+        try:
+            (self.path / ".ballast").unlink(missing_ok=True)
+            self.write_summary({"status": status, "reason": reason, "ended": _now()})
+            self.append_event(event | ({"traceback": traceback} if traceback else {}))
+        except (OSError, ValueError) as error:
+            logger.error("%s: could not write down that the run %s (%s): %s", self.path, status, reason, error)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _encode(value: Mapping[str, Any], indent: int | None = None) -> bytes:
+    return (json.dumps(_plain(value), indent=indent, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types: arrays as lists, numbers that are not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        before = merged.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(content)
+        os.replace(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def _unmake(path: Path, made: list[Path]) -> None:
+    """Take away what `create` began; made: the folders that were missing before, deepest first."""
+    for entry in (".ballast", "workflow.py", "summary.json"):
+        with contextlib.suppress(OSError):
+            (path / entry).unlink()
+    for folder in (path / "models", *made):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+_ADVICE = {
+    errno.ENOSPC: "found a full disk, expected room for the run: free some space or choose another folder",
+    errno.EDQUOT: "found the disk quota used up, expected room for the run: free some space or choose another folder",
+    errno.EROFS: "found a read-only file system, expected one that can be written: choose another folder",
+    errno.EACCES: "found no permission to write, expected a folder of your own: choose another one",
+    errno.ENOTDIR: "found a file where a folder is needed: choose another folder",
+    errno.EEXIST: "found a file where a folder is needed: choose another folder",
+}
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of the file system say what was found, what was expected and what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None:
+            raise
+        explained = type(error)(f"{path}: {advice}")
+        explained.errno = error.errno
+        raise explained from error

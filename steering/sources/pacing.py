@@ -1,0 +1,176 @@
+"""The machinery every paced source shares: targets in, chunks out, in real time, in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+Target = TypeVar("Target")
+Measure = Callable[[int, list[Target], NDArray[np.float64]], xr.Dataset]
+"""(part, targets of one chunk, seconds spent on each) -> the chunk."""
+
+STARVED_S = 0.2
+"""How long a chunk that is not full waits for further targets before it leaves as it is."""
+
+
+@dataclass(frozen=True)
+class _Request(Generic[Target]):
+    target: Target | None
+    """None: nothing to measure, only the mark that the part ends here."""
+    seconds: float
+    ends_part: int | None
+    """The part that is over once this is done; None: no part is."""
+
+
+class Pacer(Generic[Target]):
+    """Measures queued targets one after the other, each in its own time, and hands the chunks out.
+
+    A campaign is a row of parts (stages of a beamline; a recording has one). A part is over after its frames, or when
+    a request that ends it is done; no chunk spans two parts. Targets are measured in the order in which they came,
+    each once; those that a part leaves over are measured in the next one.
+
+    Frame k is due when the times of the frames before it have passed. Late frames are caught up without sleep; when
+    there was nothing to measure the clock starts anew. Measuring never waits for the consumer: past `queue_chunks`
+    finished chunks the oldest is dropped and counted in `frames_dropped`.
+
+    Every method is thread-safe (`lock` is theirs, and a source may hold it around a call of `add`). The object pickles
+    until `run` is called.
+    """
+
+    def __init__(self, parts: Sequence[int], *, frame_rate: float, chunk_frames: int, queue_chunks: int = 64) -> None:
+        """parts: frames of each part. frame_rate: frames per second."""
+        if not parts or min(parts) < 1:
+            raise ValueError(
+                f"found parts of {list(parts)} frames, expected at least one part, each of 1 frame or more"
+            )
+        if not (np.isfinite(frame_rate) and frame_rate > 0):
+            raise ValueError(f"found frame_rate={frame_rate}, expected a positive number of frames per second")
+        if chunk_frames < 1 or queue_chunks < 1:
+            raise ValueError(f"found chunk_frames={chunk_frames}, queue_chunks={queue_chunks}, expected 1 or more")
+        self.frame_rate = float(frame_rate)
+        self.frames_dropped = 0
+        self._parts = tuple(parts)
+        self._chunk_frames = chunk_frames
+        self._queue_chunks = queue_chunks
+        self._part = 0
+        self._left = self._parts[0]
+        self._requests: deque[_Request[Target]] = deque()
+        self._finished: deque[xr.Dataset] = deque()
+        self._started = self._closed = self._over = False
+        self._error: BaseException | None = None
+        self.lock = threading.Condition()
+
+    def __getstate__(self) -> dict[str, object]:
+        with self.lock:
+            if self._started:
+                raise TypeError("found a source that is measuring already; send it to its process before chunks()")
+            return {name: value for name, value in self.__dict__.items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.lock = threading.Condition()
+
+    def add(self, targets: Sequence[Target], *, dwell: NDArray[np.float64] | None = None, stop: bool = False) -> None:
+        """Queue targets; dwell: seconds for each (None: one frame time); stop: the part now on is over after them."""
+        with self.lock:
+            part = self._part if stop else None
+            seconds = np.full(len(targets), 1 / self.frame_rate) if dwell is None else dwell
+            last = len(targets) - 1
+            for k, (target, time_s) in enumerate(zip(targets, seconds, strict=True)):
+                self._requests.append(_Request(target, float(time_s), part if k == last else None))
+            if stop and not targets:
+                self._requests.append(_Request(None, 0.0, part))
+            self.lock.notify_all()
+
+    def close(self) -> None:
+        """End it: what was measured by now is still handed out, what was queued is not measured."""
+        with self.lock:
+            self._closed = True
+            self.lock.notify_all()
+
+    def run(self, measure: Measure[Target]) -> Iterator[xr.Dataset]:
+        """Start measuring and yield chunks until the parts are over or `close` is called; once only."""
+        with self.lock:
+            if self._started:
+                raise RuntimeError("found a second call of chunks(), expected one: a source measures its scan once")
+            self._started = True
+        thread = threading.Thread(target=self._measure_all, args=(measure,), name="measuring", daemon=True)
+        thread.start()
+        try:
+            while (chunk := self._next_finished()) is not None:
+                yield chunk
+        finally:
+            self.close()
+            thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _next_finished(self) -> xr.Dataset | None:
+        with self.lock:
+            self.lock.wait_for(lambda: self._finished or self._over)
+            return self._finished.popleft() if self._finished else None
+
+    def _measure_all(self, measure: Measure[Target]) -> None:
+        try:
+            due = time.monotonic()
+            while self._part < len(self._parts) and not self._closed:
+                due = self._measure_chunk(measure, due)
+        except BaseException as error:  # the boundary of this thread: the consumer raises it
+            self._error = error
+        finally:
+            with self.lock:
+                self._over = True
+                self.lock.notify_all()
+
+    def _measure_chunk(self, measure: Measure[Target], due: float) -> float:
+        """Fill one chunk in real time and hand it out; returns when the next frame is due to start."""
+        taken: list[_Request[Target]] = []
+        ends: list[float] = []
+        with self.lock:
+            part, room, over = self._part, min(self._chunk_frames, self._left), False
+            while len(taken) < room and not over and not self._closed:
+                starved = not self._requests
+                if not self.lock.wait_for(lambda: self._requests or self._closed, STARVED_S if taken else None):
+                    break
+                if starved:
+                    due = max(due, time.monotonic())
+                while self._requests and len(taken) < room and not over:
+                    request = self._requests.popleft()
+                    over = request.ends_part == part
+                    if request.target is not None:
+                        due += request.seconds
+                        taken.append(request)
+                        ends.append(due)
+                self.lock.wait_for(lambda: self._closed, max(0.0, due - time.monotonic()))
+            if self._closed:
+                now = time.monotonic()
+                taken = [request for request, end in zip(taken, ends, strict=True) if end <= now]
+        targets = [request.target for request in taken if request.target is not None]
+        if targets:
+            self._hand_out(measure(part, targets, np.array([request.seconds for request in taken])))
+        with self.lock:
+            self._left -= len(targets)
+            if over or self._left == 0:
+                self._part += 1
+                self._left = self._parts[self._part] if self._part < len(self._parts) else 0
+        return due
+
+    def _hand_out(self, chunk: xr.Dataset) -> None:
+        with self.lock:
+            self._finished.append(chunk)
+            if len(self._finished) > self._queue_chunks:
+                if not self.frames_dropped:
+                    logger.warning("the consumer of chunks() is behind: from now on the oldest are dropped")
+                self.frames_dropped += self._finished.popleft().sizes["frame"]
+            self.lock.notify_all()

@@ -1,0 +1,95 @@
+"""A recorded scan played back as a beamline: it answers only the positions that are asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from steering.ptychography import Canvas, aim_probe, rescale_probe
+from steering.records import Decision, Field, make_chunk
+from steering.sources.pacing import Pacer
+from steering.sources.recordings import Recording
+
+
+class Replay:
+    """A source: each position asked for is answered with the nearest recorded frame that is not yet given away.
+
+    geometry, probe (m, N, N) complex64 (rescaled to the recorded counts), field, candidates (n, 2) = the recorded
+    positions, frame_rate: see the source contract in steering.sources. A frame's id is its index in the recording, and
+    its position the recorded one. No frame is given twice; the scan ends when all are given.
+    `positions_refused` counts the positions that had no such frame within the tolerance: nothing comes for them.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        *,
+        tolerance: float,
+        frame_rate: float = 50.0,
+        chunk_frames: int = 10,
+        scan: str = "scan",
+        reference: tuple[NDArray[np.complex64], Canvas] | None = None,
+    ) -> None:
+        """tolerance: in the geometry's length unit. reference: a trusted object (Y, X) and where it lies, if known."""
+        if not (np.isfinite(tolerance) and tolerance >= 0):
+            raise ValueError(f"found tolerance={tolerance}, expected 0 or more {recording.geometry.length_unit}")
+        if recording.probe is None:
+            raise ValueError("found a recording without a probe, expected one: give read_recording(..., probe=...)")
+        self.recording = recording
+        self.geometry = recording.geometry
+        mask = recording.geometry.mask
+        aimed = aim_probe(recording.probe, recording.counts, mask)
+        self.probe = rescale_probe(aimed, recording.counts, mask)
+        self.candidates = recording.positions
+        low, high = recording.positions.min(0), recording.positions.max(0)
+        self.field = Field(float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+        self.frame_rate = frame_rate
+        self.tolerance = tolerance
+        self.scan = scan
+        self.positions_refused = 0
+        self._reference = reference
+        self._free = np.ones(len(recording.positions), bool)
+        self._pacer: Pacer[int] = Pacer([len(recording.positions)], frame_rate=frame_rate, chunk_frames=chunk_frames)
+
+    @property
+    def frames_dropped(self) -> int:
+        """Frames played that the consumer of chunks() was too slow to take."""
+        return self._pacer.frames_dropped
+
+    def chunks(self) -> Iterator[xr.Dataset]:
+        """Play; yield chunks in the recorded dtype until all is given, a decision to stop is done, or close()."""
+        return self._pacer.run(self._measure)
+
+    def apply(self, decision: Decision) -> None:
+        """Queue the recorded frames nearest to a decision's positions; dwell, where given, sets the pace only."""
+        with self._pacer.lock:
+            found = [self._claim(position) for position in decision.positions]
+            kept = [k for k, index in enumerate(found) if index is not None]
+            self.positions_refused += len(found) - len(kept)
+            dwell = None if decision.dwell is None else np.asarray(decision.dwell, np.float64)[kept]
+            self._pacer.add([index for index in found if index is not None], dwell=dwell, stop=decision.stop)
+
+    def close(self) -> None:
+        """End the scan; a waiting chunks() hands out what was played and ends."""
+        self._pacer.close()
+
+    def truth(self, scan: str) -> tuple[NDArray[np.complex64], Canvas] | None:
+        """The reference (Y, X) and where it lies; None for another scan, or where none was given."""
+        return self._reference if scan == self.scan else None
+
+    def _claim(self, position: NDArray[np.float64]) -> int | None:
+        distance = np.hypot(*(self.recording.positions - position).T)
+        distance[~self._free] = np.inf
+        nearest = int(distance.argmin())
+        if not distance[nearest] <= self.tolerance:
+            return None
+        self._free[nearest] = False
+        return nearest
+
+    def _measure(self, part: int, targets: list[int], seconds: NDArray[np.float64]) -> xr.Dataset:
+        counts, positions = self.recording.counts[targets], self.recording.positions[targets]
+        return make_chunk(counts, targets, positions, self.geometry, scan=self.scan, acquired=time.time())

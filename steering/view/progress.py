@@ -1,0 +1,137 @@
+"""What a run is doing, in the terminal: a live display for a person, plain lines for a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+
+from steering.view.display import Snapshot, clock, draw, one_line, place
+
+PLAIN_EVERY_S = 5.0
+KEPT = 720
+
+
+class Progress:
+    """Shows snapshots of a run: `show(snapshot)` a few times a second, `close()` at the end.
+
+    In a terminal the display is redrawn in place; elsewhere a line is written every five seconds, and one for each
+    event of note.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """stream: where to write; standard output by default."""
+        self._stream = sys.stdout if stream is None else stream
+        self._console = Console(file=self._stream)
+        self._live: Live | None = None
+        self._fancy = self._stream.isatty() and not self._console.is_dumb_terminal
+        self._trust = _Trust()
+        self._lines = _Lines()
+        self._began = time.monotonic()
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """The same as `show`."""
+        self.show(snapshot)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the state of the run."""
+        elapsed = snapshot.get("elapsed_s")
+        snapshot = {**snapshot, "elapsed_s": time.monotonic() - self._began if elapsed is None else elapsed}
+        if not self._fancy:
+            for line in self._lines.of(snapshot):
+                self._stream.write(line + "\n")
+            self._stream.flush()
+            return
+        self._trust.add(snapshot)
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        self._live.update(draw(snapshot, self._trust.values), refresh=True)
+
+    def close(self) -> None:
+        """Leave the last state on the screen and give the terminal back. May be called twice."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+
+class _Trust:
+    """The residual over the run so far, thinned so that it never grows beyond KEPT values."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[float, bool]] = []
+        self._every, self._skipped = 1, 0
+
+    def add(self, snapshot: Snapshot) -> None:
+        if snapshot.get("residual") is None:
+            return
+        self._skipped += 1
+        if self._skipped < self._every:
+            return
+        self._skipped = 0
+        self.values.append((float(snapshot["residual"]), bool(snapshot.get("drift"))))
+        if len(self.values) > KEPT:
+            pairs = zip(self.values[::2], self.values[1::2], strict=False)
+            self.values = [((a + b) / 2, p or q) for (a, p), (b, q) in pairs]
+            self._every *= 2
+
+
+class _Lines:
+    """Which lines a log gets: one every PLAIN_EVERY_S, and one for each event of note."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._last: dict[str, Any] = {}
+        self._told: set[tuple[float, str]] = set()
+
+    def of(self, snapshot: Snapshot) -> list[str]:
+        lines = []
+        for when, text in self._notes(snapshot):
+            if (when, text) not in self._told:
+                self._told.add((when, text))
+                lines.append(f"{clock(when)}  * {one_line(text)}")
+        ended = snapshot.get("status") != self._last.get("status") and bool(self._last)
+        if snapshot["elapsed_s"] >= self._next or ended:
+            self._next = snapshot["elapsed_s"] + PLAIN_EVERY_S
+            lines.append(_plain_line(snapshot))
+        self._last = {key: snapshot[key] for key in ("status", "scan", "drift", "version") if key in snapshot}
+        return lines
+
+    def _notes(self, snapshot: Snapshot) -> list[tuple[float, str]]:
+        """The run's own list of events where there is one; else what changed since the last snapshot."""
+        if snapshot.get("events") is not None:
+            return [(when, text) for when, text in snapshot["events"]]
+        now, last = snapshot["elapsed_s"], self._last
+        notes = []
+        if snapshot.get("scan") is not None and snapshot["scan"] != last.get("scan"):
+            notes.append((now, f"new sample: {snapshot['scan']}"))
+        if bool(snapshot.get("drift")) != bool(last.get("drift")):
+            notes.append((now, "drift: trust fell" if snapshot.get("drift") else "drift is over: trust is back"))
+        if snapshot.get("version") is not None and last.get("version") not in (None, snapshot["version"]):
+            notes.append((now, f"model version {snapshot['version']} is in service"))
+        return notes
+
+
+def _plain_line(snapshot: Snapshot) -> str:
+    known = snapshot.get
+    parts = [f"{clock(snapshot['elapsed_s'])}  {known('status') or 'running':<8}"]
+    if known("scan") is not None:
+        parts.append(f"{known('scan')}{place(snapshot, ' (', ')')}")
+    if known("frames_acquired") is not None:
+        expected = f"/{known('frames_expected')}" if known("frames_expected") else ""
+        rate = f" at {known('frames_per_s'):.0f}/s" if known("frames_per_s") else ""
+        parts.append(f"{known('frames_acquired')}{expected} frames{rate}")
+    if known("frames_dropped"):
+        parts.append(f"{known('frames_dropped')} dropped")
+    if known("version") is not None:
+        parts.append(f"version {known('version')}")
+    if known("residual") is not None:
+        expected = f", expected {known('residual_expected'):.3f}" if known("residual_expected") is not None else ""
+        parts.append(f"residual {known('residual'):.3f}{expected}{', DRIFT' if known('drift') else ''}")
+    if known("steps"):
+        loss = f", loss {known('loss'):.3g}" if known("loss") is not None else ""
+        parts.append(f"{known('steps')} steps{loss}")
+    return "  ".join(parts)

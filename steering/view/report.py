@@ -1,0 +1,180 @@
+"""The report of a run: one HTML file, pictures first, made from the run's folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from steering.runner.folder import RunFolder
+from steering.view.curves import course_picture, versions_picture
+from steering.view.figures import key_figures, number, phase_errors, wall_times
+from steering.view.history import Curve, History, curves, history
+from steering.view.page import bars, page, picture, table, text
+from steering.view.pictures import object_picture, positions_picture
+from steering.view.status import duration, gone, lasted
+
+LOG_LINES = 18
+CHATTER = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady", "BacklogChanged", "Tick")
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write report.html into the folder and return its path: a pure function of what the folder holds.
+
+    A run that failed, was interrupted or still runs gets a report of what there is, and the report says so.
+    Raises OSError where it cannot be written.
+    """
+    summary, events = folder.summary(), folder.events()
+    past, objects = history(events), folder.objects()
+    lines = curves(objects)
+    body = [
+        _heading(folder.name, summary, past),
+        _notice(summary, past),
+        _objects(objects, summary),
+        _course(lines, past),
+        _positions(lines),
+        _figures(summary),
+        _versions(past, summary),
+        _time(summary),
+        _log(events, summary),
+    ]
+    return folder.write_file("report.html", page(f"{folder.name} - steering", body))
+
+
+def _heading(name: str, summary: Mapping[str, Any], past: History) -> str:
+    status, whole = _status(summary), lasted(summary)
+    scans = summary.get("scans") or past.scans
+    models = summary.get("versions_published", len(past.versions))
+    facts = [
+        _plural(len(scans), "sample") if scans else "",
+        _plural(summary.get("frames_acquired", past.acquired), "frame"),
+        _plural(models, "published model") if models else "",
+        duration(whole) if whole is not None else "",
+        datetime.fromisoformat(summary["started"]).strftime("%Y-%m-%d %H:%M") if "started" in summary else "",
+    ]
+    line = " &middot; ".join(text(fact) for fact in facts if fact)
+    badge = f'<span class="badge {text(status)}">{text(status)}</span>'
+    return f'<header><h1>{text(name)} {badge}</h1><p class="soft">{line}</p></header>'
+
+
+def _status(summary: Mapping[str, Any]) -> str:
+    return "failed" if gone(summary) else str(summary.get("status", "running"))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _notice(summary: Mapping[str, Any], past: History) -> str:
+    status, reason = _status(summary), str(summary.get("reason") or "")
+    said = {
+        "failed": "This run failed.",
+        "interrupted": "This run was interrupted before its end.",
+        "running": "This run has not ended yet.",
+    }.get(status)
+    if said is None:
+        return ""
+    if gone(summary):
+        reason = f"Its process ({summary['pid']}) is gone without a word: killed, or the machine went down."
+    rest = "What there is so far is below." if status == "running" else "What it had done by then is below."
+    rest = rest if past.acquired else "No frame had been measured."
+    return (
+        f'<div class="notice {text(status)}" role="status"><strong>{said}</strong>'
+        f"<p>{text(reason)}{'<br>' if reason else ''}{rest}</p></div>"
+    )
+
+
+def _objects(objects: Mapping[str, xr.Dataset], summary: Mapping[str, Any]) -> str:
+    pieces = []
+    for scan, image in objects.items():
+        png = object_picture(image)
+        if png is None:
+            continue
+        beside = [word for key, word in (("phase_refined", "refined"), ("truth_phase", "the truth")) if key in image]
+        alt = f"Live object of {scan}: amplitude above, phase below; network{''.join(f', {w}' for w in beside)}"
+        error = phase_errors(summary).get(scan, {}).get("run_end")
+        said = f" Phase error at the end of the run: {number(error, '.3f')} rad." if error is not None else ""
+        heading = f"<h3>{text(scan)}</h3>" if len(objects) > 1 else ""
+        pieces.append(heading + picture(png, alt, f"Amplitude above, phase below, one colour scale each.{said}"))
+    if not pieces:
+        return ""
+    about = (
+        "What the network alone makes of the frames, stitched together; beside it the refined object, and the truth "
+        "where it is known. Shift, global phase and ramp, which ptychography cannot know, are taken out of the phases."
+    )
+    return f'<section><h2>The live object</h2><p class="soft">{about}</p>{"".join(pieces)}</section>'
+
+
+def _course(lines: list[Curve], past: History) -> str:
+    png = course_picture(lines, past)
+    if png is None:
+        return ""
+    caption = (
+        "A dot is a frame, as the live model predicted it; a line is the running median, for the error over frames "
+        "that were never trained on. Vertical lines: a new sample. Triangles: a new model in service. "
+        "Shaded: drift alarm."
+    )
+    alt = "Error and far-field residual over frames in order of acquisition, with sample changes and model versions"
+    return f"<section><h2>Error and trust, frame by frame</h2>{picture(png, alt, caption)}</section>"
+
+
+def _positions(lines: list[Curve]) -> str:
+    png = positions_picture(lines)
+    caption = "Each point is a frame; the thin line follows the order in which they were measured."
+    drawn = picture(png, "Positions measured in each scan, coloured by residual", caption)
+    return f"<section><h2>Where it scanned</h2>{drawn}</section>" if drawn else ""
+
+
+def _figures(summary: Mapping[str, Any]) -> str:
+    errors = phase_errors(summary)
+    rows = [[scan, *(number(value, ".3f") for value in values.values())] for scan, values in errors.items()]
+    by_scan = table(["phase error (rad)", "at first", "end of its scan", "end of run"], rows)
+    if by_scan:
+        note = "By the network alone, on frames never trained on. The last column is by the final model."
+        by_scan = f'<div>{by_scan}<p class="soft">{note}</p></div>'
+    return (
+        '<section><h2>Key figures</h2><div class="columns">'
+        f"<div>{table([], [list(row) for row in key_figures(summary)])}</div>{by_scan}</div></section>"
+    )
+
+
+def _versions(past: History, summary: Mapping[str, Any]) -> str:
+    if "started" not in summary:
+        return ""
+    png = versions_picture(past, datetime.fromisoformat(summary["started"]).timestamp())
+    drawn = picture(png, "Validation error of each published model version over time")
+    return f"<section><h2>Model versions</h2>{drawn}</section>" if drawn else ""
+
+
+def _time(summary: Mapping[str, Any]) -> str:
+    values = wall_times(summary)
+    if not values:
+        return ""
+    about = "Seconds spent in each part. Parts run side by side, so they do not add up to the run's time."
+    return f'<section><h2>Where the time went</h2><p class="soft">{about}</p>{bars(values)}</section>'
+
+
+def _log(events: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
+    told = [event for event in events if event.get("event") not in CHATTER]
+    if not told:
+        return ""
+    start = datetime.fromisoformat(summary["started"]).timestamp() if "started" in summary else told[0].get("time", 0)
+    lines = "\n".join(_line(event, start) for event in told[-LOG_LINES:])
+    trace = str(told[-1].get("traceback", ""))
+    detail = f"<details><summary>Traceback</summary><pre>{text(trace)}</pre></details>" if trace else ""
+    return f"<section><h2>The end of the log</h2><pre>{text(lines)}</pre>{detail}</section>"
+
+
+def _line(event: Mapping[str, Any], start: float) -> str:
+    hidden = ("event", "time", "traceback")
+    fields = ", ".join(f"{key} {_short(value)}" for key, value in event.items() if key not in hidden and value != "")
+    return f"{event.get('time', start) - start:8.1f} s  {event.get('event', '?'):<18} {fields}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 6:
+        return f"{len(value)} values"
+    return number(value) if isinstance(value, int | float | None) else str(value)

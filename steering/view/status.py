@@ -1,0 +1,109 @@
+"""How a run stands, in a few lines, from its folder alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from steering.runner.folder import RunFolder
+from steering.view.history import History, history
+
+
+def status_lines(folder: RunFolder) -> list[str]:
+    """What the run is doing or how it ended, one thing a line."""
+    summary, past = folder.summary(), history(folder.events())
+    rows = [
+        ("samples", _samples(summary, past)),
+        ("frames", _frames(summary, past)),
+        ("model", _model(past)),
+        ("trust", _trust(past)),
+        ("last", _last(past)),
+        ("report", str(folder.path / "report.html") if (folder.path / "report.html").exists() else ""),
+    ]
+    return [f"{folder.name}: {_how(summary)}", *(f"  {label:<9}{text}" for label, text in rows if text)]
+
+
+def lasted(summary: Mapping[str, Any]) -> float | None:
+    """Seconds from start to end; None for a run that has not ended."""
+    started, ended = summary.get("started"), summary.get("ended")
+    if not started or not ended:
+        return None
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 5 s, 2 h 10 min."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def gone(summary: Mapping[str, Any]) -> bool:
+    """True for a run that says it is running while the process that ran it, on this machine, is no more."""
+    if summary.get("status") != "running" or summary.get("host") != socket.gethostname() or "pid" not in summary:
+        return False
+    try:
+        os.kill(summary["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _how(summary: Mapping[str, Any]) -> str:
+    status, reason, whole = summary.get("status", "running"), summary.get("reason"), lasted(summary)
+    if gone(summary):
+        return f"ended without a word (its process, {summary['pid']}, is gone: killed, or the machine went down)"
+    if whole is None:
+        began = datetime.fromisoformat(summary["started"]).timestamp() if summary.get("started") else time.time()
+        return f"{status} for {duration(time.time() - began)}"
+    return f"{status} after {duration(whole)}{f': {reason}' if reason else ''}"
+
+
+def _samples(summary: Mapping[str, Any], past: History) -> str:
+    names = [str(name) for name in summary.get("scans") or past.scans]
+    if not past.scans:
+        return ", ".join(names)
+    now = past.scans[-1]
+    if summary.get("status") != "running" or now not in names:
+        return ", ".join(names)
+    place = f" (number {names.index(now) + 1} of {len(names)})" if len(names) > 1 else ""
+    return f"{now}{place}"
+
+
+def _frames(summary: Mapping[str, Any], past: History) -> str:
+    acquired = summary.get("frames_acquired", past.acquired)
+    if not acquired:
+        return "none yet" if summary.get("status") == "running" else "none"
+    predicted, dropped = summary.get("frames_predicted", past.predicted), summary.get("frames_dropped")
+    return f"{acquired} acquired, {predicted} predicted{f', {dropped} dropped' if dropped is not None else ''}"
+
+
+def _model(past: History) -> str:
+    if not past.versions:
+        return ""
+    newest = past.versions[-1]
+    error = f", validation error {newest.error:.3f} rad" if newest.error is not None else ""
+    return f"version {newest.number}{error}, {sum(v.number > 0 for v in past.versions)} published"
+
+
+def _trust(past: History) -> str:
+    if not past.residuals:
+        return ""
+    expected = f", {past.expected[-1][1]:.3f} expected" if past.expected else ""
+    drift = "DRIFT" if past.drifts and past.drifts[-1].stop is None else "no drift"
+    return f"residual {past.residuals[-1][1]:.3f}{expected}, {drift}"
+
+
+def _last(past: History) -> str:
+    if "time" not in past.last:
+        return ""
+    return f"{past.last.get('event')}, {duration(time.time() - past.last['time'])} ago"

@@ -1,0 +1,644 @@
+"""The campaign's laws: whatever happens in whatever order, it asks for the right things, once, and comes to an end."""
+
+import json
+import math
+import random
+from collections import Counter, deque
+
+import numpy as np
+import pytest
+
+from steering.campaign import (
+    AskPolicy,
+    Campaign,
+    CandidateReady,
+    CandidateRefused,
+    ChunkArrived,
+    Command,
+    DecisionSuggested,
+    DriftLowered,
+    DriftRaised,
+    Finish,
+    FrameRefused,
+    Label,
+    LabelsReady,
+    ModelPublished,
+    PredictionReady,
+    Publish,
+    RankJoined,
+    RankLost,
+    Refuse,
+    Settings,
+    SourceEnded,
+    Steer,
+    Train,
+    decode,
+    encode,
+    replay,
+)
+from steering.policies import SpaceFilling
+from steering.records import Prediction
+
+SETTINGS = Settings(lookahead=10, frames_to_label=20, label_every=30, steps=5)
+
+
+def as_logged(event):
+    """The event as a line of JSON, where a number that is not finite is null, and back."""
+    line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in encode(event).items()}
+    return json.loads(json.dumps(line, allow_nan=False))
+
+
+def chunk(n=10, scan="a", first=0):
+    return ChunkArrived(time=0.0, scan=scan, frame_ids=tuple(range(first, first + n)))
+
+
+def decision(n=10, *, stop=False):
+    reasons = ("because",) * max(n, int(stop))
+    return DecisionSuggested(time=0.0, positions=((0.0, 1.0),) * n, reasons=reasons, stop=stop)
+
+
+def labels(scan="a", count=20):
+    return LabelsReady(time=0.0, scan=scan, count=count, residual=0.1, seconds=1.0)
+
+
+def candidate(error=0.5, served=1.0, *, scan="a", loss=1.0):
+    return CandidateReady(time=0.0, scan=scan, steps=5, error=error, served_error=served, residual=0.1, loss=loss)
+
+
+def published(number, *, residual=0.1):
+    return ModelPublished(time=0.0, version=number, validation_error=0.5, validation_residual=residual)
+
+
+def predicted(residual, *, version=1, scan="a"):
+    return PredictionReady(time=0.0, scan=scan, frame_ids=(0,), version=version, residual=residual)
+
+
+def refused(reason="no better"):
+    return CandidateRefused(time=0.0, reason=reason)
+
+
+def lost():
+    return RankLost(time=0.0, rank=1, reason="killed")
+
+
+def ended():
+    return SourceEnded(time=0.0)
+
+
+def command(name):
+    return Command(time=0.0, name=name)
+
+
+def feed(campaign, *events):
+    """What the last of the events calls for."""
+    actions = []
+    for event in events:
+        actions = campaign.handle(event)
+    return actions
+
+
+def of_kind(actions, *kinds):
+    return [action for action in actions if isinstance(action, kinds)]
+
+
+def started(settings=SETTINGS):
+    """A campaign that has asked, been answered, and has its first version in service."""
+    campaign = Campaign(settings=settings)
+    assert feed(campaign, published(0, residual=None)) == [AskPolicy(settings.lookahead)]
+    assert feed(campaign, decision(100)) == [Steer(decision(100))]
+    return campaign
+
+
+def training():
+    """A campaign whose first labels are with the ranks, and whose first round is under way."""
+    campaign = started()
+    assert feed(campaign, chunk(), chunk()) == [Label("a")]
+    assert feed(campaign, labels()) == [Train("a", SETTINGS.steps)]
+    return campaign
+
+
+# Whole campaigns in a world that answers in any order.
+
+
+class World:
+    """Everything around a campaign: a paced source with parts, a predictor that lags, ranks and labels that fail.
+
+    `step` lets one thing happen that can happen now, drawn at random, and checks the campaign's promises.
+    """
+
+    def __init__(self, seed, *, parts=(("a", 10**6),), candidates=60, trouble=0.0, commands=(), settings=SETTINGS):
+        self.draws = random.Random(seed)
+        self.campaign = Campaign(settings=settings)
+        places = np.random.default_rng(seed).normal(size=(candidates, 2))
+        self.policy = SpaceFilling(places)
+        self.trouble = trouble
+        self.commands = deque(commands)
+        self.parts, self.part, self.left = parts, 0, parts[0][1]
+        self.queue = deque()  # (position, part that ends after it)
+        self.unpredicted = deque()
+        self.measured = {name: [] for name, _ in parts}
+        self.frames = 0
+        self.source_over = self.told_over = self.paused = False
+        self.waiting = {}  # what is to be answered
+        self.log, self.actions, self.given = [], [], Counter()
+        self.take(published(0, residual=None))
+
+    def take(self, event):
+        self.log.append(event)
+        allowed = not (self.paused or self.told_over)
+        actions = self.campaign.handle(event)
+        self.actions += actions
+        for action in actions:
+            name = type(action).__name__
+            self.given[name] += 1
+            assert self.given["Finish"] == (name == "Finish"), "something was asked for after the end"
+            match action:
+                case Steer(chosen):
+                    self.steer(chosen)
+                case AskPolicy():
+                    assert allowed, "the policy was asked though paused or over"
+                    self.wait("ask", action)
+                case Label():
+                    self.wait("label", action)
+                case Train():
+                    assert "weigh" not in self.waiting
+                    self.wait("train", action)
+                case Publish(number):
+                    assert number == self.campaign.version + 1
+                    self.wait("weigh", action)
+                case Refuse():
+                    self.wait("weigh", action)
+        assert self.campaign.outstanding >= 0
+
+    def wait(self, what, action):
+        assert what not in self.waiting, f"a second {what} before the first was answered"
+        self.waiting[what] = action
+
+    def steer(self, chosen):
+        part, last = self.part, len(chosen.positions) - 1
+        refusals = 0
+        for k, position in enumerate(chosen.positions):
+            ends = part if chosen.stop and k == last else None
+            if self.draws.random() < self.trouble:
+                refusals += 1
+                position = None
+            if position is not None or ends is not None:
+                self.queue.append((position, ends))
+        if chosen.stop and last < 0:
+            self.queue.append((None, part))
+        if refusals:
+            self.waiting.setdefault("refusals", []).append(refusals)
+
+    def can_happen(self):
+        found = list(self.waiting)
+        if self.queue and not self.source_over:
+            found += ["measure"] * 3
+        if self.unpredicted:
+            found += ["predict"] * 2
+        if self.source_over and not self.told_over:
+            found.append("over")
+        if self.commands and (self.draws.random() < 0.02 or not found):
+            found.append("command")
+        if "train" in self.waiting and self.draws.random() < self.trouble:
+            found.append("lose")
+        return found
+
+    def run(self, steps=20_000):
+        for _ in range(steps):
+            if self.campaign.finished:
+                break
+            choice = self.can_happen()
+            assert choice, f"stuck: {self.campaign}"
+            getattr(self, self.draws.choice(choice))()
+        assert self.campaign.finished, "it never ends"
+        return self
+
+    def ask(self):
+        self.waiting.pop("ask")
+        chosen = self.policy.suggest(SETTINGS.lookahead)
+        positions = tuple(map(tuple, chosen.positions.tolist()))
+        self.take(DecisionSuggested(time=0.0, positions=positions, reasons=chosen.reasons, stop=chosen.stop))
+
+    def measure(self):
+        taken, over = [], False
+        while self.queue and len(taken) < min(5, self.left) and not over:
+            position, ends = self.queue.popleft()
+            over = ends == self.part
+            if position is not None:
+                taken.append(position)
+        name = self.parts[self.part][0]
+        self.left -= len(taken)
+        if over or not self.left:
+            self.part += 1
+            self.source_over = self.part == len(self.parts)
+            self.left = 0 if self.source_over else self.parts[self.part][1]
+        if taken:
+            self.measured[name] += taken
+            event = chunk(len(taken), name, self.frames)
+            self.frames += len(taken)
+            self.unpredicted.append(event)
+            self.take(event)
+
+    def predict(self):
+        event = self.unpredicted.popleft()
+        n = len(event.frame_ids)
+        self.policy.ingest(
+            Prediction(
+                frame_id=np.array(event.frame_ids),
+                scan=event.scan,
+                position=np.zeros((n, 2)),
+                amplitude=np.zeros((n, 2, 2)),
+                phase=np.zeros((n, 2, 2)),
+                residual=np.zeros(n),
+                offset=np.zeros(n),
+                model_version=np.zeros(n, int),
+            ),
+            None,
+        )
+        version = max(0, self.campaign.version - self.draws.randrange(2))
+        residual = self.draws.choice([0.05, 0.1, 0.5, math.nan])
+        ids = event.frame_ids
+        self.take(PredictionReady(time=0.0, scan=event.scan, frame_ids=ids, version=version, residual=residual))
+
+    def over(self):
+        self.told_over = True
+        self.take(ended())
+
+    def refusals(self):
+        count = self.waiting["refusals"].pop()
+        if not self.waiting["refusals"]:
+            del self.waiting["refusals"]
+        self.take(FrameRefused(time=0.0, count=count, reason="out of reach"))
+
+    def label(self):
+        scan = self.waiting.pop("label").scan
+        failed = self.draws.random() < self.trouble
+        self.take(labels(scan, 0 if failed else 20))
+
+    def train(self):
+        scan = self.waiting.pop("train").scan
+        unjudged = self.draws.random() < self.trouble
+        error, served = (math.nan, math.nan) if unjudged else (self.draws.random(), self.draws.random())
+        self.take(candidate(error, served, scan=scan, loss=self.draws.random()))
+
+    def lose(self):
+        del self.waiting["train"]
+        self.take(lost())
+
+    def weigh(self):
+        if self.draws.random() < self.trouble:
+            self.take(lost())  # while the candidate is on its way: it will still be answered
+        action = self.waiting.pop("weigh")
+        residual = self.draws.choice([0.1, math.nan])
+        self.take(published(action.version, residual=residual) if isinstance(action, Publish) else refused())
+
+    def command(self):
+        name = self.commands.popleft()
+        self.paused = {"pause": True, "resume": False}.get(name, self.paused)
+        self.told_over |= name == "stop"
+        self.take(command(name))
+
+
+def sorted_rows(positions):
+    return sorted(tuple(map(float, p)) for p in positions)
+
+
+WORLDS = {
+    "quiet": {},
+    "trouble": {"trouble": 0.3},
+    "parts that stop": {"parts": (("a", 10**6), ("b", 10**6), ("c", 10**6)), "trouble": 0.1},
+    "parts that run out": {"parts": (("a", 90), ("b", 35), ("c", 90)), "candidates": 100, "trouble": 0.1},
+    "as many frames as candidates": {"parts": (("a", 60), ("b", 60), ("c", 55), ("d", 65)), "trouble": 0.05},
+    "scans too short to label": {"parts": (("a", 40), ("b", 3), ("c", 12)), "trouble": 0.1},
+    "few candidates": {"parts": (("a", 10**6), ("b", 10**6), ("c", 10**6)), "candidates": 3},
+    "nothing works": {"parts": (("a", 10**6), ("b", 10**6)), "trouble": 0.95},
+    "a person": {"parts": (("a", 10**6), ("b", 10**6)), "commands": ("pause", "pause", "resume") * 2, "trouble": 0.1},
+    "a person stops it": {"parts": (("a", 90), ("b", 90)), "commands": ("pause", "resume", "stop", "stop", "pause")},
+}
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", WORLDS)
+def test_whatever_happens_it_ends_once_and_replays(kind, seed):
+    world = World(seed, **WORLDS[kind]).run()
+    assert world.given["Finish"] == 1
+    assert isinstance(world.actions[-1], Finish)
+    # New frames are what labels are made for, and the end: none are made again for nothing.
+    chunks = sum(isinstance(event, ChunkArrived) for event in world.log)
+    assert world.given["Label"] <= chunks + SETTINGS.labels_after_end
+    again, actions = replay([{"event": "Started"}, *map(as_logged, world.log)], SETTINGS)
+    assert actions == world.actions
+    assert again == world.campaign
+    for event in (ended(), lost(), chunk(), command("stop"), labels(), candidate(), decision()):
+        assert feed(world.campaign, event) == []
+
+
+@pytest.mark.parametrize("candidates", [3, 10, 60, 65])
+@pytest.mark.parametrize("seed", range(5))
+def test_policy_and_campaign_agree_on_what_follows_a_stop(seed, candidates):
+    """Each scan of a row is walked once, whole, however late predictions come."""
+    world = World(seed, parts=tuple((name, 10**6) for name in "abcd"), candidates=candidates).run()
+    everything = sorted_rows(world.policy._candidates)
+    assert [sorted_rows(found) for found in world.measured.values()] == [everything] * 4
+    assert world.campaign.scans == list("abcd")
+
+
+# One thing at a time.
+
+
+def test_it_asks_before_the_source_runs_dry_and_never_twice():
+    campaign = started()
+    assert of_kind(feed(campaign, chunk(90)), AskPolicy) == []  # 10 are still to come
+    assert AskPolicy(10) in feed(campaign, chunk(1))
+    assert of_kind(feed(campaign, chunk(9)), AskPolicy) == []  # not answered yet
+    assert feed(campaign, decision(10)) == [Steer(decision(10))]
+
+
+def test_more_frames_than_asked_for_leave_none_outstanding():
+    campaign = started()
+    feed(campaign, chunk(150), FrameRefused(time=0.0, count=7, reason="out of reach"))
+    assert campaign.outstanding == 0
+
+
+@pytest.mark.parametrize("last", [chunk(5), FrameRefused(time=0.0, count=5, reason="out of reach")])
+def test_after_a_stop_it_asks_again_only_when_nothing_is_outstanding(last):
+    campaign = started()
+    feed(campaign, chunk(95), decision(10, stop=True))
+    assert of_kind(feed(campaign, chunk(10)), AskPolicy) == []
+    assert AskPolicy(10) in feed(campaign, last)
+
+
+def test_a_stop_without_positions_asks_for_the_next_scan():
+    campaign = Campaign(settings=SETTINGS)
+    feed(campaign, published(0))
+    bare = decision(0, stop=True)
+    assert feed(campaign, bare) == [Steer(bare), AskPolicy(10)]
+
+
+def test_pause_stops_asking_and_resume_asks_again():
+    campaign = started()
+    feed(campaign, command("pause"))
+    assert of_kind(feed(campaign, chunk(100)), AskPolicy) == []
+    assert feed(campaign, command("pause")) == []
+    assert feed(campaign, command("resume")) == [AskPolicy(10)]
+    assert feed(campaign, command("pause")) == []
+    assert feed(campaign, decision(3)) == [Steer(decision(3))]  # asked for before the pause
+    assert feed(campaign, command("resume")) == [AskPolicy(10)]
+
+
+def test_stop_ends_the_scan_and_waits_for_what_is_under_way_only():
+    campaign = training()
+    [steer] = feed(campaign, command("stop"))
+    assert (steer.decision.stop, steer.decision.positions) == (True, ())
+    assert feed(campaign, command("stop")) == []
+    assert feed(campaign, chunk(50), ended()) == []
+    assert feed(campaign, candidate()) == [Publish(1)]
+    assert of_kind(feed(campaign, published(1)), Finish, Train, Label) == [Finish(campaign_end())]
+    assert campaign.finished
+
+
+def campaign_end():
+    return "the source has ended and what it gave is learnt"
+
+
+def test_a_policy_that_answers_after_the_end_steers_nothing():
+    campaign = training()
+    feed(campaign, chunk(80))
+    assert campaign._asking
+    feed(campaign, command("stop"))
+    assert feed(campaign, decision(10)) == []
+    assert campaign.outstanding == 0
+
+
+def test_stop_during_the_rounds_after_the_end_ends_those_too():
+    campaign = training()
+    feed(campaign, ended(), labels(), candidate())
+    assert feed(campaign, command("stop")) == []
+    feed(campaign, labels(), published(1))
+    assert campaign.finished
+
+
+def test_an_unknown_command_is_refused_before_it_reaches_anything():
+    with pytest.raises(ValueError, match="found command 'puase', expected one of pause, resume, stop"):
+        command("puase")
+    with pytest.raises(ValueError, match="expected one of"):
+        decode({"event": "Command", "time": 0.0, "name": "explode"})
+
+
+def test_labels_are_made_when_there_are_frames_enough_and_again_when_there_are_new_ones():
+    campaign = started()
+    assert feed(campaign, chunk()) == []
+    assert feed(campaign, chunk()) == [Label("a")]
+    assert feed(campaign, chunk()) == []  # under way
+    feed(campaign, labels())
+    assert of_kind(feed(campaign, chunk()), Label) == []
+    assert of_kind(feed(campaign, chunk()), Label) == [Label("a")]  # 30 new ones
+
+
+def test_labels_that_fail_are_made_again_with_new_frames_only():
+    campaign = started()
+    feed(campaign, chunk(), chunk())
+    assert feed(campaign, labels(count=0)) == []
+    assert feed(campaign, chunk()) == [Label("a")]
+
+
+def test_labels_of_an_earlier_scan_start_no_training_on_it():
+    campaign = started()
+    feed(campaign, chunk(20), chunk(20, "b"))
+    assert feed(campaign, labels("a")) == [Label("b")]
+    assert feed(campaign, labels("b")) == [Train("b", 5)]
+    assert of_kind(feed(campaign, labels("a")), Train, Label) == []
+    assert feed(campaign, candidate(scan="b")) == [Publish(1)]
+    assert feed(campaign, published(1)) == [Train("b", 5)]
+
+
+def test_training_goes_on_while_labels_are_fresh_enough_to_learn_from():
+    campaign = training()
+    assert feed(campaign, candidate(0.5, 1.0)) == [Publish(1)]
+    assert feed(campaign, published(1)) == [Train("a", 5)]
+    assert feed(campaign, candidate(0.495, 0.5)) == [Refuse("error 0.495, the model in service has 0.5")]
+    assert feed(campaign, refused()) == [Train("a", 5)]
+    assert (campaign.version, campaign.expected) == (1, 0.1)
+
+
+@pytest.mark.parametrize("unknown", [math.nan, None])
+def test_without_held_out_frames_the_training_loss_decides(unknown):
+    """Nothing to judge by is no reason to publish, and none to refuse for ever."""
+    campaign = training()
+    verdicts = []
+    for loss in (1.0, 0.995, 0.8, 0.85, 0.79, unknown):
+        [action] = feed(campaign, candidate(unknown, unknown, loss=loss))
+        verdicts.append(type(action))
+        feed(campaign, published(action.version, residual=unknown) if isinstance(action, Publish) else refused())
+    assert verdicts == [Refuse, Refuse, Publish, Refuse, Publish, Refuse]
+    assert campaign.expected is None
+    assert feed(campaign, *[predicted(9.0, version=2)] * 10) == []
+    assert not campaign.raised  # nothing is known of what the version should reach
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_candidate_that_diverged_is_refused(loss):
+    campaign = training()
+    assert isinstance(feed(campaign, candidate(math.nan, 0.5))[0], Refuse)
+    feed(campaign, refused())
+    for _ in range(3):
+        assert isinstance(feed(campaign, candidate(math.nan, math.nan, loss=loss))[0], Refuse)
+        feed(campaign, refused())
+    assert isinstance(feed(campaign, candidate(0.3, 0.5))[0], Publish)
+
+
+def test_a_lost_rank_voids_the_round_and_training_goes_on():
+    campaign = training()
+    assert feed(campaign, lost()) == [Train("a", 5)]
+    assert feed(campaign, candidate()) == [Publish(1)]
+    assert feed(campaign, lost()) == []  # the publication is under way and will be answered
+    assert feed(campaign, published(1)) == [Train("a", 5)]
+
+
+def test_a_rank_lost_where_nothing_is_learnt_changes_nothing():
+    campaign = started()
+    assert feed(campaign, lost(), RankJoined(time=0.0, ranks=1, generation=1)) == []
+    assert feed(campaign, candidate()) == []  # of a round that was never asked for
+    assert feed(campaign, chunk(), chunk()) == [Label("a")]
+
+
+def test_a_version_installed_from_elsewhere_does_not_end_the_round():
+    campaign = training()
+    assert feed(campaign, published(1)) == []
+    assert feed(campaign, candidate()) == [Publish(2)]
+
+
+@pytest.mark.parametrize("again", [0, 1, 2])
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_after_the_end_it_labels_and_learns_so_often(rounds, again):
+    after = {"rounds_after_end": rounds, "labels_after_end": again}
+    campaign = started(Settings(lookahead=10, frames_to_label=20, label_every=30, **after))
+    feed(campaign, chunk(20), labels(), candidate(1.0, 1.0))
+    given = [*feed(campaign, ended()), *feed(campaign, refused())]
+    answers = {Label: labels(), Train: candidate(1.0, 1.0), Refuse: refused()}
+    for action in given:  # grows as it goes
+        if not isinstance(action, Finish):
+            given += feed(campaign, answers[type(action)])
+    kinds = Counter(map(type, given))
+    assert (kinds[Train], kinds[Label], kinds[Finish]) == (rounds, again, 1)
+
+
+@pytest.mark.parametrize("frames", [0, 5])
+def test_a_scan_too_short_to_label_ends_at_once(frames):
+    campaign = started()
+    feed(campaign, *([chunk(frames)] if frames else []))
+    assert feed(campaign, ended()) == [Finish(campaign_end())]
+
+
+def test_a_scan_whose_labels_all_fail_ends_too():
+    campaign = started()
+    feed(campaign, chunk(20), labels(count=0))
+    assert feed(campaign, ended()) == [Label("a")]
+    assert feed(campaign, labels(count=0)) == [Finish(campaign_end())]
+
+
+def test_a_short_last_scan_does_not_hide_the_round_of_the_one_before():
+    campaign = training()
+    assert feed(campaign, chunk(5, "b"), ended()) == []
+    assert feed(campaign, candidate()) == [Publish(1)]
+    assert feed(campaign, published(1)) == [Finish(campaign_end())]
+
+
+# Trust.
+
+
+def test_drift_is_raised_and_lowered_as_the_settings_say():
+    campaign = training()
+    feed(campaign, candidate(), published(1, residual=0.1))
+    assert feed(campaign, *[predicted(0.14)] * 10) == []
+    feed(campaign, *[predicted(0.16)] * 2)
+    assert not campaign.raised  # the median of five chunks, not the last one
+    feed(campaign, predicted(0.16))
+    assert campaign.raised == [DriftRaised(time=0.0, scan="a", residual=0.16, expected=0.1)]
+    campaign.raised.clear()
+    feed(campaign, *[predicted(0.13)] * 10)
+    assert campaign.drift
+    feed(campaign, *[predicted(0.11)] * 3)
+    assert campaign.raised == [DriftLowered(time=0.0, scan="a", residual=0.11, expected=0.1)]
+    assert not campaign.drift
+
+
+def test_trust_is_judged_by_the_version_in_service_alone():
+    campaign = training()
+    feed(campaign, *[predicted(9.0, version=0)] * 10)
+    assert not campaign.raised  # the untrained network is trusted with nothing
+    feed(campaign, candidate(), published(1), *[predicted(9.0, version=0)] * 10)
+    assert not campaign.raised
+    feed(campaign, *[predicted(9.0)] * 4, candidate(), published(2))
+    feed(campaign, *[predicted(9.0, version=2)] * 4)
+    assert not campaign.raised  # a new version starts with a clean slate
+    feed(campaign, *[predicted(math.nan, version=2)] * 4)
+    assert not campaign.raised
+    feed(campaign, predicted(9.0, version=2))
+    assert campaign.drift
+
+
+# The log.
+
+
+EVENTS = [
+    chunk(3),
+    predicted(0.25),
+    decision(2),
+    DecisionSuggested(time=1.5, positions=((0.1, 1e-9),), reasons=("a",), dwell=(0.25,), stop=True),
+    labels(),
+    candidate(None, None),
+    published(3, residual=None),
+    refused(),
+    FrameRefused(time=0.0, count=2, reason="out of reach"),
+    DriftRaised(time=0.0, scan="a", residual=0.3, expected=0.1),
+    DriftLowered(time=0.0, scan="a", residual=0.1, expected=0.1),
+    lost(),
+    RankJoined(time=0.0, ranks=2, generation=1),
+    ended(),
+    command("pause"),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_comes_back_from_its_line(event):
+    back = decode(as_logged(event))
+    assert back == event
+    assert type(back) is type(event)
+    hash(back)  # tuples all the way, as in the event that was written
+
+
+def test_a_line_that_is_not_the_campaigns_is_passed_over_and_a_cut_one_named():
+    assert decode({"event": "Started", "time": 0.0}) is None
+    assert decode({}) is None
+    with pytest.raises(ValueError, match=r"ChunkArrived without \['frame_ids'\]"):
+        decode({"event": "ChunkArrived", "time": 0.0, "scan": "a"})
+
+
+def test_drift_in_a_log_is_judged_again_not_fed_again():
+    events = [published(0), decision(100), chunk(20), labels(), candidate(), published(1), *[predicted(9.0)] * 5]
+    raised = DriftRaised(time=0.0, scan="a", residual=9.0, expected=0.1)
+    campaign, actions = replay(map(as_logged, [*events, raised]), SETTINGS)
+    assert campaign.raised == [raised]
+    assert actions == replay(map(as_logged, events), SETTINGS)[1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lookahead": 0},
+        {"frames_to_label": 0},
+        {"label_every": 0},
+        {"steps": 0},
+        {"drift_window": 0},
+        {"rounds_after_end": -1},
+        {"labels_after_end": -1},
+        {"gain": 1.0},
+        {"gain": -0.1},
+        {"drift_lower": 2.0},
+        {"drift_lower": 0.0},
+    ],
+)
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="found Settings"):
+        Settings(**wrong)

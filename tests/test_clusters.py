@@ -1,0 +1,207 @@
+"""What every cluster promises. A new kind of cluster is one more entry in CLUSTERS."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Client
+
+from steering.clusters import existing, local
+
+pytestmark = pytest.mark.slow
+DASK = [sys.executable, "-m", "dask"]
+WORKERS = ("trainer=1", "trainer=1", "inference=1", "source=1 label=1 runner=1")
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, f"waited a minute for {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def scheduler_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cluster that somebody else started, by the command line."""
+    folder = tmp_path_factory.mktemp("cluster")
+    file = folder / "scheduler.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    address = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+    scheduler = [*DASK, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file), *address]
+    processes = [subprocess.Popen(scheduler, **quiet)]  # type: ignore[call-overload]
+    try:
+        wait_until(file.is_file, "the scheduler file")
+        for resources in WORKERS:
+            worker = [*DASK, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+            processes.append(subprocess.Popen([*worker, "--resources", resources], **quiet))  # type: ignore[call-overload]
+        yield file
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=30)
+
+
+def open_local(request: pytest.FixtureRequest) -> AbstractContextManager[Client]:
+    return local(ranks=2)
+
+
+def open_existing(request: pytest.FixtureRequest) -> AbstractContextManager[Client]:
+    return existing(str(request.getfixturevalue("scheduler_file")), ranks=2, timeout=60)
+
+
+CLUSTERS = {"local": open_local, "existing": open_existing}
+
+
+@pytest.mark.parametrize("open_cluster", CLUSTERS.values(), ids=CLUSTERS.keys())
+def test_workers_carry_the_roles(open_cluster: Callable, request: pytest.FixtureRequest) -> None:
+    with open_cluster(request) as client:
+        carried = [worker["resources"] for worker in client.scheduler_info()["workers"].values()]
+        assert sum("trainer" in resources for resources in carried) == 2
+        for role in ("inference", "source", "label", "runner"):
+            assert client.submit(lambda: os.getpid(), resources={role: 1}, pure=False).result(timeout=60) != os.getpid()
+
+        def rank_process(rank: int) -> int:
+            time.sleep(0.3)  # so that the other rank goes to the other worker
+            return os.getpid()
+
+        ranks = client.map(rank_process, range(2), resources={"trainer": 1})
+        assert len(set(client.gather(ranks))) == 2, "one process for each rank"
+
+
+def test_local_leaves_nothing_behind_when_the_body_raises() -> None:
+    pids: list[int] = []
+    folders: list[str] = []
+
+    def body() -> None:
+        with local(ranks=1) as client:
+            pids.extend(client.run(os.getpid).values())
+            folders.extend(client.run(lambda dask_worker: dask_worker.local_directory).values())
+            assert client.scheduler.address.startswith("tcp://127.0.0.1:")
+            assert all(Path(folder).is_dir() for folder in folders)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        body()
+    assert len(pids) == len(folders) == 3
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not any(Path(folder).exists() for folder in folders)
+
+
+def test_local_workers_see_todays_environment_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAID_JUST_NOW", "yes")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with local(ranks=1) as client:
+        said = client.run(lambda: (os.environ["SAID_JUST_NOW"], os.environ["OMP_NUM_THREADS"]))
+        assert set(said.values()) == {("yes", "1")}
+
+
+def test_two_local_clusters_do_not_disturb_each_other() -> None:
+    with local(ranks=1) as one, local(ranks=1) as other:
+        assert one.scheduler.address != other.scheduler.address
+        assert not set(one.run(os.getpid).values()) & set(other.run(os.getpid).values())
+
+
+def test_a_lost_rank_comes_back() -> None:
+    with local(ranks=1) as client:
+        pid = client.submit(os.getpid, resources={"trainer": 1}, pure=False).result(timeout=60)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(pid), "the end of the rank")
+        again = client.submit(os.getpid, resources={"trainer": 1}, pure=False).result(timeout=60)
+        assert again != pid
+
+
+DRIVER = """
+import os, sys, time
+from steering.clusters import local
+
+if __name__ == "__main__":
+    try:
+        with local(ranks=1) as client:
+            try:
+                print(*client.run(os.getpid).values(), flush=True)
+                time.sleep(120)
+            except KeyboardInterrupt:
+                print("alive" if client.submit(sum, [1, 2]).result(timeout=30) == 3 else "wrong", flush=True)
+                raise
+    except KeyboardInterrupt:
+        print("closed", flush=True)
+        sys.exit(130)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A driver in a process group of its own, as a terminal gives it, and its workers' process ids."""
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # where a killed driver leaves its scratch folder
+    process = subprocess.Popen([sys.executable, script], start_new_session=True, env=environment, **pipes)  # type: ignore[call-overload]
+    try:
+        assert process.stdout is not None
+        yield process, [int(pid) for pid in process.stdout.readline().split()]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(pids: list[int]) -> bool:
+    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def test_ctrl_c_lets_the_driver_close_in_order(driver: tuple[subprocess.Popen, list[int]]) -> None:
+    process, workers = driver
+    assert len(workers) == 3
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: to every process of the group
+    out, err = process.communicate(timeout=60)
+    assert out.split() == ["alive", "closed"], "the workers still answered, and the cluster was closed"
+    assert process.returncode == 130
+    assert err == ""
+    assert ended(workers)
+
+
+def test_workers_die_with_a_killed_driver(driver: tuple[subprocess.Popen, list[int]]) -> None:
+    process, workers = driver
+    process.kill()
+    process.wait(timeout=30)
+    wait_until(lambda: ended(workers), "the end of the workers")
+
+
+def test_existing_goes_on_running_and_takes_an_address(scheduler_file: Path) -> None:
+    with existing(str(scheduler_file), ranks=2, timeout=60) as client:
+        address = client.scheduler.address
+    with existing(address, ranks=2, timeout=60) as client:
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+
+
+def test_existing_names_the_roles_that_are_missing(scheduler_file: Path) -> None:
+    with existing(str(scheduler_file), ranks=2, timeout=60) as client:
+        address = client.scheduler.address
+    with (
+        pytest.raises(RuntimeError, match="missing 2 with the resource trainer") as caught,
+        existing(address, ranks=4, timeout=1),
+    ):
+        pass
+    assert f'dask worker {address} --nthreads 1 --resources "trainer=1"' in str(caught.value)
+
+
+def test_existing_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="dask scheduler --scheduler-file"), existing(str(tmp_path / "no.json")):
+        pass
+    with (
+        pytest.raises(OSError, match="no scheduler that answers at tcp:"),
+        existing("tcp://127.0.0.1:9", timeout=1),
+    ):
+        pass
+    with pytest.raises(ValueError, match="ranks"), local(ranks=0):
+        pass

@@ -1,0 +1,231 @@
+"""Laws of live inference."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from steering.inference import HoldOut, LiveImage, Predictor, Table
+from steering.inference.evaluate import patch_phase_error, score_patches
+from steering.inference.live import place
+from steering.models import ModelStore, ProbeFirst
+from steering.policies import SpaceFilling
+from steering.ptychography import Canvas, extract_patches, patch_weight, simulate, zone_plate
+from steering.records import Field, Geometry, ModelVersion, make_chunk
+
+WINDOW, PATCH = 32, 16
+PROBE = zone_plate(WINDOW, 12.0, aperture=0.6, counts=1e4)
+FIELD = Field(-20, 20, -20, 20)
+GEOMETRY = Geometry(shape=(WINDOW, WINDOW))
+CANVAS = Canvas.around(FIELD, WINDOW)
+
+
+def thing(seed=0):
+    """A smooth object on the canvas."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: CANVAS.shape[0], : CANVAS.shape[1]] / 12
+    return np.exp(1j * 0.5 * np.sin(y + rng.uniform(0, 6)) * np.cos(x + rng.uniform(0, 6))).astype(np.complex64)
+
+
+def chunks(scan="a", n=40, first=0, seed=0):
+    """Chunks of 5 frames of the object of that seed."""
+    rng = np.random.default_rng(seed)
+    where = rng.uniform(-20, 20, (n, 2))
+    counts = rng.poisson(simulate(thing(seed), PROBE, CANVAS, where)).astype(np.uint16)
+    for i in range(0, n, 5):
+        rows = slice(i, i + 5)
+        yield make_chunk(counts[rows], np.arange(first + i, first + i + 5), where[rows], GEOMETRY, scan=scan)
+
+
+def publish(store, number, noise=0.0):
+    """Publish a network; with noise on its weights it is better for some frames and worse for others."""
+    torch.manual_seed(0)
+    network = ProbeFirst(window=WINDOW, patch=PATCH, width=4)
+    network.optics.set(PROBE)
+    torch.manual_seed(number)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight += noise * torch.randn_like(weight)
+    ModelStore(store).publish(network, ModelVersion(number=number, network="ProbeFirst", dials=network.dials))
+
+
+def predictor(store, **parts):
+    """A predictor with version 0 in its store."""
+    publish(store, 0)
+    return Predictor(
+        field=FIELD,
+        geometry=GEOMETRY,
+        probe=PROBE,
+        policy=SpaceFilling(np.random.default_rng(0).uniform(-20, 20, (50, 2))),
+        store=store,
+        **parts,
+    )
+
+
+async def predicted(me, n):
+    """Wait until n frames are predicted; the events."""
+    events = []
+    while sum(len(e.frame_ids) for e in events) < n:
+        events += await me.events()
+    return events
+
+
+def test_every_frame_is_predicted_once_with_its_version_across_swaps(tmp_path):
+    """Versions are swapped while frames arrive: none is lost, none doubled, each is told with its version."""
+
+    async def main():
+        me = predictor(tmp_path)
+        await me.start()
+        for number, chunk in enumerate(chunks(n=60)):
+            await me.receive(chunk)
+            if number % 3 == 2:
+                publish(tmp_path, number // 3 + 1, noise=0.01)
+                await me.install(number // 3 + 1)
+        return await predicted(me, 60), await me.live(), await me.figures()
+
+    events, live, figures = asyncio.run(main())
+    assert sorted(i for e in events for i in e.frame_ids) == list(range(60))
+    assert figures["frames_predicted"] == 60
+    versions = [e.version for e in events]
+    assert versions == sorted(versions)
+    assert len(set(versions)) > 2
+    assert live.sizes["frame"] == 60
+    assert (live["frame_model_version"] >= 0).all()
+    assert np.isfinite(live["residual"]).all()
+
+
+def test_a_newer_model_predicts_again_and_only_better_predictions_are_kept(tmp_path):
+    async def main():
+        me = predictor(tmp_path)
+        await me.start()
+        for chunk in chunks(n=40):
+            await me.receive(chunk)
+        await predicted(me, 40)
+        before = await me.live()
+        for number in range(1, 9):
+            publish(tmp_path, number, noise=0.02)
+            await me.install(number)
+            while (await me._do(me._scans["a"].behind, number, 0.0, 1)).size:
+                await asyncio.sleep(0.01)
+        return before, await me.live()
+
+    before, after = asyncio.run(main())
+    again = (after["frame_model_version"] > 0).values
+    assert again.any()
+    assert (after["residual_now"].values[again] < before["residual_now"].values[again]).all()
+    np.testing.assert_array_equal(after["residual_now"].values[~again], before["residual_now"].values[~again])
+    np.testing.assert_array_equal(after["residual"].values, before["residual"].values)  # what was known live
+
+
+def test_a_new_scan_has_its_own_image_and_the_old_one_keeps_what_is_judged(tmp_path):
+    async def main():
+        me = predictor(tmp_path, truths={"a": (thing(0), CANVAS), "b": (thing(1), CANVAS)})
+        await me.start()
+        for chunk in [*chunks("a", 40), *chunks("b", 40, first=40, seed=1)]:
+            await me.receive(chunk)
+        await predicted(me, 80)
+        return (
+            await me.live("a"),
+            await me.live("b"),
+            await me.evaluate("a", (0,)),
+            await me.evaluate("b", (0,)),
+            await me.label_frames("a", 100),
+            await me.label_frames("b", 30),
+            await me.versions_of("a"),
+        )
+
+    a, b, score_a, score_b, late, frames, versions = asyncio.run(main())
+    assert a.attrs["scan"] == "a"
+    assert b.attrs["scan"] == "b"
+    assert list(a["frame"].values) == list(range(40))
+    assert list(b["frame"].values) == list(range(40, 80))
+    assert 0 < score_a[0].phase_error < np.pi
+    assert 0 < score_b[0].phase_error < np.pi
+    assert late is None
+    assert len(frames.frame_id) == 30
+    assert frames.frame_id[-1] == 79
+    assert versions == (0, 0)
+    assert {"truth_phase", "truth_amplitude", "model_version", "trust"} <= set(a.data_vars)
+    assert a["phase"].attrs["units"] == "rad"
+
+
+def test_what_goes_wrong_with_a_frame_reaches_whoever_reads_the_events(tmp_path):
+    async def main():
+        me = predictor(tmp_path)
+        await me.start()
+        far = make_chunk(np.ones((1, WINDOW, WINDOW), np.uint16), [0], [[500.0, 0.0]], GEOMETRY)
+        await me.receive(far)
+        await me.events()
+
+    with pytest.raises(ValueError, match="leaves the canvas"):
+        asyncio.run(main())
+
+
+def test_a_predictor_without_a_model_says_what_it_expects(tmp_path):
+    me = predictor(tmp_path / "models")
+    me.store = tmp_path / "empty"
+    with pytest.raises(FileNotFoundError, match="expected version 0"):
+        asyncio.run(me.start())
+
+
+def test_the_table_finds_frames_and_grows():
+    table = Table()
+    for first in range(0, 1000, 7):
+        ids = np.arange(first, first + 7)
+        table.append(ids, value=ids * 2.0, patch=np.ones((7, 2, 2)) * ids[:, None, None])
+    assert len(table) == 1001
+    assert table["value"][table.row[500]] == 1000
+    np.testing.assert_array_equal(table["patch"][:, 1, 1], table.frame_id)
+
+
+class TestHoldOut:
+    """Which frames are kept from training."""
+
+    def test_every_tenth(self):
+        assert HoldOut().held_out(np.arange(30)).sum() == 3
+        assert not HoldOut().withheld(np.zeros((30, 2))).any()
+
+    def test_a_region_and_its_margin(self):
+        hold_out = HoldOut(region=Field(10, 20, 10, 20), margin=5)
+        where = np.array([[15.0, 15.0], [10.0, 6.0], [6.0, 6.0], [0.0, 0.0], [20.0, 25.0]])
+        np.testing.assert_array_equal(hold_out.withheld(where), [True, True, False, False, True])
+        np.testing.assert_array_equal(hold_out.judged(np.arange(5), where), [True, False, False, False, False])
+
+
+class TestScore:
+    """Errors that do not depend on what a frame cannot tell."""
+
+    def live(self, truth):
+        """An empty live image with a known truth."""
+        return LiveImage("a", CANVAS, patch_weight(PROBE, PATCH), GEOMETRY, (truth, CANVAS))
+
+    def patches(self, image, n=60):
+        """True patches at positions all over the field."""
+        where = np.random.default_rng(3).uniform(-20, 20, (n, 2))
+        return extract_patches(image, CANVAS, where, PATCH), where
+
+    def test_the_truth_in_another_gauge_is_right(self):
+        y, x = np.mgrid[: CANVAS.shape[0], : CANVAS.shape[1]]
+        patches, where = self.patches(thing() * np.exp(1j * (0.8 + 0.01 * y - 0.02 * x)))
+        score = score_patches(patches, where, self.live(thing()))
+        assert score.phase_error < 0.03
+        assert score.phase_correlation > 0.98
+
+    def test_another_object_is_wrong(self):
+        score = score_patches(*self.patches(thing(7)), self.live(thing()))
+        assert score.phase_error > 0.08
+        assert score.phase_correlation < 0.7
+
+    def test_a_constant_phase_per_patch_is_free_in_the_error(self):
+        patches, _ = self.patches(thing(), 5)
+        turned = patches * np.exp(1j * np.arange(5))[:, None, None]
+        assert patch_phase_error(turned, patches, patch_weight(PROBE, PATCH)).max() < 1e-3
+
+    def test_place_moves_the_truth_to_another_canvas(self):
+        small = Canvas((20, 24), (CANVAS.origin[0] + 10, CANVAS.origin[1] + 7))
+        there = place((thing(), CANVAS), small)
+        np.testing.assert_array_equal(there, thing()[10:30, 7:31])
+        back = place((there, small), CANVAS)
+        np.testing.assert_array_equal(back[10:30, 7:31], there)
+        assert (back != 0).sum() == there.size

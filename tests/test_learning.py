@@ -1,0 +1,261 @@
+"""Laws of the training ranks."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from steering.learning import Labels, Rank, Reconstruction, TrainerSettings
+from steering.learning.samples import Samples
+from steering.learning.strategies import ER, FromScratch, Incremental, Minibatch
+from steering.models import ModelStore, ProbeFirst
+from steering.ptychography import patch_weight, zone_plate
+from steering.records import ModelVersion
+from tests.ranks import on_ranks
+
+PATCH = 16
+
+
+def labels(scan="a", n=16, *, stratum=0, seed=0, first=0):
+    """Labelled frames of 32 x 32 pixels; every fourth is held out."""
+    rng = np.random.default_rng(seed)
+    return Labels(
+        scan=scan,
+        stratum=stratum,
+        frame_id=np.arange(first, first + n),
+        counts=rng.poisson(5, (n, 32, 32)).astype(np.uint16),
+        amplitude=rng.uniform(0.5, 1, (n, PATCH, PATCH)).astype(np.float32),
+        phase=rng.uniform(-1, 1, (n, PATCH, PATCH)).astype(np.float32),
+        held_out=np.arange(n) % 4 == 3,
+        probe=zone_plate(32, 10.0),
+        mask=np.zeros((32, 32), bool),
+    )
+
+
+def rank_of(strategy, **dials):
+    """A rank with a small network."""
+    torch.manual_seed(0)
+    network = ProbeFirst(window=32, patch=PATCH, width=4)
+    network.optics.set(zone_plate(32, 10.0))
+    objective = Reconstruction(patch_weight(zone_plate(32, 10.0), PATCH))
+    return Rank(
+        network, strategy(objective), TrainerSettings(**{"batch": 4, "candidates": 4, "representatives": 4} | dials)
+    )
+
+
+def train_once(rank, ranks, where, batch, steps):
+    """Incremental training on a share of the same labels; the weights afterwards."""
+    me = rank_of(Incremental, batch=batch)
+    me.join(where, rank=rank, ranks=ranks)
+    asyncio.run(me.receive(labels(first=1).share(rank, ranks)))  # these ids fall 6 and 6 to two ranks
+    assert len(labels(first=1).share(0, 2).frame_id) - 4 == 6
+    me.fit("a", steps)
+    weights = torch.cat([p.detach().flatten() for p in me.network.parameters()])
+    me.close()
+    return weights.numpy()
+
+
+@pytest.mark.slow
+def test_n_ranks_equal_one_rank_on_the_same_data():
+    """12 frames to train on: two ranks with 6 of them a step, or one with all 12, descend the same way."""
+    one = on_ranks(1, train_once, 12, 4)[0]
+    two = on_ranks(2, train_once, 6, 4)
+    np.testing.assert_array_equal(two[0], two[1])
+    assert np.abs(two[0] - one).mean() < 2e-5
+    assert np.corrcoef(two[0], one)[0, 1] > 0.99999
+
+
+def two_scans(rank, ranks, where, folder):
+    """ER over two scans; what the rank reports."""
+    me = rank_of(ER)
+    me.join(where, rank=rank, ranks=ranks)
+    reports = []
+    for number, scan in enumerate(("a", "b")):
+        asyncio.run(me.receive(labels(scan, 24, stratum=number, seed=number, first=100 * number).share(rank, ranks)))
+        reports.append(me.fit(scan, 30))
+    fills = me.buffer.fills
+    if rank == 0:
+        me.publish(folder, ModelVersion(number=1, network="ProbeFirst", dials=me.network.dials))
+    me.close()
+    return reports, fills
+
+
+@pytest.mark.slow
+def test_rehearsal_over_two_ranks(tmp_path):
+    """Representatives come from all ranks alike; the past stays in the buffer; what is published loads."""
+    answers = on_ranks(2, two_scans, tmp_path)
+    used = sum(r.representatives for reports, _ in answers for r in reports)
+    remote = sum(r.remote for reports, _ in answers for r in reports)
+    assert used > 0.9 * 2 * 60 * 4
+    assert abs(remote / used - 0.5) < 0.1
+    for (first, second), fills in answers:
+        assert np.isfinite([first.loss, second.loss]).all()
+        assert set(fills) == {0, 1}
+        assert set(second.seconds) == {"load", "train", "populate", "augment", "wait"}
+    judged = answers[0][0][1]
+    assert judged.error is not None
+    assert judged.served_error is not None
+    assert answers[1][0][1].error is None  # rank 0 alone judges
+    assert ModelStore(tmp_path).load(1).dials["patch"] == PATCH
+
+
+def alone(strategy, **dials):
+    """A single rank in this process."""
+    from steering.learning import MeetingPoint
+
+    point = MeetingPoint()
+    me = rank_of(strategy, **dials)
+    me.join(point.rendezvous, rank=0, ranks=1)
+    return me, point
+
+
+def test_learning_lowers_the_error_of_held_out_frames():
+    me, _point = alone(Incremental, learning_rate=3e-3)
+    truth = labels(n=32)
+    constant = np.full_like(truth.phase, 0.7)
+    asyncio.run(me.receive(Labels(**{**vars(truth), "phase": constant, "amplitude": np.ones_like(constant)})))
+    report = me.fit("a", 80)
+    me.close()
+    assert report.error < 0.5 * report.served_error
+
+
+def test_same_seed_same_result():
+    weights = []
+    for _ in range(2):
+        me, _point = alone(ER)
+        asyncio.run(me.receive(labels()))
+        me.fit("a", 10)
+        weights.append(torch.cat([p.detach().flatten() for p in me.network.parameters()]))
+        me.close()
+    assert torch.equal(*weights)
+
+
+def test_from_scratch_restarts_at_a_new_scan_and_keeps_every_sample():
+    me, _point = alone(FromScratch)
+    start = {k: v.clone() for k, v in me.network.state_dict().items()}
+    asyncio.run(me.receive(labels("a")))
+    me.fit("a", 3)
+    asyncio.run(me.receive(labels("b", stratum=1, seed=1, first=50)))
+    me.fit("b", 0)
+    assert len(me._samples) == 24
+    assert all(torch.equal(v, start[k]) for k, v in me.network.state_dict().items() if k.startswith("enter"))
+    me.close()
+
+
+def test_training_before_labels_is_refused():
+    me, _point = alone(Incremental)
+    with pytest.raises(ValueError, match="no labelled frame of scan 'a'"):
+        me.fit("a", 1)
+    me.close()
+
+
+def test_every_sample_once_per_epoch_and_the_last_minibatch_is_not_lost():
+    samples = Samples(seed=0, keep_all=False)
+    samples.add(labels(n=13))  # 10 to train on
+    samples.begin("a")
+    out = {k: torch.zeros((4, *v.shape), dtype=v.dtype) for k, v in samples.example().items()}
+    seen = []
+    for _ in range(5):  # 20 draws: two epochs
+        samples.take(4, out)
+        seen += [row.sum().item() for row in out["counts"].long()]
+    assert sorted(seen[:10]) == sorted(seen[10:])
+    assert len(set(seen[:10])) == 10
+
+
+def test_shares_are_disjoint_and_complete_and_held_out_frames_go_to_rank_0():
+    whole = labels(n=21)
+    shares = [whole.share(rank, 3) for rank in range(3)]
+    taught = np.concatenate([s.frame_id[~s.held_out] for s in shares])
+    assert sorted(taught) == sorted(whole.frame_id[~whole.held_out])
+    assert shares[0].held_out.sum() == whole.held_out.sum()
+    assert not shares[1].held_out.any()
+
+
+def test_a_frame_that_is_labelled_again_goes_to_the_same_rank():
+    first, again = labels(n=40), labels(n=30, first=12)
+
+    def taught(part):
+        return set(part.frame_id[~part.held_out].tolist())
+
+    both = taught(first) & taught(again)
+    assert len(both) > 10
+    for rank in range(3):
+        assert taught(first.share(rank, 3)) & both == taught(again.share(rank, 3)) & both
+
+
+def test_a_newer_label_replaces_the_older_one():
+    samples = Samples(seed=0, keep_all=False)
+    samples.add(labels(seed=1))
+    samples.add(labels(seed=2))
+    assert len(samples) == 12
+    assert samples.seen == {"a": 12}
+    assert torch.equal(samples._train["a"][0]["phase"], torch.from_numpy(labels(seed=2).phase[0]))
+
+
+@pytest.mark.parametrize("strategy", [Incremental, FromScratch, ER], ids=lambda s: s.__name__)
+class TestStrategyContract:
+    """What every strategy must do; a new one joins the list above."""
+
+    def minibatch(self):
+        """Three new samples and two representatives."""
+        fields = {
+            "counts": torch.from_numpy(labels(n=5).counts),
+            "amplitude": torch.from_numpy(labels(n=5).amplitude),
+            "phase": torch.from_numpy(labels(n=5).phase),
+            "stratum": torch.zeros(5, dtype=torch.int64),
+        }
+        return Minibatch(fields, new=3)
+
+    def test_loss_is_a_finite_number_with_a_gradient(self, strategy):
+        rank = rank_of(strategy)
+        loss = rank.strategy.loss(rank.network, self.minibatch())
+        loss.value.backward()
+        assert torch.isfinite(loss.value)
+        assert sum(float(p.grad.abs().sum()) for p in rank.network.parameters()) > 0
+
+    def test_it_remembers_new_samples_as_they_are_or_nothing(self, strategy):
+        rank, minibatch = rank_of(strategy), self.minibatch()
+        loss = rank.strategy.loss(rank.network, minibatch)
+        kept = rank.strategy.remember(minibatch.batch, loss.outputs)
+        if rank.strategy.rehearses:
+            assert kept["counts"].dtype == torch.uint16
+            assert torch.equal(kept["counts"], minibatch.fields["counts"][:3])
+        else:
+            assert kept is None
+
+    def test_it_says_what_the_trainer_needs(self, strategy):
+        assert isinstance(strategy.rehearses, bool)
+        assert isinstance(strategy.restarts, bool)
+
+
+class TestReconstruction:
+    """The objective."""
+
+    def fields(self):
+        """Amplitude and phase of four patches."""
+        truth = labels(n=4)
+        return {"amplitude": torch.from_numpy(truth.amplitude), "phase": torch.from_numpy(truth.phase)}
+
+    def test_it_is_lowest_for_the_truth(self):
+        objective, fields = Reconstruction(np.ones((PATCH, PATCH), np.float32)), self.fields()
+        right = objective.error((fields["amplitude"], fields["phase"]), fields)
+        wrong = objective.error((fields["amplitude"] * 0.9, fields["phase"] + 0.3 * torch.randn(PATCH, PATCH)), fields)
+        assert (right < 0.01).all()
+        assert (wrong > right + 0.1).all()
+
+    def test_without_its_absolute_part_a_constant_phase_is_free(self):
+        fields = self.fields()
+        free = Reconstruction(np.ones((PATCH, PATCH), np.float32), absolute=0.0)
+        fixed = Reconstruction(np.ones((PATCH, PATCH), np.float32), absolute=1.0)
+        turned = (fields["amplitude"], fields["phase"] + 1.0)
+        assert (free.error(turned, fields) < 0.01).all()
+        assert (fixed.error(turned, fields) > 0.9).all()
+
+    def test_pixels_without_light_do_not_count(self):
+        weight = np.zeros((PATCH, PATCH), np.float32)
+        weight[4:8, 4:8] = 1
+        fields = self.fields()
+        phase = fields["phase"].clone()
+        phase[:, 10:] += 2
+        assert (Reconstruction(weight).error((fields["amplitude"], phase), fields) < 0.01).all()

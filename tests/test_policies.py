@@ -1,0 +1,223 @@
+"""What every policy promises. A new kind of policy is one more entry in POLICIES."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from steering.policies import Random, Raster, SpaceFilling
+from steering.records import Prediction
+
+POLICIES = {"raster": Raster, "random": Random, "space_filling": SpaceFilling}
+
+
+@pytest.fixture(params=POLICIES.values(), ids=POLICIES.keys())
+def kind(request):
+    return request.param
+
+
+def grid(rows, columns, step=1.0, jitter=0.0, seed=0):
+    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    places = step * np.stack([y.ravel(), x.ravel()], axis=1)
+    rng = np.random.default_rng(seed)
+    moved = places + rng.uniform(-jitter, jitter, places.shape) * step
+    return rng.permutation(np.clip(moved, 0, places.max(0)))
+
+
+def prediction(scan, n):
+    return Prediction(
+        frame_id=np.arange(n),
+        scan=scan,
+        position=np.zeros((n, 2)),
+        amplitude=np.ones((n, 4, 4), np.float32),
+        phase=np.zeros((n, 4, 4), np.float32),
+        residual=np.zeros(n, np.float32),
+        offset=np.zeros(n, np.float32),
+        model_version=np.zeros(n, np.int64),
+    )
+
+
+def told(policy, scan, n):
+    """The predictor says that it has predicted n frames of a scan, one by one."""
+    for _ in range(n):
+        policy.ingest(prediction(scan, 1), None)
+
+
+def walk(policy, n=7):
+    """What a policy suggests up to its stop."""
+    found = []
+    while True:
+        decision = policy.suggest(n)
+        found += decision.positions.tolist()
+        if decision.stop:
+            return np.array(found)
+
+
+def sorted_rows(positions):
+    return sorted(map(tuple, np.asarray(positions).tolist()))
+
+
+@pytest.mark.parametrize("n", [1, 7, 30, 1000])
+def test_each_candidate_comes_once_with_a_reason_and_the_last_with_a_stop(kind, n):
+    candidates = grid(5, 6, jitter=0.2)
+    policy, found = kind(candidates), []
+    while len(found) < len(candidates):
+        decision = policy.suggest(n)
+        assert len(decision.positions) == min(n, len(candidates) - len(found))
+        assert len(decision.reasons) == len(decision.positions)
+        assert all(reason.strip() for reason in decision.reasons)
+        found += decision.positions.tolist()
+        assert decision.stop == (len(found) == len(candidates))
+    assert sorted_rows(found) == sorted_rows(candidates)
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        np.zeros((1, 2)),
+        np.zeros((4, 2)),  # all at one place
+        np.array([[0.0, 3.0], [0.0, 1.0], [0.0, 2.0]]),  # one row
+        np.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]]),  # one column
+        np.repeat(np.random.default_rng(0).normal(size=(5, 2)), 3, axis=0),
+        1e-9 * grid(4, 4),
+    ],
+)
+def test_odd_candidates_are_walked_like_others(kind, candidates):
+    assert sorted_rows(walk(kind(candidates))) == sorted_rows(candidates)
+
+
+@pytest.mark.parametrize(
+    "candidates", [np.zeros((0, 2)), np.zeros(2), np.zeros((3, 3)), np.array([[0.0, np.nan]]), np.array([])]
+)
+def test_candidates_that_are_none_are_refused(kind, candidates):
+    with pytest.raises(ValueError, match=r"found candidates of shape .*, expected \(n, 2\) finite"):
+        kind(candidates)
+
+
+@pytest.mark.parametrize("n", [0, -3])
+def test_a_wish_for_nothing_is_refused(kind, n):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        kind(grid(3, 3)).suggest(n)
+
+
+def test_candidates_that_change_later_change_no_decision(kind):
+    candidates = grid(3, 3)
+    policy, before = kind(candidates), candidates.copy()
+    candidates[:] = np.nan
+    assert sorted_rows(walk(policy)) == sorted_rows(before)
+
+
+def test_a_policy_travels_with_its_state(kind):
+    policy = kind(grid(5, 5))
+    policy.suggest(7)
+    copy = pickle.loads(pickle.dumps(policy))
+    np.testing.assert_array_equal(walk(copy), walk(policy))
+
+
+def test_another_scan_begins_the_walk_anew(kind):
+    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
+    told(policy, "zinc", 0)
+    policy.suggest(12)
+    told(policy, "zinc", 10)
+    told(policy, "brick", 2)  # the source went on by itself; two positions were still in its hands
+    np.testing.assert_array_equal(walk(policy), whole)
+
+
+def test_the_same_scan_goes_on(kind):
+    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
+    before = policy.suggest(12).positions
+    told(policy, "zinc", 12)
+    np.testing.assert_array_equal([*before, *walk(policy)], whole)
+
+
+@pytest.mark.parametrize("late", [0, 10, 25])
+def test_after_a_stop_the_next_scan_is_begun_once(kind, late):
+    """The campaign asks again once all is measured; `late` frames of the scan before are predicted only then."""
+    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
+    told(policy, "zinc", 0)
+    walk(policy)
+    told(policy, "zinc", 25 - late)
+    found = policy.suggest(5).positions.tolist()
+    told(policy, "zinc", late)
+    found += policy.suggest(5).positions.tolist()
+    told(policy, "brick", 8)  # the first of the new scan: its walk goes on
+    found += walk(policy).tolist()
+    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_array_equal(walk(policy), whole)
+
+
+def test_walks_may_be_ahead_by_more_than_one_scan(kind):
+    """Few candidates, and a predictor that is far behind."""
+    policy, whole = kind(grid(2, 3)), walk(kind(grid(2, 3)))
+    walk(policy)
+    walk(policy)
+    first = policy.suggest(2).positions
+    for scan in ("zinc", "brick", "coins"):
+        told(policy, scan, 6 if scan != "coins" else 1)
+    np.testing.assert_array_equal([*first, *walk(policy)], whole)
+
+
+def test_a_scan_that_stops_and_goes_on_under_its_name_does_not_shorten_the_next(kind):
+    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
+    walk(policy)
+    told(policy, "zinc", 25)
+    policy.suggest(10)
+    told(policy, "zinc", 10)  # a drift inside the scan: measured again under the same name
+    told(policy, "brick", 1)
+    np.testing.assert_array_equal(walk(policy), whole)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.2])
+@pytest.mark.parametrize("shape", [(6, 6), (36, 36), (10, 40), (40, 10), (3, 20), (20, 3), (7, 5)])
+def test_a_raster_never_jumps_further_than_to_the_next_row(shape, jitter):
+    found = walk(Raster(grid(*shape, step=3.0, jitter=jitter)), 100)
+    jumps = np.hypot(*np.diff(found, axis=0).T)
+    # Neighbours are one step apart, in the row and at its end; jitter moves both ends of a jump.
+    assert jumps.max() <= 3.0 * math.hypot(1 + 2 * jitter, 2 * jitter) + 1e-9
+    assert np.diff(np.round(found[:, 0] / 3.0)).min() >= 0
+
+
+def test_a_raster_of_scattered_candidates_ends_each_row_before_the_next():
+    candidates = np.random.default_rng(0).uniform(0, 10, (400, 2))
+    found = walk(Raster(candidates, rows=5))
+    rows = np.round((found[:, 0] - candidates[:, 0].min()) / np.ptp(candidates[:, 0]) * 4)
+    assert (np.diff(rows) >= 0).all()
+    for row in range(5):
+        along = np.diff(found[rows == row, 1])
+        assert (along <= 0).all() if row % 2 else (along >= 0).all()
+    with pytest.raises(ValueError, match="found rows=0"):
+        Raster(candidates, rows=0)
+
+
+def test_a_random_walk_depends_on_its_seed_alone():
+    candidates = grid(6, 6)
+    np.testing.assert_array_equal(walk(Random(candidates, seed=3), 1), walk(Random(candidates, seed=3), 36))
+    assert not np.array_equal(walk(Random(candidates, seed=3)), walk(Random(candidates, seed=4)))
+
+
+def covering_radius(candidates, chosen):
+    """How far the farthest candidate is from what was measured."""
+    return np.hypot(*(candidates[:, None] - chosen[None]).T).min(0).max()
+
+
+@pytest.mark.parametrize(
+    "candidates", [grid(8, 8), grid(4, 15, jitter=0.2), np.random.default_rng(0).normal(size=(60, 2))]
+)
+def test_space_filling_covers_at_most_twice_as_coarsely_as_the_best(candidates):
+    """k + 1 points that are pairwise r apart cannot be covered by k discs of a radius below r / 2 (Gonzalez 1985)."""
+    found = walk(SpaceFilling(candidates))
+    for k in range(1, len(found)):
+        apart = np.hypot(*(found[: k + 1, None] - found[None, : k + 1]).T)[np.triu_indices(k + 1, 1)].min()
+        best_possible = apart / 2
+        assert covering_radius(candidates, found[:k]) <= 2 * best_possible + 1e-9
+
+
+def test_space_filling_covers_the_field_sooner_than_the_others():
+    candidates = grid(16, 16)
+    space, raster, random = (walk(make(candidates)) for make in (SpaceFilling, Raster, Random))
+    for share in (0.1, 0.25, 0.5):
+        k = int(share * len(candidates))
+        mine = covering_radius(candidates, space[:k])
+        assert 1.4 * mine < covering_radius(candidates, random[:k])
+        assert 2.0 * mine < covering_radius(candidates, raster[:k])

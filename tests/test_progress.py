@@ -1,0 +1,165 @@
+"""The terminal display: quiet lines for a log, one picture of the state for a person."""
+
+import contextlib
+import io
+import os
+import pty
+
+import pytest
+from rich.console import Console
+
+from steering.view.display import draw, sparkline
+from steering.view.progress import KEPT, Progress
+
+WHOLE = {
+    "elapsed_s": 65.0,
+    "status": "running",
+    "scan": "coins",
+    "scan_index": 1,
+    "scans_total": 3,
+    "frames_acquired": 812,
+    "frames_expected": 1500,
+    "frames_predicted": 810,
+    "frames_dropped": 0,
+    "frames_per_s": 50.2,
+    "version": 7,
+    "versions_published": 7,
+    "residual": 0.31,
+    "residual_expected": 0.05,
+    "drift": True,
+    "training": True,
+    "steps": 1240,
+    "loss": 0.031,
+    "labels": 400,
+    "buffer_samples": 3100,
+    "buffer_share": 0.62,
+    "remote_share": 0.5,
+    "reason": "farthest from every\nmeasured [position]",
+    "events": [(61.0, "new sample: coins"), (62.0, "drift raised")],
+}
+
+
+def plain(snapshots):
+    out = io.StringIO()
+    progress = Progress(out)
+    for snapshot in snapshots:
+        progress.show(snapshot)
+    progress.close()
+    return out.getvalue()
+
+
+def test_plain_lines_hold_no_escape_codes_and_come_every_five_seconds():
+    text = plain({"elapsed_s": tenth / 4, "frames_acquired": tenth, "scan": "a"} for tenth in range(81))
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert [line.split()[0] for line in lines] == ["0:00", "0:00", "0:05", "0:10", "0:15", "0:20"]
+    assert lines[0] == "0:00  * new sample: a"
+    assert "20 frames" in lines[2]
+
+
+def test_plain_lines_tell_each_event_once():
+    first = {"elapsed_s": 0.0, "events": [(0.0, "new sample: a")]}
+    second = {"elapsed_s": 0.2, "events": [(0.0, "new sample: a"), (0.1, "rank 1 lost")]}
+    text = plain([first, second, second])
+    assert text.count("new sample: a") == 1
+    assert text.count("rank 1 lost") == 1
+
+
+def test_plain_lines_find_what_changed_where_the_run_keeps_no_list():
+    states = [
+        {"elapsed_s": 0.0, "scan": "a", "version": 0, "status": "running"},
+        {"elapsed_s": 1.0, "scan": "b", "version": 0, "status": "running"},
+        {"elapsed_s": 2.0, "scan": "b", "version": 0, "status": "running", "drift": True},
+        {"elapsed_s": 3.0, "scan": "b", "version": 1, "status": "running", "drift": False},
+        {"elapsed_s": 4.0, "scan": "b", "version": 1, "status": "finished"},
+    ]
+    text = plain(states)
+    for note in ("new sample: b", "drift: trust fell", "trust is back", "model version 1 is in service", "finished"):
+        assert text.count(note) == 1, note
+
+
+def test_an_empty_snapshot_is_shown():
+    assert "running" in plain([{}])
+    assert "waiting for the first frame" in drawn({})
+
+
+def drawn(snapshot, width=120, trust=()):
+    console = Console(file=io.StringIO(), width=width, record=True)
+    console.print(draw(snapshot, trust))
+    return console.export_text()
+
+
+def test_the_display_tells_everything_it_knows():
+    text = drawn(WHOLE, trust=[(0.05, False)] * 20 + [(0.3, True)] * 4)
+    for word in (
+        "coins",
+        "2 of 3",
+        "812 of 1,500",
+        "50/s",
+        "version 7",
+        "0.310",
+        "0.050 expected",
+        "DRIFT",
+        "1,240 steps",
+        "0.031",
+        "3,100 samples",
+        "62% full",
+        "50% from other ranks",
+        "farthest from every measured [position]",
+        "new sample: coins",
+        "drift raised",
+        "1:05",
+    ):
+        assert word in text, word
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_display_fits_the_terminal(width):
+    lines = drawn(WHOLE, width).rstrip("\n").splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= min(width, 100)
+    assert len(lines) < 20
+
+
+@pytest.mark.parametrize("key", sorted(WHOLE))
+def test_any_figure_may_be_unknown(key):
+    drawn({name: value for name, value in WHOLE.items() if name != key})
+    drawn({**WHOLE, key: None})
+    assert "\x1b" not in plain([{**WHOLE, key: None}])
+
+
+def test_the_sparkline_rises_with_the_residual_and_marks_alarms():
+    line = sparkline([(place / 10, place > 7) for place in range(10)], width=10)
+    assert line.plain == "".join(sorted(line.plain))
+    assert [span.style for span in line.spans].count("red") == 2
+
+
+def test_the_trust_of_a_long_run_stays_bounded():
+    progress = Progress(io.StringIO())
+    for step in range(20 * KEPT):
+        progress._trust.add({"residual": step, "drift": step == 5})
+    values = progress._trust.values
+    assert KEPT // 2 <= len(values) <= KEPT
+    assert [value for value, _ in values] == sorted(value for value, _ in values)
+    assert sum(alarm for _, alarm in values) == 1
+
+
+def test_in_a_terminal_the_display_is_drawn_in_place_and_gives_the_cursor_back():
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        progress = Progress(terminal)
+        progress(WHOLE)
+        progress.close()
+        progress.close()
+    text = written(ours)
+    assert "steering" in text
+    assert 0 <= text.find("\x1b[?25l") < text.find("\x1b[?25h")
+
+
+def written(descriptor):
+    """All that was written to a terminal whose other side is closed."""
+    text = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as terminal, contextlib.suppress(OSError):
+        while piece := terminal.read(4096):
+            text += piece
+    return text.decode()

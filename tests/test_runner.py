@@ -1,0 +1,96 @@
+"""Laws of the runner that need a cluster: a rank that dies, a person's command, a second campaign beside the first."""
+
+import os
+import signal
+import time
+
+import pytest
+from skimage import data as pictures
+
+from steering.campaign import Settings
+from steering.clusters import local
+from steering.learning import Reconstruction, TrainerSettings
+from steering.learning.strategies import ER
+from steering.models import ProbeFirst
+from steering.policies import SpaceFilling
+from steering.ptychography import patch_weight, zone_plate
+from steering.runner import Experiment, RunFolder, start
+from steering.sources import SimulatedBeamline, Stage, sample
+
+pytestmark = pytest.mark.slow
+
+
+def experiment(frames=150, **dials):
+    """One small sample, two ranks."""
+    probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
+    stages = [Stage("brick", sample(pictures.brick(), phase=-2.0, absorption=0.1, size=128), frames)]
+    source = SimulatedBeamline(stages, probe=probe, step=2.0 if frames > 200 else 5.0, frame_rate=80.0)
+    network = ProbeFirst(window=64, patch=40, width=8)
+    return Experiment(
+        source=source,
+        policy=SpaceFilling(source.candidates),
+        network=network,
+        strategy=ER(Reconstruction(patch_weight(probe, 40))),
+        trainer=TrainerSettings(batch=4, candidates=2, representatives=4, deadline=10.0),
+        campaign=Settings(steps=10, **dials),
+        scans=("brick",),
+    )
+
+
+def told(folder, name):
+    """Events of a name in the log."""
+    return [event for event in folder.events() if event["event"] == name]
+
+
+def wait_for(folder, name, run):
+    """Until the log has such an event."""
+    while not told(folder, name):
+        assert not run.done, run.result()
+        time.sleep(0.05)
+
+
+def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
+    """kill -9 of one of two ranks: the other goes on alone, with its weights; no frame is lost."""
+    folder = RunFolder.create(tmp_path / "run")
+    with local(ranks=2) as client:
+        run = start(experiment(rounds_after_end=4), client, folder)
+        wait_for(folder, "CandidateReady", run)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        home = next(address for address, worker in workers.items() if worker["name"] == "trainer-1")
+        os.kill(client.run(os.getpid, workers=[home])[home], signal.SIGKILL)
+        figures = run.result()
+    assert [event["rank"] for event in told(folder, "RankLost")] == [1]
+    assert told(folder, "RankJoined")[0]["ranks"] == 1
+    after = told(folder, "RankLost")[0]["time"]
+    assert [event for event in told(folder, "CandidateReady") if event["time"] > after]
+    assert figures["ranks"] == 1
+    assert figures["frames_predicted"] == figures["frames_acquired"] == 150
+
+
+def test_pause_resume_and_stop(tmp_path):
+    """A paused campaign asks for no further positions; a stop ends the run well, with what there is."""
+    folder = RunFolder.create(tmp_path / "run")
+    with local(ranks=1) as client:
+        parts = experiment(frames=5000)
+        run = start(Experiment(**{**vars(parts), "ranks": 1}), client, folder)
+        wait_for(folder, "PredictionReady", run)
+        run.command("pause")
+        wait_for(folder, "Command", run)
+        acquired = -1
+        while acquired != (acquired := run.snapshot()["frames_acquired"]):
+            time.sleep(1.0)  # what was asked for before the pause is still measured
+        run.command("resume")
+        while run.snapshot()["frames_acquired"] <= acquired:
+            time.sleep(0.1)
+        run.command("stop")
+        figures = run.result()
+    assert acquired < figures["frames_acquired"] < 5000
+    assert figures["frames_predicted"] == figures["frames_acquired"]
+
+
+def test_a_cluster_with_too_few_ranks_is_refused_in_words(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    with local(ranks=1) as client:
+        run = start(experiment(), client, folder)
+        with pytest.raises(RuntimeError, match="found 1 workers with the resource trainer, expected 2"):
+            run.result()

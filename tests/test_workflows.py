@@ -1,0 +1,232 @@
+"""Each workflow end to end at small size, through the command line: real processes, real files."""
+
+import bz2
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from steering.campaign import replay
+from steering.models import ModelStore
+from steering.runner.folder import RunFolder
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+FRAMES = 100
+SMALL = ["--frames", str(FRAMES), "--frame-rate", "100", "--size", "128", "--step", "5", "--steps", "8"]
+PARTS = ["acquire", "predict", "label", "load", "train", "populate", "augment", "wait", "publish"]
+
+
+def steering(*arguments, **options):
+    """Start the command line in a process group of its own."""
+    command = [sys.executable, "-m", "steering.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT, **options
+    )
+
+
+def finished(process, code=0):
+    """Wait for it; what it wrote. Nothing it started may be left."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+    assert gone(process.pid), f"processes left behind:\n{out}\n{err}"
+    return out, err
+
+
+def gone(group, seconds=15):
+    """True once no process of the group is alive."""
+    for _ in range(int(seconds * 10)):
+        alive = [p for p in psutil.process_iter() if _group(p.pid) == group and p.status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _group(pid):
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def test_the_demo_leaves_a_whole_run(tmp_path):
+    """Three samples, two ranks, ER: what DESIGN.md lists is there, and nothing was lost on the way."""
+    out, _ = finished(steering("run", "workflows/simulated_drift.py", "--out", tmp_path / "run", *SMALL))
+    assert out.strip().endswith("report.html")
+    folder = RunFolder(tmp_path / "run")
+    figures = folder.summary()
+    assert figures["status"] == "finished"
+    assert figures["scans"] == ["gravel", "pores", "brick"]
+    assert figures["frames_acquired"] == figures["frames_predicted"] == 3 * FRAMES
+    assert figures["frames_dropped"] == 0
+    assert figures["versions_published"] >= 1
+    assert figures["ranks"] == 2
+    assert abs(figures["remote_representatives_share"] - 0.5) < 0.1
+    assert set(figures["wall_s"]) == set(PARTS)
+    assert figures["prediction_latency_ms"]["p50"] <= figures["prediction_latency_ms"]["p99"]
+    for errors in figures["phase_error"].values():
+        assert all(0 < errors[stage] < np.pi for stage in ("first", "own_end", "run_end"))
+    for name, live in folder.objects().items():
+        assert {"amplitude", "phase", "trust", "model_version", "truth_phase"} <= set(live.data_vars), name
+        assert live["phase"].attrs["units"] == "rad"
+        assert live.sizes["frame"] == FRAMES
+    assert {"summary.json", "events.jsonl", "scheduler.json", "workflow.py", "report.html"} <= names(folder.path)
+    store = ModelStore(folder.models)
+    versions = store.versions()
+    assert [v.number for v in versions] == list(range(figures["versions_published"] + 1))
+    assert store.load(versions[-1].number).dials == versions[-1].dials
+    taught = versions[-1].trained_on
+    assert sum(taught.values()) <= 0.9 * 3 * FRAMES  # every tenth frame is never trained on
+
+
+def names(path):
+    """Names of what is in a folder."""
+    return {p.name for p in path.iterdir()}
+
+
+def test_the_log_replays_to_the_same_decisions_and_strategies_are_compared(tmp_path):
+    """One short run of each of two more strategies, on one rank."""
+    strategies = ("incremental", "from_scratch")
+    for strategy in strategies:
+        out = tmp_path / strategy
+        finished(
+            steering(
+                "run", "workflows/simulated_drift.py", "--out", out, *SMALL, "--strategy", strategy, "--ranks", "1"
+            )
+        )
+        folder = RunFolder(out)
+        assert folder.summary()["remote_representatives_share"] is None
+        replays(folder)
+    page = tmp_path / "both.html"
+    finished(steering("report", *(tmp_path / strategy for strategy in strategies), "--out", page))
+    assert all(strategy in page.read_text() for strategy in strategies)
+
+
+def replays(folder):
+    """The campaign comes to the same actions from the log alone."""
+    campaign, actions = replay(folder.events())
+    assert campaign.finished
+    assert campaign.frames == 3 * FRAMES
+    steered = [a.decision.positions for a in actions if type(a).__name__ == "Steer"]
+    logged = [e["positions"] for e in folder.events() if e["event"] == "DecisionSuggested"]
+    assert json.loads(json.dumps(steered)) == logged
+    published = [a.version for a in actions if type(a).__name__ == "Publish"]
+    assert published == [e["version"] for e in folder.events() if e["event"] == "ModelPublished" and e["version"]]
+
+
+def test_ctrl_c_ends_in_order(tmp_path):
+    """No process is left, the folder says what happened, and what was seen by then is there."""
+    process = steering("run", "workflows/simulated_drift.py", "--out", tmp_path / "run", "--frame-rate", "100")
+    events = tmp_path / "run" / "events.jsonl"
+    while not events.exists() or "PredictionReady" not in events.read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = finished(process, 130)
+    assert "Traceback" not in err
+    folder = RunFolder(tmp_path / "run")
+    assert folder.summary()["status"] == "interrupted"
+    assert folder.objects()["gravel"].sizes["frame"] > 0
+
+
+BREAKING = """
+import numpy as np
+from skimage import data
+
+from steering.clusters import local
+from steering.learning import Reconstruction
+from steering.learning.strategies import ER
+from steering.models import ProbeFirst
+from steering.policies import Raster
+from steering.ptychography import patch_weight, zone_plate
+from steering.records import chunk_geometry, make_chunk
+from steering.runner import Experiment, run
+from steering.sources import SimulatedBeamline, Stage, sample
+
+
+class Breaking(SimulatedBeamline):
+    # Its detector fails at the fourth chunk.
+    def chunks(self):
+        for number, chunk in enumerate(super().chunks()):
+            if number == 3:
+                counts = chunk["counts"].values.astype(np.float32)
+                counts = FAULT(counts)
+                where = np.stack([chunk["position_y"], chunk["position_x"]], 1)
+                chunk = make_chunk(counts, chunk["frame"].values, where, chunk_geometry(chunk))
+            yield chunk
+
+
+def main(folder, arguments):
+    probe = zone_plate(64, 50.0, aperture=0.52)
+    stages = [Stage("brick", sample(data.brick(), phase=-2.0, absorption=0.1, size=128), 200)]
+    source = Breaking(stages, probe=probe, step=5.0, frame_rate=100.0)
+    strategy = ER(Reconstruction(patch_weight(probe, 40)))
+    experiment = Experiment(
+        source=source, policy=Raster(source.candidates), network=ProbeFirst(width=8), strategy=strategy, ranks=1
+    )
+    with local(ranks=1) as client:
+        run(experiment, client, folder)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("lambda counts: np.where(counts > 100, np.nan, counts)", "found nan at pixel"),
+        ("lambda counts: counts[:, :32, :32]", "found frames of shape"),
+    ],
+    ids=["nan", "another-shape"],
+)
+def test_a_detector_that_fails_mid_scan_ends_the_run_with_a_plain_error(tmp_path, fault, expected):
+    """One clear sentence, no process left, the folder says how it ended. The source's class is the workflow's own."""
+    workflow = tmp_path / "breaking.py"
+    workflow.write_text(BREAKING.replace("FAULT", f"({fault})"))
+    _, err = finished(steering("run", workflow, "--out", tmp_path / "run"), 1)
+    assert "Traceback" not in err
+    assert expected in err
+    assert len(err.strip().splitlines()) <= 3
+    assert RunFolder(tmp_path / "run").summary()["status"] == "failed"
+
+
+def test_a_recorded_scan_end_to_end(tmp_path, data):
+    """The middle of the real Siemens scan, in a file of its own, from no trained model."""
+    folder = data / "ptycho-aps-velociprobe-siemens"
+    with bz2.open(folder / "siemens-star-small.npz.bz2") as packed, np.load(packed) as file:
+        inside = np.abs(file["scan"][0] - file["scan"][0].mean(0)).max(1) < 90
+        np.savez(
+            tmp_path / "middle.npz", probe=file["probe"], scan=file["scan"][:, inside], data=file["data"][:, inside]
+        )
+    arguments = ["--rounds", "1", "--frame-rate", "100", "--margin", "20"]
+    finished(
+        steering("run", "workflows/replay_scan.py", "--out", tmp_path / "run", tmp_path / "middle.npz", *arguments)
+    )
+    figures = RunFolder(tmp_path / "run").summary()
+    assert figures["scans"] == ["middle"]
+    assert figures["frames_acquired"] == figures["frames_predicted"] == inside.sum()
+    assert figures["versions_published"] >= 1
+    refined = RunFolder(tmp_path / "run").objects()["middle"]["phase_refined"]
+    assert np.isfinite(refined).any()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"this is no scan", "HDF5"), (b"", "empty"), (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "truncated")],
+    ids=["not-hdf5", "empty", "truncated"],
+)
+def test_a_file_that_is_no_recording_is_refused_in_words(tmp_path, content, expected):
+    path = tmp_path / "scan.h5"
+    path.write_bytes(content)
+    _, err = finished(steering("run", "workflows/replay_scan.py", "--out", tmp_path / "run", path), 1)
+    assert "Traceback" not in err
+    assert "scan.h5" in err
+    assert len(err.strip().splitlines()) <= 3
+    assert RunFolder(tmp_path / "run").summary()["status"] == "failed"
+    assert expected.lower() in err.lower()

@@ -1,0 +1,75 @@
+"""The demo: three samples of different materials in turn, a network trained from nothing while the beam is on.
+
+    steering run workflows/simulated_drift.py [--strategy er] [--ranks 2] [--policy space_filling] ...
+
+Frames come from the simulated beamline at 50 per second and are measured where the policy says. The network
+reconstructs them live; trust falls when the sample changes; the ranks learn the new sample beside the old ones.
+"""
+
+import argparse
+
+from skimage import data, filters
+
+from steering.campaign import Settings
+from steering.clusters import local
+from steering.learning import Reconstruction, TrainerSettings
+from steering.learning.strategies import ER, FromScratch, Incremental
+from steering.models import ProbeFirst
+from steering.policies import Random, Raster, SpaceFilling
+from steering.ptychography import patch_weight, zone_plate
+from steering.runner import Experiment, RunFolder, run
+from steering.sources import SimulatedBeamline, Stage, sample
+from steering.view.progress import Progress
+
+STRATEGIES = {"er": ER, "incremental": Incremental, "from_scratch": FromScratch}
+POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
+
+
+def stages(frames: int, size: int) -> list[Stage]:
+    """Three samples that differ in structure and in material: the sign of what their matter does to the phase turns."""
+    pores = filters.gaussian(data.binary_blobs(256, blob_size_fraction=0.08, rng=1).astype(float), 1)
+    return [
+        Stage("gravel", sample(data.gravel()[:256, :256], phase=-1.0, absorption=0.2, size=size), frames),
+        Stage("pores", sample(pores, phase=1.8, absorption=0.1, size=size), frames),
+        Stage("brick", sample(data.brick(), phase=-2.8, absorption=0.05, size=size), frames),
+    ]
+
+
+def main(folder: RunFolder, arguments: list[str]) -> None:
+    """Run the demo."""
+    options = _options(arguments)
+    parts = stages(options.frames, options.size)
+    probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
+    source = SimulatedBeamline(
+        parts, probe=probe, step=options.step, frame_rate=options.frame_rate, chunk_frames=10, seed=options.seed
+    )
+    network = ProbeFirst(window=64, patch=40, width=24)
+    experiment = Experiment(
+        source=source,
+        policy=POLICIES[options.policy](source.candidates),
+        network=network,
+        strategy=STRATEGIES[options.strategy](Reconstruction(patch_weight(probe, network.dials["patch"]))),
+        ranks=options.ranks,
+        trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3, seed=options.seed),
+        campaign=Settings(steps=options.steps, label_every=150),
+        scans=tuple(part.name for part in parts),
+        frames=sum(part.frames for part in parts),
+    )
+    with local(ranks=options.ranks) as client:
+        run(experiment, client, folder, show=Progress())
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="steering run workflows/simulated_drift.py", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--strategy", choices=STRATEGIES, default="er", help="how the old samples are kept (er)")
+    parser.add_argument("--policy", choices=POLICIES, default="space_filling", help="where to measure next")
+    parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
+    parser.add_argument("--frames", type=int, default=1100, help="frames of each sample (1100)")
+    parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
+    parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
+    parser.add_argument("--step", type=float, default=5.5, help="object pixels between candidate positions (5.5)")
+    parser.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
