@@ -44,6 +44,8 @@ from steering.runner.labels import LabelReport, make_labels
 
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
+_SET_UP_S = 300.0
+"""How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""
 
 
 class Runner:
@@ -64,7 +66,7 @@ class Runner:
     async def run(self) -> dict[str, Any]:
         """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised."""
         try:
-            await self._set_up()
+            await self._be_ready()
             await self._conduct()
             await self.save()
             return await self._sum_up()
@@ -97,13 +99,25 @@ class Runner:
             return {"status": "starting", "elapsed_s": time.time() - self.ledger.begun}
         return snapshot(self.ledger, await self.crew.source.figures(), await self.crew.predictor.figures())
 
+    async def _be_ready(self) -> None:
+        try:
+            await asyncio.wait_for(self._set_up(), _SET_UP_S)
+        except TimeoutError as late:
+            raise RuntimeError(
+                f"found the actors of the run not ready after {_SET_UP_S:.0f} s, expected them within that time: "
+                "look at the workers' logs, and start the run again"
+            ) from late
+
     async def _set_up(self) -> None:
         experiment = self.experiment
         network = experiment.network
         network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
         first = self._version(0, ())
         await asyncio.to_thread(ModelStore(self.folder.models).publish, network, first)
-        self.crew = await Crew.assemble(get_client(), experiment, self.folder)
+        # A worker's client that is used before it has connected may read more than the greeting it expects from the
+        # scheduler, and then hears nothing of its futures for ever.
+        client = await get_client()
+        self.crew = await Crew.assemble(client, experiment, self.folder)
         self._take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
         self._start(self._pump(self.crew.source))
         self._start(self._pump(self.crew.predictor))
