@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,26 @@ class Beamline:
     def _pull(self) -> None:
         """The source's own thread: it waits for frames, so that the event loop need not. It hands them on one by one:
         what cannot be sent in time stays with the source, which drops its oldest and counts."""
+        last: Exception | None = None
         try:
             for chunk in self.source.chunks():
-                self._hand_over(chunk)
+                if not self._hand_over(chunk):
+                    return
         except Exception as error:  # handed on to whoever reads the events
-            self._hand_over(error)
-        else:
-            self._hand_over(None)
+            last = error
+        self._hand_over(last)
 
-    def _hand_over(self, thing: xr.Dataset | Exception | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._chunks.put(thing), self._loop).result()
+    def _hand_over(self, thing: xr.Dataset | Exception | None) -> bool:
+        """False once the worker is closing: nobody waits for it any more."""
+        put = self._chunks.put(thing)
+        try:
+            asyncio.run_coroutine_threadsafe(put, self._loop).result()
+        except CancelledError:
+            return False
+        except RuntimeError:  # the loop is closed already
+            put.close()
+            return False
+        return True
 
     async def _send(self, predictor: Any) -> None:
         while (chunk := await self._chunks.get()) is not None:
