@@ -46,9 +46,8 @@ def scheduler_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield file
     finally:
         for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            process.wait(timeout=30)
+            process.kill()  # how dask's own commands end is not what is tested here
+            process.wait()
 
 
 def open_local(request: pytest.FixtureRequest) -> AbstractContextManager[Client]:
