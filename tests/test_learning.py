@@ -8,7 +8,7 @@ import torch
 
 from steering.learning import Labels, Rank, Reconstruction, TrainerSettings
 from steering.learning.samples import Samples
-from steering.learning.strategies import ER, FromScratch, Incremental, Minibatch
+from steering.learning.strategies import ER, FromScratch, Incremental
 from steering.models import ModelStore, ProbeFirst
 from steering.ptychography import patch_weight, zone_plate
 from steering.records import ModelVersion
@@ -191,42 +191,6 @@ def test_a_newer_label_replaces_the_older_one():
     assert len(samples) == 12
     assert samples.seen == {"a": 12}
     assert torch.equal(samples._train["a"][0]["phase"], torch.from_numpy(labels(seed=2).phase[0]))
-
-
-@pytest.mark.parametrize("strategy", [Incremental, FromScratch, ER], ids=lambda s: s.__name__)
-class TestStrategyContract:
-    """What every strategy must do; a new one joins the list above."""
-
-    def minibatch(self):
-        """Three new samples and two representatives."""
-        fields = {
-            "counts": torch.from_numpy(labels(n=5).counts),
-            "amplitude": torch.from_numpy(labels(n=5).amplitude),
-            "phase": torch.from_numpy(labels(n=5).phase),
-            "stratum": torch.zeros(5, dtype=torch.int64),
-        }
-        return Minibatch(fields, new=3)
-
-    def test_loss_is_a_finite_number_with_a_gradient(self, strategy):
-        rank = rank_of(strategy)
-        loss = rank.strategy.loss(rank.network, self.minibatch())
-        loss.value.backward()
-        assert torch.isfinite(loss.value)
-        assert sum(float(p.grad.abs().sum()) for p in rank.network.parameters()) > 0
-
-    def test_it_remembers_new_samples_as_they_are_or_nothing(self, strategy):
-        rank, minibatch = rank_of(strategy), self.minibatch()
-        loss = rank.strategy.loss(rank.network, minibatch)
-        kept = rank.strategy.remember(minibatch.batch, loss.outputs)
-        if rank.strategy.rehearses:
-            assert kept["counts"].dtype == torch.uint16
-            assert torch.equal(kept["counts"], minibatch.fields["counts"][:3])
-        else:
-            assert kept is None
-
-    def test_it_says_what_the_trainer_needs(self, strategy):
-        assert isinstance(strategy.rehearses, bool)
-        assert isinstance(strategy.restarts, bool)
 
 
 class TestReconstruction:

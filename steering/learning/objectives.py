@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
 
 Fields = Mapping[str, Tensor]
+Outputs = tuple[Tensor, ...]
+"""What a network says of n samples: tensors (n, ...)."""
 
 
 class Objective(Protocol):
     """How a sample's fields go into a network, and how wrong the outputs are."""
 
-    def outputs(self, network: nn.Module, fields: Fields) -> Any:
+    names: tuple[str, ...]
+    """Of the outputs, in their order."""
+
+    def outputs(self, network: nn.Module, fields: Fields) -> Outputs:
         """The network's outputs for n samples."""
 
-    def error(self, outputs: Any, fields: Fields) -> Tensor:
+    def error(self, outputs: Outputs, fields: Fields) -> Tensor:
         """(n,) error of each sample, differentiable."""
+
+    def distance(self, outputs: Outputs, stored: Outputs) -> Tensor:
+        """(n,) squared distance of outputs from earlier ones of the same samples, differentiable."""
 
 
 class Reconstruction:
@@ -32,15 +41,17 @@ class Reconstruction:
     rest keeps the patches of one sample in step.
     """
 
+    names = ("amplitude", "phase")
+
     def __init__(self, weight: NDArray[np.float32], *, absolute: float = 0.3) -> None:
         self.weight = torch.from_numpy(np.asarray(weight, np.float32))
         self.absolute = absolute
 
-    def outputs(self, network: nn.Module, fields: Fields) -> tuple[Tensor, Tensor]:
+    def outputs(self, network: nn.Module, fields: Fields) -> Outputs:
         """(amplitude, phase), each (n, patch, patch)."""
         return network(fields["counts"])
 
-    def error(self, outputs: tuple[Tensor, Tensor], fields: Fields) -> Tensor:
+    def error(self, outputs: Outputs, fields: Fields) -> Tensor:
         """(n,) illumination-weighted mean of |amplitude difference| and of the chord between the phases.
 
         The two are taken apart because the modulus of their complex difference is smallest for an amplitude of zero
@@ -55,6 +66,66 @@ class Reconstruction:
         free = _chord(turn - constant[:, None, None])
         chord = (1 - self.absolute) * free + self.absolute * _chord(turn)
         return ((chord + (amplitude - fields["amplitude"]).abs()) * share).sum((-2, -1))
+
+    def distance(self, outputs: Outputs, stored: Outputs) -> Tensor:
+        """(n,) illumination-weighted mean of |amplitude difference|^2 + |exp(i phase difference) - 1|^2."""
+        share = (self.weight / self.weight.sum()).to(outputs[0].device)
+        chord = 2 - 2 * (outputs[1] - stored[1]).cos()
+        return (((outputs[0] - stored[0]).square() + chord) * share).sum((-2, -1))
+
+
+class Classification:
+    """Images in, logits out; cross entropy.
+
+    Fields: `image` uint8 (n, channels, y, x), `label` int64 (n,).
+
+    Args:
+        mean, std: of each channel, of values between 0 and 1; images are normalised to them.
+        shift: while a network trains, images are moved by up to so many pixels along each axis, edges filled with the
+            mean, and mirrored at random; 0: they are taken as they are.
+        bfloat16: run the network in bfloat16 where its layers allow it, which pays on processors that have it.
+    """
+
+    names = ("logits",)
+
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float], shift: int = 0, bfloat16: bool = False) -> None:
+        self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+        self.shift, self.bfloat16 = shift, bfloat16
+
+    def outputs(self, network: nn.Module, fields: Fields) -> Outputs:
+        """(logits,), float32 (n, classes)."""
+        image = fields["image"]
+        mean, std = self.mean.to(image.device), self.std.to(image.device)
+        image = (image.float() / 255 - mean) / std
+        if network.training and self.shift:
+            image = _moved(image, self.shift)
+        # Several times faster for small images on a CPU, and what tensor cores want.
+        image = image.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = network(image)
+        return (logits.float(),)
+
+    def error(self, outputs: Outputs, fields: Fields) -> Tensor:
+        """(n,) cross entropy in nats."""
+        return cross_entropy(outputs[0], fields["label"], reduction="none")
+
+    def distance(self, outputs: Outputs, stored: Outputs) -> Tensor:
+        """(n,) mean squared difference of the logits."""
+        return (outputs[0] - stored[0]).square().mean(1)
+
+
+def _moved(image: Tensor, shift: int) -> Tensor:
+    """Images (n, channels, y, x), each moved and mirrored at random, which torch's generator decides."""
+    n, _, height, width = image.shape
+    device = image.device
+    y, x = torch.randint(0, 2 * shift + 1, (2, n, 1), device=device)
+    columns = torch.arange(width, device=device).expand(n, -1)
+    columns = torch.where(torch.rand(n, 1, device=device) < 0.5, columns, width - 1 - columns)
+    rows = y + torch.arange(height, device=device)
+    padded = pad(image, (shift, shift, shift, shift))
+    return padded[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], (x + columns)[:, None]].movedim(
+        -1, 1
+    )
 
 
 def _chord(angle: Tensor) -> Tensor:

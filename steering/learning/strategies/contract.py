@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from steering.learning.objectives import Fields, Objective
+from steering.learning.objectives import Fields, Objective, Outputs
 
 
 @dataclass(frozen=True)
@@ -26,30 +25,49 @@ class Minibatch:
         """The new samples alone."""
         return {name: value[: self.new] for name, value in self.fields.items()}
 
+    @property
+    def representatives(self) -> Fields:
+        """The stored samples alone; none of them while the buffers are empty."""
+        return {name: value[self.new :] for name, value in self.fields.items()}
+
 
 @dataclass(frozen=True)
 class Loss:
     """What a step minimises, and the outputs it was computed from."""
 
     value: Tensor
-    outputs: Any
-    """Of all samples of the minibatch, new ones first."""
+    outputs: Outputs
+    """Of the minibatch's samples, new ones first."""
 
 
-class Strategy(Protocol):
-    """How a step uses new samples and representatives."""
+class Strategy:
+    """How a step uses new samples and representatives. A new kind overrides what it does otherwise."""
 
-    rehearses: bool
-    restarts: bool
+    rehearses = False
+    """Representatives are drawn for it."""
+    restarts = False
+    """At a task boundary the weights are reset, and every sample so far is trained on again."""
 
-    def remember(self, batch: Fields, outputs: Any) -> Fields | None:
-        """What the buffer is offered of the new samples: fields of n rows each, or None."""
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def remember(self, batch: Fields, outputs: Outputs) -> Fields | None:
+        """What the buffer is offered of n new samples: fields of n rows each, or None.
+
+        batch: the new samples; outputs: those of the whole minibatch, of which the first n are theirs.
+        """
+        return batch if self.rehearses else None
 
     def loss(self, network: nn.Module, minibatch: Minibatch) -> Loss:
-        """What this step minimises."""
+        """What this step minimises: the mean error over every sample of the minibatch."""
+        outputs = self.objective.outputs(network, minibatch.fields)
+        return Loss(self.objective.error(outputs, minibatch.fields).mean(), outputs)
 
+    def gradient(self, network: nn.Module, minibatch: Minibatch) -> Loss:
+        """Leave in `.grad` of the parameters, which are empty before, what the optimiser is to follow.
 
-def mean_error(objective: Objective, network: nn.Module, minibatch: Minibatch) -> Loss:
-    """The mean error over every sample of the minibatch: the term that all strategies share."""
-    outputs = objective.outputs(network, minibatch.fields)
-    return Loss(objective.error(outputs, minibatch.fields).mean(), outputs)
+        Every call of `backward` is a meeting of all ranks: how many there are must not depend on what one rank sees.
+        """
+        loss = self.loss(network, minibatch)
+        loss.value.backward()
+        return loss

@@ -1,0 +1,81 @@
+"""A function on every trainer rank at once: for work that is no campaign, such as the benchmarks of learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import torch.distributed as dist
+from distributed import Client
+from distributed.utils import get_ip
+
+from steering.learning import MeetingPoint, Rendezvous
+from steering.learning.group import join, leave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a function finds itself: one of several ranks that run it at the same time."""
+
+    rank: int
+    ranks: int
+    where: Rendezvous
+    deadline: float
+
+    def join(self, generation: int = 0) -> dist.ProcessGroup:
+        """Join the other ranks in torch's default group; returns a second one, for the exchange of representatives."""
+        torch.set_num_threads(1)
+        return join(self.where, rank=self.rank, ranks=self.ranks, generation=generation, deadline=self.deadline)
+
+
+def on_ranks(
+    client: Client,
+    work: Callable[..., Any],
+    *arguments: Any,
+    ranks: int,
+    interface: str | None = None,
+    deadline: float = 120.0,
+) -> list[Any]:
+    """Run `work(place, *arguments)` on workers with the resource trainer, one rank each; what each returned, by rank.
+
+    Arguments are sent to each worker once. deadline: seconds that a rank waits for the others in a collective.
+    Raises RuntimeError where there are fewer workers than ranks, and what any rank raised.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    homes = [address for address, worker in workers.items() if "trainer" in worker["resources"]][:ranks]
+    if len(homes) < ranks:
+        raise RuntimeError(
+            f"found {len(homes)} workers with the resource trainer, expected {ranks}: start the cluster with as many"
+        )
+    meeting = MeetingPoint(_own_address(client), interface=interface)
+    there = [client.scatter(thing, workers=homes, broadcast=True, hash=False) for thing in arguments]
+    futures = [
+        client.submit(
+            _placed,
+            work,
+            Place(rank=rank, ranks=ranks, where=meeting.rendezvous, deadline=deadline),
+            *there,
+            workers=[home],
+            allow_other_workers=False,
+            resources={"trainer": 1},
+            pure=False,
+        )
+        for rank, home in enumerate(homes)
+    ]
+    return client.gather(futures)
+
+
+def _own_address(client: Client) -> str:
+    """The driver's address as the cluster's workers reach it."""
+    host = urlsplit(client.scheduler.address).hostname or "127.0.0.1"
+    return host if host.startswith("127.") else get_ip(host)
+
+
+def _placed(work: Callable[..., Any], place: Place, *arguments: Any) -> Any:
+    try:
+        return work(place, *arguments)
+    finally:
+        leave()
