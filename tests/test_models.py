@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from steering.models import ProbeFirst, PtychoNN, build_network
+from steering.models import ProbeFirst, PtychoNN, ResNet18, build_network
 from steering.ptychography import zone_plate
 
 WINDOW, PATCH = 32, 20
@@ -204,3 +204,15 @@ def test_a_probe_without_a_mask_keeps_the_mask(make):
     network = lit(make(), mask=mask)
     lit(network)
     assert network.optics.bad.numpy().sum() == WINDOW
+
+
+def test_resnet_is_the_published_one_at_full_width_and_takes_other_sizes():
+    """11.17 million parameters with ten classes, as usual for 32 x 32; logits of any size of image are finite."""
+    assert sum(p.numel() for p in ResNet18(10).parameters()) == 11_173_962
+    narrow = ResNet18(7, width=4).eval()
+    for size in (32, 33, 64):
+        logits = narrow(torch.randn(2, 3, size, size))
+        assert logits.shape == (2, 7)
+        assert torch.isfinite(logits).all()
+    with pytest.raises(ValueError, match="width=0"):
+        ResNet18(10, width=0)

@@ -107,6 +107,20 @@ def test_fills_are_what_is_stored_whatever_arrives(policy):
     assert len(buffer) == 50
 
 
+def test_composition_tells_how_much_of_each_stratum_is_stored_and_how_old_it_is():
+    """A hundred samples of stratum 3, then fifty of stratum -1, one by one into a buffer that holds them all."""
+    buffer = RehearsalBuffer(200 * (8 + 8 + 40))
+    assert buffer.composition() == {}
+    for key, count in ((3, 100), (-1, 50)):
+        for _ in range(count):
+            buffer.insert({"value": torch.zeros(1, dtype=torch.int64)}, torch.tensor([key]))
+    found = buffer.composition()
+    assert {key: part["count"] for key, part in found.items()} == {3: 100, -1: 50}
+    assert found[3]["age_p50"] == 50 + 49.5
+    assert found[-1]["age_p50"] == 24.5
+    assert found[3]["age_p10"] < found[3]["age_p50"] < found[3]["age_p90"] < 150
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_new_stratum_may_appear_mid_stream(policy):
     buffer = RehearsalBuffer(40 * BYTES, policy=policy)

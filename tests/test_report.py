@@ -117,6 +117,11 @@ def made_up_run(path, scans=("camera", "coins", "bricks"), frames=120, forgets=1
             "frames_dropped": 0,
             "versions_published": version,
             "remote_representatives_share": 0.493,
+            "rehearsal_buffer": {
+                "steps": [30, 60, 90],
+                "stored": {scan: [10 * max(0, step - place) for step in (1, 2, 3)] for place, scan in enumerate(scans)},
+                "age": {scan: {"age_p10": 5.0, "age_p50": 40.0, "age_p90": 90.0} for scan in scans},
+            },
             "prediction_latency_ms": {"p50": 7.31, "p99": 31.2},
             "phase_error": {
                 scan: {"first": 0.9 / (place + 1), "own_end": 0.13 * forgets, "run_end": 0.15 * forgets**2}
@@ -186,11 +191,34 @@ def test_the_report_shows_every_scan_curves_positions_and_figures(run):
     for scan in run.summary()["scans"]:
         assert f"Live object of {scan}: amplitude above, phase below; network, refined, the truth" in alts
         assert f"<h3>{scan}</h3>" in text
-    for word in ("Error and far-field residual", "Positions measured", "Validation error"):
+    for word in ("Error and far-field residual", "Positions measured", "Validation error", "rehearsal buffers"):
         assert word in alts
     for word in ("finished", "360 frames", "49%", "7.31 ms", "0.130", "RunEnded"):
         assert word in text
     assert text.index("<img") < text.index("Key figures")
+
+
+def test_a_benchmarks_figures_and_pictures_are_shown(tmp_path):
+    """Nested figures become tables, a picture that the workflow wrote is shown; lists are left to the pictures."""
+    folder = RunFolder.create(tmp_path / "bench")
+    folder.write_summary(
+        {
+            "strategies": {"er": {"top5_final": 41.5, "top5_after_task": [1, 2]}, "agem": {"top5_final": 33.25}},
+            "payload": {"step_us": 12.5, "peers": {"torchrl": {"step_us": 99.0}}},
+        }
+    )
+    dot = bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060000000050001"
+        "a5f645400000000049454e44ae426082"
+    )
+    folder.write_file("accuracy_over_tasks.png", dot)
+    folder.end("finished")
+    page = write_report(folder)
+    text = page.read_text()
+    for word in ("41.5", "33.25", "12.5", "99", "torchrl", "top5_final", "Accuracy over tasks"):
+        assert word in text
+    assert "top5_after_task" not in text
+    assert "accuracy over tasks" in loads(page).alts
 
 
 def test_the_report_is_a_function_of_the_folder(run):

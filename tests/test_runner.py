@@ -5,6 +5,8 @@ import signal
 import time
 
 import pytest
+import torch
+import torch.distributed as dist
 from skimage import data as pictures
 
 from steering.campaign import Settings
@@ -14,7 +16,7 @@ from steering.learning.strategies import ER
 from steering.models import ProbeFirst
 from steering.policies import SpaceFilling
 from steering.ptychography import patch_weight, zone_plate
-from steering.runner import Experiment, RunFolder, start
+from steering.runner import Experiment, RunFolder, on_ranks, start
 from steering.sources import SimulatedBeamline, Stage, sample
 
 pytestmark = pytest.mark.slow
@@ -94,3 +96,28 @@ def test_a_cluster_with_too_few_ranks_is_refused_in_words(tmp_path):
         run = start(experiment(), client, folder)
         with pytest.raises(RuntimeError, match="found 1 workers with the resource trainer, expected 2"):
             run.result()
+
+
+def sum_of_ranks(place, summands):
+    """One collective over all ranks."""
+    place.join()
+    total = torch.tensor(float(summands[place.rank]))
+    dist.all_reduce(total)
+    return place.rank, float(total)
+
+
+def one_fails(place):
+    """The last rank breaks; the others say where they are."""
+    if place.rank == place.ranks - 1:
+        raise ZeroDivisionError("this rank broke")
+    return place.rank
+
+
+def test_a_function_runs_on_all_ranks_at_once_and_an_error_comes_back():
+    with local(ranks=2) as client:
+        assert on_ranks(client, sum_of_ranks, [3, 4], ranks=2) == [(0, 7.0), (1, 7.0)]
+        assert on_ranks(client, sum_of_ranks, [3, 4], ranks=1) == [(0, 3.0)]
+        with pytest.raises(ZeroDivisionError, match="this rank broke"):
+            on_ranks(client, one_fails, ranks=2)
+        with pytest.raises(RuntimeError, match="found 2 workers with the resource trainer, expected 3"):
+            on_ranks(client, sum_of_ranks, [3, 4], ranks=3)

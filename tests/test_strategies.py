@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from steering.learning import Classification, Loop, Reconstruction, TrainerSettings
+from steering.learning.epochs import Epochs
 from steering.learning.group import join, leave
 from steering.learning.strategies import AGEM, DER, ER, STRATEGIES, DERpp, Incremental, Minibatch
 from steering.models import ProbeFirst, ResNet18
@@ -225,6 +226,25 @@ def test_ranks_stay_alike_whatever_the_strategy_and_the_look_ahead(look_ahead):
             # What is announced with an exchange is known when it ends and drawn by those that start after that.
             assert 4 * (20 - 2 * look_ahead - 1) <= one[name][2] <= 4 * 20
             assert 0 < one[name][3] < one[name][2]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_every_sample_is_seen_once_in_a_pass_over_all_ranks_and_no_minibatch_is_short(ranks):
+    """37 samples in minibatches of 4, which divide neither by the ranks nor among them: three passes, all whole."""
+    order = [Epochs(37, seed=3, rank=rank, ranks=ranks) for rank in range(ranks)]
+    dealt = []
+    while len(dealt) < 3 * 37:
+        parts = [epochs.take(4) for epochs in order]
+        assert all(len(part) == 4 for part in parts)
+        dealt += np.concatenate(parts).tolist()
+    passes = [dealt[k * 37 : (k + 1) * 37] for k in range(3)]
+    assert all(sorted(one) == list(range(37)) for one in passes)
+    assert passes[0] != passes[1]
+
+
+def test_epochs_without_samples_are_refused():
+    with pytest.raises(ValueError, match="count=0"):
+        Epochs(0, seed=0)
 
 
 class TestClassification:

@@ -93,8 +93,8 @@ def names(path):
 
 
 def test_the_log_replays_to_the_same_decisions_and_strategies_are_compared(tmp_path):
-    """One short run of each of two more strategies, on one rank."""
-    strategies = ("incremental", "from_scratch")
+    """One short run of each of some more strategies, on one rank."""
+    strategies = ("incremental", "from_scratch", "derpp")
     for strategy in strategies:
         out = tmp_path / strategy
         finished(
@@ -103,7 +103,12 @@ def test_the_log_replays_to_the_same_decisions_and_strategies_are_compared(tmp_p
             )
         )
         folder = RunFolder(out)
-        assert folder.summary()["remote_representatives_share"] is None
+        figures = folder.summary()
+        assert figures["strategy"] == strategy
+        rehearses = strategy == "derpp"
+        assert figures["remote_representatives_share"] == (0.0 if rehearses else None)
+        stored = figures["rehearsal_buffer"].get("stored", {})
+        assert [values[-1] > 0 for values in stored.values()] == [True] * 3 * rehearses
         replays(folder)
     page = tmp_path / "both.html"
     finished(steering("report", *(tmp_path / strategy for strategy in strategies), "--out", page))
@@ -214,6 +219,27 @@ def test_a_recorded_scan_end_to_end(tmp_path, data):
     assert figures["versions_published"] >= 1
     refined = RunFolder(tmp_path / "run").objects()["middle"]["phase_refined"]
     assert np.isfinite(refined).any()
+
+
+def test_class_incremental_tells_what_each_strategy_keeps_and_costs(tmp_path, data):
+    """Real images, few of each class, a narrow network: every strategy through all four tasks on two ranks."""
+    quick = ["--images", "6", "--epochs", "1", "--width", "2", "--batch", "14", "--candidates", "7"]
+    run = tmp_path / "run"
+    out, _ = finished(steering("run", "workflows/class_incremental.py", "--out", run, *quick, "--representatives", "7"))
+    strategies = RunFolder(run).summary()["strategies"]
+    assert set(strategies) == {"incremental", "er", "der", "derpp", "agem", "from_scratch"}
+    for name, figures in strategies.items():
+        assert name in out
+        assert 0 <= figures["top1_final"] <= figures["top5_final"] <= 100
+        assert len(figures["top5_after_task"]) == 4
+        assert figures["top5_after_task"][-1] == figures["top5_final"]
+        assert figures["runtime_s"] > 0
+        rehearsed = name not in ("incremental", "from_scratch")
+        assert (figures["representatives"] > 0) == rehearsed
+        assert (0.3 < figures["remote"] / figures["representatives"] < 0.7) if rehearsed else not figures["stored"]
+    page = (run / "report.html").read_text()
+    assert "top5_final" in page
+    assert 'alt="accuracy"' in page
 
 
 @pytest.mark.parametrize(

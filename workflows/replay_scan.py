@@ -17,7 +17,7 @@ from steering.campaign import Settings
 from steering.clusters import local
 from steering.inference import HoldOut
 from steering.learning import Reconstruction, TrainerSettings
-from steering.learning.strategies import ER, FromScratch, Incremental
+from steering.learning.strategies import STRATEGIES
 from steering.models import ProbeFirst
 from steering.policies import Random, Raster, SpaceFilling
 from steering.ptychography import Canvas, RefineSettings, patch_weight
@@ -26,7 +26,6 @@ from steering.runner import Experiment, LabelSettings, RunFolder, run
 from steering.sources import ORIENTATIONS, Replay, read_recording
 from steering.view.progress import Progress
 
-STRATEGIES = {"er": ER, "incremental": Incremental, "from_scratch": FromScratch}
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
 
 

@@ -13,7 +13,7 @@ from skimage import data, filters
 from steering.campaign import Settings
 from steering.clusters import local
 from steering.learning import Reconstruction, TrainerSettings
-from steering.learning.strategies import ER, FromScratch, Incremental
+from steering.learning.strategies import STRATEGIES
 from steering.models import ProbeFirst
 from steering.policies import Random, Raster, SpaceFilling
 from steering.ptychography import patch_weight, zone_plate
@@ -21,7 +21,6 @@ from steering.runner import Experiment, RunFolder, run
 from steering.sources import SimulatedBeamline, Stage, sample
 from steering.view.progress import Progress
 
-STRATEGIES = {"er": ER, "incremental": Incremental, "from_scratch": FromScratch}
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
 
 

@@ -1,6 +1,6 @@
 """Continual learning over distributed ranks: samples, rehearsal buffers, their exchange, strategies, the loop."""
 
-from steering.learning.group import MeetingPoint, Rendezvous
+from steering.learning.group import MeetingPoint, Place, Rendezvous
 from steering.learning.loop import PARTS, GroupLost, Loop, Tally, TrainerSettings
 from steering.learning.objectives import Classification, Objective, Reconstruction
 from steering.learning.samples import Labels
@@ -14,6 +14,7 @@ __all__ = [
     "Loop",
     "MeetingPoint",
     "Objective",
+    "Place",
     "Rank",
     "Reconstruction",
     "Rendezvous",

@@ -30,6 +30,21 @@ class MeetingPoint:
         self.rendezvous = Rendezvous(address, self._store.port, interface)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a function finds itself: on one of several ranks that run it at the same time."""
+
+    rank: int
+    ranks: int
+    where: Rendezvous
+    deadline: float
+    """Seconds that a rank waits for the others in a collective."""
+
+    def join(self, generation: int = 0) -> dist.ProcessGroup:
+        """Join the other ranks in torch's default group; returns a second one, for the exchange of representatives."""
+        return join(self.where, rank=self.rank, ranks=self.ranks, generation=generation, deadline=self.deadline)
+
+
 def join(where: Rendezvous, *, rank: int, ranks: int, generation: int, deadline: float) -> dist.ProcessGroup:
     """Join generation `generation` of the group; returns a second group, for the exchange of representatives.
 
@@ -37,6 +52,7 @@ def join(where: Rendezvous, *, rank: int, ranks: int, generation: int, deadline:
     where torch sees a GPU, those on it would by NCCL.
     """
     leave()
+    torch.set_num_threads(1)  # ranks share the machine's cores, and small steps gain nothing from more
     if where.interface or where.address.startswith("127."):
         os.environ["GLOO_SOCKET_IFNAME"] = where.interface or "lo"
         os.environ["NCCL_SOCKET_IFNAME"] = where.interface or "lo"

@@ -76,6 +76,17 @@ class RehearsalBuffer:
         """How many samples were offered after each stored one, int64 (len,), by slot."""
         return self._clock - self._born[: len(self)]
 
+    def composition(self) -> dict[int, dict[str, float]]:
+        """What is stored of each stratum: `count`, and the `age` of its samples, 10 %, median and 90 %."""
+        numbers, ages = self.strata.of_slots, self.ages
+        found = {}
+        for number, key in enumerate(self.strata.keys):
+            own = ages[numbers == number]
+            if len(own):
+                young, middle, old = np.percentile(own, (10, 50, 90)).tolist()
+                found[key] = {"count": float(len(own)), "age_p10": young, "age_p50": middle, "age_p90": old}
+        return found
+
     def insert(self, samples: Mapping[str, Tensor], stratum: Tensor) -> int:
         """Offer samples to the buffer.
 

@@ -107,6 +107,11 @@ class Strata:
         return array("q") if number is None else self._members[number]
 
     @property
+    def of_slots(self) -> np.ndarray:
+        """Return the number of the stratum that each filled slot holds, int64 (slots,)."""
+        return np.array(self._number_of)
+
+    @property
     def touched(self) -> int:
         """How many strata have changed and were not announced yet."""
         return len(self._touched)

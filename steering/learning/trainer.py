@@ -35,6 +35,8 @@ class Round:
     """Of the representatives, how many came from another rank."""
     stored: int
     capacity: int
+    composition: dict[int, dict[str, float]]
+    """Of the local buffer, by stratum."""
     seen: dict[str, int]
     """Labelled frames of each scan that this rank has been given so far."""
     error: float | None = None
@@ -58,7 +60,6 @@ class Rank:
 
     def join(self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0) -> int:
         """Join a group of ranks. Blocks until all are there, at most `settings.deadline` seconds. Returns the rank."""
-        torch.set_num_threads(1)
         if not hasattr(self, "_samples"):
             self._awake(rank)
         self._loop.disconnect()
@@ -102,6 +103,7 @@ class Rank:
             remote=tally.remote,
             stored=len(self.buffer),
             capacity=self.buffer.capacity,
+            composition=self.buffer.composition(),
             seen=dict(self._samples.seen),
             **quality,
         )

@@ -7,6 +7,6 @@ from steering.runner.drive import Handle, run, start
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.labels import LabelSettings
-from steering.runner.spread import Place, on_ranks
+from steering.runner.spread import on_ranks
 
-__all__ = ["Experiment", "Handle", "LabelSettings", "Place", "RunFolder", "on_ranks", "run", "start"]
+__all__ = ["Experiment", "Handle", "LabelSettings", "RunFolder", "on_ranks", "run", "start"]

@@ -60,7 +60,6 @@ class Runner:
         self.crew: Crew | None = None
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._jobs: set[asyncio.Task] = set()
-        self._strata: dict[str, int] = {}
         self._source_ended = False
 
     async def run(self) -> dict[str, Any]:
@@ -202,7 +201,7 @@ class Runner:
         await self._crew.source.apply(decision)
 
     async def _label(self, scan: str) -> None:
-        stratum = self._strata.setdefault(scan, len(self._strata))
+        stratum = self.ledger.strata.setdefault(scan, len(self.ledger.strata))
         try:
             report: LabelReport = await get_client().submit(
                 make_labels,

@@ -11,6 +11,7 @@ from typing import Any
 from steering.campaign import Campaign, DriftLowered, DriftRaised, Event, LabelsReady, ModelPublished, RankLost
 from steering.inference import Score
 from steering.learning import PARTS, Round
+from steering.learning.strategies import STRATEGIES, Strategy
 from steering.runner.crew import Crew
 from steering.runner.experiment import Experiment
 
@@ -35,6 +36,8 @@ class Ledger:
     """The newest events of note."""
     own_end: dict[str, int] = field(default_factory=dict)
     """The version in service when each scan was left."""
+    strata: dict[str, int] = field(default_factory=dict)
+    """Key of each scan in the rehearsal buffers."""
 
     def note(self, event: Event) -> None:
         """Keep what the display and the summary tell of an event."""
@@ -98,6 +101,28 @@ def remote_share(ledger: Ledger) -> float | None:
     return sum(r.remote for r in every) / used if used else None
 
 
+def composition(ledger: Ledger) -> dict[str, Any]:
+    """What the buffers of all ranks hold, by scan: after each training round, and how old it is at the end."""
+    rounds = ledger.rounds[:: max(1, len(ledger.rounds) // 60)] + ledger.rounds[-1:]
+
+    def held(ranks: list[Round], scan: str) -> list[dict[str, float]]:
+        return [r.composition[ledger.strata[scan]] for r in ranks if ledger.strata[scan] in r.composition]
+
+    if not any(r.composition for ranks in rounds for r in ranks):
+        return {}
+    return {
+        "steps": [ranks[0].steps for ranks in rounds],
+        "stored": {
+            scan: [sum(int(h["count"]) for h in held(ranks, scan)) for ranks in rounds] for scan in ledger.strata
+        },
+        "age": {
+            scan: {age: sum(h[age] for h in last) / len(last) for age in ("age_p10", "age_p50", "age_p90")}
+            for scan in ledger.strata
+            if (last := held(rounds[-1], scan))
+        },
+    }
+
+
 async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
     """The figures of summary.json, errors by the versions that matter included."""
     source, predictor = await crew.source.figures(), await crew.predictor.figures()
@@ -117,7 +142,7 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
         if refined is not None:
             correlations["refined"] = _finite(refined.phase_correlation)
     return {
-        "strategy": type(ledger.experiment.strategy).__name__.lower(),
+        "strategy": _name(ledger.experiment.strategy),
         "ranks": len(crew.ranks),
         "scans": list(ledger.campaign.scans),
         "frames_acquired": source["frames_acquired"],
@@ -125,6 +150,7 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
         "frames_dropped": source["frames_dropped"],
         "versions_published": ledger.published,
         "remote_representatives_share": remote_share(ledger),
+        "rehearsal_buffer": composition(ledger),
         "prediction_latency_ms": predictor["latency_ms"],
         "phase_error": errors,
         # Of one scan; of several it would have to be told which.
@@ -136,6 +162,11 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
         },
         "total_s": time.time() - ledger.begun,
     }
+
+
+def _name(strategy: Strategy) -> str:
+    known = (name for name, kind in STRATEGIES.items() if kind is type(strategy))
+    return next(known, type(strategy).__name__.lower())
 
 
 def _finite(value: float) -> float | None:

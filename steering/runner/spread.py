@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import torch
-import torch.distributed as dist
 from distributed import Client
 from distributed.utils import get_ip
 
-from steering.learning import MeetingPoint, Rendezvous
-from steering.learning.group import join, leave
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a function finds itself: one of several ranks that run it at the same time."""
-
-    rank: int
-    ranks: int
-    where: Rendezvous
-    deadline: float
-
-    def join(self, generation: int = 0) -> dist.ProcessGroup:
-        """Join the other ranks in torch's default group; returns a second one, for the exchange of representatives."""
-        torch.set_num_threads(1)
-        return join(self.where, rank=self.rank, ranks=self.ranks, generation=generation, deadline=self.deadline)
+from steering.learning import MeetingPoint, Place
+from steering.learning.group import leave
 
 
 def on_ranks(

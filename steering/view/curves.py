@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -141,6 +142,34 @@ def _versions(ax: Axes, past: History, *, named: bool) -> None:
                 fontsize=7.5,
                 ha="center",
             )
+
+
+@styled
+def buffer_picture(composition: Mapping[str, Any]) -> bytes | None:
+    """What the rehearsal buffers of all ranks held over the steps of training, and its age. None: nothing.
+
+    composition: `steps`, `stored` by scan and step, `age` by scan (age_p10, age_p50, age_p90), as in summary.json.
+    """
+    steps, stored, age = (composition.get(key) or {} for key in ("steps", "stored", "age"))
+    if not steps or not stored:
+        return None
+    colours = colour_of(list(stored))
+    drawing, axes = figure(1, 2, height=2.6, width_ratios=[2, 1])
+    course, ages = axes[0]
+    course.stackplot(steps, list(stored.values()), colors=list(colours.values()), alpha=0.75, labels=list(stored))
+    course.set_xlabel("steps of training")
+    course.set_ylabel("samples stored")
+    course.margins(x=0)
+    course.legend(loc="upper left", fontsize=8.5, labelcolor=INK)
+    for place, (scan, quantiles) in enumerate(age.items()):
+        colour = colours[scan]
+        ages.plot([quantiles["age_p10"], quantiles["age_p90"]], [place, place], color=colour, linewidth=5, alpha=0.5)
+        ages.plot([quantiles["age_p50"]], [place], "o", color=colour)
+    ages.set_yticks(range(len(age)), list(age))
+    ages.invert_yaxis()
+    ages.set_xlabel("age: samples offered since")
+    ages.set_xlim(left=0)
+    return png(drawing)
 
 
 @styled

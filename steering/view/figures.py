@@ -63,3 +63,37 @@ def wall_times(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     names = [*PARTS, *(name for name in wall if name not in PARTS)]
     known = [(name, wall.get(name)) for name in names]
     return [(name, float(seconds), f"{seconds:.3g} s") for name, seconds in known if seconds is not None]
+
+
+TOLD = ("phase_error", "phase_correlation", "prediction_latency_ms", "wall_s", "rehearsal_buffer")
+
+
+def measured(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Tables (name, head, rows) of what a benchmark wrote beyond what every run tells: its nested figures.
+
+    What holds several subjects with figures each becomes a table with a row for each of them.
+    """
+    tables = []
+    for name, value in summary.items():
+        if not isinstance(value, Mapping) or name in TOLD:
+            continue
+        subjects = {key: flat(inner) for key, inner in value.items() if isinstance(inner, Mapping)}
+        single = {key: inner for key, inner in flat(value).items() if key.split(".")[0] not in subjects}
+        columns = list(dict.fromkeys(key for figures in subjects.values() for key in figures))
+        if subjects:
+            rows = [[key, *(number(figures.get(column)) for column in columns)] for key, figures in subjects.items()]
+            tables.append((name, ["", *columns], rows))
+        if single:
+            tables.append((name, [], [[key, number(figure)] for key, figure in single.items()]))
+    return tables
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Figures by their dotted names; lists and other things that are no figure are left out."""
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            found |= flat(inner, f"{prefix}{key}.")
+        elif inner is None or isinstance(inner, int | float | str):
+            found[f"{prefix}{key}"] = inner
+    return found

@@ -10,8 +10,8 @@ from typing import Any
 import xarray as xr
 
 from steering.runner.folder import RunFolder
-from steering.view.curves import course_picture, versions_picture
-from steering.view.figures import key_figures, number, phase_errors, wall_times
+from steering.view.curves import buffer_picture, course_picture, versions_picture
+from steering.view.figures import key_figures, measured, number, phase_errors, wall_times
 from steering.view.history import Curve, History, curves, history
 from steering.view.page import bars, page, picture, table, text
 from steering.view.pictures import object_picture, positions_picture
@@ -38,7 +38,10 @@ def write_report(folder: RunFolder) -> Path:
         _positions(lines),
         _figures(summary),
         _versions(past, summary),
+        _buffer(summary),
         _time(summary),
+        _measured(summary),
+        _pictures(folder),
         _log(events, summary),
     ]
     return folder.write_file("report.html", page(f"{folder.name} - steering", body))
@@ -147,6 +150,29 @@ def _versions(past: History, summary: Mapping[str, Any]) -> str:
     png = versions_picture(past, datetime.fromisoformat(summary["started"]).timestamp())
     drawn = picture(png, "Validation error of each published model version over time")
     return f"<section><h2>Model versions</h2>{drawn}</section>" if drawn else ""
+
+
+def _buffer(summary: Mapping[str, Any]) -> str:
+    png = buffer_picture(summary.get("rehearsal_buffer") or {})
+    caption = (
+        "Left: what the buffers of all ranks held after each training round. Right: its age at the end, in samples "
+        "offered to a rank after it was stored; a dot is the median, the bar goes from 10 to 90 %."
+    )
+    drawn = picture(png, "Composition of the rehearsal buffers by sample, over time and by age", caption)
+    return f"<section><h2>What is rehearsed</h2>{drawn}</section>" if drawn else ""
+
+
+def _measured(summary: Mapping[str, Any]) -> str:
+    tables = [f"<h3>{text(name)}</h3>{table(head, rows)}" for name, head, rows in measured(summary)]
+    return f"<section><h2>Measured</h2>{''.join(tables)}</section>" if tables else ""
+
+
+def _pictures(folder: RunFolder) -> str:
+    drawn = [
+        picture(path.read_bytes(), path.stem.replace("_", " "), path.stem.replace("_", " ").capitalize())
+        for path in sorted(folder.path.glob("*.png"))
+    ]
+    return f"<section><h2>Pictures</h2>{''.join(drawn)}</section>" if drawn else ""
 
 
 def _time(summary: Mapping[str, Any]) -> str:
