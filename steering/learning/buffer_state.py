@@ -1,7 +1,7 @@
 """A rehearsal buffer at rest: on disk without pickle, and dealt out anew to another number of ranks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from steering.learning.rows import host_rows
 
 BufferState = dict[str, Any]
 """Tensors `slot`, `born` (n,), `strata` (strata, 2: key, seen), `field.NAME` (n, ...); scalars `seen`, `clock`,
@@ -36,6 +38,38 @@ def read_state(path: Path) -> BufferState:
             raise ValueError(f"found {path} without a rehearsal buffer's state, expected a file made by write_state")
         state: BufferState = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         return state | json.loads(metadata["steering.buffer"])
+
+
+def merge(states: Iterable[BufferState]) -> BufferState:
+    """Return the whole state that a whole one and the changes after it, in their order, amount to.
+
+    Raises:
+        ValueError: none is given, the first holds changes only, or changes do not follow from the state before.
+    """
+    merged: BufferState | None = None
+    for state in states:
+        clock = 0 if merged is None else merged["clock"]
+        if state["since"] != clock:
+            raise ValueError(f"found changes since clock {state['since']}, expected {clock} as in the state before")
+        merged = state if merged is None else _changed(merged, state)
+    if merged is None:
+        raise ValueError("found no state, expected a whole one and the changes after it")
+    return merged
+
+
+def _changed(whole: BufferState, change: BufferState) -> BufferState:
+    slots = change["slot"].numpy()
+    count = max(len(whole["slot"]), int(slots.max(initial=-1)) + 1)
+    merged = {**change, "slot": torch.arange(count), "since": 0}
+    for name in [name for name in change if name == "born" or name.startswith("field.")]:
+        old, new = whole.get(name), change[name]
+        values = torch.empty((count, *new.shape[1:]), dtype=new.dtype)
+        if old is not None and len(old):
+            host_rows(values)[: len(old)] = host_rows(old)
+        if len(new):
+            host_rows(values)[slots] = host_rows(new)
+        merged[name] = values
+    return merged
 
 
 def deal(states: Sequence[BufferState], rank: int, ranks: int) -> BufferState:

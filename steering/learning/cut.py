@@ -1,0 +1,148 @@
+"""A consistent cut of a training: weights, optimiser, step and every rank's rehearsal buffer, all after the same step.
+
+What is drawn for a step follows from the seed and the step's number, so the number is the plan's position. Files are
+safetensors with JSON, nothing is pickled. A rank writes its whole buffer once, then only the slots that have changed,
+until the changes weigh more than the whole. `cut.json` tells which files belong together and is replaced last: a reader
+finds the cut before or the cut after, never a part of one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from steering.learning.buffer_state import BufferState, deal, merge, read_state, write_state
+from steering.learning.loop import Loop
+
+INDEX = "cut.json"
+
+
+class Cuts:
+    """Writes the cuts of one rank's loop into a folder that all ranks share, and goes on from the last one.
+
+    Args:
+        folder: made where it is not there.
+        loop: of this rank.
+        ranks: that write together; each calls `write` after the same step, and `restore` before its `Loop.connect`.
+    """
+
+    def __init__(self, folder: Path, loop: Loop, *, ranks: int) -> None:
+        self.folder, self.loop, self.ranks = Path(folder), loop, ranks
+        self._chain: list[str] = []
+        """Files of this rank's buffer: a whole state, then changes."""
+        self._clock = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self) -> Path:
+        """Write a cut; returns the file that names it. Blocks until all ranks have written their parts.
+
+        Raises OSError where a file cannot be written; the cut before then still stands.
+        """
+        loop, step, index = self.loop, self.loop.steps, self.folder / INDEX
+        whole = not self._chain or self._size(self._chain[1:]) >= self._size(self._chain[:1])
+        state = loop.buffer.state(0 if whole else self._clock, copy=False)
+        name = f"{step:08d}.rank-{loop.rank}.safetensors"
+        write_state(self.folder / name, state)
+        chain = [name] if whole else [*self._chain, name]
+        _replace(self.folder / _part(step, loop.rank), chain)
+        if loop.rank == 0:
+            _write_weights(self.folder / _weights(step), loop)
+        if self.ranks > 1:
+            dist.barrier()
+        if loop.rank == 0:
+            _replace(index, {"step": step, "ranks": self.ranks})
+            self._tidy(step)
+        self._chain, self._clock = chain, state["clock"]
+        return index
+
+    def restore(self) -> bool:
+        """Take up the last cut, written by any number of ranks; False where there is none.
+
+        With as many ranks as wrote it every rank gets its own buffer back; with more or fewer, the samples are dealt
+        out evenly, stratum by stratum.
+
+        Raises ValueError for a cut of another network, optimiser or kind of sample.
+        """
+        index = self.folder / INDEX
+        if not index.is_file():
+            return False
+        cut = json.loads(index.read_text())
+        step, before = cut["step"], cut["ranks"]
+        _read_weights(self.folder / _weights(step), self.loop)
+        if before == self.ranks:
+            state = self._state(step, self.loop.rank)
+        else:
+            state = deal([self._state(step, rank) for rank in range(before)], self.loop.rank, self.ranks)
+        self.loop.buffer.load(state)
+        self.loop.steps = step
+        return True
+
+    def _state(self, step: int, rank: int) -> BufferState:
+        chain = json.loads((self.folder / _part(step, rank)).read_text())
+        return merge(read_state(self.folder / name) for name in chain)
+
+    def _size(self, names: list[str]) -> int:
+        return sum((self.folder / name).stat().st_size for name in names)
+
+    def _tidy(self, step: int) -> None:
+        """Remove what the cut of this step does not need."""
+        needed = {INDEX, _weights(step)}
+        for rank in range(self.ranks):
+            part = self.folder / _part(step, rank)
+            needed |= {part.name, *json.loads(part.read_text())}
+        for path in self.folder.iterdir():
+            # A rank that is ahead may be writing the next cut already.
+            if path.name not in needed and path.name.split(".")[0] < f"{step:08d}":
+                path.unlink(missing_ok=True)
+
+
+def _part(step: int, rank: int) -> str:
+    return f"{step:08d}.rank-{rank}.json"
+
+
+def _weights(step: int) -> str:
+    return f"{step:08d}.weights.safetensors"
+
+
+def _replace(path: Path, content: Any) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(content))
+    draft.replace(path)
+
+
+def _write_weights(path: Path, loop: Loop) -> None:
+    """The network's state, and the optimiser's, whose tensors are named by parameter."""
+    tensors = {f"network.{name}": value.contiguous() for name, value in loop.network.state_dict().items()}
+    optimiser = loop.optimiser.state_dict()
+    scalars: dict[str, Any] = {"groups": optimiser["param_groups"], "state": {}}
+    for parameter, values in optimiser["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimiser.{parameter}.{name}"] = value.contiguous()
+            else:
+                scalars["state"].setdefault(str(parameter), {})[name] = value
+    draft = path.with_name(path.name + ".part")
+    save_file(tensors, draft, metadata={"steering.optimiser": json.dumps(scalars)})
+    draft.replace(path)
+
+
+def _read_weights(path: Path, loop: Loop) -> None:
+    with safe_open(path, framework="pt") as file:
+        scalars = json.loads((file.metadata() or {})["steering.optimiser"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    state: dict[int, dict[str, Any]] = {int(key): dict(values) for key, values in scalars["state"].items()}
+    for name in [name for name in tensors if name.startswith("optimiser.")]:
+        _, parameter, kind = name.split(".", 2)
+        state.setdefault(int(parameter), {})[kind] = tensors.pop(name)
+    network = {name.removeprefix("network."): value for name, value in tensors.items()}
+    try:
+        loop.network.load_state_dict(network)
+        loop.optimiser.load_state_dict({"state": state, "param_groups": scalars["groups"]})
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"found a cut that does not fit this network or optimiser: {error}") from error
