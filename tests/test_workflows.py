@@ -93,8 +93,8 @@ def names(path):
 
 
 def test_the_log_replays_to_the_same_decisions_and_strategies_are_compared(tmp_path):
-    """One short run of each of some more strategies, on one rank."""
-    strategies = ("incremental", "from_scratch", "derpp")
+    """One short run of each of two more strategies, on one rank."""
+    strategies = ("from_scratch", "derpp")
     for strategy in strategies:
         out = tmp_path / strategy
         finished(
@@ -108,7 +108,7 @@ def test_the_log_replays_to_the_same_decisions_and_strategies_are_compared(tmp_p
         rehearses = strategy == "derpp"
         assert figures["remote_representatives_share"] == (0.0 if rehearses else None)
         stored = figures["rehearsal_buffer"].get("stored", {})
-        assert [values[-1] > 0 for values in stored.values()] == [True] * 3 * rehearses
+        assert any(values[-1] > 0 for values in stored.values()) == rehearses
         replays(folder)
     page = tmp_path / "both.html"
     finished(steering("report", *(tmp_path / strategy for strategy in strategies), "--out", page))
@@ -224,12 +224,26 @@ def test_a_recorded_scan_end_to_end(tmp_path, data):
 
 
 def test_class_incremental_tells_what_each_strategy_keeps_and_costs(tmp_path, data):
-    """Real images, few of each class, a narrow network: every strategy through all four tasks on two ranks."""
-    quick = ["--images", "6", "--epochs", "1", "--width", "2", "--batch", "14", "--candidates", "7"]
+    """Real images, few of each class, a narrow network: both bounds and a rehearsal, all four tasks, two ranks."""
+    names = ["incremental", "derpp", "from_scratch"]
+    quick = [
+        "--strategies",
+        ",".join(names),
+        "--images",
+        "6",
+        "--epochs",
+        "1",
+        "--width",
+        "2",
+        "--batch",
+        "14",
+        "--candidates",
+        "7",
+    ]
     run = tmp_path / "run"
     out, _ = finished(steering("run", "workflows/class_incremental.py", "--out", run, *quick, "--representatives", "7"))
     strategies = RunFolder(run).summary()["strategies"]
-    assert set(strategies) == {"incremental", "er", "der", "derpp", "agem", "from_scratch"}
+    assert list(strategies) == names
     for name, figures in strategies.items():
         assert name in out
         assert 0 <= figures["top1_final"] <= figures["top5_final"] <= 100

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import gc
 import os
+import socket
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -53,9 +55,9 @@ def join(where: Rendezvous, *, rank: int, ranks: int, generation: int, deadline:
     """
     leave()
     torch.set_num_threads(1)  # ranks share the machine's cores, and small steps gain nothing from more
-    if where.interface or where.address.startswith("127."):
-        os.environ["GLOO_SOCKET_IFNAME"] = where.interface or "lo"
-        os.environ["NCCL_SOCKET_IFNAME"] = where.interface or "lo"
+    interface = where.interface or _interface_to(where)
+    if interface is not None:  # else torch looks the host's own name up, which many machines resolve to themselves
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
     wait = datetime.timedelta(seconds=deadline)
     store = dist.TCPStore(where.address, where.port, is_master=False, timeout=wait)
     dist.init_process_group(
@@ -66,6 +68,20 @@ def join(where: Rendezvous, *, rank: int, ranks: int, generation: int, deadline:
         timeout=wait,
     )
     return dist.new_group(timeout=wait)
+
+
+def _interface_to(where: Rendezvous) -> str | None:
+    """Name of the network interface through which the meeting point is reached; None where that is unknown."""
+    try:
+        # Connecting a datagram socket sends nothing; the system only chooses the way.
+        family, kind, protocol, _, address = socket.getaddrinfo(where.address, where.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    found = [name for name, ends in psutil.net_if_addrs().items() if any(end.address == own for end in ends)]
+    return found[0] if found else None
 
 
 def leave() -> None:
