@@ -53,6 +53,7 @@ HOMES = {
     "rich": ("steering.view", "steering.cli"),
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),
+    "psutil": ("steering.learning.group",),
 }
 DISTRIBUTIONS = {"skimage": "scikit-image", "IPython": "ipykernel"}  # where the name to install is another one
 
