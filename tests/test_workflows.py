@@ -250,7 +250,17 @@ def test_the_benchmarks_of_the_buffer_run_and_keep_their_keys(tmp_path):
     assert figures["measured"]["2"]["exchange_ms"] > 0
     assert figures["measured"]["2"]["messages"] == 1
     assert figures["projected"]["1024"]["exchange_ms"] > figures["projected"]["128"]["exchange_ms"]
+    assert figures["fitted"]["exchange_ms"]["2"] > 0
     assert 'alt="scaling"' in (scaling / "report.html").read_text()
+    overlap = tmp_path / "overlap"
+    finished(steering("run", "workflows/bench_overlap.py", "--out", overlap, "--repeats", "1"))
+    for workload in ("reconstruction", "classification"):
+        figures = RunFolder(overlap).summary()[workload]
+        assert set(figures["step_ms"]) == {"incremental_same_work", "er", "incremental_b"}
+        assert figures["er_over_same_work"] > 0
+        assert figures["exposed_wait_ms"]["p99"] >= figures["exposed_wait_ms"]["p50"] > 0
+        assert -0.5 < figures["idle_cpu_share"] < 1
+    assert 'alt="steps"' in (overlap / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

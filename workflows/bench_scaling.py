@@ -12,6 +12,7 @@ import argparse
 import os
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,17 @@ def measure(place: Place, steps: int, r: int) -> dict[str, float]:
     return {
         "step_ms": 1e3 * statistics.median(times),
         "exposed_wait_ms": 1e3 * statistics.median(waits),
-        "exchange_ms": 1e3 * statistics.median(alone(Exchange(loop.buffer, group, r), steps, r)),
+        # Of several sizes, for messages and bytes to be told apart.
+        **{
+            f"exchange_{size}_ms": 1e3 * statistics.median(alone(Exchange(loop.buffer, group, size), steps, size))
+            for size in sizes(r)
+        },
     }
+
+
+def sizes(r: int) -> list[int]:
+    """Representatives per step with which the exchange is measured by itself; the first is that of the step."""
+    return [r, 8 * r, 32 * r]
 
 
 def alone(exchange: Exchange, steps: int, r: int) -> list[float]:
@@ -97,25 +107,31 @@ def sent_bytes(ranks: int, r: int) -> float:
     return (ranks - 1) * (HEADER + r * SAMPLE / ranks)
 
 
-def fit(measured: dict[str, dict[str, float]], r: int) -> dict[str, float]:
+def fit(measured: dict[str, dict[str, float]], r: int) -> dict[str, Any]:
     """The exchange as fixed + messages x latency + bytes / bandwidth, none below 0, fitted to what was measured.
 
     Ranks that share cores do one another's work in turn: times on n ranks are divided by what they share.
     """
     from scipy.optimize import nnls  # noqa: PLC0415 (comes with scikit-image)
 
-    ranks = [int(n) for n in measured]
+    cases = [(int(n), size) for n in measured for size in sizes(r)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    matrix = np.array([[1.0, messages(n), sent_bytes(n, r)] for n in ranks])
-    found = np.array([measured[str(n)]["exchange_ms"] / max(1.0, n / cores) for n in ranks])
+    matrix = np.array([[1.0, messages(n), sent_bytes(n, size)] for n, size in cases])
+    found = np.array([measured[str(n)][f"exchange_{size}_ms"] / max(1.0, n / cores) for n, size in cases])
     scale = matrix.max(0) + 1e-12
     solution, rest = nnls(matrix / scale, found)
     fixed, latency, per_byte = (solution / scale).tolist()
+    said = matrix @ (solution / scale)
     return {
+        "exchange_ms": {
+            str(n): float(value * max(1.0, n / cores))
+            for (n, size), value in zip(cases, said, strict=True)
+            if size == r
+        },
         "fixed_ms": fixed,
         "latency_us": 1e3 * latency,
         "bandwidth_gb_s": 1e-6 / per_byte if per_byte else float("inf"),
-        "residual_ms": float(rest) / len(ranks) ** 0.5,
+        "residual_ms": float(rest) / len(cases) ** 0.5,
     }
 
 
@@ -129,6 +145,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             said = on_ranks(client, measure, options.steps, r, ranks=ranks)
         measured[str(ranks)] = {
             **{name: statistics.median(one[name] for one in said) for name in said[0]},
+            "exchange_ms": statistics.median(one[f"exchange_{r}_ms"] for one in said),
             "messages": messages(ranks),
             "bytes": sent_bytes(ranks, r),
         }

@@ -12,7 +12,7 @@ from steering.view.pictures import COLOURS, INK, figure, png, styled
 def scaling_picture(figures: Mapping[str, Any], network: Mapping[int, float]) -> bytes:
     """Milliseconds per step over ranks, both logarithmic: what was measured, solid; what is projected, dashed.
 
-    figures: `measured` and `measured_plan_ms` by number of ranks, `projected`, `stated_network`, as in the summary.
+    figures: `measured`, `fitted`, `measured_plan_ms` and `stated_network`, as in the summary.
     network: projected milliseconds on the stated network by number of ranks.
     """
     drawing, axes = figure(height=3.8)
@@ -24,6 +24,8 @@ def scaling_picture(figures: Mapping[str, Any], network: Mapping[int, float]) ->
         strict=False,
     ):
         ax.plot(list(measured), [values[key] for values in measured.values()], "o-", color=colour, label=label)
+    fitted = {int(n): value for n, value in figures["fitted"]["exchange_ms"].items()}
+    ax.plot(list(fitted), list(fitted.values()), ":", color=INK, linewidth=1.8, label="exchange alone, as fitted")
     plan = {int(n): value for n, value in figures["measured_plan_ms"].items()}
     ax.plot(list(plan), list(plan.values()), ".-", color=COLOURS[2], label="plan of a step, measured here")
     many = [n for n in network if n > 1]

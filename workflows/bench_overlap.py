@@ -1,0 +1,174 @@
+"""What rehearsal over several ranks costs beside training on as many new samples: how well it hides behind the step.
+
+    steering run workflows/bench_overlap.py [--ranks 2] [--workload reconstruction] [--repeats 30]
+
+Three loops take turns in the same processes, a few steps each: `er` (b new samples and r representatives),
+`incremental_same_work` (b + r new samples) and `incremental_b` (b new samples). idle_cpu_share is what a rank burns
+while it waits for a late one, above an idle worker of the same cluster, as a share of a core.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from distributed import Client
+from torch import nn
+
+from steering.clusters import local
+from steering.learning import Classification, Loop, Objective, Place, Reconstruction, TrainerSettings
+from steering.learning.strategies import ER, Incremental, Strategy
+from steering.models import ProbeFirst, ResNet18
+from steering.ptychography import patch_weight, zone_plate
+from steering.runner import RunFolder, on_ranks
+from steering.view.overlap import overlap_picture
+
+POOL = 256  # samples that new ones are taken from
+BLOCK = 4  # steps in a row of one loop
+LATE_S = 4.0  # how long the last rank keeps the others waiting
+
+Problem = tuple[nn.Module, Objective, dict[str, torch.Tensor], dict[str, int]]
+
+
+def reconstruction(seed: int) -> Problem:
+    """The default network with frames as a detector gives them; b = 16, r = 24."""
+    rng = np.random.default_rng(seed)
+    network, probe = ProbeFirst(), zone_plate(64, 50.0)
+    network.optics.set(probe)
+    patch = network.dials["patch"]
+    samples = {
+        "counts": torch.from_numpy(rng.poisson(5, (POOL, 64, 64)).astype(np.uint16)),
+        "amplitude": torch.from_numpy(rng.uniform(0.5, 1, (POOL, patch, patch)).astype(np.float32)),
+        "phase": torch.from_numpy(rng.uniform(-1, 1, (POOL, patch, patch)).astype(np.float32)),
+        "stratum": torch.from_numpy(rng.integers(0, 4, POOL)),
+    }
+    dials = {"batch": 16, "candidates": 8, "representatives": 24}
+    return network, Reconstruction(patch_weight(probe, patch)), samples, dials
+
+
+def classification(seed: int) -> Problem:
+    """A ResNet-18 of width 16 with images of 32 x 32; b = 56, r = 7."""
+    rng = np.random.default_rng(seed)
+    label = torch.from_numpy(rng.integers(0, 100, POOL))
+    image = torch.from_numpy(rng.integers(0, 256, (POOL, 3, 32, 32), dtype=np.uint8))
+    network = ResNet18(100, width=16).to(memory_format=torch.channels_last)
+    objective = Classification(mean=[0.5] * 3, std=[0.25] * 3)
+    dials = {"batch": 56, "candidates": 14, "representatives": 7}
+    return network, objective, {"image": image, "label": label, "stratum": label.clone()}, dials
+
+
+WORKLOADS = {"reconstruction": reconstruction, "classification": classification}
+
+
+def measure(place: Place, workload: str, repeats: int) -> dict[str, Any]:
+    """What this rank measures: seconds of each step by loop, waits, and its share of a core while it waits."""
+    group = place.join()
+    b, r = (WORKLOADS[workload](0)[3][key] for key in ("batch", "representatives"))
+    loops = {
+        "incremental_same_work": loop_of(place, group, workload, Incremental, batch=b + r, candidates=0),
+        "er": loop_of(place, group, workload, ER),
+        "incremental_b": loop_of(place, group, workload, Incremental),
+    }
+    pool = WORKLOADS[workload](place.rank)[2]
+    turn = np.random.default_rng(place.rank)
+
+    def load(n: int, out: dict[str, torch.Tensor]) -> None:
+        first = int(turn.integers(0, POOL - n))
+        for name, value in pool.items():
+            out[name][:n] = value[first : first + n]
+
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    waits: list[float] = []
+    for repeat in range(repeats + 3):
+        for name, loop in loops.items():
+            begun = time.perf_counter()
+            tally = loop.run(BLOCK, load)
+            if repeat >= 3:  # the first repeats fill the buffer and warm caches
+                times[name].append((time.perf_counter() - begun) / BLOCK)
+                waits += tally.waits if name == "er" else []
+    return {"times": times, "waits": waits, "waiting_cpu_share": waiting(place)}
+
+
+def loop_of(place: Place, group: dist.ProcessGroup, workload: str, kind: type[Strategy], **dials: int) -> Loop:
+    """A loop with a network of its own, ready to run."""
+    network, objective, samples, usual = WORKLOADS[workload](0)
+    settings = TrainerSettings(**{**usual, **dials}, buffer_bytes=2**24)
+    loop = Loop(network, kind(objective), settings, rank=place.rank)
+    loop.connect(group)
+    loop.prepare({name: value[0] for name, value in samples.items()})
+    return loop
+
+
+def waiting(place: Place) -> float:
+    """Share of a core that this process burns while it waits in a collective for the last rank; 0 on that one."""
+    dist.barrier()
+    if place.rank == place.ranks - 1:
+        time.sleep(LATE_S)
+    begun, before = time.perf_counter(), time.process_time()
+    total = torch.zeros(1000)
+    dist.all_reduce(total)
+    spent, lasted = time.process_time() - before, time.perf_counter() - begun
+    return spent / lasted if lasted > LATE_S / 2 else 0.0
+
+
+def idle(client: Client) -> float:
+    """Share of a core that an idle worker burns: the one for inference, which has nothing to do here."""
+    [home] = [key for key, w in client.scheduler_info(n_workers=-1)["workers"].items() if "inference" in w["resources"]]
+    worker = psutil.Process(client.run(_pid, workers=[home])[home])
+    before, begun = worker.cpu_times(), time.perf_counter()
+    time.sleep(2 * LATE_S)
+    after, lasted = worker.cpu_times(), time.perf_counter() - begun
+    return (after.user + after.system - before.user - before.system) / lasted
+
+
+def _pid() -> int:
+    return psutil.Process().pid
+
+
+def main(folder: RunFolder, arguments: list[str]) -> None:
+    """Measure each workload and write its figures."""
+    options = _options(arguments)
+    figures = {}
+    for workload in options.workload or WORKLOADS:
+        with local(ranks=options.ranks) as client:
+            said = on_ranks(client, measure, workload, options.repeats, ranks=options.ranks)
+            at_rest = idle(client)
+        figures[workload] = summed_up(said, at_rest)
+        folder.write_summary({"ranks": options.ranks, **figures})
+        told = figures[workload]
+        print(
+            f"{workload}: er {told['step_ms']['er']:.1f} ms, {told['er_over_same_work']:.3f} of the same work;", end=" "
+        )
+        print(f"exposed wait {told['exposed_wait_ms']['p50']:.2f} ms", flush=True)
+    folder.write_file("steps.png", overlap_picture(figures))
+
+
+def summed_up(said: list[dict[str, Any]], at_rest: float) -> dict[str, Any]:
+    """The figures of a workload: a step takes as long as its slowest rank; ratios are of neighbours in time."""
+    times = {name: np.max([one["times"][name] for one in said], axis=0) for name in said[0]["times"]}
+    waits = 1e3 * np.concatenate([one["waits"] for one in said])
+    er, same = times["er"], times["incremental_same_work"]
+    wait = float(np.percentile(waits, 50))
+    step = 1e3 * float(np.median(er))
+    return {
+        "step_ms": {name: 1e3 * float(np.median(values)) for name, values in times.items()},
+        "er_over_same_work": float(np.median(er) / np.median(same)),
+        "er_over_same_work_by_turn": float(np.median(er / same)),
+        "exposed_wait_ms": {"p50": wait, "p99": float(np.percentile(waits, 99))},
+        "exposed_wait_over_step": wait / step,
+        "idle_cpu_share": statistics.median(one["waiting_cpu_share"] for one in said[:-1]) - at_rest
+        if len(said) > 1
+        else 0.0,
+    }
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench_overlap.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--workload", choices=list(WORKLOADS), action="append", help="one of them (both)")
+    parser.add_argument("--repeats", type=int, default=30, help="turns of each loop (30)")
+    return parser.parse_args(arguments)
