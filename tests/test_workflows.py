@@ -234,6 +234,27 @@ def test_class_incremental_tells_what_each_strategy_keeps_and_costs(tmp_path, da
     assert 'alt="accuracy"' in page
 
 
+@pytest.mark.parametrize("tasks", ["simulated", "siemens"])
+def test_reconstruction_incremental_tells_every_error_after_every_task(tmp_path, data, tasks):
+    """Two strategies through four samples, or the quarters of the real scan, at a small size."""
+    quick = ["--strategies", "der,from_scratch", "--frames", "40", "--passes", "1", "--epochs", "0.3", "--width", "4"]
+    out, _ = finished(
+        steering("run", "workflows/reconstruction_incremental.py", "--out", tmp_path, "--tasks", tasks, *quick)
+    )
+    summary = RunFolder(tmp_path).summary()
+    assert len(summary["tasks"]) == 4
+    for name in ("der", "from_scratch"):
+        figures = summary["strategies"][name]
+        matrix = np.array(figures["error_matrix"])
+        assert matrix.shape == (4, 4)
+        assert np.isfinite(matrix).all()
+        assert (matrix > 0).all()
+        assert figures["error_final"] == pytest.approx(matrix[-1].mean())
+        assert name in out
+    assert summary["strategies"]["der"]["remote"] > 0
+    assert 'alt="errors"' in (tmp_path / "report.html").read_text()
+
+
 def test_the_benchmarks_of_the_buffer_run_and_keep_their_keys(tmp_path):
     """At a tiny size: whether their bars are reached is another matter."""
     rehearsal, scaling = tmp_path / "rehearsal", tmp_path / "scaling"
@@ -253,13 +274,13 @@ def test_the_benchmarks_of_the_buffer_run_and_keep_their_keys(tmp_path):
     assert figures["fitted"]["exchange_ms"]["2"] > 0
     assert 'alt="scaling"' in (scaling / "report.html").read_text()
     overlap = tmp_path / "overlap"
-    finished(steering("run", "workflows/bench_overlap.py", "--out", overlap, "--repeats", "1"))
-    for workload in ("reconstruction", "classification"):
-        figures = RunFolder(overlap).summary()[workload]
-        assert set(figures["step_ms"]) == {"incremental_same_work", "er", "incremental_b"}
-        assert figures["er_over_same_work"] > 0
-        assert figures["exposed_wait_ms"]["p99"] >= figures["exposed_wait_ms"]["p50"] > 0
-        assert -0.5 < figures["idle_cpu_share"] < 1
+    quick = ["--repeats", "1", "--workload", "reconstruction"]
+    finished(steering("run", "workflows/bench_overlap.py", "--out", overlap, *quick))
+    figures = RunFolder(overlap).summary()["reconstruction"]
+    assert set(figures["step_ms"]) == {"incremental_same_work", "er", "incremental_b"}
+    assert figures["er_over_same_work"] > 0
+    assert figures["exposed_wait_ms"]["p99"] >= figures["exposed_wait_ms"]["p50"] > 0
+    assert -0.5 < figures["idle_cpu_share"] < 1
     assert 'alt="steps"' in (overlap / "report.html").read_text()
 
 

@@ -83,11 +83,12 @@ def measure(place: Place, workload: str, repeats: int) -> dict[str, Any]:
 
     times: dict[str, list[float]] = {name: [] for name in loops}
     waits: list[float] = []
-    for repeat in range(repeats + 3):
+    warm = min(3, repeats)  # turns that fill the buffer and warm caches
+    for repeat in range(warm + repeats):
         for name, loop in loops.items():
             begun = time.perf_counter()
             tally = loop.run(BLOCK, load)
-            if repeat >= 3:  # the first repeats fill the buffer and warm caches
+            if repeat >= warm:
                 times[name].append((time.perf_counter() - begun) / BLOCK)
                 waits += tally.waits if name == "er" else []
     return {"times": times, "waits": waits, "waiting_cpu_share": waiting(place)}

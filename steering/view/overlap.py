@@ -20,7 +20,7 @@ def overlap_picture(workloads: Mapping[str, Mapping[str, Any]]) -> bytes:
         lengths = [figures["step_ms"][loop] for loop in loops]
         ax.barh(loops, lengths, color=COLOURS[: len(loops)], height=0.6)
         for place, (loop, length) in enumerate(zip(loops, lengths, strict=True)):
-            more = f", {figures['exposed_wait_ms']['p50']:.2f} of it exposed wait" if loop == "er" else ""
+            more = f", {figures['exposed_wait_ms']['p50']:.2f} ms of it exposed wait" if loop == "er" else ""
             inside = {"xytext": (-5, 0), "ha": "right", "va": "center", "color": "white", "fontsize": 8.5}
             ax.annotate(f"{length:.1f} ms{more}", (length, place), textcoords="offset points", **inside)
         ax.invert_yaxis()
