@@ -11,6 +11,7 @@ A buffer restored with room to spare holds a share of its past. While the room l
 so that samples of either time remain equally likely to be stored; for a fresh buffer the share is 1.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -48,8 +49,10 @@ class Insertion:
             slots = self._reservoir(len(numbers))
             for number in numbers:
                 self._strata.see(number)
+        elif self.policy == "replacement":
+            slots = self._replacing(numbers)
         else:
-            slots = self._one_by_one(numbers)
+            slots = self._one_by_one(numbers, self._balanced)
         # A later sample of the batch may have replaced an earlier one: the last counts.
         placed = {slot: index for index, slot in enumerate(slots) if slot >= 0}
         if self.policy == "reservoir":
@@ -76,10 +79,20 @@ class Insertion:
         slots[free:] = np.where(drawn < self.capacity, drawn, -1)
         return slots.tolist()
 
-    def _one_by_one(self, numbers: list[int]) -> list[int]:
-        """Do the same where a decision rests on the one before; a few integers each."""
-        strata, place = self._strata, self._balanced if self.policy == "balanced" else self._replacement
-        slots = []
+    def _replacing(self, numbers: list[int]) -> list[int]:
+        """Slot of each sample. Where every stratum has its share, none of them changes its members."""
+        strata = self._strata
+        share = max(1, self.capacity // max(1, len(strata)))
+        if strata.slots < self.capacity or any(strata.stored[number] < share for number in numbers):
+            return self._one_by_one(numbers, self._replacement)
+        for number in numbers:
+            strata.see(number)
+        where = self.rng.random(len(numbers)).tolist()
+        return [strata.member(*place) for place in zip(numbers, where, strict=True)]
+
+    def _one_by_one(self, numbers: list[int], place: Callable[[int, float, float], int]) -> list[int]:
+        """Slot of each sample, -1 where it is not kept, where a decision rests on the one before."""
+        strata, slots = self._strata, []
         shares = self.rng.random((len(numbers), 2)).tolist()
         for number, (accept, where) in zip(numbers, shares, strict=True):
             strata.see(number)
