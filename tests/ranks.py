@@ -1,5 +1,8 @@
 """Real training ranks in processes of their own, for the tests: started together, each runs the same function."""
 
+import contextlib
+import queue
+
 import torch.multiprocessing as mp
 
 from steering.learning import MeetingPoint, Rendezvous
@@ -9,11 +12,15 @@ def on_ranks(count, work, *arguments):
     """Run work(rank, ranks, rendezvous, *arguments) in `count` spawned processes; what each returned, by rank."""
     point = MeetingPoint()
     context = mp.get_context("spawn")
-    answers = context.SimpleQueue()
+    answers = context.Queue()
     started = mp.start_processes(
         _one, (count, point.rendezvous, work, arguments, answers), nprocs=count, join=False, start_method="spawn"
     )
-    found = dict(answers.get() for _ in range(count) if started is not None)
+    found = {}
+    while len(found) < count:
+        with contextlib.suppress(queue.Empty):
+            found |= dict([answers.get(timeout=0.2)])
+        started.join(timeout=0)  # raises what a process died of
     while not started.join():
         pass
     return [found[rank] for rank in range(count)]

@@ -14,7 +14,7 @@ from torch import nn
 
 from steering.learning import Classification, Loop, TrainerSettings
 from steering.learning.cut import INDEX, Cuts
-from steering.learning.group import join, leave
+from steering.learning.group import Place, leave
 from steering.learning.strategies import DERpp
 from tests.ranks import on_ranks
 
@@ -104,7 +104,7 @@ def test_a_cut_writes_what_has_changed_and_keeps_no_more_than_it_needs(tmp_path)
 def write_on(rank, ranks, where, folder):
     """Train and cut twice, so that there are changes too; what this rank stores."""
     loop = loop_of(rank=rank, capacity=30 + 20 * rank)
-    loop.connect(join(where, rank=rank, ranks=ranks, generation=0, deadline=30.0))
+    loop.connect(Place(rank=rank, ranks=ranks, where=where, deadline=30.0).join())
     cuts = Cuts(folder, loop, ranks=ranks)
     for _ in range(2):
         train(loop, 15)

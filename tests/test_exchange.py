@@ -194,9 +194,9 @@ def content(ids):
     return {"counts": counts.to(torch.uint16).view(-1, 5, 3), "id": ids, "wave": wave.contiguous()}
 
 
-def poisoned(rows=B + R):
-    out = {name: torch.empty((rows, *shape), dtype=dtype) for name, (shape, dtype) in FIELDS.items()}
-    out["stratum"] = torch.empty(rows, dtype=torch.int64)
+def poisoned(rows=B + R, device="cpu"):
+    out = {name: torch.empty((rows, *shape), dtype=dtype, device=device) for name, (shape, dtype) in FIELDS.items()}
+    out["stratum"] = torch.empty(rows, dtype=torch.int64, device=device)
     for tensor in out.values():
         tensor.view(torch.uint8).fill_(0xA5)
     return out
@@ -204,6 +204,7 @@ def poisoned(rows=B + R):
 
 def check(out, delivered):
     """Rows below `count` hold what was stored, bit for bit, each once; all others are untouched."""
+    out = {name: tensor.cpu() for name, tensor in out.items()}
     ids = out["id"][B : B + delivered.count]
     expected = content(ids)
     whole = all(torch.equal(out[name][B : B + delivered.count], value) for name, value in expected.items())
@@ -216,33 +217,33 @@ def check(out, delivered):
     return whole and untouched and strata and len(set(ids.tolist())) == delivered.count
 
 
-def uneven(rank, group):
+def uneven(rank, group, *, device="cpu", storage="cpu"):
     """Ranks filled 100 : 10 : 0 before they meet; the last one never stores anything."""
-    buffer = RehearsalBuffer(100_000)
+    buffer = RehearsalBuffer(100_000, device=storage)
     size = (100, 10, 0)[rank]
     ids = torch.arange(size) + 100 * rank
     buffer.insert(content(ids), ids // 1000 % 10) if size else None
-    exchange = Exchange(buffer, group, R)
+    exchange = Exchange(buffer, group, R, device=device)
     hits, good, remote = np.zeros(110, dtype=int), [], 0
     for step in range(500):
         exchange.start(step)
-        out = poisoned()
+        out = poisoned(device=device)
         delivered = exchange.finish(out, B)
         good.append(check(out, delivered) and delivered.count == R)
-        hits[out["id"][B:].numpy()] += 1
+        hits[out["id"][B:].cpu().numpy()] += 1
         remote += delivered.remote
     return {"good": all(good), "hits": hits.tolist(), "remote": remote}
 
 
-def stream(rank, group, mode, ahead, policy):
+def stream(rank, group, mode, ahead, policy, *, device="cpu", storage="cpu"):
     """A pipeline as a trainer runs it, with strata that appear on the way, many at once, on different ranks."""
-    buffer = RehearsalBuffer(40 * (30 + 8 + 16 + 40), seed=rank, policy=policy)
-    exchange = Exchange(buffer, group, R, mode=mode, seed=1)
+    buffer = RehearsalBuffer(40 * (30 + 8 + 16 + 40), seed=rank, policy=policy, device=storage)
+    exchange = Exchange(buffer, group, R, mode=mode, seed=1, device=device)
     good, counts = [], []
     for step in range(ahead):
         exchange.start(step)
     for step in range(80):
-        out = poisoned()
+        out = poisoned(device=device)
         delivered = exchange.finish(out, B)
         good.append(check(out, delivered))
         counts.append(delivered.count)
@@ -250,9 +251,10 @@ def stream(rank, group, mode, ahead, policy):
         stratum = step // 20 if rank != 1 else 9 - step // 20
         ids = torch.arange(4) + 4 * step + 1000 * stratum + 10_000 * rank
         if step != 40 or rank == 2:
-            buffer.insert(content(ids), ids // 1000 % 10)
+            new = {name: value.to(device) for name, value in content(ids).items()}
+            buffer.insert(new, ids // 1000 % 10)
     while exchange.in_flight:
-        exchange.finish(poisoned(), B)
+        exchange.finish(poisoned(device=device), B)
     return {"good": all(good), "counts": counts, "known": exchange.fills.counts.sum(axis=1).tolist()}
 
 

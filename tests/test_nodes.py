@@ -15,7 +15,7 @@ RANK = """
 import json, sys, time
 from pathlib import Path
 from steering.learning import MeetingPoint, Rendezvous
-from steering.learning.group import join, leave
+from steering.learning.group import Place, leave
 from tests.test_cut import loop_of, train
 
 rank, folder, interface = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None
@@ -28,7 +28,7 @@ while not (folder / "port").exists():
     time.sleep(0.05)
 where = Rendezvous("10.77.0.1", int((folder / "port").read_text()), interface)
 loop = loop_of(rank=rank)
-loop.connect(join(where, rank=rank, ranks=2, generation=0, deadline=60.0))
+loop.connect(Place(rank=rank, ranks=2, where=where, deadline=60.0).join())
 tally = train(loop, 30)
 total = sum(float(p.double().sum()) for p in loop.network.parameters())
 print(json.dumps([tally.representatives, tally.remote, total]))

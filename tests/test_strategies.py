@@ -7,7 +7,7 @@ from torch import nn
 
 from steering.learning import Classification, Loop, Reconstruction, TrainerSettings
 from steering.learning.epochs import Epochs
-from steering.learning.group import join, leave
+from steering.learning.group import Place, leave
 from steering.learning.strategies import AGEM, DER, ER, STRATEGIES, DERpp, Incremental, Minibatch
 from steering.models import ProbeFirst, ResNet18
 from steering.ptychography import patch_weight, zone_plate
@@ -202,7 +202,7 @@ def together(rank, ranks, where, look_ahead):
             batch=3, candidates=2, representatives=4, buffer_bytes=2**14, look_ahead=look_ahead, sampling="balanced"
         )
         loop = Loop(network, kind(objective), settings, rank=rank)
-        loop.connect(join(where, rank=rank, ranks=ranks, generation=generation, deadline=30.0))
+        loop.connect(Place(rank=rank, ranks=ranks, where=where, deadline=30.0).join(generation))
         loop.prepare({name: value[0] for name, value in samples(1).items()})
         tally = loop.run(
             20, lambda n, out, loop=loop, samples=samples: give(samples(n, ranks * loop.steps + rank), out)

@@ -1,6 +1,6 @@
 """The benchmark of learning without forgetting: CIFAR-100 in 4 tasks of 25 classes, every strategy in turn.
 
-    steering run workflows/class_incremental.py [--strategies er,derpp] [--ranks 2] [--epochs 4] ...
+    steering run workflows/class_incremental.py [--strategies er,derpp] [--ranks 2] [--epochs 4] [--seeds 3] ...
 
 A ResNet-18 sees the classes of one task after the other. After each task it is tested on all classes so far, without
 being told which task an image is from. `incremental` and `from_scratch` are the bounds. The images are those in
@@ -11,10 +11,12 @@ import argparse
 import io
 import math
 import os
+import statistics
 import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,9 +62,9 @@ def read_cifar(path: Path) -> Images:
     return Images(*tensors)
 
 
-def learn(place: Place, images: Images, name: str, options: argparse.Namespace) -> dict:
+def learn(place: Place, images: Images, name: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train through all tasks on this rank. Returns the figures of the strategy, the same on every rank."""
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     classes = int(images.train_label.max()) + 1
     network = ResNet18(classes, width=options.width).to(memory_format=torch.channels_last)
     start = {key: value.clone() for key, value in network.state_dict().items()}
@@ -74,13 +76,13 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace) 
         candidates=options.candidates,
         representatives=options.representatives,
         buffer_bytes=math.ceil(options.buffer * len(images.train) / place.ranks) * sample,
-        seed=options.seed,
+        seed=seed,
     )
     optimiser = torch.optim.SGD(network.parameters(), options.learning_rate, momentum=0.9, weight_decay=5e-4)
     loop = Loop(network, strategy, settings, rank=place.rank, optimiser=optimiser)
     loop.connect(place.join())
     # Ranks draw their own augmentations; weights, made above, are alike.
-    torch.manual_seed(options.seed + 1 + place.rank)
+    torch.manual_seed(seed + 1 + place.rank)
     total, accuracies, seconds = Tally(), [], 0.0
     for task in range(TASKS):
         label = images.train_label * TASKS // classes
@@ -107,7 +109,7 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace) 
 
 def train(loop: Loop, images: Images, pool: torch.Tensor, place: Place, options: argparse.Namespace) -> Tally:
     """So many passes over the images of the pool, with a learning rate that falls to zero along a cosine."""
-    epochs = Epochs(len(pool), seed=options.seed, rank=place.rank, ranks=place.ranks)
+    epochs = Epochs(len(pool), seed=loop.settings.seed, rank=place.rank, ranks=place.ranks)
 
     def load(n: int, out: dict[str, torch.Tensor]) -> None:
         chosen = pool[torch.from_numpy(epochs.take(n))]
@@ -158,15 +160,31 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         chosen = torch.arange(len(images.train)) % 250 < options.images
         images = Images(images.train[chosen], images.train_label[chosen], images.test, images.test_label)
     print(f"{len(images.train)} images, {int(images.train_label.max()) + 1} classes, {TASKS} tasks")
-    figures = {}
+    by_seed: dict[str, dict[str, Any]] = {}
     with local(ranks=options.ranks) as client:
-        for name in options.strategies.split(","):
-            figures[name] = on_ranks(client, learn, images, name, options, ranks=options.ranks)[0]
-            folder.write_summary({"strategies": figures, "ranks": options.ranks})
-            said = figures[name]
-            print(f"{name:13} top-1 {said['top1_final']:5.1f}  top-5 {said['top5_final']:5.1f}", end="  ")
-            print(f"{said['runtime_s']:6.0f} s", flush=True)
+        for seed in range(options.seed, options.seed + options.seeds):
+            for name in options.strategies.split(","):
+                said = on_ranks(client, learn, images, name, options, seed, ranks=options.ranks)[0]
+                by_seed.setdefault(name, {})[str(seed)] = said
+                figures = {kind: mean_of(list(runs.values())) for kind, runs in by_seed.items()}
+                folder.write_summary({"strategies": figures, "by_seed": by_seed, "ranks": options.ranks})
+                print(f"{name:13} top-1 {said['top1_final']:5.1f}  top-5 {said['top5_final']:5.1f}", end="  ")
+                print(f"{said['runtime_s']:6.0f} s" + (f"  seed {seed}" if options.seeds > 1 else ""), flush=True)
     folder.write_file("accuracy.png", accuracy_picture(figures))
+
+
+def mean_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over seeds of every figure, and the standard deviation of the accuracies where there are several."""
+    mean: dict[str, Any] = {}
+    for key, first in runs[0].items():
+        if isinstance(first, dict):
+            mean[key] = mean_of([run[key] for run in runs])
+        else:
+            mean[key] = np.mean([run[key] for run in runs], axis=0).tolist()
+    if len(runs) > 1 and "top1_final" in mean:
+        for key in ("top1_final", "top5_final"):
+            mean[f"{key}_std"] = statistics.stdev(run[key] for run in runs)
+    return mean
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -181,8 +199,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage (16)")
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--images", type=int, help="of each class to train on; fewer for a quick look")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds (0)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many runs of each strategy; their mean is told (1)")
     options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"found --seeds {options.seeds}, expected 1 or more")
     unknown = set(options.strategies.split(",")) - set(STRATEGIES)
     if unknown:
         parser.error(f"found strategies {sorted(unknown)}, expected some of {', '.join(STRATEGIES)}")

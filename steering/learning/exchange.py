@@ -65,6 +65,8 @@ class Exchange:
         r: representatives per rank and step.
         seed: of the draws, the same on every rank.
         mode: `uniform`, `balanced` or `seen`, see sampling.
+        device: where the augmented minibatches are. On a GPU whose group speaks NCCL, samples travel from GPU to GPU,
+            also those of a buffer in host memory.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Exchange:
         *,
         seed: int = 0,
         mode: Mode = "uniform",
+        device: str | torch.device = "cpu",
     ) -> None:
         if r < 0 or seed < 0:
             raise ValueError(f"found r = {r} and seed = {seed}, expected neither below 0")
@@ -85,7 +88,7 @@ class Exchange:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.fills = Fills(self.ranks)
         """What every rank is known to hold."""
-        self._lane = Lane(group, _wire(group, buffer)) if group is not None and self.ranks > 1 else None
+        self._lane = Lane(group, _wire(group, torch.device(device))) if group is not None and self.ranks > 1 else None
         self._dice = Dice(seed)
         self._flights: deque[_Flight] = deque()
         self._room = 0  # announcements in a header; 0 until the ranks know one another
@@ -264,9 +267,7 @@ class Exchange:
                 self._room *= 2
 
 
-def _wire(group: dist.ProcessGroup, buffer: RehearsalBuffer) -> torch.device:
-    """Where parcels are packed: the GPU where the group speaks NCCL for it, the host elsewhere."""
-    backends = str(dist.get_backend_config(group))
-    if "cuda:nccl" in backends and (buffer.device.type == "cuda" or "cpu:" not in backends):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def _wire(group: dist.ProcessGroup, device: torch.device) -> torch.device:
+    """Where parcels are packed: the minibatches' GPU where the group speaks NCCL for it, the host elsewhere."""
+    nccl = device.type == "cuda" and "cuda:nccl" in str(dist.get_backend_config(group))
+    return device if nccl else torch.device("cpu")

@@ -6,11 +6,14 @@ import datetime
 import gc
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 import torch
 import torch.distributed as dist
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -42,32 +45,51 @@ class Place:
     deadline: float
     """Seconds that a rank waits for the others in a collective."""
 
-    def join(self, generation: int = 0) -> dist.ProcessGroup:
+    def join(self, generation: int = 0, *, device: torch.device = CPU) -> dist.ProcessGroup:
         """Join the other ranks in torch's default group; returns a second one, for the exchange of representatives."""
-        return join(self.where, rank=self.rank, ranks=self.ranks, generation=generation, deadline=self.deadline)
+        return join(self, generation=generation, device=device)
 
 
-def join(where: Rendezvous, *, rank: int, ranks: int, generation: int, deadline: float) -> dist.ProcessGroup:
+def join(place: Place, *, generation: int = 0, device: torch.device = CPU) -> dist.ProcessGroup:
     """Join generation `generation` of the group; returns a second group, for the exchange of representatives.
 
-    deadline: seconds after which a collective that a peer does not enter raises. Tensors on the CPU travel by gloo;
-    where torch sees a GPU, those on it would by NCCL.
+    device: where this rank trains. What lies on a GPU travels by NCCL if every rank has a GPU of its own, and by gloo
+    where ranks share one, which NCCL refuses. What lies on the CPU always travels by gloo.
     """
     leave()
+    where, rank, ranks = place.where, place.rank, place.ranks
     torch.set_num_threads(1)  # ranks share the machine's cores, and small steps gain nothing from more
     interface = where.interface or _interface_to(where)
     if interface is not None:  # else torch looks the host's own name up, which many machines resolve to themselves
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
-    wait = datetime.timedelta(seconds=deadline)
-    store = dist.TCPStore(where.address, where.port, is_master=False, timeout=wait)
+    wait = datetime.timedelta(seconds=place.deadline)
+    store = dist.PrefixStore(
+        f"generation-{generation}", dist.TCPStore(where.address, where.port, is_master=False, timeout=wait)
+    )
+    store.set(f"device-{rank}", identity(device))
+    everyone = [store.get(f"device-{other}").decode() for other in range(ranks)]
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore(f"generation-{generation}", store),
+        backend(everyone),
+        store=store,
         rank=rank,
         world_size=ranks,
         timeout=wait,
     )
     return dist.new_group(timeout=wait)
+
+
+def identity(device: torch.device) -> str:
+    """A name of the GPU that is the same in every process that sees it, and no other's; `cpu` for the CPU."""
+    if device.type != "cuda":
+        return device.type
+    torch.cuda.set_device(device)  # NCCL takes the current one
+    return f"cuda {torch.cuda.get_device_properties(device).uuid} {os.environ.get('NCCL_HOSTID', '')}"
+
+
+def backend(devices: Sequence[str]) -> str:
+    """What the group speaks, from every rank's `identity`."""
+    own = len(set(devices)) == len(devices)
+    return "cpu:gloo,cuda:nccl" if own and all(name.startswith("cuda") for name in devices) else "gloo"
 
 
 def _interface_to(where: Rendezvous) -> str | None:

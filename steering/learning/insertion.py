@@ -47,8 +47,7 @@ class Insertion:
         """
         if self.policy == "reservoir":
             slots = self._reservoir(len(numbers))
-            for number in numbers:
-                self._strata.see(number)
+            self._strata.see_all(numbers)
         elif self.policy == "replacement":
             slots = self._replacing(numbers)
         else:
@@ -85,10 +84,8 @@ class Insertion:
         share = max(1, self.capacity // max(1, len(strata)))
         if strata.slots < self.capacity or any(strata.stored[number] < share for number in numbers):
             return self._one_by_one(numbers, self._replacement)
-        for number in numbers:
-            strata.see(number)
-        where = self.rng.random(len(numbers)).tolist()
-        return [strata.member(*place) for place in zip(numbers, where, strict=True)]
+        strata.see_all(numbers)
+        return strata.any_members(numbers, self.rng.random(len(numbers)).tolist())
 
     def _one_by_one(self, numbers: list[int], place: Callable[[int, float, float], int]) -> list[int]:
         """Slot of each sample, -1 where it is not kept, where a decision rests on the one before."""

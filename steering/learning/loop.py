@@ -50,7 +50,9 @@ class TrainerSettings:
     """Seconds after which a collective that a rank does not enter raises on the others."""
     seed: int = 0
     device: str = "cpu"
-    """Where networks are trained: `cpu`, or `cuda` for a GPU of each rank's own (NCCL between them)."""
+    """Where networks are trained: `cpu`, or `cuda` (NCCL between GPUs of each rank's own, gloo where they share one)."""
+    buffer_device: str = "cpu"
+    """Where samples are stored: `cpu` (pinned where there is CUDA), or `cuda` for the memory of the rank's GPU."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.representatives < 0 or not 0 <= self.candidates <= self.batch:
@@ -60,6 +62,8 @@ class TrainerSettings:
             )
         if self.look_ahead < 1:
             raise ValueError(f"found look_ahead={self.look_ahead}, expected 1 or more")
+        if self.buffer_device.startswith("cuda") and not self.device.startswith("cuda"):
+            raise ValueError(f"found device={self.device!r} with a buffer on the GPU, expected device='cuda' beside it")
 
 
 @dataclass
@@ -129,7 +133,12 @@ class Loop:
         self.device = torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
         network.to(self.device)
         self.optimiser = optimiser or torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-4)
-        self.buffer = RehearsalBuffer(settings.buffer_bytes, policy=settings.insertion, seed=settings.seed + rank)
+        self.buffer = RehearsalBuffer(
+            settings.buffer_bytes,
+            policy=settings.insertion,
+            seed=settings.seed + rank,
+            device=self.device if settings.buffer_device == "cuda" else settings.buffer_device,
+        )
         self.steps = 0
         """Taken so far; the same on every rank."""
         self._module: nn.Module | None = None
@@ -156,7 +165,12 @@ class Loop:
         if self.strategy.rehearses:
             settings = self.settings
             self._exchange = Exchange(
-                self.buffer, group, settings.representatives, seed=settings.seed, mode=settings.sampling
+                self.buffer,
+                group,
+                settings.representatives,
+                seed=settings.seed,
+                mode=settings.sampling,
+                device=self.device,
             )
 
     def disconnect(self) -> None:

@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 
 STRATUM = "stratum"  # the field that every sample has, int64
+# Types that numpy knows too; bfloat16 and those of one byte with a point it does not.
+_NUMPY = frozenset(
+    {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32}
+    | {torch.int64, torch.float32, torch.float64, torch.complex64, torch.complex128}
+)
 LONG_ROW = 2048  # bytes from which a loop of plain copies costs no more than a gather through a temporary
 
 
@@ -138,8 +143,8 @@ def host_rows(tensor: Tensor) -> np.ndarray:
         return as_rows(tensor).numpy()
     if tensor.requires_grad:
         tensor = tensor.detach()
-    if tensor.dtype.itemsize < 4 and tensor.dtype.is_floating_point:
-        tensor = tensor.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.uint8)  # numpy knows no bfloat16
+    if tensor.dtype not in _NUMPY:
+        tensor = tensor.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.uint8)
     array = tensor.numpy()
     return array.reshape(len(array), -1).view(np.uint8)
 

@@ -206,7 +206,8 @@ def _distinct(rng: np.random.Generator, groups: np.ndarray, sizes: np.ndarray, s
 
 
 def _with_duplicates(codes: np.ndarray) -> list[int]:
-    return [index for index, row in enumerate(codes.tolist()) if len(set(row)) < len(row)]
+    width = codes.shape[1]
+    return [index for index, row in enumerate(codes.tolist()) if len(set(row)) < width]
 
 
 def _floyd(rng: np.random.Generator, groups: np.ndarray, sizes: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -65,6 +65,13 @@ class Strata:
         self.offered[number] += times
         self._touched[number] = None
 
+    def see_all(self, numbers: list[int]) -> None:
+        """Count a sample of each of these strata as offered."""
+        offered = self.offered
+        for number in numbers:
+            offered[number] += 1
+        self._touched.update(dict.fromkeys(numbers))
+
     def put(self, slots: Sequence[int], numbers: Sequence[int]) -> None:
         """Say that each slot now holds that stratum; slots beyond the last one are appended in order."""
         for slot, number in zip(slots, numbers, strict=True):
@@ -96,6 +103,11 @@ class Strata:
         """Return the slot that stands at `share` (0 <= share < 1) of a stratum's members."""
         members = self._members[number]
         return members[int(share * len(members))]
+
+    def any_members(self, numbers: list[int], shares: list[float]) -> list[int]:
+        """Do the same for many at once."""
+        members = self._members
+        return [members[n][int(share * len(members[n]))] for n, share in zip(numbers, shares, strict=True)]
 
     def fullest(self) -> int:
         """Return the number of a stratum of which most is stored."""

@@ -63,9 +63,8 @@ class Rank:
         if not hasattr(self, "_samples"):
             self._awake(rank)
         self._loop.disconnect()
-        exchange_group = group.join(
-            where, rank=rank, ranks=ranks, generation=generation, deadline=self.settings.deadline
-        )
+        place = group.Place(rank=rank, ranks=ranks, where=where, deadline=self.settings.deadline)
+        exchange_group = group.join(place, generation=generation, device=self._loop.device)
         self.rank, self.ranks = rank, ranks
         self._loop.rank = rank
         self._loop.connect(exchange_group)
