@@ -50,7 +50,7 @@ class TrainerSettings:
     """Seconds after which a collective that a rank does not enter raises on the others."""
     seed: int = 0
     device: str = "cpu"
-    """Where networks are trained: `cpu`, or `cuda` (NCCL between GPUs of each rank's own, gloo where they share one)."""
+    """Where networks are trained: `cpu`, or `cuda` (NCCL where every rank has a GPU of its own, gloo elsewhere)."""
     buffer_device: str = "cpu"
     """Where samples are stored: `cpu` (pinned where there is CUDA), or `cuda` for the memory of the rank's GPU."""
 
