@@ -37,6 +37,14 @@ class Refuse:
 
 
 @dataclass(frozen=True)
+class RollBack:
+    """Put an older version into service again, without asking the canary."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class AskPolicy:
     """Ask the policy for up to that many positions."""
 
@@ -51,10 +59,17 @@ class Steer:
 
 
 @dataclass(frozen=True)
+class Remind:
+    """Send a tick at that time, seconds since the epoch."""
+
+    at: float
+
+
+@dataclass(frozen=True)
 class Finish:
     """Everything is done: evaluate, write, close."""
 
     reason: str
 
 
-Action = Label | Train | Publish | Refuse | AskPolicy | Steer | Finish
+Action = Label | Train | Publish | Refuse | RollBack | AskPolicy | Steer | Remind | Finish

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-COMMANDS = ("pause", "resume", "stop")
+COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,39 @@ class DecisionSuggested(Event):
     reasons: tuple[str, ...]
     dwell: tuple[float, ...] | None = None
     stop: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionLimited(Event):
+    """Of a suggested decision, `count` positions were refused by the safe limits, with the reason."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionProposed(Event):
+    """What the safe limits leave of a suggested decision waits for a person's word until `until`; then `default`
+    (approve or veto) holds."""
+
+    positions: int
+    reason: str
+    stop: bool
+    until: float
+    default: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionSettled(Event):
+    """The proposed decision was approved or vetoed, by a person or because nobody answered in time."""
+
+    approved: bool
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick(Event):
+    """The time that the campaign asked to be told has come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +120,15 @@ class ModelPublished(Event):
 class CandidateRefused(Event):
     """The candidate was no better; the ranks go on from it, the model in service stays."""
 
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolledBack(Event):
+    """An older version is in service again; validation_residual is its own."""
+
+    version: int
+    validation_residual: float | None
     reason: str
 
 
@@ -140,9 +182,11 @@ class SourceEnded(Event):
 @dataclass(frozen=True, kw_only=True)
 class Command(Event):
     """A person's word. Pause: ask for no further positions until resume. Stop: end the campaign without further
-    training. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
+    training. Approve, veto: the decision that waits for it. Rollback: put `version` into service again, or where that
+    is None the one served before. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
 
     name: str
+    version: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in COMMANDS:
@@ -155,10 +199,15 @@ _KINDS: dict[str, type[Event]] = {
         ChunkArrived,
         PredictionReady,
         DecisionSuggested,
+        DecisionLimited,
+        DecisionProposed,
+        DecisionSettled,
+        Tick,
         LabelsReady,
         CandidateReady,
         ModelPublished,
         CandidateRefused,
+        RolledBack,
         FrameRefused,
         DriftRaised,
         DriftLowered,

@@ -159,6 +159,13 @@ class Rank:
         """Take a published version as the one that candidates are held against: for a rank that becomes rank 0."""
         self._served.load_state_dict(ModelStore(store).weights(number))
 
+    def go_back(self, store: Path, number: int) -> None:
+        """Go on from a published version, as all other ranks do: its weights, and an optimiser without a past."""
+        weights = ModelStore(store).weights(number)
+        self.network.load_state_dict(weights)
+        self._served.load_state_dict(weights)
+        self._loop.optimiser.state.clear()
+
     def close(self) -> None:
         """Leave the group."""
         self._loop.disconnect()

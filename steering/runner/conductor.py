@@ -28,8 +28,12 @@ from steering.campaign import (
     RankJoined,
     RankLost,
     Refuse,
+    Remind,
+    RollBack,
+    RolledBack,
     SourceEnded,
     Steer,
+    Tick,
     Train,
     encode,
 )
@@ -38,7 +42,7 @@ from steering.models import ModelStore
 from steering.records import ModelVersion
 from steering.runner.crew import Crew, awaited
 from steering.runner.experiment import Experiment
-from steering.runner.figures import Ledger, snapshot, summary
+from steering.runner.figures import Ledger, snapshot, summary, tell
 from steering.runner.folder import RunFolder
 from steering.runner.labels import LabelReport, make_labels
 
@@ -54,7 +58,7 @@ class Runner:
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment = experiment
         self.folder = folder
-        self.campaign = Campaign(settings=experiment.campaign)
+        self.campaign = Campaign(settings=experiment.campaign, frame_time=1 / experiment.source.frame_rate)
         self.ledger = Ledger(experiment, self.campaign)
         self.candidate: CandidateReady | None = None
         self.crew: Crew | None = None
@@ -88,9 +92,17 @@ class Runner:
         """The live image of the scan being measured; None before the first frame."""
         return None if self.crew is None else await self.crew.predictor.live()
 
-    async def command(self, name: str) -> None:
-        """A person's word: pause, resume or stop."""
-        self._events.put_nowait(Command(time=time.time(), name=name))
+    async def command(self, name: str, version: int | None = None) -> str:
+        """A person's word, see Command. Returns what will be done; raises ValueError where it cannot be done now."""
+        order = Command(time=time.time(), name=name, version=version)
+        objection = self.campaign.objection(order)
+        if objection is not None:
+            raise ValueError(objection)
+        proposed = self.campaign.gate.proposed
+        self._events.put_nowait(order)
+        if name in ("approve", "veto") and proposed is not None:
+            return f"{name}: {tell(proposed)}"
+        return name
 
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display."""
@@ -184,6 +196,11 @@ class Runner:
                 await self._train(scan, steps)
             case Publish(version):
                 await self._publish(version)
+            case RollBack(version, reason):
+                await self._roll_back(version, reason)
+            case Remind(at):
+                await asyncio.sleep(max(0.0, at - time.time()))
+                self._events.put_nowait(Tick(time=max(at, time.time())))
             case Refuse(reason):
                 self._events.put_nowait(CandidateRefused(time=time.time(), reason=reason))
             case Finish():
@@ -271,7 +288,7 @@ class Runner:
 
     async def _publish(self, number: int) -> None:
         begun = time.perf_counter()
-        version = self._version(number, (number - 1,))
+        version = self._version(number, (self.campaign.version,))
         await self._crew.ranks[0].publish(self.folder.models, version)
         await self._crew.predictor.install(number)
         self.ledger.seconds["publish"] += time.perf_counter() - begun
@@ -283,6 +300,16 @@ class Runner:
                 validation_error=version.validation_error,
                 validation_residual=version.validation_residual,
             )
+        )
+
+    async def _roll_back(self, number: int, reason: str) -> None:
+        """Serve an older version, and let the ranks go on from it: candidates that descend from the other one would
+        bring back what it was."""
+        await self._crew.predictor.install(number)
+        await asyncio.gather(*(awaited(rank.go_back(self.folder.models, number)) for rank in self._crew.ranks))
+        residual = ModelStore(self.folder.models).describe(number).validation_residual
+        self._events.put_nowait(
+            RolledBack(time=time.time(), version=number, validation_residual=residual, reason=reason)
         )
 
     def _version(self, number: int, parents: tuple[int, ...]) -> ModelVersion:

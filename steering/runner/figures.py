@@ -8,7 +8,19 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.campaign import Campaign, DriftLowered, DriftRaised, Event, LabelsReady, ModelPublished, RankLost
+from steering.campaign import (
+    Campaign,
+    DecisionLimited,
+    DecisionProposed,
+    DecisionSettled,
+    DriftLowered,
+    DriftRaised,
+    Event,
+    LabelsReady,
+    ModelPublished,
+    RankLost,
+    RolledBack,
+)
 from steering.inference import Score
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
@@ -74,6 +86,7 @@ def snapshot(ledger: Ledger, source: dict[str, Any], predictor: dict[str, Any]) 
         "buffer_share": sum(r.stored for r in rounds) / max(1, sum(r.capacity for r in rounds)),
         "remote_share": remote_share(ledger),
         "reason": ledger.reason,
+        "paused": campaign.gate.paused,
         "events": [(event.time - ledger.begun, told) for event in ledger.told for told in (tell(event),) if told],
     }
 
@@ -91,6 +104,15 @@ def tell(event: Event) -> str | None:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
         case RankLost():
             return f"rank {event.rank} lost"
+        case RolledBack():
+            return f"back to model {event.version}: {event.reason}"
+        case DecisionLimited():
+            return f"{event.count} positions refused: {event.reason}"
+        case DecisionProposed():
+            what = f"{event.positions} positions" + (" and the scan's end" if event.stop else "")
+            return f"{what if event.positions else 'the end of the scan'}: {event.reason}"
+        case DecisionSettled():
+            return f"decision {'approved' if event.approved else 'vetoed'}: {event.by}"
     return None
 
 
