@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from steering.learning import Labels, Rank, Reconstruction, TrainerSettings
+from steering.learning.group import backend
 from steering.learning.samples import Samples
 from steering.learning.strategies import ER, FromScratch, Incremental
 from steering.models import ModelStore, ProbeFirst
@@ -108,6 +109,19 @@ def alone(strategy, **dials):
     me = rank_of(strategy, **dials)
     me.join(point.rendezvous, rank=0, ranks=1)
     return me, point
+
+
+@pytest.mark.parametrize(
+    ("devices", "spoken"),
+    [
+        (["cuda a", "cuda b"], "cpu:gloo,cuda:nccl"),
+        (["cuda a", "cuda b", "cuda a"], "gloo"),
+        (["cuda a", "cpu"], "gloo"),
+        (["cpu", "cpu"], "gloo"),
+    ],
+)
+def test_ranks_that_share_a_gpu_speak_gloo(devices, spoken):
+    assert backend(devices) == spoken
 
 
 def test_learning_lowers_the_error_of_held_out_frames():
