@@ -132,8 +132,10 @@ def take_in(
     if frames is None or given.scan not in strata:
         return OutsideReport(file=path.name, scan=given.scan, refused={"scan not known": len(given.frame_id)})
     rows, patches, refused = match(given, frames, gone, patch)
-    patches = _in_step(patches, frames, rows)
-    residual = far_field_residual(patches, frames.counts[rows], frames.probe, frames.mask)
+    residual = np.zeros(0, np.float32)
+    if len(rows):
+        patches = _in_step(patches, frames, rows)
+        residual = far_field_residual(patches, frames.counts[rows], frames.probe, frames.mask)
     good = fit_to_teach(residual, worst=settings.worst, usual=frames.label_residual, predicted=frames.residual[rows])
     refused["does not explain its frame"] += int((~good).sum())
     rows = rows[good]
