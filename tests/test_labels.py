@@ -386,31 +386,33 @@ class TestLive:
             LiveSettings(share=0)
 
 
+def labels_of(scan, ids, value, residual=0.1):
+    """Labels whose counts are the value; every tenth is held out."""
+    n = len(ids)
+    return Labels(
+        scan=scan,
+        stratum=ord(scan),
+        frame_id=np.array(ids),
+        counts=np.full((n, 4, 4), value, np.uint16),
+        amplitude=np.ones((n, 2, 2), np.float32),
+        phase=np.zeros((n, 2, 2), np.float32),
+        residual=np.full(n, residual, np.float32),
+        held_out=np.array(ids) % 10 == 9,
+        probe=None,
+        mask=np.zeros((4, 4), bool),
+    )
+
+
 def test_labels_of_a_scan_that_is_over_are_drawn_once_and_a_newer_one_goes_first():
     """They join the scan that is learnt, so that the rehearsal buffer is offered them; nothing else comes back."""
 
-    def labels(scan, ids, value):
-        n = len(ids)
-        return Labels(
-            scan=scan,
-            stratum=ord(scan),
-            frame_id=np.array(ids),
-            counts=np.full((n, 4, 4), value, np.uint16),
-            amplitude=np.ones((n, 2, 2), np.float32),
-            phase=np.zeros((n, 2, 2), np.float32),
-            residual=np.zeros(n, np.float32),
-            held_out=np.array(ids) % 10 == 9,
-            probe=None,
-            mask=np.zeros((4, 4), bool),
-        )
-
     samples = Samples(seed=0, keep_all=False)
-    samples.add(labels("a", range(10), 1))
+    samples.add(labels_of("a", range(10), 1))
     samples.begin("a")
-    samples.add(labels("b", range(10, 20), 2))
+    samples.add(labels_of("b", range(10, 20), 2))
     samples.begin("b")
-    samples.add(labels("a", [3, 4, 9], 3))
-    samples.add(labels("a", [4, 5], 4))
+    samples.add(labels_of("a", [3, 4, 9], 3))
+    samples.add(labels_of("a", [4, 5], 4))
     samples.begin("b")
     out = {name: torch.zeros((60, *value.shape), dtype=value.dtype) for name, value in samples.example().items()}
     samples.take(60, out)
@@ -418,6 +420,19 @@ def test_labels_of_a_scan_that_is_over_are_drawn_once_and_a_newer_one_goes_first
     assert sorted(value for value in drawn if value != 2) == [3, 4, 4]
     assert set(out["stratum"][[value != 2 for value in drawn]].tolist()) == {ord("a")}
     assert samples.seen == {"a": 9, "b": 9}
+
+
+def test_of_two_labels_of_a_frame_the_newer_stays_unless_it_is_clearly_worse():
+    """Whatever the order in which refinement and the outside send them; what is held out is never taught."""
+    samples = Samples(seed=0, keep_all=False)
+    for value, residual in ((1, 0.1), (2, 0.105), (3, 0.2), (4, 0.05), (5, 0.1)):
+        samples.add(labels_of("a", [3, 9], value, residual))
+    samples.begin("a")
+    out = {name: torch.zeros((5, *value.shape), dtype=value.dtype) for name, value in samples.example().items()}
+    samples.take(5, out)
+    assert (out["counts"] == 4).all()
+    assert samples.seen == {"a": 1}
+    assert len(samples.held_out("a")["counts"]) == 1
 
 
 @pytest.mark.slow

@@ -59,9 +59,13 @@ class Labels:
 
 Row = dict[str, Tensor]
 
+_CLEARLY = 1.1
+"""Residual of a newer label over that of the one before it, above which it is the worse of the two."""
+
 
 class Samples:
-    """What a rank has to train on. A newer label of the same frame replaces the older one.
+    """What a rank has to train on. A newer label of the same frame replaces the older one, unless it explains its frame
+    clearly less well: labels come from refinement and from outside, in any order, and the better ones should stay.
 
     Without `keep_all` the frames of a scan are let go when the next begins. Labels that come after that are drawn once,
     among those of the scan that is being learnt, and so are offered to the rehearsal buffer like all others.
@@ -76,20 +80,19 @@ class Samples:
         self._scan: str | None = None
         self._over: set[str] = set()
         self._order: list[tuple[str, int]] = []
-        self._given: dict[str, set[int]] = {}
+        self._residual: dict[str, dict[int, float]] = {}
 
     @property
     def seen(self) -> dict[str, int]:
         """Frames of each scan that labels to train on came for, so far."""
-        return {scan: len(frames) for scan, frames in self._given.items()}
+        return {scan: len(frames) for scan, frames in self._residual.items()}
 
     def add(self, labels: Labels) -> None:
         """Take labels in."""
         late = labels.scan in self._over
-        given = self._given.setdefault(labels.scan, set())
-        if not late:
-            train = self._train.setdefault(labels.scan, {})
-            held_out = self._held_out.setdefault(labels.scan, {})
+        known = self._residual.setdefault(labels.scan, {})
+        rows = self._train.setdefault(labels.scan, {}) if not late else {}
+        held_out = self._held_out.setdefault(labels.scan, {}) if not late else {}  # nobody judges by what is over
         for i, frame in enumerate(labels.frame_id.tolist()):
             row = {
                 "counts": torch.from_numpy(labels.counts[i]),
@@ -97,13 +100,17 @@ class Samples:
                 "phase": torch.from_numpy(labels.phase[i]),
                 "stratum": torch.tensor(labels.stratum),
             }
-            if not labels.held_out[i]:
-                given.add(frame)
-            if not late:
-                (held_out if labels.held_out[i] else train)[frame] = row
-            elif not labels.held_out[i]:  # nobody judges by a scan that is over
+            if labels.held_out[i]:
+                held_out[frame] = row
+                continue
+            if labels.residual[i] > _CLEARLY * known.get(frame, np.inf):
+                continue
+            known[frame] = float(labels.residual[i])
+            if late:
                 self._late[labels.scan, frame] = row
                 self._order.append((labels.scan, frame))
+            else:
+                rows[frame] = row
         if late:
             self._rng.shuffle(self._order)
 
