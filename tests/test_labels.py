@@ -212,9 +212,8 @@ class TestFromOutside:
 
     def test_frames_that_are_no_longer_kept_are_counted(self, actors, folder):
         """Without room for late labels, a scan that is over can no longer be labelled; the current one can."""
-        me = predictor(
-            actors, folder, (("a", 40), ("b", 20)), settings=PredictorSettings(late_bytes=40 * WINDOW**2 * 2 - 1)
-        )
+        scans = (("a", 40), ("b", 20))
+        me = predictor(actors, folder, scans, settings=PredictorSettings(late_bytes=40 * WINDOW**2 * 2 - 1))
         hand_in(folder, "a", np.arange(40), object=thing(0), origin=CANVAS.origin)
         hand_in(folder, "b", np.arange(40, 60), object=thing(1), origin=CANVAS.origin)
         late, present = opened(me, folder, [actors(Desk())])[::-1]

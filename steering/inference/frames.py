@@ -79,9 +79,9 @@ def forget_beyond(scans: Iterable[LiveImage], budget: int) -> None:
     Scans come in the order in which they were measured. What is let go cannot be labelled any more.
     """
     over = [live for live in scans if live.retired and not live.forgotten]
-    held = sum(live.frames["counts"].nbytes for live in over)
+    held = sum(live.frames.nbytes("counts") for live in over)
     for live in over:
         if held <= budget:
             return
-        held -= live.frames["counts"].nbytes
+        held -= live.frames.nbytes("counts")
         live.forget()

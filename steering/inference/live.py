@@ -51,6 +51,10 @@ class Table:
         """(n,) in the order of arrival."""
         return np.fromiter(self.row, np.int64, len(self.row))
 
+    def nbytes(self, name: str) -> int:
+        """Bytes that a column takes, its room for growth included."""
+        return self._columns[name].nbytes
+
     def release(self, name: str, rows: NDArray[np.int64]) -> None:
         """Keep only these rows of a column that is no longer needed whole. It can then no longer be appended to."""
         self._columns[name] = self._columns[name][rows].copy()
@@ -84,7 +88,6 @@ class LiveImage:
     def retire(self) -> None:
         """The scan is over: nothing of it is predicted again. Its counts stay for labels that come late."""
         self.retired = True
-        self.frames.release("counts", np.arange(len(self.frames)))
         self.frames.release("patch", np.zeros(0, np.int64))
 
     def forget(self) -> None:
