@@ -28,6 +28,7 @@ def labels(scan="a", n=16, *, stratum=0, seed=0, first=0):
         counts=rng.poisson(5, (n, 32, 32)).astype(np.uint16),
         amplitude=rng.uniform(0.5, 1, (n, PATCH, PATCH)).astype(np.float32),
         phase=rng.uniform(-1, 1, (n, PATCH, PATCH)).astype(np.float32),
+        residual=np.full(n, 0.01, np.float32),
         held_out=np.arange(n) % 4 == 3,
         probe=zone_plate(32, 10.0),
         mask=np.zeros((32, 32), bool),

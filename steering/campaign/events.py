@@ -81,13 +81,30 @@ class Tick(Event):
 class LabelsReady(Event):
     """Refinement labelled `count` frames of a scan, and they are with the ranks; residual is their median.
 
-    count is 0 where no labels could be made. One comes for every action to label.
+    count is 0 where no labels could be made. `left_out` more were made and explain their frames too badly to teach.
+    One comes for every action to label.
     """
 
     scan: str
     count: int
     residual: float | None
     seconds: float
+    left_out: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsFromOutside(Event):
+    """A file of labels came through the door: of `count` frames they are with the ranks, `refused` were not taken, for
+    these reasons. Medians over those taken: seconds since the frame was acquired, model versions published since then.
+    """
+
+    file: str
+    scan: str
+    count: int
+    refused: int
+    reasons: tuple[str, ...]
+    late_s: float | None
+    versions_late: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +221,7 @@ _KINDS: dict[str, type[Event]] = {
         DecisionSettled,
         Tick,
         LabelsReady,
+        LabelsFromOutside,
         CandidateReady,
         ModelPublished,
         CandidateRefused,

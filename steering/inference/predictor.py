@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from steering.campaign import DecisionSuggested, Event, PredictionReady
 from steering.inference.evaluate import HoldOut, Score, patch_phase_error, score_patches
+from steering.inference.frames import LabelFrames, forget_beyond, frames_of
 from steering.inference.live import LiveImage, Truth
 from steering.models import ModelStore, Network
 from steering.policies import Policy
@@ -46,32 +47,8 @@ class PredictorSettings:
     """Chunks that may wait for prediction; a source that sends more waits for its acknowledgement."""
     again: int = 16
     """Frames that are predicted again in one go when a newer model is in service."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LabelFrames:
-    """What a label maker needs to know of a scan."""
-
-    scan: str
-    frame_id: NDArray[np.int64]
-    counts: NDArray
-    """(n, y, x)"""
-    position: NDArray[np.float64]
-    """(n, 2), object pixels."""
-    held_out: NDArray[np.bool_]
-    withheld: NDArray[np.bool_]
-    """(n,) frames of a region that is kept from labels and training altogether."""
-    mask: NDArray[np.bool_]
-    probe: NDArray[np.complex64]
-    canvas: Canvas
-    refined_labels: Refined | None
-    """What the last labels were cut from."""
-    refined: Refined | None
-    """The refined object that is shown: the same, but where frames are withheld from labels."""
-    predicted: NDArray[np.complex64]
-    """(Y, X) the network's own stitched image."""
-    seen: NDArray[np.bool_]
-    """(Y, X) where the network has said something."""
+    late_bytes: int = 2**28
+    """Counts of scans that are over are kept for labels that come late, up to so many bytes: the newest scans whole."""
 
 
 @dataclass
@@ -106,6 +83,8 @@ class Predictor:
         self._scan: str | None = None
         self._mask = ~self.geometry.good()
         self._again_due = False
+        # Chunks taken into the queue and out of it: each is counted by one thread alone.
+        self._received = self._begun = 0
         self.latency: list[float] = []
         self.seconds = 0.0
         self.predicted = 0
@@ -114,6 +93,7 @@ class Predictor:
         """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
+        self._received += 1
         self._thread.submit(self._guarded, self._predict_chunk, chunk, arrived)
 
     async def events(self) -> list[Event]:
@@ -148,9 +128,25 @@ class Predictor:
         before its first frame is predicted."""
         return await self._do(self._label_frames, scan, newest)
 
-    async def take_refined(self, scan: str, labels: Refined, shown: Refined) -> None:
-        """Keep what the labels of a scan were cut from, and the refined object to show beside the network's image."""
-        await self._do(self._take_refined, scan, labels, shown)
+    async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
+        """The same for the refinement of the live image, which has time only while no frame waits: else None."""
+        return await self._do(lambda: None if self._frames_wait else self._label_frames(scan, newest))
+
+    async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
+        """Those of the frames with these ids whose counts are still kept, and how many are known but no longer kept.
+
+        None for a scan that is not known. In the order of arrival.
+        """
+        return await self._do(self._late_frames, scan, frame_id)
+
+    async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
+        """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
+        await self._do(self._take_refined, scan, labels, shown, residual)
+
+    async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
+        """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
+        one is shown by now."""
+        return await self._do(self._take_live, scan, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
@@ -182,6 +178,10 @@ class Predictor:
             "latency_ms": {f"p{q}": 1e3 * float(np.percentile(self.latency or [np.nan], q)) for q in (50, 99)},
         }
 
+    @property
+    def _frames_wait(self) -> bool:
+        return self._received > self._begun
+
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
 
@@ -203,6 +203,7 @@ class Predictor:
 
     def _predict_chunk(self, chunk: xr.Dataset, arrived: float) -> None:
         begun = time.perf_counter()
+        self._begun += 1
         self._loop.call_soon_threadsafe(self._room.release)
         if (chunk["mask"].values & ~self._mask).any():
             self._mask |= chunk["mask"].values
@@ -229,7 +230,7 @@ class Predictor:
             withheld=self.hold_out.withheld(where),
             judged=self.hold_out.judged(ids, where),
             error=self._errors(live, patches, where),
-            acquired=np.full(len(ids), float(chunk.attrs["acquired"])),
+            acquired=np.full(len(ids), float(chunk.attrs["acquired"]) or time.time()),
         )
         self.policy.ingest(prediction, live.view())
         now = time.perf_counter()
@@ -251,6 +252,7 @@ class Predictor:
         if scan not in self._scans:
             if self._scan is not None:
                 self._scans[self._scan].retire()
+                forget_beyond(self._scans.values(), self.settings.late_bytes)
             size = int(self._network.dials["patch"])
             self._scans[scan] = LiveImage(
                 scan, self._canvas, patch_weight(self.probe, size), chunk_geometry(chunk), self.truths.get(scan)
@@ -301,26 +303,29 @@ class Predictor:
         if live is None or live.retired:
             return None
         rows = slice(max(0, len(live.frames) - newest), None)
-        predicted, seen = live.network_image()
-        return LabelFrames(
-            scan=scan,
-            frame_id=live.frames.frame_id[rows],
-            counts=live.frames["counts"][rows].copy(),
-            position=live.frames["position"][rows].copy(),
-            held_out=live.frames["held_out"][rows].copy(),
-            withheld=live.frames["withheld"][rows].copy(),
-            mask=self._mask.copy(),
-            probe=self.probe,
-            canvas=self._canvas,
-            refined_labels=live.refined_labels,
-            refined=live.refined,
-            predicted=predicted,
-            seen=seen,
-        )
+        return frames_of(live, rows, version=self._version, probe=self.probe, mask=self._mask)
 
-    def _take_refined(self, scan: str, labels: Refined, shown: Refined) -> None:
+    def _late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
+        live = self._scans.get(scan)
+        if live is None:
+            return None, 0
+        known = sorted(live.frames.row[frame] for frame in set(frame_id.tolist()) & live.frames.row.keys())
+        known, gone = (known, 0) if not live.forgotten else ([], len(known))
+        rows = np.array(known, np.int64)
+        return frames_of(live, rows, version=self._version, probe=self.probe, mask=self._mask), gone
+
+    def _take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         live = self._scans[scan]
-        live.refined_labels, live.refined = labels, shown
+        live.refined_labels, live.refined, live.label_residual = labels, shown, residual
+        live.refinements += 1
+
+    def _take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
+        live = self._scans[scan]
+        if live.refinements != refinements:
+            return False
+        live.refined = refined
+        live.refinements += 1
+        return True
 
     def _live(self, scan: str | None) -> xr.Dataset | None:
         live = self._scans.get(scan or self._scan or "")
@@ -331,8 +336,7 @@ class Predictor:
         judged = live.frames["judged"]
         if live.truth is None or not judged.any():
             return {}
-        counts = live.frames["counts"] if live.retired else live.frames["counts"][judged]
-        where, scores = live.frames["position"][judged], {}
+        counts, where, scores = live.judged_counts(), live.frames["position"][judged], {}
         for version in versions:
             network = self._models.load(version)
             # Pixels that went bad since it was published must not count as light.

@@ -111,14 +111,15 @@ class Rank:
         """Take in what has arrived, agree on the optics, and be ready for the first step."""
         newest: Labels | None = None
         while self._arrived:
-            newest = self._arrived.popleft()
-            self._samples.add(newest)
+            labels = self._arrived.popleft()
+            self._samples.add(labels)
+            newest = labels if labels.probe is not None else newest
         self._samples.begin(scan)
         if self.strategy.restarts and scan != self._scan and self._scan is not None:
             self.network.load_state_dict(self._initial)
             self._loop.optimiser.state.clear()
         self._scan = scan
-        if newest is not None:
+        if newest is not None and newest.probe is not None:
             self.network.optics.set(newest.probe, newest.mask)
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             self._return_to_served()  # the ranks' weights are alike: all come here, or none

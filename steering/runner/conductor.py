@@ -22,7 +22,6 @@ from steering.campaign import (
     Event,
     Finish,
     Label,
-    LabelsReady,
     ModelPublished,
     Publish,
     RankJoined,
@@ -44,7 +43,8 @@ from steering.runner.crew import Crew, awaited
 from steering.runner.experiment import Experiment
 from steering.runner.figures import Ledger, snapshot, summary, tell
 from steering.runner.folder import RunFolder
-from steering.runner.labels import LabelReport, make_labels
+from steering.runner.labelling import Labelling
+from steering.runner.outside import waiting
 
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
@@ -132,6 +132,17 @@ class Runner:
         self._take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
         self._start(self._pump(self.crew.source))
         self._start(self._pump(self.crew.predictor))
+        self._labelling = Labelling(
+            experiment=experiment,
+            folder=self.folder,
+            campaign=self.campaign,
+            ledger=self.ledger,
+            crew=self.crew,
+            emit=self._events.put_nowait,
+            re_form=self._re_form,
+        )
+        self._start(self._labelling.watch_the_door())
+        self._start(self._labelling.refine_as_time_allows())
 
     async def _conduct(self) -> None:
         """Event by event, until the campaign says that it is finished."""
@@ -191,7 +202,7 @@ class Runner:
             case Steer(decision):
                 await self._steer(decision)
             case Label(scan):
-                await self._label(scan)
+                await self._labelling.make(scan)
             case Train(scan, steps):
                 await self._train(scan, steps)
             case Publish(version):
@@ -216,35 +227,6 @@ class Runner:
         if decision.reasons:
             self.ledger.reason = decision.reasons[0]
         await self._crew.source.apply(decision)
-
-    async def _label(self, scan: str) -> None:
-        stratum = self.ledger.strata.setdefault(scan, len(self.ledger.strata))
-        try:
-            report: LabelReport = await get_client().submit(
-                make_labels,
-                self._crew.predictor,
-                list(self._crew.ranks),
-                scan,
-                stratum=stratum,
-                patch=int(self.experiment.network.dials["patch"]),
-                settings=self.experiment.labels,
-                resources={"label": 1},
-                pure=False,
-            )
-        except Exception:
-            lost = await self._crew.lost(get_client())
-            if not lost:
-                raise
-            if not self.campaign.training:  # else the round that fails sees to it
-                await self._re_form(lost)
-            report = LabelReport(0, float("nan"), 0.0)  # a rank died as its share was sent: labels are made again
-        self.ledger.seconds["label"] += report.seconds
-        self.ledger.labels = report.count
-        self._events.put_nowait(
-            LabelsReady(
-                time=time.time(), scan=scan, count=report.count, residual=report.residual, seconds=report.seconds
-            )
-        )
 
     async def _train(self, scan: str, steps: int) -> None:
         fits = (awaited(rank.fit(scan, steps)) for rank in self._crew.ranks)
@@ -329,6 +311,7 @@ class Runner:
         )
 
     async def _sum_up(self) -> dict[str, Any]:
+        self.ledger.too_late = len(waiting(self.folder.path))
         figures = await summary(self.ledger, self._crew)
         self.folder.write_summary(figures)
         return figures

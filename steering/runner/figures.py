@@ -16,6 +16,7 @@ from steering.campaign import (
     DriftLowered,
     DriftRaised,
     Event,
+    LabelsFromOutside,
     LabelsReady,
     ModelPublished,
     RankLost,
@@ -26,6 +27,7 @@ from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
 from steering.runner.crew import Crew
 from steering.runner.experiment import Experiment
+from steering.runner.outside import OutsideReport, outside_figures
 
 
 @dataclass
@@ -42,6 +44,14 @@ class Ledger:
     published: int = 0
     labels: int = 0
     """Frames in the newest labels."""
+    left_out: int = 0
+    """Labels that were made and were too bad to teach, so far."""
+    outside: list[OutsideReport] = field(default_factory=list)
+    """Of every file of labels that came from outside."""
+    refinements: list[float] = field(default_factory=list)
+    """Seconds that each refinement of the live image took."""
+    too_late: int = 0
+    """Such files that nobody opened before the end."""
     reason: str = ""
     """The policy's, for its newest decision."""
     told: deque[Event] = field(default_factory=lambda: deque(maxlen=6))
@@ -102,6 +112,9 @@ def tell(event: Event) -> str | None:
             return f"model {event.version} published, validation error {event.validation_error:.4f}"
         case LabelsReady() if event.count:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
+        case LabelsFromOutside():
+            late = "" if event.late_s is None else f", {event.late_s:.0f} s late"
+            return f"{event.count} labels from outside{late}; {event.refused} refused"
         case RankLost():
             return f"rank {event.rank} lost"
         case RolledBack():
@@ -181,6 +194,11 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
             "acquire": source["acquire_s"],
             "predict": predictor["predict_s"],
             **{part: ledger.seconds[part] for part in ("label", *PARTS, "publish")},
+        },
+        "live_image": {"refinements": len(ledger.refinements), "refine_s": sum(ledger.refinements)},
+        "labels": {
+            "left_out": ledger.left_out,
+            "from_outside": outside_figures(ledger.outside, ledger.too_late),
         },
         "total_s": time.time() - ledger.begun,
     }
