@@ -41,10 +41,11 @@ from steering.models import ModelStore
 from steering.records import ModelVersion
 from steering.runner.crew import Crew, awaited
 from steering.runner.experiment import Experiment
-from steering.runner.figures import Ledger, snapshot, summary, tell
+from steering.runner.figures import Ledger, snapshot, summary
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
 from steering.runner.outside import waiting
+from steering.runner.words import tell
 
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""

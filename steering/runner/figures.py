@@ -8,26 +8,14 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.campaign import (
-    Campaign,
-    DecisionLimited,
-    DecisionProposed,
-    DecisionSettled,
-    DriftLowered,
-    DriftRaised,
-    Event,
-    LabelsFromOutside,
-    LabelsReady,
-    ModelPublished,
-    RankLost,
-    RolledBack,
-)
+from steering.campaign import Campaign, Event
 from steering.inference import Score
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
 from steering.runner.crew import Crew
 from steering.runner.experiment import Experiment
 from steering.runner.outside import OutsideReport, outside_figures
+from steering.runner.words import tell
 
 
 @dataclass
@@ -99,34 +87,6 @@ def snapshot(ledger: Ledger, source: dict[str, Any], predictor: dict[str, Any]) 
         "paused": campaign.gate.paused,
         "events": [(event.time - ledger.begun, told) for event in ledger.told for told in (tell(event),) if told],
     }
-
-
-def tell(event: Event) -> str | None:
-    """An event of note in words; None for the everyday ones."""
-    match event:
-        case DriftRaised():
-            return f"trust fell: residual {event.residual:.3f}, {event.expected:.3f} expected"
-        case DriftLowered():
-            return f"trust is back: residual {event.residual:.3f}"
-        case ModelPublished() if event.version:
-            return f"model {event.version} published, validation error {event.validation_error:.4f}"
-        case LabelsReady() if event.count:
-            return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
-        case LabelsFromOutside():
-            late = "" if event.late_s is None else f", {event.late_s:.0f} s late"
-            return f"{event.count} labels from outside{late}; {event.refused} refused"
-        case RankLost():
-            return f"rank {event.rank} lost"
-        case RolledBack():
-            return f"back to model {event.version}: {event.reason}"
-        case DecisionLimited():
-            return f"{event.count} positions refused: {event.reason}"
-        case DecisionProposed():
-            what = f"{event.positions} positions" + (" and the scan's end" if event.stop else "")
-            return f"{what if event.positions else 'the end of the scan'}: {event.reason}"
-        case DecisionSettled():
-            return f"decision {'approved' if event.approved else 'vetoed'}: {event.by}"
-    return None
 
 
 def remote_share(ledger: Ledger) -> float | None:
