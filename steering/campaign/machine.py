@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite, isnan, nan
-from statistics import median
 from typing import Any
 
 from steering.campaign.actions import Action, AskPolicy, Finish, Label, Publish, Refuse, Steer, Train
+from steering.campaign.drift import DriftTest
 from steering.campaign.events import (
     CandidateReady,
     CandidateRefused,
@@ -52,19 +51,17 @@ class Settings:
     a scan sets the mark and is refused, a later one is published when its loss is lower by this share than the mark,
     and then sets it anew.
     """
-    drift_window: int = 5
-    """Chunks over which trust is judged."""
-    drift_raise: float = 1.5
-    """Residual over what the model should reach, above which drift is raised."""
-    drift_lower: float = 1.2
-    """And below which it is lowered again."""
+    drift_window: int = 16
+    """Newest frames over which trust is judged."""
+    drift_false_alarm: float = 1e-5
+    """Chance, for each frame, of an alarm though nothing has changed: one in 100 scans of a thousand frames."""
 
     def __post_init__(self) -> None:
         counts = (self.lookahead, self.frames_to_label, self.label_every, self.steps, self.drift_window)
         if min(counts) < 1 or min(self.rounds_after_end, self.labels_after_end) < 0:
             raise ValueError(f"found {self}, expected counts of 1 or more, and what comes after the end 0 or more")
-        if not (0 <= self.gain < 1 and 0 < self.drift_lower <= self.drift_raise):
-            raise ValueError(f"found {self}, expected gain in 0..1, and drift_lower above 0 and at most drift_raise")
+        if not (0 <= self.gain < 1 and 0 < self.drift_false_alarm < 0.05):
+            raise ValueError(f"found {self}, expected gain in 0..1, and drift_false_alarm above 0 and below 0.05")
 
 
 @dataclass
@@ -92,7 +89,9 @@ class Campaign:
     raised: list[Event] = field(default_factory=list)
     expected: float | None = None
     """Residual that the model in service should reach; None for the untrained network."""
-    _residuals: deque[float] = field(default_factory=deque)
+    _alarmed: bool = False
+    """Drift was raised, and no labels were asked for since."""
+    _trust: DriftTest = field(init=False)
     _asking: bool = False
     _stopped: bool = False
     _paused: bool = False
@@ -106,6 +105,14 @@ class Campaign:
     _labelled: str | None = None
     _loss_marks: dict[str, float] = field(default_factory=dict)
     """Training loss that candidates of a scan must beat where there is no error to judge by."""
+
+    def __post_init__(self) -> None:
+        self._trust = DriftTest(self.settings.drift_window, self.settings.drift_false_alarm)
+
+    @property
+    def unjudged(self) -> dict[str, int]:
+        """Frames that were no evidence for or against the model, counted by the reason."""
+        return self._trust.unjudged
 
     def handle(self, event: Event) -> list[Action]:
         """The actions that follow from an event, in the order in which to start them."""
@@ -160,22 +167,11 @@ class Campaign:
         self.outstanding = max(0, self.outstanding - n)
 
     def _judge(self, event: PredictionReady) -> None:
-        """Trust: the median residual of the last chunks against what the version in service should reach."""
-        residual = _number(event.residual)
-        if event.version != self.version or self.expected is None or isnan(residual):
-            return
-        self._residuals.append(residual)
-        if len(self._residuals) > self.settings.drift_window:
-            self._residuals.popleft()
-        if len(self._residuals) < self.settings.drift_window:
-            return
-        now = median(self._residuals)
-        if not self.drift and now > self.settings.drift_raise * self.expected:
-            self.drift = True
-            self.raised.append(DriftRaised(time=event.time, scan=event.scan, residual=now, expected=self.expected))
-        elif self.drift and now < self.settings.drift_lower * self.expected:
-            self.drift = False
-            self.raised.append(DriftLowered(time=event.time, scan=event.scan, residual=now, expected=self.expected))
+        for verdict in self._trust.take(event, expected=self.expected):
+            self.drift = isinstance(verdict, DriftRaised)
+            # Labels are due at once, and where they are under way, again after them.
+            self._alarmed = self.drift
+            self.raised.append(verdict)
 
     def _decide(self, event: DecisionSuggested) -> list[Action]:
         self._asking = False
@@ -209,7 +205,6 @@ class Campaign:
         self.version = event.version
         expected = _number(event.validation_residual)
         self.expected = None if isnan(expected) else expected
-        self._residuals.clear()
         self.training = self.training and not self._weighed
         self._weighed = False
 
@@ -241,7 +236,7 @@ class Campaign:
             self._asking = True
             actions.append(AskPolicy(self.settings.lookahead))
         if self.scan is not None and self._label_is_due():
-            self.labelling = True
+            self.labelling, self._alarmed = True, False
             self._unlabelled = 0
             if self._ended:
                 self._labels_left -= 1
@@ -261,8 +256,8 @@ class Campaign:
             return False
         if self._ended:
             return self._labels_left > 0
-        first = self._labelled != self.scan and self._unlabelled > 0
-        return first or self._unlabelled >= self.settings.label_every
+        at_once = (self._alarmed or self._labelled != self.scan) and self._unlabelled > 0
+        return at_once or self._unlabelled >= self.settings.label_every
 
     def _training_is_due(self) -> bool:
         if self.training or self._labelled != self.scan:

@@ -89,8 +89,9 @@ class ModelStore:
         found = _read_object(path)
         known = {f.name for f in fields(ModelVersion)}
         try:
-            return ModelVersion(**{**found, "parents": tuple(found["parents"])})
-        except (KeyError, TypeError) as error:
+            whole: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+            return ModelVersion(**whole)
+        except TypeError as error:
             raise ValueError(
                 f"found the fields {sorted(found)} in {path}, expected those of {sorted(known)}"
             ) from error
