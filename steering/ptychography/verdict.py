@@ -42,7 +42,7 @@ class Verdict:
         """
         both = np.stack([self.by_residual, self.by_offset])
         known = np.isfinite(both)
-        lowest = np.where(known, both, np.inf).min(0) * known.sum(0)
+        lowest = np.where(known, both, 1.0).min(0) * np.maximum(known.sum(0), 1)
         return np.where(known.any(0), np.minimum(lowest, 1.0), np.nan)
 
     @property
