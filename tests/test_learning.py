@@ -133,6 +133,10 @@ def test_learning_lowers_the_error_of_held_out_frames():
     report = me.fit("a", 80)
     me.close()
     assert report.error < 0.5 * report.served_error
+    # What trust is measured against comes from the held-out frames alone.
+    assert len(report.residuals) == len(report.offsets) == 8
+    assert 0 <= report.noise_share <= 1
+    assert np.abs(report.offsets).max() < 0.5
 
 
 def test_same_seed_same_result():

@@ -38,10 +38,11 @@ class Refuse:
 
 @dataclass(frozen=True)
 class RollBack:
-    """Put an older version into service again, without asking the canary."""
+    """Put an older version into service again. if_better: only where it does better on the newest held-out frames."""
 
     version: int
     reason: str
+    if_better: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,21 @@ class ChunkArrived(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionReady(Event):
-    """The predictor has seen frames; residual is their median far-field residual under `version`."""
+    """The predictor has seen frames; residual is their median far-field residual under `version`.
+
+    Trust is told frame by frame, by residual and by neighbour offset, as shares of the version's `validation_frames`
+    held-out frames that look as bad or worse; None or NaN where a frame is no evidence. `why_not` has the reason for
+    each frame, empty where it is evidence.
+    """
 
     scan: str
     frame_ids: tuple[int, ...]
     version: int
     residual: float | None
+    trust_by_residual: tuple[float | None, ...] = ()
+    trust_by_offset: tuple[float | None, ...] = ()
+    validation_frames: int = 0
+    why_not: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +159,14 @@ class RolledBack(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RollBackRefused(Event):
+    """The version before was tried, and did no better: the one in service stays."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameRefused(Event):
     """Frames that were asked for and will not come, with the reason."""
 
@@ -159,20 +176,32 @@ class FrameRefused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DriftRaised(Event):
-    """Trust fell: the residual stands clearly above what the model in service should reach."""
+    """Trust fell: the newest frames look worse than chance explains against the validation frames of their versions.
+
+    by: what tells so, "residual" or "offset". version: the one that predicted the newest frame. trust: mean share of
+    the validation frames that look as bad as the newest frames; lowest: what it would fall to by chance as rarely as
+    the settings say. residual: median of the newest frames; expected: of the validation frames, None if not known.
+    """
 
     scan: str
-    residual: float
-    expected: float
+    version: int
+    by: str
+    trust: float
+    lowest: float
+    residual: float | None
+    expected: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftLowered(Event):
-    """Trust is back."""
+    """Trust is back, with `version`, after it had fallen with `since`; the others as in DriftRaised."""
 
     scan: str
-    residual: float
-    expected: float
+    version: int
+    since: int
+    trust: float
+    residual: float | None
+    expected: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +255,7 @@ _KINDS: dict[str, type[Event]] = {
         ModelPublished,
         CandidateRefused,
         RolledBack,
+        RollBackRefused,
         FrameRefused,
         DriftRaised,
         DriftLowered,

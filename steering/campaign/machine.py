@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite, isnan, nan
-from statistics import median
 from typing import Any
 
 from steering.campaign.actions import Action, Finish, Label, Publish, Refuse, RollBack, Steer, Train
+from steering.campaign.drift import DriftTest
 from steering.campaign.events import (
     CandidateReady,
     CandidateRefused,
@@ -68,20 +67,24 @@ class Settings:
     """Seconds that each decision waits for a person's `steering approve` or `steering veto`; 0: nobody is asked."""
     unanswered: Answer = "approve"
     """What holds after that time without an answer: `approve` or `veto`."""
-    drift_window: int = 5
-    """Chunks over which trust is judged."""
-    drift_raise: float = 1.5
-    """Residual over what the model should reach, above which drift is raised."""
-    drift_lower: float = 1.2
-    """And below which it is lowered again."""
+    drift_window: int = 16
+    """Newest frames over which trust is judged."""
+    drift_false_alarm: float = 1e-5
+    """Chance, for each frame, of an alarm though nothing has changed: one in 100 scans of a thousand frames."""
+    rollback_frames: int = 64
+    """Where trust falls within so many frames of a swap, the version before is tried on the newest held-out frames, and
+    put back if it does better; 0: never."""
 
     def __post_init__(self) -> None:
         counts = (self.lookahead, self.frames_to_label, self.label_every, self.steps, self.drift_window)
         if min(counts) < 1 or min(self.rounds_after_end, self.labels_after_end) < 0:
             raise ValueError(f"found {self}, expected counts of 1 or more, and what comes after the end 0 or more")
         checked(self.approval_s, self.unanswered)
-        if not (0 <= self.gain < 1 and 0 < self.drift_lower <= self.drift_raise):
-            raise ValueError(f"found {self}, expected gain in 0..1, and drift_lower above 0 and at most drift_raise")
+        if not (0 <= self.gain < 1 and 0 < self.drift_false_alarm < 0.05 and self.rollback_frames >= 0):
+            raise ValueError(
+                f"found {self}, expected gain in 0..1, drift_false_alarm above 0 and below 0.05, rollback_frames of 0 "
+                "or more"
+            )
 
 
 @dataclass
@@ -111,12 +114,16 @@ class Campaign:
     raised: list[Event] = field(default_factory=list)
     expected: float | None = None
     """Residual that the model in service should reach; None for the untrained network."""
-    _residuals: deque[float] = field(default_factory=deque)
     served: list[int] = field(default_factory=list)
     """Versions in the order in which they went into service; one that came back stands there again."""
     _newest: int = 0
+    _since_swap: int = 0
+    """Frames that the version in service has predicted since it went there."""
     _outdated: bool = False
     """The round under way began before the ranks were told to go back to an older version."""
+    _alarmed: bool = False
+    """Drift was raised, and no labels were asked for since."""
+    _trust: DriftTest = field(init=False)
     _ended: bool = False
     _weighed: bool = False
     """The round under way is over, and its candidate on the way to be published or refused."""
@@ -132,11 +139,17 @@ class Campaign:
         dials = self.settings
         guard = Guard(dials.limits, self.frame_time)
         self.gate = Gate(guard, dials.lookahead, dials.approval_s, dials.unanswered, raised=self.raised)
+        self._trust = DriftTest(dials.drift_window, dials.drift_false_alarm)
 
     @property
     def outstanding(self) -> int:
         """Positions decided on that have brought no frame yet."""
         return self.gate.outstanding
+
+    @property
+    def unjudged(self) -> dict[str, int]:
+        """Frames that were no evidence for or against the model, counted by the reason."""
+        return self._trust.unjudged
 
     def handle(self, event: Event) -> list[Action]:
         """The actions that follow from an event, in the order in which to start them."""
@@ -149,6 +162,8 @@ class Campaign:
                 actions = self.gate.tick(event.time)
             case CandidateReady():
                 actions = self._weigh(event)
+            case PredictionReady():
+                actions = self._judge(event)
             case Command():
                 actions = self._obey(event)
             case _:
@@ -161,8 +176,6 @@ class Campaign:
         match event:
             case ChunkArrived():
                 self._chunk(event)
-            case PredictionReady():
-                self._judge(event)
             case FrameRefused():
                 self.gate.arrived(event.count)
             case LabelsReady():
@@ -192,23 +205,19 @@ class Campaign:
         self._unlabelled += n
         self.gate.arrived(n)
 
-    def _judge(self, event: PredictionReady) -> None:
-        """Trust: the median residual of the last chunks against what the version in service should reach."""
-        residual = _number(event.residual)
-        if event.version != self.version or self.expected is None or isnan(residual):
-            return
-        self._residuals.append(residual)
-        if len(self._residuals) > self.settings.drift_window:
-            self._residuals.popleft()
-        if len(self._residuals) < self.settings.drift_window:
-            return
-        now = median(self._residuals)
-        if not self.drift and now > self.settings.drift_raise * self.expected:
-            self.drift = True
-            self.raised.append(DriftRaised(time=event.time, scan=event.scan, residual=now, expected=self.expected))
-        elif self.drift and now < self.settings.drift_lower * self.expected:
-            self.drift = False
-            self.raised.append(DriftLowered(time=event.time, scan=event.scan, residual=now, expected=self.expected))
+    def _judge(self, event: PredictionReady) -> list[Action]:
+        if event.version == self.version:
+            self._since_swap += len(event.frame_ids)
+        actions: list[Action] = []
+        for verdict in self._trust.take(event, expected=self.expected):
+            self.drift = isinstance(verdict, DriftRaised)
+            # Labels are due at once, and where they are under way, again after them.
+            self._alarmed = self.drift
+            self.raised.append(verdict)
+            if self.drift and self._since_swap <= self.settings.rollback_frames:
+                why = f"trust fell {self._since_swap} frames after version {self.version} went into service"
+                actions += self._roll_back(None, why, if_better=True)
+        return actions
 
     def _weigh(self, event: CandidateReady) -> list[Action]:
         if self._weighed or not self.training:
@@ -239,17 +248,17 @@ class Campaign:
         self._newest = max(self._newest, event.version)
         expected = _number(event.validation_residual)
         self.expected = None if isnan(expected) else expected
-        self._residuals.clear()
-        if isinstance(event, ModelPublished):
+        self._since_swap = 0
+        if isinstance(event, RolledBack):
+            self._outdated = self.training and not self._weighed
+        else:
             self.training = self.training and not self._weighed
             self._weighed = False
 
     def objection(self, command: Command) -> str | None:
         """Why a command cannot be obeyed now, in words for the person who gave it; None where it can."""
         if self.finished or (self._ended and command.name not in ("rollback", "stop")):
-            return (
-                f"found a run that has ended its measurement, expected one that still measures: cannot {command.name}"
-            )
+            return f"found a run whose measurement has ended, expected one that measures: cannot {command.name} it"
         if command.name in ("approve", "veto") and self.gate.proposed is None:
             return f"found no decision that waits for an answer, expected one to {command.name}"
         if command.name == "rollback":
@@ -271,12 +280,9 @@ class Campaign:
         self._rounds_left = self._labels_left = 0
         return [Steer(stop)] if self._end(0, 0) else []
 
-    def _roll_back(self, version: int | None, reason: str) -> list[Action]:
+    def _roll_back(self, version: int | None, reason: str, *, if_better: bool = False) -> list[Action]:
         target = self._before(version)
-        if target is None:
-            return []
-        self._outdated = self.training and not self._weighed
-        return [RollBack(target, reason)]
+        return [] if target is None else [RollBack(target, reason, if_better)]
 
     def _before(self, version: int | None) -> int | None:
         """The version to go back to: the one that is asked for, or the last one served that is not in service."""
@@ -297,7 +303,7 @@ class Campaign:
         """What is due now that the state has changed."""
         actions = self.gate.ask()
         if self.scan is not None and self._label_is_due():
-            self.labelling = True
+            self.labelling, self._alarmed = True, False
             self._unlabelled = 0
             if self._ended:
                 self._labels_left -= 1
@@ -317,8 +323,8 @@ class Campaign:
             return False
         if self._ended:
             return self._labels_left > 0
-        first = self._labelled != self.scan and self._unlabelled > 0
-        return first or self._unlabelled >= self.settings.label_every
+        at_once = (self._alarmed or self._labelled != self.scan) and self._unlabelled > 0
+        return at_once or self._unlabelled >= self.settings.label_every
 
     def _training_is_due(self) -> bool:
         if self.training or self._labelled != self.scan:

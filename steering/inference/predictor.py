@@ -29,12 +29,14 @@ from steering.policies import Policy
 from steering.ptychography import (
     Canvas,
     Refined,
+    Verdict,
     extract_patches,
     far_field_residual,
+    judge,
     patch_weight,
     phase_correlation,
 )
-from steering.records import Field, Geometry, Prediction, chunk_geometry, positions_px
+from steering.records import Field, Geometry, ModelVersion, Prediction, chunk_geometry, positions_px
 
 T = TypeVar("T")
 
@@ -77,7 +79,7 @@ class Predictor:
         if newest is None:
             raise FileNotFoundError(f"found no model in {self.store}, expected version 0 before the first frame")
         self._version = newest
-        self._network, self._expected = self._load(newest)
+        self._network, self._described = self._load(newest)
         self._canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
         self._scans: dict[str, LiveImage] = {}
         self._scan: str | None = None
@@ -109,8 +111,8 @@ class Predictor:
     async def install(self, number: int) -> None:
         """Put a published version into service, between two frames."""
         # Reading happens beside the thread that predicts: frames do not wait for the disk.
-        network, expected = await asyncio.to_thread(self._load, number)
-        await self._do(self._swap, network, number, expected)
+        network, described = await asyncio.to_thread(self._load, number)
+        await self._do(self._swap, network, described)
 
     async def suggest(self, n: int) -> DecisionSuggested:
         """Ask the policy for up to n positions."""
@@ -185,9 +187,9 @@ class Predictor:
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
 
-    def _load(self, number: int) -> tuple[Network, float]:
-        """A version, and the residual that it should reach."""
-        return self._models.load(number), self._models.describe(number).validation_residual or 0.0
+    def _load(self, number: int) -> tuple[Network, ModelVersion]:
+        """A version, and what it is."""
+        return self._models.load(number), self._models.describe(number)
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """Nobody waits for a job that was only left in the queue: what it raises travels with the events."""
@@ -233,6 +235,7 @@ class Predictor:
             acquired=np.full(len(ids), float(chunk.attrs["acquired"]) or time.time()),
         )
         self.policy.ingest(prediction, live.view())
+        verdict = self._verdict(prediction, counts)
         now = time.perf_counter()
         self.latency += [now - arrived] * len(ids)
         self.seconds += now - begun
@@ -244,8 +247,18 @@ class Predictor:
                 frame_ids=tuple(ids.tolist()),
                 version=self._version,
                 residual=float(np.median(residual)),
+                trust_by_residual=tuple(verdict.by_residual.tolist()),
+                trust_by_offset=tuple(verdict.by_offset.tolist()),
+                validation_frames=len(self._described.validation_residuals),
+                why_not=verdict.why_not,
             )
         )
+
+    def _verdict(self, prediction: Prediction, counts: NDArray) -> Verdict:
+        """How far to believe a prediction. While what older versions said is being replaced, an offset to it tells
+        more of them than of the frame."""
+        offset = np.full(len(counts), np.nan) if self._again_due else prediction.offset
+        return judge(counts, prediction.residual, offset, mask=self._mask, version=self._described)
 
     def _live_image(self, chunk: xr.Dataset) -> LiveImage:
         scan = str(chunk.attrs["scan"])
@@ -274,9 +287,9 @@ class Predictor:
         known = (wanted != 0).all((1, 2))
         return np.where(known, patch_phase_error(patches, wanted, live.weight), np.nan).astype(np.float32)
 
-    def _swap(self, network: Network, number: int, expected: float) -> None:
+    def _swap(self, network: Network, described: ModelVersion) -> None:
         network.optics.set(network.optics.modes().numpy(), self._mask)
-        self._network, self._version, self._expected = network, number, expected
+        self._network, self._version, self._described = network, described.number, described
         self.probe = network.optics.modes().numpy()
         if self._scan is not None and not self._again_due:
             self._again_due = True
@@ -288,7 +301,7 @@ class Predictor:
         A few at a time, newest first, each time at the end of the queue: new frames go before old ones.
         """
         live = self._scans[self._scan or ""]
-        rows = live.behind(self._version, self._expected, self.settings.again)
+        rows = live.behind(self._version, self._described.validation_residual or 0.0, self.settings.again)
         self._again_due = len(rows) > 0
         if not len(rows):
             return

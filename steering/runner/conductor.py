@@ -300,6 +300,7 @@ class Runner:
         for last in self.ledger.rounds[-1] if self.ledger.rounds else []:
             seen.update(last.seen)
         candidate = self.candidate
+        last_round = self.ledger.rounds[-1][0] if self.ledger.rounds else None
         return ModelVersion(
             number=number,
             network=type(self.experiment.network).__name__,
@@ -309,6 +310,9 @@ class Runner:
             steps=candidate.steps if candidate else 0,
             validation_error=candidate.error if candidate else None,
             validation_residual=candidate.residual if candidate else None,
+            validation_residuals=last_round.residuals if last_round else (),
+            noise_share=last_round.noise_share if last_round else 1.0,
+            validation_offsets=last_round.offsets if last_round else (),
         )
 
     async def _sum_up(self) -> dict[str, Any]:
