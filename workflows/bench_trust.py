@@ -377,8 +377,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     folder.write_summary(figures)
     folder.write_file("trust.png", drawn(judges, rows, worse, curves, share))
     print(
-        f"bad frames: AUC {figures['auc_bad_frame']:.3f}; alarm after at most {figures['frames_to_alarm']['max']} frames "
-        f"in {len(delays)} scans; {figures['false_alarms_per_100_scans']:.1f} false alarms in 100 scans; "
+        f"bad frames: AUC {figures['auc_bad_frame']:.3f}; alarm after at most {figures['frames_to_alarm']['max']} "
+        f"frames in {len(delays)} scans; {figures['false_alarms_per_100_scans']:.1f} false alarms in 100 scans; "
         f"{100 * figures['offset_caught_share']:.0f} % of planted offsets found"
     )
 
