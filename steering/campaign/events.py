@@ -99,6 +99,15 @@ class FrameRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameSetAside(Event):
+    """Frames that were measured and reached the predictor, but cannot be used, with the reason."""
+
+    scan: str
+    frame_ids: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DriftRaised(Event):
     """Trust fell: the residual stands clearly above what the model in service should reach."""
 
@@ -160,6 +169,7 @@ _KINDS: dict[str, type[Event]] = {
         ModelPublished,
         CandidateRefused,
         FrameRefused,
+        FrameSetAside,
         DriftRaised,
         DriftLowered,
         RankLost,

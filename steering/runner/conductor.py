@@ -33,6 +33,7 @@ from steering.campaign import (
     Train,
     encode,
 )
+from steering.inference import Installed
 from steering.learning import PARTS, GroupLost, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
@@ -273,8 +274,11 @@ class Runner:
         begun = time.perf_counter()
         version = self._version(number, (number - 1,))
         await self._crew.ranks[0].publish(self.folder.models, version)
-        await self._crew.predictor.install(number)
+        installed: Installed = await self._crew.predictor.install(number)
         self.ledger.seconds["publish"] += time.perf_counter() - begun
+        if not installed.accepted:
+            await self._take_back(number, installed)
+            return
         self.ledger.published += 1
         self._events.put_nowait(
             ModelPublished(
@@ -283,6 +287,15 @@ class Runner:
                 validation_error=version.validation_error,
                 validation_residual=version.validation_residual,
             )
+        )
+
+    async def _take_back(self, number: int, installed: Installed) -> None:
+        """A version that the predictor has refused was never in service: later candidates are held against the one
+        that is, and its number is free for the next of them."""
+        await asyncio.to_thread(ModelStore(self.folder.models).withdraw, number, installed.version)
+        await self._crew.ranks[0].serve(self.folder.models, installed.version)
+        self._events.put_nowait(
+            CandidateRefused(time=time.time(), reason=f"refused by the predictor: {installed.reason}")
         )
 
     def _version(self, number: int, parents: tuple[int, ...]) -> ModelVersion:

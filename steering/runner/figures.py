@@ -8,12 +8,31 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.campaign import Campaign, DriftLowered, DriftRaised, Event, LabelsReady, ModelPublished, RankLost
+from steering.campaign import (
+    Campaign,
+    DriftLowered,
+    DriftRaised,
+    Event,
+    FrameSetAside,
+    LabelsReady,
+    ModelPublished,
+    RankLost,
+)
 from steering.inference import Score
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
 from steering.runner.crew import Crew
 from steering.runner.experiment import Experiment
+
+_OF_PREDICTION = (
+    "way",
+    "ways",
+    "versions_refused",
+    "frames_set_aside",
+    "frames_out_of_order",
+    "frame_ids_missing",
+)
+"""What the summary tells of how frames were predicted."""
 
 
 @dataclass
@@ -89,6 +108,8 @@ def tell(event: Event) -> str | None:
             return f"model {event.version} published, validation error {event.validation_error:.4f}"
         case LabelsReady() if event.count:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
+        case FrameSetAside():
+            return f"{len(event.frame_ids)} frames of {event.scan} set aside: {event.reason}"
         case RankLost():
             return f"rank {event.rank} lost"
     return None
@@ -152,6 +173,7 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
         "remote_representatives_share": remote_share(ledger),
         "rehearsal_buffer": composition(ledger),
         "prediction_latency_ms": predictor["latency_ms"],
+        "prediction": {name: predictor[name] for name in _OF_PREDICTION},
         "phase_error": errors,
         # Of one scan; of several it would have to be told which.
         "phase_correlation": correlations if len(ledger.campaign.scans) == 1 else {},
