@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +70,7 @@ class Engine:
         ways: Sequence[Way] | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self._packages: tempfile.TemporaryDirectory | None = None
+        self._packages: Path | None = None
         self._template = network
         self.trials: dict[str, Trial] = {}
         wanted = possible(self.device, compiled=compiled) if ways is None else [REFERENCE, *ways]
@@ -115,8 +117,9 @@ class Engine:
 
     def _package(self, way: Way) -> str:
         if self._packages is None:
-            self._packages = tempfile.TemporaryDirectory(prefix="steering-compiled-", ignore_cleanup_errors=True)
-        package = Path(self._packages.name) / f"{way.name}.pt2"
+            self._packages = Path(tempfile.mkdtemp(prefix="steering-compiled-"))
+            weakref.finalize(self, shutil.rmtree, self._packages, ignore_errors=True)
+        package = self._packages / f"{way.name}.pt2"
         if not package.exists():
             compile_package(self._template, way, self.device, str(package))
         return str(package)
