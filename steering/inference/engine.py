@@ -74,7 +74,8 @@ class Engine:
         self._template = network
         self.trials: dict[str, Trial] = {}
         wanted = possible(self.device, compiled=compiled) if ways is None else [REFERENCE, *ways]
-        slots = self._candidates(list(dict.fromkeys(wanted)))
+        self.ways = list(dict.fromkeys(wanted))
+        slots = self._candidates(self.ways)
         self.way = self._choose(slots, measure_s, None if ways is None else list(ways))
         self.serving = slots[self.way]
         self._spare = self.slot(self.way)
