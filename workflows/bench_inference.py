@@ -53,7 +53,6 @@ from steering.runner import RunFolder, on_ranks
 from steering.sources import read_recording, sample
 from steering.view.inference import inference_picture
 
-BATCHES = (1, 16, 64, 256)
 HELD_OUT = 10  # every tenth frame is never trained on
 SIDE = 1024  # of the matrices whose product stands for the machine's peak
 AFTER_S = 0.5  # seconds after a swap in which frames are still counted to it: old ones are looked at again then
@@ -105,16 +104,16 @@ def recorded(passes: int) -> Frames | None:
     return Frames(counts=recording.counts, patches=patches, position=where, probe=refined.probe, mask=mask)
 
 
-def trained(kind: type[Network], frames: Frames, seconds: float) -> Network:
+def trained(kind: type[Network], frames: Frames, options: argparse.Namespace) -> Network:
     """A network that has learnt from frames for so long."""
     torch.manual_seed(0)
     window, patch = frames.counts.shape[-1], frames.patches.shape[-1]
-    network = kind(window=window, patch=patch, modes=len(frames.probe))
+    network = kind(window=window, patch=patch, modes=len(frames.probe), width=options.width)
     network.optics.set(frames.probe, frames.mask)
     objective = Reconstruction(patch_weight(frames.probe, patch))
     fields = as_fields(frames)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
-    until, rng = time.perf_counter() + seconds, np.random.default_rng(0)
+    until, rng = time.perf_counter() + options.train_s, np.random.default_rng(0)
     while True:
         rows = torch.from_numpy(rng.integers(0, len(fields["counts"]), 16))
         batch = {name: value[rows] for name, value in fields.items()}
@@ -154,16 +153,16 @@ def errors(ready: dict[str, Slot], frames: Frames) -> dict[str, float]:
     }
 
 
-def speeds(ready: dict[str, Slot], frames: Frames, repeats: int) -> dict[str, Any]:
+def speeds(ready: dict[str, Slot], frames: Frames, options: argparse.Namespace) -> dict[str, Any]:
     """Frames per second by batch and way, latency at batch 1, and FLOP/s of matrix products: medians of turns."""
     products = {str(d).removeprefix("torch."): torch.rand(SIDE, SIDE).to(d) for d in (torch.float32, torch.bfloat16)}
     rates: dict[str, dict[str, float]] = {}
     peaks: dict[str, list[float]] = {name: [] for name in products}
     latency: dict[str, dict[str, float]] = {}
-    for batch in BATCHES:
+    for batch in options.batches:
         counts = torch.from_numpy(np.resize(frames.counts, (batch, *frames.counts.shape[1:])).astype(np.float32))
         times: dict[str, list[float]] = {name: [] for name in ready}
-        turns = repeats * (20 if batch == 1 else 1)
+        turns = options.repeats * (20 if batch == 1 else 1)
         for turn in range(turns + 1):
             for name, slot in ready.items():
                 took = timed(slot, counts)
@@ -357,14 +356,14 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     figures: dict[str, Any] = {"networks": {}}
     ready: dict[str, dict[str, Slot]] = {}
     for kind in (ProbeFirst, PtychoNN):
-        network = trained(kind, frames, options.train_s)
+        network = trained(kind, frames, options)
         ready[kind.__name__] = slots(Engine(network, compiled=options.compiled, measure_s=0.2))
         flops = flops_of(network)
-        measured = speeds(ready[kind.__name__], frames, options.repeats)
+        measured = speeds(ready[kind.__name__], frames, options)
         at64 = summed_up(measured, flops)
         at64["phase_error_over_float32"] = {"simulated": errors(ready[kind.__name__], frames)}
         if real is not None:
-            on_real = slots(Engine(trained(kind, real, options.train_s), compiled=False, measure_s=0))
+            on_real = slots(Engine(trained(kind, real, options), compiled=False, measure_s=0))
             at64["phase_error_over_float32"]["recorded"] = errors(on_real, real)
         figures["networks"][kind.__name__] = {"flops_per_frame": flops, **measured, "batch64": at64}
         print(f"{kind.__name__}: {at64['best']} {at64['best_over_eager']:.2f} x eager at batch 64,", end=" ")
@@ -377,7 +376,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         folder.write_summary(figures)
     if options.training:
         with training(folder.path, frames):
-            figures["while_training"] = {n: speeds(r, frames, options.repeats) for n, r in ready.items()}
+            figures["while_training"] = {n: speeds(r, frames, options) for n, r in ready.items()}
         folder.write_summary(figures)
     folder.write_file("inference.png", inference_picture(figures, told["asked"], told["swaps"]))
 
@@ -391,6 +390,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=200.0, help="frames per second that arrive (200)")
     parser.add_argument("--part", type=float, default=4.0, help="seconds of each part with or without swaps (4)")
     parser.add_argument("--turns", type=int, default=6, help="pairs of such parts (6)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256], help="1 and 64 at least")
+    parser.add_argument("--width", type=int, default=32, help="of the networks: their own default is 32")
     parser.add_argument("--compiled", action="store_true", help="try compiled ways too: minutes more")
     parser.add_argument("--no-training", dest="training", action="store_false", help="leave out the part beside ranks")
     return parser.parse_args(arguments)

@@ -69,6 +69,10 @@ class Slot:
         self._graphs: dict[int, _Graph] = {}
         if package is not None:
             self._read = _compiled(package, self.network)
+        if way.kind == "graphs":  # captured now, in this thread, and not in front of the first frame of a size
+            window = self.network.dials["window"]
+            for size in GRAPH_FRAMES:
+                self(torch.zeros(size, window, window, device=device))
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], *, number: int = -1, expected: float = 0.0) -> None:
