@@ -175,6 +175,15 @@ class FrameRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameSetAside(Event):
+    """Frames that were measured and reached the predictor, but cannot be used, with the reason."""
+
+    scan: str
+    frame_ids: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DriftRaised(Event):
     """Trust fell: the newest frames look worse than chance explains against the validation frames of their versions.
 
@@ -257,6 +266,7 @@ _KINDS: dict[str, type[Event]] = {
         RolledBack,
         RollBackRefused,
         FrameRefused,
+        FrameSetAside,
         DriftRaised,
         DriftLowered,
         RankLost,

@@ -78,7 +78,7 @@ def forget_beyond(scans: Iterable[LiveImage], budget: int) -> None:
 
     Scans come in the order in which they were measured. What is let go cannot be labelled any more.
     """
-    over = [live for live in scans if live.retired and not live.forgotten]
+    over = [live for live in scans if live.retired and not live.forgotten and len(live.frames)]
     held = sum(live.frames.nbytes("counts") for live in over)
     for live in over:
         if held <= budget:

@@ -29,6 +29,7 @@ from steering.campaign import (
     Refuse,
     Remind,
     RollBack,
+    RollBackRefused,
     RolledBack,
     SourceEnded,
     Steer,
@@ -36,6 +37,7 @@ from steering.campaign import (
     Train,
     encode,
 )
+from steering.inference import Installed
 from steering.learning import PARTS, GroupLost, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
@@ -49,6 +51,8 @@ from steering.runner.words import tell
 
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
+_BETTER = 0.1
+"""Share by which an older version's residual must be lower for the campaign to go back to it of its own accord."""
 _SET_UP_S = 300.0
 """How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""
 
@@ -208,8 +212,8 @@ class Runner:
                 await self._train(scan, steps)
             case Publish(version):
                 await self._publish(version)
-            case RollBack(version, reason):
-                await self._roll_back(version, reason)
+            case RollBack():
+                await self._roll_back(action)
             case Remind(at):
                 await asyncio.sleep(max(0.0, at - time.time()))
                 self._events.put_nowait(Tick(time=max(at, time.time())))
@@ -273,8 +277,11 @@ class Runner:
         begun = time.perf_counter()
         version = self._version(number, (self.campaign.version,))
         await self._crew.ranks[0].publish(self.folder.models, version)
-        await self._crew.predictor.install(number)
+        installed: Installed = await self._crew.predictor.install(number)
         self.ledger.seconds["publish"] += time.perf_counter() - begun
+        if not installed.accepted:
+            await self._take_back(number, installed)
+            return
         self.ledger.published += 1
         self._events.put_nowait(
             ModelPublished(
@@ -285,14 +292,27 @@ class Runner:
             )
         )
 
-    async def _roll_back(self, number: int, reason: str) -> None:
+    async def _roll_back(self, action: RollBack) -> None:
         """Serve an older version, and let the ranks go on from it: candidates that descend from the other one would
         bring back what it was."""
-        await self._crew.predictor.install(number)
+        number, wanted = action.version, -_BETTER if action.if_better else None
+        installed: Installed = await self._crew.predictor.install(number, canary=action.if_better, margin=wanted)
+        if not installed.accepted:
+            self._events.put_nowait(RollBackRefused(time=time.time(), version=number, reason=installed.reason))
+            return
         await asyncio.gather(*(awaited(rank.go_back(self.folder.models, number)) for rank in self._crew.ranks))
         residual = ModelStore(self.folder.models).describe(number).validation_residual
         self._events.put_nowait(
-            RolledBack(time=time.time(), version=number, validation_residual=residual, reason=reason)
+            RolledBack(time=time.time(), version=number, validation_residual=residual, reason=action.reason)
+        )
+
+    async def _take_back(self, number: int, installed: Installed) -> None:
+        """A version that the predictor has refused was never in service: later candidates are held against the one
+        that is, and its number is free for the next of them."""
+        await asyncio.to_thread(ModelStore(self.folder.models).withdraw, number, installed.version)
+        await self._crew.ranks[0].serve(self.folder.models, installed.version)
+        self._events.put_nowait(
+            CandidateRefused(time=time.time(), reason=f"refused by the predictor: {installed.reason}")
         )
 
     def _version(self, number: int, parents: tuple[int, ...]) -> ModelVersion:

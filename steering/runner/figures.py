@@ -17,6 +17,16 @@ from steering.runner.experiment import Experiment
 from steering.runner.outside import OutsideReport, outside_figures
 from steering.runner.words import tell
 
+_OF_PREDICTION = (
+    "way",
+    "ways",
+    "versions_refused",
+    "frames_set_aside",
+    "frames_out_of_order",
+    "frame_ids_missing",
+)
+"""What the summary tells of how frames were predicted."""
+
 
 @dataclass
 class Ledger:
@@ -147,6 +157,7 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
         "remote_representatives_share": remote_share(ledger),
         "rehearsal_buffer": composition(ledger),
         "prediction_latency_ms": predictor["latency_ms"],
+        "prediction": {name: predictor[name] for name in _OF_PREDICTION},
         "phase_error": errors,
         # Of one scan; of several it would have to be told which.
         "phase_correlation": correlations if len(ledger.campaign.scans) == 1 else {},

@@ -9,10 +9,12 @@ from steering.campaign import (
     DriftLowered,
     DriftRaised,
     Event,
+    FrameSetAside,
     LabelsFromOutside,
     LabelsReady,
     ModelPublished,
     RankLost,
+    RollBackRefused,
     RolledBack,
 )
 
@@ -32,6 +34,8 @@ def _of_models(event: Event) -> str | None:
             return f"model {event.version} published, validation error {event.validation_error:.4f}"
         case RolledBack():
             return f"back to model {event.version}: {event.reason}"
+        case RollBackRefused():
+            return f"model {event.version} did no better: {event.reason}"
         case RankLost():
             return f"rank {event.rank} lost"
     return None
@@ -41,6 +45,8 @@ def _of_labels(event: Event) -> str | None:
     match event:
         case LabelsReady() if event.count:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
+        case FrameSetAside():
+            return f"{len(event.frame_ids)} frames of {event.scan} set aside: {event.reason}"
         case LabelsFromOutside():
             late = "" if event.late_s is None else f", {event.late_s:.0f} s late"
             return f"{event.count} labels from outside{late}; {event.refused} refused"
