@@ -101,3 +101,8 @@ def make_batch(
         arrived=np.concatenate([np.full(keep.sum(), arrived) for _, keep, arrived in parts]),
     )
     return batch, mask, aside
+
+
+def _acquired(chunk: xr.Dataset) -> float:
+    """When a chunk was measured, or came where the source does not say; seconds since the epoch."""
+    return float(chunk.attrs["acquired"]) or time.time()
