@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from skimage import data, filters
 
 from steering.campaign import DriftRaised, PredictionReady, Settings
-from steering.campaign.drift import DriftTest, Window, critical
+from steering.campaign.drift import DriftTest, Window, lowest_u
 from steering.inference.evaluate import patch_phase_error
 from steering.learning import Labels, MeetingPoint, Rank, Reconstruction, TrainerSettings
 from steering.learning.strategies import Incremental
@@ -293,27 +293,18 @@ def after(rows: Sequence[Sequence[Scan]], name: str) -> NDArray[np.float64]:
     return np.concatenate([getattr(scan, name)[BEFORE:] for row in rows for scan in row])
 
 
-def one_shift(judges: Sequence[Judge], rows: Sequence[Sequence[Scan]], usual: NDArray) -> dict[str, Any]:
-    """The figures of a shift; usual: error of each scene without it."""
-    growth, delays = [], []
-    for judged, row, before in zip(judges, rows, usual, strict=True):
-        for scan in row:
-            growth.append(float(np.median(scan.error[BEFORE:])) / float(before))
-            delays.append(judged.alarm(scan, since=BEFORE))
-    grown = [delay for delay, factor in zip(delays, growth, strict=True) if factor >= GROWN]
-    known = [delay for delay in grown if delay is not None]
+def told(judges: Sequence[Judge], rows: Sequence[Sequence[Scan]], usual: NDArray) -> dict[str, Any]:
+    """The figures of a shift; usual: mean error of each known scene without it."""
+    scans = [(judged, scan, before) for judged, row, before in zip(judges, rows, usual, strict=True) for scan in row]
+    delays = [judged.alarm(scan, since=BEFORE) for judged, scan, _ in scans]
+    growth = [float(scan.error[BEFORE:].mean() / before) for _, scan, before in scans]
     return {
-        "error": float(np.median(after(rows, "error"))),
-        "residual": float(np.median(after(rows, "residual"))),
-        "residual_above_floor": float(np.median(after(rows, "above"))),
-        "trust": float(np.nanmean(np.concatenate([s.verdict.by_residual[BEFORE:] for row in rows for s in row]))),
+        **{name: float(np.median(after(rows, name))) for name in ("error", "residual", "above")},
+        "trust": float(np.nanmedian([scan.verdict.trust[BEFORE:] for _, scan, _ in scans])),
+        "scans": len(scans),
+        "scans_raised": len(delays) - delays.count(None),
         "growth": growth,
-        "delays": delays,
-        "frames_to_alarm": {
-            "grown_scans": len(grown),
-            "missed": len(grown) - len(known),
-            "max": max(known, default=None),
-        },
+        "frames_to_alarm": delays,
     }
 
 
@@ -340,8 +331,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     judges = [Judge(store, version) for version in store.versions()]
     rng = np.random.default_rng(options.seed + 1)
     rows = {name: replays(judges, known, then, rng, options) for name, then in shifts(known).items()}
-    usual = np.array([np.median(after([row], "error")) for row in rows["none"]])
-    kinds = {name: one_shift(judges, scans, usual) for name, scans in rows.items()}
+    usual = np.array([after([row], "error").mean() for row in rows["none"]])
+    kinds = {name: told(judges, scans, usual) for name, scans in rows.items()}
     worse = 2 * float(np.median(after(rows["none"], "error")))
     bad = np.concatenate([after(scans, "error") for scans in rows.values()]) > worse
     curves = {
@@ -353,32 +344,29 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     delays = [
         delay
         for kind in kinds.values()
-        for delay, factor in zip(kind["delays"], kind["growth"], strict=True)
-        if factor >= GROWN
+        for delay, growth in zip(kind["frames_to_alarm"], kind["growth"], strict=True)
+        if growth >= GROWN
     ]
     figures = {
         "auc_bad_frame": curves["above the Poisson floor"][0],
-        "auc_bad_frame_without_floor": curves["as it is"][0],
+        "auc_bad_frame_as_it_is": curves["as it is"][0],
         "frames_to_alarm": {
-            "max": None if None in delays else max(delays, default=None),
-            "grown_scans": len(delays),
+            "max": None if None in delays else max(delays, default=None),  # None: in some scan there was none
             "missed": delays.count(None),
-            **{name: kind["frames_to_alarm"] for name, kind in kinds.items()},
+            "scans": len(delays),
         },
         "false_alarms_per_100_scans": 100 * quiet["random"],
         "false_alarms_per_100_raster_scans": 100 * quiet["raster"],
         "offset_caught_share": float(np.mean(share[np.array(OFFSETS) >= LEAST_OFFSET])),
-        "offset_caught_by_size": {f"{offset:g}": float(one) for offset, one in zip(OFFSETS, share, strict=True)},
+        "offset_caught_by_radians": dict(zip(map(str, OFFSETS), share.tolist(), strict=True)),
         "shifts": kinds,
-        "scans": options.scans,
-        "frames_per_scan": options.frames,
-        "validation_frames": options.validation,
+        "dials": vars(options),
     }
     folder.write_summary(figures)
     folder.write_file("trust.png", drawn(judges, rows, worse, curves, share))
     print(
-        f"bad frames: AUC {figures['auc_bad_frame']:.3f}; alarm after at most {figures['frames_to_alarm']['max']} frames "
-        f"in {len(delays)} scans; {figures['false_alarms_per_100_scans']:.1f} false alarms in 100 scans; "
+        f"bad frames: AUC {figures['auc_bad_frame']:.3f}; alarm after at most {figures['frames_to_alarm']['max']} "
+        f"frames in {len(delays)} scans; {figures['false_alarms_per_100_scans']:.1f} false alarms in 100 scans; "
         f"{100 * figures['offset_caught_share']:.0f} % of planted offsets found"
     )
 
@@ -408,7 +396,7 @@ def drawn(
         bad=worse,
         roc={title: (*curve, area) for title, (area, curve) in curves.items()},
         since=BEFORE,
-        lowest=critical(n, m, Settings().drift_false_alarm / 2) / (n * m),
+        lowest=lowest_u(n, m, Settings().drift_false_alarm / 4) / (n * m),
         caught=(OFFSETS, share.tolist()),
     )
 
