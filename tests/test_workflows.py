@@ -284,6 +284,24 @@ def test_the_benchmarks_of_the_buffer_run_and_keep_their_keys(tmp_path):
     assert 'alt="steps"' in (overlap / "report.html").read_text()
 
 
+def test_the_benchmark_of_trust_runs_and_keeps_its_keys(tmp_path):
+    """A network that has hardly learnt: whether the bars are reached is another matter."""
+    small = {"scans": 4, "frames": 16, "repeats": 1, "after": 16, "steps": 5, "learnt": 24, "validation": 8, "width": 4}
+    quick = [part for name, value in small.items() for part in (f"--{name}", value)]
+    out, _ = finished(steering("run", "workflows/bench_trust.py", "--out", tmp_path, *quick))
+    figures = RunFolder(tmp_path).summary()
+    assert 0 <= figures["auc_bad_frame"] <= 1
+    assert {"max", "missed", "scans"} <= set(figures["frames_to_alarm"])
+    assert 0 <= figures["false_alarms_per_100_scans"] <= 100
+    assert 0 <= figures["offset_caught_share"] <= 1
+    assert len(figures["shifts"]) == 8
+    for shift in figures["shifts"].values():
+        assert len(shift["growth"]) == len(shift["frames_to_alarm"]) == 4
+        assert shift["residual"] > 0
+    assert "AUC" in out
+    assert 'alt="trust"' in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [(b"this is no scan", "HDF5"), (b"", "empty"), (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "truncated")],

@@ -53,8 +53,8 @@ class Settings:
     """
     drift_window: int = 16
     """Newest frames over which trust is judged."""
-    drift_false_alarm: float = 5e-5
-    """Chance, for each frame, of an alarm though nothing has changed, at most: one in 100 scans of 200 frames."""
+    drift_false_alarm: float = 1e-4
+    """Chance, for each frame, of an alarm though nothing has changed, at most: one in 100 scans of 100 frames."""
 
     def __post_init__(self) -> None:
         counts = (self.lookahead, self.frames_to_label, self.label_every, self.steps, self.drift_window)
