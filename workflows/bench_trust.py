@@ -65,15 +65,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scan:
-    """Frames that were predicted and judged, a row each, and the image that the last of them make."""
+    """Frames that were predicted and judged, a row each, and the image that the last of them make.
+
+    above: residual above the Poisson floor. image: number of the image, and so of the scan; another object, another.
+    """
 
     residual: NDArray
     above: NDArray
-    """The residual above the Poisson floor."""
     error: NDArray
     verdict: Verdict
     image: NDArray[np.int64]
-    """Number of the image, and so of the scan: another object is another one."""
     patches: NDArray
     positions: NDArray
     stitcher: Stitcher
@@ -116,7 +117,7 @@ def measure(scene: Scene, positions: NDArray, rng: np.random.Generator) -> NDArr
     return np.minimum(rng.poisson(scene.flux * expected), 65535).astype(np.uint16)
 
 
-def learn(folder: RunFolder, known: list[Scene], options: argparse.Namespace) -> list[ModelVersion]:
+def learn(folder: RunFolder, known: list[Scene], options: argparse.Namespace) -> None:
     """Train on frames of all known scenes, with the truth for labels; publish a version for each as the newest."""
     torch.manual_seed(options.seed)
     network = ProbeFirst(window=WINDOW, patch=PATCH, width=options.width)
@@ -148,7 +149,6 @@ def learn(folder: RunFolder, known: list[Scene], options: argparse.Namespace) ->
         )
         rank.publish(folder.models, version)
     rank.close()
-    return ModelStore(folder.models).versions()
 
 
 def labelled(scene: Scene, name: str, rng: np.random.Generator, options: argparse.Namespace) -> Labels:
@@ -179,8 +179,7 @@ class Judge:
     @torch.inference_mode()
     def scan(self, parts: Sequence[tuple[Scene, int]], rng: np.random.Generator, *, raster: bool = False) -> Scan:
         """So many frames of each scene in turn, all in one image, at random positions or row by row."""
-        names = ("counts", "where", "patches", "offset", "error", "image")
-        rows: dict[str, list[NDArray]] = {name: [] for name in names}
+        rows: list[tuple[NDArray, ...]] = []
         stitcher, before, image = Stitcher(CANVAS, self.weight), parts[0][0], 0
         for scene, frames in parts:
             if scene.object is not before.object:
@@ -194,10 +193,8 @@ class Judge:
                 stitcher.add(patches, where)
                 error = patch_phase_error(patches, extract_patches(scene.object, CANVAS, where, PATCH), self.weight)
                 offset = neighbour_offset(patches, where, stitcher)
-                told = (counts, where, patches, offset, error, np.full(len(where), image))
-                for name, value in zip(names, told, strict=True):
-                    rows[name].append(value)
-        counts, where, patches, offset, error, images = (np.concatenate(values) for values in rows.values())
+                rows.append((counts, where, patches, offset, error, np.full(len(where), image)))
+        counts, where, patches, offset, error, images = (np.concatenate(one) for one in zip(*rows, strict=True))
         residual = far_field_residual(patches, counts, self.probe)
         above = above_floor(residual, poisson_floor(counts), self.version.noise_share)
         verdict = judge(counts, residual, offset, version=self.version)
@@ -299,14 +296,15 @@ def false_alarms(
     judges: Sequence[Judge], known: Sequence[Scene], rng: np.random.Generator, options: argparse.Namespace
 ) -> dict[str, float]:
     """Share of scans of what the network knows in which drift is raised, by the order of their positions."""
-    found: dict[str, list[bool]] = {"random": [], "raster": []}
-    for number in range(options.scans):
-        judged, scene = judges[number % len(judges)], known[number % len(known)]
-        for order, raised in found.items():
-            if order == "random" or number < options.scans // 3:
-                scan = judged.scan([(scene, options.frames)], rng, raster=order == "raster")
-                raised.append(judged.alarm(scan) is not None)
-    return {order: float(np.mean(raised)) for order, raised in found.items() if raised}
+    share = {}
+    for order, scans in (("random", options.scans), ("raster", max(1, options.scans // 3))):
+        raised = []
+        for number in range(scans):
+            judged, scene = judges[number % len(judges)], known[number % len(known)]
+            scan = judged.scan([(scene, options.frames)], rng, raster=order == "raster")
+            raised.append(judged.alarm(scan) is not None)
+        share[order] = float(np.mean(raised))
+    return share
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
