@@ -200,7 +200,7 @@ def test_thinned_frames_have_their_share_of_the_photons_and_tell_the_share_of_no
     counts = measured(expected, 1.0)
     fewer = thinned(counts)
     assert (fewer <= counts).all()
-    assert fewer.sum() == pytest.approx(counts.sum() / 4, rel=0.01)
+    assert fewer.sum() == pytest.approx(0.75 * counts.sum(), rel=0.01)
 
     def share(at_first, then):
         residuals = far_field_residual(at_first, counts, PROBE), far_field_residual(then, fewer, PROBE)

@@ -49,9 +49,12 @@ def above_floor(residual: ArrayLike, floor: ArrayLike, noise_share: float = 1.0)
     return np.where(told, 1 - (1 - np.asarray(residual, np.float64)) / np.where(told, room, 1.0) ** noise_share, np.nan)
 
 
-def thinned(counts: NDArray, mask: NDArray[np.bool_] | None = None, *, kept: float = 0.25) -> NDArray[np.float32]:
+def thinned(counts: NDArray, mask: NDArray[np.bool_] | None = None, *, kept: float = 0.75) -> NDArray[np.float32]:
     """The frames (n, N, N) had only the share `kept` of their photons come: each photon stays by chance, always the
-    same ones. 0 on masked pixels."""
+    same ones. 0 on masked pixels.
+
+    Keep most: what many fewer photons do to a network's errors is no longer what noise does to its residual.
+    """
     light = np.rint(np.where(good_pixels(mask, counts.shape[-1]).numpy() > 0, counts, 0)).astype(np.int64)
     return np.random.default_rng(0).binomial(light, kept).astype(np.float32)
 

@@ -13,7 +13,7 @@ from steering.records import ModelVersion
 BAD = 0.05
 """A frame whose trust is at most this is called bad: of frames like the validation frames, no more than this share."""
 
-TOLERATED = 1.3
+TOLERATED = 1.1
 """A residual may grow by this factor, and so the error by its root, before a frame counts as worse than another: what
 is too small to matter must not raise an alarm, however certain it is."""
 
