@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -166,7 +167,8 @@ def compile_package(network: Network, way: Way, device: torch.device, file: str)
 
     reader = _Reader(prepared(network, way, device))
     window = network.dials["window"]
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the exporter's own use of what torch deprecates
         views = tuple(reader.network.look(torch.ones(2, window, window, device=device), *reader.network.known()))
         many = torch.export.Dim("frames", min=1, max=4096)
         exported = torch.export.export(reader, (views,), dynamic_shapes=(tuple({0: many} for _ in views),))
