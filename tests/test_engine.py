@@ -135,6 +135,7 @@ def test_weights_of_another_network_are_refused(make):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("make", [NETWORKS["ProbeFirst"]], indirect=True)  # a compilation takes ten seconds
 def test_compiled_once_for_all_versions_and_batch_sizes(make, monkeypatch):
     """Ahead-of-time compiled code takes new weights and any batch: it is compiled once and never again."""
     compiled = []

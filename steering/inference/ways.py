@@ -185,7 +185,7 @@ def _compiled(package: str, network: Network) -> Read:
     own = {name: weight for name, weight in _Reader(network).state_dict().items() if name in names}
     fixed = {f"network.{name}" for name, _ in network.named_parameters()} - names
     if fixed:
-        raise RuntimeError(f"found weights that the compiler has made part of the code ({sorted(fixed)}), expected none")
+        raise RuntimeError(f"found weights that the compiler has made part of its code: {sorted(fixed)}, expected none")
     # The compiled code reads the slot's own memory: weights that are copied into it later need no further step.
     runner.load_constants(own, check_full_update=True, user_managed=True)
     return lambda *views: runner(views)
