@@ -284,6 +284,36 @@ def test_the_benchmarks_of_the_buffer_run_and_keep_their_keys(tmp_path):
     assert 'alt="steps"' in (overlap / "report.html").read_text()
 
 
+def test_bench_recovery_keeps_its_keys(tmp_path):
+    """At a tiny size: whether its bars are reached is another matter."""
+    quick = [
+        "--frames",
+        "60",
+        "--old-frames",
+        "20",
+        "--old-steps",
+        "4",
+        "--steps",
+        "4",
+        "--rounds",
+        "2",
+        "--looks",
+        "1",
+        "--width",
+        "4",
+        "--batch",
+        "8",
+    ]
+    finished(steering("run", "workflows/bench_recovery.py", "--out", tmp_path / "run", *quick))
+    figures = RunFolder(tmp_path / "run").summary()
+    assert {"cpu_s_to_90_percent", "wall_s_to_90_percent"} <= set(figures)
+    assert figures["old_error_over_start"] >= 1
+    assert figures["old_error_over_joint"] > 0
+    assert 0 < figures["label_cpu_s"] < figures["cpu_s"]["self-made labels"]
+    assert set(figures["new_error"]) == {"start", "self-made labels", "true labels", "joint training"}
+    assert 'alt="recovery"' in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_the_benchmark_of_inference_runs_and_keeps_its_keys(tmp_path):
     """At a tiny size, the part beside training ranks included."""
     quick = ["--repeats", "1", "--frames", "40", "--passes", "0", "--train-s", "0.1", "--part", "1.5", "--turns", "1"]

@@ -2,8 +2,9 @@
 
 from steering.inference.engine import Engine
 from steering.inference.evaluate import HoldOut, Score
+from steering.inference.frames import LabelFrames
 from steering.inference.live import LiveImage, Table
-from steering.inference.predictor import LabelFrames, Predictor
+from steering.inference.predictor import Predictor
 from steering.inference.serving import Installed
 from steering.inference.settings import PredictorSettings
 

@@ -95,7 +95,14 @@ def make_batch(
         frame_id=np.concatenate([chunk["frame"].values[keep] for chunk, keep, _ in parts]),
         counts=np.concatenate([chunk["counts"].values[keep] for chunk, keep, _ in parts]),
         position=np.concatenate([positions_px(chunk)[keep] for chunk, keep, _ in parts]),
-        acquired=np.concatenate([np.full(keep.sum(), float(chunk.attrs["acquired"])) for chunk, keep, _ in parts]),
+        acquired=np.concatenate(
+            [np.full(keep.sum(), float(chunk.attrs["acquired"]) or time.time()) for chunk, keep, _ in parts]
+        ),
         arrived=np.concatenate([np.full(keep.sum(), arrived) for _, keep, arrived in parts]),
     )
     return batch, mask, aside
+
+
+def _acquired(chunk: xr.Dataset) -> float:
+    """When a chunk was measured, or came where the source does not say; seconds since the epoch."""
+    return float(chunk.attrs["acquired"]) or time.time()

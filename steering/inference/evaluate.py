@@ -91,8 +91,7 @@ def score_versions(
     if live.truth is None or not len(live.frames) or not live.frames["judged"].any():
         return {}
     judged = live.frames["judged"]
-    counts = live.frames["counts"] if live.retired else live.frames["counts"][judged]
-    where, scores = live.frames["position"][judged], {}
+    counts, where, scores = live.judged_counts(), live.frames["position"][judged], {}
     for version in versions:
         network = models.load(version)
         # Pixels that went bad since it was published must not count as light.

@@ -51,6 +51,10 @@ class Table:
         """(n,) in the order of arrival."""
         return np.fromiter(self.row, np.int64, len(self.row))
 
+    def nbytes(self, name: str) -> int:
+        """Bytes that a column takes, its room for growth included."""
+        return self._columns[name].nbytes
+
     def release(self, name: str, rows: NDArray[np.int64]) -> None:
         """Keep only these rows of a column that is no longer needed whole. It can then no longer be appended to."""
         self._columns[name] = self._columns[name][rows].copy()
@@ -75,20 +79,32 @@ class LiveImage:
         self.frames = Table()
         self.stitcher = Stitcher(canvas, weight)
         self.refined_labels: Refined | None = None
+        self.label_residual: float | None = None
         self.refined: Refined | None = None
+        self.refinements = 0
         self.retired = False
+        self.forgotten = False
         names = ("amplitude", "phase", "weight")
         self._view = xr.Dataset(
             {name: (("y", "x"), np.zeros(canvas.shape, np.float32)) for name in names}, coords=self._axes()
         )
 
     def retire(self) -> None:
-        """The scan is over: of its frames, only those that errors are reported from are kept."""
+        """The scan is over: nothing of it is predicted again. Its counts stay for labels that come late."""
         self.retired = True
         if not len(self.frames):
             return
-        self.frames.release("counts", np.flatnonzero(self.frames["judged"]))
         self.frames.release("patch", np.zeros(0, np.int64))
+
+    def forget(self) -> None:
+        """Of a scan that is over, keep the counts of the frames only that errors are reported from."""
+        self.forgotten = True
+        self.frames.release("counts", np.flatnonzero(self.frames["judged"]))
+
+    def judged_counts(self) -> NDArray:
+        """(m, y, x) counts of the frames that errors are reported from."""
+        counts = self.frames["counts"]
+        return counts if self.forgotten else counts[self.frames["judged"]]
 
     def stitch(self, patches: NDArray[np.complex64], positions: NDArray[np.float64]) -> NDArray[np.float32]:
         """Put patches (n, size, size) into the image; returns their phase offsets (n,) to what overlaps them."""

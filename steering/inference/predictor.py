@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from steering.campaign import DecisionSuggested, Event, FrameSetAside, PredictionReady
 from steering.inference.batch import Batch, Inbox, make_batch
 from steering.inference.evaluate import HoldOut, Score, patch_phase_error, score_refined, score_versions
+from steering.inference.frames import LabelFrames, forget_beyond, frames_of
 from steering.inference.live import LiveImage, Truth
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
@@ -32,39 +33,15 @@ from steering.policies import Policy
 from steering.ptychography import (
     Canvas,
     Refined,
+    Verdict,
     extract_patches,
     far_field_residual,
+    judge,
     patch_weight,
 )
 from steering.records import Field, Geometry, Prediction, chunk_geometry
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LabelFrames:
-    """What a label maker needs to know of a scan."""
-
-    scan: str
-    frame_id: NDArray[np.int64]
-    counts: NDArray
-    """(n, y, x)"""
-    position: NDArray[np.float64]
-    """(n, 2), object pixels."""
-    held_out: NDArray[np.bool_]
-    withheld: NDArray[np.bool_]
-    """(n,) frames of a region that is kept from labels and training altogether."""
-    mask: NDArray[np.bool_]
-    probe: NDArray[np.complex64]
-    canvas: Canvas
-    refined_labels: Refined | None
-    """What the last labels were cut from."""
-    refined: Refined | None
-    """The refined object that is shown: the same, but where frames are withheld from labels."""
-    predicted: NDArray[np.complex64]
-    """(Y, X) the network's own stitched image."""
-    seen: NDArray[np.bool_]
-    """(Y, X) where the network has said something."""
 
 
 @dataclass
@@ -100,6 +77,8 @@ class Predictor:
         self._register = Register()
         self._installs: list[Installed] = []
         self._again_due = False
+        # Chunks taken into the queue and out of it: each is counted by one thread alone.
+        self._received = self._begun = 0
         self.latency: list[float] = []
         self.seconds = 0.0
         self.predicted = 0
@@ -108,6 +87,7 @@ class Predictor:
         """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
+        self._received += 1
         self._inbox.put(chunk, arrived)
         self._thread.submit(self._guarded, self._predict_waiting)
 
@@ -121,16 +101,16 @@ class Predictor:
                 raise event.error
         return events
 
-    async def install(self, number: int, *, canary: bool = True) -> Installed:
+    async def install(self, number: int, *, canary: bool = True, margin: float | None = None) -> Installed:
         """Put a published version into service, between two frames, if it does no worse on held-out frames.
 
-        canary: whether that is asked; not where an older version is put back. A version that is refused leaves the one
-        in service where it is. Raises as `ModelStore.weights` does.
+        canary: whether that is asked; not where a person wants an older version back. margin: see Serving.make_ready.
+        A version that is refused leaves the one in service where it is. Raises as `ModelStore.weights` does.
         """
         async with self._installing:
             frames = await self._do(self._canary) if canary and self.settings.canary else None
             # Loading and trying happen beside the thread that predicts: frames do not wait for them.
-            installed = await asyncio.to_thread(self._serving.make_ready, number, frames)
+            installed = await asyncio.to_thread(self._serving.make_ready, number, frames, margin)
             if installed.accepted:
                 await self._do(self._swap)
             self._installs.append(installed)
@@ -152,9 +132,25 @@ class Predictor:
         before its first frame is predicted."""
         return await self._do(self._label_frames, scan, newest)
 
-    async def take_refined(self, scan: str, labels: Refined, shown: Refined) -> None:
-        """Keep what the labels of a scan were cut from, and the refined object to show beside the network's image."""
-        await self._do(self._take_refined, scan, labels, shown)
+    async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
+        """The same for the refinement of the live image, which has time only while no frame waits: else None."""
+        return await self._do(lambda: None if self._frames_wait else self._label_frames(scan, newest))
+
+    async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
+        """Those of the frames with these ids whose counts are still kept, and how many are known but no longer kept.
+
+        None for a scan that is not known. In the order of arrival.
+        """
+        return await self._do(self._late_frames, scan, frame_id)
+
+    async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
+        """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
+        await self._do(self._take_refined, scan, labels, shown, residual)
+
+    async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
+        """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
+        one is shown by now."""
+        return await self._do(self._take_live, scan, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
@@ -194,6 +190,10 @@ class Predictor:
             "frame_ids_missing": self._register.missing,
         }
 
+    @property
+    def _frames_wait(self) -> bool:
+        return self._received > self._begun
+
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
 
@@ -212,6 +212,7 @@ class Predictor:
     def _predict_waiting(self) -> None:
         begun = time.perf_counter()
         taken = self._inbox.take()
+        self._begun += len(taken)
         for _ in taken:
             self._loop.call_soon_threadsafe(self._room.release)
         if not taken:
@@ -266,6 +267,7 @@ class Predictor:
             acquired=batch.acquired,
         )
         self.policy.ingest(prediction, live.view())
+        verdict = self._verdict(prediction, counts)
         self._emit(
             PredictionReady(
                 time=time.time(),
@@ -273,14 +275,25 @@ class Predictor:
                 frame_ids=tuple(ids.tolist()),
                 version=self._serving.version,
                 residual=float(np.median(residual)),
+                trust_by_residual=tuple(verdict.by_residual.tolist()),
+                trust_by_offset=tuple(verdict.by_offset.tolist()),
+                validation_frames=len(self._serving.described.validation_residuals),
+                why_not=verdict.why_not,
             )
         )
+
+    def _verdict(self, prediction: Prediction, counts: NDArray) -> Verdict:
+        """How far to believe a prediction. While what older versions said is being replaced, an offset to it tells
+        more of them than of the frame."""
+        offset = np.full(len(counts), np.nan) if self._again_due else prediction.offset
+        return judge(counts, prediction.residual, offset, mask=self._mask, version=self._serving.described)
 
     def _live_image(self, chunk: xr.Dataset) -> LiveImage:
         scan = str(chunk.attrs["scan"])
         if scan not in self._scans:
             if self._scan is not None:
                 self._scans[self._scan].retire()
+                forget_beyond(self._scans.values(), self.settings.late_bytes)
             patch = int(self._serving.engine.serving.network.dials["patch"])
             geometry = chunk_geometry(chunk)
             self._scans[scan] = LiveImage(
@@ -345,26 +358,29 @@ class Predictor:
         if live is None or live.retired or not len(live.frames):
             return None
         rows = slice(max(0, len(live.frames) - newest), None)
-        predicted, seen = live.network_image()
-        return LabelFrames(
-            scan=scan,
-            frame_id=live.frames.frame_id[rows],
-            counts=live.frames["counts"][rows].copy(),
-            position=live.frames["position"][rows].copy(),
-            held_out=live.frames["held_out"][rows].copy(),
-            withheld=live.frames["withheld"][rows].copy(),
-            mask=self._mask.copy(),
-            probe=self.probe,
-            canvas=self._canvas,
-            refined_labels=live.refined_labels,
-            refined=live.refined,
-            predicted=predicted,
-            seen=seen,
-        )
+        return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask)
 
-    def _take_refined(self, scan: str, labels: Refined, shown: Refined) -> None:
+    def _late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
+        live = self._scans.get(scan)
+        if live is None or not len(live.frames):
+            return None, 0
+        known = sorted(live.frames.row[frame] for frame in set(frame_id.tolist()) & live.frames.row.keys())
+        known, gone = (known, 0) if not live.forgotten else ([], len(known))
+        rows = np.array(known, np.int64)
+        return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask), gone
+
+    def _take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         live = self._scans[scan]
-        live.refined_labels, live.refined = labels, shown
+        live.refined_labels, live.refined, live.label_residual = labels, shown, residual
+        live.refinements += 1
+
+    def _take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
+        live = self._scans[scan]
+        if live.refinements != refinements:
+            return False
+        live.refined = refined
+        live.refinements += 1
+        return True
 
     def _live(self, scan: str | None) -> xr.Dataset | None:
         live = self._scans.get(scan or self._scan or "")

@@ -13,6 +13,7 @@ from steering.inference.settings import PredictorSettings
 from steering.inference.ways import REFERENCE, Slot
 from steering.models import ModelStore
 from steering.ptychography import far_field_residual
+from steering.records import ModelVersion
 
 _SLICE = 4
 """Canary frames that are predicted in one go: the thread that serves is never kept waiting for more."""
@@ -54,6 +55,7 @@ class Serving:
         self._store = store
         described = store.describe(number)
         self._kind = (described.network, described.dials)
+        self._known = {number: described}
         engine.serving.load(store.weights(number), number=number, expected=described.validation_residual or 0.0)
 
     @classmethod
@@ -75,17 +77,24 @@ class Serving:
         return self.engine.serving.number
 
     @property
+    def described(self) -> ModelVersion:
+        """What the version in service is."""
+        return self._known[self.version]
+
+    @property
     def expected(self) -> float:
         """Residual that the version in service should reach; 0 where that is not known."""
         return self.engine.serving.expected
 
-    def make_ready(self, number: int, canary: Canary | None) -> Installed:
+    def make_ready(self, number: int, canary: Canary | None, margin: float | None = None) -> Installed:
         """Load a version into the spare slot, warm it, and say whether it may serve; for a thread of its own.
+
+        margin: share by which its residual may be higher; below 0, by which it must be lower. None: the usual one.
 
         Where frames are given, the version in service is tried on them in the spare slot too, so that both are run
         alike and the serving slot is left alone. Raises as `ModelStore.weights` does.
         """
-        described = self._store.describe(number)
+        described = self._known[number] = self._store.describe(number)
         if (described.network, described.dials) != self._kind:
             return self._refused(
                 f"version {number} is a {described.network} with {described.dials}, expected {self._kind[0]} with "
@@ -113,7 +122,7 @@ class Serving:
                 after = standard
         n = len(canary.counts)
         told = f"residual {after:.4g} on {n} held-out frames, version {self.version} has {before:.4g}"
-        if not after <= (1 + self.margin) * before:
+        if not after <= (1 + (self.margin if margin is None else margin)) * before:
             return self._refused(told, frames=n, before=before, after=after)
         return Installed(accepted=True, version=number, reason=told, frames=n, before=before, after=after)
 

@@ -26,6 +26,10 @@ class PredictorSettings:
     canary_margin: float = 0.1
     """Share by which their residual may be higher than that of the version in service."""
 
+    late_bytes: int = 2**28
+    """Counts of scans that are over are kept for labels that come late, up to so many bytes: the newest scans whole."""
+
     def __post_init__(self) -> None:
-        if min(self.backlog, self.again, self.batch) < 1 or min(self.gather_ms, self.canary, self.canary_margin) < 0:
+        shares = (self.gather_ms, self.canary, self.canary_margin, self.late_bytes)
+        if min(self.backlog, self.again, self.batch) < 1 or min(shares) < 0:
             raise ValueError(f"found {self}, expected 1 or more chunks and frames, and times and shares of 0 or more")

@@ -99,7 +99,10 @@ class ModelStore:
         found = _read_object(path)
         known = {f.name for f in fields(ModelVersion)}
         try:
-            return ModelVersion(**{**found, "parents": tuple(found["parents"])})
+            if known - set(found):
+                raise KeyError(*sorted(known - set(found)))
+            whole: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+            return ModelVersion(**whole)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"found the fields {sorted(found)} in {path}, expected those of {sorted(known)}"

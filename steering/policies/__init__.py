@@ -5,9 +5,10 @@ A policy has two verbs: `ingest(prediction, live)` tells it what was measured an
 again after a stop, it begins the next scan.
 """
 
+from steering.policies.agent import Agent
 from steering.policies.candidates import Policy
 from steering.policies.random import Random
 from steering.policies.raster import Raster
 from steering.policies.space_filling import SpaceFilling
 
-__all__ = ["Policy", "Random", "Raster", "SpaceFilling"]
+__all__ = ["Agent", "Policy", "Random", "Raster", "SpaceFilling"]

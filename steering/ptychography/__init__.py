@@ -3,17 +3,22 @@
 from steering.ptychography.align import align, phase_correlation, phase_error
 from steering.ptychography.canvas import Canvas
 from steering.ptychography.forward import backpropagate, diffract, shift_probe, simulate
+from steering.ptychography.noise import above_floor, no_evidence, poisson_floor, share_of_noise, thinned
 from steering.ptychography.probe import add_modes, aim_probe, rescale_probe, zone_plate
 from steering.ptychography.refine import Refined, refine
 from steering.ptychography.settings import RefineSettings
 from steering.ptychography.stitch import Stitcher, extract_patches, patch_weight
 from steering.ptychography.trust import far_field_residual, neighbour_offset
+from steering.ptychography.verdict import BAD, Verdict, judge, pair_offsets, share_as_bad
 
 __all__ = [
+    "BAD",
     "Canvas",
     "RefineSettings",
     "Refined",
     "Stitcher",
+    "Verdict",
+    "above_floor",
     "add_modes",
     "aim_probe",
     "align",
@@ -21,13 +26,20 @@ __all__ = [
     "diffract",
     "extract_patches",
     "far_field_residual",
+    "judge",
     "neighbour_offset",
+    "no_evidence",
+    "pair_offsets",
     "patch_weight",
     "phase_correlation",
     "phase_error",
+    "poisson_floor",
     "refine",
     "rescale_probe",
+    "share_as_bad",
+    "share_of_noise",
     "shift_probe",
     "simulate",
+    "thinned",
     "zone_plate",
 ]
