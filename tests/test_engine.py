@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import steering.inference.engine as engines
 from steering.inference import Engine
 from steering.inference.engine import MOST_WORSE
 from steering.inference.ways import REFERENCE, Slot, Way, possible
@@ -134,13 +135,12 @@ def test_weights_of_another_network_are_refused(make):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("make", [NETWORKS["ProbeFirst"]], indirect=True)  # a compilation takes ten seconds
 def test_compiled_once_for_all_versions_and_batch_sizes(make, monkeypatch):
     """Ahead-of-time compiled code takes new weights and any batch: it is compiled once and never again."""
     compiled = []
-    true = torch._inductor.aoti_compile_and_package
-    monkeypatch.setattr(
-        torch._inductor, "aoti_compile_and_package", lambda *a, **k: (compiled.append(1), true(*a, **k))[1]
-    )
+    true = engines.compile_package
+    monkeypatch.setattr(engines, "compile_package", lambda *a: (compiled.append(a), true(*a)))
     way = Way("compiled", torch.float32)
     engine = Engine(make(0), ways=[way], compiled=True, measure_s=0)
     assert engine.way == way, engine.trials

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -162,23 +163,29 @@ def compile_package(network: Network, way: Way, device: torch.device, file: str)
 
     The weights are not part of it: every slot brings its own. Raises whatever the compiler raises.
     """
-    import torch._inductor  # noqa: PLC0415 - a second that only those pay who compile
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's own use of what torch deprecates
+        from torch._inductor import aoti_compile_and_package  # noqa: PLC0415 - a second that few need to pay
 
-    reader = _Reader(prepared(network, way, device))
-    window = network.dials["window"]
-    with torch.no_grad():
+        reader = _Reader(prepared(network, way, device))
+        window = network.dials["window"]
         views = tuple(reader.network.look(torch.ones(2, window, window, device=device), *reader.network.known()))
         many = torch.export.Dim("frames", min=1, max=4096)
         exported = torch.export.export(reader, (views,), dynamic_shapes=(tuple({0: many} for _ in views),))
-        torch._inductor.aoti_compile_and_package(exported, package_path=file)
+        # Else vectors of 8 numbers or fewer, such as the last bias, become part of the code.
+        keep = {"always_keep_tensor_constants": True}
+        aoti_compile_and_package(exported, package_path=file, inductor_configs=keep)
 
 
 def _compiled(package: str, network: Network) -> Read:
-    import torch._inductor  # noqa: PLC0415
+    from torch._inductor import aoti_load_package  # noqa: PLC0415
 
-    runner: Any = torch._inductor.aoti_load_package(package)
+    runner: Any = aoti_load_package(package)
     names = set(runner.get_constant_fqns())
     own = {name: weight for name, weight in _Reader(network).state_dict().items() if name in names}
+    fixed = {f"network.{name}" for name, _ in network.named_parameters()} - names
+    if fixed:
+        raise RuntimeError(f"found weights that the compiler has made part of its code: {sorted(fixed)}, expected none")
     # The compiled code reads the slot's own memory: weights that are copied into it later need no further step.
     runner.load_constants(own, check_full_update=True, user_managed=True)
     return lambda *views: runner(views)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, pixel_shuffle, pixel_unshuffle, relu
+from torch import Tensor, nn, relu_
+from torch.nn.functional import adaptive_avg_pool2d, pixel_shuffle, pixel_unshuffle
 
 from steering.models.optics import Optics
 
@@ -90,11 +90,11 @@ class ProbeFirst(nn.Module):
     def read(self, guess: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """What the CNN makes of the two views, in the precision of its weights: amplitude and phase, float32."""
         dtype = self.enter.weight.dtype
-        first = relu(self.enter(pixel_unshuffle(guess.to(dtype), 2).contiguous(memory_format=torch.channels_last)))
+        first = relu_(self.enter(pixel_unshuffle(guess.to(dtype), 2).contiguous(memory_format=torch.channels_last)))
         first = self.before(first)
         whole = self.whole_frame(context.to(dtype))
-        deep = self.middle(relu(self.down(first) + whole[:, :, None, None]))
-        last = self.after(relu(first + pixel_shuffle(self.up(deep), 2)))
+        deep = self.middle(relu_(self.down(first) + whole[:, :, None, None]))
+        last = self.after(relu_(first + pixel_shuffle(self.up(deep), 2)))
         out = pixel_shuffle(self.leave(last), 2).float()
         return 1.2 * torch.sigmoid(out[:, 0] + 1.5), torch.pi * torch.tanh(out[:, 1])
 
@@ -106,4 +106,4 @@ class _Residual(nn.Module):
         self.two = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return relu(x + self.two(relu(self.one(x))))
+        return relu_(x + self.two(relu_(self.one(x))))

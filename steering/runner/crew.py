@@ -43,6 +43,7 @@ class Crew:
             store=folder.models,
             hold_out=experiment.hold_out,
             truths=experiment.truths(),
+            settings=experiment.prediction,
         )
         rank = Rank(experiment.network, experiment.strategy, experiment.trainer)
         if len(workers["trainer"]) < experiment.ranks:
