@@ -63,9 +63,10 @@ def judge(
 
     counts: (n, N, N). mask: bool (N, N), True = do not use. offset: radians, NaN where there is no neighbour.
     """
-    why_not = no_evidence(counts, mask)
+    floor = poisson_floor(counts, mask)
+    why_not = no_evidence(counts, floor, mask)
     silent = np.array([bool(reason) for reason in why_not], bool)
-    above = np.where(silent, np.nan, above_floor(residual, poisson_floor(counts, mask), version.noise_share))
+    above = np.where(silent, np.nan, above_floor(residual, floor, version.noise_share))
     turned = np.where(silent, np.nan, np.abs(np.asarray(offset, np.float64)))
     return Verdict(
         by_residual=share_as_bad(np.minimum(above, above / TOLERATED), np.array(version.validation_residuals)),
