@@ -62,7 +62,7 @@ def test_the_critical_value_of_large_samples_is_that_of_the_normal_law():
 def test_false_alarms_are_at_most_as_frequent_as_stated(m, law):
     """Over many scans, each with a validation sample of its own; what the frames' law is does not matter."""
     rng = np.random.default_rng(m)
-    scans, frames, stated = 400, 60, 2e-3
+    scans, frames, stated = 150, 60, 5e-3
     alarms = 0
     for _ in range(scans):
         draws = getattr(rng, law)(size=m + frames)
