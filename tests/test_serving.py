@@ -101,8 +101,8 @@ def test_a_version_that_does_worse_is_refused_and_the_old_one_serves(tmp_path, t
         for chunk in chunks(n=60):
             await me.receive(chunk)
         await me.live()
-        before = [await me.install(1, canary=False), (await me._do(me._predict, counts()))[0].copy()]
-        refused = [await me.install(2), (await me._do(me._predict, counts()))[0].copy()]
+        before = [await me.install(1, canary=False), await said(me)]
+        refused = [await me.install(2), await said(me)]
         return before, refused, await me.install(3), await me.install(2, canary=False), await me.figures()
 
     before, refused, better, forced, figures = asyncio.run(main())
@@ -120,8 +120,10 @@ def test_a_version_that_does_worse_is_refused_and_the_old_one_serves(tmp_path, t
     assert figures["versions_refused"] == 1
 
 
-def counts():
-    return next(chunks(n=5))["counts"].values
+async def said(me):
+    """What it says of five frames, copied before its thread says something else in the same memory."""
+    counts = next(chunks(n=5))["counts"].values
+    return await me._do(lambda: me._predict(counts)[0].copy())
 
 
 def test_after_going_back_the_older_version_looks_at_the_frames_again(tmp_path, trained):

@@ -266,8 +266,11 @@ def training(folder: Path, frames: Frames) -> Iterator[None]:
 
 async def live(folder: Path, network: Network, frames: Frames, options: argparse.Namespace) -> dict[str, Any]:
     """Frames one by one at a steady rate, the policy asked after each. In every other part versions are swapped."""
-    store, numbers, ids = ModelStore(folder), itertools.count(), itertools.count()
-    publish(store, network, next(numbers))
+    store, numbers, ids = ModelStore(folder), itertools.count(1), itertools.count()
+    for number in range(1 + 2 * options.turns):  # a rank would do it, in another process
+        version = ModelVersion(number=number, network=type(network).__name__, dials=network.dials)
+        store.publish(network, version)
+    store.point_to(0)
     reach = float(np.abs(frames.position).max())
     me = Predictor(
         field=Field(-reach, reach, -reach, reach),
@@ -291,10 +294,8 @@ async def live(folder: Path, network: Network, frames: Frames, options: argparse
     async def swap() -> None:
         for _ in range(2):
             await asyncio.sleep(options.part / 8)
-            number = next(numbers)
-            publish(store, network, number)
             begun = time.perf_counter()
-            installed = await me.install(number)
+            installed = await me.install(next(numbers))
             if not installed.accepted:
                 raise RuntimeError(f"found the same weights refused ({installed.reason}), expected them to be taken")
             swaps.append((begun, time.perf_counter()))
@@ -315,11 +316,6 @@ async def live(folder: Path, network: Network, frames: Frames, options: argparse
         await asyncio.gather(*jobs, *([swapper] if swapper else []))
     predicted = [i for event in await me.events() for i in event.frame_ids]
     return {"asked": asked, "swaps": swaps, "sent": sent, "predicted": predicted, "way": (await me.figures())["way"]}
-
-
-def publish(store: ModelStore, network: Network, number: int) -> None:
-    """Put the network into the store as a version of that number."""
-    store.publish(network, ModelVersion(number=number, network=type(network).__name__, dials=network.dials))
 
 
 def judged(told: dict[str, Any]) -> dict[str, Any]:

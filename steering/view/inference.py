@@ -36,11 +36,11 @@ def inference_picture(
 
 def _bars(ax: Axes, alone: Mapping[str, Any], beside: Mapping[str, float]) -> None:
     ways = list(alone["frames_per_s"])
-    eager = alone["frames_per_s"][ways[0]]
+    eager, shift = alone["frames_per_s"][ways[0]], 0.19 if beside else 0.0
     for row, way in enumerate(ways):
         for at, rates, colour, label in (
-            (row - 0.19, alone["frames_per_s"], COLOURS[0], "alone"),
-            (row + 0.19, beside, COLOURS[1], "while two ranks train"),
+            (row - shift, alone["frames_per_s"], COLOURS[0], "alone"),
+            (row + shift, beside, COLOURS[1], "while two ranks train"),
         ):
             if way not in rates:
                 continue
