@@ -6,8 +6,10 @@ again after a stop, it begins the next scan.
 """
 
 from steering.policies.candidates import Policy
+from steering.policies.gradient_residual import GradientResidual
 from steering.policies.random import Random
 from steering.policies.raster import Raster
 from steering.policies.space_filling import SpaceFilling
+from steering.policies.stop import StopRule
 
-__all__ = ["Policy", "Random", "Raster", "SpaceFilling"]
+__all__ = ["GradientResidual", "Policy", "Random", "Raster", "SpaceFilling", "StopRule"]

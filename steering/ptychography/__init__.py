@@ -2,8 +2,9 @@
 
 from steering.ptychography.align import align, phase_correlation, phase_error
 from steering.ptychography.canvas import Canvas
+from steering.ptychography.floor import poisson_floor
 from steering.ptychography.forward import backpropagate, diffract, shift_probe, simulate
-from steering.ptychography.probe import add_modes, aim_probe, rescale_probe, zone_plate
+from steering.ptychography.probe import add_modes, aim_probe, beam_diameter, rescale_probe, zone_plate
 from steering.ptychography.refine import Refined, refine
 from steering.ptychography.settings import RefineSettings
 from steering.ptychography.stitch import Stitcher, extract_patches, patch_weight
@@ -18,6 +19,7 @@ __all__ = [
     "aim_probe",
     "align",
     "backpropagate",
+    "beam_diameter",
     "diffract",
     "extract_patches",
     "far_field_residual",
@@ -25,6 +27,7 @@ __all__ = [
     "patch_weight",
     "phase_correlation",
     "phase_error",
+    "poisson_floor",
     "refine",
     "rescale_probe",
     "shift_probe",
