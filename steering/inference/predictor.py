@@ -32,6 +32,7 @@ from steering.ptychography import (
     far_field_residual,
     patch_weight,
     phase_correlation,
+    surprise,
 )
 from steering.records import Field, Geometry, Prediction, chunk_geometry, positions_px
 
@@ -218,6 +219,7 @@ class Predictor:
             amplitude=np.abs(patches),
             phase=np.angle(patches),
             residual=residual,
+            surprise=surprise(live.stitcher, where, counts, self.probe, self._mask),  # before it is stitched
             offset=live.stitch(patches, where),
             model_version=np.full(len(ids), self._version),
         )

@@ -62,9 +62,10 @@ class Walk:
         self._measured += len(prediction.frame_id)
         mine = self._measured > self._suggested_before or self._scan != self._stopped_scan
         if mine and len(prediction.frame_id):
-            for rule in (self._stop, self._dwell):
-                if rule is not None:
-                    rule.note(prediction)
+            if self._stop is not None:
+                self._stop.note(prediction)
+            if self._dwell is not None:
+                self._dwell.note(prediction, pixel_of(live))
             self._learn(prediction, live)
 
     def suggest(self, n: int) -> Decision:
@@ -125,6 +126,12 @@ class Ordered(Walk):
         done = len(self._order) - int(self._left.sum())
         chosen = self._order[self._left[self._order]][:n]
         return chosen, [f"{self._reason}, {done + i + 1} of {len(self._order)}" for i in range(n)]
+
+
+def pixel_of(live: Any) -> float:
+    """Size of an object pixel of the live image, in the length unit."""
+    y = live["y"].values
+    return float(y[1] - y[0])
 
 
 def checked(candidates: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.policies.candidates import Walk
+from steering.policies.candidates import Walk, pixel_of
 from steering.policies.dwell import DwellRule
-from steering.policies.interest import closeness, structure_at
+from steering.policies.interest import closeness, excess, structure_at
 from steering.policies.path import short_path
 from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
@@ -67,8 +67,7 @@ class GradientResidual(Walk):
 
     def _learn(self, prediction: Prediction, live: Any) -> None:
         self._live = live
-        pixel = float(live["y"][1] - live["y"][0])
-        near = closeness(self._candidates, prediction.position * pixel, self.beam)
+        near = closeness(self._candidates, prediction.position * pixel_of(live), self.beam)
         self._residual += near @ prediction.residual
         self._frames += near.sum(1)
 
@@ -95,13 +94,15 @@ class GradientResidual(Walk):
         return np.array(chosen)[order], [reasons[i] for i in order]
 
     def _interest(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Structure and doubt (n,) of each candidate, relative to their means."""
+        """Structure and doubt (n,) of each candidate, relative to their means over the field."""
         if self._live is None:
             return np.ones(len(self._left)), np.ones(len(self._left))
-        mean = max(self._residual.sum() / max(self._frames.sum(), 1e-12), 1e-12)
-        little = 0.1
-        doubt = (self._residual / mean + self.explore * little) / (self._frames + little)
-        return structure_at(self._candidates, self._live, self.beam, self.explore), doubt
+        structure, seen = structure_at(self._candidates, self._live, self.beam)
+        looked = np.minimum(self._frames, 1.0)
+        residual = self._residual / np.maximum(self._frames, 1e-6)
+        pairs = ((structure, seen), (residual, looked))
+        found = [known * excess(value, known) + (1 - known) * self.explore for value, known in pairs]
+        return found[0], found[1]
 
 
 def _reason(structure: float, doubt: float, light: float) -> str:

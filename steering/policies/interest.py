@@ -13,32 +13,41 @@ _LEAST_SEEN = 0.05
 """Weight of the live image, of a frame's strongest light, below which it says nothing."""
 
 
-def structure_at(where: NDArray[np.float64], live: Any, beam: float, prior: float = 1.0) -> NDArray[np.float64]:
-    """How much structure the light at each position (n, 2), length unit, falls on, relative to its mean over the field.
+def structure_at(where: NDArray[np.float64], live: Any, beam: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How much structure the light at each position (n, 2), length unit, falls on, and how far that is known.
 
     live: xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit. beam: diameter,
-    length unit. Structure is the squared gradient of the complex image (no phase wraps there), averaged over the beam;
-    where nothing is seen, it fades to `prior`. Returns (n,), all 1 where there is no structure at all.
+    length unit. Structure is the squared gradient of the complex image (no phase wraps there) per pixel, averaged over
+    what is known under the beam; known is 0 where nothing was seen and 1 where everything was. Returns two (n,).
     """
     y, x = live["y"].values, live["x"].values
     pixel = float(y[1] - y[0])
     weight = live["weight"].values
     seen = weight > _LEAST_SEEN * max(float(weight.max()), 1e-12)
-    energy, known = _gradient_energy(live["amplitude"].values, live["phase"].values, seen)
+    pixels = _gradient_energy(live["amplitude"].values, live["phase"].values, seen)
     block = max(1, round(beam / pixel / _BINS_PER_BEAM))
-    energy, known = _blocks(energy, block), _blocks(known, block)
-    mean = energy.sum() / max(known.sum(), 1e-12)
-    if not mean > 0:
-        return np.ones(len(where))
     width = beam / 4 / (pixel * block)
-    energy, known = _smoothed(energy, width), _smoothed(known, width)
-    little = 0.1 * block**2
-    found = (energy / mean + prior * little) / (known + little)
+    energy, known = (_smoothed(_blocks(values, block), width) for values in pixels)
     row, column = (
-        np.clip(((where[:, axis] - start) / (pixel * block)).astype(np.int64), 0, found.shape[axis] - 1)
+        np.clip(((where[:, axis] - start) / (pixel * block)).astype(np.int64), 0, known.shape[axis] - 1)
         for axis, start in enumerate((y[0], x[0]))
     )
-    return found[row, column]
+    share = known[row, column] / block**2
+    return energy[row, column] / np.maximum(known[row, column], 1e-6 * block**2), np.clip(share, 0, 1)
+
+
+def excess(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What values (n,) have above their floor, relative to the mean of that; 0 where they are at the floor.
+
+    The floor is the lower quartile of the values of which at least half is known: what the noise of empty places, or
+    of well explained frames, leaves. All 1 where nothing stands out.
+    """
+    told = known >= 0.5
+    if not told.any():
+        return np.ones(len(values))
+    above = np.maximum(values - np.quantile(values[told], 0.25), 0.0)
+    mean = float(np.average(above, weights=known))
+    return above / mean if mean > 0 else np.ones(len(values))
 
 
 def closeness(where: NDArray[np.float64], centres: NDArray[np.float64], beam: float) -> NDArray[np.float64]:

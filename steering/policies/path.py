@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 
 def short_path(start: NDArray[np.float64] | None, where: NDArray[np.float64]) -> NDArray[np.int64]:
-    """An order (n,) of positions (n, 2) that makes a short way from `start` (None: from the first of them) to the last.
+    """An order (n,) of positions (n, 2) that makes a short way from `start` (None: from the first of them) through all.
 
-    The nearest next one, and then pieces of the way are turned round for as long as that makes it shorter (2-opt; Croes,
-    Oper. Res. 6, 791 (1958)). The distance is the larger of the two along the axes, which move at once.
+    The nearest next one, and then pieces of the way are turned round for as long as that makes it shorter (2-opt;
+    Croes, Oper. Res. 6, 791 (1958)). The distance is the larger of the two along the axes, which move at once.
     """
     points = where if start is None else np.concatenate([np.asarray(start, np.float64)[None], where])
     if len(points) < 3:

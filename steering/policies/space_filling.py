@@ -9,7 +9,6 @@ from steering.policies.candidates import Ordered, checked
 from steering.policies.dwell import DwellRule
 from steering.policies.stop import StopRule
 
-
 SPACE_FILLING = "space-filling: the middle of the largest hole"
 """The reason for a position."""
 

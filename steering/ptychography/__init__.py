@@ -8,6 +8,7 @@ from steering.ptychography.probe import add_modes, aim_probe, beam_diameter, res
 from steering.ptychography.refine import Refined, refine
 from steering.ptychography.settings import RefineSettings
 from steering.ptychography.stitch import Stitcher, extract_patches, patch_weight
+from steering.ptychography.surprise import surprise
 from steering.ptychography.trust import far_field_residual, neighbour_offset
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "rescale_probe",
     "shift_probe",
     "simulate",
+    "surprise",
     "zone_plate",
 ]

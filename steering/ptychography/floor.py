@@ -1,8 +1,8 @@
 """What counting noise alone leaves of the far-field residual: nothing that could be reconstructed is below it.
 
-Derivation, ours. A frame of expected counts lambda_i, summing to L, is drawn as I_i ~ Poisson(lambda_i). The residual of
-the perfect model is 1 - (sum sqrt(lambda_i I_i))^2 / (L sum I_i): the squared sine of the angle between the vectors
-sqrt(lambda) and sqrt(I). With g(lambda) = E sqrt(I), E I = lambda and independent pixels,
+Derivation, ours. A frame of expected counts lambda_i, summing to L, is drawn as I_i ~ Poisson(lambda_i). The residual
+of the perfect model is 1 - (sum sqrt(lambda_i I_i))^2 / (L sum I_i): the squared sine of the angle between the
+vectors sqrt(lambda) and sqrt(I). With g(lambda) = E sqrt(I), E I = lambda and independent pixels,
 
     E (sum sqrt(lambda_i I_i))^2 = (sum sqrt(lambda_i) g_i)^2 + sum lambda_i (lambda_i - g_i^2),
 
