@@ -1,0 +1,514 @@
+"""Where to measure: what each policy leaves of the error after so many frames, and after so much beam time.
+
+    steering run workflows/bench_steering.py [--sets sparse,dense,recorded] [--seeds 3] [--steps 500] ...
+
+One network per set of samples, trained on others of the kind and then frozen, predicts every frame; the policies differ
+only in where they measure, and see nothing but predictions and the live image. Errors are RMS differences of phase of
+the network's stitched image, its global phase and ramp taken out over the whole field, with unseen pixels filled from
+around them: over the whole field, and over the features alone. `raster` walks all candidates row by row;
+`raster_planned` is one for each number of frames, spread evenly over the field by somebody who knew it beforehand.
+Equal error is the feature error that the raster's full scan leaves, and a tenth.
+"""
+
+import argparse
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from skimage import data, draw, filters, io
+
+from steering.inference.live import place
+from steering.learning import Reconstruction
+from steering.models import ProbeFirst
+from steering.policies import Adaptive, GradientResidual, Policy, Random, Raster, SpaceFilling, StopRule
+from steering.ptychography import (
+    Canvas,
+    Stitcher,
+    align,
+    beam_diameter,
+    extract_patches,
+    far_field_residual,
+    patch_weight,
+    rescale_probe,
+    simulate,
+    surprise,
+    zone_plate,
+)
+from steering.records import Field, Prediction, Travel
+from steering.runner import RunFolder
+from steering.sources import read_recording, sample
+from steering.view.steering import errors_picture, seen_picture
+
+FRAME_S = 0.02
+TRAVEL = Travel(velocity=5700.0, settling=0.01)  # object pixels per second: 50 um/s where a pixel is 8.8 nm
+AT_ONCE = 10  # positions of a suggestion; one suggestion is always under way while the next is made
+EQUAL = 1.1  # of the error that the raster's full scan leaves
+
+Choose = Callable[["Scan", int], Policy]
+POLICIES: dict[str, Choose] = {
+    "raster": lambda scan, seed: Raster(scan.where),
+    "random": lambda scan, seed: Random(scan.where, seed=seed),
+    "space_filling": lambda scan, seed: SpaceFilling(scan.where),
+    "gradient_residual": lambda scan, seed: GradientResidual(
+        scan.where, beam=scan.lens.beam, travel=TRAVEL, frame_s=FRAME_S
+    ),
+    "adaptive": lambda scan, seed: Adaptive(scan.where, beam=scan.lens.beam, travel=TRAVEL, frame_s=FRAME_S),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """What sees the samples of a set: the probe, and the frozen network."""
+
+    probe: NDArray[np.complex64]
+    network: ProbeFirst
+
+    @property
+    def beam(self) -> float:
+        """Diameter, object pixels."""
+        return beam_diameter(self.probe)
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """Of a patch's pixels."""
+        return patch_weight(self.probe, self.network.dials["patch"])
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An object (Y, X) on its canvas."""
+
+    name: str
+    object: NDArray[np.complex64]
+    canvas: Canvas
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A sample with what a frame at each candidate gives; policies are told of those only that they choose."""
+
+    sample: Sample
+    lens: Lens
+    where: NDArray[np.float64]
+    """(n, 2), object pixels."""
+    counts: NDArray
+    patches: NDArray[np.complex64]
+    residual: NDArray[np.float32]
+    area: NDArray[np.bool_]
+    """(Y, X) of the object where errors count: what the whole scan lights."""
+    features: NDArray[np.bool_]
+    """(Y, X) where the phase of the object differs from its background's."""
+
+    def stitcher(self) -> Stitcher:
+        """An empty image."""
+        return Stitcher(self.sample.canvas, self.lens.weight)
+
+
+def lines(size: int, seed: int, n: int) -> NDArray[np.float64]:
+    """A field with n straight lines of 4 to 9 pixels' width."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((size, size))
+    for _ in range(n):
+        middle, angle = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0, np.pi)
+        along = np.array([np.sin(angle), np.cos(angle)]) * rng.uniform(0.2, 0.45) * size / 2
+        across = np.array([along[1], -along[0]]) / np.hypot(*along) * rng.uniform(2, 4.5)
+        corners = [middle - along - across, middle - along + across, middle + along + across, middle + along - across]
+        inside = draw.polygon(*np.transpose(corners), shape=image.shape)
+        image[inside] = np.maximum(image[inside], rng.uniform(0.6, 1))
+    return filters.gaussian(image, 0.8)
+
+
+def particles(size: int, seed: int, n: int) -> NDArray[np.float64]:
+    """A field with n textured ellipses of 12 to 30 pixels."""
+    rng = np.random.default_rng(seed)
+    texture = data.gravel()[:size, :size] / 255
+    image = np.zeros((size, size))
+    for _ in range(n):
+        y, x = rng.uniform(0.15, 0.85, 2) * size
+        a, b = rng.uniform(6, 15, 2)
+        inside = draw.ellipse(y, x, a, b, shape=image.shape, rotation=rng.uniform(0, np.pi))
+        image[inside] = 0.4 + 0.6 * texture[inside]
+    return filters.gaussian(image, 0.8)
+
+
+def sparse_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
+    """Samples of which 2 to 15 % have content; those of recorded data where STEERING_DATA names their folder."""
+    yield "cell", data.cell()
+    yield "lines", lines(size, 100 + seed, 5)
+    yield "particles", particles(size, 100 + seed, 12)
+    if folder := data_folder():
+        yield "flakes", io.imread(folder / "object-images" / "sims_fused_full.tif")[:230, :230]
+        gold = scipy.io.loadmat(folder / "ptycho-gold-balls-object" / "gold_balls.mat")["obj"]
+        phase = -np.angle(gold * np.exp(-1j * np.angle(gold.sum())))
+        yield "gold balls", np.clip(phase[113:497, 113:497] - 0.06, 0, 0.3)  # above the reconstruction's noise
+
+
+def dense_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
+    """Samples with content everywhere."""
+    for name in ("camera", "brick", "grass", "coins"):
+        yield name, getattr(data, name)()
+
+
+IMAGES = {"sparse": sparse_images, "dense": dense_images}
+
+
+def taught(kind: str, size: int) -> list[NDArray]:
+    """Images that the network of a set is trained on: of the kind, and none of those that it is tried on."""
+    if kind == "sparse":
+        many = [lines(size, 1, 25), lines(size, 2, 6), particles(size, 3, 60), particles(size, 4, 14)]
+        return [*many, data.retina(), data.hubble_deep_field(), data.moon()]
+    return [getattr(data, name)() for name in ("gravel", "astronaut", "chelsea", "coffee", "moon", "clock", "page")]
+
+
+def data_folder() -> Path | None:
+    """Where recorded data are, as STEERING_DATA says."""
+    named = os.environ.get("STEERING_DATA")
+    return Path(named) if named else None
+
+
+def centred(thing: NDArray) -> Canvas:
+    """The canvas whose middle pixel is position (0, 0)."""
+    return Canvas(thing.shape, (-(thing.shape[0] // 2), -(thing.shape[1] // 2)))
+
+
+def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.Namespace) -> Lens:
+    """A network that has learnt frames at random positions of these objects."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    window = probe.shape[-1]
+    network = ProbeFirst(window=window, patch=patch, width=24, modes=len(probe))
+    network.optics.set(probe)
+    counts, patches = [], []
+    for thing in objects:
+        reach = thing.shape[0] // 2 - window // 2 - 1
+        where = rng.uniform(-reach, reach, (options.frames, 2))
+        counts.append(rng.poisson(simulate(thing, probe, centred(thing), where)).astype(np.uint16))
+        patches.append(extract_patches(thing, centred(thing), where, patch))
+    frames, wanted = torch.from_numpy(np.concatenate(counts)), torch.from_numpy(np.concatenate(patches))
+    objective = Reconstruction(patch_weight(probe, patch))
+    optimiser = torch.optim.AdamW(network.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=options.steps, pct_start=0.1)
+    for _ in range(options.steps):
+        rows = torch.randint(0, len(frames), (32,))
+        fields = {"counts": frames[rows], "amplitude": wanted[rows].abs(), "phase": wanted[rows].angle()}
+        loss = objective.error(objective.outputs(network, fields), fields).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    print(f"  trained: error {float(loss):.3f} on the last batch", flush=True)
+    return Lens(probe, network.eval())
+
+
+def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan]]:
+    """(seed, scan) of every sample of a set; the noise, the candidates and the generated samples follow the seed."""
+    look = {"phase": 1.6, "absorption": 0.2, "size": options.size}
+    probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
+    lens = train([sample(image, **look) for image in taught(kind, options.size)], probe, 40, options)
+    for seed in range(options.seeds):
+        for name, image in IMAGES[kind](options.size, seed):
+            thing = sample(image, **look)
+            where = jittered(options.size // 2 - 34, options.step, seed)
+            rng = np.random.default_rng((seed, 1))
+            counts = rng.poisson(simulate(thing, probe, centred(thing), where)).astype(np.uint16)
+            yield seed, scan_of(Sample(name, thing, centred(thing)), lens, where, counts)
+
+
+def jittered(reach: float, step: float, seed: int) -> NDArray[np.float64]:
+    """(n, 2) candidates up to `reach` from the middle, each moved off its grid by up to a fifth of a step."""
+    line = np.linspace(-reach, reach, 1 + round(2 * reach / step))
+    grid = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+    moved = grid + np.random.default_rng(seed).uniform(-step / 5, step / 5, grid.shape)
+    return np.clip(moved, -reach, reach)
+
+
+def recorded(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan]]:
+    """The recorded Siemens star; a position is answered with its frame. The network has seen simulated frames only."""
+    folder = data_folder()
+    if folder is None:
+        print("  found no STEERING_DATA: the recorded scan is left out")
+        return
+    home = folder / "ptycho-aps-velociprobe-siemens"
+    recording = read_recording(home / "siemens-star-small.npz.bz2", zero_frequency="corner")
+    with np.load(home / "recon_ptychi_lsqml_2modes_20+25ep.npz") as trusted:
+        thing, probe = trusted["object"], trusted["probe"][0]
+    probe = rescale_probe(probe.astype(np.complex64), recording.counts)
+    look = {"phase": -1.1, "absorption": 0.05, "size": 320}
+    lens = train([sample(image, **look) for image in taught("dense", 320)], probe, 64, options)
+    where = recording.positions
+    (y0, x0), (y1, x1) = where.min(0), where.max(0)
+    canvas = Canvas.around(Field(y0, y1, x0, x1), 128)
+    truth = place((thing, Canvas(thing.shape, (-255.0, -253.5))), canvas)
+    whole = scan_of(Sample("Siemens star", truth, canvas), lens, where, recording.counts)
+    stitcher = whole.stitcher()
+    stitcher.add(whole.patches, where)
+    same_gauge = align(truth, stitcher.image(), weight=whole.area.astype(np.float32))
+    for seed in range(options.seeds):  # the frames are what they are; Random alone knows the seed
+        yield seed, replace(whole, sample=Sample("Siemens star", same_gauge, canvas))
+
+
+SETS = {"sparse": simulated, "dense": simulated, "recorded": recorded}
+
+
+@torch.inference_mode()
+def scan_of(thing: Sample, lens: Lens, where: NDArray, counts: NDArray) -> Scan:
+    """What the frozen network says of every frame."""
+    parts = [
+        lens.network(torch.from_numpy(part.astype(np.float32)))
+        for part in np.array_split(counts, len(counts) // 64 + 1)
+    ]
+    patches = np.concatenate([torch.polar(*part).numpy() for part in parts])
+    residual = far_field_residual(patches, counts, lens.probe)
+    stitcher = Stitcher(thing.canvas, lens.weight)
+    stitcher.add(patches, where)
+    area = (stitcher.weight > 0.3) & (thing.object != 0)
+    phase = np.angle(thing.object * np.exp(-1j * np.angle(thing.object[area].sum())))
+    contrast = np.abs(phase - np.median(phase[area]))
+    features = area & (contrast > 0.25 * np.quantile(contrast[area], 0.999))
+    return Scan(thing, lens, where, counts, patches, residual, area, features)
+
+
+def walk(policy: Policy, scan: Scan) -> NDArray[np.int64]:
+    """Rows of the scan in the order in which a policy measures them, to the last."""
+    if not isinstance(policy, GradientResidual):  # it looks at nothing: no need to show it anything
+        return rows_at(scan, policy.suggest(len(scan.where)).positions)
+    stitcher, order = scan.stitcher(), []
+    waiting: deque[NDArray[np.int64]] = deque()
+    while len(order) < len(scan.where):
+        rows = rows_at(scan, policy.suggest(AT_ONCE).positions)
+        order += rows.tolist()
+        waiting.append(rows)
+        if len(waiting) > 1:
+            rows = waiting.popleft()
+            stitcher.add(scan.patches[rows], scan.where[rows])
+            policy.ingest(prediction(scan, rows), view(stitcher))
+    return np.array(order)
+
+
+def rows_at(scan: Scan, positions: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows of the candidates nearest to positions (n, 2)."""
+    return np.array([int(((scan.where - one) ** 2).sum(1).argmin()) for one in positions], np.int64)
+
+
+def prediction(scan: Scan, rows: NDArray[np.int64], foretold: NDArray | None = None) -> Prediction:
+    """What a policy is told of frames."""
+    nothing = np.zeros(len(rows))
+    patches = scan.patches[rows]
+    told = {"residual": scan.residual[rows], "offset": nothing, "model_version": nothing, "surprise": foretold}
+    amplitude, phase = np.abs(patches), np.angle(patches)
+    return Prediction(frame_id=rows, scan="", position=scan.where[rows], amplitude=amplitude, phase=phase, **told)
+
+
+def view(stitcher: Stitcher) -> xr.Dataset:
+    """The live image as a policy sees it, lengths in object pixels."""
+    image, canvas = stitcher.image(), stitcher.canvas
+    fields = {"amplitude": np.abs(image), "phase": np.angle(image), "weight": stitcher.weight}
+    axes = zip(("y", "x"), canvas.shape, canvas.origin, strict=True)
+    coords = {axis: np.arange(size) + start for axis, size, start in axes}
+    return xr.Dataset({name: (("y", "x"), value) for name, value in fields.items()}, coords=coords)
+
+
+def planned(scan: Scan, frames: int) -> NDArray[np.int64]:
+    """Rows of a raster of about so many frames over the whole field: the candidates nearest to its grid."""
+    (y0, x0), (y1, x1) = scan.where.min(0), scan.where.max(0)
+    rows = max(2, round(np.sqrt(frames * (y1 - y0) / (x1 - x0))))
+    y, x = np.linspace(y0, y1, rows), np.linspace(x0, x1, max(2, round(frames / rows)))
+    grid = np.stack(np.meshgrid(y, x, indexing="ij"), -1)
+    grid[1::2] = grid[1::2, ::-1]
+    return np.array(list(dict.fromkeys(rows_at(scan, grid.reshape(-1, 2)).tolist())))
+
+
+def judge(stitcher: Stitcher, scan: Scan) -> tuple[float, float]:
+    """Error of an image in radians, over the field and over the features."""
+    y, x = (slice(k.min(), k.max() + 1) for k in np.nonzero(scan.area))
+    weight = np.minimum(stitcher.weight, 1)
+    image = filled(stitcher.image() * weight, weight)[y, x].astype(np.complex64)
+    truth, area = scan.sample.object[y, x], scan.area[y, x]
+    aligned = align(image, truth, weight=area.astype(np.float32), max_shift=0.0)
+    squared = np.angle(aligned * truth.conj()) ** 2
+    return float(np.sqrt(squared[area].mean())), float(np.sqrt(squared[scan.features[y, x]].mean()))
+
+
+def filled(light: NDArray, weight: NDArray) -> NDArray:
+    """The image (Y, X) = light / weight, where it is hardly seen what coarser and coarser means of it say."""
+    if min(light.shape) < 2:
+        return np.broadcast_to(light.sum() / max(weight.sum(), 1e-9), light.shape)
+    height, width = light.shape
+    halves = [np.pad(part, ((0, height % 2), (0, width % 2))) for part in (light, weight)]
+    means = [part.reshape(part.shape[0] // 2, 2, part.shape[1] // 2, 2).mean((1, 3)) for part in halves]
+    coarse = filled(*means).repeat(2, 0).repeat(2, 1)[:height, :width]
+    return (light + 0.02 * coarse) / (weight + 0.02)
+
+
+def curve(scan: Scan, order: NDArray[np.int64], frames: list[int]) -> dict[str, list[float]]:
+    """Errors and beam time of a way after so many frames."""
+    stitcher, done, found = scan.stitcher(), 0, []
+    spent = np.cumsum(TRAVEL.along(scan.where[order]) + FRAME_S)
+    for upto in frames:
+        rows = order[done:upto]
+        stitcher.add(scan.patches[rows], scan.where[rows])
+        done = upto
+        found.append((upto, float(spent[upto - 1]), *judge(stitcher, scan)))
+    return dict(zip(("frames", "seconds", "error", "feature_error"), map(list, zip(*found, strict=True)), strict=True))
+
+
+def curves(scan: Scan, seed: int, frames: list[int]) -> tuple[dict[str, dict[str, list[float]]], dict[str, NDArray]]:
+    """The curve of every policy on one scan, and the order in which it went."""
+    orders = {name: walk(choose(scan, seed), scan) for name, choose in POLICIES.items()}
+    found = {name: curve(scan, order, frames) for name, order in orders.items()}
+    each = []
+    for count in frames:
+        order = planned(scan, count)
+        each.append(curve(scan, order, [len(order)]))
+    found["raster_planned"] = {key: [one[key][0] for one in each] for key in each[0]}
+    return found, orders
+
+
+def first(curve: dict[str, list[float]], key: str, target: float) -> float:
+    """How many frames or seconds (`key`) it takes until the feature error is at most `target`, and stays there."""
+    error, at = np.array(curve["feature_error"]), np.array(curve[key], float)
+    above = np.flatnonzero(error > target)
+    if not len(above):
+        return float(at[0])
+    k = int(above[-1])
+    if k + 1 == len(at):
+        return float("nan")
+    share = np.log(error[k] / target) / np.log(error[k] / error[k + 1])
+    return float(at[k] ** (1 - share) * at[k + 1] ** share)
+
+
+def stops(scan: Scan, order: NDArray[np.int64], window: int = 24) -> list[dict[str, float]]:
+    """How the stop rule does on a way, for three targets between what the first frames leave and what all do.
+
+    The target: the image foretells the frames to come, which it has not seen, to a residual. The oracle knows them.
+    """
+    stitcher, own, coming = scan.stitcher(), [], []
+    most = len(order) - window
+    for done in range(0, most, AT_ONCE):
+        rows = order[done : done + window]
+        told = surprise(stitcher, scan.where[rows], scan.counts[rows], scan.lens.probe)
+        coming.append(float(told.mean()))
+        own.append(prediction(scan, rows[:AT_ONCE], told[:AT_ONCE]))
+        stitcher.add(scan.patches[rows[:AT_ONCE]], scan.where[rows[:AT_ONCE]])
+    ahead = np.array(coming)
+    best, worst = np.quantile(ahead, 0.1), ahead[window // AT_ONCE]
+    found = []
+    for share in (0.3, 0.5, 0.7):
+        target = float(best**share * worst ** (1 - share))
+        rule = StopRule(residual=target, window=window)
+        oracle = next((k for k in range(1, len(ahead)) if ahead[k] <= target), None)
+        for k, one in enumerate(own):
+            rule.note(one)
+            if rule.reason() and oracle is not None and k + 2 < len(ahead):
+                # The suggestion under way is measured too.
+                found.append(
+                    {"frames": (k + 2) * AT_ONCE, "oracle": oracle * AT_ONCE, "met": bool(ahead[k + 2] <= target)}
+                )
+                break
+    return found
+
+
+def main(folder: RunFolder, arguments: list[str]) -> None:
+    """Measure every policy on every sample of the chosen sets."""
+    options = _options(arguments)
+    found: dict[str, dict[str, Any]] = {}
+    seen: list[dict[str, Any]] = []
+    for kind in options.sets.split(","):
+        print(f"{kind}:", flush=True)
+        for seed, scan in SETS[kind](kind, options):
+            begun = time.perf_counter()
+            total = len(scan.where)
+            frames = sorted({max(8, round(total * share)) for share in SHARES})
+            of_policy, orders = curves(scan, seed, frames)
+            one = {"policies": of_policy, "stop": stops(scan, orders["adaptive"])}
+            name = scan.sample.name
+            sample = found.setdefault(name, {"set": kind, "candidates": total, "by_seed": {}})
+            sample["content"] = float(scan.features.sum() / scan.area.sum())
+            sample["by_seed"][str(seed)] = one
+            if seed == 0 and name in ("particles", "flakes", "coins"):
+                seen.append(seen_by(scan, orders))
+            print(f"  {name}, seed {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
+            folder.write_summary(summed_up(found))
+    folder.write_file("errors.png", errors_picture(found))
+    if seen:
+        folder.write_file("seen.png", seen_picture(seen))
+
+
+SHARES = (0.02, 0.03, 0.045, 0.065, 0.09, 0.12, 0.16, 0.21, 0.28, 0.37, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Of the candidates: the numbers of frames after which errors are taken."""
+
+
+def summed_up(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The keys of the benchmark, and the table per sample and policy, and by seed."""
+    figures: dict[str, Any] = {"samples": {name: {**one, **of_sample(one)} for name, one in found.items()}}
+    sparse = [one for one in figures["samples"].values() if one["set"] == "sparse"]
+    dense = [one for one in figures["samples"].values() if one["set"] != "sparse"]
+    if sparse:
+        figures["sparse"] = {key: float(np.median([one[key] for one in sparse])) for key in SAVED}
+    if dense:
+        figures["dense"] = {key: max(one[key] for one in dense) for key in WORSE}
+    ends = [stop for one in found.values() for seed in one["by_seed"].values() for stop in seed["stop"]]
+    if ends:
+        over = [stop["frames"] / stop["oracle"] for stop in ends]
+        met = float(np.mean([stop["met"] for stop in ends]))
+        figures["stop"] = {"frames_over_oracle": float(np.median(over)), "target_met_share": met, "runs": len(ends)}
+    return figures
+
+
+SAVED = (
+    "frames_saved_over_raster",
+    "frames_saved_over_space_filling",
+    "frames_saved_over_raster_planned",
+    "time_saved_over_raster",
+    "time_saved_over_raster_planned",
+)
+WORSE = ("error_over_raster", "error_over_raster_planned")
+
+
+def of_sample(one: dict[str, Any]) -> dict[str, float]:
+    """What adaptive saves on a sample, and how much worse it is at worst: medians over the seeds."""
+    runs = [seed["policies"] for seed in one["by_seed"].values()]
+    found: dict[str, list[float]] = {key: [] for key in SAVED + WORSE}
+    for run in runs:
+        target = EQUAL * run["raster"]["feature_error"][-1]
+        for other in ("raster", "space_filling", "raster_planned"):
+            for key, word in (("frames", "frames"), ("seconds", "time")):
+                if (name := f"{word}_saved_over_{other}") in found:
+                    found[name].append(first(run[other], key, target) / first(run["adaptive"], key, target))
+        for other in ("raster", "raster_planned"):
+            ratio = np.array(run["adaptive"]["error"]) / np.array(run[other]["error"])
+            found[f"error_over_{other}"].append(float(ratio.max()))
+    return {key: float(np.median(values)) for key, values in found.items()}
+
+
+def seen_by(scan: Scan, orders: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
+    """What each policy had seen of a sample after an eighth of its candidates, and the truth."""
+    frames = len(scan.where) // 8
+    phases = {"truth": np.where(scan.area, np.angle(scan.sample.object), np.nan)}
+    for name, order in orders.items():
+        stitcher = scan.stitcher()
+        stitcher.add(scan.patches[order[:frames]], scan.where[order[:frames]])
+        phase = np.angle(align(stitcher.image(), scan.sample.object, weight=stitcher.weight * scan.area, max_shift=0.0))
+        phases[name] = np.where((stitcher.weight > 0.05) & scan.area, phase, np.nan)
+    return {"sample": scan.sample.name, "frames": frames, "phases": phases}
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench_steering.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--sets", default="sparse,dense,recorded", help="comma-separated (sparse,dense,recorded)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=320, help="object pixels of a simulated sample's side (320)")
+    parser.add_argument("--step", type=float, default=6.0, help="object pixels between candidates (6)")
+    parser.add_argument("--frames", type=int, default=600, help="frames of each sample to train on (600)")
+    parser.add_argument("--steps", type=int, default=500, help="optimiser steps of the training (500)")
+    return parser.parse_args(arguments)
