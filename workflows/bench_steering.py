@@ -13,7 +13,6 @@ Equal error is the feature error that the raster's full scan leaves, and a tenth
 import argparse
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +21,14 @@ from typing import Any
 import numpy as np
 import scipy.io
 import torch
-import xarray as xr
 from numpy.typing import NDArray
-from skimage import data, draw, filters, io
+from skimage import data, io
 
-from steering.inference.live import place
+from steering.inference.live import Truth, place
 from steering.learning import Reconstruction
 from steering.models import ProbeFirst
 from steering.policies import Adaptive, GradientResidual, Policy, Random, Raster, SpaceFilling, StopRule
+from steering.policies.trial import Trial
 from steering.ptychography import (
     Canvas,
     Stitcher,
@@ -37,15 +36,15 @@ from steering.ptychography import (
     beam_diameter,
     extract_patches,
     far_field_residual,
+    filled,
     patch_weight,
     rescale_probe,
     simulate,
-    surprise,
     zone_plate,
 )
-from steering.records import Field, Prediction, Travel
+from steering.records import Field, Travel
 from steering.runner import RunFolder
-from steering.sources import read_recording, sample
+from steering.sources import line_field, particle_field, read_recording, sample
 from steering.view.steering import errors_picture, seen_picture
 
 FRAME_S = 0.02
@@ -53,98 +52,42 @@ TRAVEL = Travel(velocity=5700.0, settling=0.01)  # object pixels per second: 50 
 AT_ONCE = 10  # positions of a suggestion; one suggestion is always under way while the next is made
 EQUAL = 1.1  # of the error that the raster's full scan leaves
 
-Choose = Callable[["Scan", int], Policy]
+Choose = Callable[[Trial, int], Policy]
+LOOKING = {"travel": TRAVEL, "frame_s": FRAME_S}
 POLICIES: dict[str, Choose] = {
-    "raster": lambda scan, seed: Raster(scan.where),
-    "random": lambda scan, seed: Random(scan.where, seed=seed),
-    "space_filling": lambda scan, seed: SpaceFilling(scan.where),
-    "gradient_residual": lambda scan, seed: GradientResidual(
-        scan.where, beam=scan.lens.beam, travel=TRAVEL, frame_s=FRAME_S
-    ),
-    "adaptive": lambda scan, seed: Adaptive(scan.where, beam=scan.lens.beam, travel=TRAVEL, frame_s=FRAME_S),
+    "raster": lambda trial, seed: Raster(trial.where),
+    "random": lambda trial, seed: Random(trial.where, seed=seed),
+    "space_filling": lambda trial, seed: SpaceFilling(trial.where),
+    "gradient_residual": lambda trial, seed: GradientResidual(trial.where, beam=beam_diameter(trial.probe), **LOOKING),
+    "adaptive": lambda trial, seed: Adaptive(trial.where, beam=beam_diameter(trial.probe), **LOOKING),
 }
 
 
 @dataclass(frozen=True, eq=False)
-class Lens:
-    """What sees the samples of a set: the probe, and the frozen network."""
-
-    probe: NDArray[np.complex64]
-    network: ProbeFirst
-
-    @property
-    def beam(self) -> float:
-        """Diameter, object pixels."""
-        return beam_diameter(self.probe)
-
-    @property
-    def weight(self) -> NDArray[np.float32]:
-        """Of a patch's pixels."""
-        return patch_weight(self.probe, self.network.dials["patch"])
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """An object (Y, X) on its canvas."""
+class Scan:
+    """A sample, and what a frame at each candidate gives."""
 
     name: str
     object: NDArray[np.complex64]
-    canvas: Canvas
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """A sample with what a frame at each candidate gives; policies are told of those only that they choose."""
-
-    sample: Sample
-    lens: Lens
-    where: NDArray[np.float64]
-    """(n, 2), object pixels."""
-    counts: NDArray
-    patches: NDArray[np.complex64]
-    residual: NDArray[np.float32]
+    """(Y, X) on the trial's canvas."""
+    trial: Trial
     area: NDArray[np.bool_]
-    """(Y, X) of the object where errors count: what the whole scan lights."""
+    """(Y, X) where errors count: what the whole scan lights."""
     features: NDArray[np.bool_]
     """(Y, X) where the phase of the object differs from its background's."""
 
-    def stitcher(self) -> Stitcher:
-        """An empty image."""
-        return Stitcher(self.sample.canvas, self.lens.weight)
-
-
-def lines(size: int, seed: int, n: int) -> NDArray[np.float64]:
-    """A field with n straight lines of 4 to 9 pixels' width."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((size, size))
-    for _ in range(n):
-        middle, angle = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0, np.pi)
-        along = np.array([np.sin(angle), np.cos(angle)]) * rng.uniform(0.2, 0.45) * size / 2
-        across = np.array([along[1], -along[0]]) / np.hypot(*along) * rng.uniform(2, 4.5)
-        corners = [middle - along - across, middle - along + across, middle + along + across, middle + along - across]
-        inside = draw.polygon(*np.transpose(corners), shape=image.shape)
-        image[inside] = np.maximum(image[inside], rng.uniform(0.6, 1))
-    return filters.gaussian(image, 0.8)
-
-
-def particles(size: int, seed: int, n: int) -> NDArray[np.float64]:
-    """A field with n textured ellipses of 12 to 30 pixels."""
-    rng = np.random.default_rng(seed)
-    texture = data.gravel()[:size, :size] / 255
-    image = np.zeros((size, size))
-    for _ in range(n):
-        y, x = rng.uniform(0.15, 0.85, 2) * size
-        a, b = rng.uniform(6, 15, 2)
-        inside = draw.ellipse(y, x, a, b, shape=image.shape, rotation=rng.uniform(0, np.pi))
-        image[inside] = 0.4 + 0.6 * texture[inside]
-    return filters.gaussian(image, 0.8)
+    def image(self, order: NDArray[np.int64]) -> Stitcher:
+        """What is seen after these rows."""
+        stitcher = Stitcher(self.trial.canvas, self.trial.weight)
+        stitcher.add(self.trial.patches[order], self.trial.where[order])
+        return stitcher
 
 
 def sparse_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
     """Samples of which 2 to 15 % have content; those of recorded data where STEERING_DATA names their folder."""
     yield "cell", data.cell()
-    yield "lines", lines(size, 100 + seed, 5)
-    yield "particles", particles(size, 100 + seed, 12)
+    yield "lines", line_field(size, lines=5, seed=100 + seed)
+    yield "particles", particle_field(size, particles=12, seed=100 + seed)
     if folder := data_folder():
         yield "flakes", io.imread(folder / "object-images" / "sims_fused_full.tif")[:230, :230]
         gold = scipy.io.loadmat(folder / "ptycho-gold-balls-object" / "gold_balls.mat")["obj"]
@@ -164,7 +107,8 @@ IMAGES = {"sparse": sparse_images, "dense": dense_images}
 def taught(kind: str, size: int) -> list[NDArray]:
     """Images that the network of a set is trained on: of the kind, and none of those that it is tried on."""
     if kind == "sparse":
-        many = [lines(size, 1, 25), lines(size, 2, 6), particles(size, 3, 60), particles(size, 4, 14)]
+        many = [line_field(size, lines=n, seed=n) for n in (6, 25)]
+        many += [particle_field(size, particles=n, seed=n) for n in (14, 60)]
         return [*many, data.retina(), data.hubble_deep_field(), data.moon()]
     return [getattr(data, name)() for name in ("gravel", "astronaut", "chelsea", "coffee", "moon", "clock", "page")]
 
@@ -180,7 +124,7 @@ def centred(thing: NDArray) -> Canvas:
     return Canvas(thing.shape, (-(thing.shape[0] // 2), -(thing.shape[1] // 2)))
 
 
-def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.Namespace) -> Lens:
+def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.Namespace) -> ProbeFirst:
     """A network that has learnt frames at random positions of these objects."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -206,22 +150,22 @@ def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-    print(f"  trained: error {float(loss):.3f} on the last batch", flush=True)
-    return Lens(probe, network.eval())
+    print(f"  trained: error {loss.item():.3f} on the last batch", flush=True)
+    return network.eval()
 
 
 def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan]]:
     """(seed, scan) of every sample of a set; the noise, the candidates and the generated samples follow the seed."""
     look = {"phase": 1.6, "absorption": 0.2, "size": options.size}
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
-    lens = train([sample(image, **look) for image in taught(kind, options.size)], probe, 40, options)
+    network = train([sample(image, **look) for image in taught(kind, options.size)], probe, 40, options)
     for seed in range(options.seeds):
         for name, image in IMAGES[kind](options.size, seed):
             thing = sample(image, **look)
             where = jittered(options.size // 2 - 34, options.step, seed)
             rng = np.random.default_rng((seed, 1))
             counts = rng.poisson(simulate(thing, probe, centred(thing), where)).astype(np.uint16)
-            yield seed, scan_of(Sample(name, thing, centred(thing)), lens, where, counts)
+            yield seed, scan_of(name, (thing, centred(thing)), network, where, counts)
 
 
 def jittered(reach: float, step: float, seed: int) -> NDArray[np.float64]:
@@ -244,119 +188,75 @@ def recorded(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan
         thing, probe = trusted["object"], trusted["probe"][0]
     probe = rescale_probe(probe.astype(np.complex64), recording.counts)
     look = {"phase": -1.1, "absorption": 0.05, "size": 320}
-    lens = train([sample(image, **look) for image in taught("dense", 320)], probe, 64, options)
+    network = train([sample(image, **look) for image in taught("dense", 320)], probe, 64, options)
     where = recording.positions
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), 128)
     truth = place((thing, Canvas(thing.shape, (-255.0, -253.5))), canvas)
-    whole = scan_of(Sample("Siemens star", truth, canvas), lens, where, recording.counts)
-    stitcher = whole.stitcher()
-    stitcher.add(whole.patches, where)
-    same_gauge = align(truth, stitcher.image(), weight=whole.area.astype(np.float32))
+    whole = scan_of("Siemens star", (truth, canvas), network, where, recording.counts)
+    seen = whole.image(np.arange(len(where))).image()
+    same_gauge = align(truth, seen, weight=whole.area.astype(np.float32))
     for seed in range(options.seeds):  # the frames are what they are; Random alone knows the seed
-        yield seed, replace(whole, sample=Sample("Siemens star", same_gauge, canvas))
+        yield seed, replace(whole, object=same_gauge)
 
 
 SETS = {"sparse": simulated, "dense": simulated, "recorded": recorded}
 
 
 @torch.inference_mode()
-def scan_of(thing: Sample, lens: Lens, where: NDArray, counts: NDArray) -> Scan:
+def scan_of(name: str, thing: Truth, network: ProbeFirst, where: NDArray, counts: NDArray) -> Scan:
     """What the frozen network says of every frame."""
+    image, canvas = thing
+    probe = network.optics.modes().numpy()
     parts = [
-        lens.network(torch.from_numpy(part.astype(np.float32)))
-        for part in np.array_split(counts, len(counts) // 64 + 1)
+        network(torch.from_numpy(part.astype(np.float32))) for part in np.array_split(counts, len(counts) // 64 + 1)
     ]
     patches = np.concatenate([torch.polar(*part).numpy() for part in parts])
-    residual = far_field_residual(patches, counts, lens.probe)
-    stitcher = Stitcher(thing.canvas, lens.weight)
+    trial = Trial(
+        canvas=canvas,
+        probe=probe,
+        weight=patch_weight(probe, patches.shape[-1]),
+        where=where,
+        counts=counts,
+        patches=patches,
+        residual=far_field_residual(patches, counts, probe),
+    )
+    stitcher = Stitcher(canvas, trial.weight)
     stitcher.add(patches, where)
-    area = (stitcher.weight > 0.3) & (thing.object != 0)
-    phase = np.angle(thing.object * np.exp(-1j * np.angle(thing.object[area].sum())))
+    area = (stitcher.weight > 0.3) & (image != 0)
+    phase = np.angle(image * np.exp(-1j * np.angle(image[area].sum())))
     contrast = np.abs(phase - np.median(phase[area]))
     features = area & (contrast > 0.25 * np.quantile(contrast[area], 0.999))
-    return Scan(thing, lens, where, counts, patches, residual, area, features)
+    return Scan(name, image, trial, area, features)
 
 
-def walk(policy: Policy, scan: Scan) -> NDArray[np.int64]:
-    """Rows of the scan in the order in which a policy measures them, to the last."""
-    if not isinstance(policy, GradientResidual):  # it looks at nothing: no need to show it anything
-        return rows_at(scan, policy.suggest(len(scan.where)).positions)
-    stitcher, order = scan.stitcher(), []
-    waiting: deque[NDArray[np.int64]] = deque()
-    while len(order) < len(scan.where):
-        rows = rows_at(scan, policy.suggest(AT_ONCE).positions)
-        order += rows.tolist()
-        waiting.append(rows)
-        if len(waiting) > 1:
-            rows = waiting.popleft()
-            stitcher.add(scan.patches[rows], scan.where[rows])
-            policy.ingest(prediction(scan, rows), view(stitcher))
-    return np.array(order)
-
-
-def rows_at(scan: Scan, positions: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Rows of the candidates nearest to positions (n, 2)."""
-    return np.array([int(((scan.where - one) ** 2).sum(1).argmin()) for one in positions], np.int64)
-
-
-def prediction(scan: Scan, rows: NDArray[np.int64], foretold: NDArray | None = None) -> Prediction:
-    """What a policy is told of frames."""
-    nothing = np.zeros(len(rows))
-    patches = scan.patches[rows]
-    told = {"residual": scan.residual[rows], "offset": nothing, "model_version": nothing, "surprise": foretold}
-    amplitude, phase = np.abs(patches), np.angle(patches)
-    return Prediction(frame_id=rows, scan="", position=scan.where[rows], amplitude=amplitude, phase=phase, **told)
-
-
-def view(stitcher: Stitcher) -> xr.Dataset:
-    """The live image as a policy sees it, lengths in object pixels."""
-    image, canvas = stitcher.image(), stitcher.canvas
-    fields = {"amplitude": np.abs(image), "phase": np.angle(image), "weight": stitcher.weight}
-    axes = zip(("y", "x"), canvas.shape, canvas.origin, strict=True)
-    coords = {axis: np.arange(size) + start for axis, size, start in axes}
-    return xr.Dataset({name: (("y", "x"), value) for name, value in fields.items()}, coords=coords)
-
-
-def planned(scan: Scan, frames: int) -> NDArray[np.int64]:
+def planned(trial: Trial, frames: int) -> NDArray[np.int64]:
     """Rows of a raster of about so many frames over the whole field: the candidates nearest to its grid."""
-    (y0, x0), (y1, x1) = scan.where.min(0), scan.where.max(0)
+    (y0, x0), (y1, x1) = trial.where.min(0), trial.where.max(0)
     rows = max(2, round(np.sqrt(frames * (y1 - y0) / (x1 - x0))))
     y, x = np.linspace(y0, y1, rows), np.linspace(x0, x1, max(2, round(frames / rows)))
     grid = np.stack(np.meshgrid(y, x, indexing="ij"), -1)
     grid[1::2] = grid[1::2, ::-1]
-    return np.array(list(dict.fromkeys(rows_at(scan, grid.reshape(-1, 2)).tolist())))
+    return np.array(list(dict.fromkeys(trial.rows_at(grid.reshape(-1, 2)).tolist())))
 
 
 def judge(stitcher: Stitcher, scan: Scan) -> tuple[float, float]:
     """Error of an image in radians, over the field and over the features."""
     y, x = (slice(k.min(), k.max() + 1) for k in np.nonzero(scan.area))
-    weight = np.minimum(stitcher.weight, 1)
-    image = filled(stitcher.image() * weight, weight)[y, x].astype(np.complex64)
-    truth, area = scan.sample.object[y, x], scan.area[y, x]
+    truth, area = scan.object[y, x], scan.area[y, x]
+    image = filled(stitcher.image()[y, x], stitcher.weight[y, x])
     aligned = align(image, truth, weight=area.astype(np.float32), max_shift=0.0)
     squared = np.angle(aligned * truth.conj()) ** 2
     return float(np.sqrt(squared[area].mean())), float(np.sqrt(squared[scan.features[y, x]].mean()))
 
 
-def filled(light: NDArray, weight: NDArray) -> NDArray:
-    """The image (Y, X) = light / weight, where it is hardly seen what coarser and coarser means of it say."""
-    if min(light.shape) < 2:
-        return np.broadcast_to(light.sum() / max(weight.sum(), 1e-9), light.shape)
-    height, width = light.shape
-    halves = [np.pad(part, ((0, height % 2), (0, width % 2))) for part in (light, weight)]
-    means = [part.reshape(part.shape[0] // 2, 2, part.shape[1] // 2, 2).mean((1, 3)) for part in halves]
-    coarse = filled(*means).repeat(2, 0).repeat(2, 1)[:height, :width]
-    return (light + 0.02 * coarse) / (weight + 0.02)
-
-
 def curve(scan: Scan, order: NDArray[np.int64], frames: list[int]) -> dict[str, list[float]]:
     """Errors and beam time of a way after so many frames."""
-    stitcher, done, found = scan.stitcher(), 0, []
-    spent = np.cumsum(TRAVEL.along(scan.where[order]) + FRAME_S)
+    trial, stitcher, done, found = scan.trial, scan.image(order[:0]), 0, []
+    spent = np.cumsum(TRAVEL.along(trial.where[order]) + FRAME_S)
     for upto in frames:
         rows = order[done:upto]
-        stitcher.add(scan.patches[rows], scan.where[rows])
+        stitcher.add(trial.patches[rows], trial.where[rows])
         done = upto
         found.append((upto, float(spent[upto - 1]), *judge(stitcher, scan)))
     return dict(zip(("frames", "seconds", "error", "feature_error"), map(list, zip(*found, strict=True)), strict=True))
@@ -364,12 +264,13 @@ def curve(scan: Scan, order: NDArray[np.int64], frames: list[int]) -> dict[str, 
 
 def curves(scan: Scan, seed: int, frames: list[int]) -> tuple[dict[str, dict[str, list[float]]], dict[str, NDArray]]:
     """The curve of every policy on one scan, and the order in which it went."""
-    orders = {name: walk(choose(scan, seed), scan) for name, choose in POLICIES.items()}
+    orders = {}
+    for name, choose in POLICIES.items():
+        policy = choose(scan.trial, seed)
+        looks = isinstance(policy, GradientResidual)  # the others have made up their minds
+        orders[name] = scan.trial.walk(policy, at_once=AT_ONCE if looks else len(scan.trial.where))
     found = {name: curve(scan, order, frames) for name, order in orders.items()}
-    each = []
-    for count in frames:
-        order = planned(scan, count)
-        each.append(curve(scan, order, [len(order)]))
+    each = [curve(scan, rows, [len(rows)]) for rows in (planned(scan.trial, count) for count in frames)]
     found["raster_planned"] = {key: [one[key][0] for one in each] for key in each[0]}
     return found, orders
 
@@ -387,33 +288,25 @@ def first(curve: dict[str, list[float]], key: str, target: float) -> float:
     return float(at[k] ** (1 - share) * at[k + 1] ** share)
 
 
-def stops(scan: Scan, order: NDArray[np.int64], window: int = 24) -> list[dict[str, float]]:
+def stops(trial: Trial, order: NDArray[np.int64], window: int = 24) -> list[dict[str, float]]:
     """How the stop rule does on a way, for three targets between what the first frames leave and what all do.
 
     The target: the image foretells the frames to come, which it has not seen, to a residual. The oracle knows them.
     """
-    stitcher, own, coming = scan.stitcher(), [], []
-    most = len(order) - window
-    for done in range(0, most, AT_ONCE):
-        rows = order[done : done + window]
-        told = surprise(stitcher, scan.where[rows], scan.counts[rows], scan.lens.probe)
-        coming.append(float(told.mean()))
-        own.append(prediction(scan, rows[:AT_ONCE], told[:AT_ONCE]))
-        stitcher.add(scan.patches[rows[:AT_ONCE]], scan.where[rows[:AT_ONCE]])
-    ahead = np.array(coming)
+    told = list(trial.foretold(order, at_once=AT_ONCE, ahead=2 * window))
+    ahead = np.array([coming.mean() for _, coming in told])
     best, worst = np.quantile(ahead, 0.1), ahead[window // AT_ONCE]
     found = []
     for share in (0.3, 0.5, 0.7):
         target = float(best**share * worst ** (1 - share))
         rule = StopRule(residual=target, window=window)
         oracle = next((k for k in range(1, len(ahead)) if ahead[k] <= target), None)
-        for k, one in enumerate(own):
-            rule.note(one)
+        for k, (step, _) in enumerate(told):
+            rule.note(step)
             if rule.reason() and oracle is not None and k + 2 < len(ahead):
-                # The suggestion under way is measured too.
-                found.append(
-                    {"frames": (k + 2) * AT_ONCE, "oracle": oracle * AT_ONCE, "met": bool(ahead[k + 2] <= target)}
-                )
+                frames = (k + 2) * AT_ONCE  # the suggestion under way is measured too
+                met = bool(ahead[k + 2] <= target)
+                found.append({"target": target, "frames": frames, "oracle": oracle * AT_ONCE, "met": met})
                 break
     return found
 
@@ -427,11 +320,11 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         print(f"{kind}:", flush=True)
         for seed, scan in SETS[kind](kind, options):
             begun = time.perf_counter()
-            total = len(scan.where)
+            total = len(scan.trial.where)
             frames = sorted({max(8, round(total * share)) for share in SHARES})
             of_policy, orders = curves(scan, seed, frames)
-            one = {"policies": of_policy, "stop": stops(scan, orders["adaptive"])}
-            name = scan.sample.name
+            one = {"policies": of_policy, "stop": stops(scan.trial, orders["adaptive"])}
+            name = scan.name
             sample = found.setdefault(name, {"set": kind, "candidates": total, "by_seed": {}})
             sample["content"] = float(scan.features.sum() / scan.area.sum())
             sample["by_seed"][str(seed)] = one
@@ -493,14 +386,13 @@ def of_sample(one: dict[str, Any]) -> dict[str, float]:
 
 def seen_by(scan: Scan, orders: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
     """What each policy had seen of a sample after an eighth of its candidates, and the truth."""
-    frames = len(scan.where) // 8
-    phases = {"truth": np.where(scan.area, np.angle(scan.sample.object), np.nan)}
+    frames = len(scan.trial.where) // 8
+    phases = {"truth": np.where(scan.area, np.angle(scan.object), np.nan)}
     for name, order in orders.items():
-        stitcher = scan.stitcher()
-        stitcher.add(scan.patches[order[:frames]], scan.where[order[:frames]])
-        phase = np.angle(align(stitcher.image(), scan.sample.object, weight=stitcher.weight * scan.area, max_shift=0.0))
+        stitcher = scan.image(order[:frames])
+        phase = np.angle(align(stitcher.image(), scan.object, weight=stitcher.weight * scan.area, max_shift=0.0))
         phases[name] = np.where((stitcher.weight > 0.05) & scan.area, phase, np.nan)
-    return {"sample": scan.sample.name, "frames": frames, "phases": phases}
+    return {"sample": scan.name, "frames": frames, "phases": phases}
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from steering.ptychography.align import align, phase_correlation, phase_error
 from steering.ptychography.canvas import Canvas
+from steering.ptychography.filling import filled
 from steering.ptychography.floor import poisson_floor
 from steering.ptychography.forward import backpropagate, diffract, shift_probe, simulate
 from steering.ptychography.probe import add_modes, aim_probe, beam_diameter, rescale_probe, zone_plate
@@ -24,6 +25,7 @@ __all__ = [
     "diffract",
     "extract_patches",
     "far_field_residual",
+    "filled",
     "neighbour_offset",
     "patch_weight",
     "phase_correlation",
