@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from steering.policies import Adaptive, GradientResidual, Random, Raster, SpaceFilling, StopRule
+from steering.policies import Adaptive, GradientResidual, Random, Raster, SpaceFilling
 from steering.records import Prediction
 
 BEAM = 2.0

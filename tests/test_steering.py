@@ -10,7 +10,7 @@ from steering.policies import Adaptive, DwellRule, GradientResidual, Random, Ras
 from steering.policies.adaptive import content_share
 from steering.policies.dwell import enough_light
 from steering.policies.path import short_path
-from steering.policies.trial import Trial
+from steering.policies.trial import Trial, view
 from steering.ptychography import (
     Canvas,
     Stitcher,
@@ -91,7 +91,7 @@ def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse):
     assert near(sparse, early, TWO_SPOTS).mean() > 2 * share
     for centre in ((-35, -30), (30, 35)):
         spot = spots(centre)
-        assert near(sparse, early, spot).sum() > 0.75 * near(sparse, order, spot).sum()
+        assert near(sparse, early, spot).sum() > 0.5 * near(sparse, order, spot).sum()
 
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
@@ -115,8 +115,6 @@ def test_the_same_frames_give_the_same_way_and_it_travels_half_way(kind, sparse)
 
 
 def flat_view(tried, rows):
-    from steering.policies.trial import view
-
     stitcher = Stitcher(CANVAS, tried.weight)
     stitcher.add(tried.patches[rows], tried.where[rows])
     return view(stitcher)
@@ -205,7 +203,7 @@ def told(value, n=6, scan="a"):
 
 @pytest.mark.parametrize("make", [Raster, Random, SpaceFilling, lambda c, **d: Adaptive(c, beam=BEAM, **d)])
 def test_a_scan_stops_once_unseen_frames_are_foretold_and_the_next_begins_anew(make, dense):
-    policy = make(dense.where, stop=StopRule(residual=0.1, window=10))
+    policy = make(dense.where, stop=StopRule(residual=0.05, window=10))
     live = flat_view(dense, np.arange(4))
     policy.suggest(30)
     policy.ingest(told(0.5, 12), live)
@@ -269,15 +267,15 @@ def test_enough_light_does_not_depend_on_the_light_that_there_was():
 
 def test_dwell_is_within_its_limits_and_longer_where_light_is_lacking(dense):
     rule = DwellRule(PROBE * 0.1, frame_s=0.02, shortest=0.005, longest=0.2, tolerance=0.01)
-    policy = Raster(dense.where, dwell=rule)
-    first = policy.suggest(40)
+    policy = Random(dense.where, dwell=rule)
+    first = policy.suggest(200)
     np.testing.assert_array_equal(first.dwell, 0.02)
     rows = dense.rows_at(first.positions)
     dim = replace(dense, counts=np.random.default_rng(0).poisson(dense.counts * 0.01), probe=PROBE * np.float32(0.1))
     noisy = far_field_residual(dim.patches, dim.counts, dim.probe)
     spoilt = replace(dim, residual=np.where(dense.where[:, 1] > 0, noisy + 0.3, noisy).astype(np.float32))
     policy.ingest(spoilt.prediction(rows, Stitcher(CANVAS, dense.weight)), flat_view(dense, rows))
-    second = policy.suggest(20)
+    second = policy.suggest(50)
     assert (second.dwell >= rule.shortest).all()
     assert (second.dwell <= rule.longest).all()
     at_fault = second.positions[:, 1] > BEAM

@@ -14,15 +14,15 @@ from steering.policies.path import short_path
 from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
 
-_FIRST_LIGHT = 0.3
-"""Light, in frames, that a place is thought to have before the first one: how soon a second look is worth as much as
-a first one elsewhere."""
+_FIRST_LIGHT = 1.0
+"""Light, in frames, that a place is thought to have before the first one: how soon a second look at structure is worth
+as much as a first one elsewhere."""
 
 
 class GradientResidual(Walk):
     """Each next position where a frame tells most for its time.
 
-    A frame at a position tells (structure + doubt) / (light + 0.3)^2: structure is the squared gradient of the live
+    A frame at a position tells (structure + doubt) / (light + 1)^2: structure is the squared gradient of the live
     image under the beam and doubt the far-field residual of the frames around, both relative to their mean over the
     field; light is how many frames have shone there, those under way included. The power is that of an average: a
     frame more on n lowers its variance by 1 / (n (n + 1)). Where nothing is known structure and doubt count as the
@@ -98,7 +98,7 @@ class GradientResidual(Walk):
         if self._live is None:
             return np.ones(len(self._left)), np.ones(len(self._left))
         structure, seen = structure_at(self._candidates, self._live, self.beam)
-        looked = np.minimum(self._frames, 1.0)
+        looked = self._frames / (self._frames + 0.1)
         residual = self._residual / np.maximum(self._frames, 1e-6)
         pairs = ((structure, seen), (residual, looked))
         found = [known * excess(value, known) + (1 - known) * self.explore for value, known in pairs]

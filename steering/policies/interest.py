@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 _BINS_PER_BEAM = 8
 """The maps are kept in blocks of this fraction of the beam: finer says nothing, and costs time."""
+_LITTLE = 0.1
+"""Share of the beam's area that must be seen for what is seen to count as much as what is thought beforehand."""
 _LEAST_SEEN = 0.05
 """Weight of the live image, of a frame's strongest light, below which it says nothing."""
 
@@ -18,7 +20,8 @@ def structure_at(where: NDArray[np.float64], live: Any, beam: float) -> tuple[ND
 
     live: xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit. beam: diameter,
     length unit. Structure is the squared gradient of the complex image (no phase wraps there) per pixel, averaged over
-    what is known under the beam; known is 0 where nothing was seen and 1 where everything was. Returns two (n,).
+    what is seen under the beam; known is 0 where nothing was seen, 1/2 where a tenth was, and close to 1 where
+    everything was. Returns two (n,).
     """
     y, x = live["y"].values, live["x"].values
     pixel = float(y[1] - y[0])
@@ -32,8 +35,8 @@ def structure_at(where: NDArray[np.float64], live: Any, beam: float) -> tuple[ND
         np.clip(((where[:, axis] - start) / (pixel * block)).astype(np.int64), 0, known.shape[axis] - 1)
         for axis, start in enumerate((y[0], x[0]))
     )
-    share = known[row, column] / block**2
-    return energy[row, column] / np.maximum(known[row, column], 1e-6 * block**2), np.clip(share, 0, 1)
+    there = known[row, column] / block**2
+    return energy[row, column] / np.maximum(there, 1e-6) / block**2, there / (there + _LITTLE)
 
 
 def excess(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
