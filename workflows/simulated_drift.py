@@ -78,9 +78,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample (1100)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
-    parser.add_argument(
-        "--velocity", type=float, default=0.0, help="of the stage, um/s, which settles for 5 ms (0: no time)"
-    )
+    parser.add_argument("--velocity", type=float, default=0.0, help="of the stage, um/s; 0: it is there at once")
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
     parser.add_argument("--step", type=float, default=5.5, help="object pixels between candidate positions (5.5)")
     parser.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
