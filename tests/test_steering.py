@@ -1,7 +1,10 @@
 """Policies that look at what was measured: what they follow, when they stop, and how long they stay."""
 
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,9 @@ from steering.ptychography import (
     zone_plate,
 )
 from steering.records import Prediction, Travel
+from steering.runner import RunFolder
+
+ROOT = Path(__file__).parents[1]
 
 WINDOW, PATCH, SIZE = 32, 24, 160
 PROBE = zone_plate(WINDOW, 20.0, aperture=0.52, counts=1e5)
@@ -283,3 +289,34 @@ def test_dwell_is_within_its_limits_and_longer_where_light_is_lacking(dense):
     assert second.dwell[limited].min() > 2 * second.dwell[at_fault].max()
     with pytest.raises(ValueError, match="expected 0 < shortest"):
         DwellRule(PROBE, frame_s=0.02, shortest=0.05, longest=0.2)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_and_keeps_its_keys(tmp_path):
+    """At a tiny size: whether its bars are reached is another matter."""
+    tiny = ["--sets", "sparse,dense", "--seeds", "1", "--size", "144", "--step", "16", "--frames", "8", "--steps", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "steering.cli",
+        "run",
+        "--out",
+        str(tmp_path / "run"),
+        "workflows/bench_steering.py",
+    ]
+    ended = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+    figures = RunFolder(tmp_path / "run").summary()
+    for key in ("frames_saved_over_raster", "frames_saved_over_space_filling", "time_saved_over_raster"):
+        assert key in figures["sparse"]
+    assert figures["dense"]["error_over_raster"] > 0
+    names = {"raster", "raster_planned", "random", "space_filling", "gradient_residual", "adaptive"}
+    for sample in figures["samples"].values():
+        for seed in sample["by_seed"].values():
+            assert set(seed["policies"]) == names
+            for curve in seed["policies"].values():
+                assert (np.array(curve["error"]) > 0).all()
+                assert (np.diff(curve["frames"]) > 0).all()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert 'alt="errors"' in report
+    assert 'alt="seen"' in report

@@ -156,7 +156,7 @@ def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.
 
 def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan]]:
     """(seed, scan) of every sample of a set; the noise, the candidates and the generated samples follow the seed."""
-    look = {"phase": 1.6, "absorption": 0.2, "size": options.size}
+    look = {"phase": 0.8, "absorption": 0.1, "size": options.size}
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     network = train([sample(image, **look) for image in taught(kind, options.size)], probe, 40, options)
     for seed in range(options.seeds):
