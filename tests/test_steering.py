@@ -194,13 +194,14 @@ def test_travel_takes_the_longer_axis_and_settles_only_after_a_move():
 
 def told(value, n=6, scan="a"):
     zeros = np.zeros(n, np.float32)
+    explained = np.full(n, 0.1, np.float32)
     return Prediction(
         frame_id=np.arange(n),
         scan=scan,
         position=np.zeros((n, 2)),
         amplitude=np.ones((n, PATCH, PATCH), np.float32),
         phase=np.zeros((n, PATCH, PATCH), np.float32),
-        residual=zeros,
+        residual=explained,
         offset=zeros,
         model_version=np.zeros(n, np.int64),
         surprise=np.full(n, value, np.float32),
@@ -209,20 +210,20 @@ def told(value, n=6, scan="a"):
 
 @pytest.mark.parametrize("make", [Raster, Random, SpaceFilling, lambda c, **d: Adaptive(c, beam=BEAM, **d)])
 def test_a_scan_stops_once_unseen_frames_are_foretold_and_the_next_begins_anew(make, dense):
-    policy = make(dense.where, stop=StopRule(residual=0.05, window=10))
+    policy = make(dense.where, stop=StopRule(ratio=1.1, window=10))
     live = flat_view(dense, np.arange(4))
     policy.suggest(30)
     policy.ingest(told(0.5, 12), live)
-    policy.ingest(told(0.01, 9), live)
+    policy.ingest(told(0.1, 9), live)
     assert not policy.suggest(5).stop  # the window still holds one that was not
-    policy.ingest(told(0.01, 6), live)
+    policy.ingest(told(0.1, 6), live)
     end = policy.suggest(5)
     assert end.stop
     assert not len(end.positions)
     assert "unseen" in end.reasons[0]
     begun = policy.suggest(5)
     np.testing.assert_array_equal(begun.positions, make(dense.where).suggest(5).positions)
-    policy.ingest(told(0.01, 8), live)  # late frames of the scan before say nothing of this one
+    policy.ingest(told(0.1, 8), live)  # late frames of the scan before say nothing of this one
     assert not policy.suggest(5).stop
 
 
@@ -294,7 +295,7 @@ def test_dwell_is_within_its_limits_and_longer_where_light_is_lacking(dense):
 @pytest.mark.slow
 def test_the_benchmark_runs_and_keeps_its_keys(tmp_path):
     """At a tiny size: whether its bars are reached is another matter."""
-    tiny = ["--sets", "sparse,dense", "--seeds", "1", "--size", "144", "--step", "16", "--frames", "8", "--steps", "2"]
+    tiny = ["--sets", "sparse,dense", "--seeds", "1", "--size", "160", "--step", "10", "--frames", "8", "--steps", "2"]
     command = [
         sys.executable,
         "-m",
@@ -316,7 +317,7 @@ def test_the_benchmark_runs_and_keeps_its_keys(tmp_path):
             assert set(seed["policies"]) == names
             for curve in seed["policies"].values():
                 assert (np.array(curve["error"]) > 0).all()
-                assert (np.diff(curve["frames"]) > 0).all()
+                assert (np.diff(curve["frames"]) >= 0).all()
     report = (tmp_path / "run" / "report.html").read_text()
     assert 'alt="errors"' in report
     assert 'alt="seen"' in report

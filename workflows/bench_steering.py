@@ -51,6 +51,7 @@ FRAME_S = 0.02
 TRAVEL = Travel(velocity=5700.0, settling=0.01)  # object pixels per second: 50 um/s where a pixel is 8.8 nm
 AT_ONCE = 10  # positions of a suggestion; one suggestion is always under way while the next is made
 EQUAL = 1.1  # of the error that the raster's full scan leaves
+RATIOS = (1.1, 1.2)  # of the stop rule
 
 Choose = Callable[[Trial, int], Policy]
 LOOKING = {"travel": TRAVEL, "frame_s": FRAME_S}
@@ -156,13 +157,14 @@ def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.
 
 def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan]]:
     """(seed, scan) of every sample of a set; the noise, the candidates and the generated samples follow the seed."""
-    look = {"phase": 0.8, "absorption": 0.1, "size": options.size}
+    size = options.size if kind == "sparse" else 7 * options.size // 10  # dense content is alike everywhere
+    look = {"phase": 0.8, "absorption": 0.1, "size": size}
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
-    network = train([sample(image, **look) for image in taught(kind, options.size)], probe, 40, options)
+    network = train([sample(image, **look) for image in taught(kind, size)], probe, 40, options)
     for seed in range(options.seeds):
-        for name, image in IMAGES[kind](options.size, seed):
+        for name, image in IMAGES[kind](size, seed):
             thing = sample(image, **look)
-            where = jittered(options.size // 2 - 34, options.step, seed)
+            where = jittered(size // 2 - 34, options.step, seed)
             rng = np.random.default_rng((seed, 1))
             counts = rng.poisson(simulate(thing, probe, centred(thing), where)).astype(np.uint16)
             yield seed, scan_of(name, (thing, centred(thing)), network, where, counts)
@@ -288,25 +290,32 @@ def first(curve: dict[str, list[float]], key: str, target: float) -> float:
     return float(at[k] ** (1 - share) * at[k + 1] ** share)
 
 
-def stops(trial: Trial, order: NDArray[np.int64], window: int = 24) -> list[dict[str, float]]:
-    """How the stop rule does on a way, for three targets between what the first frames leave and what all do.
+def stops(scan: Scan, order: NDArray[np.int64], window: int = 24) -> list[dict[str, Any]]:
+    """How the stop rule does on a way, for each of its RATIOS.
 
-    The target: the image foretells the frames to come, which it has not seen, to a residual. The oracle knows them.
+    Its target: the next frames, which the image has not seen, are foretold to a ratio of what the network makes of
+    them. The oracle knows them all, and stops where the target is met for good.
     """
-    told = list(trial.foretold(order, at_once=AT_ONCE, ahead=2 * window))
-    ahead = np.array([coming.mean() for _, coming in told])
-    best, worst = np.quantile(ahead, 0.1), ahead[window // AT_ONCE]
+    trial, coming = scan.trial, 2 * window
+    order = order[: len(order) * 2 // 3]
+    told = list(trial.foretold(order, at_once=AT_ONCE, ahead=coming))
+    ahead = np.array(
+        [share.sum() / trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, share) in enumerate(told)]
+    )
     found = []
-    for share in (0.3, 0.5, 0.7):
-        target = float(best**share * worst ** (1 - share))
-        rule = StopRule(residual=target, window=window)
-        oracle = next((k for k in range(1, len(ahead)) if ahead[k] <= target), None)
+    for ratio in RATIOS:
+        rule = StopRule(ratio=ratio, window=window)
+        above = np.flatnonzero(ahead > ratio)
+        oracle = int(above[-1]) + 1 if len(above) else 1
         for k, (step, _) in enumerate(told):
             rule.note(step)
-            if rule.reason() and oracle is not None and k + 2 < len(ahead):
+            if rule.reason() and oracle < len(ahead) > k + 2:
                 frames = (k + 2) * AT_ONCE  # the suggestion under way is measured too
-                met = bool(ahead[k + 2] <= target)
-                found.append({"target": target, "frames": frames, "oracle": oracle * AT_ONCE, "met": met})
+                error = judge(scan.image(order[:frames]), scan)[1]
+                met = bool(ahead[k + 2] <= ratio)
+                found.append(
+                    {"ratio": ratio, "frames": frames, "oracle": oracle * AT_ONCE, "met": met, "feature_error": error}
+                )
                 break
     return found
 
@@ -323,7 +332,10 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             total = len(scan.trial.where)
             frames = sorted({max(8, round(total * share)) for share in SHARES})
             of_policy, orders = curves(scan, seed, frames)
-            one = {"policies": of_policy, "stop": stops(scan.trial, orders["adaptive"])}
+            ends = stops(scan, orders["adaptive"])
+            for stop in ends:
+                stop["over_full"] = stop["feature_error"] / of_policy["adaptive"]["feature_error"][-1]
+            one = {"policies": of_policy, "stop": ends}
             name = scan.name
             sample = found.setdefault(name, {"set": kind, "candidates": total, "by_seed": {}})
             sample["content"] = float(scan.features.sum() / scan.area.sum())
@@ -355,6 +367,7 @@ def summed_up(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         over = [stop["frames"] / stop["oracle"] for stop in ends]
         met = float(np.mean([stop["met"] for stop in ends]))
         figures["stop"] = {"frames_over_oracle": float(np.median(over)), "target_met_share": met, "runs": len(ends)}
+        figures["stop"]["error_over_full_scan"] = float(np.median([stop["over_full"] for stop in ends]))
     return figures
 
 

@@ -35,10 +35,11 @@ class Trial:
     residual: NDArray[np.float32]
     """(n,)"""
 
-    def walk(self, policy: Policy, *, at_once: int = 10) -> NDArray[np.int64]:
+    def walk(self, policy: Policy, *, at_once: int = 10, foretell: bool = False) -> NDArray[np.int64]:
         """Rows of the candidates in the order in which the policy has them measured, up to its stop.
 
         The policy is asked for `at_once` positions while as many are under way: it decides without their frames.
+        foretell: tell it their surprise too, which a stop rule needs and nobody else.
         """
         stitcher, order = Stitcher(self.canvas, self.weight), []
         under_way: deque[NDArray[np.int64]] = deque()
@@ -51,7 +52,7 @@ class Trial:
             under_way.append(rows)
             if len(under_way) > 1 and len(under_way[0]):
                 rows = under_way.popleft()
-                told = self.prediction(rows, stitcher)
+                told = self.prediction(rows, stitcher if foretell else None)
                 stitcher.add(self.patches[rows], self.where[rows])
                 policy.ingest(told, view(stitcher))
         return np.concatenate(order)
@@ -75,9 +76,10 @@ class Trial:
             )
             stitcher.add(self.patches[rows], self.where[rows])
 
-    def prediction(self, rows: NDArray[np.int64], stitcher: Stitcher) -> Prediction:
-        """What a policy is told of frames; stitcher: the image before them."""
+    def prediction(self, rows: NDArray[np.int64], stitcher: Stitcher | None) -> Prediction:
+        """What a policy is told of frames; stitcher: the image before them (None: it is not compared with them)."""
         patches = self.patches[rows]
+        foretold = None if stitcher is None else surprise(stitcher, self.where[rows], self.counts[rows], self.probe)
         return Prediction(
             frame_id=rows,
             scan="trial",
@@ -87,7 +89,7 @@ class Trial:
             residual=self.residual[rows],
             offset=np.full(len(rows), np.nan, np.float32),
             model_version=np.zeros(len(rows), np.int64),
-            surprise=surprise(stitcher, self.where[rows], self.counts[rows], self.probe),
+            surprise=foretold,
         )
 
 
