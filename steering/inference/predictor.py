@@ -38,6 +38,7 @@ from steering.ptychography import (
     far_field_residual,
     judge,
     patch_weight,
+    surprise,
 )
 from steering.records import Field, Geometry, Prediction, chunk_geometry
 
@@ -246,6 +247,9 @@ class Predictor:
     def _predict_batch(self, batch: Batch, live: LiveImage) -> None:
         ids, counts, where = batch.frame_id, batch.counts, batch.position
         patches, residual = self._predict(counts)
+        foretold = None
+        if getattr(self.policy, "foretold", False):  # of the image as it is before these frames
+            foretold = surprise(live.stitcher, where, counts, self.probe, self._mask)
         prediction = Prediction(
             frame_id=ids,
             scan=live.scan,
@@ -253,6 +257,7 @@ class Predictor:
             amplitude=np.abs(patches),
             phase=np.angle(patches),
             residual=residual,
+            surprise=foretold,
             offset=live.stitch(patches, where),
             model_version=np.full(len(ids), self._serving.version),
         )
