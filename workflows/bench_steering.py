@@ -44,7 +44,7 @@ from steering.ptychography import (
 )
 from steering.records import Field, Travel
 from steering.runner import RunFolder
-from steering.sources import line_field, particle_field, read_recording, sample
+from steering.sources import SimulatedBeamline, Stage, line_field, particle_field, read_recording, sample
 from steering.view.steering import errors_picture, seen_picture
 
 FRAME_S = 0.02
@@ -53,9 +53,8 @@ AT_ONCE = 10  # positions of a suggestion; one suggestion is always under way wh
 EQUAL = 1.1  # of the error that the raster's full scan leaves
 RATIOS = (1.1, 1.2)  # of the stop rule
 
-Choose = Callable[[Trial, int], Policy]
 LOOKING = {"travel": TRAVEL, "frame_s": FRAME_S}
-POLICIES: dict[str, Choose] = {
+POLICIES: dict[str, Callable[[Trial, int], Policy]] = {
     "raster": lambda trial, seed: Raster(trial.where),
     "random": lambda trial, seed: Random(trial.where, seed=seed),
     "space_filling": lambda trial, seed: SpaceFilling(trial.where),
@@ -100,9 +99,6 @@ def dense_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
     """Samples with content everywhere."""
     for name in ("camera", "brick", "grass", "coins"):
         yield name, getattr(data, name)()
-
-
-IMAGES = {"sparse": sparse_images, "dense": dense_images}
 
 
 def taught(kind: str, size: int) -> list[NDArray]:
@@ -162,20 +158,13 @@ def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Sca
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     network = train([sample(image, **look) for image in taught(kind, size)], probe, 40, options)
     for seed in range(options.seeds):
-        for name, image in IMAGES[kind](size, seed):
+        for name, image in (sparse_images if kind == "sparse" else dense_images)(size, seed):
             thing = sample(image, **look)
-            where = jittered(size // 2 - 34, options.step, seed)
+            source = SimulatedBeamline([Stage(name, thing, 1)], probe=probe, step=options.step, seed=seed)
+            where = source.candidates / source.geometry.object_pixel
             rng = np.random.default_rng((seed, 1))
             counts = rng.poisson(simulate(thing, probe, centred(thing), where)).astype(np.uint16)
             yield seed, scan_of(name, (thing, centred(thing)), network, where, counts)
-
-
-def jittered(reach: float, step: float, seed: int) -> NDArray[np.float64]:
-    """(n, 2) candidates up to `reach` from the middle, each moved off its grid by up to a fifth of a step."""
-    line = np.linspace(-reach, reach, 1 + round(2 * reach / step))
-    grid = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
-    moved = grid + np.random.default_rng(seed).uniform(-step / 5, step / 5, grid.shape)
-    return np.clip(moved, -reach, reach)
 
 
 def recorded(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan]]:
@@ -210,9 +199,8 @@ def scan_of(name: str, thing: Truth, network: ProbeFirst, where: NDArray, counts
     """What the frozen network says of every frame."""
     image, canvas = thing
     probe = network.optics.modes().numpy()
-    parts = [
-        network(torch.from_numpy(part.astype(np.float32))) for part in np.array_split(counts, len(counts) // 64 + 1)
-    ]
+    batches = np.array_split(counts.astype(np.float32), len(counts) // 64 + 1)
+    parts = [network(torch.from_numpy(batch)) for batch in batches]
     patches = np.concatenate([torch.polar(*part).numpy() for part in parts])
     trial = Trial(
         canvas=canvas,
@@ -291,32 +279,27 @@ def first(curve: dict[str, list[float]], key: str, target: float) -> float:
 
 
 def stops(scan: Scan, order: NDArray[np.int64], window: int = 24) -> list[dict[str, Any]]:
-    """How the stop rule does on a way, for each of its RATIOS.
+    """How the stop rule does on a way, for each of its RATIOS that the way ever reaches for good.
 
     Its target: the next frames, which the image has not seen, are foretold to a ratio of what the network makes of
     them. The oracle knows them all, and stops where the target is met for good.
     """
     trial, coming = scan.trial, 2 * window
-    order = order[: len(order) * 2 // 3]
     told = list(trial.foretold(order, at_once=AT_ONCE, ahead=coming))
-    ahead = np.array(
-        [share.sum() / trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, share) in enumerate(told)]
-    )
+    shares = [said.sum() / trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, said) in enumerate(told)]
+    ahead, whole = np.array(shares), judge(scan.image(order), scan)[1]
     found = []
     for ratio in RATIOS:
-        rule = StopRule(ratio=ratio, window=window)
-        above = np.flatnonzero(ahead > ratio)
-        oracle = int(above[-1]) + 1 if len(above) else 1
-        for k, (step, _) in enumerate(told):
-            rule.note(step)
-            if rule.reason() and oracle < len(ahead) > k + 2:
-                frames = (k + 2) * AT_ONCE  # the suggestion under way is measured too
-                error = judge(scan.image(order[:frames]), scan)[1]
-                met = bool(ahead[k + 2] <= ratio)
-                found.append(
-                    {"ratio": ratio, "frames": frames, "oracle": oracle * AT_ONCE, "met": met, "feature_error": error}
-                )
-                break
+        oracle = 1 + max(np.flatnonzero(ahead > ratio), default=0)
+        rule, steps = StopRule(ratio=ratio, window=window), 0
+        while steps < len(told) and rule.reason() is None:
+            rule.note(told[steps][0])
+            steps += 1
+        steps = min(steps + 1, len(told) - 1)  # the suggestion under way is measured too
+        if oracle < len(ahead):
+            error = judge(scan.image(order[: steps * AT_ONCE]), scan)[1] / whole
+            stop = {"frames": steps * AT_ONCE, "oracle": int(oracle) * AT_ONCE, "met": bool(ahead[steps] <= ratio)}
+            found.append({"ratio": ratio, **stop, "error_over_full_scan": error})
     return found
 
 
@@ -332,14 +315,10 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             total = len(scan.trial.where)
             frames = sorted({max(8, round(total * share)) for share in SHARES})
             of_policy, orders = curves(scan, seed, frames)
-            ends = stops(scan, orders["adaptive"])
-            for stop in ends:
-                stop["over_full"] = stop["feature_error"] / of_policy["adaptive"]["feature_error"][-1]
-            one = {"policies": of_policy, "stop": ends}
             name = scan.name
             sample = found.setdefault(name, {"set": kind, "candidates": total, "by_seed": {}})
             sample["content"] = float(scan.features.sum() / scan.area.sum())
-            sample["by_seed"][str(seed)] = one
+            sample["by_seed"][str(seed)] = {"policies": of_policy, "stop": stops(scan, orders["adaptive"])}
             if seed == 0 and name in ("particles", "flakes", "coins"):
                 seen.append(seen_by(scan, orders))
             print(f"  {name}, seed {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
@@ -364,10 +343,12 @@ def summed_up(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         figures["dense"] = {key: max(one[key] for one in dense) for key in WORSE}
     ends = [stop for one in found.values() for seed in one["by_seed"].values() for stop in seed["stop"]]
     if ends:
-        over = [stop["frames"] / stop["oracle"] for stop in ends]
-        met = float(np.mean([stop["met"] for stop in ends]))
-        figures["stop"] = {"frames_over_oracle": float(np.median(over)), "target_met_share": met, "runs": len(ends)}
-        figures["stop"]["error_over_full_scan"] = float(np.median([stop["over_full"] for stop in ends]))
+        figures["stop"] = {
+            "frames_over_oracle": float(np.median([stop["frames"] / stop["oracle"] for stop in ends])),
+            "target_met_share": float(np.mean([stop["met"] for stop in ends])),
+            "error_over_full_scan": float(np.median([stop["error_over_full_scan"] for stop in ends])),
+            "runs": len(ends),
+        }
     return figures
 
 
