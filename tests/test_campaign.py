@@ -414,7 +414,7 @@ def campaign_end():
 def test_a_policy_that_answers_after_the_end_steers_nothing():
     campaign = training()
     feed(campaign, chunk(80))
-    assert campaign._asking
+    assert campaign.gate._asking
     feed(campaign, command("stop"))
     assert feed(campaign, decision(10)) == []
     assert campaign.outstanding == 0
@@ -432,7 +432,7 @@ def test_an_unknown_command_is_refused_before_it_reaches_anything():
     with pytest.raises(ValueError, match="found command 'puase', expected one of pause, resume, stop"):
         command("puase")
     with pytest.raises(ValueError, match="expected one of"):
-        decode({"event": "Command", "time": 0.0, "name": "explode"})
+        decode({"event": "Command", "time": 0.0, "name": "explode", "version": None})
 
 
 def test_labels_are_made_when_there_are_frames_enough_and_again_when_there_are_new_ones():

@@ -81,7 +81,7 @@ def test_every_frame_is_predicted_once_with_its_version_across_swaps(tmp_path):
             await me.receive(chunk)
             if number % 3 == 2:
                 publish(tmp_path, number // 3 + 1, noise=0.01)
-                await me.install(number // 3 + 1)
+                await me.install(number // 3 + 1, canary=False)
         return await predicted(me, 60), await me.live(), await me.figures()
 
     events, live, figures = asyncio.run(main())
@@ -105,7 +105,7 @@ def test_a_newer_model_predicts_again_and_only_better_predictions_are_kept(tmp_p
         before = await me.live()
         for number in range(1, 9):
             publish(tmp_path, number, noise=0.02)
-            await me.install(number)
+            await me.install(number, canary=False)
             while (await me._do(me._scans["a"].behind, number, 0.0, 1)).size:
                 await asyncio.sleep(0.01)
         return before, await me.live()
@@ -151,14 +151,18 @@ def test_a_new_scan_has_its_own_image_and_the_old_one_keeps_what_is_judged(tmp_p
 
 
 def test_what_goes_wrong_with_a_frame_reaches_whoever_reads_the_events(tmp_path):
+    class Broken(SpaceFilling):
+        def ingest(self, prediction, live):
+            raise ZeroDivisionError("this policy broke")
+
     async def main():
         me = predictor(tmp_path)
+        me.policy = Broken(np.zeros((1, 2)))
         await me.start()
-        far = make_chunk(np.ones((1, WINDOW, WINDOW), np.uint16), [0], [[500.0, 0.0]], GEOMETRY)
-        await me.receive(far)
+        await me.receive(next(chunks()))
         await me.events()
 
-    with pytest.raises(ValueError, match="leaves the canvas"):
+    with pytest.raises(ZeroDivisionError, match="this policy broke"):
         asyncio.run(main())
 
 

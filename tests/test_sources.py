@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from steering.ptychography import Canvas, simulate, zone_plate
-from steering.records import Decision, Geometry, chunk_geometry
+from steering.records import Decision, Geometry, Travel, chunk_geometry
 from steering.sources import Recording, Replay, SimulatedBeamline, Stage, detector_gap, hard_xray_geometry, sample
 from steering.sources.pacing import Pacer
 
@@ -51,6 +51,18 @@ def test_same_seed_same_frames_whatever_the_chunks() -> None:
     np.testing.assert_array_equal(first, frames(run(beamline(chunk_frames=9), where)))
     np.testing.assert_array_equal(beamline().candidates, beamline().candidates)
     assert (first != frames(run(beamline(seed=1), where))).any()
+
+
+def test_ways_take_time_and_no_light() -> None:
+    plain, moving = beamline(), beamline()
+    where = plain.candidates[:9]
+    travel = Travel(velocity=1e-5, settling=0.002)
+    moving.travel = travel
+    began = time.monotonic()
+    np.testing.assert_array_equal(frames(run(moving, where)), frames(run(plain, where)))
+    assert moving.travel_s == pytest.approx(travel.along(where).sum())
+    assert moving.travel_s > 8 * travel.settling
+    assert time.monotonic() - began >= moving.travel_s  # a lower bound: the ways are waited for
 
 
 def test_it_measures_exactly_where_it_is_told() -> None:

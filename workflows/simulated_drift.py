@@ -15,13 +15,15 @@ from steering.clusters import local
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import STRATEGIES
 from steering.models import ProbeFirst
-from steering.policies import Random, Raster, SpaceFilling
-from steering.ptychography import patch_weight, zone_plate
+from steering.policies import Adaptive, GradientResidual, Random, Raster, SpaceFilling
+from steering.ptychography import beam_diameter, patch_weight, zone_plate
+from steering.records import Travel
 from steering.runner import Experiment, RunFolder, run
 from steering.sources import SimulatedBeamline, Stage, sample
 from steering.view.progress import Progress
 
-POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
+FIXED = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
+LOOKING = {"gradient_residual": GradientResidual, "adaptive": Adaptive}
 
 
 def stages(frames: int, size: int) -> list[Stage]:
@@ -42,15 +44,24 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     source = SimulatedBeamline(
         parts, probe=probe, step=options.step, frame_rate=options.frame_rate, chunk_frames=10, seed=options.seed
     )
+    if options.velocity:
+        source.travel = Travel(velocity=1e-6 * options.velocity, settling=0.005)
+    if options.policy in FIXED:
+        policy = FIXED[options.policy](source.candidates)
+        ahead = 50
+    else:
+        dials = {"beam": beam_diameter(probe) * source.geometry.object_pixel, "frame_s": 1 / source.frame_rate}
+        policy = LOOKING[options.policy](source.candidates, travel=source.travel, **dials)
+        ahead = 10  # it should have seen what it decides by
     network = ProbeFirst(window=64, patch=40, width=24)
     experiment = Experiment(
         source=source,
-        policy=POLICIES[options.policy](source.candidates),
+        policy=policy,
         network=network,
         strategy=STRATEGIES[options.strategy](Reconstruction(patch_weight(probe, network.dials["patch"]))),
         ranks=options.ranks,
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3, seed=options.seed),
-        campaign=Settings(steps=options.steps, label_every=150),
+        campaign=Settings(steps=options.steps, label_every=150, lookahead=ahead),
         scans=tuple(part.name for part in parts),
         frames=sum(part.frames for part in parts),
     )
@@ -63,10 +74,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         prog="steering run workflows/simulated_drift.py", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--strategy", choices=STRATEGIES, default="er", help="how the old samples are kept (er)")
-    parser.add_argument("--policy", choices=POLICIES, default="space_filling", help="where to measure next")
+    parser.add_argument("--policy", choices=[*FIXED, *LOOKING], default="space_filling", help="where to measure next")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample (1100)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
+    parser.add_argument("--velocity", type=float, default=0.0, help="of the stage, um/s; 0: it is there at once")
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
     parser.add_argument("--step", type=float, default=5.5, help="object pixels between candidate positions (5.5)")
     parser.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-COMMANDS = ("pause", "resume", "stop")
+COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +54,66 @@ class DecisionSuggested(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecisionLimited(Event):
+    """Of a suggested decision, `count` positions were refused by the safe limits, with the reason."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionProposed(Event):
+    """What the safe limits leave of a suggested decision waits for a person's word until `until`; then `default`
+    (approve or veto) holds."""
+
+    positions: int
+    reason: str
+    stop: bool
+    until: float
+    default: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionSettled(Event):
+    """The proposed decision was approved or vetoed, by a person or because nobody answered in time."""
+
+    approved: bool
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick(Event):
+    """The time that the campaign asked to be told has come."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelsReady(Event):
     """Refinement labelled `count` frames of a scan, and they are with the ranks; residual is their median.
 
-    count is 0 where no labels could be made. One comes for every action to label.
+    count is 0 where no labels could be made. `left_out` more were made and explain their frames too badly to teach.
+    One comes for every action to label.
     """
 
     scan: str
     count: int
     residual: float | None
     seconds: float
+    left_out: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsFromOutside(Event):
+    """A file of labels came through the door: of `count` frames they are with the ranks, `refused` were not taken, for
+    these reasons. Medians over those taken: seconds since the frame was acquired, model versions published since then.
+    """
+
+    file: str
+    scan: str
+    count: int
+    refused: int
+    reasons: tuple[str, ...]
+    late_s: float | None
+    versions_late: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +150,36 @@ class CandidateRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolledBack(Event):
+    """An older version is in service again; validation_residual is its own."""
+
+    version: int
+    validation_residual: float | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollBackRefused(Event):
+    """The version before was tried, and did no better: the one in service stays."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameRefused(Event):
     """Frames that were asked for and will not come, with the reason."""
 
     count: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSetAside(Event):
+    """Frames that were measured and reached the predictor, but cannot be used, with the reason."""
+
+    scan: str
+    frame_ids: tuple[int, ...]
     reason: str
 
 
@@ -165,9 +241,11 @@ class SourceEnded(Event):
 @dataclass(frozen=True, kw_only=True)
 class Command(Event):
     """A person's word. Pause: ask for no further positions until resume. Stop: end the campaign without further
-    training. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
+    training. Approve, veto: the decision that waits for it. Rollback: put `version` into service again, or where that
+    is None the one served before. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
 
     name: str
+    version: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in COMMANDS:
@@ -180,11 +258,19 @@ _KINDS: dict[str, type[Event]] = {
         ChunkArrived,
         PredictionReady,
         DecisionSuggested,
+        DecisionLimited,
+        DecisionProposed,
+        DecisionSettled,
+        Tick,
         LabelsReady,
+        LabelsFromOutside,
         CandidateReady,
         ModelPublished,
         CandidateRefused,
+        RolledBack,
+        RollBackRefused,
         FrameRefused,
+        FrameSetAside,
         DriftRaised,
         DriftLowered,
         RankLost,

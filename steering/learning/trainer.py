@@ -129,14 +129,15 @@ class Rank:
         """Take in what has arrived, agree on the optics, and be ready for the first step."""
         newest: Labels | None = None
         while self._arrived:
-            newest = self._arrived.popleft()
-            self._samples.add(newest)
+            labels = self._arrived.popleft()
+            self._samples.add(labels)
+            newest = labels if labels.probe is not None else newest
         self._samples.begin(scan)
         if self.strategy.restarts and scan != self._scan and self._scan is not None:
             self.network.load_state_dict(self._initial)
             self._loop.optimiser.state.clear()
         self._scan = scan
-        if newest is not None:
+        if newest is not None and newest.probe is not None:
             self.network.optics.set(newest.probe, newest.mask)
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             self._return_to_served()  # the ranks' weights are alike: all come here, or none
@@ -175,6 +176,13 @@ class Rank:
     def serve(self, store: Path, number: int) -> None:
         """Take a published version as the one that candidates are held against: for a rank that becomes rank 0."""
         self._served.load_state_dict(ModelStore(store).weights(number))
+
+    def go_back(self, store: Path, number: int) -> None:
+        """Go on from a published version, as all other ranks do: its weights, and an optimiser without a past."""
+        weights = ModelStore(store).weights(number)
+        self.network.load_state_dict(weights)
+        self._served.load_state_dict(weights)
+        self._loop.optimiser.state.clear()
 
     def close(self) -> None:
         """Leave the group."""

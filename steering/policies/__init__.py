@@ -5,9 +5,24 @@ A policy has two verbs: `ingest(prediction, live)` tells it what was measured an
 again after a stop, it begins the next scan.
 """
 
+from steering.policies.adaptive import Adaptive
+from steering.policies.agent import Agent
 from steering.policies.candidates import Policy
+from steering.policies.dwell import DwellRule
+from steering.policies.gradient_residual import GradientResidual
 from steering.policies.random import Random
 from steering.policies.raster import Raster
 from steering.policies.space_filling import SpaceFilling
+from steering.policies.stop import StopRule
 
-__all__ = ["Policy", "Random", "Raster", "SpaceFilling"]
+__all__ = [
+    "Adaptive",
+    "Agent",
+    "DwellRule",
+    "GradientResidual",
+    "Policy",
+    "Random",
+    "Raster",
+    "SpaceFilling",
+    "StopRule",
+]

@@ -1,4 +1,4 @@
-"""The bookkeeping that every policy shares: which candidates are still to be measured in the scan at hand."""
+"""What every policy shares: which candidates are still to be measured in the scan at hand, and when a scan is new."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.policies.dwell import DwellRule
+from steering.policies.stop import StopRule
 from steering.records import Decision, Prediction
 
 
@@ -15,7 +17,10 @@ class Policy(Protocol):
 
     def ingest(self, prediction: Prediction, live: Any) -> None:
         """Take in what was predicted of the newest frames (positions in object pixels), and the live image as it is
-        now: an xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit."""
+        now: an xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit.
+
+        `prediction.surprise` is there for a policy whose attribute `foretold` is True.
+        """
 
     def suggest(self, n: int) -> Decision:
         """Up to n positions to measure next, each with its reason; stop=True when these are the scan's last.
@@ -24,47 +29,117 @@ class Policy(Protocol):
         """
 
 
-class Ordered:
-    """Walks once through the candidates of a scan, in an order that is fixed beforehand, and again for a new scan.
+class Walk:
+    """Visits each candidate of a scan at most once, and begins anew for a new scan. Where to, a kind of walk says.
 
     A scan is new when this policy has stopped the one before it, or when the source says so: predictions come under
     another name. The two may be the same scan, and predictions come late; a walk that was begun ahead of its scan's
-    first prediction is not begun again.
+    first prediction is not begun again, and what is predicted of an earlier scan teaches it nothing.
+
+    A kind defines `_choose`; one that looks at what was measured defines `_learn` and `_forget` too.
     """
 
-    def __init__(self, candidates: NDArray[np.float64], order: NDArray[np.int64], reason: str) -> None:
-        self._candidates = candidates
-        self._order = order
-        self._reason = reason
-        self._next = 0
+    def __init__(
+        self, candidates: NDArray[np.float64], *, stop: StopRule | None = None, dwell: DwellRule | None = None
+    ) -> None:
+        """candidates: (n, 2) of (y, x), length unit. stop: ends a scan early. dwell: how long to stay at each."""
+        self._candidates = checked(candidates)
+        self._stop = stop
+        self._dwell = dwell
+        self._left = np.ones(len(self._candidates), bool)
+        """(n,) True for candidates that were not suggested in this walk."""
+        self._over = False
         self._suggested_before = 0
         """Positions of all walks before this one."""
         self._measured = 0
         """Frames predicted so far: more than the walks before had positions means that this walk is being measured."""
         self._scan: str | None = None
+        self._stopped_scan: str | None = None
+        """The scan that was being measured when this walk was begun after a stop: its frames may still come."""
+
+    @property
+    def foretold(self) -> bool:
+        """Whether predictions should carry the surprise of their frames, which only a stop rule needs."""
+        return self._stop is not None
 
     def ingest(self, prediction: Prediction, live: Any) -> None:
         """A prediction of another scan starts the walk anew, unless none of this walk has been measured yet."""
         if self._scan not in (None, prediction.scan) and self._measured > self._suggested_before:
-            self._begin()
+            self._begin(None)
         self._scan = prediction.scan
         self._measured += len(prediction.frame_id)
+        mine = self._measured > self._suggested_before or self._scan != self._stopped_scan
+        if mine and len(prediction.frame_id):
+            if self._stop is not None:
+                self._stop.note(prediction)
+            if self._dwell is not None:
+                self._dwell.note(prediction, pixel_of(live))
+            self._learn(prediction, live)
 
     def suggest(self, n: int) -> Decision:
-        """The next n candidates of the order; the last ones come with stop=True, and after them a new walk begins."""
+        """Up to n candidates; the last of a scan come with stop=True, and after them a new walk begins."""
         if n < 1:
             raise ValueError(f"found a wish for {n} positions, expected 1 or more")
-        if self._next == len(self._order):
-            self._begin()
-        chosen = self._order[self._next : self._next + n]
-        total = len(self._order)
-        reasons = [f"{self._reason}, {self._next + i + 1} of {total}" for i in range(len(chosen))]
-        self._next += len(chosen)
-        return Decision(positions=self._candidates[chosen], reasons=tuple(reasons), stop=self._next == total)
+        if self._over:
+            self._begin(self._scan)
+        enough = self._stop.reason() if self._stop else None
+        if enough is not None:
+            self._over = True
+            return Decision(positions=np.empty((0, 2)), reasons=(enough,), stop=True)
+        chosen, reasons = self._choose(min(n, int(self._left.sum())))
+        self._left[chosen] = False
+        self._over = not self._left.any()
+        where = self._candidates[chosen]
+        dwell = None if self._dwell is None else self._dwell.seconds(where)
+        return Decision(positions=where, reasons=tuple(reasons), dwell=dwell, stop=self._over)
 
-    def _begin(self) -> None:
-        self._suggested_before += self._next
-        self._next = 0
+    def _begin(self, stopped: str | None) -> None:
+        self._suggested_before += len(self._left) - int(self._left.sum())
+        self._stopped_scan = stopped
+        self._left[:] = True
+        self._over = False
+        for rule in (self._stop, self._dwell):
+            if rule is not None:
+                rule.clear()
+        self._forget()
+
+    def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
+        """n of the candidates that are left, in the order in which to measure, and the reason for each."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where to measure: define _choose")
+
+    def _learn(self, prediction: Prediction, live: Any) -> None:
+        """Take in what was measured of this walk."""
+
+    def _forget(self) -> None:
+        """A new walk begins."""
+
+
+class Ordered(Walk):
+    """A walk in an order that is fixed beforehand."""
+
+    def __init__(
+        self,
+        candidates: NDArray[np.float64],
+        order: NDArray[np.int64],
+        reason: str,
+        *,
+        stop: StopRule | None = None,
+        dwell: DwellRule | None = None,
+    ) -> None:
+        super().__init__(candidates, stop=stop, dwell=dwell)
+        self._order = order
+        self._reason = reason
+
+    def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
+        done = len(self._order) - int(self._left.sum())
+        chosen = self._order[self._left[self._order]][:n]
+        return chosen, [f"{self._reason}, {done + i + 1} of {len(self._order)}" for i in range(n)]
+
+
+def pixel_of(live: Any) -> float:
+    """Size of an object pixel of the live image, in the length unit."""
+    y = live["y"].values
+    return float(y[1] - y[0])
 
 
 def checked(candidates: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.policies.candidates import Ordered, checked
+from steering.policies.dwell import DwellRule
+from steering.policies.stop import StopRule
 
 
 class Raster(Ordered):
@@ -15,7 +17,14 @@ class Raster(Ordered):
     belongs to the nearest one. By default as many as a grid of equal steps over the same rectangle would have.
     """
 
-    def __init__(self, candidates: NDArray[np.float64], *, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        candidates: NDArray[np.float64],
+        *,
+        rows: int | None = None,
+        stop: StopRule | None = None,
+        dwell: DwellRule | None = None,
+    ) -> None:
         where = checked(candidates)
         y, x = where.T
         height, width = float(np.ptp(y)), float(np.ptp(x))
@@ -26,7 +35,7 @@ class Raster(Ordered):
         # Lines without candidates do not count: the direction turns from each row to the next.
         row = np.unique(line, return_inverse=True)[1]
         along = np.where(row % 2 == 0, x, -x)
-        super().__init__(where, np.lexsort((along, row)), "raster")
+        super().__init__(where, np.lexsort((along, row)), "raster", stop=stop, dwell=dwell)
 
 
 def _grid_rows(n: int, height: float, width: float) -> int:

@@ -6,6 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.policies.candidates import Ordered, checked
+from steering.policies.dwell import DwellRule
+from steering.policies.stop import StopRule
+
+SPACE_FILLING = "space-filling: the middle of the largest hole"
+"""The reason for a position."""
 
 
 class SpaceFilling(Ordered):
@@ -15,12 +20,15 @@ class SpaceFilling(Ordered):
     Whenever the scan ends, the largest hole is at most twice as wide as the best choice of as many points allows.
     """
 
-    def __init__(self, candidates: NDArray[np.float64]) -> None:
+    def __init__(
+        self, candidates: NDArray[np.float64], *, stop: StopRule | None = None, dwell: DwellRule | None = None
+    ) -> None:
         where = checked(candidates)
-        super().__init__(where, _farthest_first(where), "space-filling: the middle of the largest hole")
+        super().__init__(where, farthest_first(where), SPACE_FILLING, stop=stop, dwell=dwell)
 
 
-def _farthest_first(where: NDArray[np.float64]) -> NDArray[np.int64]:
+def farthest_first(where: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(n,) order of positions (n, 2): each the farthest from all before it, the first the nearest to their middle."""
     order = np.empty(len(where), np.int64)
     order[0] = np.argmin(((where - where.mean(0)) ** 2).sum(1))
     hole = ((where - where[order[0]]) ** 2).sum(1)

@@ -48,6 +48,15 @@ def zone_plate(
     return (wave * np.sqrt(counts / (np.abs(wave) ** 2).sum()))[None].astype(np.complex64)
 
 
+def beam_diameter(probe: NDArray[np.complex64]) -> float:
+    """Diameter, object pixels, of the disc of even light with the same (sum I)^2 / sum I^2 as the probe's intensity I.
+
+    probe: complex (mode, N, N); I is summed over its modes.
+    """
+    light = (np.abs(probe) ** 2).sum(0, dtype=np.float64)
+    return float(np.sqrt(4 / np.pi * light.sum() ** 2 / (light**2).sum()))
+
+
 def rescale_probe(
     probe: NDArray[np.complex64], counts: NDArray, mask: NDArray[np.bool_] | None = None
 ) -> NDArray[np.complex64]:

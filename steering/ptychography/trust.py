@@ -30,7 +30,7 @@ def far_field_residual(
             f"found patches {patches.shape} and counts {counts.shape}, expected (n, h, w) and (n, {window}, {window})"
         )
     good = good_pixels(mask, window)
-    whole = torch.from_numpy(_fill_up(np.asarray(patches, np.complex64), window))
+    whole = torch.from_numpy(fill_up(np.asarray(patches, np.complex64), window))
     model = intensity(diffract(whole, torch.from_numpy(np.ascontiguousarray(probe, np.complex64)))).sqrt_()
     return unexplained(model, measured_amplitude(counts, mask), good).numpy()
 
@@ -83,7 +83,8 @@ def good_pixels(mask: NDArray[np.bool_] | None, window: int) -> Tensor:
     return torch.from_numpy((~mask).astype(np.float32))
 
 
-def _fill_up(patches: NDArray[np.complex64], window: int) -> NDArray[np.complex64]:
+def fill_up(patches: NDArray[np.complex64], window: int) -> NDArray[np.complex64]:
+    """(n, window, window): patches (n, h, w) in the middle, their edge values around them."""
     before = [window // 2 - side // 2 for side in patches.shape[1:]]
     pad = [(b, window - side - b) for b, side in zip(before, patches.shape[1:], strict=True)]
     return np.pad(patches, [(0, 0), *pad], mode="edge")

@@ -8,6 +8,7 @@ the scan's field, in the unit of `Geometry.length_unit`. The zero frequency of a
 from steering.records.decisions import Decision, ModelVersion, Prediction
 from steering.records.frames import chunk_geometry, make_chunk, positions_px
 from steering.records.geometry import Field, Geometry
+from steering.records.travel import Travel
 
 __all__ = [
     "Decision",
@@ -15,6 +16,7 @@ __all__ = [
     "Geometry",
     "ModelVersion",
     "Prediction",
+    "Travel",
     "chunk_geometry",
     "make_chunk",
     "positions_px",

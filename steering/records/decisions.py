@@ -27,6 +27,8 @@ class Prediction:
     """(frame,) phase offset to the overlapping neighbours, radians; NaN where there is no neighbour yet."""
     model_version: NDArray[np.int64]
     """(frame,) the version that predicted each frame."""
+    surprise: NDArray[np.float32] | None = None
+    """(frame,) far-field residual of what the live image said of each frame before it was added; None: not compared."""
 
     def __post_init__(self) -> None:
         n = len(self.frame_id)
@@ -34,7 +36,8 @@ class Prediction:
             raise ValueError(
                 f"found positions of shape {np.shape(self.position)}, expected ({n}, 2): (y, x) of each frame"
             )
-        for name in ("amplitude", "phase", "residual", "offset", "model_version"):
+        optional = () if self.surprise is None else ("surprise",)
+        for name in ("amplitude", "phase", "residual", "offset", "model_version", *optional):
             if len(getattr(self, name)) != n:
                 raise ValueError(f"found {len(getattr(self, name))} rows of {name}, expected {n}: one per frame id")
         if self.amplitude.shape != self.phase.shape or self.amplitude.ndim != 3:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from steering.ptychography import Canvas
 from steering.records import Decision, Field, Geometry
+from steering.sources.generated import line_field, particle_field
 from steering.sources.orientation import ORIENTATIONS
 from steering.sources.recordings import Recording, read_recording
 from steering.sources.replay import Replay
@@ -28,6 +29,8 @@ __all__ = [
     "Stage",
     "detector_gap",
     "hard_xray_geometry",
+    "line_field",
+    "particle_field",
     "read_recording",
     "sample",
 ]

@@ -29,6 +29,9 @@ class _Request(Generic[Target]):
     target: Target | None
     """None: nothing to measure, only the mark that the part ends here."""
     seconds: float
+    """Of light."""
+    before: float
+    """Seconds of the way there, without light."""
     ends_part: int | None
     """The part that is over once this is done; None: no part is."""
 
@@ -40,9 +43,9 @@ class Pacer(Generic[Target]):
     a request that ends it is done; no chunk spans two parts. Targets are measured in the order in which they came,
     each once; those that a part leaves over are measured in the next one.
 
-    Frame k is due when the times of the frames before it have passed. Late frames are caught up without sleep; when
-    there was nothing to measure the clock starts anew. Measuring never waits for the consumer: past `queue_chunks`
-    finished chunks the oldest is dropped and counted in `frames_dropped`.
+    Frame k is due when the times of the frames before it, and of the ways between them, have passed. Late frames are
+    caught up without sleep; when there was nothing to measure the clock starts anew. Measuring never waits for the
+    consumer: past `queue_chunks` finished chunks the oldest is dropped and counted in `frames_dropped`.
 
     Every method is thread-safe (`lock` is theirs, and a source may hold it around a call of `add`). The object pickles
     until `run` is called.
@@ -81,16 +84,25 @@ class Pacer(Generic[Target]):
         self.__dict__.update(state)
         self.lock = threading.Condition()
 
-    def add(self, targets: Sequence[Target], *, dwell: NDArray[np.float64] | None = None, stop: bool = False) -> None:
-        """Queue targets; dwell: seconds for each (None: one frame time); stop: the part now on is over after them."""
+    def add(
+        self,
+        targets: Sequence[Target],
+        *,
+        dwell: NDArray[np.float64] | None = None,
+        travel: NDArray[np.float64] | None = None,
+        stop: bool = False,
+    ) -> None:
+        """Queue targets; dwell: seconds of light for each (None: one frame time); travel: seconds that the way to each
+        takes before that (None: none); stop: the part now on is over after them."""
+        ways = np.zeros(len(targets)) if travel is None else travel
         with self.lock:
             part = self._part if stop else None
             seconds = np.full(len(targets), 1 / self.frame_rate) if dwell is None else dwell
             last = len(targets) - 1
-            for k, (target, time_s) in enumerate(zip(targets, seconds, strict=True)):
-                self._requests.append(_Request(target, float(time_s), part if k == last else None))
+            for k, (target, time_s, way) in enumerate(zip(targets, seconds, ways, strict=True)):
+                self._requests.append(_Request(target, float(time_s), float(way), part if k == last else None))
             if stop and not targets:
-                self._requests.append(_Request(None, 0.0, part))
+                self._requests.append(_Request(None, 0.0, 0.0, part))
             self.lock.notify_all()
 
     def close(self) -> None:
@@ -149,7 +161,7 @@ class Pacer(Generic[Target]):
                     request = self._requests.popleft()
                     over = request.ends_part == part
                     if request.target is not None:
-                        due += request.seconds
+                        due += request.before + request.seconds
                         taken.append(request)
                         ends.append(due)
                 self.lock.wait_for(lambda: self._closed, max(0.0, due - time.monotonic()))

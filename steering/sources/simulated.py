@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.ptychography import Canvas, simulate
-from steering.records import Decision, Field, Geometry, make_chunk
+from steering.records import Decision, Field, Geometry, Travel, make_chunk
 from steering.sources.pacing import Pacer
 
 ALL_ONES = np.iinfo(np.uint16).max
@@ -135,6 +135,11 @@ class SimulatedBeamline:
         self.field = field.scaled(pixel)
         self.candidates = _jittered_grid(field, step, seed) * pixel
         self._scans = _scan_names(self.stages)
+        self.travel: Travel | None = None
+        """What the way from one position to the next costs, in real time; None: nothing. Set it before chunks()."""
+        self.travel_s = 0.0
+        """Seconds of all ways to the positions queued so far."""
+        self._here: NDArray[np.float64] | None = None
         self._in_beam = 0
         self._next_id = 0
         self._pacer: Pacer[tuple[float, float]] = Pacer(
@@ -163,7 +168,11 @@ class SimulatedBeamline:
                 f"found position ({y:.4g}, {x:.4g}) {self.geometry.length_unit} and {int((~inside).sum()) - 1} others "
                 f"outside the field {self.field}, expected all inside: choose among `candidates` or within `field`"
             )
-        self._pacer.add([(float(y), float(x)) for y, x in where], dwell=decision.dwell, stop=decision.stop)
+        with self._pacer.lock:
+            way = self._way(where)
+            self.travel_s += float(way.sum())
+            targets = [(float(y), float(x)) for y, x in where]
+            self._pacer.add(targets, dwell=decision.dwell, travel=way, stop=decision.stop)
 
     def close(self) -> None:
         """End the campaign; a waiting chunks() hands out what was measured and ends."""
@@ -175,6 +184,14 @@ class SimulatedBeamline:
         if not mine:
             return None
         return self.stages[max(mine[0], min(mine[-1], self._in_beam))].object, self._canvas
+
+    def _way(self, where: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) seconds to each of the next positions (n, 2); the first of a campaign is where the stage stands."""
+        if self.travel is None or not len(where):
+            return np.zeros(len(where))
+        start = where[:1] if self._here is None else self._here[None]
+        self._here = where[-1]
+        return self.travel.along(np.concatenate([start, where]))[1:]
 
     def _measure(self, part: int, targets: list[tuple[float, float]], seconds: NDArray[np.float64]) -> xr.Dataset:
         self._in_beam = part

@@ -1,0 +1,90 @@
+"""Space-filling until the content proves sparse, then along it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.policies.candidates import pixel_of
+from steering.policies.dwell import DwellRule
+from steering.policies.gradient_residual import GradientResidual
+from steering.policies.interest import closeness, structure_at
+from steering.policies.space_filling import SPACE_FILLING, farthest_first
+from steering.policies.stop import StopRule
+from steering.records import Prediction, Travel
+
+_LEAST_FRAMES = 30
+"""Frames before which nothing is proven."""
+
+
+class Adaptive(GradientResidual):
+    """In space-filling order until the content is proven sparse, from then on like GradientResidual.
+
+    The statistic is the share of the field that holds the structure, `content_share` of the frames measured so far; the
+    space-filling order makes them a fair sample of the field. Sparse is proven once the share and twice its standard
+    error lie below `sparse`. On dense content that never happens, and the scan stays space-filling to its end.
+    """
+
+    def __init__(
+        self,
+        candidates: NDArray[np.float64],
+        *,
+        beam: float,
+        travel: Travel | None = None,
+        frame_s: float = 0.02,
+        sparse: float = 0.3,
+        stop: StopRule | None = None,
+        dwell: DwellRule | None = None,
+    ) -> None:
+        """As for GradientResidual. sparse: share of the field below which content counts as sparse."""
+        if not 0 <= sparse <= 1:
+            raise ValueError(f"found sparse={sparse}, expected a share of the field, 0 to 1")
+        super().__init__(candidates, beam=beam, travel=travel, frame_s=frame_s, stop=stop, dwell=dwell)
+        self.sparse = sparse
+        self._order = farthest_first(self._candidates)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._measured_at = np.zeros((0, 2))
+        self._proof: str | None = None
+
+    def _learn(self, prediction: Prediction, live: Any) -> None:
+        super()._learn(prediction, live)
+        self._measured_at = np.concatenate([self._measured_at, prediction.position * pixel_of(live)])
+
+    def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
+        if self._proof is None:
+            self._proof = self._prove()
+        if self._proof is not None:
+            chosen, reasons = super()._choose(n)
+            return chosen, [f"{self._proof}; {reason}" for reason in reasons]
+        chosen = self._order[self._left[self._order]][:n]
+        self._here = self._candidates[chosen[-1]]
+        self._light += closeness(self._candidates, self._candidates[chosen], self.beam).sum(1)
+        return chosen, [SPACE_FILLING] * len(chosen)
+
+    def _prove(self) -> str | None:
+        """That the content is sparse, in words; None: it is not proven."""
+        if len(self._measured_at) < _LEAST_FRAMES:
+            return None
+        structure, _ = structure_at(self._measured_at, self._live, self.beam)
+        share, error = content_share(structure)
+        return f"sparse ({100 * share:.0f} % of the field)" if share + 2 * error < self.sparse else None
+
+
+def content_share(structure: NDArray[np.float64]) -> tuple[float, float]:
+    """The share of places that hold the structure, and its standard error: (sum s)^2 / (n sum s^2) of n places.
+
+    structure: (n,) of a fair sample of places, 0 or more. The participation ratio: a share p of equal places and
+    nothing elsewhere gives p, content that is everywhere alike gives 1; so does a field without any. The standard error
+    is that of a ratio of means, to first order (delta method).
+    """
+    mean, square = float(structure.mean()), float((structure**2).mean())
+    if not square > 0:
+        return 1.0, 0.0
+    share = mean**2 / square
+    slope = 2 * mean / square * structure - (mean / square) ** 2 * structure**2
+    return share, float(slope.std()) / math.sqrt(len(structure))

@@ -1,0 +1,94 @@
+"""How long to stay: as long as light, and not the model, limits what a frame tells."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.policies.interest import closeness
+from steering.ptychography import beam_diameter, expected_floor
+from steering.records import Prediction
+
+
+def enough_light(
+    residual: NDArray[np.float64], floor: NDArray[np.float64], seconds: NDArray[np.float64], tolerance: float
+) -> NDArray[np.float64]:
+    """Seconds after which counting noise leaves no more of a frame's residual than the model does, or `tolerance`.
+
+    residual: (n,) of frames of so many seconds. floor: (n,) what counting noise alone would leave (`expected_floor`).
+    The residual is the floor, which falls as 1 / time, and what the model misses, which does not: past the time at
+    which the two are equal more light does not help.
+    """
+    missed = np.maximum(residual - floor, tolerance)
+    return seconds * floor / missed
+
+
+class DwellRule:
+    """Stays at each position until noise is no longer what limits the frame, as the frames around it say.
+
+    A point whose residual is far above its floor gains nothing from more light: there the model is at fault. One at its
+    floor is limited by counting noise, and worth more light until the floor is down at `tolerance`, below which nobody
+    cares. Before anything is known of a scan each position gets `frame_s`.
+    """
+
+    def __init__(
+        self,
+        probe: NDArray[np.complex64],
+        *,
+        frame_s: float,
+        shortest: float,
+        longest: float,
+        tolerance: float = 0.005,
+    ) -> None:
+        """probe: (mode, N, N), its power the counts of `frame_s` seconds on a transparent object. shortest, longest:
+        limits of a dwell, seconds. tolerance: residual that counting noise may leave."""
+        if not 0 < shortest <= frame_s <= longest < np.inf or not 0 < tolerance < 1:
+            raise ValueError(
+                f"found shortest={shortest}, frame_s={frame_s}, longest={longest}, tolerance={tolerance}, "
+                "expected 0 < shortest <= frame_s <= longest, and a residual between 0 and 1"
+            )
+        self.probe = np.asarray(probe, np.complex64)
+        self.frame_s = frame_s
+        self.shortest = shortest
+        self.longest = longest
+        self.tolerance = tolerance
+        self._beam = beam_diameter(self.probe)
+        self.clear()
+
+    def clear(self) -> None:
+        """A new scan begins."""
+        self._given_at = np.zeros((0, 2))
+        self._given = np.zeros(0)
+        self._where = np.zeros((0, 2))
+        self._enough = np.zeros(0)
+        self._pixel = 1.0
+
+    def note(self, prediction: Prediction, pixel: float) -> None:
+        """Take in what was predicted of the newest frames; pixel: of the object, length unit."""
+        self._pixel = pixel
+        where = prediction.position * pixel
+        seconds = np.full(len(where), self.frame_s)
+        if len(self._given):
+            nearest = ((where[:, None] - self._given_at[None]) ** 2).sum(-1).argmin(1)
+            seconds = self._given[nearest]
+        # The floor is not quite 1 / time where counts are few, so that it is taken at the light that there was.
+        ratios, group = np.unique(seconds / self.frame_s, return_inverse=True)
+        floor = np.zeros(len(where))
+        for k, ratio in enumerate(ratios):
+            light = self.probe * np.float32(np.sqrt(ratio))
+            floor[group == k] = expected_floor(prediction.patches[group == k], light)
+        found = enough_light(prediction.residual.astype(np.float64), floor, seconds, self.tolerance)
+        self._where = np.concatenate([self._where, where])
+        self._enough = np.concatenate([self._enough, found])
+
+    def seconds(self, where: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) how long to stay at positions (n, 2), length unit, which are now taken to be measured so."""
+        dwell = np.full(len(where), self.frame_s)
+        if len(self._enough):
+            # A little of the mean of all stands in where nothing near is known; the logarithm, since times are ratios.
+            near = closeness(where, self._where, self._beam * self._pixel) + 0.01 / len(self._where)
+            dwell = np.exp(near @ np.log(self._enough) / near.sum(1))
+        dwell = np.clip(dwell, self.shortest, self.longest)
+        self._given_at = np.concatenate([self._given_at, where])
+        self._given = np.concatenate([self._given, dwell])
+        return dwell
