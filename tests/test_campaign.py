@@ -615,7 +615,9 @@ EVENTS = [
     published(3, residual=None),
     refused(),
     FrameRefused(time=0.0, count=2, reason="out of reach"),
-    DriftRaised(time=0.0, scan="a", version=1, by="offset", trust=0.1, lowest=0.2, residual=0.3, expected=None),
+    DriftRaised(
+        time=0.0, scan="a", version=1, by="offset", trust=0.1, lowest=0.2, worse=3, most=8, residual=0.3, expected=None
+    ),
     DriftLowered(time=0.0, scan="a", version=2, since=1, trust=0.5, residual=0.1, expected=0.1),
     lost(),
     RankJoined(time=0.0, ranks=2, generation=1),

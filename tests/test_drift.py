@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from steering.campaign import DriftLowered, DriftRaised, PredictionReady
-from steering.campaign.drift import DriftTest, Window, critical
+from steering.campaign.drift import DriftTest, Window, lowest_u, most_worse, spared
 from steering.ptychography import share_as_bad
 
 
@@ -30,16 +30,31 @@ def told(residual, offset=(), *, scan="a", version=1, m=40, why_not=()):
 @pytest.mark.parametrize("chance", [0.01, 0.05, 0.2, 0.4])
 def test_the_critical_value_is_that_of_the_exact_law(n, m, chance):
     """Counted over every order of n and m."""
-    every = [sum(places) - n * (n - 1) // 2 for places in itertools.combinations(range(n + m), n)]
-    u = critical(n, m, chance)
-    assert sum(one <= u for one in every) <= chance * len(every)
-    assert sum(one <= u + 1 for one in every) > chance * len(every)
+    orders = list(itertools.combinations(range(n + m), n))  # places of the n, the worst frame first
+    pairs = [sum(places) - n * (n - 1) // 2 for places in orders]
+    u = lowest_u(n, m, chance)
+    assert sum(one <= u for one in pairs) <= chance * len(orders)
+    assert sum(one <= u + 1 for one in pairs) > chance * len(orders)
+    worse = [sum(place == number for number, place in enumerate(places)) for places in orders]
+    k = most_worse(n, m, chance)
+    assert spared(m) == 0
+    assert sum(one >= k for one in worse) <= chance * len(orders)
+    assert sum(one >= k - 1 for one in worse) > chance * len(orders)
+
+
+def test_frames_worse_than_all_but_a_few_validation_frames_are_as_rare_as_said():
+    rng = np.random.default_rng(0)
+    n, m, chance = 16, 120, 0.02
+    draws = rng.normal(size=(20000, n + m))
+    bar = np.sort(draws[:, n:], axis=1)[:, -1 - spared(m)]
+    share = ((draws[:, :n] > bar[:, None]).sum(1) >= most_worse(n, m, chance)).mean()
+    assert chance / 5 < share <= chance
 
 
 def test_the_critical_value_of_large_samples_is_that_of_the_normal_law():
     n, m = 16, 400
     middle, spread = n * m / 2, math.sqrt(n * m * (n + m + 1) / 12)
-    assert critical(n, m, 0.05) == pytest.approx(middle - 1.645 * spread, abs=0.05 * spread)
+    assert lowest_u(n, m, 0.05) == pytest.approx(middle - 1.645 * spread, abs=0.05 * spread)
 
 
 @pytest.mark.parametrize("m", [5, 12, 40])
@@ -47,7 +62,7 @@ def test_the_critical_value_of_large_samples_is_that_of_the_normal_law():
 def test_false_alarms_are_at_most_as_frequent_as_stated(m, law):
     """Over many scans, each with a validation sample of its own; what the frames' law is does not matter."""
     rng = np.random.default_rng(m)
-    scans, frames, stated = 400, 60, 2e-3
+    scans, frames, stated = 150, 60, 5e-3
     alarms = 0
     for _ in range(scans):
         draws = getattr(rng, law)(size=m + frames)
@@ -59,8 +74,8 @@ def test_false_alarms_are_at_most_as_frequent_as_stated(m, law):
     assert alarms > 0 or m == 5
 
 
-def test_five_validation_frames_are_too_few_for_a_rare_alarm_and_seven_are_enough():
-    for m, raised in ((5, False), (7, True)):
+def test_five_validation_frames_are_too_few_for_a_rare_alarm_and_eight_are_enough():
+    for m, raised in ((5, False), (8, True)):
         test = DriftTest(16, 1e-5)
         assert bool(test.take(told([1 / (m + 1)] * 200, m=m), expected=None)) == raised
 
@@ -72,13 +87,21 @@ def test_strong_drift_is_raised_within_a_window_and_lowered_when_trust_is_back()
     [raised] = test.take(told([1 / 41] * 16), expected=0.1)
     assert isinstance(raised, DriftRaised)
     assert (raised.by, raised.version, raised.scan, raised.expected) == ("residual", 1, "a", 0.1)
-    assert raised.trust <= raised.lowest < 0.5
+    assert raised.trust <= raised.lowest or raised.worse >= raised.most
     assert test.take(told([1 / 41] * 100, version=2), expected=0.1) == []  # raised once
     [lowered] = test.take(told(rng.uniform(size=30), version=3), expected=0.2)
     assert isinstance(lowered, DriftLowered)
     assert (lowered.version, lowered.since, lowered.expected) == (3, 1, 0.2)
     assert test.take(told(rng.uniform(size=30)), expected=0.1) == []
     assert len(test.take(told([1 / 41] * 16), expected=0.1)) == 1
+
+
+def test_a_sample_that_is_empty_between_its_features_raises_it_too():
+    """Half of the frames look as good as ever: on average there is nothing to see."""
+    test = DriftTest(16, 5e-5)
+    [raised] = test.take(told([0.9, 1 / 41] * 8), expected=None)
+    assert raised.trust > raised.lowest
+    assert raised.worse >= raised.most
 
 
 def test_a_few_bad_frames_raise_nothing():
@@ -116,4 +139,4 @@ def test_the_window_counts_against_the_smallest_validation_sample_in_it():
     window = Window(16, 1e-3)
     for m in (40, 40, 8):
         window.add(0.5, m)
-    assert window.lowest(0.3) == critical(3, 8, 0.3) / 24
+    assert window.lowest(0.3) == lowest_u(3, 8, 0.3) / 24

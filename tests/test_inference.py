@@ -38,7 +38,7 @@ def chunks(scan="a", n=40, first=0, seed=0):
         yield make_chunk(counts[rows], np.arange(first + i, first + i + 5), where[rows], GEOMETRY, scan=scan)
 
 
-def publish(store, number, noise=0.0):
+def publish(store, number, noise=0.0, **more):
     """Publish a network; with noise on its weights it is better for some frames and worse for others."""
     torch.manual_seed(0)
     network = ProbeFirst(window=WINDOW, patch=PATCH, width=4)
@@ -47,7 +47,7 @@ def publish(store, number, noise=0.0):
     with torch.no_grad():
         for weight in network.parameters():
             weight += noise * torch.randn_like(weight)
-    ModelStore(store).publish(network, ModelVersion(number=number, network="ProbeFirst", dials=network.dials))
+    ModelStore(store).publish(network, ModelVersion(number=number, network="ProbeFirst", dials=network.dials, **more))
 
 
 def predictor(store, **parts):
@@ -233,3 +233,30 @@ class TestScore:
         back = place((there, small), CANVAS)
         np.testing.assert_array_equal(back[10:30, 7:31], there)
         assert (back != 0).sum() == there.size
+
+
+def test_what_it_predicts_comes_with_its_trust_and_with_why_there_is_none(tmp_path):
+    """The untrained version promises nothing; a trained one is held against its validation frames."""
+
+    async def course():
+        me = predictor(tmp_path)
+        await me.start()
+        usual = {"validation_residuals": (0.1,) * 9 + (0.99,) * 10, "validation_offsets": (0.5,) * 19}
+        publish(tmp_path, 1, noise=0.01, **usual)
+        first, second, *_ = chunks()
+        second["counts"][1] = 0
+        second["counts"][2, 5, 5] = 65535
+        await me.receive(first)
+        await predicted(me, 5)
+        events = []
+        await me.install(1)
+        await me.receive(second)
+        return [*events, *await predicted(me, 5)]
+
+    [told] = asyncio.run(course())
+    assert told.version == 1
+    assert told.validation_frames == 19
+    assert told.why_not == ("", "no counts", "saturated", "", "")
+    assert np.isnan(told.trust_by_residual).tolist() == [False, True, True, False, False]
+    assert all(0.5 <= trust <= 1 for trust in np.array(told.trust_by_residual)[[0, 3, 4]])
+    assert np.isnan(told.trust_by_offset)[1:3].all()

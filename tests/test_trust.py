@@ -118,7 +118,7 @@ def test_a_mask_is_honoured_whatever_lies_under_it(scene):
     np.testing.assert_array_equal(told[0].trust, told[1].trust)
     assert told[1].why_not == ("",) * len(counts)
     np.testing.assert_array_equal(thinned(counts, mask), thinned(spoilt, mask))
-    assert set(no_evidence(spoilt)) == {"saturated"}
+    assert set(no_evidence(spoilt, poisson_floor(spoilt))) == {"saturated"}
 
 
 def test_frames_that_tell_nothing_are_named_and_have_no_trust(scene):
@@ -181,9 +181,10 @@ def test_the_neighbour_test_finds_a_planted_offset_that_the_residual_cannot_see(
         offset = neighbour_offset(planted, where, stitcher)[[number]]
         residual = far_field_residual(planted[[number]], counts[[number]], PROBE)
         told = judge(counts[[number]], residual, offset, version=usual)
-        assert told.by_residual[0] > BAD / 2
-        found.append(told.bad[0])
-    assert np.mean(found) >= 0.95
+        found.append((told.by_offset[0] <= BAD, told.by_residual[0]))
+    caught, by_residual = np.mean(found, axis=0)
+    assert caught >= 0.95
+    assert by_residual > 0.4
 
 
 def test_pairs_of_patches_are_as_far_apart_as_their_constants(scene):
@@ -200,7 +201,7 @@ def test_thinned_frames_have_their_share_of_the_photons_and_tell_the_share_of_no
     counts = measured(expected, 1.0)
     fewer = thinned(counts)
     assert (fewer <= counts).all()
-    assert fewer.sum() == pytest.approx(counts.sum() / 4, rel=0.01)
+    assert fewer.sum() == pytest.approx(0.75 * counts.sum(), rel=0.01)
 
     def share(at_first, then):
         residuals = far_field_residual(at_first, counts, PROBE), far_field_residual(then, fewer, PROBE)

@@ -7,7 +7,8 @@ material is measured. Labels are made as a run makes them (predict, refine with 
 rehearsal goes on from the weights, the optimiser and the buffer that are there. Beside it, from the same start and for
 as many steps: true labels, and joint training on all frames of all samples. Everything runs in one process: CPU-seconds
 are its own, label making and training, without the looks at the errors. Errors are those of held-out frames against the
-truth, in radians, each patch freed of its constant phase; recovery is (start - now) / (start - what true labels reach).
+truth, in radians, each patch freed of its constant phase. Recovery is (start - now) / (start - the lowest that true
+labels reach); old_error_over_start is the worst look until 90 % of it, old_error_over_joint compares the ends.
 """
 
 import argparse
@@ -114,7 +115,17 @@ def scans(options: argparse.Namespace, seed: int) -> tuple[list[Scan], Scan]:
         scan(name, sample(image, phase=1.6, absorption=0.3, size=size), options.old_frames)
         for name, image in natural.items()
     ]
-    return old, scan("page", sample(data.page(), phase=-2.6, absorption=0.08, size=size), options.frames)
+    return old, scan("lines", sample(lines(size, rng), phase=2.6, absorption=0.08), options.frames)
+
+
+def lines(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(size, size) of the kind of a printed circuit: bars along both axes, of two heights, 3 to 8 pixels wide."""
+    image = np.zeros((size, size))
+    for _ in range(round(220 * (size / 384) ** 2)):
+        (y, x), wide, long = rng.integers(0, size, 2), rng.integers(3, 9), rng.integers(20, 120)
+        height, width = (wide, long) if rng.random() < 0.5 else (long, wide)
+        image[y : y + height, x : x + width] = rng.choice([0.5, 1.0])
+    return image
 
 
 def learnt(old: list[Scan], options: argparse.Namespace, seed: int) -> Loop:
@@ -269,8 +280,8 @@ def figures_of(arms: dict[str, Arm]) -> dict[str, Any]:
 
 
 def recovery_of(own: Arm, true: Arm) -> NDArray[np.float64]:
-    """(start - now) / (start - what true labels reach) at every look."""
-    return (own.new[0] - np.array(own.new)) / (own.new[0] - true.new[-1])
+    """(start - now) / (start - the lowest error that true labels reach) at every look."""
+    return (own.new[0] - np.array(own.new)) / (own.new[0] - min(true.new[1:]))
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
@@ -315,10 +326,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_recovery.py", description=__doc__.split("\n")[0])
     parser.add_argument("--frames", type=int, default=600, help="of the new sample (600)")
     parser.add_argument("--old-frames", type=int, default=500, help="of each of the four old samples (500)")
-    parser.add_argument("--old-steps", type=int, default=1000, help="of training on the old samples (1000)")
-    parser.add_argument("--steps", type=int, default=320, help="of training after the shift (320)")
-    parser.add_argument("--rounds", type=int, default=4, help="times that labels are made (4)")
-    parser.add_argument("--looks", type=int, default=5, help="at the errors in each round (5)")
+    parser.add_argument("--old-steps", type=int, default=600, help="of training on the old samples (600)")
+    parser.add_argument("--steps", type=int, default=240, help="of training after the shift (240)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that labels are made (3)")
+    parser.add_argument("--looks", type=int, default=4, help="at the errors in each round (4)")
     parser.add_argument("--batch", type=int, default=32, help="new frames of a step (32)")
     parser.add_argument("--representatives", type=int, default=32, help="stored frames that join them (32)")
     parser.add_argument("--buffer", type=int, default=16, help="MiB (16)")

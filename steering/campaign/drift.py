@@ -1,10 +1,13 @@
 """When has trust fallen, and when is it back: a test over the newest frames whose rate of false alarms is stated.
 
 Every frame comes with the share of the validation frames of its model version that look as bad as it or worse. Where
-nothing has changed, the newest n frames and the m validation frames are draws of one kind, and the number of pairs in
-which the validation frame looks as bad is Mann and Whitney's U: its law is known exactly for every n and m, whatever
-the residuals' own law (Ann. Math. Stat. 18, 50 (1947)). So a validation sample of a few dozen is no approximation, and
-with one too small to tell the level is never reached and no alarm is raised.
+nothing has changed, the newest n frames and the m validation frames are draws of one kind, every order of them is as
+likely as any other, and two figures have laws that are known exactly for every n and m, whatever the residuals' own
+law: Mann and Whitney's U, the number of pairs in which the validation frame looks as bad (Ann. Math. Stat. 18, 50
+(1947)), and the number of frames worse than all but a few validation frames (Gumbel and von Schelling, Ann. Math.
+Stat. 21, 247 (1950)). The first tells when most frames are somewhat worse; the second when some are far worse, as on a
+sample that is empty between its features. A validation sample of a few dozen is no approximation, and with one too
+small to tell no alarm is raised.
 """
 
 from __future__ import annotations
@@ -64,7 +67,9 @@ class DriftTest:
                     version=event.version,
                     by=fallen[0],
                     trust=window.level,
-                    lowest=window.lowest(window.false_alarm),
+                    lowest=window.lowest(window.false_alarm / 2),
+                    worse=window.worse,
+                    most=window.most(window.false_alarm / 2),
                     residual=event.residual,
                     expected=expected,
                 )
@@ -101,7 +106,8 @@ class Window:
 
     frames: int
     false_alarm: float
-    _shares: deque[tuple[float, int]] = field(default_factory=deque)
+    _as_bad: deque[tuple[int, int]] = field(default_factory=deque)
+    """Of each frame, how many validation frames look as bad, and how many there are."""
 
     def add(self, trust: float, validation_frames: int) -> None:
         """Take in a frame: trust as `Verdict.by_residual` or `by_offset` has it, against so many validation frames.
@@ -110,50 +116,69 @@ class Window:
         """
         if math.isnan(trust) or validation_frames < 1:
             return
-        m = validation_frames
-        self._shares.append((((m + 1) * trust - 1) / m, m))
-        if len(self._shares) > self.frames:
-            self._shares.popleft()
+        self._as_bad.append((round((validation_frames + 1) * trust) - 1, validation_frames))
+        if len(self._as_bad) > self.frames:
+            self._as_bad.popleft()
 
     @property
     def level(self) -> float:
         """Mean share of the validation frames that look as bad: near 0.5 where nothing has changed, 0 for the worst.
         NaN for no frames."""
-        return sum(share for share, _ in self._shares) / len(self._shares) if self._shares else math.nan
+        return sum(bad / m for bad, m in self._as_bad) / len(self._as_bad) if self._as_bad else math.nan
+
+    @property
+    def worse(self) -> int:
+        """Frames that are worse than all but `spared` validation frames."""
+        return sum(bad <= spared(self._least) for bad, _ in self._as_bad)
 
     def lowest(self, chance: float) -> float:
         """The level that the frames fall to or below by chance with this probability at most; negative: none."""
-        if not self._shares:
-            return -1.0
-        n, m = len(self._shares), min(m for _, m in self._shares)
-        return critical(n, m, chance) / (n * m)
+        n, m = len(self._as_bad), self._least
+        return lowest_u(n, m, chance) / (n * m) if n else -1.0
+
+    def most(self, chance: float) -> int:
+        """As many frames or more are `worse` by chance with this probability at most."""
+        return most_worse(len(self._as_bad), self._least, chance)
 
     @property
     def fallen(self) -> bool:
         """The newest frames are worse than chance explains."""
-        return bool(self._shares) and self.level <= self.lowest(self.false_alarm)
+        if not self._as_bad:
+            return False
+        half = self.false_alarm / 2
+        return self.level <= self.lowest(half) or self.worse >= self.most(half)
 
     @property
     def full(self) -> bool:
         """There are as many frames as may be."""
-        return len(self._shares) == self.frames
+        return len(self._as_bad) == self.frames
 
     @property
     def back(self) -> bool:
         """The window is full, and its frames look as frames usually do."""
-        return self.full and self.level > self.lowest(BACK)
+        return self.full and self.level > self.lowest(BACK) and self.worse < self.most(BACK)
+
+    @property
+    def _least(self) -> int:
+        return min((m for _, m in self._as_bad), default=1)
+
+
+def spared(m: int) -> int:
+    """How many of m validation frames may be worse than a frame that counts as worse: one spoilt frame in 50 does not
+    blind the test."""
+    return m // 50
 
 
 @lru_cache(maxsize=4096)
-def critical(n: int, m: int, chance: float) -> int:
+def lowest_u(n: int, m: int, chance: float) -> int:
     """The largest u with P(U <= u) <= chance for Mann and Whitney's U of n and m draws of one law; -1 for none.
 
     The number of orders with U = u is the coefficient of q^u in the Gaussian binomial (m + n over n). Only its low
     end is worked out, in whole numbers.
     """
     few, many = sorted((n, m))
-    most = math.floor(chance * math.comb(n + m, n))
-    if most < 1:
+    allowed = math.floor(chance * math.comb(n + m, n))
+    if allowed < 1:
         return -1
     reach = n * m // 2 + 1  # beyond the middle no chance below one half is exceeded
     orders = [1] + [0] * reach
@@ -165,6 +190,22 @@ def critical(n: int, m: int, chance: float) -> int:
     total = 0
     for u, count in enumerate(orders):
         total += count
-        if total > most:
+        if total > allowed:
             return u - 1
     return reach
+
+
+@lru_cache(maxsize=4096)
+def most_worse(n: int, m: int, chance: float) -> int:
+    """The smallest k with P(K >= k) <= chance, K the number of n draws above all but `spared(m)` of m draws of the same
+    law; n + 1 for none.
+
+    In C(k + s, k) C(n - k + m - s - 1, n - k) of all C(n + m, n) orders K is k, where s are spared.
+    """
+    s, total = spared(m), 0
+    allowed = math.floor(chance * math.comb(n + m, n))
+    for k in range(n, -1, -1):
+        total += math.comb(k + s, k) * math.comb(n - k + m - s - 1, n - k)
+        if total > allowed:
+            return k + 1
+    return 0

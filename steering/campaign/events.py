@@ -188,8 +188,10 @@ class DriftRaised(Event):
     """Trust fell: the newest frames look worse than chance explains against the validation frames of their versions.
 
     by: what tells so, "residual" or "offset". version: the one that predicted the newest frame. trust: mean share of
-    the validation frames that look as bad as the newest frames; lowest: what it would fall to by chance as rarely as
-    the settings say. residual: median of the newest frames; expected: of the validation frames, None if not known.
+    the validation frames that look as bad as the newest frames. worse: newest frames that are worse than nearly all
+    validation frames. Drift is raised where trust is at most `lowest` or `worse` at least `most`, which happens by
+    chance as rarely as the settings say. residual: median of the newest frames; expected: of the validation frames,
+    None if not known.
     """
 
     scan: str
@@ -197,6 +199,8 @@ class DriftRaised(Event):
     by: str
     trust: float
     lowest: float
+    worse: int
+    most: int
     residual: float | None
     expected: float | None
 

@@ -69,8 +69,8 @@ class Settings:
     """What holds after that time without an answer: `approve` or `veto`."""
     drift_window: int = 16
     """Newest frames over which trust is judged."""
-    drift_false_alarm: float = 1e-5
-    """Chance, for each frame, of an alarm though nothing has changed: one in 100 scans of a thousand frames."""
+    drift_false_alarm: float = 1e-4
+    """Chance, for each frame, of an alarm though nothing has changed, at most: one in 100 scans of 100 frames."""
     rollback_frames: int = 64
     """Where trust falls within so many frames of a swap, the version before is tried on the newest held-out frames, and
     put back if it does better; 0: never."""

@@ -207,7 +207,7 @@ def _quality(network: Network, fields: Fields, objective: Reconstruction) -> dic
     fewer = thinned(counts, mask)
     again = _outputs(network, {**fields, "counts": torch.from_numpy(fewer)}, objective)[0].numpy()
     share = share_of_noise(residual, floor, far_field_residual(again, fewer, probe, mask), poisson_floor(fewer, mask))
-    told = np.array([not reason for reason in no_evidence(counts, mask)])
+    told = np.array([not reason for reason in no_evidence(counts, floor, mask)])
     return {
         "error": float(error.mean()),
         "residual": float(np.median(residual)),

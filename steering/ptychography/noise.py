@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -24,15 +26,23 @@ def poisson_floor(counts: NDArray, mask: NDArray[np.bool_] | None = None) -> NDA
     large L (Anscombe, Biometrika 35, 246 (1948)) and L for small. L is not known: each measured number stands for the
     loss whose mean over the Poisson law is h(L); the first four are a least-squares fit, within 0.015 and 16 %.
     """
-    window = counts.shape[-1]
-    whole = np.where(good_pixels(mask, window).numpy() > 0, counts, 0)
-    few = len(_LOSS_OF_FEW)
-    number = np.arange(few, 256)
-    table = np.concatenate([_LOSS_OF_FEW, 1 / 8 + 7 / (128 * number)])
-    lost = table[np.clip(whole, 0, len(table) - 1).astype(np.int64)].sum((-2, -1))
-    light = whole.sum((-2, -1), dtype=np.float64)
+    seen = _good_counts(counts, mask)
+    lost = _losses().take(np.clip(seen, 0, 255).astype(np.uint8)).sum((-2, -1))
+    light = seen.sum((-2, -1), dtype=np.float64)
     kept = 1 - lost / np.maximum(light, 1e-30)
     return np.where(light > 0, 1 - np.clip(kept, 0, 1) ** 2, 1.0)
+
+
+@cache
+def _losses() -> NDArray[np.float32]:
+    """Of 0 to 255 counts; of more hardly less."""
+    series = 1 / 8 + 7 / (128 * np.arange(len(_LOSS_OF_FEW), 256))
+    return np.concatenate([_LOSS_OF_FEW, series]).astype(np.float32)
+
+
+def _good_counts(counts: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
+    """The counts, 0 on masked pixels."""
+    return counts if mask is None else np.where(good_pixels(mask, counts.shape[-1]).numpy() > 0, counts, 0)
 
 
 def above_floor(residual: ArrayLike, floor: ArrayLike, noise_share: float = 1.0) -> NDArray[np.float64]:
@@ -49,10 +59,13 @@ def above_floor(residual: ArrayLike, floor: ArrayLike, noise_share: float = 1.0)
     return np.where(told, 1 - (1 - np.asarray(residual, np.float64)) / np.where(told, room, 1.0) ** noise_share, np.nan)
 
 
-def thinned(counts: NDArray, mask: NDArray[np.bool_] | None = None, *, kept: float = 0.25) -> NDArray[np.float32]:
+def thinned(counts: NDArray, mask: NDArray[np.bool_] | None = None, *, kept: float = 0.75) -> NDArray[np.float32]:
     """The frames (n, N, N) had only the share `kept` of their photons come: each photon stays by chance, always the
-    same ones. 0 on masked pixels."""
-    light = np.rint(np.where(good_pixels(mask, counts.shape[-1]).numpy() > 0, counts, 0)).astype(np.int64)
+    same ones. 0 on masked pixels.
+
+    Keep most: what many fewer photons do to a network's errors is no longer what noise does to its residual.
+    """
+    light = np.rint(_good_counts(counts, mask)).astype(np.int64)
     return np.random.default_rng(0).binomial(light, kept).astype(np.float32)
 
 
@@ -70,15 +83,14 @@ def share_of_noise(residual: NDArray, floor: NDArray, thinned_residual: NDArray,
     return float(np.clip(np.median(lost / np.maximum(by_noise, 1e-9)), 0.0, 1.0))
 
 
-def no_evidence(counts: NDArray, mask: NDArray[np.bool_] | None = None) -> tuple[str, ...]:
+def no_evidence(counts: NDArray, floor: NDArray, mask: NDArray[np.bool_] | None = None) -> tuple[str, ...]:
     """For each of the frames (n, N, N) why nothing can be concluded from it: "no counts", "too few counts",
-    "saturated"; empty where it is fit to judge by. A pixel is saturated where it reads the highest integer there is.
+    "saturated"; empty where it is fit to judge by.
+
+    floor: (n,) their Poisson floor. A pixel is saturated where it reads the highest integer that there is.
     """
-    good = good_pixels(mask, counts.shape[-1]).numpy() > 0
     full = np.zeros(len(counts), bool)
     if np.issubdtype(counts.dtype, np.integer):
-        full = ((counts == np.iinfo(counts.dtype).max) & good).any((-2, -1))
-    dark = ~((counts > 0) & good).any((-2, -1))
-    faint = poisson_floor(counts, mask) > 1 - LEAST_ROOM
-    found = np.select([dark, full, faint], ["no counts", "saturated", "too few counts"], default="")
+        full = _good_counts(counts, mask).max((-2, -1), initial=0) == np.iinfo(counts.dtype).max
+    found = np.select([floor >= 1, full, floor > 1 - LEAST_ROOM], ["no counts", "saturated", "too few counts"], "")
     return tuple(found.tolist())

@@ -13,19 +13,14 @@ from steering.records import ModelVersion
 BAD = 0.05
 """A frame whose trust is at most this is called bad: of frames like the validation frames, no more than this share."""
 
-TOLERATED = 1.3
-"""A residual may grow by this factor, and so the error by its root, before a frame counts as worse than another: what
-is too small to matter must not raise an alarm, however certain it is."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdict:
     """How far to believe the predictions of n frames, against the held-out validation frames of their model version.
 
     With m validation frames, `by_residual` and `by_offset` (n,) are (1 + those of them that look as bad)/(m + 1), the
-    conformal p-value (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005), where a residual looks
-    as bad as another that is `TOLERATED` times as high. For a frame like the validation frames P(value <= a) <= a,
-    however few they are and whatever their distribution. NaN: no evidence,
+    conformal p-value (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005). For a frame like
+    the validation frames P(value <= a) <= a, however few they are and whatever their distribution. NaN: no evidence,
     because the frame tells nothing (see `why_not`), no patch overlaps its own, or there are no validation frames.
     """
 
@@ -63,12 +58,13 @@ def judge(
 
     counts: (n, N, N). mask: bool (N, N), True = do not use. offset: radians, NaN where there is no neighbour.
     """
-    why_not = no_evidence(counts, mask)
+    floor = poisson_floor(counts, mask)
+    why_not = no_evidence(counts, floor, mask)
     silent = np.array([bool(reason) for reason in why_not], bool)
-    above = np.where(silent, np.nan, above_floor(residual, poisson_floor(counts, mask), version.noise_share))
+    above = np.where(silent, np.nan, above_floor(residual, floor, version.noise_share))
     turned = np.where(silent, np.nan, np.abs(np.asarray(offset, np.float64)))
     return Verdict(
-        by_residual=share_as_bad(np.minimum(above, above / TOLERATED), np.array(version.validation_residuals)),
+        by_residual=share_as_bad(above, np.array(version.validation_residuals)),
         by_offset=share_as_bad(turned, np.abs(np.array(version.validation_offsets))),
         why_not=why_not,
     )

@@ -41,7 +41,7 @@ from steering.inference import Installed
 from steering.learning import PARTS, GroupLost, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.crew import Crew, awaited
+from steering.runner.crew import Crew, asked
 from steering.runner.experiment import Experiment
 from steering.runner.figures import Ledger, snapshot, summary
 from steering.runner.folder import RunFolder
@@ -234,7 +234,7 @@ class Runner:
         await self._crew.source.apply(decision)
 
     async def _train(self, scan: str, steps: int) -> None:
-        fits = (awaited(rank.fit(scan, steps)) for rank in self._crew.ranks)
+        fits = (asked(rank, "fit", scan, steps) for rank in self._crew.ranks)
         outcomes: list[Round | BaseException] = await asyncio.gather(*fits, return_exceptions=True)
         rounds = [outcome for outcome in outcomes if isinstance(outcome, Round)]
         if len(rounds) < len(outcomes):
@@ -300,7 +300,7 @@ class Runner:
         if not installed.accepted:
             self._events.put_nowait(RollBackRefused(time=time.time(), version=number, reason=installed.reason))
             return
-        await asyncio.gather(*(awaited(rank.go_back(self.folder.models, number)) for rank in self._crew.ranks))
+        await asyncio.gather(*(asked(rank, "go_back", self.folder.models, number) for rank in self._crew.ranks))
         residual = ModelStore(self.folder.models).describe(number).validation_residual
         self._events.put_nowait(
             RolledBack(time=time.time(), version=number, validation_residual=residual, reason=action.reason)

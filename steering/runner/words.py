@@ -27,9 +27,9 @@ def tell(event: Event) -> str | None:
 def _of_models(event: Event) -> str | None:
     match event:
         case DriftRaised():
-            return f"trust fell: residual {event.residual:.3f}, {event.expected:.3f} expected"
+            return f"trust in model {event.version} fell to {event.trust:.2f} by the {event.by}, {event.worse} far off"
         case DriftLowered():
-            return f"trust is back: residual {event.residual:.3f}"
+            return f"trust is back: {event.trust:.2f} with model {event.version}"
         case ModelPublished() if event.version:
             return f"model {event.version} published, validation error {event.validation_error:.4f}"
         case RolledBack():

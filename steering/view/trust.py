@@ -21,8 +21,8 @@ class Shift:
     """(frame,) above the Poisson floor."""
     error: NDArray[np.float64]
     """(frame,) radians."""
-    level: NDArray[np.float64]
-    """(frame of a scan,) mean trust of the newest frames, median over scans."""
+    trust: NDArray[np.float64]
+    """(scan, frame of it) by residual alone."""
 
 
 @styled
@@ -32,22 +32,23 @@ def trust_picture(
     bad: float,
     roc: Mapping[str, tuple[NDArray, NDArray, float]],
     since: int,
+    window: int,
     lowest: float,
     caught: tuple[Sequence[float], Sequence[float]],
 ) -> bytes:
     """Residual against error, how well bad frames are told, the alarm's course, and planted offsets that are found.
 
     bad: error above which a frame is bad, radians. roc: by name, false and true positive rates and the area. since:
-    the frame of a scan with which the shift comes. lowest: level at which drift is raised. caught: planted offsets,
-    radians, and the share found.
+    the frame of a scan with which the shift comes. window: newest frames that are judged together. lowest: their mean
+    trust at which drift is raised. caught: planted offsets, radians, and the share found.
     """
     drawing, axes = figure(2, 2, height=7.4)
     colours = {shift.name: _COLOURS[place % len(_COLOURS)] for place, shift in enumerate(shifts)}
     _scatter(axes[0, 0], shifts, colours, bad)
     _roc(axes[0, 1], roc)
-    _course(axes[1, 0], shifts, colours, since, lowest)
+    _course(axes[1, 0], shifts, colours, (since, window, lowest))
     _caught(axes[1, 1], *caught)
-    handles, names = axes[0, 0].get_legend_handles_labels()
+    handles, names = axes[1, 0].get_legend_handles_labels()
     drawing.legend(handles, names, loc="outside lower center", ncols=4, fontsize=9)
     return png(drawing)
 
@@ -59,7 +60,7 @@ def _scatter(ax: Axes, shifts: Sequence[Shift], colours: Mapping[str, str], bad:
     for shift in shifts:
         show = slice(None, None, max(1, len(shift.error) // 250))
         seen = np.maximum(shift.residual[show], 1e-4)
-        ax.scatter(seen, shift.error[show], s=7, alpha=0.5, linewidths=0, color=colours[shift.name], label=shift.name)
+        ax.scatter(seen, shift.error[show], s=7, alpha=0.5, linewidths=0, color=colours[shift.name])
     ax.axhline(bad, color=INK, linewidth=0.8, linestyle="--")
     ax.annotate("bad above", (0.01, bad), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5)
     ax.set(xscale="log", yscale="log", xlabel="far-field residual above the Poisson floor", ylabel="phase error (rad)")
@@ -74,15 +75,17 @@ def _roc(ax: Axes, roc: Mapping[str, tuple[NDArray, NDArray, float]]) -> None:
     ax.legend(loc="lower right")
 
 
-def _course(ax: Axes, shifts: Sequence[Shift], colours: Mapping[str, str], since: int, lowest: float) -> None:
+def _course(ax: Axes, shifts: Sequence[Shift], colours: Mapping[str, str], test: tuple[int, int, float]) -> None:
+    since, window, lowest = test
     for shift in shifts:
-        frames = np.arange(len(shift.level)) - since + 1
-        ax.plot(frames, shift.level, color=colours[shift.name], linewidth=1.4)
+        newest = np.lib.stride_tricks.sliding_window_view(shift.trust, window, axis=1).mean(-1)
+        frames = np.arange(newest.shape[1]) + window - since
+        ax.plot(frames, np.median(newest, axis=0), color=colours[shift.name], linewidth=1.5, label=shift.name)
     ax.axhline(lowest, color=INK, linewidth=0.8, linestyle="--")
     ax.annotate("drift is raised below", (0.01, lowest), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5)
     ax.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
-    ax.set(xlabel="frames since the shift", ylabel="mean trust of the newest frames", title="the alarm's course")
-    ax.set_ylim(0, 1)
+    ax.set(xlabel="frames since the shift", ylabel=f"mean trust of the newest {window} frames", ylim=(0, 1))
+    ax.set_title("the alarm's course")
 
 
 def _caught(ax: Axes, offsets: Sequence[float], share: Sequence[float]) -> None:
