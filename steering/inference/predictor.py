@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ from steering.ptychography import (
 from steering.records import Field, Geometry, Prediction, chunk_geometry
 
 T = TypeVar("T")
+_SWITCH_S = 2e-4
 
 
 @dataclass
@@ -62,6 +64,9 @@ class Predictor:
     async def start(self) -> None:
         """Load the newest model and be ready for frames."""
         torch.set_num_threads(1)
+        # Each operator gives up the interpreter and asks for it again: Python in another thread of this process (a
+        # version being made ready, messages) must hand it back at once, not after the usual 5 ms.
+        sys.setswitchinterval(_SWITCH_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -213,11 +218,10 @@ class Predictor:
     def _predict_waiting(self) -> None:
         begun = time.perf_counter()
         taken = self._inbox.take()
-        self._begun += len(taken)
-        for _ in taken:
-            self._loop.call_soon_threadsafe(self._room.release)
         if not taken:
             return
+        self._begun += len(taken)
+        self._loop.call_soon_threadsafe(self._make_room, len(taken))
         live = self._live_image(taken[0][0])
         batch, mask = self._sifted(taken, live)
         if batch is None:
@@ -230,6 +234,10 @@ class Predictor:
         self.latency += (now - batch.arrived).tolist()
         self.seconds += now - begun
         self.predicted += len(batch.frame_id)
+
+    def _make_room(self, chunks: int) -> None:
+        for _ in range(chunks):
+            self._room.release()
 
     def _sifted(self, taken: list[tuple[xr.Dataset, float]], live: LiveImage) -> tuple[Batch | None, NDArray[np.bool_]]:
         """What can be used of chunks, and the mask then; what cannot is counted and told."""

@@ -53,6 +53,8 @@ class Serving:
         self.engine = engine
         self.margin = margin
         self._store = store
+        self._exact: Slot | None = None
+        """What a version says in float32 is found out here."""
         described = store.describe(number)
         self._kind = (described.network, described.dials)
         self._known = {number: described}
@@ -114,10 +116,11 @@ class Serving:
         spare.load(weights, number=number, expected=expected)
         after = _residual(spare, canary)
         if spare.way != REFERENCE:
-            exact = self.engine.slot(REFERENCE)
+            exact = self._exact = self._exact or self.engine.slot(REFERENCE)
             exact.load(weights, number=number, expected=expected)
             standard = _residual(exact, canary)
             if after > MOST_WORSE * standard:
+                self._exact = None  # it is the spare slot now
                 self.engine.go_without(spare.way, exact, f"residual {after:.4g}, {standard:.4g} in float32")
                 after = standard
         n = len(canary.counts)
