@@ -87,7 +87,7 @@ class Labelling:
 
     async def watch_the_door(self) -> None:
         """Take in what others put into the folder `labels` of the run, file by file."""
-        while True:
+        while not self.campaign.finished:
             await asyncio.sleep(_DOOR_S)
             for path in await asyncio.to_thread(waiting, self.folder.path):
                 scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
@@ -108,7 +108,7 @@ class Labelling:
     async def refine_as_time_allows(self) -> None:
         """Take the live image further while labels are not being made: never more than a share of the time."""
         settings, seen, took = self.experiment.labels.live, 0, 0.0
-        while settings.window:
+        while settings.window and not self.campaign.finished:
             await asyncio.sleep(max(_REST_S, took * (1 / settings.share - 1)))
             scan, frames = self.campaign.scan, self.campaign.frames
             if scan is None or frames == seen or self.campaign.labelling:
