@@ -199,6 +199,14 @@ class TestFromOutside:
         turn = np.vdot(labels.amplitude * np.exp(1j * labels.phase), shown[rows])
         assert abs(np.angle(turn)) < 0.3  # in step with the network's image
 
+    def test_labels_of_another_scale_are_refused(self, actors, folder):
+        """The residual does not see the scale, and a network that learns it would be wrong by as much."""
+        me = predictor(actors, folder)
+        ids, _, patches = frames_by_id()
+        hand_in(folder, "a", ids, patches=100 * patches)
+        [report] = opened(me, folder, [actors(Desk())])
+        assert report.refused == {"amplitude not of a transmission's scale": 40}
+
     def test_an_object_is_cut_where_frames_were_measured(self, actors, folder):
         me = predictor(actors, folder)
         ids, _, patches = frames_by_id()
@@ -233,6 +241,7 @@ class TestFromOutside:
             ({"scan": "a", "frame_id": np.arange(2), "patches": np.full((2, 16, 16), np.nan)}, "finite"),
             ({"scan": "a", "frame_id": np.arange(2.0), "patches": np.ones((2, 16, 16))}, "integers"),
             ({"scan": "a", "frame_id": np.arange(2)}, "neither"),
+            ({"scan": "a", "frame_id": [1], "object": np.ones((9, 9)), "origin": [np.nan, 0]}, "origin"),
         ],
     )
     def test_a_file_that_is_not_right_is_refused_in_words(self, actors, folder, content, expected):

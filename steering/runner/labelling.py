@@ -87,9 +87,12 @@ class Labelling:
 
     async def watch_the_door(self) -> None:
         """Take in what others put into the folder `labels` of the run, file by file."""
+        stuck: set[str] = set()  # opened, and impossible to move away
         while not self.campaign.finished:
             await asyncio.sleep(_DOOR_S)
             for path in await asyncio.to_thread(waiting, self.folder.path):
+                if path.name in stuck:
+                    continue
                 scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
                 report: OutsideReport | None = await self._at_labels(
                     take_in,
@@ -101,7 +104,8 @@ class Labelling:
                     settings=self.experiment.labels,
                 )
                 if report is not None:  # else it is taken in again, by the ranks that are left
-                    await asyncio.to_thread(put_away, path, report)
+                    if not await asyncio.to_thread(put_away, path, report):
+                        stuck.add(path.name)
                     self.ledger.outside.append(report)
                     self.emit(arrival(report))
 
