@@ -151,12 +151,12 @@ class Predictor:
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
-        await self._do(self._take_refined, scan, labels, shown, residual)
+        await self._do(self._scans[scan].show_labelled, labels, shown, residual)
 
     async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
         """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
         one is shown by now."""
-        return await self._do(self._take_live, scan, refined, refinements)
+        return await self._do(self._scans[scan].show, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
@@ -381,19 +381,6 @@ class Predictor:
         known, gone = (known, 0) if not live.forgotten else ([], len(known))
         rows = np.array(known, np.int64)
         return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask), gone
-
-    def _take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
-        live = self._scans[scan]
-        live.refined_labels, live.refined, live.label_residual = labels, shown, residual
-        live.refinements += 1
-
-    def _take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
-        live = self._scans[scan]
-        if live.refinements != refinements:
-            return False
-        live.refined = refined
-        live.refinements += 1
-        return True
 
     def _live(self, scan: str | None) -> xr.Dataset | None:
         live = self._scans.get(scan or self._scan or "")
