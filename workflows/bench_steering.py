@@ -7,7 +7,8 @@ only in where they measure, and see nothing but predictions and the live image. 
 the network's stitched image, its global phase and ramp taken out over the whole field, with unseen pixels filled from
 around them: over the whole field, and over the features alone. `raster` walks all candidates row by row;
 `raster_planned` is one for each number of frames, spread evenly over the field by somebody who knew it beforehand.
-Equal error is the feature error that the raster's full scan leaves, and a tenth.
+Equal error is the feature error that the raster's full scan leaves, and a tenth. How much worse one is than another
+counts from the frames on that could light the field once: before that an empty image is as good as any.
 """
 
 import argparse
@@ -51,7 +52,8 @@ FRAME_S = 0.02
 TRAVEL = Travel(velocity=5700.0, settling=0.01)  # object pixels per second: 50 um/s where a pixel is 8.8 nm
 AT_ONCE = 10  # positions of a suggestion; one suggestion is always under way while the next is made
 EQUAL = 1.1  # of the error that the raster's full scan leaves
-RATIOS = (1.1, 1.2)  # of the stop rule
+DENSE = ("camera", "brick", "grass", "coins")
+RATIOS = (1.1, 1.2)  # of the stop rule, its default first
 
 LOOKING = {"travel": TRAVEL, "frame_s": FRAME_S}
 POLICIES: dict[str, Callable[[Trial, int], Policy]] = {
@@ -93,12 +95,6 @@ def sparse_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
         gold = scipy.io.loadmat(folder / "ptycho-gold-balls-object" / "gold_balls.mat")["obj"]
         phase = -np.angle(gold * np.exp(-1j * np.angle(gold.sum())))
         yield "gold balls", np.clip(phase[113:497, 113:497] - 0.06, 0, 0.3)  # above the reconstruction's noise
-
-
-def dense_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
-    """Samples with content everywhere."""
-    for name in ("camera", "brick", "grass", "coins"):
-        yield name, getattr(data, name)()
 
 
 def taught(kind: str, size: int) -> list[NDArray]:
@@ -158,7 +154,7 @@ def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Sca
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     network = train([sample(image, **look) for image in taught(kind, size)], probe, 40, options)
     for seed in range(options.seeds):
-        for name, image in (sparse_images if kind == "sparse" else dense_images)(size, seed):
+        for name, image in sparse_images(size, seed) if kind == "sparse" else [(n, getattr(data, n)()) for n in DENSE]:
             thing = sample(image, **look)
             source = SimulatedBeamline([Stage(name, thing, 1)], probe=probe, step=options.step, seed=seed)
             where = source.candidates / source.geometry.object_pixel
@@ -169,8 +165,7 @@ def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Sca
 
 def recorded(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan]]:
     """The recorded Siemens star; a position is answered with its frame. The network has seen simulated frames only."""
-    folder = data_folder()
-    if folder is None:
+    if (folder := data_folder()) is None:
         print("  found no STEERING_DATA: the recorded scan is left out")
         return
     home = folder / "ptycho-aps-velociprobe-siemens"
@@ -295,10 +290,11 @@ def stops(scan: Scan, order: NDArray[np.int64], window: int = 24) -> list[dict[s
         while steps < len(told) and rule.reason() is None:
             rule.note(told[steps][0])
             steps += 1
-        steps = min(steps + 1, len(told) - 1)  # the suggestion under way is measured too
         if oracle < len(ahead):
-            error = judge(scan.image(order[: steps * AT_ONCE]), scan)[1] / whole
-            stop = {"frames": steps * AT_ONCE, "oracle": int(oracle) * AT_ONCE, "met": bool(ahead[steps] <= ratio)}
+            steps = min(steps, len(told) - 2)
+            frames, best = ((k + 1) * AT_ONCE for k in (steps, int(oracle)))  # what is under way is measured too
+            error = judge(scan.image(order[:frames]), scan)[1] / whole
+            stop = {"frames": frames, "oracle": best, "met": bool(ahead[steps + 1] <= ratio)}
             found.append({"ratio": ratio, **stop, "error_over_full_scan": error})
     return found
 
@@ -306,8 +302,7 @@ def stops(scan: Scan, order: NDArray[np.int64], window: int = 24) -> list[dict[s
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure every policy on every sample of the chosen sets."""
     options = _options(arguments)
-    found: dict[str, dict[str, Any]] = {}
-    seen: list[dict[str, Any]] = []
+    found, seen = {}, []
     for kind in options.sets.split(","):
         print(f"{kind}:", flush=True)
         for seed, scan in SETS[kind](kind, options):
@@ -318,6 +313,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             name = scan.name
             sample = found.setdefault(name, {"set": kind, "candidates": total, "by_seed": {}})
             sample["content"] = float(scan.features.sum() / scan.area.sum())
+            sample["to_light_all"] = float(scan.area.sum() / (np.pi / 4 * beam_diameter(scan.trial.probe) ** 2))
             sample["by_seed"][str(seed)] = {"policies": of_policy, "stop": stops(scan, orders["adaptive"])}
             if seed == 0 and name in ("particles", "flakes", "coins"):
                 seen.append(seen_by(scan, orders))
@@ -341,14 +337,16 @@ def summed_up(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         figures["sparse"] = {key: float(np.median([one[key] for one in sparse])) for key in SAVED}
     if dense:
         figures["dense"] = {key: max(one[key] for one in dense) for key in WORSE}
-    ends = [stop for one in found.values() for seed in one["by_seed"].values() for stop in seed["stop"]]
-    if ends:
-        figures["stop"] = {
-            "frames_over_oracle": float(np.median([stop["frames"] / stop["oracle"] for stop in ends])),
-            "target_met_share": float(np.mean([stop["met"] for stop in ends])),
-            "error_over_full_scan": float(np.median([stop["error_over_full_scan"] for stop in ends])),
-            "runs": len(ends),
-        }
+    for ratio in RATIOS:
+        runs = [seed["stop"] for one in found.values() for seed in one["by_seed"].values()]
+        ends = [stop for run in runs for stop in run if stop["ratio"] == ratio]
+        if ends:
+            figures["stop" if ratio == RATIOS[0] else f"stop_at_{ratio}"] = {
+                "frames_over_oracle": float(np.median([stop["frames"] / stop["oracle"] for stop in ends])),
+                "target_met_share": float(np.mean([stop["met"] for stop in ends])),
+                "error_over_full_scan": float(np.median([stop["error_over_full_scan"] for stop in ends])),
+                "runs": len(ends),
+            }
     return figures
 
 
@@ -359,7 +357,7 @@ SAVED = (
     "time_saved_over_raster",
     "time_saved_over_raster_planned",
 )
-WORSE = ("error_over_raster", "error_over_raster_planned")
+WORSE = ("error_over_raster", "error_over_raster_planned", "error_over_raster_from_the_first_frame")
 
 
 def of_sample(one: dict[str, Any]) -> dict[str, float]:
@@ -372,9 +370,12 @@ def of_sample(one: dict[str, Any]) -> dict[str, float]:
             for key, word in (("frames", "frames"), ("seconds", "time")):
                 if (name := f"{word}_saved_over_{other}") in found:
                     found[name].append(first(run[other], key, target) / first(run["adaptive"], key, target))
-        for other in ("raster", "raster_planned"):
+        lit = np.array(run["adaptive"]["frames"]) >= one["to_light_all"]
+        for key, other, counts in zip(
+            WORSE, ("raster", "raster_planned", "raster"), (lit, lit, lit | True), strict=True
+        ):
             ratio = np.array(run["adaptive"]["error"]) / np.array(run[other]["error"])
-            found[f"error_over_{other}"].append(float(ratio.max()))
+            found[key].append(float(ratio[counts].max()))
     return {key: float(np.median(values)) for key, values in found.items()}
 
 
