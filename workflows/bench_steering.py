@@ -273,20 +273,19 @@ def first(curve: dict[str, list[float]], key: str, target: float) -> float:
     return float(at[k] ** (1 - share) * at[k + 1] ** share)
 
 
-def stops(scan: Scan, order: NDArray[np.int64], window: int = 24) -> list[dict[str, Any]]:
+def stops(scan: Scan, order: NDArray[np.int64], coming: int = 48) -> list[dict[str, Any]]:
     """How the stop rule does on a way, for each of its RATIOS that the way ever reaches for good.
 
     Its target: the next frames, which the image has not seen, are foretold to a ratio of what the network makes of
-    them. The oracle knows them all, and stops where the target is met for good.
+    them. The oracle knows them all, and stops where that is so for good; it takes the rule's window at least.
     """
-    trial, coming = scan.trial, 2 * window
-    told = list(trial.foretold(order, at_once=AT_ONCE, ahead=coming))
-    shares = [said.sum() / trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, said) in enumerate(told)]
+    told = list(scan.trial.foretold(order, at_once=AT_ONCE, ahead=coming))
+    shares = [said.sum() / scan.trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, said) in enumerate(told)]
     ahead, whole = np.array(shares), judge(scan.image(order), scan)[1]
     found = []
     for ratio in RATIOS:
-        oracle = 1 + max(np.flatnonzero(ahead > ratio), default=0)
-        rule, steps = StopRule(ratio=ratio, window=window), 0
+        rule, steps = StopRule(ratio=ratio), 0
+        oracle = max(1 + max(np.flatnonzero(ahead > ratio), default=0), -(-rule.window // AT_ONCE))
         while steps < len(told) and rule.reason() is None:
             rule.note(told[steps][0])
             steps += 1
