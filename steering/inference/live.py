@@ -106,6 +106,19 @@ class LiveImage:
         counts = self.frames["counts"]
         return counts if self.forgotten else counts[self.frames["judged"]]
 
+    def take_refined(self, labels: Refined, shown: Refined, residual: float) -> None:
+        """Keep what labels were cut from, their median residual, and the refined object to show."""
+        self.refined_labels, self.refined, self.label_residual = labels, shown, residual
+        self.refinements += 1
+
+    def take_live(self, refined: Refined, refinements: int) -> bool:
+        """Show an object refined on from the one of that many refinements; False where a newer one is shown by now."""
+        if self.refinements != refinements:
+            return False
+        self.refined = refined
+        self.refinements += 1
+        return True
+
     def stitch(self, patches: NDArray[np.complex64], positions: NDArray[np.float64]) -> NDArray[np.float32]:
         """Put patches (n, size, size) into the image; returns their phase offsets (n,) to what overlaps them."""
         self.stitcher.add(patches, positions)

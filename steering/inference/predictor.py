@@ -83,8 +83,6 @@ class Predictor:
         self._register = Register()
         self._installs: list[Installed] = []
         self._again_due = False
-        # Chunks taken into the queue and out of it: each is counted by one thread alone.
-        self._received = self._begun = 0
         self.latency: list[float] = []
         self.seconds = 0.0
         self.predicted = 0
@@ -93,7 +91,6 @@ class Predictor:
         """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
-        self._received += 1
         self._inbox.put(chunk, arrived)
         self._thread.submit(self._guarded, self._predict_waiting)
 
@@ -140,7 +137,7 @@ class Predictor:
 
     async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The same for the refinement of the live image, which has time only while no frame waits: else None."""
-        return await self._do(lambda: None if self._frames_wait else self._label_frames(scan, newest))
+        return await self._do(lambda: None if len(self._inbox) else self._label_frames(scan, newest))
 
     async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
         """Those of the frames with these ids whose counts are still kept, and how many are known but no longer kept.
@@ -151,12 +148,12 @@ class Predictor:
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
-        await self._do(self._take_refined, scan, labels, shown, residual)
+        await self._do(self._scans[scan].take_refined, labels, shown, residual)
 
     async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
         """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
         one is shown by now."""
-        return await self._do(self._take_live, scan, refined, refinements)
+        return await self._do(self._scans[scan].take_live, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
@@ -196,10 +193,6 @@ class Predictor:
             "frame_ids_missing": self._register.missing,
         }
 
-    @property
-    def _frames_wait(self) -> bool:
-        return self._received > self._begun
-
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
 
@@ -220,7 +213,6 @@ class Predictor:
         taken = self._inbox.take()
         if not taken:
             return
-        self._begun += len(taken)
         self._loop.call_soon_threadsafe(self._make_room, len(taken))
         live = self._live_image(taken[0][0])
         batch, mask = self._sifted(taken, live)
@@ -381,19 +373,6 @@ class Predictor:
         known, gone = (known, 0) if not live.forgotten else ([], len(known))
         rows = np.array(known, np.int64)
         return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask), gone
-
-    def _take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
-        live = self._scans[scan]
-        live.refined_labels, live.refined, live.label_residual = labels, shown, residual
-        live.refinements += 1
-
-    def _take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
-        live = self._scans[scan]
-        if live.refinements != refinements:
-            return False
-        live.refined = refined
-        live.refinements += 1
-        return True
 
     def _live(self, scan: str | None) -> xr.Dataset | None:
         live = self._scans.get(scan or self._scan or "")
