@@ -101,23 +101,23 @@ class LiveImage:
         self.forgotten = True
         self.frames.release("counts", np.flatnonzero(self.frames["judged"]))
 
-    def judged_counts(self) -> NDArray:
-        """(m, y, x) counts of the frames that errors are reported from."""
-        counts = self.frames["counts"]
-        return counts if self.forgotten else counts[self.frames["judged"]]
-
-    def take_refined(self, labels: Refined, shown: Refined, residual: float) -> None:
+    def show_labelled(self, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what labels were cut from, their median residual, and the refined object to show."""
         self.refined_labels, self.refined, self.label_residual = labels, shown, residual
         self.refinements += 1
 
-    def take_live(self, refined: Refined, refinements: int) -> bool:
-        """Show an object refined on from the one of that many refinements; False where a newer one is shown by now."""
+    def show(self, refined: Refined, refinements: int) -> bool:
+        """Show an object that went on from that many refinements; False, and nothing is done, after a newer one."""
         if self.refinements != refinements:
             return False
         self.refined = refined
         self.refinements += 1
         return True
+
+    def judged_counts(self) -> NDArray:
+        """(m, y, x) counts of the frames that errors are reported from."""
+        counts = self.frames["counts"]
+        return counts if self.forgotten else counts[self.frames["judged"]]
 
     def stitch(self, patches: NDArray[np.complex64], positions: NDArray[np.float64]) -> NDArray[np.float32]:
         """Put patches (n, size, size) into the image; returns their phase offsets (n,) to what overlaps them."""

@@ -148,12 +148,12 @@ class Predictor:
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
-        await self._do(self._scans[scan].take_refined, labels, shown, residual)
+        await self._do(self._scans[scan].show_labelled, labels, shown, residual)
 
     async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
         """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
         one is shown by now."""
-        return await self._do(self._scans[scan].take_live, refined, refinements)
+        return await self._do(self._scans[scan].show, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
