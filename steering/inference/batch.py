@@ -27,6 +27,9 @@ class Inbox:
         self._waiting: deque[tuple[xr.Dataset, float]] = deque()
         self._arrival = threading.Condition()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def put(self, chunk: xr.Dataset, arrived: float) -> None:
         """Add a chunk that arrived then (time.perf_counter)."""
         with self._arrival:

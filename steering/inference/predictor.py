@@ -82,8 +82,8 @@ class Predictor:
         self._register = Register()
         self._installs: list[Installed] = []
         self._again_due = False
-        # Chunks taken into the queue and out of it: each is counted by one thread alone.
-        self._received = self._begun = self._at_rest = 0
+        self._at_rest = 0
+        """Frames predicted when old ones were last looked at again."""
         self.latency: list[float] = []
         self.seconds = 0.0
         self.predicted = 0
@@ -92,7 +92,6 @@ class Predictor:
         """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
-        self._received += 1
         self._inbox.put(chunk, arrived)
         self._thread.submit(self._guarded, self._predict_waiting)
 
@@ -139,7 +138,7 @@ class Predictor:
 
     async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The same for the refinement of the live image, which has time only while no frame waits: else None."""
-        return await self._do(lambda: None if self._frames_wait else self._label_frames(scan, newest))
+        return await self._do(lambda: None if len(self._inbox) else self._label_frames(scan, newest))
 
     async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
         """Those of the frames with these ids whose counts are still kept, and how many are known but no longer kept.
@@ -195,10 +194,6 @@ class Predictor:
             "frame_ids_missing": self._register.missing,
         }
 
-    @property
-    def _frames_wait(self) -> bool:
-        return self._received > self._begun
-
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
 
@@ -219,7 +214,6 @@ class Predictor:
         taken = self._inbox.take()
         if not taken:
             return
-        self._begun += len(taken)
         self._loop.call_soon_threadsafe(self._make_room, len(taken))
         live = self._live_image(taken[0][0])
         batch, mask = self._sifted(taken, live)
@@ -344,7 +338,7 @@ class Predictor:
         A few at a time, newest first, each time at the end of the queue: new frames go before old ones. While frames
         come, it rests for four times as long as it works.
         """
-        begun, received = time.perf_counter(), self._received
+        begun, predicted = time.perf_counter(), self.predicted
         live = self._scans[self._scan or ""]
         version = self._serving.version
         if not len(live.frames):
@@ -358,8 +352,8 @@ class Predictor:
         live.frames["looked"][rows] = version
         better = residual < live.frames["residual"][rows]
         live.improve(rows[better], patches[better], residual[better], version)
-        rest = 4 * (time.perf_counter() - begun) if received != self._at_rest else 0.0
-        self._at_rest = received
+        rest = 4 * (time.perf_counter() - begun) if predicted != self._at_rest else 0.0
+        self._at_rest = predicted
         self._loop.call_soon_threadsafe(self._loop.call_later, rest, self._look_again)
 
     def _look_again(self) -> None:
