@@ -26,7 +26,7 @@ def inference_picture(
     for ax, name in zip(axes[0], names, strict=True):
         beside = figures.get("while_training", {}).get(name, {}).get("frames_per_s", {}).get("64", {})
         _bars(ax, figures["networks"][name]["batch64"], beside)
-        ax.set_title(name)
+        ax.set_title(name, loc="left")
     grid = axes[1, 0].get_gridspec()
     for ax in axes[1]:
         ax.remove()
@@ -48,11 +48,11 @@ def _bars(ax: Axes, alone: Mapping[str, Any], beside: Mapping[str, float]) -> No
             more = f"  {rates[way]:,.0f}" + (f"   {rates[way] / eager:.2f} x" if rates is alone["frames_per_s"] else "")
             ax.annotate(more, (rates[way], at), va="center", fontsize=8.5)
     ax.set_yticks(range(len(ways)), [way.replace("_", " ") for way in ways])
-    ax.set_xlim(0, 1.65 * max([*alone["frames_per_s"].values(), *beside.values()]))
+    ax.set_xlim(0, 1.35 * max([*alone["frames_per_s"].values(), *beside.values()]))
     ax.invert_yaxis()
     ax.set_xlabel("frames per second, batches of 64, one core")
     if beside:
-        ax.legend(loc="center right", fontsize=8.5)
+        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, fontsize=8.5)
 
 
 def _waits(ax: Axes, asked: Sequence[tuple[float, float, bool]], swaps: Sequence[tuple[float, float]]) -> None:
