@@ -44,6 +44,8 @@ from steering.records import Field, Geometry, Prediction, chunk_geometry
 
 T = TypeVar("T")
 _SWITCH_S = 2e-4
+_LATER_S = 0.01
+"""When old frames that gave way to new ones ask again."""
 
 
 @dataclass
@@ -114,7 +116,9 @@ class Predictor:
         async with self._installing:
             frames = await self._do(self._canary) if canary and self.settings.canary else None
             # Loading and trying happen beside the thread that predicts: frames do not wait for them.
-            installed = await asyncio.to_thread(self._serving.make_ready, number, frames, margin)
+            installed = await asyncio.to_thread(
+                self._serving.make_ready, number, frames, margin, lambda: len(self._inbox) > 0
+            )
             if installed.accepted:
                 await self._do(self._swap)
             self._installs.append(installed)
@@ -335,9 +339,12 @@ class Predictor:
     def _predict_again(self) -> None:
         """A newer model looks at frames of which an older one made less than it should reach, and keeps what is better.
 
-        A few at a time, newest first, each time at the end of the queue: new frames go before old ones. While frames
-        come, it rests for four times as long as it works.
+        A few at a time, newest first, and only while no new frame waits. While frames come, it rests for nine times as
+        long as it works.
         """
+        if len(self._inbox):
+            self._loop.call_soon_threadsafe(self._loop.call_later, _LATER_S, self._look_again)
+            return
         begun, predicted = time.perf_counter(), self.predicted
         live = self._scans[self._scan or ""]
         version = self._serving.version
@@ -352,7 +359,7 @@ class Predictor:
         live.frames["looked"][rows] = version
         better = residual < live.frames["residual"][rows]
         live.improve(rows[better], patches[better], residual[better], version)
-        rest = 4 * (time.perf_counter() - begun) if predicted != self._at_rest else 0.0
+        rest = 9 * (time.perf_counter() - begun) if predicted != self._at_rest else 0.0
         self._at_rest = predicted
         self._loop.call_soon_threadsafe(self._loop.call_later, rest, self._look_again)
 

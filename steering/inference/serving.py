@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from steering.records import ModelVersion
 _SLICE = 4
 """Canary frames that are predicted in one go; then comes a rest of four times as long, for the thread that serves: the
 two share an interpreter, and often a core."""
+_PATIENCE_S = 0.1
+"""How long such a slice waits for a moment in which no frame waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +93,17 @@ class Serving:
         """Residual that the version in service should reach; 0 where that is not known."""
         return self.engine.serving.expected
 
-    def make_ready(self, number: int, canary: Canary | None, margin: float | None = None) -> Installed:
+    def make_ready(
+        self,
+        number: int,
+        canary: Canary | None,
+        margin: float | None = None,
+        waiting: Callable[[], int] = lambda: 0,
+    ) -> Installed:
         """Load a version into the spare slot, warm it, and say whether it may serve; for a thread of its own.
 
         margin: share by which its residual may be higher; below 0, by which it must be lower. None: the usual one.
+        waiting: how many chunks wait to be predicted, for which the trial makes room.
 
         Where frames are given, the version in service is tried on them in the spare slot too, so that both are run
         alike and the serving slot is left alone. Raises as `ModelStore.weights` does.
@@ -114,13 +124,13 @@ class Serving:
             _patches(spare, warm)
             return Installed(accepted=True, version=number, reason="taken without a trial: no frame to try it on")
         spare.load(self.engine.serving.network.state_dict())
-        before = _residual(spare, canary)
+        before = _residual(spare, canary, waiting)
         spare.load(weights, number=number, expected=expected)
-        after = _residual(spare, canary)
+        after = _residual(spare, canary, waiting)
         if spare.way != REFERENCE:
             exact = self._exact = self._exact or self.engine.slot(REFERENCE)
             exact.load(weights, number=number, expected=expected)
-            standard = _residual(exact, canary)
+            standard = _residual(exact, canary, waiting)
             if after > MOST_WORSE * standard:
                 self._exact = None  # it is the spare slot now
                 self.engine.go_without(spare.way, exact, f"residual {after:.4g}, {standard:.4g} in float32")
@@ -140,11 +150,14 @@ class Serving:
         return Installed(accepted=False, version=self.version, reason=reason, **figures)  # type: ignore[arg-type]
 
 
-def _residual(slot: Slot, canary: Canary) -> float:
+def _residual(slot: Slot, canary: Canary, waiting: Callable[[], int]) -> float:
     """Median far-field residual of canary frames."""
     slot.mask(canary.mask)
     probe, found = slot.probe, []
     for start in range(0, len(canary.counts), _SLICE):
+        patience = time.perf_counter() + _PATIENCE_S
+        while waiting() and time.perf_counter() < patience:
+            time.sleep(1e-3)
         begun = time.perf_counter()
         counts = canary.counts[start : start + _SLICE]
         found.append(far_field_residual(_patches(slot, counts), counts, probe, canary.mask))
