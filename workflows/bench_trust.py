@@ -130,7 +130,7 @@ def learn(folder: RunFolder, known: list[Scene], options: argparse.Namespace) ->
     rank.join(meeting.rendezvous, rank=0, ranks=1)
     rng = np.random.default_rng(options.seed)
     labels = [labelled(scene, str(number), rng, options) for number, scene in enumerate(known)]
-    names = ("frame_id", "counts", "amplitude", "phase", "held_out")
+    names = ("frame_id", "counts", "amplitude", "phase", "residual", "held_out")
     whole = {name: np.concatenate([getattr(part, name) for part in labels]) for name in names}
     whole["frame_id"] = np.arange(len(whole["frame_id"]))
     asyncio.run(rank.receive(replace(labels[0], scan="all", **whole)))
@@ -162,6 +162,7 @@ def labelled(scene: Scene, name: str, rng: np.random.Generator, options: argpars
         counts=measure(scene, where, rng),
         amplitude=np.abs(patches),
         phase=np.angle(patches),
+        residual=np.zeros(len(where), np.float32),
         held_out=np.arange(len(where)) < options.validation,
         probe=probe_of(scene),
         mask=np.zeros((WINDOW, WINDOW), bool),

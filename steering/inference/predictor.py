@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from steering.campaign import DecisionSuggested, Event, FrameSetAside, PredictionReady
 from steering.inference.batch import Batch, Inbox, make_batch
-from steering.inference.evaluate import HoldOut, Score, patch_phase_error, score_refined, score_versions
+from steering.inference.evaluate import HoldOut, Score, patch_errors, score_refined, score_versions
 from steering.inference.frames import LabelFrames, forget_beyond, frames_of
 from steering.inference.live import LiveImage, Truth
 from steering.inference.serving import Canary, Installed, Serving
@@ -35,7 +35,6 @@ from steering.ptychography import (
     Canvas,
     Refined,
     Verdict,
-    extract_patches,
     far_field_residual,
     judge,
     patch_weight,
@@ -83,6 +82,8 @@ class Predictor:
         self._register = Register()
         self._installs: list[Installed] = []
         self._again_due = False
+        self._at_rest = 0
+        """Frames predicted when old ones were last looked at again."""
         self.latency: list[float] = []
         self.seconds = 0.0
         self.predicted = 0
@@ -268,7 +269,7 @@ class Predictor:
             held_out=self.hold_out.held_out(ids),
             withheld=self.hold_out.withheld(where),
             judged=self.hold_out.judged(ids, where),
-            error=self._errors(live, patches, where),
+            error=patch_errors(live, patches, where),
             acquired=batch.acquired,
         )
         self.policy.ingest(prediction, live.view())
@@ -316,13 +317,6 @@ class Predictor:
         patches = self._serving.engine.predict(counts)
         return patches, far_field_residual(patches, counts, self.probe, self._mask)
 
-    def _errors(self, live: LiveImage, patches: NDArray, where: NDArray) -> NDArray[np.float32]:
-        if live.truth is None:
-            return np.full(len(patches), np.nan, np.float32)
-        wanted = extract_patches(live.truth, live.canvas, where, patches.shape[-1])
-        known = (wanted != 0).all((1, 2))
-        return np.where(known, patch_phase_error(patches, wanted, live.weight), np.nan).astype(np.float32)
-
     def _canary(self) -> Canary | None:
         """The newest frames of this scan that nobody was trained on."""
         live = self._scans.get(self._scan or "")
@@ -341,8 +335,10 @@ class Predictor:
     def _predict_again(self) -> None:
         """A newer model looks at frames of which an older one made less than it should reach, and keeps what is better.
 
-        A few at a time, newest first, each time at the end of the queue: new frames go before old ones.
+        A few at a time, newest first, each time at the end of the queue: new frames go before old ones. While frames
+        come, it rests for four times as long as it works.
         """
+        begun, predicted = time.perf_counter(), self.predicted
         live = self._scans[self._scan or ""]
         version = self._serving.version
         if not len(live.frames):
@@ -356,6 +352,11 @@ class Predictor:
         live.frames["looked"][rows] = version
         better = residual < live.frames["residual"][rows]
         live.improve(rows[better], patches[better], residual[better], version)
+        rest = 4 * (time.perf_counter() - begun) if predicted != self._at_rest else 0.0
+        self._at_rest = predicted
+        self._loop.call_soon_threadsafe(self._loop.call_later, rest, self._look_again)
+
+    def _look_again(self) -> None:
         self._thread.submit(self._guarded, self._predict_again)
 
     def _label_frames(self, scan: str, newest: int) -> LabelFrames | None:

@@ -38,7 +38,7 @@ def errors_picture(samples: Mapping[str, Mapping[str, Any]]) -> bytes:
                 x, error = (np.median([run[what] for run in runs], axis=0) for what in (key, "feature_error"))
                 ax.plot(x, error, label=policy, **LOOK[policy])
             ax.set_xscale("log")
-            ax.set_ylim(bottom=0)
+            ax.xaxis.set_minor_formatter("")
             ax.tick_params(labelsize=8, length=2)
             ax.grid(visible=True)
             ax.set_xlabel(key, fontsize=8.5, labelpad=1)
