@@ -1,6 +1,7 @@
 """Laws of labels: those made by refinement, those from outside, and the refinement of the live image in between."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 
@@ -198,6 +199,14 @@ class TestFromOutside:
         turn = np.vdot(labels.amplitude * np.exp(1j * labels.phase), shown[rows])
         assert abs(np.angle(turn)) < 0.3  # in step with the network's image
 
+    def test_labels_of_another_scale_are_refused(self, actors, folder):
+        """The residual does not see the scale, and a network that learns it would be wrong by as much."""
+        me = predictor(actors, folder)
+        ids, _, patches = frames_by_id()
+        hand_in(folder, "a", ids, patches=100 * patches)
+        [report] = opened(me, folder, [actors(Desk())])
+        assert report.refused == {"amplitude not of a transmission's scale": 40}
+
     def test_an_object_is_cut_where_frames_were_measured(self, actors, folder):
         me = predictor(actors, folder)
         ids, _, patches = frames_by_id()
@@ -232,6 +241,7 @@ class TestFromOutside:
             ({"scan": "a", "frame_id": np.arange(2), "patches": np.full((2, 16, 16), np.nan)}, "finite"),
             ({"scan": "a", "frame_id": np.arange(2.0), "patches": np.ones((2, 16, 16))}, "integers"),
             ({"scan": "a", "frame_id": np.arange(2)}, "neither"),
+            ({"scan": "a", "frame_id": [1], "object": np.ones((9, 9)), "origin": [np.nan, 0]}, "origin"),
         ],
     )
     def test_a_file_that_is_not_right_is_refused_in_words(self, actors, folder, content, expected):
@@ -438,10 +448,10 @@ def test_of_two_labels_of_a_frame_the_newer_stays_unless_it_is_clearly_worse():
 def test_a_running_campaign_takes_labels_in_and_tells_how_late_they_were(tmp_path):
     """The truth of frames by id, put into the run's folder while it goes on, and rubbish beside it."""
     folder = RunFolder.create(tmp_path / "run")
-    parts = experiment(frames=300)
+    parts = experiment(frames=5000)  # more than it will measure: it is stopped once the labels are in
     truth, canvas = parts.source.truth("brick")
-    with local(ranks=2) as client:
-        run = start(parts, client, folder)
+    with local(ranks=1) as client:
+        run = start(dataclasses.replace(parts, ranks=1), client, folder)
         wait_for(folder, "LabelsReady", run)
         (folder.path / "labels").mkdir()
         (folder.path / "labels" / "rubbish.npz").write_bytes(b"not an archive")
@@ -449,6 +459,7 @@ def test_a_running_campaign_takes_labels_in_and_tells_how_late_they_were(tmp_pat
         while len(told(folder, "LabelsFromOutside")) < 2:
             assert not run.done, run.result()
             time.sleep(0.05)
+        run.command("stop")
         figures = run.result()
     came = figures["labels"]["from_outside"]
     assert came["files"] == 2
@@ -458,6 +469,6 @@ def test_a_running_campaign_takes_labels_in_and_tells_how_late_they_were(tmp_pat
     assert came["versions_late"]["p50"] is not None
     assert any("BadZipFile" in reason for reason in came["refused"])
     assert figures["live_image"]["refinements"] > 0
-    assert figures["frames_predicted"] == figures["frames_acquired"] == 300
+    assert figures["frames_predicted"] == figures["frames_acquired"]
     assert (folder.path / "labels" / "refused" / "rubbish.npz").is_file()
     assert replay(folder.events())[0].finished

@@ -67,12 +67,12 @@ def test_a_swap_under_load_loses_no_frame_and_no_decision(tmp_path):
         asked, numbers = [], []
 
         async def measure():
-            for chunk in singles(200):
+            for chunk in singles(120):
                 await me.receive(chunk)
                 asked.append(await me.suggest(1))
 
         async def swap():
-            while len(asked) < 200:
+            while len(asked) < 120:
                 publish(tmp_path, len(numbers) + 1, noise=0.01)
                 numbers.append((await me.install(len(numbers) + 1, canary=False)).version)
 
@@ -81,13 +81,13 @@ def test_a_swap_under_load_loses_no_frame_and_no_decision(tmp_path):
 
     events, asked, numbers, figures = asyncio.run(main())
     predicted = [e for e in events if isinstance(e, PredictionReady)]
-    assert [i for e in predicted for i in e.frame_ids] == list(range(200))
-    assert figures["frames_predicted"] == 200
+    assert [i for e in predicted for i in e.frame_ids] == list(range(120))
+    assert figures["frames_predicted"] == 120
     versions = [e.version for e in predicted]
     assert versions == sorted(versions)
     assert len(set(versions)) > 2
     assert numbers == list(range(1, len(numbers) + 1))
-    order = [tuple(position) for position in SpaceFilling(CANDIDATES).suggest(200).positions]
+    order = [tuple(position) for position in SpaceFilling(CANDIDATES).suggest(120).positions]
     assert [position for decision in asked for position in decision.positions] == order
 
 

@@ -141,6 +141,9 @@ def test_adaptive_is_space_filling_until_sparse_is_proven(sparse):
     same = int(np.argmin(order == plain))
     assert 30 <= same < len(order) // 4
     np.testing.assert_array_equal(order[:same], plain[:same])
+    paid = sparse.walk(looking(Adaptive, sparse, travel=TRAVEL))
+    assert set(paid[:30]) == set(plain[:30])
+    assert TRAVEL.along(sparse.where[paid[:30]]).sum() < TRAVEL.along(sparse.where[plain[:30]]).sum()
     never = sparse.walk(looking(Adaptive, sparse, sparse=0.0))
     np.testing.assert_array_equal(never, plain)
 

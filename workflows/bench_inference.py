@@ -302,20 +302,23 @@ async def live(folder: Path, network: Network, frames: Frames, options: argparse
             await asyncio.sleep(options.part * 3 / 8)
 
     for turn, swapping in itertools.product(range(options.turns), (False, True)):
+        chunks = [chunk_of(frames, next(ids), me.geometry, turn) for _ in range(round(options.part * options.rate))]
+        sent += [int(chunk["frame"][0]) for chunk in chunks]
         swapper = asyncio.create_task(swap()) if swapping else None
         due, jobs = time.perf_counter(), []
-        for _ in range(round(options.part * options.rate)):
-            number = next(ids)
-            row = slice(number % len(frames.counts), number % len(frames.counts) + 1)
-            where = frames.position[row]
-            chunk = make_chunk(frames.counts[row], [number], where, me.geometry, scan=f"scan {turn}")
+        for chunk in chunks:
             due += 1 / options.rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            sent.append(number)
             jobs.append(asyncio.create_task(one(chunk, swapping)))
         await asyncio.gather(*jobs, *([swapper] if swapper else []))
     predicted = [i for event in await me.events() for i in event.frame_ids]
     return {"asked": asked, "swaps": swaps, "sent": sent, "predicted": predicted, "way": (await me.figures())["way"]}
+
+
+def chunk_of(frames: Frames, number: int, geometry: Geometry, turn: int) -> xr.Dataset:
+    """A chunk of one frame, with that id, of the scan of a turn."""
+    row = slice(number % len(frames.counts), number % len(frames.counts) + 1)
+    return make_chunk(frames.counts[row], [number], frames.position[row], geometry, scan=f"scan {turn}")
 
 
 def judged(told: dict[str, Any]) -> dict[str, Any]:

@@ -289,13 +289,15 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     options = _options(arguments)
     torch.set_num_threads(1)
     every: list[dict[str, Any]] = []
+    courses: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         figures, arms, images = recovery(options, seed)
         every.append(figures)
+        courses.append({name: {"cpu_s": arm.cpu_s, "new": arm.new, "old": arm.old} for name, arm in arms.items()})
         if seed == 0:
             curves = {name: (arm.cpu_s, arm.new, arm.old) for name, arm in arms.items()}
             folder.write_file("recovery.png", recovery_picture(curves, images, figures["cpu_s_to_90_percent"]))
-        folder.write_summary({**_median(every), "seeds": every})
+        folder.write_summary({**_median(every), "seeds": every, "courses": courses})
         print(
             f"seed {seed}: {figures['cpu_s_to_90_percent']} CPU-seconds to 90 %, {figures['recovered_at_end']:.2f} "
             f"at the end; old error over start {figures['old_error_over_start']:.3f}, over joint "

@@ -7,7 +7,8 @@ only in where they measure, and see nothing but predictions and the live image. 
 the network's stitched image, its global phase and ramp taken out over the whole field, with unseen pixels filled from
 around them: over the whole field, and over the features alone. `raster` walks all candidates row by row;
 `raster_planned` is one for each number of frames, spread evenly over the field by somebody who knew it beforehand.
-Equal error is the feature error that the raster's full scan leaves, and a tenth.
+Equal error is the feature error that the raster's full scan leaves, and a tenth. How much worse one is than another
+counts from the frames on that could light the field once: before that an empty image is as good as any.
 """
 
 import argparse
@@ -44,18 +45,18 @@ from steering.ptychography import (
 )
 from steering.records import Field, Travel
 from steering.runner import RunFolder
-from steering.sources import line_field, particle_field, read_recording, sample
+from steering.sources import SimulatedBeamline, Stage, line_field, particle_field, read_recording, sample
 from steering.view.steering import errors_picture, seen_picture
 
 FRAME_S = 0.02
 TRAVEL = Travel(velocity=5700.0, settling=0.01)  # object pixels per second: 50 um/s where a pixel is 8.8 nm
 AT_ONCE = 10  # positions of a suggestion; one suggestion is always under way while the next is made
 EQUAL = 1.1  # of the error that the raster's full scan leaves
-RATIOS = (1.1, 1.2)  # of the stop rule
+DENSE = ("camera", "brick", "grass", "coins")
+RATIOS = (1.1, 1.2)  # of the stop rule, its default first
 
-Choose = Callable[[Trial, int], Policy]
 LOOKING = {"travel": TRAVEL, "frame_s": FRAME_S}
-POLICIES: dict[str, Choose] = {
+POLICIES: dict[str, Callable[[Trial, int], Policy]] = {
     "raster": lambda trial, seed: Raster(trial.where),
     "random": lambda trial, seed: Random(trial.where, seed=seed),
     "space_filling": lambda trial, seed: SpaceFilling(trial.where),
@@ -94,15 +95,6 @@ def sparse_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
         gold = scipy.io.loadmat(folder / "ptycho-gold-balls-object" / "gold_balls.mat")["obj"]
         phase = -np.angle(gold * np.exp(-1j * np.angle(gold.sum())))
         yield "gold balls", np.clip(phase[113:497, 113:497] - 0.06, 0, 0.3)  # above the reconstruction's noise
-
-
-def dense_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
-    """Samples with content everywhere."""
-    for name in ("camera", "brick", "grass", "coins"):
-        yield name, getattr(data, name)()
-
-
-IMAGES = {"sparse": sparse_images, "dense": dense_images}
 
 
 def taught(kind: str, size: int) -> list[NDArray]:
@@ -162,26 +154,18 @@ def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Sca
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     network = train([sample(image, **look) for image in taught(kind, size)], probe, 40, options)
     for seed in range(options.seeds):
-        for name, image in IMAGES[kind](size, seed):
+        for name, image in sparse_images(size, seed) if kind == "sparse" else [(n, getattr(data, n)()) for n in DENSE]:
             thing = sample(image, **look)
-            where = jittered(size // 2 - 34, options.step, seed)
-            rng = np.random.default_rng((seed, 1))
-            counts = rng.poisson(simulate(thing, probe, centred(thing), where)).astype(np.uint16)
+            source = SimulatedBeamline([Stage(name, thing, 1)], probe=probe, step=options.step, seed=seed)
+            where = source.candidates / source.geometry.object_pixel
+            expected = simulate(thing, probe, centred(thing), where)
+            counts = np.random.default_rng((seed, 1)).poisson(expected).astype(np.uint16)
             yield seed, scan_of(name, (thing, centred(thing)), network, where, counts)
-
-
-def jittered(reach: float, step: float, seed: int) -> NDArray[np.float64]:
-    """(n, 2) candidates up to `reach` from the middle, each moved off its grid by up to a fifth of a step."""
-    line = np.linspace(-reach, reach, 1 + round(2 * reach / step))
-    grid = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
-    moved = grid + np.random.default_rng(seed).uniform(-step / 5, step / 5, grid.shape)
-    return np.clip(moved, -reach, reach)
 
 
 def recorded(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan]]:
     """The recorded Siemens star; a position is answered with its frame. The network has seen simulated frames only."""
-    folder = data_folder()
-    if folder is None:
+    if (folder := data_folder()) is None:
         print("  found no STEERING_DATA: the recorded scan is left out")
         return
     home = folder / "ptycho-aps-velociprobe-siemens"
@@ -189,15 +173,15 @@ def recorded(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan
     with np.load(home / "recon_ptychi_lsqml_2modes_20+25ep.npz") as trusted:
         thing, probe = trusted["object"], trusted["probe"][0]
     probe = rescale_probe(probe.astype(np.complex64), recording.counts)
-    look = {"phase": -1.1, "absorption": 0.05, "size": 320}
-    network = train([sample(image, **look) for image in taught("dense", 320)], probe, 64, options)
+    options.steps //= 2  # of four times the work
+    objects = [sample(image, phase=-1.1, absorption=0.05, size=320) for image in taught("dense", 320)]
+    network = train(objects, probe, 64, options)
     where = recording.positions
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), 128)
     truth = place((thing, Canvas(thing.shape, (-255.0, -253.5))), canvas)
     whole = scan_of("Siemens star", (truth, canvas), network, where, recording.counts)
-    seen = whole.image(np.arange(len(where))).image()
-    same_gauge = align(truth, seen, weight=whole.area.astype(np.float32))
+    same_gauge = align(truth, whole.image(np.arange(len(where))).image(), weight=whole.area.astype(np.float32))
     for seed in range(options.seeds):  # the frames are what they are; Random alone knows the seed
         yield seed, replace(whole, object=same_gauge)
 
@@ -210,9 +194,8 @@ def scan_of(name: str, thing: Truth, network: ProbeFirst, where: NDArray, counts
     """What the frozen network says of every frame."""
     image, canvas = thing
     probe = network.optics.modes().numpy()
-    parts = [
-        network(torch.from_numpy(part.astype(np.float32))) for part in np.array_split(counts, len(counts) // 64 + 1)
-    ]
+    batches = np.array_split(counts.astype(np.float32), len(counts) // 64 + 1)
+    parts = [network(torch.from_numpy(batch)) for batch in batches]
     patches = np.concatenate([torch.polar(*part).numpy() for part in parts])
     trial = Trial(
         canvas=canvas,
@@ -290,56 +273,47 @@ def first(curve: dict[str, list[float]], key: str, target: float) -> float:
     return float(at[k] ** (1 - share) * at[k + 1] ** share)
 
 
-def stops(scan: Scan, order: NDArray[np.int64], window: int = 24) -> list[dict[str, Any]]:
-    """How the stop rule does on a way, for each of its RATIOS.
+def stops(scan: Scan, order: NDArray[np.int64], coming: int = 48) -> list[dict[str, Any]]:
+    """How the stop rule does on a way, for each of its RATIOS that the way ever reaches for good.
 
     Its target: the next frames, which the image has not seen, are foretold to a ratio of what the network makes of
-    them. The oracle knows them all, and stops where the target is met for good.
+    them. The oracle knows them all, and stops where that is so for good; it takes the rule's window at least.
     """
-    trial, coming = scan.trial, 2 * window
-    order = order[: len(order) * 2 // 3]
-    told = list(trial.foretold(order, at_once=AT_ONCE, ahead=coming))
-    ahead = np.array(
-        [share.sum() / trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, share) in enumerate(told)]
-    )
+    order = order[: len(order) // 2 + coming]
+    told = list(scan.trial.foretold(order, at_once=AT_ONCE, ahead=coming))
+    shares = [said.sum() / scan.trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, said) in enumerate(told)]
+    ahead, whole = np.array(shares), judge(scan.image(order), scan)[1]
     found = []
     for ratio in RATIOS:
-        rule = StopRule(ratio=ratio, window=window)
-        above = np.flatnonzero(ahead > ratio)
-        oracle = int(above[-1]) + 1 if len(above) else 1
-        for k, (step, _) in enumerate(told):
-            rule.note(step)
-            if rule.reason() and oracle < len(ahead) > k + 2:
-                frames = (k + 2) * AT_ONCE  # the suggestion under way is measured too
-                error = judge(scan.image(order[:frames]), scan)[1]
-                met = bool(ahead[k + 2] <= ratio)
-                found.append(
-                    {"ratio": ratio, "frames": frames, "oracle": oracle * AT_ONCE, "met": met, "feature_error": error}
-                )
-                break
+        rule, steps = StopRule(ratio=ratio), 0
+        oracle = max(1 + max(np.flatnonzero(ahead > ratio), default=0), -(-rule.window // AT_ONCE))
+        while steps < len(told) and rule.reason() is None:
+            rule.note(told[steps][0])
+            steps += 1
+        if oracle < len(ahead):
+            steps = min(steps, len(told) - 2)
+            frames, best = ((k + 1) * AT_ONCE for k in (steps, int(oracle)))  # what is under way is measured too
+            error = judge(scan.image(order[:frames]), scan)[1] / whole
+            stop = {"frames": frames, "oracle": best, "met": bool(ahead[steps + 1] <= ratio)}
+            found.append({"ratio": ratio, **stop, "error_over_full_scan": error})
     return found
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure every policy on every sample of the chosen sets."""
     options = _options(arguments)
-    found: dict[str, dict[str, Any]] = {}
-    seen: list[dict[str, Any]] = []
+    found, seen = {}, []
     for kind in options.sets.split(","):
         print(f"{kind}:", flush=True)
         for seed, scan in SETS[kind](kind, options):
-            begun = time.perf_counter()
-            total = len(scan.trial.where)
+            begun, total = time.perf_counter(), len(scan.trial.where)
             frames = sorted({max(8, round(total * share)) for share in SHARES})
             of_policy, orders = curves(scan, seed, frames)
-            ends = stops(scan, orders["adaptive"])
-            for stop in ends:
-                stop["over_full"] = stop["feature_error"] / of_policy["adaptive"]["feature_error"][-1]
-            one = {"policies": of_policy, "stop": ends}
             name = scan.name
             sample = found.setdefault(name, {"set": kind, "candidates": total, "by_seed": {}})
             sample["content"] = float(scan.features.sum() / scan.area.sum())
-            sample["by_seed"][str(seed)] = one
+            sample["to_light_all"] = float(scan.area.sum() / (np.pi / 4 * beam_diameter(scan.trial.probe) ** 2))
+            sample["by_seed"][str(seed)] = {"policies": of_policy, "stop": stops(scan, orders["adaptive"])}
             if seed == 0 and name in ("particles", "flakes", "coins"):
                 seen.append(seen_by(scan, orders))
             print(f"  {name}, seed {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
@@ -349,7 +323,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         folder.write_file("seen.png", seen_picture(seen))
 
 
-SHARES = (0.02, 0.03, 0.045, 0.065, 0.09, 0.12, 0.16, 0.21, 0.28, 0.37, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SHARES = (0.02, 0.03, 0.045, 0.065, 0.09, 0.12, 0.16, 0.21, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
 """Of the candidates: the numbers of frames after which errors are taken."""
 
 
@@ -362,12 +336,16 @@ def summed_up(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         figures["sparse"] = {key: float(np.median([one[key] for one in sparse])) for key in SAVED}
     if dense:
         figures["dense"] = {key: max(one[key] for one in dense) for key in WORSE}
-    ends = [stop for one in found.values() for seed in one["by_seed"].values() for stop in seed["stop"]]
-    if ends:
-        over = [stop["frames"] / stop["oracle"] for stop in ends]
-        met = float(np.mean([stop["met"] for stop in ends]))
-        figures["stop"] = {"frames_over_oracle": float(np.median(over)), "target_met_share": met, "runs": len(ends)}
-        figures["stop"]["error_over_full_scan"] = float(np.median([stop["over_full"] for stop in ends]))
+    for ratio in RATIOS:
+        runs = [seed["stop"] for one in found.values() for seed in one["by_seed"].values()]
+        ends = [stop for run in runs for stop in run if stop["ratio"] == ratio]
+        if ends:
+            figures["stop" if ratio == RATIOS[0] else f"stop_at_{ratio}"] = {
+                "frames_over_oracle": float(np.median([stop["frames"] / stop["oracle"] for stop in ends])),
+                "target_met_share": float(np.mean([stop["met"] for stop in ends])),
+                "error_over_full_scan": float(np.median([stop["error_over_full_scan"] for stop in ends])),
+                "runs": len(ends),
+            }
     return figures
 
 
@@ -378,7 +356,7 @@ SAVED = (
     "time_saved_over_raster",
     "time_saved_over_raster_planned",
 )
-WORSE = ("error_over_raster", "error_over_raster_planned")
+WORSE = ("error_over_raster", "error_over_raster_planned", "error_over_raster_from_the_first_frame")
 
 
 def of_sample(one: dict[str, Any]) -> dict[str, float]:
@@ -391,9 +369,12 @@ def of_sample(one: dict[str, Any]) -> dict[str, float]:
             for key, word in (("frames", "frames"), ("seconds", "time")):
                 if (name := f"{word}_saved_over_{other}") in found:
                     found[name].append(first(run[other], key, target) / first(run["adaptive"], key, target))
-        for other in ("raster", "raster_planned"):
+        lit = np.array(run["adaptive"]["frames"]) >= one["to_light_all"]
+        for key, other, counts in zip(
+            WORSE, ("raster", "raster_planned", "raster"), (lit, lit, lit | True), strict=True
+        ):
             ratio = np.array(run["adaptive"]["error"]) / np.array(run[other]["error"])
-            found[f"error_over_{other}"].append(float(ratio.max()))
+            found[key].append(float(ratio[counts].max()))
     return {key: float(np.median(values)) for key, values in found.items()}
 
 

@@ -27,6 +27,9 @@ class Inbox:
         self._waiting: deque[tuple[xr.Dataset, float]] = deque()
         self._arrival = threading.Condition()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def put(self, chunk: xr.Dataset, arrived: float) -> None:
         """Add a chunk that arrived then (time.perf_counter)."""
         with self._arrival:
@@ -88,12 +91,12 @@ def make_batch(
         if keep.any():
             mask = mask | mask_of(chunk, keep)
             parts.append((chunk, keep, arrived))
-            new |= dict.fromkeys(chunk["frame"].values[keep].tolist(), 0)
+            new |= dict.fromkeys(chunk.variables["frame"].values[keep].tolist(), 0)
     if not parts:
         return None, mask, aside
     batch = Batch(
-        frame_id=np.concatenate([chunk["frame"].values[keep] for chunk, keep, _ in parts]),
-        counts=np.concatenate([chunk["counts"].values[keep] for chunk, keep, _ in parts]),
+        frame_id=np.concatenate([chunk.variables["frame"].values[keep] for chunk, keep, _ in parts]),
+        counts=np.concatenate([chunk.variables["counts"].values[keep] for chunk, keep, _ in parts]),
         position=np.concatenate([positions_px(chunk)[keep] for chunk, keep, _ in parts]),
         acquired=np.concatenate(
             [np.full(keep.sum(), float(chunk.attrs["acquired"]) or time.time()) for chunk, keep, _ in parts]

@@ -27,6 +27,9 @@ from steering.records import Field
 logger = logging.getLogger(__name__)
 MOST_WORSE = 1.02
 """Phase error of a way over that of plain float32, above which the way is not used."""
+_STEPS = (2, 3)
+"""Batches are filled up to 1 or to one of these times a power of two: kernels are made for each size that is met, which
+takes as long as predicting twenty frames."""
 _TRIAL_FRAMES = 16
 _HOPELESS = 2.0
 """A way that takes so many times as long as the reference is not measured further."""
@@ -83,7 +86,11 @@ class Engine:
         pinned = self.device.type == "cuda"
         self._counts = torch.zeros(frames, window, window, pin_memory=pinned)
         self._patches = torch.zeros(frames, patch, patch, dtype=torch.complex64, pin_memory=pinned)
-        self.predict(np.zeros((1, window, window), np.float32))
+        self._sizes = sorted(
+            {1, frames, *(n for step in _STEPS for k in range(frames.bit_length()) if (n := step << k) < frames)}
+        )
+        for size in self._sizes:  # kernels that are there before the first frame is
+            self.predict(np.zeros((size, window, window), np.float32))
 
     @property
     def spare(self) -> Slot:
@@ -105,7 +112,8 @@ class Engine:
         most = len(self._counts)
         if len(counts) > most:
             return np.concatenate([self.predict(counts[i : i + most]).copy() for i in range(0, len(counts), most)])
-        return run(self.serving, counts, self._counts, self._patches)
+        size = next(size for size in self._sizes if size >= len(counts))
+        return run(self.serving, counts, self._counts[:size], self._patches)
 
     def slot(self, way: Way) -> Slot:
         """Another slot that runs in this way, holding the network that the engine was made with."""
@@ -181,11 +189,14 @@ class Engine:
 
 
 def run(slot: Slot, counts: NDArray, frames: torch.Tensor, out: torch.Tensor) -> NDArray[np.complex64]:
-    """Patches (n, patch, patch) of counts (n, window, window) in `out`, by way of `frames`: both on the host."""
+    """Patches (n, patch, patch) of counts (n, window, window) in `out`, by way of `frames`: both on the host.
+
+    What `frames` holds beyond n is predicted with them, and left.
+    """
     n = len(counts)
     np.copyto(frames[:n].numpy(), counts, casting="unsafe")
     with torch.inference_mode():
-        amplitude, phase = slot(frames[:n].to(slot.device, non_blocking=True))
+        amplitude, phase = (each[:n] for each in slot(frames.to(slot.device, non_blocking=True)))
         if slot.device.type == "cpu":
             torch.polar(amplitude, phase, out=out[:n])
         else:

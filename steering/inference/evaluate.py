@@ -110,6 +110,17 @@ def score_refined(live: LiveImage) -> Score | None:
     return Score(float("nan"), phase_correlation(live.refined.object, live.truth, weight=weight))
 
 
+def patch_errors(
+    live: LiveImage, patches: NDArray[np.complex64], positions: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """(n,) phase error of patches (n, size, size) at positions (n, 2), radians; NaN where the truth is not known."""
+    if live.truth is None:
+        return np.full(len(patches), np.nan, np.float32)
+    wanted = extract_patches(live.truth, live.canvas, positions, patches.shape[-1])
+    known = (wanted != 0).all((1, 2))
+    return np.where(known, patch_phase_error(patches, wanted, live.weight), np.nan).astype(np.float32)
+
+
 def patch_phase_error(
     patches: NDArray[np.complex64], wanted: NDArray[np.complex64], weight: NDArray[np.float32]
 ) -> NDArray[np.float32]:

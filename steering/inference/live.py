@@ -101,6 +101,19 @@ class LiveImage:
         self.forgotten = True
         self.frames.release("counts", np.flatnonzero(self.frames["judged"]))
 
+    def show_labelled(self, labels: Refined, shown: Refined, residual: float) -> None:
+        """Keep what labels were cut from, their median residual, and the refined object to show."""
+        self.refined_labels, self.refined, self.label_residual = labels, shown, residual
+        self.refinements += 1
+
+    def show(self, refined: Refined, refinements: int) -> bool:
+        """Show an object that went on from that many refinements; False, and nothing is done, after a newer one."""
+        if self.refinements != refinements:
+            return False
+        self.refined = refined
+        self.refinements += 1
+        return True
+
     def judged_counts(self) -> NDArray:
         """(m, y, x) counts of the frames that errors are reported from."""
         counts = self.frames["counts"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from steering.campaign import DecisionSuggested, Event, FrameSetAside, PredictionReady
 from steering.inference.batch import Batch, Inbox, make_batch
-from steering.inference.evaluate import HoldOut, Score, patch_phase_error, score_refined, score_versions
+from steering.inference.evaluate import HoldOut, Score, patch_errors, score_refined, score_versions
 from steering.inference.frames import LabelFrames, forget_beyond, frames_of
 from steering.inference.live import LiveImage, Truth
 from steering.inference.serving import Canary, Installed, Serving
@@ -34,7 +35,6 @@ from steering.ptychography import (
     Canvas,
     Refined,
     Verdict,
-    extract_patches,
     far_field_residual,
     judge,
     patch_weight,
@@ -43,6 +43,7 @@ from steering.ptychography import (
 from steering.records import Field, Geometry, Prediction, chunk_geometry
 
 T = TypeVar("T")
+_SWITCH_S = 2e-4
 
 
 @dataclass
@@ -62,6 +63,9 @@ class Predictor:
     async def start(self) -> None:
         """Load the newest model and be ready for frames."""
         torch.set_num_threads(1)
+        # Each operator gives up the interpreter and asks for it again: Python in another thread of this process (a
+        # version being made ready, messages) must hand it back at once, not after the usual 5 ms.
+        sys.setswitchinterval(_SWITCH_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -78,8 +82,8 @@ class Predictor:
         self._register = Register()
         self._installs: list[Installed] = []
         self._again_due = False
-        # Chunks taken into the queue and out of it: each is counted by one thread alone.
-        self._received = self._begun = 0
+        self._at_rest = 0
+        """Frames predicted when old ones were last looked at again."""
         self.latency: list[float] = []
         self.seconds = 0.0
         self.predicted = 0
@@ -88,7 +92,6 @@ class Predictor:
         """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
-        self._received += 1
         self._inbox.put(chunk, arrived)
         self._thread.submit(self._guarded, self._predict_waiting)
 
@@ -135,7 +138,7 @@ class Predictor:
 
     async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The same for the refinement of the live image, which has time only while no frame waits: else None."""
-        return await self._do(lambda: None if self._frames_wait else self._label_frames(scan, newest))
+        return await self._do(lambda: None if len(self._inbox) else self._label_frames(scan, newest))
 
     async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
         """Those of the frames with these ids whose counts are still kept, and how many are known but no longer kept.
@@ -146,12 +149,12 @@ class Predictor:
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
-        await self._do(self._take_refined, scan, labels, shown, residual)
+        await self._do(self._scans[scan].show_labelled, labels, shown, residual)
 
     async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
         """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
         one is shown by now."""
-        return await self._do(self._take_live, scan, refined, refinements)
+        return await self._do(self._scans[scan].show, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
@@ -191,10 +194,6 @@ class Predictor:
             "frame_ids_missing": self._register.missing,
         }
 
-    @property
-    def _frames_wait(self) -> bool:
-        return self._received > self._begun
-
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
 
@@ -213,11 +212,9 @@ class Predictor:
     def _predict_waiting(self) -> None:
         begun = time.perf_counter()
         taken = self._inbox.take()
-        self._begun += len(taken)
-        for _ in taken:
-            self._loop.call_soon_threadsafe(self._room.release)
         if not taken:
             return
+        self._loop.call_soon_threadsafe(self._make_room, len(taken))
         live = self._live_image(taken[0][0])
         batch, mask = self._sifted(taken, live)
         if batch is None:
@@ -230,6 +227,10 @@ class Predictor:
         self.latency += (now - batch.arrived).tolist()
         self.seconds += now - begun
         self.predicted += len(batch.frame_id)
+
+    def _make_room(self, chunks: int) -> None:
+        for _ in range(chunks):
+            self._room.release()
 
     def _sifted(self, taken: list[tuple[xr.Dataset, float]], live: LiveImage) -> tuple[Batch | None, NDArray[np.bool_]]:
         """What can be used of chunks, and the mask then; what cannot is counted and told."""
@@ -268,7 +269,7 @@ class Predictor:
             held_out=self.hold_out.held_out(ids),
             withheld=self.hold_out.withheld(where),
             judged=self.hold_out.judged(ids, where),
-            error=self._errors(live, patches, where),
+            error=patch_errors(live, patches, where),
             acquired=batch.acquired,
         )
         self.policy.ingest(prediction, live.view())
@@ -316,13 +317,6 @@ class Predictor:
         patches = self._serving.engine.predict(counts)
         return patches, far_field_residual(patches, counts, self.probe, self._mask)
 
-    def _errors(self, live: LiveImage, patches: NDArray, where: NDArray) -> NDArray[np.float32]:
-        if live.truth is None:
-            return np.full(len(patches), np.nan, np.float32)
-        wanted = extract_patches(live.truth, live.canvas, where, patches.shape[-1])
-        known = (wanted != 0).all((1, 2))
-        return np.where(known, patch_phase_error(patches, wanted, live.weight), np.nan).astype(np.float32)
-
     def _canary(self) -> Canary | None:
         """The newest frames of this scan that nobody was trained on."""
         live = self._scans.get(self._scan or "")
@@ -341,8 +335,10 @@ class Predictor:
     def _predict_again(self) -> None:
         """A newer model looks at frames of which an older one made less than it should reach, and keeps what is better.
 
-        A few at a time, newest first, each time at the end of the queue: new frames go before old ones.
+        A few at a time, newest first, each time at the end of the queue: new frames go before old ones. While frames
+        come, it rests for four times as long as it works.
         """
+        begun, predicted = time.perf_counter(), self.predicted
         live = self._scans[self._scan or ""]
         version = self._serving.version
         if not len(live.frames):
@@ -356,6 +352,11 @@ class Predictor:
         live.frames["looked"][rows] = version
         better = residual < live.frames["residual"][rows]
         live.improve(rows[better], patches[better], residual[better], version)
+        rest = 4 * (time.perf_counter() - begun) if predicted != self._at_rest else 0.0
+        self._at_rest = predicted
+        self._loop.call_soon_threadsafe(self._loop.call_later, rest, self._look_again)
+
+    def _look_again(self) -> None:
         self._thread.submit(self._guarded, self._predict_again)
 
     def _label_frames(self, scan: str, newest: int) -> LabelFrames | None:
@@ -373,19 +374,6 @@ class Predictor:
         known, gone = (known, 0) if not live.forgotten else ([], len(known))
         rows = np.array(known, np.int64)
         return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask), gone
-
-    def _take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
-        live = self._scans[scan]
-        live.refined_labels, live.refined, live.label_residual = labels, shown, residual
-        live.refinements += 1
-
-    def _take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
-        live = self._scans[scan]
-        if live.refinements != refinements:
-            return False
-        live.refined = refined
-        live.refinements += 1
-        return True
 
     def _live(self, scan: str | None) -> xr.Dataset | None:
         live = self._scans.get(scan or self._scan or "")

@@ -11,7 +11,7 @@ class PredictorSettings:
 
     backlog: int = 64
     """Chunks that may wait for prediction; a source that sends more waits for its acknowledgement."""
-    again: int = 4
+    again: int = 2
     """Frames that are predicted again in one go when a newer model is in service."""
     batch: int = 64
     """Most frames that are predicted together."""

@@ -27,11 +27,11 @@ def sift(
     known: ids that the scan has already. mask: bad pixels (y, x) before this chunk. canvas: where their windows have to
     lie.
     """
-    counts, ids = chunk["counts"].values, chunk["frame"].values
+    counts, ids = chunk.variables["counts"].values, chunk.variables["frame"].values
     if counts.shape[1:] != mask.shape:
         said = f"frames of {counts.shape[1]} x {counts.shape[2]} pixels, expected {mask.shape[0]} x {mask.shape[1]}"
         return np.zeros(len(ids), bool), {said: tuple(ids.tolist())}
-    good = counts[:, ~mask]
+    good = counts[:, ~mask] if mask.any() else counts.reshape(len(counts), -1)
     if good.dtype.kind == "f":
         unusable = ~(np.isfinite(good) & (good >= 0)).all(1)
     else:
@@ -58,7 +58,7 @@ def sift(
 
 def mask_of(chunk: xr.Dataset, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The chunk's mask (y, x) without what only frames that are set aside have brought into it."""
-    mask, counts = chunk["mask"].values, chunk["counts"].values
+    mask, counts = chunk.variables["mask"].values, chunk.variables["counts"].values
     if keep.all() or counts.dtype.kind != "u":
         return mask
     top = counts == np.iinfo(counts.dtype).max

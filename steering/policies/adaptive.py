@@ -25,7 +25,8 @@ class Adaptive(GradientResidual):
 
     The statistic is the share of the field that holds the structure, `content_share` of the frames measured so far; the
     space-filling order makes them a fair sample of the field. Sparse is proven once the share and twice its standard
-    error lie below `sparse`. On dense content that never happens, and the scan stays space-filling to its end.
+    error lie below `sparse`. On dense content that never happens, and the scan stays space-filling to its end; the
+    positions of one suggestion are put in the order of a short way where ways cost.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Adaptive(GradientResidual):
             chosen, reasons = super()._choose(n)
             return chosen, [f"{self._proof}; {reason}" for reason in reasons]
         chosen = self._order[self._left[self._order]][:n]
-        self._here = self._candidates[chosen[-1]]
+        chosen = chosen[self._way(chosen)]
         self._light += closeness(self._candidates, self._candidates[chosen], self.beam).sum(1)
         return chosen, [SPACE_FILLING] * len(chosen)
 

@@ -87,11 +87,15 @@ class GradientResidual(Walk):
             self._light += closeness(self._candidates, here[None], self.beam)[:, 0]
             left[best] = False
             chosen.append(best)
-        order = np.arange(n)
-        if self.travel is not None:
-            order = short_path(self._here, self._candidates[chosen])
-        self._here = self._candidates[chosen[order[-1]]]
+        order = self._way(np.array(chosen))
         return np.array(chosen)[order], [reasons[i] for i in order]
+
+    def _way(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The order in which the stage goes to these candidates: a short way where ways cost, else as they are."""
+        free = self.travel is None
+        order = np.arange(len(chosen)) if free else short_path(self._here, self._candidates[chosen])
+        self._here = self._candidates[chosen[order[-1]]]
+        return order
 
     def _interest(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Structure and doubt (n,) of each candidate, relative to their means over the field."""

@@ -66,12 +66,14 @@ def _gradient_energy(
     amplitude: NDArray, phase: NDArray, seen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(Y, X) squared gradient of the complex image, and 1 where it is known: both neighbours are seen."""
-    image = (amplitude * np.exp(1j * phase)).astype(np.complex64)
     known = np.zeros(seen.shape, np.float32)
     known[:-1, :-1] = seen[:-1, :-1] & seen[1:, :-1] & seen[:-1, 1:]
     energy = np.zeros(seen.shape, np.float32)
-    down, right = image[1:, :-1] - image[:-1, :-1], image[:-1, 1:] - image[:-1, :-1]
-    energy[:-1, :-1] = down.real**2 + down.imag**2 + right.real**2 + right.imag**2
+    a, p = amplitude.astype(np.float32), phase.astype(np.float32)
+    here = (slice(-1), slice(-1))
+    for there in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
+        # |b - a|^2 of two complex numbers: no wrap of the phase matters, and nothing cancels.
+        energy[here] += (a[there] - a[here]) ** 2 + 4 * a[there] * a[here] * np.sin((p[there] - p[here]) / 2) ** 2
     return energy * known, known
 
 

@@ -14,11 +14,11 @@ class StopRule:
     Of the last `window` frames, the residual of what the live image said of each before it was added
     (`Prediction.surprise`), as a share of the residual of the model's own prediction of it: an error on data that
     nothing was fitted to, in units of the best that this model can do. The share falls as the field fills, and comes
-    close to 1 when further frames would only say the same again; the scan may end once it is below `ratio` by its
+    close to 1 when further frames would only say the same again; the scan may end once it is below `ratio` by twice its
     standard error. The rule knows nothing of places that no frame came near.
     """
 
-    def __init__(self, *, ratio: float = 1.1, window: int = 24) -> None:
+    def __init__(self, *, ratio: float = 1.1, window: int = 36) -> None:
         if not (np.isfinite(ratio) and ratio > 0) or window < 2:
             raise ValueError(f"found ratio={ratio}, window={window}, expected a positive share and 2 frames or more")
         self.ratio = ratio
@@ -44,6 +44,6 @@ class StopRule:
         share = float(foretold.mean()) / mean
         # The standard error of a ratio of means, to first order.
         error = float((foretold - share * explained).std()) / mean / np.sqrt(self.window)
-        if share + error > self.ratio:
+        if share + 2 * error > self.ratio:
             return None
         return f"the image foretells {self.window} unseen frames to {share:.2f} of the model's own residual: enough"

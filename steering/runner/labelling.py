@@ -87,9 +87,12 @@ class Labelling:
 
     async def watch_the_door(self) -> None:
         """Take in what others put into the folder `labels` of the run, file by file."""
-        while True:
+        stuck: set[str] = set()  # opened, and impossible to move away
+        while not self.campaign.finished:
             await asyncio.sleep(_DOOR_S)
             for path in await asyncio.to_thread(waiting, self.folder.path):
+                if path.name in stuck:
+                    continue
                 scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
                 report: OutsideReport | None = await self._at_labels(
                     take_in,
@@ -101,14 +104,15 @@ class Labelling:
                     settings=self.experiment.labels,
                 )
                 if report is not None:  # else it is taken in again, by the ranks that are left
-                    await asyncio.to_thread(put_away, path, report)
+                    if not await asyncio.to_thread(put_away, path, report):
+                        stuck.add(path.name)
                     self.ledger.outside.append(report)
                     self.emit(arrival(report))
 
     async def refine_as_time_allows(self) -> None:
         """Take the live image further while labels are not being made: never more than a share of the time."""
         settings, seen, took = self.experiment.labels.live, 0, 0.0
-        while settings.window:
+        while settings.window and not self.campaign.finished:
             await asyncio.sleep(max(_REST_S, took * (1 / settings.share - 1)))
             scan, frames = self.campaign.scan, self.campaign.frames
             if scan is None or frames == seen or self.campaign.labelling:

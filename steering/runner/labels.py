@@ -67,8 +67,10 @@ def make_labels(
     shares = send(labels, ranks)
     shown = refined
     if frames.withheld.any():
-        # What must not be learnt may still be looked at: the object that is shown is refined from every frame.
-        shown = refine_on(frames, np.ones_like(frames.withheld), frames.refined, _passes(frames, settings))
+        # What must not be learnt may still be looked at: the object that is shown is refined from every frame. Until
+        # labels have improved the probe, what the live refinement made of it is no better start than none.
+        before = None if frames.refined_labels is None else frames.refined
+        shown = refine_on(frames, np.ones_like(frames.withheld), before, _passes(frames, settings))
     residual = float(np.median(labels.residual)) if len(labels.residual) else float("nan")
     predictor.take_refined(scan, refined, shown, residual).result()
     # Ranks train together or not at all: one without labels would have nothing to train on.

@@ -8,7 +8,9 @@ iterative reconstruction may be minutes late, and in any order: frames are found
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import time
 import zipfile
@@ -28,8 +30,12 @@ from steering.runner.folder import RunFolder
 from steering.runner.labels import LabelSettings, fit_to_teach, labels_of, send
 from steering.runner.refinement import yield_to_frames
 
+logger = logging.getLogger(__name__)
+
 _MOST_BYTES = 2**31
 """Of a file, unpacked."""
+_LEAST_SCALE = 0.5
+"""Amplitude of labels over that of the network's image, and the other way round: the residual sees no scale."""
 _SETTLED_S = 1.0
 """A file is opened once nothing was written to it for so long: another program may write it in place."""
 
@@ -56,6 +62,8 @@ class Outside:
             raise ValueError(f"found patches of shape {self.patches.shape} for {n} frame ids, expected (n, y, x)")
         if self.object is not None and self.object.ndim != 2:
             raise ValueError(f"found an object of shape {self.object.shape}, expected (Y, X)")
+        if not np.isfinite(self.origin).all():
+            raise ValueError(f"found an origin {self.origin}, expected two finite numbers (y, x)")
         values = self.patches if self.patches is not None else self.object
         if not n or not np.isfinite(np.asarray(values)).all():
             raise ValueError(f"found {n} frame ids and values not all finite, expected 1 frame or more, finite values")
@@ -101,15 +109,24 @@ def hand_in(
 
 def waiting(run: Path) -> list[Path]:
     """Files in the door of the run in this folder that are ready to be opened, the oldest first."""
-    found = [(path.stat().st_mtime, path) for path in (run / "labels").glob("[!.]*.npz")]
+    found = []
+    for path in (run / "labels").glob("[!.]*.npz"):
+        with contextlib.suppress(OSError):  # who put it there may take it away again
+            found.append((path.stat().st_mtime, path))
     return [path for changed, path in sorted(found) if time.time() - changed > _SETTLED_S]
 
 
-def put_away(path: Path, report: OutsideReport) -> None:
-    """Move a file out of the door, into `taken` or, where no label of it was, `refused`."""
+def put_away(path: Path, report: OutsideReport) -> bool:
+    """Move a file out of the door, into `taken` or, where no label of it was, `refused`. Where that is not possible,
+    say so in the log, leave it there, and return False."""
     place = path.parent / ("taken" if report.count + report.held_out else "refused")
-    place.mkdir(exist_ok=True)
-    os.replace(path, place / path.name)
+    try:
+        place.mkdir(exist_ok=True)
+        os.replace(path, place / path.name)
+    except OSError as error:
+        logger.warning("%s: could not be moved to %s: %s", path, place, error)
+        return False
+    return True
 
 
 def take_in(
@@ -134,7 +151,13 @@ def take_in(
     rows, patches, refused = match(given, frames, gone, patch)
     residual = np.zeros(0, np.float32)
     if len(rows):
-        patches = _in_step(patches, frames, rows)
+        own = extract_patches(frames.predicted, frames.canvas, frames.position[rows], patch)
+        if not _LEAST_SCALE < np.median(np.abs(patches)) / max(np.median(np.abs(own)), 1e-6) < 1 / _LEAST_SCALE:
+            refused["amplitude not of a transmission's scale"] = len(rows)
+            rows, patches, own = rows[:0], patches[:0], own[:0]
+    if len(rows):
+        # No reconstruction knows its constant phase, and labels of one scan must agree on it: all are turned together.
+        patches = (patches * np.exp(1j * np.angle(np.vdot(patches, own)))).astype(np.complex64)
         residual = far_field_residual(patches, frames.counts[rows], frames.probe, frames.mask)
     good = fit_to_teach(residual, worst=settings.worst, usual=frames.label_residual, predicted=frames.residual[rows])
     refused["does not explain its frame"] += int((~good).sum())
@@ -211,13 +234,6 @@ def match(
 
 def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if len(values) else None
-
-
-def _in_step(patches: NDArray[np.complex64], frames: LabelFrames, rows: NDArray[np.int64]) -> NDArray[np.complex64]:
-    """The patches turned together by the one constant phase that brings them closest to the network's own image: no
-    reconstruction knows it, and labels of one scan must agree on it."""
-    own = extract_patches(frames.predicted, frames.canvas, frames.position[rows], patches.shape[-1])
-    return (patches * np.exp(1j * np.angle(np.vdot(patches, own)))).astype(np.complex64)
 
 
 def _unpacked(file: Path | io.BytesIO) -> Outside:

@@ -52,7 +52,7 @@ def _bars(ax: Axes, alone: Mapping[str, Any], beside: Mapping[str, float]) -> No
     ax.invert_yaxis()
     ax.set_xlabel("frames per second, batches of 64, one core")
     if beside:
-        ax.legend(loc="lower right", fontsize=8.5)
+        ax.legend(loc="upper right", fontsize=8.5)
 
 
 def _waits(ax: Axes, asked: Sequence[tuple[float, float, bool]], swaps: Sequence[tuple[float, float]]) -> None:

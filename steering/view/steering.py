@@ -38,9 +38,7 @@ def errors_picture(samples: Mapping[str, Mapping[str, Any]]) -> bytes:
                 x, error = (np.median([run[what] for run in runs], axis=0) for what in (key, "feature_error"))
                 ax.plot(x, error, label=policy, **LOOK[policy])
             ax.set_xscale("log")
-            ax.set_yscale("log")
-            ax.minorticks_off()
-            ax.yaxis.set_major_formatter("{x:.2g}")
+            ax.xaxis.set_minor_formatter("")
             ax.tick_params(labelsize=8, length=2)
             ax.grid(visible=True)
             ax.set_xlabel(key, fontsize=8.5, labelpad=1)
@@ -65,8 +63,9 @@ def seen_picture(samples: Sequence[Mapping[str, Any]]) -> bytes:
     drawing, axes = figure(len(samples), columns, height=len(samples) * (WIDTH / columns + 0.25))
     for line, sample in zip(axes, samples, strict=True):
         low, high = limits(sample["phases"]["truth"])
+        y, x = (slice(k.min(), k.max() + 1) for k in np.nonzero(np.isfinite(sample["phases"]["truth"])))
         for ax, (name, phase) in zip(line, sample["phases"].items(), strict=True):
-            ax.imshow(phase, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+            ax.imshow(phase[y, x], cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
             bare(ax)
             ax.set_title(name.replace("_", " "))
         line[0].set_ylabel(f"{sample['sample']}, {sample['frames']} frames")
