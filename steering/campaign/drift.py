@@ -7,7 +7,8 @@ law: Mann and Whitney's U, the number of pairs in which the validation frame loo
 (1947)), and the number of frames worse than all but a few validation frames (Gumbel and von Schelling, Ann. Math.
 Stat. 21, 247 (1950)). The first tells when most frames are somewhat worse; the second when some are far worse, as on a
 sample that is empty between its features. A validation sample of a few dozen is no approximation, and with one too
-small to tell no alarm is raised.
+small to tell no alarm is raised. The law asks that frames come in no order of their own: a scan that walks into a
+region which the model explains worse than where its validation frames lie raises drift, and should.
 """
 
 from __future__ import annotations

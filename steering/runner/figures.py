@@ -158,6 +158,7 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
         "rehearsal_buffer": composition(ledger),
         "prediction_latency_ms": predictor["latency_ms"],
         "prediction": {name: predictor[name] for name in _OF_PREDICTION},
+        "frames_no_evidence": dict(ledger.campaign.unjudged),
         "phase_error": errors,
         # Of one scan; of several it would have to be told which.
         "phase_correlation": correlations if len(ledger.campaign.scans) == 1 else {},

@@ -44,12 +44,14 @@ def recovery_picture(
         new.plot(cpu_s, new_error, label=name, **look)
         old.plot(cpu_s, old_error, label=name, **look)
     if recovered_s is not None:
+        late = recovered_s > sum(new.get_xlim()) / 2
         new.axvline(recovered_s, color=COLOURS[0], linewidth=0.8, alpha=0.7)
         new.annotate(
             f"90 % after {recovered_s:.0f} CPU-seconds",
             (recovered_s, 0.93),
             xycoords=("data", "axes fraction"),
-            xytext=(5, 0),
+            xytext=(-5, 0) if late else (5, 0),
+            ha="right" if late else "left",
             textcoords="offset points",
             color=COLOURS[0],
         )
