@@ -300,6 +300,7 @@ class Runner:
         if not installed.accepted:
             self._events.put_nowait(RollBackRefused(time=time.time(), version=number, reason=installed.reason))
             return
+        await asyncio.to_thread(ModelStore(self.folder.models).point_to, number)
         await asyncio.gather(*(asked(rank, "go_back", self.folder.models, number) for rank in self._crew.ranks))
         residual = ModelStore(self.folder.models).describe(number).validation_residual
         self._events.put_nowait(
