@@ -13,7 +13,7 @@ def filled(image: NDArray, weight: NDArray) -> NDArray[np.complex64]:
     """The image (..., Y, X), complex, with coarser and coarser means of it where it is hardly seen.
 
     weight: (..., Y, X) as of a Stitcher, 0 where nothing was seen; more than 1 counts as 1. An image that is not seen
-    at all is transparent: 1 everywhere. Source: the pull-push algorithm of Gortler et al., The Lumigraph, SIGGRAPH 1996.
+    at all is transparent: 1 everywhere. Source: pull-push, Gortler et al., The Lumigraph, SIGGRAPH 1996.
     """
     seen = np.minimum(weight, 1.0).astype(np.float32)
     nothing = ~seen.any((-2, -1), keepdims=True)
