@@ -65,7 +65,23 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="tell what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
+    for name, meaning in _COMMANDS.items():
+        command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
+        command.add_argument("folder", metavar="DIR", help="folder of a run that goes on")
+        if name == "rollback":
+            command.add_argument("--version", type=int, help="of the model (the one served before)")
+        command.set_defaults(command=_command, name=name, version=None)
     return parser
+
+
+_COMMANDS = {
+    "pause": "let a run measure what it has decided on, and ask for nothing more",
+    "resume": "let a paused run go on",
+    "stop": "end a run in order, with what there is",
+    "approve": "carry out the decision that a run proposes",
+    "veto": "let the decision that a run proposes go, and have another one proposed",
+    "rollback": "put an older model into service again, and train on from it",
+}
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -117,6 +133,15 @@ def _status(chosen: argparse.Namespace) -> int:
 
     for line in status_lines(RunFolder(chosen.folder)):
         _say(line)
+    return 0
+
+
+def _command(chosen: argparse.Namespace) -> int:
+    from steering.runner.drive import attached  # noqa: PLC0415
+    from steering.runner.folder import RunFolder  # noqa: PLC0415
+
+    with attached(RunFolder(chosen.folder)) as run:
+        _say(run.command(chosen.name, chosen.version))
     return 0
 
 

@@ -69,8 +69,19 @@ def published(number, *, residual=0.1):
     return ModelPublished(time=0.0, version=number, validation_error=0.5, validation_residual=residual)
 
 
-def predicted(residual, *, version=1, scan="a"):
-    return PredictionReady(time=0.0, scan=scan, frame_ids=(0,), version=version, residual=residual)
+def predicted(trust, *, version=1, scan="a", frames=1, why_not=()):
+    """Frames that are all trusted alike, by their residual."""
+    return PredictionReady(
+        time=0.0,
+        scan=scan,
+        frame_ids=tuple(range(frames)),
+        version=version,
+        residual=0.2,
+        trust_by_residual=(trust,) * frames,
+        trust_by_offset=(None,) * frames,
+        validation_frames=40,
+        why_not=why_not or ("",) * frames,
+    )
 
 
 def refused(reason="no better"):
@@ -256,9 +267,8 @@ class World:
             None,
         )
         version = max(0, self.campaign.version - self.draws.randrange(2))
-        residual = self.draws.choice([0.05, 0.1, 0.5, math.nan])
-        ids = event.frame_ids
-        self.take(PredictionReady(time=0.0, scan=event.scan, frame_ids=ids, version=version, residual=residual))
+        trust = self.draws.choice([0.02, 0.1, 0.5, None])
+        self.take(predicted(trust, version=version, scan=event.scan, frames=n))
 
     def over(self):
         self.told_over = True
@@ -404,7 +414,7 @@ def campaign_end():
 def test_a_policy_that_answers_after_the_end_steers_nothing():
     campaign = training()
     feed(campaign, chunk(80))
-    assert campaign._asking
+    assert campaign.gate._asking
     feed(campaign, command("stop"))
     assert feed(campaign, decision(10)) == []
     assert campaign.outstanding == 0
@@ -422,7 +432,7 @@ def test_an_unknown_command_is_refused_before_it_reaches_anything():
     with pytest.raises(ValueError, match="found command 'puase', expected one of pause, resume, stop"):
         command("puase")
     with pytest.raises(ValueError, match="expected one of"):
-        decode({"event": "Command", "time": 0.0, "name": "explode"})
+        decode({"event": "Command", "time": 0.0, "name": "explode", "version": None})
 
 
 def test_labels_are_made_when_there_are_frames_enough_and_again_when_there_are_new_ones():
@@ -472,8 +482,6 @@ def test_without_held_out_frames_the_training_loss_decides(unknown):
         feed(campaign, published(action.version, residual=unknown) if isinstance(action, Publish) else refused())
     assert verdicts == [Refuse, Refuse, Publish, Refuse, Publish, Refuse]
     assert campaign.expected is None
-    assert feed(campaign, *[predicted(9.0, version=2)] * 10) == []
-    assert not campaign.raised  # nothing is known of what the version should reach
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
@@ -547,35 +555,51 @@ def test_a_short_last_scan_does_not_hide_the_round_of_the_one_before():
 # Trust.
 
 
-def test_drift_is_raised_and_lowered_as_the_settings_say():
+def test_drift_is_raised_and_lowered_and_both_are_events_with_their_versions():
     campaign = training()
     feed(campaign, candidate(), published(1, residual=0.1))
-    assert feed(campaign, *[predicted(0.14)] * 10) == []
-    feed(campaign, *[predicted(0.16)] * 2)
-    assert not campaign.raised  # the median of five chunks, not the last one
-    feed(campaign, predicted(0.16))
-    assert campaign.raised == [DriftRaised(time=0.0, scan="a", residual=0.16, expected=0.1)]
+    assert feed(campaign, predicted(0.5, frames=30)) == []
+    feed(campaign, predicted(0.0, frames=12))
+    [raised] = campaign.raised
+    assert campaign.drift
+    assert isinstance(raised, DriftRaised)
+    assert (raised.version, raised.expected, raised.residual) == (1, 0.1, 0.2)
     campaign.raised.clear()
-    feed(campaign, *[predicted(0.13)] * 10)
-    assert campaign.drift
-    feed(campaign, *[predicted(0.11)] * 3)
-    assert campaign.raised == [DriftLowered(time=0.0, scan="a", residual=0.11, expected=0.1)]
+    feed(campaign, predicted(0.5, version=2, frames=20))
+    [lowered] = campaign.raised
     assert not campaign.drift
+    assert isinstance(lowered, DriftLowered)
+    assert (lowered.version, lowered.since) == (2, 1)
 
 
-def test_trust_is_judged_by_the_version_in_service_alone():
+def test_drift_starts_label_making_at_once_and_once():
     campaign = training()
-    feed(campaign, *[predicted(9.0, version=0)] * 10)
-    assert not campaign.raised  # the untrained network is trusted with nothing
-    feed(campaign, candidate(), published(1), *[predicted(9.0, version=0)] * 10)
+    assert of_kind(feed(campaign, chunk(15)), Label) == []  # 30 are due by themselves
+    assert feed(campaign, predicted(0.0, frames=16)) == [Label("a")]
+    assert feed(campaign, predicted(0.0, frames=16)) == []
+    feed(campaign, labels())
+    assert of_kind(feed(campaign, chunk(5), predicted(0.0, frames=16)), Label) == []
+
+
+def test_drift_that_comes_while_labels_are_made_has_new_ones_made_after_them():
+    campaign = started()
+    assert feed(campaign, chunk(20)) == [Label("a")]
+    assert feed(campaign, predicted(0.0, frames=16)) == []
+    assert of_kind(feed(campaign, chunk(5)), Label) == []
+    assert Label("a") in feed(campaign, labels())
+
+
+def test_drift_in_too_few_frames_waits_for_frames_to_label():
+    campaign = started()
+    assert feed(campaign, chunk(10), predicted(0.0, frames=16)) == []
+    assert feed(campaign, chunk(10)) == [Label("a")]
+
+
+def test_frames_that_are_no_evidence_raise_nothing_and_are_counted():
+    campaign = training()
+    assert feed(campaign, predicted(None, frames=50, why_not=("saturated",) * 50)) == []
     assert not campaign.raised
-    feed(campaign, *[predicted(9.0)] * 4, candidate(), published(2))
-    feed(campaign, *[predicted(9.0, version=2)] * 4)
-    assert not campaign.raised  # a new version starts with a clean slate
-    feed(campaign, *[predicted(math.nan, version=2)] * 4)
-    assert not campaign.raised
-    feed(campaign, predicted(9.0, version=2))
-    assert campaign.drift
+    assert campaign.unjudged == {"saturated": 50}
 
 
 # The log.
@@ -583,7 +607,7 @@ def test_trust_is_judged_by_the_version_in_service_alone():
 
 EVENTS = [
     chunk(3),
-    predicted(0.25),
+    predicted(0.25, frames=2, why_not=("", "saturated")),
     decision(2),
     DecisionSuggested(time=1.5, positions=((0.1, 1e-9),), reasons=("a",), dwell=(0.25,), stop=True),
     labels(),
@@ -591,8 +615,10 @@ EVENTS = [
     published(3, residual=None),
     refused(),
     FrameRefused(time=0.0, count=2, reason="out of reach"),
-    DriftRaised(time=0.0, scan="a", residual=0.3, expected=0.1),
-    DriftLowered(time=0.0, scan="a", residual=0.1, expected=0.1),
+    DriftRaised(
+        time=0.0, scan="a", version=1, by="offset", trust=0.1, lowest=0.2, worse=3, most=8, residual=0.3, expected=None
+    ),
+    DriftLowered(time=0.0, scan="a", version=2, since=1, trust=0.5, residual=0.1, expected=0.1),
     lost(),
     RankJoined(time=0.0, ranks=2, generation=1),
     ended(),
@@ -616,11 +642,12 @@ def test_a_line_that_is_not_the_campaigns_is_passed_over_and_a_cut_one_named():
 
 
 def test_drift_in_a_log_is_judged_again_not_fed_again():
-    events = [published(0), decision(100), chunk(20), labels(), candidate(), published(1), *[predicted(9.0)] * 5]
-    raised = DriftRaised(time=0.0, scan="a", residual=9.0, expected=0.1)
-    campaign, actions = replay(map(as_logged, [*events, raised]), SETTINGS)
-    assert campaign.raised == [raised]
-    assert actions == replay(map(as_logged, events), SETTINGS)[1]
+    events = [published(0), decision(100), chunk(20), labels(), candidate(), published(1), predicted(0.0, frames=9)]
+    campaign, actions = replay(map(as_logged, events), SETTINGS)
+    [raised] = campaign.raised
+    again, the_same = replay(map(as_logged, [*events, raised]), SETTINGS)
+    assert again.raised == [raised]
+    assert actions == the_same
 
 
 @pytest.mark.parametrize(
@@ -635,8 +662,8 @@ def test_drift_in_a_log_is_judged_again_not_fed_again():
         {"labels_after_end": -1},
         {"gain": 1.0},
         {"gain": -0.1},
-        {"drift_lower": 2.0},
-        {"drift_lower": 0.0},
+        {"drift_false_alarm": 0.0},
+        {"drift_false_alarm": 0.5},
     ],
 )
 def test_impossible_settings_are_refused(wrong):

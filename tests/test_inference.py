@@ -38,7 +38,7 @@ def chunks(scan="a", n=40, first=0, seed=0):
         yield make_chunk(counts[rows], np.arange(first + i, first + i + 5), where[rows], GEOMETRY, scan=scan)
 
 
-def publish(store, number, noise=0.0):
+def publish(store, number, noise=0.0, **more):
     """Publish a network; with noise on its weights it is better for some frames and worse for others."""
     torch.manual_seed(0)
     network = ProbeFirst(window=WINDOW, patch=PATCH, width=4)
@@ -47,7 +47,7 @@ def publish(store, number, noise=0.0):
     with torch.no_grad():
         for weight in network.parameters():
             weight += noise * torch.randn_like(weight)
-    ModelStore(store).publish(network, ModelVersion(number=number, network="ProbeFirst", dials=network.dials))
+    ModelStore(store).publish(network, ModelVersion(number=number, network="ProbeFirst", dials=network.dials, **more))
 
 
 def predictor(store, **parts):
@@ -81,7 +81,7 @@ def test_every_frame_is_predicted_once_with_its_version_across_swaps(tmp_path):
             await me.receive(chunk)
             if number % 3 == 2:
                 publish(tmp_path, number // 3 + 1, noise=0.01)
-                await me.install(number // 3 + 1)
+                await me.install(number // 3 + 1, canary=False)
         return await predicted(me, 60), await me.live(), await me.figures()
 
     events, live, figures = asyncio.run(main())
@@ -105,7 +105,7 @@ def test_a_newer_model_predicts_again_and_only_better_predictions_are_kept(tmp_p
         before = await me.live()
         for number in range(1, 9):
             publish(tmp_path, number, noise=0.02)
-            await me.install(number)
+            await me.install(number, canary=False)
             while (await me._do(me._scans["a"].behind, number, 0.0, 1)).size:
                 await asyncio.sleep(0.01)
         return before, await me.live()
@@ -151,14 +151,18 @@ def test_a_new_scan_has_its_own_image_and_the_old_one_keeps_what_is_judged(tmp_p
 
 
 def test_what_goes_wrong_with_a_frame_reaches_whoever_reads_the_events(tmp_path):
+    class Broken(SpaceFilling):
+        def ingest(self, prediction, live):
+            raise ZeroDivisionError("this policy broke")
+
     async def main():
         me = predictor(tmp_path)
+        me.policy = Broken(np.zeros((1, 2)))
         await me.start()
-        far = make_chunk(np.ones((1, WINDOW, WINDOW), np.uint16), [0], [[500.0, 0.0]], GEOMETRY)
-        await me.receive(far)
+        await me.receive(next(chunks()))
         await me.events()
 
-    with pytest.raises(ValueError, match="leaves the canvas"):
+    with pytest.raises(ZeroDivisionError, match="this policy broke"):
         asyncio.run(main())
 
 
@@ -229,3 +233,31 @@ class TestScore:
         back = place((there, small), CANVAS)
         np.testing.assert_array_equal(back[10:30, 7:31], there)
         assert (back != 0).sum() == there.size
+
+
+def test_what_it_predicts_comes_with_its_trust_and_with_why_there_is_none(tmp_path):
+    """The untrained version promises nothing; a trained one is held against its validation frames."""
+
+    async def course():
+        me = predictor(tmp_path)
+        await me.start()
+        usual = {"validation_residuals": (0.1,) * 9 + (0.99,) * 10, "validation_offsets": (0.5,) * 19}
+        publish(tmp_path, 1, noise=0.01, **usual)
+        first, second, *_ = chunks()
+        second["counts"][1] = 0
+        second["counts"][2, 5, 5] = 65535
+        await me.receive(first)
+        await predicted(me, 5)
+        events = []
+        await me.install(1)
+        await me.receive(second)
+        return [*events, *await predicted(me, 5)]
+
+    aside, told = asyncio.run(course())
+    assert aside.reason == "no counts at all"
+    assert told.version == 1
+    assert told.validation_frames == 19
+    assert told.why_not == ("", "saturated", "", "")
+    assert np.isnan(told.trust_by_residual).tolist() == [False, True, False, False]
+    assert all(0.5 <= trust <= 1 for trust in np.array(told.trust_by_residual)[[0, 2, 3]])
+    assert np.isnan(told.trust_by_offset)[1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from steering.learning import Labels, Rank, Reconstruction, TrainerSettings
+from steering.learning.group import backend
 from steering.learning.samples import Samples
 from steering.learning.strategies import ER, FromScratch, Incremental
 from steering.models import ModelStore, ProbeFirst
@@ -27,6 +28,7 @@ def labels(scan="a", n=16, *, stratum=0, seed=0, first=0):
         counts=rng.poisson(5, (n, 32, 32)).astype(np.uint16),
         amplitude=rng.uniform(0.5, 1, (n, PATCH, PATCH)).astype(np.float32),
         phase=rng.uniform(-1, 1, (n, PATCH, PATCH)).astype(np.float32),
+        residual=np.full(n, 0.01, np.float32),
         held_out=np.arange(n) % 4 == 3,
         probe=zone_plate(32, 10.0),
         mask=np.zeros((32, 32), bool),
@@ -110,6 +112,19 @@ def alone(strategy, **dials):
     return me, point
 
 
+@pytest.mark.parametrize(
+    ("devices", "spoken"),
+    [
+        (["cuda a", "cuda b"], "cpu:gloo,cuda:nccl"),
+        (["cuda a", "cuda b", "cuda a"], "gloo"),
+        (["cuda a", "cpu"], "gloo"),
+        (["cpu", "cpu"], "gloo"),
+    ],
+)
+def test_ranks_that_share_a_gpu_speak_gloo(devices, spoken):
+    assert backend(devices) == spoken
+
+
 def test_learning_lowers_the_error_of_held_out_frames():
     me, _point = alone(Incremental, learning_rate=3e-3)
     truth = labels(n=32)
@@ -118,6 +133,10 @@ def test_learning_lowers_the_error_of_held_out_frames():
     report = me.fit("a", 80)
     me.close()
     assert report.error < 0.5 * report.served_error
+    # What trust is measured against comes from the held-out frames alone.
+    assert len(report.residuals) == len(report.offsets) == 8
+    assert 0 <= report.noise_share <= 1
+    assert np.abs(report.offsets).max() < 0.5
 
 
 def test_same_seed_same_result():

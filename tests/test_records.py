@@ -226,3 +226,5 @@ def test_model_versions_count_from_zero():
     assert ModelVersion(number=0, network="ProbeFirst", dials={}).validation_error is None
     with pytest.raises(ValueError, match="found model version -1"):
         ModelVersion(number=-1, network="ProbeFirst", dials={})
+    with pytest.raises(ValueError, match="found noise_share=2"):
+        ModelVersion(number=0, network="ProbeFirst", dials={}, noise_share=2.0)

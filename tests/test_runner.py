@@ -2,22 +2,27 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from skimage import data as pictures
 
-from steering.campaign import Settings
+from steering.campaign import Limits, Settings
 from steering.clusters import local
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
 from steering.models import ProbeFirst
 from steering.policies import SpaceFilling
 from steering.ptychography import patch_weight, zone_plate
+from steering.records import Field
 from steering.runner import Experiment, RunFolder, on_ranks, start
 from steering.sources import SimulatedBeamline, Stage, sample
+from steering.view.status import status_lines
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +93,51 @@ def test_pause_resume_and_stop(tmp_path):
         figures = run.result()
     assert acquired < figures["frames_acquired"] < 5000
     assert figures["frames_predicted"] == figures["frames_acquired"]
+
+
+def word(name, folder, *arguments):
+    """A command from a process of its own; (what it said, what it complained of, exit code)."""
+    command = [sys.executable, "-m", "steering.cli", name, str(folder.path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout, done.stderr, done.returncode
+
+
+def test_a_person_takes_part_from_another_process(tmp_path):
+    """Decisions wait for a word, limits hold, an older model comes back, and the run ends when it is told to."""
+    folder = RunFolder.create(tmp_path / "run")
+    limits = Limits(area=Field(-1e-7, 1e-7, -1.0, 1.0))  # 100 nm up and down of a field of 280 nm
+    with local(ranks=1) as client:
+        parts = experiment(frames=5000, approval_s=300.0, unanswered="veto", limits=limits)
+        run = start(Experiment(**{**vars(parts), "ranks": 1}), client, folder)
+        wait_for(folder, "DecisionProposed", run)
+        assert told(folder, "DecisionLimited")[0]["reason"] == "outside the allowed area"
+        assert any("approve or veto" in line for line in status_lines(folder))
+        said, _, code = word("veto", folder)
+        assert code == 0
+        assert "positions" in said
+        while len(told(folder, "DecisionProposed")) < 2:
+            time.sleep(0.05)
+        assert not told(folder, "ChunkArrived")  # vetoed: nothing was measured
+        while not any(event["version"] for event in told(folder, "ModelPublished")):
+            waits = any("approve or veto" in line for line in status_lines(folder))
+            if waits and run.snapshot()["frames_acquired"] < 100:  # of some 350: the scan goes on
+                run.command("approve")
+            time.sleep(0.05)
+        word("pause", folder)
+        said, complaint, code = word("rollback", folder, "--version", "99")
+        assert code == 1
+        assert "expected one of" in complaint
+        said, complaint, code = word("rollback", folder)
+        assert (code, complaint) == (0, "")
+        wait_for(folder, "RolledBack", run)
+        word("stop", folder)
+        figures = run.result()
+    folder.end("finished")
+    assert np.abs(folder.objects()["brick"]["position_y"]).max() <= 1.0001e-7
+    assert figures["frames_predicted"] == figures["frames_acquired"] > 0
+    _, complaint, code = word("pause", folder)
+    assert code == 1
+    assert "expected one that goes on" in complaint
 
 
 def test_a_cluster_with_too_few_ranks_is_refused_in_words(tmp_path):

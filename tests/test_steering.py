@@ -19,11 +19,11 @@ from steering.ptychography import (
     Canvas,
     Stitcher,
     beam_diameter,
+    expected_floor,
     extract_patches,
     far_field_residual,
     filled,
     patch_weight,
-    poisson_floor,
     simulate,
     surprise,
     zone_plate,
@@ -264,7 +264,7 @@ def test_the_floor_is_what_counting_noise_leaves_of_the_truth(counts, masked):
     frames = rng.poisson(np.repeat(expected, 600, 0))
     measured = far_field_residual(np.repeat(patch, 600, 0), frames, probe, mask)
     error = measured.std() / np.sqrt(len(measured))
-    assert abs(measured.mean() - poisson_floor(patch, probe, mask)[0]) < 4 * error + 2e-3 * measured.mean()
+    assert abs(measured.mean() - expected_floor(patch, probe, mask)[0]) < 4 * error + 2e-3 * measured.mean()
 
 
 def test_enough_light_does_not_depend_on_the_light_that_there_was():

@@ -66,6 +66,9 @@ def test_what_is_said_of_a_version_survives(store):
         steps=80,
         validation_error=0.125,
         validation_residual=0.03,
+        validation_residuals=(0.02, 0.04),
+        noise_share=0.5,
+        validation_offsets=(0.1, -0.2),
     )
     store.publish(made, said)
     assert store.describe(3) == said

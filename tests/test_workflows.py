@@ -284,6 +284,59 @@ def test_the_benchmarks_of_the_buffer_run_and_keep_their_keys(tmp_path):
     assert 'alt="steps"' in (overlap / "report.html").read_text()
 
 
+def test_bench_recovery_keeps_its_keys(tmp_path):
+    """At a tiny size: whether its bars are reached is another matter."""
+    quick = "--frames 60 --old-frames 20 --old-steps 4 --steps 4 --rounds 2 --looks 1 --width 4 --batch 8"
+    finished(steering("run", "workflows/bench_recovery.py", "--out", tmp_path / "run", *quick.split()))
+    figures = RunFolder(tmp_path / "run").summary()
+    assert {"cpu_s_to_90_percent", "wall_s_to_90_percent"} <= set(figures)
+    assert figures["old_error_over_start"] >= 1
+    assert figures["old_error_over_joint"] > 0
+    assert 0 < figures["label_cpu_s"] < figures["cpu_s"]["self-made labels"]
+    assert set(figures["new_error"]) == {"start", "self-made labels", "true labels", "joint training"}
+    assert 'alt="recovery"' in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_benchmark_of_inference_runs_and_keeps_its_keys(tmp_path):
+    """At a tiny size, the part beside training ranks included."""
+    quick = ["--repeats", "1", "--frames", "40", "--passes", "0", "--train-s", "0.1", "--part", "1.5", "--turns", "1"]
+    quick += ["--batches", "1", "64", "--width", "4"]
+    finished(steering("run", "workflows/bench_inference.py", "--out", tmp_path, *quick))
+    figures = RunFolder(tmp_path).summary()
+    rates = figures["batch64"]["frames_per_s"]
+    assert {"eager_float32", "channels_last_float32", "channels_last_bfloat16"} <= set(rates)
+    assert figures["batch64"]["best_over_eager"] == max(rates.values()) / rates["eager_float32"]
+    assert 0 < figures["batch64"]["share_of_peak"] < 2
+    assert set(figures["batch64"]["phase_error_over_float32"]["simulated"]) == {*rates, "float32_rad"}
+    assert figures["swap"]["swaps"] == 2
+    assert figures["swap"]["frames_dropped"] == 0
+    assert figures["swap"]["delay_over_p99"] > 0
+    assert figures["frame_to_decision_ms"]["p50"] <= figures["frame_to_decision_ms"]["p99"]
+    for network in ("ProbeFirst", "PtychoNN"):
+        for told in (figures["networks"][network], figures["while_training"][network]):
+            assert set(told["frames_per_s"]) == {"1", "64"}
+            assert told["latency_ms"]["eager_float32"]["p50"] <= told["latency_ms"]["eager_float32"]["p99"]
+    assert 'alt="inference"' in (tmp_path / "report.html").read_text()
+
+
+def test_the_benchmark_of_trust_runs_and_keeps_its_keys(tmp_path):
+    """A network that has hardly learnt: whether the bars are reached is another matter."""
+    small = {"scans": 4, "frames": 16, "repeats": 1, "after": 16, "steps": 5, "learnt": 24, "validation": 8, "width": 4}
+    quick = [part for name, value in small.items() for part in (f"--{name}", value)]
+    out, _ = finished(steering("run", "workflows/bench_trust.py", "--out", tmp_path, *quick))
+    figures = RunFolder(tmp_path).summary()
+    assert 0 <= figures["auc_bad_frame"] <= 1
+    assert {"max", "missed", "scans"} <= set(figures["frames_to_alarm"])
+    assert 0 <= figures["false_alarms_per_100_scans"] <= 100
+    assert 0 <= figures["offset_caught_share"] <= 1
+    assert len(figures["shifts"]) == 8
+    for shift in figures["shifts"].values():
+        assert len(shift["growth"]) == len(shift["frames_to_alarm"]) == 4
+        assert shift["residual"] > 0
+    assert "AUC" in out
+    assert 'alt="trust"' in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [(b"this is no scan", "HDF5"), (b"", "empty"), (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "truncated")],

@@ -194,7 +194,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=4, help="passes over each task's images (4)")
     parser.add_argument("--batch", type=int, default=56, help="new images per rank and step (56)")
     parser.add_argument("--candidates", type=int, default=14, help="of them offered to the buffer (14)")
-    parser.add_argument("--representatives", type=int, default=28, help="stored images that join them (28)")
+    parser.add_argument("--representatives", type=int, default=20, help="stored images that join them (20)")
     parser.add_argument("--buffer", type=float, default=0.2, help="share of all images that is stored (0.2)")
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage (16)")
     parser.add_argument("--learning-rate", type=float, default=0.1)

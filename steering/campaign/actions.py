@@ -37,6 +37,15 @@ class Refuse:
 
 
 @dataclass(frozen=True)
+class RollBack:
+    """Put an older version into service again. if_better: only where it does better on the newest held-out frames."""
+
+    version: int
+    reason: str
+    if_better: bool = False
+
+
+@dataclass(frozen=True)
 class AskPolicy:
     """Ask the policy for up to that many positions."""
 
@@ -51,10 +60,17 @@ class Steer:
 
 
 @dataclass(frozen=True)
+class Remind:
+    """Send a tick at that time, seconds since the epoch."""
+
+    at: float
+
+
+@dataclass(frozen=True)
 class Finish:
     """Everything is done: evaluate, write, close."""
 
     reason: str
 
 
-Action = Label | Train | Publish | Refuse | AskPolicy | Steer | Finish
+Action = Label | Train | Publish | Refuse | RollBack | AskPolicy | Steer | Remind | Finish

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-COMMANDS = ("pause", "resume", "stop")
+COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,21 @@ class ChunkArrived(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionReady(Event):
-    """The predictor has seen frames; residual is their median far-field residual under `version`."""
+    """The predictor has seen frames; residual is their median far-field residual under `version`.
+
+    Trust is told frame by frame, by residual and by neighbour offset, as shares of the version's `validation_frames`
+    held-out frames that look as bad or worse; None or NaN where a frame is no evidence. `why_not` has the reason for
+    each frame, empty where it is evidence.
+    """
 
     scan: str
     frame_ids: tuple[int, ...]
     version: int
     residual: float | None
+    trust_by_residual: tuple[float | None, ...] = ()
+    trust_by_offset: tuple[float | None, ...] = ()
+    validation_frames: int = 0
+    why_not: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +54,66 @@ class DecisionSuggested(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecisionLimited(Event):
+    """Of a suggested decision, `count` positions were refused by the safe limits, with the reason."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionProposed(Event):
+    """What the safe limits leave of a suggested decision waits for a person's word until `until`; then `default`
+    (approve or veto) holds."""
+
+    positions: int
+    reason: str
+    stop: bool
+    until: float
+    default: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionSettled(Event):
+    """The proposed decision was approved or vetoed, by a person or because nobody answered in time."""
+
+    approved: bool
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick(Event):
+    """The time that the campaign asked to be told has come."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelsReady(Event):
     """Refinement labelled `count` frames of a scan, and they are with the ranks; residual is their median.
 
-    count is 0 where no labels could be made. One comes for every action to label.
+    count is 0 where no labels could be made. `left_out` more were made and explain their frames too badly to teach.
+    One comes for every action to label.
     """
 
     scan: str
     count: int
     residual: float | None
     seconds: float
+    left_out: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsFromOutside(Event):
+    """A file of labels came through the door: of `count` frames they are with the ranks, `refused` were not taken, for
+    these reasons. Medians over those taken: seconds since the frame was acquired, model versions published since then.
+    """
+
+    file: str
+    scan: str
+    count: int
+    refused: int
+    reasons: tuple[str, ...]
+    late_s: float | None
+    versions_late: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +150,23 @@ class CandidateRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolledBack(Event):
+    """An older version is in service again; validation_residual is its own."""
+
+    version: int
+    validation_residual: float | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollBackRefused(Event):
+    """The version before was tried, and did no better: the one in service stays."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameRefused(Event):
     """Frames that were asked for and will not come, with the reason."""
 
@@ -99,21 +175,46 @@ class FrameRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftRaised(Event):
-    """Trust fell: the residual stands clearly above what the model in service should reach."""
+class FrameSetAside(Event):
+    """Frames that were measured and reached the predictor, but cannot be used, with the reason."""
 
     scan: str
-    residual: float
-    expected: float
+    frame_ids: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftRaised(Event):
+    """Trust fell: the newest frames look worse than chance explains against the validation frames of their versions.
+
+    by: what tells so, "residual" or "offset". version: the one that predicted the newest frame. trust: mean share of
+    the validation frames that look as bad as the newest frames. worse: newest frames that are worse than nearly all
+    validation frames. Drift is raised where trust is at most `lowest` or `worse` at least `most`, which happens by
+    chance as rarely as the settings say. residual: median of the newest frames; expected: of the validation frames,
+    None if not known.
+    """
+
+    scan: str
+    version: int
+    by: str
+    trust: float
+    lowest: float
+    worse: int
+    most: int
+    residual: float | None
+    expected: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftLowered(Event):
-    """Trust is back."""
+    """Trust is back, with `version`, after it had fallen with `since`; the others as in DriftRaised."""
 
     scan: str
-    residual: float
-    expected: float
+    version: int
+    since: int
+    trust: float
+    residual: float | None
+    expected: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +241,11 @@ class SourceEnded(Event):
 @dataclass(frozen=True, kw_only=True)
 class Command(Event):
     """A person's word. Pause: ask for no further positions until resume. Stop: end the campaign without further
-    training. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
+    training. Approve, veto: the decision that waits for it. Rollback: put `version` into service again, or where that
+    is None the one served before. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
 
     name: str
+    version: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in COMMANDS:
@@ -155,11 +258,19 @@ _KINDS: dict[str, type[Event]] = {
         ChunkArrived,
         PredictionReady,
         DecisionSuggested,
+        DecisionLimited,
+        DecisionProposed,
+        DecisionSettled,
+        Tick,
         LabelsReady,
+        LabelsFromOutside,
         CandidateReady,
         ModelPublished,
         CandidateRefused,
+        RolledBack,
+        RollBackRefused,
         FrameRefused,
+        FrameSetAside,
         DriftRaised,
         DriftLowered,
         RankLost,

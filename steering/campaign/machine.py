@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite, isnan, nan
-from statistics import median
 from typing import Any
 
-from steering.campaign.actions import Action, AskPolicy, Finish, Label, Publish, Refuse, Steer, Train
+from steering.campaign.actions import Action, Finish, Label, Publish, Refuse, RollBack, Steer, Train
+from steering.campaign.drift import DriftTest
 from steering.campaign.events import (
     CandidateReady,
     CandidateRefused,
     ChunkArrived,
     Command,
+    DecisionLimited,
+    DecisionProposed,
+    DecisionSettled,
     DecisionSuggested,
     DriftLowered,
     DriftRaised,
@@ -24,9 +26,16 @@ from steering.campaign.events import (
     ModelPublished,
     PredictionReady,
     RankLost,
+    RolledBack,
     SourceEnded,
+    Tick,
     decode,
 )
+from steering.campaign.gate import Answer, Gate, checked
+from steering.campaign.limits import Guard, Limits
+
+RAISED = (DriftRaised, DriftLowered, DecisionLimited, DecisionProposed, DecisionSettled)
+"""Events that the campaign itself brings about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +61,40 @@ class Settings:
     a scan sets the mark and is refused, a later one is published when its loss is lower by this share than the mark,
     and then sets it anew.
     """
-    drift_window: int = 5
-    """Chunks over which trust is judged."""
-    drift_raise: float = 1.5
-    """Residual over what the model should reach, above which drift is raised."""
-    drift_lower: float = 1.2
-    """And below which it is lowered again."""
+    limits: Limits = field(default_factory=Limits)
+    """What no decision may exceed, whatever the policy suggests."""
+    approval_s: float = 0.0
+    """Seconds that each decision waits for a person's `steering approve` or `steering veto`; 0: nobody is asked."""
+    unanswered: Answer = "approve"
+    """What holds after that time without an answer: `approve` or `veto`."""
+    drift_window: int = 16
+    """Newest frames over which trust is judged."""
+    drift_false_alarm: float = 1e-4
+    """Chance, for each frame, of an alarm though nothing has changed, at most: one in 100 scans of 100 frames."""
+    rollback_frames: int = 64
+    """Where trust falls within so many frames of a swap, the version before is tried on the newest held-out frames, and
+    put back if it does better; 0: never."""
 
     def __post_init__(self) -> None:
         counts = (self.lookahead, self.frames_to_label, self.label_every, self.steps, self.drift_window)
         if min(counts) < 1 or min(self.rounds_after_end, self.labels_after_end) < 0:
             raise ValueError(f"found {self}, expected counts of 1 or more, and what comes after the end 0 or more")
-        if not (0 <= self.gain < 1 and 0 < self.drift_lower <= self.drift_raise):
-            raise ValueError(f"found {self}, expected gain in 0..1, and drift_lower above 0 and at most drift_raise")
+        checked(self.approval_s, self.unanswered)
+        if not (0 <= self.gain < 1 and 0 < self.drift_false_alarm < 0.05 and self.rollback_frames >= 0):
+            raise ValueError(
+                f"found {self}, expected gain in 0..1, drift_false_alarm above 0 and below 0.05, rollback_frames of 0 "
+                "or more"
+            )
 
 
 @dataclass
 class Campaign:
     """Decides from events alone; the same events in the same order give the same actions.
 
-    `handle` returns the actions that an event calls for. Events that the campaign itself brings about (drift raised
-    and lowered) wait in `raised` until the runner takes them into the log; they call for no action.
+    `handle` returns the actions that an event calls for. Events that the campaign itself brings about (see RAISED)
+    wait in `raised` until the runner takes them into the log; they call for no action.
+
+    frame_time: seconds of a position whose decision names no dwell, for the safe limits.
 
     Every action to label, to train (and then to publish or refuse) and to ask the policy is answered by one event
     before the next of its kind is given. The policy is not asked while paused, nor after a stop before everything of
@@ -80,10 +102,10 @@ class Campaign:
     """
 
     settings: Settings = field(default_factory=Settings)
+    frame_time: float = 0.0
     scan: str | None = None
     scans: list[str] = field(default_factory=list)
     frames: int = 0
-    outstanding: int = 0
     version: int = 0
     drift: bool = False
     labelling: bool = False
@@ -92,10 +114,16 @@ class Campaign:
     raised: list[Event] = field(default_factory=list)
     expected: float | None = None
     """Residual that the model in service should reach; None for the untrained network."""
-    _residuals: deque[float] = field(default_factory=deque)
-    _asking: bool = False
-    _stopped: bool = False
-    _paused: bool = False
+    served: list[int] = field(default_factory=list)
+    """Versions in the order in which they went into service; one that came back stands there again."""
+    _newest: int = 0
+    _since_swap: int = 0
+    """Frames that the version in service has predicted since it went there."""
+    _outdated: bool = False
+    """The round under way began before the ranks were told to go back to an older version."""
+    _alarmed: bool = False
+    """Drift was raised, and no labels were asked for since."""
+    _trust: DriftTest = field(init=False)
     _ended: bool = False
     _weighed: bool = False
     """The round under way is over, and its candidate on the way to be published or refused."""
@@ -107,15 +135,35 @@ class Campaign:
     _loss_marks: dict[str, float] = field(default_factory=dict)
     """Training loss that candidates of a scan must beat where there is no error to judge by."""
 
+    def __post_init__(self) -> None:
+        dials = self.settings
+        guard = Guard(dials.limits, self.frame_time)
+        self.gate = Gate(guard, dials.lookahead, dials.approval_s, dials.unanswered, raised=self.raised)
+        self._trust = DriftTest(dials.drift_window, dials.drift_false_alarm)
+
+    @property
+    def outstanding(self) -> int:
+        """Positions decided on that have brought no frame yet."""
+        return self.gate.outstanding
+
+    @property
+    def unjudged(self) -> dict[str, int]:
+        """Frames that were no evidence for or against the model, counted by the reason."""
+        return self._trust.unjudged
+
     def handle(self, event: Event) -> list[Action]:
         """The actions that follow from an event, in the order in which to start them."""
         if self.finished:
             return []
         match event:
             case DecisionSuggested():
-                actions = self._decide(event)
+                actions = self.gate.take(event)
+            case Tick():
+                actions = self.gate.tick(event.time)
             case CandidateReady():
                 actions = self._weigh(event)
+            case PredictionReady():
+                actions = self._judge(event)
             case Command():
                 actions = self._obey(event)
             case _:
@@ -128,15 +176,13 @@ class Campaign:
         match event:
             case ChunkArrived():
                 self._chunk(event)
-            case PredictionReady():
-                self._judge(event)
             case FrameRefused():
-                self.outstanding = max(0, self.outstanding - event.count)
+                self.gate.arrived(event.count)
             case LabelsReady():
                 self.labelling = False
                 if event.scan == self.scan and event.count:
                     self._labelled = event.scan
-            case ModelPublished():
+            case ModelPublished() | RolledBack():
                 self._serve(event)
             case CandidateRefused():
                 self.training = self._weighed = False
@@ -157,43 +203,34 @@ class Campaign:
         self.frames += n
         self._of_scan += n
         self._unlabelled += n
-        self.outstanding = max(0, self.outstanding - n)
+        self.gate.arrived(n)
 
-    def _judge(self, event: PredictionReady) -> None:
-        """Trust: the median residual of the last chunks against what the version in service should reach."""
-        residual = _number(event.residual)
-        if event.version != self.version or self.expected is None or isnan(residual):
-            return
-        self._residuals.append(residual)
-        if len(self._residuals) > self.settings.drift_window:
-            self._residuals.popleft()
-        if len(self._residuals) < self.settings.drift_window:
-            return
-        now = median(self._residuals)
-        if not self.drift and now > self.settings.drift_raise * self.expected:
-            self.drift = True
-            self.raised.append(DriftRaised(time=event.time, scan=event.scan, residual=now, expected=self.expected))
-        elif self.drift and now < self.settings.drift_lower * self.expected:
-            self.drift = False
-            self.raised.append(DriftLowered(time=event.time, scan=event.scan, residual=now, expected=self.expected))
-
-    def _decide(self, event: DecisionSuggested) -> list[Action]:
-        self._asking = False
-        if self._ended:
-            return []
-        self.outstanding += len(event.positions)
-        self._stopped = event.stop
-        return [Steer(event)]
+    def _judge(self, event: PredictionReady) -> list[Action]:
+        if event.version == self.version:
+            self._since_swap += len(event.frame_ids)
+        actions: list[Action] = []
+        for verdict in self._trust.take(event, expected=self.expected):
+            self.drift = isinstance(verdict, DriftRaised)
+            # Labels are due at once, and where they are under way, again after them.
+            self._alarmed = self.drift
+            self.raised.append(verdict)
+            if self.drift and self._since_swap <= self.settings.rollback_frames:
+                why = f"trust fell {self._since_swap} frames after version {self.version} went into service"
+                actions += self._roll_back(None, why, if_better=True)
+        return actions
 
     def _weigh(self, event: CandidateReady) -> list[Action]:
         if self._weighed or not self.training:
             return []  # of a round that a lost rank has ended
         self._weighed = True
+        if self._outdated:
+            self._outdated = False
+            return [Refuse("its round began before the ranks went back to an older version")]
         error, served = _number(event.error), _number(event.served_error)
         if isnan(error) and isnan(served):
             return [self._weigh_by_loss(event.scan, _number(event.loss))]
         if isnan(served) or error < (1 - self.settings.gain) * served:
-            return [Publish(self.version + 1)]
+            return [Publish(self._newest + 1)]
         return [Refuse(f"error {error:.4g}, the model in service has {served:.4g}")]
 
     def _weigh_by_loss(self, scan: str, loss: float) -> Action:
@@ -202,46 +239,71 @@ class Campaign:
         if better:
             self._loss_marks[scan] = loss
         if better and isfinite(mark):
-            return Publish(self.version + 1)
+            return Publish(self._newest + 1)
         return Refuse(f"no labelled frame is held out to judge by; training loss {loss:.4g}, best before it {mark:.4g}")
 
-    def _serve(self, event: ModelPublished) -> None:
+    def _serve(self, event: ModelPublished | RolledBack) -> None:
         self.version = event.version
+        self.served.append(event.version)
+        self._newest = max(self._newest, event.version)
         expected = _number(event.validation_residual)
         self.expected = None if isnan(expected) else expected
-        self._residuals.clear()
-        self.training = self.training and not self._weighed
-        self._weighed = False
+        self._since_swap = 0
+        if isinstance(event, RolledBack):
+            self._outdated = self.training and not self._weighed
+        else:
+            self.training = self.training and not self._weighed
+            self._weighed = False
+
+    def objection(self, command: Command) -> str | None:
+        """Why a command cannot be obeyed now, in words for the person who gave it; None where it can."""
+        if self.finished or (self._ended and command.name not in ("rollback", "stop")):
+            return f"found a run whose measurement has ended, expected one that measures: cannot {command.name} it"
+        if command.name in ("approve", "veto") and self.gate.proposed is None:
+            return f"found no decision that waits for an answer, expected one to {command.name}"
+        if command.name == "rollback":
+            target = self._before(command.version)
+            if target is None:
+                known = sorted(set(self.served) - {self.version})
+                wish = "no version before it" if command.version is None else f"a wish for version {command.version}"
+                return f"found version {self.version} in service and {wish}, expected one of {known} to go back to"
+        return None
 
     def _obey(self, event: Command) -> list[Action]:
-        match event.name:
-            case "pause":
-                self._paused = True
-            case "resume":
-                self._paused = False
-            case "stop":
-                stop = DecisionSuggested(time=event.time, positions=(), reasons=("stopped by a person",), stop=True)
-                self._rounds_left = self._labels_left = 0
-                return [Steer(stop)] if self._end(0, 0) else []
-        return []
+        if self.objection(event) is not None:
+            return []
+        if event.name == "rollback":
+            return self._roll_back(event.version, "asked by a person")
+        if event.name != "stop":
+            return self.gate.obey(event)
+        stop = DecisionSuggested(time=event.time, positions=(), reasons=("stopped by a person",), stop=True)
+        self._rounds_left = self._labels_left = 0
+        return [Steer(stop)] if self._end(0, 0) else []
+
+    def _roll_back(self, version: int | None, reason: str, *, if_better: bool = False) -> list[Action]:
+        target = self._before(version)
+        return [] if target is None else [RollBack(target, reason, if_better)]
+
+    def _before(self, version: int | None) -> int | None:
+        """The version to go back to: the one that is asked for, or the last one served that is not in service."""
+        others = [number for number in self.served if number != self.version]
+        if version is None:
+            return others[-1] if others else None
+        return version if version in others else None
 
     def _end(self, rounds: int, labels: int) -> bool:
         """No further position is asked for; False where that is so already."""
         if self._ended:
             return False
         self._ended, self._rounds_left, self._labels_left = True, rounds, labels
+        self.gate.close()
         return True
 
     def _next(self) -> list[Action]:
         """What is due now that the state has changed."""
-        actions: list[Action] = []
-        # After a stop the next scan is asked for once everything of this one is measured or refused.
-        room = 1 if self._stopped else self.settings.lookahead
-        if self.outstanding < room and not (self._asking or self._paused or self._ended):
-            self._asking = True
-            actions.append(AskPolicy(self.settings.lookahead))
+        actions = self.gate.ask()
         if self.scan is not None and self._label_is_due():
-            self.labelling = True
+            self.labelling, self._alarmed = True, False
             self._unlabelled = 0
             if self._ended:
                 self._labels_left -= 1
@@ -261,8 +323,8 @@ class Campaign:
             return False
         if self._ended:
             return self._labels_left > 0
-        first = self._labelled != self.scan and self._unlabelled > 0
-        return first or self._unlabelled >= self.settings.label_every
+        at_once = (self._alarmed or self._labelled != self.scan) and self._unlabelled > 0
+        return at_once or self._unlabelled >= self.settings.label_every
 
     def _training_is_due(self) -> bool:
         if self.training or self._labelled != self.scan:
@@ -275,12 +337,14 @@ def _number(value: float | None) -> float:
     return nan if value is None else value
 
 
-def replay(lines: Iterable[Mapping[str, Any]], settings: Settings | None = None) -> tuple[Campaign, list[Action]]:
+def replay(
+    lines: Iterable[Mapping[str, Any]], settings: Settings | None = None, *, frame_time: float = 0.0
+) -> tuple[Campaign, list[Action]]:
     """Feed a log to a fresh campaign: the state it ends in, and every action it asked for on the way."""
-    campaign = Campaign(settings=settings or Settings())
+    campaign = Campaign(settings=settings or Settings(), frame_time=frame_time)
     actions: list[Action] = []
     for line in lines:
         event = decode(line)
-        if event is not None and not isinstance(event, DriftRaised | DriftLowered):
+        if event is not None and not isinstance(event, RAISED):
             actions += campaign.handle(event)
     return campaign, actions

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage
+from steering.models import ModelStore
 from steering.ptychography import Stitcher, align, extract_patches, phase_correlation
 from steering.records import Field
 
@@ -77,6 +79,46 @@ def score_patches(patches: NDArray[np.complex64], positions: NDArray[np.float64]
     known = (np.abs(wanted_patches) > 0).all((1, 2))
     errors = patch_phase_error(patches[known], wanted_patches[known], live.weight)
     return Score(float(errors.mean()) if known.any() else float("nan"), phase_correlation(image, wanted, weight=seen))
+
+
+def score_versions(
+    models: ModelStore, versions: tuple[int, ...], live: LiveImage, mask: NDArray[np.bool_]
+) -> dict[int, Score]:
+    """How well versions do on the frames of a scan that errors are reported from, as they were trained: in float32.
+
+    mask: bad pixels (y, x) known by now. Empty where the truth is not known, or no such frame was measured.
+    """
+    if live.truth is None or not len(live.frames) or not live.frames["judged"].any():
+        return {}
+    judged = live.frames["judged"]
+    counts, where, scores = live.judged_counts(), live.frames["position"][judged], {}
+    for version in versions:
+        network = models.load(version)
+        # Pixels that went bad since it was published must not count as light.
+        network.optics.set(network.optics.modes().numpy(), mask)
+        with torch.inference_mode():
+            outputs = network(torch.from_numpy(counts.astype(np.float32)))
+        scores[version] = score_patches(torch.polar(*outputs).numpy(), where, live)
+    return scores
+
+
+def score_refined(live: LiveImage) -> Score | None:
+    """How good the refined object of a scan is; None where the truth is not known or nothing was refined."""
+    if live.truth is None or live.refined is None:
+        return None
+    weight = (live.refined.covered & (live.truth != 0)).astype(np.float32)
+    return Score(float("nan"), phase_correlation(live.refined.object, live.truth, weight=weight))
+
+
+def patch_errors(
+    live: LiveImage, patches: NDArray[np.complex64], positions: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """(n,) phase error of patches (n, size, size) at positions (n, 2), radians; NaN where the truth is not known."""
+    if live.truth is None:
+        return np.full(len(patches), np.nan, np.float32)
+    wanted = extract_patches(live.truth, live.canvas, positions, patches.shape[-1])
+    known = (wanted != 0).all((1, 2))
+    return np.where(known, patch_phase_error(patches, wanted, live.weight), np.nan).astype(np.float32)
 
 
 def patch_phase_error(

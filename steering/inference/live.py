@@ -51,6 +51,10 @@ class Table:
         """(n,) in the order of arrival."""
         return np.fromiter(self.row, np.int64, len(self.row))
 
+    def nbytes(self, name: str) -> int:
+        """Bytes that a column takes, its room for growth included."""
+        return self._columns[name].nbytes
+
     def release(self, name: str, rows: NDArray[np.int64]) -> None:
         """Keep only these rows of a column that is no longer needed whole. It can then no longer be appended to."""
         self._columns[name] = self._columns[name][rows].copy()
@@ -75,19 +79,63 @@ class LiveImage:
         self.frames = Table()
         self.stitcher = Stitcher(canvas, weight)
         self.refined_labels: Refined | None = None
+        self.label_residual: float | None = None
         self.refined: Refined | None = None
+        self.refinements = 0
         self.retired = False
+        self.forgotten = False
+        names = ("amplitude", "phase", "weight")
+        self._view = xr.Dataset(
+            {name: (("y", "x"), np.zeros(canvas.shape, np.float32)) for name in names}, coords=self._axes()
+        )
 
     def retire(self) -> None:
-        """The scan is over: of its frames, only those that errors are reported from are kept."""
+        """The scan is over: nothing of it is predicted again. Its counts stay for labels that come late."""
         self.retired = True
-        self.frames.release("counts", np.flatnonzero(self.frames["judged"]))
+        if not len(self.frames):
+            return
         self.frames.release("patch", np.zeros(0, np.int64))
+
+    def forget(self) -> None:
+        """Of a scan that is over, keep the counts of the frames only that errors are reported from."""
+        self.forgotten = True
+        self.frames.release("counts", np.flatnonzero(self.frames["judged"]))
+
+    def show_labelled(self, labels: Refined, shown: Refined, residual: float) -> None:
+        """Keep what labels were cut from, their median residual, and the refined object to show."""
+        self.refined_labels, self.refined, self.label_residual = labels, shown, residual
+        self.refinements += 1
+
+    def show(self, refined: Refined, refinements: int) -> bool:
+        """Show an object that went on from that many refinements; False, and nothing is done, after a newer one."""
+        if self.refinements != refinements:
+            return False
+        self.refined = refined
+        self.refinements += 1
+        return True
+
+    def judged_counts(self) -> NDArray:
+        """(m, y, x) counts of the frames that errors are reported from."""
+        counts = self.frames["counts"]
+        return counts if self.forgotten else counts[self.frames["judged"]]
 
     def stitch(self, patches: NDArray[np.complex64], positions: NDArray[np.float64]) -> NDArray[np.float32]:
         """Put patches (n, size, size) into the image; returns their phase offsets (n,) to what overlaps them."""
         self.stitcher.add(patches, positions)
+        self._look_again(positions, patches.shape[-1])
         return neighbour_offset(patches, positions, self.stitcher)
+
+    def _look_again(self, positions: NDArray[np.float64], size: int) -> None:
+        """Bring the view up to date where patches of `size` pixels at these positions (n, 2) have changed it."""
+        corner, _ = self.canvas.cells(positions, size)
+        shown = {name: field.values for name, field in self._view.data_vars.items()}
+        parts: list[tuple[slice, ...]] = [(slice(y, y + size + 1), slice(x, x + size + 1)) for y, x in corner.tolist()]
+        if len(parts) * (size + 1) ** 2 > shown["weight"].size:
+            parts = [(slice(None), slice(None))]
+        for part in parts:
+            image = self.stitcher.image(part)
+            shown["amplitude"][part], shown["phase"][part] = np.abs(image), np.angle(image)
+            shown["weight"][part] = self.stitcher.weight_of(part)
 
     def add(self, prediction: Prediction, **columns: NDArray) -> None:
         """Keep the first prediction of frames, whose patches are stitched already."""
@@ -113,9 +161,9 @@ class LiveImage:
         self.frames["version"][rows] = version
 
     def behind(self, version: int, expected: float, most: int) -> NDArray[np.int64]:
-        """Rows of up to `most` frames, newest first, that this version has not looked at and whose residual is above
-        what is expected of it."""
-        due = (self.frames["looked"] < version) & (self.frames["residual"] > expected)
+        """Rows of up to `most` frames, newest first, that this version was not the last to look at, and whose residual
+        is above what is expected of it."""
+        due = (self.frames["looked"] != version) & (self.frames["residual"] > expected)
         return np.flatnonzero(due)[::-1][:most]
 
     def network_image(self) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
@@ -123,13 +171,11 @@ class LiveImage:
         return self.stitcher.image(), self.stitcher.weight > 0.05
 
     def view(self) -> xr.Dataset:
-        """The network's image as a policy sees it: amplitude, phase (radians) and weight over (y, x), with units."""
-        image = self.stitcher.image()
-        fields = {"amplitude": np.abs(image), "phase": np.angle(image), "weight": self.stitcher.weight}
-        return xr.Dataset(
-            {name: (("y", "x"), value) for name, value in fields.items()},
-            coords=self._axes(),
-        )
+        """The network's image as a policy sees it: amplitude, phase (radians) and weight over (y, x), with units.
+
+        It shows the image as it is whenever it is read: who wants to keep it takes a copy.
+        """
+        return self._view
 
     def dataset(self) -> xr.Dataset:
         """The live image with units, the truth beside it where it is known, and the table of frames: what object.zarr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,59 +21,29 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.campaign import DecisionSuggested, Event, PredictionReady
-from steering.inference.evaluate import HoldOut, Score, patch_phase_error, score_patches
+from steering.campaign import DecisionSuggested, Event, FrameSetAside, PredictionReady
+from steering.inference.batch import Batch, Inbox, make_batch
+from steering.inference.evaluate import HoldOut, Score, patch_errors, score_refined, score_versions
+from steering.inference.frames import LabelFrames, forget_beyond, frames_of
 from steering.inference.live import LiveImage, Truth
-from steering.models import ModelStore, Network
+from steering.inference.serving import Canary, Installed, Serving
+from steering.inference.settings import PredictorSettings
+from steering.inference.sift import Register
+from steering.models import ModelStore
 from steering.policies import Policy
 from steering.ptychography import (
     Canvas,
     Refined,
-    extract_patches,
+    Verdict,
     far_field_residual,
+    judge,
     patch_weight,
-    phase_correlation,
     surprise,
 )
-from steering.records import Field, Geometry, Prediction, chunk_geometry, positions_px
+from steering.records import Field, Geometry, Prediction, chunk_geometry
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorSettings:
-    """The predictor's dials."""
-
-    backlog: int = 64
-    """Chunks that may wait for prediction; a source that sends more waits for its acknowledgement."""
-    again: int = 16
-    """Frames that are predicted again in one go when a newer model is in service."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LabelFrames:
-    """What a label maker needs to know of a scan."""
-
-    scan: str
-    frame_id: NDArray[np.int64]
-    counts: NDArray
-    """(n, y, x)"""
-    position: NDArray[np.float64]
-    """(n, 2), object pixels."""
-    held_out: NDArray[np.bool_]
-    withheld: NDArray[np.bool_]
-    """(n,) frames of a region that is kept from labels and training altogether."""
-    mask: NDArray[np.bool_]
-    probe: NDArray[np.complex64]
-    canvas: Canvas
-    refined_labels: Refined | None
-    """What the last labels were cut from."""
-    refined: Refined | None
-    """The refined object that is shown: the same, but where frames are withheld from labels."""
-    predicted: NDArray[np.complex64]
-    """(Y, X) the network's own stitched image."""
-    seen: NDArray[np.bool_]
-    """(Y, X) where the network has said something."""
+_SWITCH_S = 2e-4
 
 
 @dataclass
@@ -92,21 +63,27 @@ class Predictor:
     async def start(self) -> None:
         """Load the newest model and be ready for frames."""
         torch.set_num_threads(1)
+        # Each operator gives up the interpreter and asks for it again: Python in another thread of this process (a
+        # version being made ready, messages) must hand it back at once, not after the usual 5 ms.
+        sys.setswitchinterval(_SWITCH_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._room = asyncio.Semaphore(self.settings.backlog)
+        self._inbox = Inbox(frames=self.settings.batch, gather_s=self.settings.gather_ms / 1e3)
+        self._installing = asyncio.Lock()
         self._models = ModelStore(self.store)
-        newest = self._models.newest()
-        if newest is None:
-            raise FileNotFoundError(f"found no model in {self.store}, expected version 0 before the first frame")
-        self._version = newest
-        self._network, self._expected = self._load(newest)
+        self._mask = ~self.geometry.good()
+        self._serving = await asyncio.to_thread(Serving.newest, self._models, self.settings)
+        self._serving.engine.serving.mask(self._mask)
         self._canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
         self._scans: dict[str, LiveImage] = {}
         self._scan: str | None = None
-        self._mask = ~self.geometry.good()
+        self._register = Register()
+        self._installs: list[Installed] = []
         self._again_due = False
+        self._at_rest = 0
+        """Frames predicted when old ones were last looked at again."""
         self.latency: list[float] = []
         self.seconds = 0.0
         self.predicted = 0
@@ -115,7 +92,8 @@ class Predictor:
         """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
-        self._thread.submit(self._guarded, self._predict_chunk, chunk, arrived)
+        self._inbox.put(chunk, arrived)
+        self._thread.submit(self._guarded, self._predict_waiting)
 
     async def events(self) -> list[Event]:
         """What has happened since the last call; waits until there is something."""
@@ -127,11 +105,20 @@ class Predictor:
                 raise event.error
         return events
 
-    async def install(self, number: int) -> None:
-        """Put a published version into service, between two frames."""
-        # Reading happens beside the thread that predicts: frames do not wait for the disk.
-        network, expected = await asyncio.to_thread(self._load, number)
-        await self._do(self._swap, network, number, expected)
+    async def install(self, number: int, *, canary: bool = True, margin: float | None = None) -> Installed:
+        """Put a published version into service, between two frames, if it does no worse on held-out frames.
+
+        canary: whether that is asked; not where a person wants an older version back. margin: see Serving.make_ready.
+        A version that is refused leaves the one in service where it is. Raises as `ModelStore.weights` does.
+        """
+        async with self._installing:
+            frames = await self._do(self._canary) if canary and self.settings.canary else None
+            # Loading and trying happen beside the thread that predicts: frames do not wait for them.
+            installed = await asyncio.to_thread(self._serving.make_ready, number, frames, margin)
+            if installed.accepted:
+                await self._do(self._swap)
+            self._installs.append(installed)
+        return installed
 
     async def suggest(self, n: int) -> DecisionSuggested:
         """Ask the policy for up to n positions."""
@@ -149,9 +136,25 @@ class Predictor:
         before its first frame is predicted."""
         return await self._do(self._label_frames, scan, newest)
 
-    async def take_refined(self, scan: str, labels: Refined, shown: Refined) -> None:
-        """Keep what the labels of a scan were cut from, and the refined object to show beside the network's image."""
-        await self._do(self._take_refined, scan, labels, shown)
+    async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
+        """The same for the refinement of the live image, which has time only while no frame waits: else None."""
+        return await self._do(lambda: None if len(self._inbox) else self._label_frames(scan, newest))
+
+    async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
+        """Those of the frames with these ids whose counts are still kept, and how many are known but no longer kept.
+
+        None for a scan that is not known. In the order of arrival.
+        """
+        return await self._do(self._late_frames, scan, frame_id)
+
+    async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
+        """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
+        await self._do(self._scans[scan].show_labelled, labels, shown, residual)
+
+    async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
+        """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
+        one is shown by now."""
+        return await self._do(self._scans[scan].show, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
@@ -160,16 +163,18 @@ class Predictor:
     async def evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         """How well model versions do on the frames of a scan that errors are reported from: the network's own patches,
         stitched. Empty where the truth is not known, or no such frame was measured."""
-        return await self._do(self._evaluate, scan, versions)
+        return await self._do(score_versions, self._models, versions, self._scans[scan], self._mask)
 
     async def evaluate_refined(self, scan: str) -> Score | None:
         """How good the refined object of a scan is; None where the truth is not known or nothing was refined."""
-        return await self._do(self._evaluate_refined, scan)
+        return await self._do(score_refined, self._scans[scan])
 
     async def versions_of(self, scan: str) -> tuple[int, int]:
         """The version in service when the scan's first frame came, and when its last one did."""
-        first = self._scans[scan].frames["first_version"]
-        return int(first[0]), int(first[-1])
+        frames = self._scans[scan].frames
+        if not len(frames):
+            return self._serving.version, self._serving.version
+        return int(frames["first_version"][0]), int(frames["first_version"][-1])
 
     async def figures(self) -> dict[str, Any]:
         """What the predictor has to say in numbers."""
@@ -177,18 +182,20 @@ class Predictor:
         residual = float(np.median(live.frames["residual"][-50:])) if live and len(live.frames) else None
         return {
             "frames_predicted": self.predicted,
-            "version": self._version,
+            "version": self._serving.version,
             "residual": residual,
             "predict_s": self.seconds,
             "latency_ms": {f"p{q}": 1e3 * float(np.percentile(self.latency or [np.nan], q)) for q in (50, 99)},
+            "way": self._serving.engine.way.name,
+            "ways": {name: trial.figures() for name, trial in self._serving.engine.trials.items()},
+            "versions_refused": sum(not installed.accepted for installed in self._installs),
+            "frames_set_aside": dict(self._register.aside),
+            "frames_out_of_order": self._register.out_of_order,
+            "frame_ids_missing": self._register.missing,
         }
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
-
-    def _load(self, number: int) -> tuple[Network, float]:
-        """A version, and the residual that it should reach."""
-        return self._models.load(number), self._models.describe(number).validation_residual or 0.0
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """Nobody waits for a job that was only left in the queue: what it raises travels with the events."""
@@ -202,16 +209,48 @@ class Predictor:
 
     # What follows runs in the one thread that owns the state.
 
-    def _predict_chunk(self, chunk: xr.Dataset, arrived: float) -> None:
+    def _predict_waiting(self) -> None:
         begun = time.perf_counter()
-        self._loop.call_soon_threadsafe(self._room.release)
-        if (chunk["mask"].values & ~self._mask).any():
-            self._mask |= chunk["mask"].values
-            self._network.optics.set(self.probe, self._mask)
-        live = self._live_image(chunk)
-        counts, where = chunk["counts"].values, positions_px(chunk)
-        ids = chunk["frame"].values
+        taken = self._inbox.take()
+        if not taken:
+            return
+        self._loop.call_soon_threadsafe(self._make_room, len(taken))
+        live = self._live_image(taken[0][0])
+        batch, mask = self._sifted(taken, live)
+        if batch is None:
+            return
+        if (mask & ~self._mask).any():
+            self._mask = mask
+            self._serving.engine.serving.mask(mask)
+        self._predict_batch(batch, live)
+        now = time.perf_counter()
+        self.latency += (now - batch.arrived).tolist()
+        self.seconds += now - begun
+        self.predicted += len(batch.frame_id)
+
+    def _make_room(self, chunks: int) -> None:
+        for _ in range(chunks):
+            self._room.release()
+
+    def _sifted(self, taken: list[tuple[xr.Dataset, float]], live: LiveImage) -> tuple[Batch | None, NDArray[np.bool_]]:
+        """What can be used of chunks, and the mask then; what cannot is counted and told."""
+        if live.retired:
+            batch, mask = None, self._mask
+            aside = {"a scan that is over": tuple(i for chunk, _ in taken for i in chunk["frame"].values.tolist())}
+        else:
+            batch, mask, aside = make_batch(taken, known=live.frames.row, mask=self._mask, canvas=self._canvas)
+        used = np.zeros(0, np.int64) if batch is None else batch.frame_id
+        self._register.note(live.scan, used, aside)
+        for reason, ids in aside.items():
+            self._emit(FrameSetAside(time=time.time(), scan=live.scan, frame_ids=ids, reason=reason))
+        return batch, mask
+
+    def _predict_batch(self, batch: Batch, live: LiveImage) -> None:
+        ids, counts, where = batch.frame_id, batch.counts, batch.position
         patches, residual = self._predict(counts)
+        foretold = None
+        if getattr(self.policy, "foretold", False):  # of the image as it is before these frames
+            foretold = surprise(live.stitcher, where, counts, self.probe, self._mask)
         prediction = Prediction(
             frame_id=ids,
             scan=live.scan,
@@ -219,9 +258,9 @@ class Predictor:
             amplitude=np.abs(patches),
             phase=np.angle(patches),
             residual=residual,
-            surprise=surprise(live.stitcher, where, counts, self.probe, self._mask),  # before it is stitched
+            surprise=foretold,
             offset=live.stitch(patches, where),
-            model_version=np.full(len(ids), self._version),
+            model_version=np.full(len(ids), self._serving.version),
         )
         live.add(
             prediction,
@@ -230,54 +269,65 @@ class Predictor:
             held_out=self.hold_out.held_out(ids),
             withheld=self.hold_out.withheld(where),
             judged=self.hold_out.judged(ids, where),
-            error=self._errors(live, patches, where),
-            acquired=np.full(len(ids), float(chunk.attrs["acquired"])),
+            error=patch_errors(live, patches, where),
+            acquired=batch.acquired,
         )
         self.policy.ingest(prediction, live.view())
-        now = time.perf_counter()
-        self.latency += [now - arrived] * len(ids)
-        self.seconds += now - begun
-        self.predicted += len(ids)
+        verdict = self._verdict(prediction, counts)
         self._emit(
             PredictionReady(
                 time=time.time(),
                 scan=live.scan,
                 frame_ids=tuple(ids.tolist()),
-                version=self._version,
+                version=self._serving.version,
                 residual=float(np.median(residual)),
+                trust_by_residual=tuple(verdict.by_residual.tolist()),
+                trust_by_offset=tuple(verdict.by_offset.tolist()),
+                validation_frames=len(self._serving.described.validation_residuals),
+                why_not=verdict.why_not,
             )
         )
+
+    def _verdict(self, prediction: Prediction, counts: NDArray) -> Verdict:
+        """How far to believe a prediction. While what older versions said is being replaced, an offset to it tells
+        more of them than of the frame."""
+        offset = np.full(len(counts), np.nan) if self._again_due else prediction.offset
+        return judge(counts, prediction.residual, offset, mask=self._mask, version=self._serving.described)
 
     def _live_image(self, chunk: xr.Dataset) -> LiveImage:
         scan = str(chunk.attrs["scan"])
         if scan not in self._scans:
             if self._scan is not None:
                 self._scans[self._scan].retire()
-            size = int(self._network.dials["patch"])
+                forget_beyond(self._scans.values(), self.settings.late_bytes)
+            patch = int(self._serving.engine.serving.network.dials["patch"])
+            geometry = chunk_geometry(chunk)
             self._scans[scan] = LiveImage(
-                scan, self._canvas, patch_weight(self.probe, size), chunk_geometry(chunk), self.truths.get(scan)
+                scan,
+                self._canvas,
+                patch_weight(self.probe, patch),
+                geometry if geometry.shape == self.geometry.shape else self.geometry,
+                self.truths.get(scan),
             )
             self._scan = scan
         return self._scans[scan]
 
-    @torch.inference_mode()
-    def _predict(self, counts: NDArray, network: Network | None = None) -> tuple[NDArray, NDArray]:
-        """(n, patch, patch) complex64, and (n,) far-field residual."""
-        amplitude, phase = (network or self._network)(torch.from_numpy(counts.astype(np.float32)))
-        patches = torch.polar(amplitude, phase).numpy()
+    def _predict(self, counts: NDArray) -> tuple[NDArray, NDArray]:
+        """(n, patch, patch) complex64, in memory that the next call overwrites, and (n,) far-field residual."""
+        patches = self._serving.engine.predict(counts)
         return patches, far_field_residual(patches, counts, self.probe, self._mask)
 
-    def _errors(self, live: LiveImage, patches: NDArray, where: NDArray) -> NDArray[np.float32]:
-        if live.truth is None:
-            return np.full(len(patches), np.nan, np.float32)
-        wanted = extract_patches(live.truth, live.canvas, where, patches.shape[-1])
-        known = (wanted != 0).all((1, 2))
-        return np.where(known, patch_phase_error(patches, wanted, live.weight), np.nan).astype(np.float32)
+    def _canary(self) -> Canary | None:
+        """The newest frames of this scan that nobody was trained on."""
+        live = self._scans.get(self._scan or "")
+        if live is None or not len(live.frames):
+            return None
+        rows = np.flatnonzero(live.frames["held_out"] | live.frames["withheld"])[-self.settings.canary :]
+        return Canary(counts=live.frames["counts"][rows], mask=self._mask.copy())
 
-    def _swap(self, network: Network, number: int, expected: float) -> None:
-        network.optics.set(network.optics.modes().numpy(), self._mask)
-        self._network, self._version, self._expected = network, number, expected
-        self.probe = network.optics.modes().numpy()
+    def _swap(self) -> None:
+        self._serving.swap(self._mask)
+        self.probe = self._serving.engine.serving.probe
         if self._scan is not None and not self._again_due:
             self._again_due = True
             self._thread.submit(self._guarded, self._predict_again)
@@ -285,70 +335,49 @@ class Predictor:
     def _predict_again(self) -> None:
         """A newer model looks at frames of which an older one made less than it should reach, and keeps what is better.
 
-        A few at a time, newest first, each time at the end of the queue: new frames go before old ones.
+        A few at a time, newest first, each time at the end of the queue: new frames go before old ones. While frames
+        come, it rests for four times as long as it works.
         """
+        begun, predicted = time.perf_counter(), self.predicted
         live = self._scans[self._scan or ""]
-        rows = live.behind(self._version, self._expected, self.settings.again)
+        version = self._serving.version
+        if not len(live.frames):
+            self._again_due = False
+            return
+        rows = live.behind(version, self._serving.expected, self.settings.again)
         self._again_due = len(rows) > 0
         if not len(rows):
             return
         patches, residual = self._predict(live.frames["counts"][rows])
-        live.frames["looked"][rows] = self._version
+        live.frames["looked"][rows] = version
         better = residual < live.frames["residual"][rows]
-        live.improve(rows[better], patches[better], residual[better], self._version)
+        live.improve(rows[better], patches[better], residual[better], version)
+        rest = 4 * (time.perf_counter() - begun) if predicted != self._at_rest else 0.0
+        self._at_rest = predicted
+        self._loop.call_soon_threadsafe(self._loop.call_later, rest, self._look_again)
+
+    def _look_again(self) -> None:
         self._thread.submit(self._guarded, self._predict_again)
 
     def _label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         live = self._scans.get(scan)
-        if live is None or live.retired:
+        if live is None or live.retired or not len(live.frames):
             return None
         rows = slice(max(0, len(live.frames) - newest), None)
-        predicted, seen = live.network_image()
-        return LabelFrames(
-            scan=scan,
-            frame_id=live.frames.frame_id[rows],
-            counts=live.frames["counts"][rows].copy(),
-            position=live.frames["position"][rows].copy(),
-            held_out=live.frames["held_out"][rows].copy(),
-            withheld=live.frames["withheld"][rows].copy(),
-            mask=self._mask.copy(),
-            probe=self.probe,
-            canvas=self._canvas,
-            refined_labels=live.refined_labels,
-            refined=live.refined,
-            predicted=predicted,
-            seen=seen,
-        )
+        return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask)
 
-    def _take_refined(self, scan: str, labels: Refined, shown: Refined) -> None:
-        live = self._scans[scan]
-        live.refined_labels, live.refined = labels, shown
+    def _late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
+        live = self._scans.get(scan)
+        if live is None or not len(live.frames):
+            return None, 0
+        known = sorted(live.frames.row[frame] for frame in set(frame_id.tolist()) & live.frames.row.keys())
+        known, gone = (known, 0) if not live.forgotten else ([], len(known))
+        rows = np.array(known, np.int64)
+        return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask), gone
 
     def _live(self, scan: str | None) -> xr.Dataset | None:
         live = self._scans.get(scan or self._scan or "")
         return None if live is None or not len(live.frames) else live.dataset()
-
-    def _evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
-        live = self._scans[scan]
-        judged = live.frames["judged"]
-        if live.truth is None or not judged.any():
-            return {}
-        counts = live.frames["counts"] if live.retired else live.frames["counts"][judged]
-        where, scores = live.frames["position"][judged], {}
-        for version in versions:
-            network = self._models.load(version)
-            # Pixels that went bad since it was published must not count as light.
-            network.optics.set(network.optics.modes().numpy(), self._mask)
-            patches, _ = self._predict(counts, network)
-            scores[version] = score_patches(patches, where, live)
-        return scores
-
-    def _evaluate_refined(self, scan: str) -> Score | None:
-        live = self._scans[scan]
-        if live.truth is None or live.refined is None:
-            return None
-        weight = (live.refined.covered & (live.truth != 0)).astype(np.float32)
-        return Score(float("nan"), phase_correlation(live.refined.object, live.truth, weight=weight))
 
 
 @dataclass(frozen=True, kw_only=True)

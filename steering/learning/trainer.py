@@ -7,9 +7,12 @@ import os
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from steering.learning import group
 from steering.learning.loop import PARTS, Loop, TrainerSettings
@@ -18,7 +21,16 @@ from steering.learning.rehearsal import RehearsalBuffer
 from steering.learning.samples import Labels, Samples
 from steering.learning.strategies import Strategy
 from steering.models import ModelStore, Network
-from steering.ptychography import far_field_residual, patch_weight
+from steering.ptychography import (
+    above_floor,
+    far_field_residual,
+    no_evidence,
+    pair_offsets,
+    patch_weight,
+    poisson_floor,
+    share_of_noise,
+    thinned,
+)
 from steering.records import ModelVersion
 
 
@@ -45,6 +57,12 @@ class Round:
     """The same for the weights last published."""
     residual: float | None = None
     """Median far-field residual on the held-out frames."""
+    residuals: tuple[float, ...] = ()
+    """Of each held-out frame that is evidence, above its Poisson floor."""
+    noise_share: float = 1.0
+    """How much of the Poisson floor the residuals show."""
+    offsets: tuple[float, ...] = ()
+    """Phase offsets between pairs of their patches, radians."""
 
 
 @dataclass
@@ -111,14 +129,15 @@ class Rank:
         """Take in what has arrived, agree on the optics, and be ready for the first step."""
         newest: Labels | None = None
         while self._arrived:
-            newest = self._arrived.popleft()
-            self._samples.add(newest)
+            labels = self._arrived.popleft()
+            self._samples.add(labels)
+            newest = labels if labels.probe is not None else newest
         self._samples.begin(scan)
         if self.strategy.restarts and scan != self._scan and self._scan is not None:
             self.network.load_state_dict(self._initial)
             self._loop.optimiser.state.clear()
         self._scan = scan
-        if newest is not None:
+        if newest is not None and newest.probe is not None:
             self.network.optics.set(newest.probe, newest.mask)
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             self._return_to_served()  # the ranks' weights are alike: all come here, or none
@@ -139,16 +158,15 @@ class Rank:
         self._loop.optimiser.state.clear()
 
     @torch.no_grad()
-    def _judge(self, scan: str) -> dict[str, float]:
+    def _judge(self, scan: str) -> dict[str, Any]:
         """Errors on the held-out frames of the scan: the candidate's, and the served weights'."""
         held_out = self._samples.held_out(scan)
         if held_out is None:
             return {}
         self._served.optics.load_state_dict(self.network.optics.state_dict())
         objective = Reconstruction(patch_weight(self.network.optics.modes().cpu().numpy(), self.network.dials["patch"]))
-        error, residual = _quality(self.network, held_out, objective)
-        served, _ = _quality(self._served, held_out, objective)
-        return {"error": error, "served_error": served, "residual": residual}
+        served = float(_outputs(self._served, held_out, objective)[1].mean())
+        return {"served_error": served, **_quality(self.network, held_out, objective)}
 
     def publish(self, store: Path, version: ModelVersion) -> None:
         """Write the weights as they are now, and take them as those that later candidates are held against."""
@@ -159,16 +177,41 @@ class Rank:
         """Take a published version as the one that candidates are held against: for a rank that becomes rank 0."""
         self._served.load_state_dict(ModelStore(store).weights(number))
 
+    def go_back(self, store: Path, number: int) -> None:
+        """Go on from a published version, as all other ranks do: its weights, and an optimiser without a past."""
+        weights = ModelStore(store).weights(number)
+        self.network.load_state_dict(weights)
+        self._served.load_state_dict(weights)
+        self._loop.optimiser.state.clear()
+
     def close(self) -> None:
         """Leave the group."""
         self._loop.disconnect()
         group.leave()
 
 
-def _quality(network: Network, fields: Fields, objective: Reconstruction) -> tuple[float, float]:
-    optics, counts = network.optics, fields["counts"].numpy()
-    fields = {name: value.to(optics.probe.device) for name, value in fields.items()}
-    outputs = objective.outputs(network, fields)
-    patches = torch.polar(*outputs).cpu().numpy()
-    residual = far_field_residual(patches, counts, optics.modes().cpu().numpy(), optics.bad.cpu().numpy())
-    return float(objective.error(outputs, fields).mean()), float(torch.from_numpy(residual).median())
+def _outputs(network: Network, fields: Fields, objective: Reconstruction) -> tuple[Tensor, Tensor]:
+    """Predicted patches (n, h, w) complex, on the CPU, and their errors (n,)."""
+    there = {name: value.to(network.optics.probe.device) for name, value in fields.items()}
+    outputs = objective.outputs(network, there)
+    return torch.polar(*outputs).cpu(), objective.error(outputs, there)
+
+
+def _quality(network: Network, fields: Fields, objective: Reconstruction) -> dict[str, Any]:
+    """What a round tells of the candidate: its error, and what trust in it is measured against."""
+    probe, mask = network.optics.modes().cpu().numpy(), network.optics.bad.cpu().numpy()
+    predicted, error = _outputs(network, fields, objective)
+    patches, labels = predicted.numpy(), torch.polar(fields["amplitude"], fields["phase"]).numpy()
+    counts = fields["counts"].numpy()
+    residual, floor = far_field_residual(patches, counts, probe, mask), poisson_floor(counts, mask)
+    fewer = thinned(counts, mask)
+    again = _outputs(network, {**fields, "counts": torch.from_numpy(fewer)}, objective)[0].numpy()
+    share = share_of_noise(residual, floor, far_field_residual(again, fewer, probe, mask), poisson_floor(fewer, mask))
+    told = np.array([not reason for reason in no_evidence(counts, floor, mask)])
+    return {
+        "error": float(error.mean()),
+        "residual": float(np.median(residual)),
+        "residuals": tuple(above_floor(residual, floor, share)[told].tolist()),
+        "noise_share": share,
+        "offsets": tuple(pair_offsets(patches[told], labels[told], objective.weight.numpy()).tolist()),
+    }

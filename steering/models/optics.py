@@ -47,7 +47,10 @@ class Optics(nn.Module):
         The scale makes a change of flux invisible to the network; the absolute amplitude of the object comes back
         from the counts when a prediction is compared with its frame.
         """
-        root = counts.to(self.probe.dtype).clamp_min(0).sqrt()
-        root = root.masked_fill(self.bad, 0.0)
+        root = self.root(counts)
         power = (self.probe**2).sum()
         return root * (power / (root**2).sum((-2, -1), keepdim=True).clamp_min(1e-12)).sqrt()
+
+    def root(self, counts: Tensor) -> Tensor:
+        """Square root of the counts (n, y, x), 0 on bad pixels."""
+        return counts.to(self.probe.dtype).clamp_min(0).sqrt().masked_fill(self.bad, 0.0)

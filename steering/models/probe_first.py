@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, pixel_shuffle, pixel_unshuffle, relu
+from torch import Tensor, nn, relu_
+from torch.nn.functional import adaptive_avg_pool2d, pixel_shuffle, pixel_unshuffle
 
 from steering.models.optics import Optics
 
@@ -45,39 +45,58 @@ class ProbeFirst(nn.Module):
 
     def forward(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """counts (n, window, window), any flux -> amplitude and phase (n, patch, patch), transmission and radians."""
-        guess, relative = self._guess(self.optics.amplitude(counts))
-        first = relu(self.enter(pixel_unshuffle(guess, 2).contiguous(memory_format=torch.channels_last)))
-        first = self.before(first)
-        context = self.whole_frame(adaptive_avg_pool2d(relative[:, None], 16).flatten(1))
-        deep = self.middle(relu(self.down(first) + context[:, :, None, None]))
-        last = self.after(relu(first + pixel_shuffle(self.up(deep), 2)))
-        out = pixel_shuffle(self.leave(last), 2)
-        return 1.2 * torch.sigmoid(out[:, 0] + 1.5), torch.pi * torch.tanh(out[:, 1])
+        return self.read(*self.look(counts, *self.known()))
 
-    def _guess(self, measured: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's two views of the measured amplitude (n, window, window), from the sample and from the detector.
+    def known(self) -> tuple[Tensor, ...]:
+        """What follows from probe and mask alone; where these stay, it need not be computed for every batch.
 
-        Returns (n, 3, patch, patch): real and imaginary part of the back-projected contrast, and how strong the probe
-        is; and the amplitude itself, relative to the bare probe's root mean square.
+        Returns, zero frequency first: the bare probe's amplitude in the far field, 0 on bad pixels, and the factor of
+        its phase (window, window); what the back-projection is multiplied with, and how strong the probe is (patch,
+        patch); and the root mean square of the bare amplitude.
         """
         modes = self.optics.modes()
-        wave = torch.fft.fftshift(torch.fft.fft2(modes, norm="ortho"), dim=(-2, -1))
+        wave = torch.fft.fft2(modes, norm="ortho")
         bare = (wave.abs() ** 2).sum(0).sqrt()
-        bare = bare.masked_fill(self.optics.bad, 0.0)
-        # Of the probe's power only this much falls on good pixels: with a gap, too, an empty beam has no contrast.
-        measured = measured * (bare.square().sum() / modes.abs().square().sum().clamp_min(1e-12)).sqrt()
+        bare = bare.masked_fill(torch.fft.ifftshift(self.optics.bad), 0.0)
         main = modes[0]
-        rms = bare.square().mean().sqrt().clamp_min(1e-12)
-        difference = (measured - bare) * torch.polar(torch.ones_like(bare), wave[0].angle())
-        back = torch.fft.ifft2(torch.fft.ifftshift(difference, dim=(-2, -1)), norm="ortho")
-        strength = main.abs() / main.abs().max().clamp_min(1e-12)
         # A Wiener-like division: where the probe is weak the frame says little, and the guess goes to zero there.
-        divided = back * main.conj() / (main.abs() ** 2 + 0.02 * main.abs().max() ** 2).clamp_min(1e-12)
-        lo = (divided.shape[-1] - self.dials["patch"]) // 2
+        divide = main.conj() / (main.abs() ** 2 + 0.02 * main.abs().max() ** 2).clamp_min(1e-12)
+        strength = main.abs() / main.abs().max().clamp_min(1e-12)
+        lo = (len(main) - self.dials["patch"]) // 2
         keep = slice(lo, lo + self.dials["patch"])
-        divided = divided[:, keep, keep]
-        strength = strength[keep, keep].expand(len(divided), -1, -1)
-        return torch.stack([divided.real, divided.imag, strength], 1), measured / rms
+        rms = bare.square().mean().sqrt().clamp_min(1e-12)
+        turn = torch.polar(torch.ones_like(bare), wave[0].angle())
+        return bare, turn, divide[keep, keep].contiguous(), strength[keep, keep].contiguous(), rms
+
+    def look(
+        self, counts: Tensor, bare: Tensor, turn: Tensor, divide: Tensor, strength: Tensor, rms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The network's two views of the counts (n, window, window), given what is `known`.
+
+        Returns (n, 3, patch, patch), from the sample: real and imaginary part of the back-projected contrast, and how
+        strong the probe is; and (n, 256), from the detector: the mean amplitude in 16 x 16 fields, relative to the
+        bare probe's root mean square.
+        """
+        root = self.optics.root(counts)
+        # Of the probe's power only a part falls on good pixels: with a gap, too, an empty beam has no contrast.
+        measured = root * (bare.square().sum() / root.square().sum((-2, -1), keepdim=True).clamp_min(1e-12)).sqrt()
+        context = adaptive_avg_pool2d(measured[:, None], 16).flatten(1) / rms
+        back = torch.fft.ifft2((torch.fft.ifftshift(measured, dim=(-2, -1)) - bare) * turn, norm="ortho")
+        lo = (back.shape[-1] - len(divide)) // 2
+        keep = slice(lo, lo + len(divide))
+        back = back[:, keep, keep] * divide
+        return torch.stack([back.real, back.imag, strength.expand(len(back), -1, -1)], 1), context
+
+    def read(self, guess: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What the CNN makes of the two views, in the precision of its weights: amplitude and phase, float32."""
+        dtype = self.enter.weight.dtype
+        first = relu_(self.enter(pixel_unshuffle(guess.to(dtype), 2).contiguous(memory_format=torch.channels_last)))
+        first = self.before(first)
+        whole = self.whole_frame(context.to(dtype))
+        deep = self.middle(relu_(self.down(first) + whole[:, :, None, None]))
+        last = self.after(relu_(first + pixel_shuffle(self.up(deep), 2)))
+        out = pixel_shuffle(self.leave(last), 2).float()
+        return 1.2 * torch.sigmoid(out[:, 0] + 1.5), torch.pi * torch.tanh(out[:, 1])
 
 
 class _Residual(nn.Module):
@@ -87,4 +106,4 @@ class _Residual(nn.Module):
         self.two = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return relu(x + self.two(relu(self.one(x))))
+        return relu_(x + self.two(relu_(self.one(x))))

@@ -42,14 +42,24 @@ class PtychoNN(nn.Module):
 
     def forward(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """counts (n, window, window), any flux -> amplitude and phase (n, patch, patch), transmission and radians."""
+        return self.read(*self.look(counts))
+
+    def known(self) -> tuple[Tensor, ...]:
+        """Nothing: this network makes no use of the probe."""
+        return ()
+
+    def look(self, counts: Tensor) -> tuple[Tensor]:
+        """The measured amplitude (n, 1, window, window), its mean square brought to 1."""
         measured = self.optics.amplitude(counts)
-        code = self.encoder(
-            (measured / measured.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-12))[:, None]
-        )
+        return ((measured / measured.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-12))[:, None],)
+
+    def read(self, measured: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layers make of it, in the precision of their weights: amplitude and phase, float32."""
+        code = self.encoder(measured.to(self.encoder[0][0].weight.dtype))
         lo = (measured.shape[-1] - self.dials["patch"]) // 2
         keep = slice(lo, lo + self.dials["patch"])
-        amplitude = torch.sigmoid(self.amplitude(code))[:, 0, keep, keep]
-        phase = torch.pi * torch.tanh(self.phase(code))[:, 0, keep, keep]
+        amplitude = torch.sigmoid(self.amplitude(code)[:, 0, keep, keep].float())
+        phase = torch.pi * torch.tanh(self.phase(code)[:, 0, keep, keep].float())
         return amplitude, phase
 
 

@@ -62,11 +62,21 @@ class ModelStore:
             ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        self._point_to(version.number)
+        self.point_to(version.number)
         return final
 
+    def withdraw(self, number: int, served: int) -> None:
+        """Take back a version that has never served: it is gone, its number free again, `served` the newest.
+
+        A reader that has begun to read it may find it incomplete.
+        """
+        self.point_to(served)
+        gone = self.path / f".{self.folder(number).name}.withdrawn"
+        self.folder(number).rename(gone)
+        shutil.rmtree(gone)
+
     def newest(self) -> int | None:
-        """Number of the newest version; None before the first."""
+        """Number of the newest version, or of an older one that was put back in its place; None before the first."""
         pointer = self.path / "newest.json"
         if not pointer.exists():
             return None
@@ -89,7 +99,10 @@ class ModelStore:
         found = _read_object(path)
         known = {f.name for f in fields(ModelVersion)}
         try:
-            return ModelVersion(**{**found, "parents": tuple(found["parents"])})
+            if known - set(found):
+                raise KeyError(*sorted(known - set(found)))
+            whole: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+            return ModelVersion(**whole)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"found the fields {sorted(found)} in {path}, expected those of {sorted(known)}"
@@ -129,7 +142,12 @@ class ModelStore:
             raise FileNotFoundError(f"found no {name} of model version {number} in {self.path}, expected it published")
         return path
 
-    def _point_to(self, number: int) -> None:
+    def point_to(self, number: int) -> None:
+        """Make a version the one that `newest` names: what a reader that starts now should serve.
+
+        Raises FileNotFoundError where there is none of that number.
+        """
+        self._file(number, "model.json")
         draft = self.path / f".newest.{os.getpid()}"
         draft.write_text(json.dumps({"number": number}))
         os.replace(draft, self.path / "newest.json")

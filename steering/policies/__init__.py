@@ -6,6 +6,7 @@ again after a stop, it begins the next scan.
 """
 
 from steering.policies.adaptive import Adaptive
+from steering.policies.agent import Agent
 from steering.policies.candidates import Policy
 from steering.policies.dwell import DwellRule
 from steering.policies.gradient_residual import GradientResidual
@@ -14,4 +15,14 @@ from steering.policies.raster import Raster
 from steering.policies.space_filling import SpaceFilling
 from steering.policies.stop import StopRule
 
-__all__ = ["Adaptive", "DwellRule", "GradientResidual", "Policy", "Random", "Raster", "SpaceFilling", "StopRule"]
+__all__ = [
+    "Adaptive",
+    "Agent",
+    "DwellRule",
+    "GradientResidual",
+    "Policy",
+    "Random",
+    "Raster",
+    "SpaceFilling",
+    "StopRule",
+]

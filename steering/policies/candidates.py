@@ -17,7 +17,10 @@ class Policy(Protocol):
 
     def ingest(self, prediction: Prediction, live: Any) -> None:
         """Take in what was predicted of the newest frames (positions in object pixels), and the live image as it is
-        now: an xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit."""
+        now: an xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit.
+
+        `prediction.surprise` is there for a policy whose attribute `foretold` is True.
+        """
 
     def suggest(self, n: int) -> Decision:
         """Up to n positions to measure next, each with its reason; stop=True when these are the scan's last.
@@ -53,6 +56,11 @@ class Walk:
         self._scan: str | None = None
         self._stopped_scan: str | None = None
         """The scan that was being measured when this walk was begun after a stop: its frames may still come."""
+
+    @property
+    def foretold(self) -> bool:
+        """Whether predictions should carry the surprise of their frames, which only a stop rule needs."""
+        return self._stop is not None
 
     def ingest(self, prediction: Prediction, live: Any) -> None:
         """A prediction of another scan starts the walk anew, unless none of this walk has been measured yet."""

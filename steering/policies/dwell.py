@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.policies.interest import closeness
-from steering.ptychography import beam_diameter, poisson_floor
+from steering.ptychography import beam_diameter, expected_floor
 from steering.records import Prediction
 
 
@@ -15,7 +15,7 @@ def enough_light(
 ) -> NDArray[np.float64]:
     """Seconds after which counting noise leaves no more of a frame's residual than the model does, or `tolerance`.
 
-    residual: (n,) of frames of so many seconds. floor: (n,) what counting noise alone would leave (`poisson_floor`).
+    residual: (n,) of frames of so many seconds. floor: (n,) what counting noise alone would leave (`expected_floor`).
     The residual is the floor, which falls as 1 / time, and what the model misses, which does not: past the time at
     which the two are equal more light does not help.
     """
@@ -76,7 +76,7 @@ class DwellRule:
         floor = np.zeros(len(where))
         for k, ratio in enumerate(ratios):
             light = self.probe * np.float32(np.sqrt(ratio))
-            floor[group == k] = poisson_floor(prediction.patches[group == k], light)
+            floor[group == k] = expected_floor(prediction.patches[group == k], light)
         found = enough_light(prediction.residual.astype(np.float64), floor, seconds, self.tolerance)
         self._where = np.concatenate([self._where, where])
         self._enough = np.concatenate([self._enough, found])

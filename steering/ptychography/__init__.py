@@ -3,38 +3,50 @@
 from steering.ptychography.align import align, phase_correlation, phase_error
 from steering.ptychography.canvas import Canvas
 from steering.ptychography.filling import filled
-from steering.ptychography.floor import poisson_floor
+from steering.ptychography.floor import expected_floor
 from steering.ptychography.forward import backpropagate, diffract, shift_probe, simulate
+from steering.ptychography.noise import above_floor, no_evidence, poisson_floor, share_of_noise, thinned
 from steering.ptychography.probe import add_modes, aim_probe, beam_diameter, rescale_probe, zone_plate
 from steering.ptychography.refine import Refined, refine
 from steering.ptychography.settings import RefineSettings
 from steering.ptychography.stitch import Stitcher, extract_patches, patch_weight
 from steering.ptychography.surprise import surprise
 from steering.ptychography.trust import far_field_residual, neighbour_offset
+from steering.ptychography.verdict import BAD, Verdict, judge, pair_offsets, share_as_bad
 
 __all__ = [
+    "BAD",
     "Canvas",
     "RefineSettings",
     "Refined",
     "Stitcher",
+    "Verdict",
+    "above_floor",
     "add_modes",
     "aim_probe",
     "align",
     "backpropagate",
     "beam_diameter",
     "diffract",
+    "expected_floor",
     "extract_patches",
     "far_field_residual",
     "filled",
+    "judge",
     "neighbour_offset",
+    "no_evidence",
+    "pair_offsets",
     "patch_weight",
     "phase_correlation",
     "phase_error",
     "poisson_floor",
     "refine",
     "rescale_probe",
+    "share_as_bad",
+    "share_of_noise",
     "shift_probe",
     "simulate",
     "surprise",
+    "thinned",
     "zone_plate",
 ]

@@ -29,7 +29,7 @@ _BRIGHT = 40.0
 """Counts above which the asymptotic series of g is exact to 1e-6."""
 
 
-def poisson_floor(
+def expected_floor(
     patches: NDArray, probe: NDArray[np.complex64], mask: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
     """The mean far-field residual that counting noise leaves where the patches are the truth.

@@ -85,15 +85,20 @@ class Stitcher:
         """Take out patches that were added at these positions; give the same values as to `add`."""
         self._put(patches, positions_px, -1)
 
-    def image(self) -> NDArray[np.complex64]:
-        """(Y, X), 0 where there is nothing yet."""
-        seen = self._weight > _LEAST_WEIGHT * float(self.patch_weight.max())
-        return np.where(seen, self._light / np.where(seen, self._weight, 1.0), 0.0).astype(np.complex64)
+    def image(self, part: tuple[slice, ...] = ()) -> NDArray[np.complex64]:
+        """(Y, X), 0 where there is nothing yet; only a part of it where slices along y and x are given."""
+        light, weight = self._light[part], self._weight[part]
+        seen = weight > _LEAST_WEIGHT * float(self.patch_weight.max())
+        return np.where(seen, light / np.where(seen, weight, 1.0), 0.0).astype(np.complex64)
 
     @property
     def weight(self) -> NDArray[np.float32]:
         """(Y, X), the summed weight of the patches over each pixel."""
-        return np.maximum(self._weight, 0.0).astype(np.float32)
+        return self.weight_of(())
+
+    def weight_of(self, part: tuple[slice, ...]) -> NDArray[np.float32]:
+        """The weight in a part of the image, given by slices along y and x."""
+        return np.maximum(self._weight[part], 0.0).astype(np.float32)
 
     def share(self, patches: NDArray, positions_px: ArrayLike) -> tuple[NDArray, NDArray, NDArray[np.int64]]:
         """What these patches add: B^T(w patch) complex and B^T(w), both (n, size + 1, size + 1), and corners (n, 2)."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from steering.ptychography.forward import diffract, intensity
 from steering.ptychography.stitch import Stitcher
 
-_LEAST_OVERLAP = 1e-3
-"""Of a patch's own weight: neighbours that touch less of it say nothing."""
+_LEAST_OVERLAP = 0.3
+"""Of a patch's own weight: less of it tells more of the neighbours' rims than of the patch's phase."""
 
 
 def far_field_residual(
@@ -39,7 +39,7 @@ def neighbour_offset(patches: NDArray, positions_px: ArrayLike, stitcher: Stitch
     """Phase offset of each patch to the stitched image of the others, where they overlap.
 
     patches: complex (n, size, size), all of them already added to the stitcher at positions_px (n, 2). Returns (n,)
-    radians in [-pi, pi]; NaN where no other patch overlaps.
+    radians in [-pi, pi]; NaN where other patches overlap too little of it.
     """
     own, own_weight, corner = stitcher.share(patches, positions_px)
     light, weight = stitcher.under(corner)

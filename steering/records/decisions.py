@@ -105,8 +105,17 @@ class ModelVersion:
     validation_error: float | None = None
     """Error on labelled frames that are never trained on; None for the untrained network."""
     validation_residual: float | None = None
-    """Median far-field residual on the same frames: what trust is measured against."""
+    """Median far-field residual on the same frames."""
+    validation_residuals: tuple[float, ...] = ()
+    """Far-field residual of each of these frames that is evidence, above its Poisson floor: what trust is measured
+    against."""
+    noise_share: float = 1.0
+    """How much of the Poisson floor the residuals show; the rest of the noise the network fits."""
+    validation_offsets: tuple[float, ...] = ()
+    """Phase offsets between pairs of their patches, radians: what is usual between neighbours."""
 
     def __post_init__(self) -> None:
         if self.number < 0:
             raise ValueError(f"found model version {self.number}, expected 0 or more")
+        if not 0 <= self.noise_share <= 1:
+            raise ValueError(f"found noise_share={self.noise_share}, expected 0..1")

@@ -84,7 +84,8 @@ def chunk_geometry(chunk: xr.Dataset) -> Geometry:
 
 def positions_px(chunk: xr.Dataset) -> NDArray[np.float64]:
     """(frame, 2) of (y, x) in object pixels."""
-    where = np.stack([chunk["position_y"].values, chunk["position_x"].values], axis=1)
+    # Past the coordinates that an item of a Dataset is wrapped in: this is asked for every frame.
+    where = np.stack([chunk.variables[name].values for name in ("position_y", "position_x")], axis=1)
     return where / float(chunk.attrs["object_pixel"])
 
 

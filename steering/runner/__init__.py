@@ -7,6 +7,8 @@ from steering.runner.drive import Handle, run, start
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.labels import LabelSettings
+from steering.runner.outside import hand_in
+from steering.runner.refinement import LiveSettings
 from steering.runner.spread import on_ranks
 
-__all__ = ["Experiment", "Handle", "LabelSettings", "RunFolder", "on_ranks", "run", "start"]
+__all__ = ["Experiment", "Handle", "LabelSettings", "LiveSettings", "RunFolder", "hand_in", "on_ranks", "run", "start"]

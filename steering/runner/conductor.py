@@ -22,28 +22,37 @@ from steering.campaign import (
     Event,
     Finish,
     Label,
-    LabelsReady,
     ModelPublished,
     Publish,
     RankJoined,
     RankLost,
     Refuse,
+    Remind,
+    RollBack,
+    RollBackRefused,
+    RolledBack,
     SourceEnded,
     Steer,
+    Tick,
     Train,
     encode,
 )
+from steering.inference import Installed
 from steering.learning import PARTS, GroupLost, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.crew import Crew, awaited
+from steering.runner.crew import Crew, asked
 from steering.runner.experiment import Experiment
 from steering.runner.figures import Ledger, snapshot, summary
 from steering.runner.folder import RunFolder
-from steering.runner.labels import LabelReport, make_labels
+from steering.runner.labelling import Labelling
+from steering.runner.outside import waiting
+from steering.runner.words import tell
 
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
+_BETTER = 0.1
+"""Share by which an older version's residual must be lower for the campaign to go back to it of its own accord."""
 _SET_UP_S = 300.0
 """How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""
 
@@ -54,7 +63,7 @@ class Runner:
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment = experiment
         self.folder = folder
-        self.campaign = Campaign(settings=experiment.campaign)
+        self.campaign = Campaign(settings=experiment.campaign, frame_time=1 / experiment.source.frame_rate)
         self.ledger = Ledger(experiment, self.campaign)
         self.candidate: CandidateReady | None = None
         self.crew: Crew | None = None
@@ -88,9 +97,17 @@ class Runner:
         """The live image of the scan being measured; None before the first frame."""
         return None if self.crew is None else await self.crew.predictor.live()
 
-    async def command(self, name: str) -> None:
-        """A person's word: pause, resume or stop."""
-        self._events.put_nowait(Command(time=time.time(), name=name))
+    async def command(self, name: str, version: int | None = None) -> str:
+        """A person's word, see Command. Returns what will be done; raises ValueError where it cannot be done now."""
+        order = Command(time=time.time(), name=name, version=version)
+        objection = self.campaign.objection(order)
+        if objection is not None:
+            raise ValueError(objection)
+        proposed = self.campaign.gate.proposed
+        self._events.put_nowait(order)
+        if name in ("approve", "veto") and proposed is not None:
+            return f"{name}: {tell(proposed)}"
+        return name
 
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display."""
@@ -120,6 +137,17 @@ class Runner:
         self._take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
         self._start(self._pump(self.crew.source))
         self._start(self._pump(self.crew.predictor))
+        self._labelling = Labelling(
+            experiment=experiment,
+            folder=self.folder,
+            campaign=self.campaign,
+            ledger=self.ledger,
+            crew=self.crew,
+            emit=self._events.put_nowait,
+            re_form=self._re_form,
+        )
+        self._start(self._labelling.watch_the_door())
+        self._start(self._labelling.refine_as_time_allows())
 
     async def _conduct(self) -> None:
         """Event by event, until the campaign says that it is finished."""
@@ -179,11 +207,16 @@ class Runner:
             case Steer(decision):
                 await self._steer(decision)
             case Label(scan):
-                await self._label(scan)
+                await self._labelling.make(scan)
             case Train(scan, steps):
                 await self._train(scan, steps)
             case Publish(version):
                 await self._publish(version)
+            case RollBack():
+                await self._roll_back(action)
+            case Remind(at):
+                await asyncio.sleep(max(0.0, at - time.time()))
+                self._events.put_nowait(Tick(time=max(at, time.time())))
             case Refuse(reason):
                 self._events.put_nowait(CandidateRefused(time=time.time(), reason=reason))
             case Finish():
@@ -200,37 +233,8 @@ class Runner:
             self.ledger.reason = decision.reasons[0]
         await self._crew.source.apply(decision)
 
-    async def _label(self, scan: str) -> None:
-        stratum = self.ledger.strata.setdefault(scan, len(self.ledger.strata))
-        try:
-            report: LabelReport = await get_client().submit(
-                make_labels,
-                self._crew.predictor,
-                list(self._crew.ranks),
-                scan,
-                stratum=stratum,
-                patch=int(self.experiment.network.dials["patch"]),
-                settings=self.experiment.labels,
-                resources={"label": 1},
-                pure=False,
-            )
-        except Exception:
-            lost = await self._crew.lost(get_client())
-            if not lost:
-                raise
-            if not self.campaign.training:  # else the round that fails sees to it
-                await self._re_form(lost)
-            report = LabelReport(0, float("nan"), 0.0)  # a rank died as its share was sent: labels are made again
-        self.ledger.seconds["label"] += report.seconds
-        self.ledger.labels = report.count
-        self._events.put_nowait(
-            LabelsReady(
-                time=time.time(), scan=scan, count=report.count, residual=report.residual, seconds=report.seconds
-            )
-        )
-
     async def _train(self, scan: str, steps: int) -> None:
-        fits = (awaited(rank.fit(scan, steps)) for rank in self._crew.ranks)
+        fits = (asked(rank, "fit", scan, steps) for rank in self._crew.ranks)
         outcomes: list[Round | BaseException] = await asyncio.gather(*fits, return_exceptions=True)
         rounds = [outcome for outcome in outcomes if isinstance(outcome, Round)]
         if len(rounds) < len(outcomes):
@@ -271,10 +275,13 @@ class Runner:
 
     async def _publish(self, number: int) -> None:
         begun = time.perf_counter()
-        version = self._version(number, (number - 1,))
+        version = self._version(number, (self.campaign.version,))
         await self._crew.ranks[0].publish(self.folder.models, version)
-        await self._crew.predictor.install(number)
+        installed: Installed = await self._crew.predictor.install(number)
         self.ledger.seconds["publish"] += time.perf_counter() - begun
+        if not installed.accepted:
+            await self._take_back(number, installed)
+            return
         self.ledger.published += 1
         self._events.put_nowait(
             ModelPublished(
@@ -285,11 +292,35 @@ class Runner:
             )
         )
 
+    async def _roll_back(self, action: RollBack) -> None:
+        """Serve an older version, and let the ranks go on from it: candidates that descend from the other one would
+        bring back what it was."""
+        number, wanted = action.version, -_BETTER if action.if_better else None
+        installed: Installed = await self._crew.predictor.install(number, canary=action.if_better, margin=wanted)
+        if not installed.accepted:
+            self._events.put_nowait(RollBackRefused(time=time.time(), version=number, reason=installed.reason))
+            return
+        await asyncio.gather(*(asked(rank, "go_back", self.folder.models, number) for rank in self._crew.ranks))
+        residual = ModelStore(self.folder.models).describe(number).validation_residual
+        self._events.put_nowait(
+            RolledBack(time=time.time(), version=number, validation_residual=residual, reason=action.reason)
+        )
+
+    async def _take_back(self, number: int, installed: Installed) -> None:
+        """A version that the predictor has refused was never in service: later candidates are held against the one
+        that is, and its number is free for the next of them."""
+        await asyncio.to_thread(ModelStore(self.folder.models).withdraw, number, installed.version)
+        await self._crew.ranks[0].serve(self.folder.models, installed.version)
+        self._events.put_nowait(
+            CandidateRefused(time=time.time(), reason=f"refused by the predictor: {installed.reason}")
+        )
+
     def _version(self, number: int, parents: tuple[int, ...]) -> ModelVersion:
         seen: Counter[str] = Counter()
         for last in self.ledger.rounds[-1] if self.ledger.rounds else []:
             seen.update(last.seen)
         candidate = self.candidate
+        last_round = self.ledger.rounds[-1][0] if self.ledger.rounds else None
         return ModelVersion(
             number=number,
             network=type(self.experiment.network).__name__,
@@ -299,9 +330,13 @@ class Runner:
             steps=candidate.steps if candidate else 0,
             validation_error=candidate.error if candidate else None,
             validation_residual=candidate.residual if candidate else None,
+            validation_residuals=last_round.residuals if last_round else (),
+            noise_share=last_round.noise_share if last_round else 1.0,
+            validation_offsets=last_round.offsets if last_round else (),
         )
 
     async def _sum_up(self) -> dict[str, Any]:
+        self.ledger.too_late = len(waiting(self.folder.path))
         figures = await summary(self.ledger, self._crew)
         self.folder.write_summary(figures)
         return figures

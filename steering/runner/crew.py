@@ -43,6 +43,7 @@ class Crew:
             store=folder.models,
             hold_out=experiment.hold_out,
             truths=experiment.truths(),
+            settings=experiment.prediction,
         )
         rank = Rank(experiment.network, experiment.strategy, experiment.trainer)
         if len(workers["trainer"]) < experiment.ranks:
@@ -84,16 +85,16 @@ class Crew:
     async def _join(self) -> None:
         where, ranks = self.meeting.rendezvous, len(self.ranks)
         joins = (
-            rank.join(where, rank=number, ranks=ranks, generation=self.generation)
+            asked(rank, "join", where, rank=number, ranks=ranks, generation=self.generation)
             for number, rank in enumerate(self.ranks)
         )
-        await asyncio.gather(*(awaited(join) for join in joins))
+        await asyncio.gather(*joins)
 
     async def close(self) -> None:
         """Let the source end and the ranks leave their group."""
         for actor in (self.source, *self.ranks):
             try:
-                await asyncio.wait_for(awaited(actor.close()), 5)
+                await asyncio.wait_for(asked(actor, "close"), 5)
             except Exception:  # noqa: S112 - what is gone already needs no closing
                 continue
 
@@ -124,6 +125,7 @@ def _same(thing: Any) -> Any:
     return thing
 
 
-async def awaited(result: Any) -> Any:
-    """The answer of an actor, as the coroutine that asyncio's functions ask for."""
-    return await result
+async def asked(actor: Any, method: str, *arguments: Any, **named: Any) -> Any:
+    """The answer of an actor. Where its worker is known to be gone, already the name of the method raises: here that
+    is an answer like any other."""
+    return await getattr(actor, method)(*arguments, **named)

@@ -16,6 +16,8 @@ from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 
 Show = Callable[[dict[str, Any]], None]
+_ANSWER_S = 30.0
+"""How long a command waits to be taken: the runner answers at once, unless its worker is busy starting up."""
 _LAST_WORDS_S = 20.0
 """How long an interrupted driver waits for the runner to write what there is."""
 
@@ -40,9 +42,12 @@ class Handle:
         """The live image of the scan being measured; None before the first frame."""
         return self._runner.live().result()
 
-    def command(self, name: str) -> None:
-        """Tell the campaign to pause, resume or stop."""
-        self._runner.command(name).result()
+    def command(self, name: str, version: int | None = None) -> str:
+        """Tell the campaign to pause, resume, stop, approve, veto or rollback (to `version`, or to the one before).
+
+        Returns what will be done. Raises ValueError where it cannot be done now.
+        """
+        return str(self._runner.command(name, version).result(timeout=_ANSWER_S))
 
     def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
         """Snapshots until the run has ended."""
@@ -59,6 +64,32 @@ class Handle:
     def save(self) -> None:
         """Write the live images of a run that goes on into its folder."""
         self._runner.save().result(timeout=_LAST_WORDS_S)
+
+
+@contextlib.contextmanager
+def attached(folder: RunFolder) -> Iterator[Handle]:
+    """A handle of a run that another process has started, from its folder alone.
+
+    Raises RuntimeError where the run has ended, or cannot be reached from here.
+    """
+    status = folder.summary().get("status")
+    if status != "running":
+        raise RuntimeError(f"{folder.name}: found a run that is {status}, expected one that goes on")
+    try:
+        where = json.loads((folder.path / "scheduler.json").read_text())
+    except FileNotFoundError:
+        raise RuntimeError(
+            f"{folder.name}: found no scheduler.json, expected a campaign that has started: wait until it measures"
+        ) from None
+    try:
+        with Client(where["address"], timeout=10) as client:
+            runner = client.get_dataset(where["runner"]).result(timeout=_ANSWER_S)
+            yield Handle(runner, None)
+    except (OSError, TimeoutError, KeyError) as error:
+        raise RuntimeError(
+            f"{folder.name}: found nobody at {where['address']} who knows the run ({type(error).__name__}), expected "
+            "its cluster: it may have ended without a word, or cannot be reached from this machine"
+        ) from error
 
 
 def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:

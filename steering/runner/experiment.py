@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steering.campaign import Settings
-from steering.inference import HoldOut
+from steering.inference import HoldOut, PredictorSettings
 from steering.learning import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.models import Network
@@ -26,6 +26,7 @@ class Experiment:
     ranks: int = 2
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     campaign: Settings = field(default_factory=Settings)
+    prediction: PredictorSettings = field(default_factory=PredictorSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     hold_out: HoldOut = field(default_factory=HoldOut)
     scans: tuple[str, ...] = ()

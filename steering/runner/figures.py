@@ -8,12 +8,24 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.campaign import Campaign, DriftLowered, DriftRaised, Event, LabelsReady, ModelPublished, RankLost
+from steering.campaign import Campaign, Event
 from steering.inference import Score
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
 from steering.runner.crew import Crew
 from steering.runner.experiment import Experiment
+from steering.runner.outside import OutsideReport, outside_figures
+from steering.runner.words import tell
+
+_OF_PREDICTION = (
+    "way",
+    "ways",
+    "versions_refused",
+    "frames_set_aside",
+    "frames_out_of_order",
+    "frame_ids_missing",
+)
+"""What the summary tells of how frames were predicted."""
 
 
 @dataclass
@@ -30,6 +42,14 @@ class Ledger:
     published: int = 0
     labels: int = 0
     """Frames in the newest labels."""
+    left_out: int = 0
+    """Labels that were made and were too bad to teach, so far."""
+    outside: list[OutsideReport] = field(default_factory=list)
+    """Of every file of labels that came from outside."""
+    refinements: list[float] = field(default_factory=list)
+    """Seconds that each refinement of the live image took."""
+    too_late: int = 0
+    """Such files that nobody opened before the end."""
     reason: str = ""
     """The policy's, for its newest decision."""
     told: deque[Event] = field(default_factory=lambda: deque(maxlen=6))
@@ -74,24 +94,9 @@ def snapshot(ledger: Ledger, source: dict[str, Any], predictor: dict[str, Any]) 
         "buffer_share": sum(r.stored for r in rounds) / max(1, sum(r.capacity for r in rounds)),
         "remote_share": remote_share(ledger),
         "reason": ledger.reason,
+        "paused": campaign.gate.paused,
         "events": [(event.time - ledger.begun, told) for event in ledger.told for told in (tell(event),) if told],
     }
-
-
-def tell(event: Event) -> str | None:
-    """An event of note in words; None for the everyday ones."""
-    match event:
-        case DriftRaised():
-            return f"trust fell: residual {event.residual:.3f}, {event.expected:.3f} expected"
-        case DriftLowered():
-            return f"trust is back: residual {event.residual:.3f}"
-        case ModelPublished() if event.version:
-            return f"model {event.version} published, validation error {event.validation_error:.4f}"
-        case LabelsReady() if event.count:
-            return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
-        case RankLost():
-            return f"rank {event.rank} lost"
-    return None
 
 
 def remote_share(ledger: Ledger) -> float | None:
@@ -152,6 +157,7 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
         "remote_representatives_share": remote_share(ledger),
         "rehearsal_buffer": composition(ledger),
         "prediction_latency_ms": predictor["latency_ms"],
+        "prediction": {name: predictor[name] for name in _OF_PREDICTION},
         "phase_error": errors,
         # Of one scan; of several it would have to be told which.
         "phase_correlation": correlations if len(ledger.campaign.scans) == 1 else {},
@@ -159,6 +165,11 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
             "acquire": source["acquire_s"],
             "predict": predictor["predict_s"],
             **{part: ledger.seconds[part] for part in ("label", *PARTS, "publish")},
+        },
+        "live_image": {"refinements": len(ledger.refinements), "refine_s": sum(ledger.refinements)},
+        "labels": {
+            "left_out": ledger.left_out,
+            "from_outside": outside_figures(ledger.outside, ledger.too_late),
         },
         "total_s": time.time() - ledger.begun,
     }

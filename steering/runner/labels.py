@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +12,8 @@ from numpy.typing import NDArray
 
 from steering.inference import LabelFrames
 from steering.learning import Labels
-from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, patch_weight, refine
+from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, patch_weight
+from steering.runner.refinement import LiveSettings, refine_on, yield_to_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +27,17 @@ class LabelSettings:
     again: RefineSettings = field(default_factory=lambda: RefineSettings(passes=8, alpha=0.1))
     """For those that go on from the labels before."""
     worst: float = 4.0
-    """Frames whose residual is above so many medians are left out: their labels would teach errors."""
+    """Labels whose own residual is above so many medians are left out: they would teach errors."""
+    live: LiveSettings = field(default_factory=LiveSettings)
+    """Of the live image, between two makings of labels."""
 
 
 _LEAST_SEEN = 0.9
 """Share of a held-out patch, by illumination, that must be refined for it to be a label."""
+
+_NO_WORSE = 1.1
+"""Residual of a label from outside over that of the network's prediction, at most: noise alone makes some difference
+where both are right."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class LabelReport:
     count: int
     residual: float
     seconds: float
+    left_out: int = 0
+    """Labels that were made and are too bad to teach."""
 
 
 def make_labels(
@@ -54,82 +59,97 @@ def make_labels(
     predictor, ranks: actors. Frames, labels and objects go from worker to worker; only the report returns.
     """
     begun = time.perf_counter()
-    if sys.platform == "linux":
-        # Labels belong to the slow loop: where cores are shared, this thread alone yields to the fast one.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+    yield_to_frames()
     frames: LabelFrames | None = predictor.label_frames(scan, settings.window).result()
-    if frames is None:
-        return LabelReport(0, float("nan"), 0.0)
-    teach = ~(frames.held_out | frames.withheld)
-    if not teach.any():
+    if frames is None or not teaching(frames).any():
         return LabelReport(0, float("nan"), time.perf_counter() - begun)
-    refined = _refine(frames, teach, frames.refined_labels, settings)
-    labels, residual = _cut(frames, teach, refined, stratum=stratum, patch=patch, worst=settings.worst)
-    shares = [labels.share(number, len(ranks)) for number in range(len(ranks))]
-    for rank, share in zip(ranks, shares, strict=True):
-        rank.receive(share).result()
+    labels, refined, left_out = label(frames, stratum=stratum, patch=patch, settings=settings)
+    shares = send(labels, ranks)
     shown = refined
     if frames.withheld.any():
-        # What must not be learnt may still be looked at: the object that is shown is refined from every frame.
-        shown = _refine(frames, np.ones_like(teach), frames.refined, settings)
-    predictor.take_refined(scan, refined, shown).result()
+        # What must not be learnt may still be looked at: the object that is shown is refined from every frame. Until
+        # labels have improved the probe, what the live refinement made of it is no better start than none.
+        before = None if frames.refined_labels is None else frames.refined
+        shown = refine_on(frames, np.ones_like(frames.withheld), before, _passes(frames, settings))
+    residual = float(np.median(labels.residual)) if len(labels.residual) else float("nan")
+    predictor.take_refined(scan, refined, shown, residual).result()
     # Ranks train together or not at all: one without labels would have nothing to train on.
     ready = all((~share.held_out).any() for share in shares)
-    return LabelReport(int((~labels.held_out).sum()) if ready else 0, residual, time.perf_counter() - begun)
+    count = int((~labels.held_out).sum()) if ready else 0
+    return LabelReport(count, residual, time.perf_counter() - begun, left_out)
 
 
-def _refine(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | None, settings: LabelSettings) -> Refined:
-    start = _start(frames, use) if before is None else np.where(before.covered, before.object, 1).astype(np.complex64)
-    refined = refine(
-        frames.counts[use],
-        frames.position[use],
-        frames.probe if before is None else before.probe,
-        frames.canvas,
-        start=start,
-        mask=frames.mask,
-        settings=settings.first if before is None else settings.again,
-    )
-    if before is None:
-        return refined
-    # What older frames have shown is still there: these frames went on from it.
-    return dataclasses.replace(refined, covered=refined.covered | before.covered)
+def teaching(frames: LabelFrames) -> NDArray[np.bool_]:
+    """(n,) True for the frames that labels are refined from: those that training may see."""
+    return ~(frames.held_out | frames.withheld)
 
 
-def _start(frames: LabelFrames, use: NDArray[np.bool_]) -> NDArray[np.complex64]:
-    """Begin from the network's image where it explains the frames better than an empty beam does."""
-    predicted = np.where(frames.seen, frames.predicted, 1).astype(np.complex64)
-    flat = np.ones_like(predicted)
-    rows = np.flatnonzero(use)[-32:]
-    window = frames.probe.shape[-1]
-    agreement = []
-    for image in (predicted, flat):
-        patches = extract_patches(image, frames.canvas, frames.position[rows], window)
-        agreement.append(np.median(far_field_residual(patches, frames.counts[rows], frames.probe, frames.mask)))
-    return predicted if agreement[0] < agreement[1] else flat
+def label(frames: LabelFrames, *, stratum: int, patch: int, settings: LabelSettings) -> tuple[Labels, Refined, int]:
+    """Labels for the frames that teach, and for held-out frames by their neighbours' light.
 
-
-def _cut(
-    frames: LabelFrames, teach: NDArray[np.bool_], refined: Refined, *, stratum: int, patch: int, worst: float
-) -> tuple[Labels, float]:
-    """Labels for the frames that taught, and for held-out frames by their neighbours' light; the median residual."""
-    residual = np.zeros(len(teach), np.float32)
-    residual[teach] = refined.residual
-    middle = float(np.median(refined.residual))
-    keep = ~frames.withheld & (residual <= worst * middle)
+    Returns them, what they were cut from, and how many were left out by `fit_to_teach`.
+    """
+    refined = refine_on(frames, teaching(frames), frames.refined_labels, _passes(frames, settings))
     # A held-out frame is labelled by the light of its neighbours: where too little of it fell, there is no label.
     weight = patch_weight(refined.probe, patch)
     seen = extract_patches(refined.covered.astype(np.complex64), frames.canvas, frames.position, patch).real
-    keep &= ~frames.held_out | ((seen * weight).sum((-2, -1)) >= _LEAST_SEEN * weight.sum())
-    patches = extract_patches(refined.object, frames.canvas, frames.position[keep], patch)
-    labels = Labels(
+    lit = (seen * weight).sum((-2, -1)) >= _LEAST_SEEN * weight.sum()
+    made = ~frames.withheld & (~frames.held_out | lit)
+    patches = extract_patches(refined.object, frames.canvas, frames.position[made], patch)
+    residual = far_field_residual(patches, frames.counts[made], refined.probe, frames.mask)
+    good = fit_to_teach(residual, worst=settings.worst)
+    rows = np.flatnonzero(made)[good]
+    labels = labels_of(frames, rows, patches[good], residual[good], stratum=stratum, probe=refined.probe)
+    return labels, refined, int((~good).sum())
+
+
+def fit_to_teach(
+    residual: NDArray[np.float32], *, worst: float, usual: float | None = None, predicted: NDArray | None = None
+) -> NDArray[np.bool_]:
+    """(n,) True for labels that explain their frames well enough.
+
+    A label is left out where its own far-field residual is above `worst` times the usual one: that of the newest labels
+    of the scan, else the median of these. Where `predicted` (n,) is given, the residual of the network's predictions,
+    it is left out too where it explains its frame clearly less well than the network does already.
+    """
+    if not len(residual):
+        return np.zeros(0, bool)
+    middle = float(np.median(residual)) if usual is None else usual
+    good = residual <= worst * middle
+    return good if predicted is None else good & (residual <= _NO_WORSE * predicted)
+
+
+def labels_of(
+    frames: LabelFrames,
+    rows: NDArray[np.int64],
+    patches: NDArray[np.complex64],
+    residual: NDArray[np.float32],
+    *,
+    stratum: int,
+    probe: NDArray[np.complex64] | None,
+) -> Labels:
+    """The labels (m, patch, patch) of these rows of the frames."""
+    return Labels(
         scan=frames.scan,
         stratum=stratum,
-        frame_id=frames.frame_id[keep],
-        counts=frames.counts[keep],
+        frame_id=frames.frame_id[rows],
+        counts=frames.counts[rows],
         amplitude=np.abs(patches),
         phase=np.angle(patches).astype(np.float32),
-        held_out=frames.held_out[keep],
-        probe=refined.probe,
+        residual=residual,
+        held_out=frames.held_out[rows],
+        probe=probe,
         mask=frames.mask,
     )
-    return labels, middle
+
+
+def send(labels: Labels, ranks: Sequence[Any]) -> list[Labels]:
+    """Give each rank, an actor, its share; the shares."""
+    shares = [labels.share(number, len(ranks)) for number in range(len(ranks))]
+    for rank, share in zip(ranks, shares, strict=True):
+        rank.receive(share).result()
+    return shares
+
+
+def _passes(frames: LabelFrames, settings: LabelSettings) -> RefineSettings:
+    return settings.first if frames.refined_labels is None else settings.again

@@ -21,6 +21,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("frames", _frames(summary, past)),
         ("model", _model(past)),
         ("trust", _trust(past)),
+        ("waits", _waits(summary, folder.events())),
         ("last", _last(past)),
         ("report", str(folder.path / "report.html") if (folder.path / "report.html").exists() else ""),
     ]
@@ -101,6 +102,22 @@ def _trust(past: History) -> str:
     expected = f", {past.expected[-1][1]:.3f} expected" if past.expected else ""
     drift = "DRIFT" if past.drifts and past.drifts[-1].stop is None else "no drift"
     return f"residual {past.residuals[-1][1]:.3f}{expected}, {drift}"
+
+
+def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
+    """What a person is asked for, or has said and holds."""
+    if summary.get("status") != "running":
+        return ""
+    words = [e["name"] for e in events if e.get("event") == "Command" and e["name"] in ("pause", "resume")]
+    paused = "paused: `steering resume` lets it go on" if words[-1:] == ["pause"] else ""
+    ways = [e for e in events if e.get("event") in ("DecisionProposed", "DecisionSettled")]
+    if not ways or ways[-1]["event"] == "DecisionSettled":
+        return paused
+    asked = ways[-1]
+    left = duration(asked["until"] - time.time())
+    what = f"{asked['positions']} positions ({asked['reason']})" if asked["positions"] else asked["reason"]
+    proposal = f"{what}: approve or veto within {left}, else {asked['default']}"
+    return f"{proposal}; {paused}" if paused else proposal
 
 
 def _last(past: History) -> str:

@@ -1,0 +1,136 @@
+"""Between the policy and the source: how much is asked for, what the safe limits leave, and what a person says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Literal
+
+from steering.campaign.actions import Action, AskPolicy, Remind, Steer
+from steering.campaign.events import (
+    Command,
+    DecisionLimited,
+    DecisionProposed,
+    DecisionSettled,
+    DecisionSuggested,
+    Event,
+)
+from steering.campaign.limits import Guard
+
+Answer = Literal["approve", "veto"]
+_FRUITLESS = 1000
+"""Decisions in a row of which the limits leave nothing, after which a scan is stopped: the policy has lost its way."""
+
+
+@dataclass
+class Gate:
+    """Every decision that goes to the source has come through here, once.
+
+    approval_s: seconds that a proposed decision waits for a person; 0: none is asked for. unanswered: what holds then.
+    """
+
+    guard: Guard
+    lookahead: int
+    approval_s: float = 0.0
+    unanswered: Answer = "approve"
+    outstanding: int = 0
+    """Positions decided on that have brought no frame yet."""
+    paused: bool = False
+    closed: bool = False
+    proposed: DecisionProposed | None = None
+    """What waits for a person's word."""
+    raised: list[Event] = field(default_factory=list)
+    """Events to be logged; they call for no action."""
+    _held: DecisionSuggested | None = None
+    _asking: bool = False
+    _stopped: bool = False
+    _fruitless: int = 0
+
+    def ask(self) -> list[Action]:
+        """Ask the policy, where the source has too little in hand. After a stop, the next scan is asked for once
+        everything of this one is measured or refused."""
+        room = 1 if self._stopped else self.lookahead
+        if self.outstanding >= room or self._asking or self.paused or self.closed or self.proposed is not None:
+            return []
+        self._asking = True
+        return [AskPolicy(self.lookahead)]
+
+    def take(self, suggested: DecisionSuggested) -> list[Action]:
+        """The policy's answer: what the limits leave of it is carried out, or proposed to a person."""
+        self._asking = False
+        if self.closed:
+            return []
+        if self._stopped:
+            self._stopped = False
+            self.guard.begin()
+        allowed, refused = self.guard.limited(suggested)
+        for reason, count in refused.items():
+            self.raised.append(DecisionLimited(time=suggested.time, count=count, reason=reason))
+        if not allowed.positions and not allowed.stop:
+            self._fruitless += 1
+            if self._fruitless < _FRUITLESS:
+                return []
+            why = f"the limits left nothing of {_FRUITLESS} decisions in a row"
+            allowed = replace(allowed, reasons=(why,), stop=True)
+        self._fruitless = 0
+        if not self.approval_s:
+            return self._carry_out(allowed)
+        until = suggested.time + self.approval_s
+        self._held = allowed
+        self.proposed = DecisionProposed(
+            time=suggested.time,
+            positions=len(allowed.positions),
+            reason=allowed.reasons[0],
+            stop=allowed.stop,
+            until=until,
+            default=self.unanswered,
+        )
+        self.raised.append(self.proposed)
+        return [Remind(until)]
+
+    def obey(self, command: Command) -> list[Action]:
+        """A person's pause, resume, approve or veto."""
+        match command.name:
+            case "pause":
+                self.paused = True
+            case "resume":
+                self.paused = False
+                return self.tick(command.time)
+            case "approve" | "veto":
+                return self._settle(command.name == "approve", "a person", command.time)
+        return []
+
+    def tick(self, time: float) -> list[Action]:
+        """A proposal that nobody answered in time is settled; not while paused: then nobody wants the stage to move."""
+        if self.proposed is None or self.paused or time < self.proposed.until:
+            return []
+        return self._settle(self.unanswered == "approve", "nobody answered", time)
+
+    def arrived(self, frames: int) -> None:
+        """Positions have brought frames, or will bring none."""
+        self.outstanding = max(0, self.outstanding - frames)
+
+    def close(self) -> None:
+        """No further position is asked for or carried out."""
+        self.closed, self.proposed, self._held = True, None, None
+
+    def _settle(self, approved: bool, by: str, time: float) -> list[Action]:
+        held, self._held, self.proposed = self._held, None, None
+        if held is None:
+            return []
+        self.raised.append(DecisionSettled(time=time, approved=approved, by=by))
+        return self._carry_out(held) if approved else []
+
+    def _carry_out(self, decision: DecisionSuggested) -> list[Action]:
+        self.guard.allow(decision)
+        self.outstanding += len(decision.positions)
+        self._stopped = decision.stop
+        return [Steer(decision)]
+
+
+def checked(approval_s: float, unanswered: str) -> None:
+    """Refuse settings that make no sense."""
+    if not 0 <= approval_s < inf or unanswered not in ("approve", "veto"):
+        raise ValueError(
+            f"found approval_s={approval_s}, unanswered={unanswered!r}; expected 0 or more seconds, and approve or veto"
+        )

@@ -1,0 +1,158 @@
+"""Which version serves: a newer one is made ready beside it, tried on frames nobody trained on, and then swapped in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steering.inference.engine import MOST_WORSE, Engine, run
+from steering.inference.settings import PredictorSettings
+from steering.inference.ways import REFERENCE, Slot
+from steering.models import ModelStore
+from steering.ptychography import far_field_residual
+from steering.records import ModelVersion
+
+_SLICE = 4
+"""Canary frames that are predicted in one go; then comes a rest of four times as long, for the thread that serves: the
+two share an interpreter, and often a core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """What came of the wish to put a version into service."""
+
+    accepted: bool
+    version: int
+    """In service from now on: the one asked for where it is accepted, else the one that was there."""
+    reason: str
+    frames: int = 0
+    """Held-out frames that both versions were tried on."""
+    before: float | None = None
+    """Their median far-field residual by the version that was in service."""
+    after: float | None = None
+    """And by the one asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Canary:
+    """The newest frames that were never trained on."""
+
+    counts: NDArray
+    """(n, y, x)"""
+    mask: NDArray[np.bool_]
+    """(y, x), True = do not use."""
+
+
+class Serving:
+    """The versions of a store, one of which an engine serves."""
+
+    def __init__(self, store: ModelStore, engine: Engine, number: int, *, margin: float) -> None:
+        """Put version `number` into service. margin: share by which a later version's residual may be higher."""
+        self.engine = engine
+        self.margin = margin
+        self._store = store
+        self._exact: Slot | None = None
+        """What a version says in float32 is found out here."""
+        described = store.describe(number)
+        self._kind = (described.network, described.dials)
+        self._known = {number: described}
+        engine.serving.load(store.weights(number), number=number, expected=described.validation_residual or 0.0)
+
+    @classmethod
+    def newest(cls, store: ModelStore, settings: PredictorSettings) -> Serving:
+        """The newest version of a store in service, run in the way that is fastest here.
+
+        Raises FileNotFoundError for a store without a version.
+        """
+        number = store.newest()
+        if number is None:
+            raise FileNotFoundError(f"found no model in {store.path}, expected version 0 before the first frame")
+        network = store.load(number)
+        engine = Engine(network, frames=settings.batch, device=settings.device, compiled=settings.compiled)
+        return cls(store, engine, number, margin=settings.canary_margin)
+
+    @property
+    def version(self) -> int:
+        """In service now."""
+        return self.engine.serving.number
+
+    @property
+    def described(self) -> ModelVersion:
+        """What the version in service is."""
+        return self._known[self.version]
+
+    @property
+    def expected(self) -> float:
+        """Residual that the version in service should reach; 0 where that is not known."""
+        return self.engine.serving.expected
+
+    def make_ready(self, number: int, canary: Canary | None, margin: float | None = None) -> Installed:
+        """Load a version into the spare slot, warm it, and say whether it may serve; for a thread of its own.
+
+        margin: share by which its residual may be higher; below 0, by which it must be lower. None: the usual one.
+
+        Where frames are given, the version in service is tried on them in the spare slot too, so that both are run
+        alike and the serving slot is left alone. Raises as `ModelStore.weights` does.
+        """
+        described = self._known[number] = self._store.describe(number)
+        if (described.network, described.dials) != self._kind:
+            return self._refused(
+                f"version {number} is a {described.network} with {described.dials}, expected {self._kind[0]} with "
+                f"{self._kind[1]} as in service: start a run of its own for another network"
+            )
+        weights, expected = self._store.weights(number), described.validation_residual or 0.0
+        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+            return self._refused(f"version {number} has weights that are not finite")
+        spare = self.engine.spare
+        if canary is None or not len(canary.counts):
+            spare.load(weights, number=number, expected=expected)
+            warm = np.zeros((1, *spare.network.optics.bad.shape), np.float32)
+            _patches(spare, warm)
+            return Installed(accepted=True, version=number, reason="taken without a trial: no frame to try it on")
+        spare.load(self.engine.serving.network.state_dict())
+        before = _residual(spare, canary)
+        spare.load(weights, number=number, expected=expected)
+        after = _residual(spare, canary)
+        if spare.way != REFERENCE:
+            exact = self._exact = self._exact or self.engine.slot(REFERENCE)
+            exact.load(weights, number=number, expected=expected)
+            standard = _residual(exact, canary)
+            if after > MOST_WORSE * standard:
+                self._exact = None  # it is the spare slot now
+                self.engine.go_without(spare.way, exact, f"residual {after:.4g}, {standard:.4g} in float32")
+                after = standard
+        n = len(canary.counts)
+        told = f"residual {after:.4g} on {n} held-out frames, version {self.version} has {before:.4g}"
+        if not after <= (1 + (self.margin if margin is None else margin)) * before:
+            return self._refused(told, frames=n, before=before, after=after)
+        return Installed(accepted=True, version=number, reason=told, frames=n, before=before, after=after)
+
+    def swap(self, mask: NDArray[np.bool_]) -> None:
+        """Put what `make_ready` has accepted into service; for the thread that predicts, between two frames."""
+        self.engine.spare.mask(mask)
+        self.engine.swap()
+
+    def _refused(self, reason: str, **figures: float) -> Installed:
+        return Installed(accepted=False, version=self.version, reason=reason, **figures)  # type: ignore[arg-type]
+
+
+def _residual(slot: Slot, canary: Canary) -> float:
+    """Median far-field residual of canary frames."""
+    slot.mask(canary.mask)
+    probe, found = slot.probe, []
+    for start in range(0, len(canary.counts), _SLICE):
+        begun = time.perf_counter()
+        counts = canary.counts[start : start + _SLICE]
+        found.append(far_field_residual(_patches(slot, counts), counts, probe, canary.mask))
+        time.sleep(4 * (time.perf_counter() - begun))
+    return float(np.median(np.concatenate(found)))
+
+
+def _patches(slot: Slot, counts: NDArray) -> NDArray[np.complex64]:
+    patch = slot.network.dials["patch"]
+    frames = torch.empty(counts.shape)
+    return run(slot, counts, frames, torch.empty(len(counts), patch, patch, dtype=torch.complex64))

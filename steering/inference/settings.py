@@ -1,0 +1,35 @@
+"""The dials of live prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorSettings:
+    """The predictor's dials."""
+
+    backlog: int = 64
+    """Chunks that may wait for prediction; a source that sends more waits for its acknowledgement."""
+    again: int = 2
+    """Frames that are predicted again in one go when a newer model is in service."""
+    batch: int = 64
+    """Most frames that are predicted together."""
+    gather_ms: float = 2.0
+    """How long a frame may wait for others to be predicted together with, milliseconds."""
+    device: str = "cpu"
+    """As torch names it."""
+    compiled: bool = False
+    """Whether compiled ways of running the network may be tried: minutes at the start, and a C++ compiler."""
+    canary: int = 16
+    """Newest held-out frames that a version is tried on before it serves; 0: it serves untried."""
+    canary_margin: float = 0.1
+    """Share by which their residual may be higher than that of the version in service."""
+
+    late_bytes: int = 2**28
+    """Counts of scans that are over are kept for labels that come late, up to so many bytes: the newest scans whole."""
+
+    def __post_init__(self) -> None:
+        shares = (self.gather_ms, self.canary, self.canary_margin, self.late_bytes)
+        if min(self.backlog, self.again, self.batch) < 1 or min(shares) < 0:
+            raise ValueError(f"found {self}, expected 1 or more chunks and frames, and times and shares of 0 or more")

@@ -1,0 +1,257 @@
+"""The door for labels from outside: files that another process puts into RUN/labels while the run goes on.
+
+A file is an .npz without pickled objects. It holds `scan` (a name), `frame_id` (n,), and either `patches`, complex
+(n, patch, patch) around the frames' positions as the network predicts them, or `object`, complex (Y, X), with `origin`
+(2,), the position of its pixel [0, 0] in object pixels: patches are then cut where the frames were measured. An
+iterative reconstruction may be minutes late, and in any order: frames are found by their id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from steering.campaign import LabelsFromOutside
+from steering.inference import LabelFrames
+from steering.ptychography import Canvas, extract_patches, far_field_residual
+from steering.runner.folder import RunFolder
+from steering.runner.labels import LabelSettings, fit_to_teach, labels_of, send
+from steering.runner.refinement import yield_to_frames
+
+logger = logging.getLogger(__name__)
+
+_MOST_BYTES = 2**31
+"""Of a file, unpacked."""
+_LEAST_SCALE = 0.5
+"""Amplitude of labels over that of the network's image, and the other way round: the residual sees no scale."""
+_SETTLED_S = 1.0
+"""A file is opened once nothing was written to it for so long: another program may write it in place."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outside:
+    """What a file holds."""
+
+    scan: str
+    frame_id: NDArray[np.int64]
+    """(n,)"""
+    patches: NDArray[np.complex64] | None = None
+    """(n, patch, patch)"""
+    object: NDArray[np.complex64] | None = None
+    """(Y, X), in place of patches."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """Position (y, x) of the object's pixel [0, 0], object pixels."""
+
+    def __post_init__(self) -> None:
+        n = len(self.frame_id)
+        if (self.patches is None) == (self.object is None):
+            raise ValueError("found both patches and object, or neither; expected one of them")
+        if self.patches is not None and (self.patches.ndim != 3 or len(self.patches) != n):
+            raise ValueError(f"found patches of shape {self.patches.shape} for {n} frame ids, expected (n, y, x)")
+        if self.object is not None and self.object.ndim != 2:
+            raise ValueError(f"found an object of shape {self.object.shape}, expected (Y, X)")
+        if not np.isfinite(self.origin).all():
+            raise ValueError(f"found an origin {self.origin}, expected two finite numbers (y, x)")
+        values = self.patches if self.patches is not None else self.object
+        if not n or not np.isfinite(np.asarray(values)).all():
+            raise ValueError(f"found {n} frame ids and values not all finite, expected 1 frame or more, finite values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideReport:
+    """What became of a file."""
+
+    file: str
+    scan: str = ""
+    count: int = 0
+    """Labels to train on that are with the ranks."""
+    held_out: int = 0
+    """Labels to judge by, never to train on."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Labels, or files that cannot be read, by the reason."""
+    late_s: tuple[float, ...] = ()
+    """Of each label taken: from its frame's acquisition to its being with the ranks."""
+    versions_late: tuple[int, ...] = ()
+    """Of each label taken: model versions published in between."""
+
+
+def hand_in(
+    folder: RunFolder,
+    scan: str,
+    frame_id: ArrayLike,
+    *,
+    patches: NDArray | None = None,
+    object: NDArray | None = None,
+    origin: tuple[float, float] = (0.0, 0.0),
+) -> Path:
+    """Put labels into the door of a run, whole; arguments as in `Outside`. Raises ValueError where they do not fit."""
+    arrays: dict[str, Any] = {"scan": np.array(scan), "frame_id": np.asarray(frame_id), "origin": np.array(origin)}
+    arrays |= {name: value for name, value in (("patches", patches), ("object", object)) if value is not None}
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    packed.seek(0)
+    _unpacked(packed)  # refuses here what the run would refuse
+    (folder.path / "labels").mkdir(exist_ok=True)
+    return folder.write_file(f"labels/{time.time_ns()}-{os.getpid()}.npz", packed.getvalue())
+
+
+def waiting(run: Path) -> list[Path]:
+    """Files in the door of the run in this folder that are ready to be opened, the oldest first."""
+    found = []
+    for path in (run / "labels").glob("[!.]*.npz"):
+        with contextlib.suppress(OSError):  # who put it there may take it away again
+            found.append((path.stat().st_mtime, path))
+    return [path for changed, path in sorted(found) if time.time() - changed > _SETTLED_S]
+
+
+def put_away(path: Path, report: OutsideReport) -> bool:
+    """Move a file out of the door, into `taken` or, where no label of it was, `refused`. Where that is not possible,
+    say so in the log, leave it there, and return False."""
+    place = path.parent / ("taken" if report.count + report.held_out else "refused")
+    try:
+        place.mkdir(exist_ok=True)
+        os.replace(path, place / path.name)
+    except OSError as error:
+        logger.warning("%s: could not be moved to %s: %s", path, place, error)
+        return False
+    return True
+
+
+def take_in(
+    predictor: Any, ranks: Sequence[Any], path: Path, *, strata: Mapping[str, int], patch: int, settings: LabelSettings
+) -> OutsideReport:
+    """Open a file, find its frames, leave bad labels out, and send each rank its share: a Dask task.
+
+    predictor, ranks: actors. strata: of the scans so far, their keys in the rehearsal buffer. Whatever is wrong with a
+    file is told in the report; it never ends the run.
+    """
+    yield_to_frames()
+    try:
+        given = _unpacked(path)
+        if given.patches is not None and given.patches.shape[1:] != (patch, patch):
+            raise ValueError(f"found patches of {given.patches.shape[1:]}, expected ({patch}, {patch}) as predicted")
+    except Exception as error:  # what strangers write must not end a run
+        return OutsideReport(file=path.name, refused={f"{type(error).__name__}: {error}": 1})
+    frames: LabelFrames | None
+    frames, gone = predictor.late_frames(given.scan, given.frame_id).result()
+    if frames is None or given.scan not in strata:
+        return OutsideReport(file=path.name, scan=given.scan, refused={"scan not known": len(given.frame_id)})
+    rows, patches, refused = match(given, frames, gone, patch)
+    residual = np.zeros(0, np.float32)
+    if len(rows):
+        own = extract_patches(frames.predicted, frames.canvas, frames.position[rows], patch)
+        if not _LEAST_SCALE < np.median(np.abs(patches)) / max(np.median(np.abs(own)), 1e-6) < 1 / _LEAST_SCALE:
+            refused["amplitude not of a transmission's scale"] = len(rows)
+            rows, patches, own = rows[:0], patches[:0], own[:0]
+    if len(rows):
+        # No reconstruction knows its constant phase, and labels of one scan must agree on it: all are turned together.
+        patches = (patches * np.exp(1j * np.angle(np.vdot(patches, own)))).astype(np.complex64)
+        residual = far_field_residual(patches, frames.counts[rows], frames.probe, frames.mask)
+    good = fit_to_teach(residual, worst=settings.worst, usual=frames.label_residual, predicted=frames.residual[rows])
+    refused["does not explain its frame"] += int((~good).sum())
+    rows = rows[good]
+    labels = labels_of(frames, rows, patches[good], residual[good], stratum=strata[given.scan], probe=None)
+    send(labels, ranks)
+    return OutsideReport(
+        file=path.name,
+        scan=given.scan,
+        count=int((~labels.held_out).sum()),
+        held_out=int(labels.held_out.sum()),
+        refused={reason: count for reason, count in refused.items() if count},
+        late_s=tuple((time.time() - frames.acquired[rows]).tolist()),
+        versions_late=tuple((frames.version - frames.first_version[rows]).tolist()),
+    )
+
+
+def arrival(report: OutsideReport) -> LabelsFromOutside:
+    """The event that tells of a file."""
+    return LabelsFromOutside(
+        time=time.time(),
+        file=report.file,
+        scan=report.scan,
+        count=report.count,
+        refused=sum(report.refused.values()),
+        reasons=tuple(f"{reason}: {count}" for reason, count in report.refused.items()),
+        late_s=_median(report.late_s),
+        versions_late=_median(report.versions_late),
+    )
+
+
+def outside_figures(reports: Sequence[OutsideReport], too_late: int) -> dict[str, Any]:
+    """What came from outside, for the summary. too_late: files that were in the door when the run ended."""
+    refused: Counter[str] = Counter()
+    for report in reports:
+        refused.update(report.refused)
+    late_s = [value for report in reports for value in report.late_s]
+    versions = [value for report in reports for value in report.versions_late]
+    return {
+        "files": len(reports),
+        "labels": sum(report.count for report in reports),
+        "held_out": sum(report.held_out for report in reports),
+        "refused": dict(refused),
+        "files_too_late": too_late,
+        "late_s": {"p50": _median(late_s), "max": max(late_s, default=None)},
+        "versions_late": {"p50": _median(versions), "max": max(versions, default=None)},
+    }
+
+
+def match(
+    given: Outside, frames: LabelFrames, gone: int, patch: int
+) -> tuple[NDArray[np.int64], NDArray[np.complex64], Counter[str]]:
+    """Rows of the frames that a label is there for, the labels in that order, and how many were refused by reason.
+
+    frames: those of the given ids that are kept; gone: how many of them were, and are no longer.
+    """
+    ids, first = np.unique(given.frame_id, return_index=True)
+    refused = Counter({"frame given a second time": len(given.frame_id) - len(ids), "frame no longer kept": gone})
+    refused["frame not known"] = len(ids) - gone - len(frames.frame_id)
+    rows = np.flatnonzero(~frames.withheld)
+    refused["frame kept from training"] = len(frames.frame_id) - len(rows)
+    if given.patches is not None:
+        place = first[np.searchsorted(ids, frames.frame_id[rows])]
+        return rows, given.patches[place], refused
+    thing = np.asarray(given.object)
+    canvas = Canvas((thing.shape[0], thing.shape[1]), given.origin)
+    low = np.array(canvas.origin) + patch // 2
+    high = low + np.array(canvas.shape) - patch
+    inside = ((frames.position[rows] >= low) & (frames.position[rows] <= high)).all(1)
+    refused["frame outside the object"] = int((~inside).sum())
+    rows = rows[inside]
+    return rows, extract_patches(thing, canvas, frames.position[rows], patch), refused
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _unpacked(file: Path | io.BytesIO) -> Outside:
+    with zipfile.ZipFile(file) as packed:
+        size = sum(member.file_size for member in packed.infolist())
+    if size > _MOST_BYTES:
+        raise ValueError(f"found {size} bytes when unpacked, expected at most {_MOST_BYTES}: hand in several files")
+    with np.load(file, allow_pickle=False) as arrays:
+        missing = {"scan", "frame_id"} - set(arrays.files)
+        if missing:
+            raise ValueError(f"found arrays {sorted(arrays.files)}, expected scan and frame_id among them")
+        frame_id = arrays["frame_id"]
+        if frame_id.ndim != 1 or frame_id.dtype.kind not in "ui":
+            raise ValueError(f"found frame_id {frame_id.dtype} {frame_id.shape}, expected integers (n,)")
+        given: dict[str, Any] = {
+            name: np.asarray(arrays[name], np.complex64) for name in ("patches", "object") if name in arrays.files
+        }
+        if "origin" in arrays.files:
+            y, x = arrays["origin"].astype(float).tolist()
+            given["origin"] = (y, x)
+        return Outside(scan=str(arrays["scan"]), frame_id=frame_id.astype(np.int64), **given)

@@ -1,0 +1,66 @@
+"""Events of note in words, for the display and for the person who gives a command."""
+
+from __future__ import annotations
+
+from steering.campaign import (
+    DecisionLimited,
+    DecisionProposed,
+    DecisionSettled,
+    DriftLowered,
+    DriftRaised,
+    Event,
+    FrameSetAside,
+    LabelsFromOutside,
+    LabelsReady,
+    ModelPublished,
+    RankLost,
+    RollBackRefused,
+    RolledBack,
+)
+
+
+def tell(event: Event) -> str | None:
+    """An event of note in a line; None for the everyday ones."""
+    return _of_models(event) or _of_labels(event) or _of_decisions(event)
+
+
+def _of_models(event: Event) -> str | None:
+    match event:
+        case DriftRaised():
+            return f"trust in model {event.version} fell to {event.trust:.2f} by the {event.by}, {event.worse} far off"
+        case DriftLowered():
+            return f"trust is back: {event.trust:.2f} with model {event.version}"
+        case ModelPublished() if event.version:
+            return f"model {event.version} published, validation error {event.validation_error:.4f}"
+        case RolledBack():
+            return f"back to model {event.version}: {event.reason}"
+        case RollBackRefused():
+            return f"model {event.version} did no better: {event.reason}"
+        case RankLost():
+            return f"rank {event.rank} lost"
+    return None
+
+
+def _of_labels(event: Event) -> str | None:
+    match event:
+        case LabelsReady() if event.count:
+            return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
+        case FrameSetAside():
+            return f"{len(event.frame_ids)} frames of {event.scan} set aside: {event.reason}"
+        case LabelsFromOutside():
+            late = "" if event.late_s is None else f", {event.late_s:.0f} s late"
+            return f"{event.count} labels from outside{late}; {event.refused} refused"
+    return None
+
+
+def _of_decisions(event: Event) -> str | None:
+    match event:
+        case DecisionLimited():
+            return f"{event.count} positions refused: {event.reason}"
+        case DecisionProposed() if event.positions:
+            return f"{event.positions} positions{' and the end of the scan' if event.stop else ''}: {event.reason}"
+        case DecisionProposed():
+            return f"the end of the scan: {event.reason}"
+        case DecisionSettled():
+            return f"decision {'approved' if event.approved else 'vetoed'}: {event.by}"
+    return None

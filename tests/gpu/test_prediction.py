@@ -1,0 +1,42 @@
+"""The laws of prediction on a GPU: it says what the CPU says, and captured graphs see the weights that come later."""
+
+import numpy as np
+import pytest
+import torch
+
+from steering.inference import Engine
+from steering.inference.ways import possible
+from steering.models import ProbeFirst
+from tests.test_engine import frames, plain
+from tests.test_models import lit
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and torch sees none here"),
+]
+WAYS = possible(torch.device("cuda", 0))
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return lit(ProbeFirst(window=32, patch=16, width=8))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_every_way_says_what_the_cpu_says_before_and_after_a_swap(way):
+    engine = Engine(network(0), device="cuda", ways=[way], measure_s=0)
+    assert engine.way == way, engine.trials
+    atol = 1e-3 if way.dtype == torch.float32 else 4e-2  # convolutions use TF32 where the GPU has it
+    for number in range(3):
+        engine.spare.load(network(number).state_dict(), number=number)
+        engine.swap()
+        for n in (1, 3, 64):
+            np.testing.assert_allclose(engine.predict(frames(n)), plain(network(number), frames(n)), atol=atol)
+
+
+def test_a_mask_reaches_captured_graphs():
+    engine, mask = Engine(network(0), device="cuda", measure_s=0), np.zeros((32, 32), bool)
+    mask[3:6] = True
+    engine.serving.mask(mask)
+    hot = np.where(mask, 65535, frames()).astype(np.uint16)
+    np.testing.assert_array_equal(engine.predict(hot).copy(), engine.predict(frames()))

@@ -1,0 +1,157 @@
+"""Laws of running a network: every way says the same, another version takes its place without anything made anew."""
+
+import numpy as np
+import pytest
+import torch
+
+import steering.inference.engine as engines
+from steering.inference import Engine
+from steering.inference.engine import MOST_WORSE
+from steering.inference.ways import REFERENCE, Slot, Way, possible
+from steering.models import ProbeFirst, PtychoNN
+from steering.ptychography import zone_plate
+
+WINDOW, PATCH = 32, 16
+CPU = torch.device("cpu")
+WAYS = possible(CPU)
+NETWORKS = {
+    "ProbeFirst": lambda: ProbeFirst(window=WINDOW, patch=PATCH, width=8),
+    "PtychoNN": lambda: PtychoNN(window=WINDOW, patch=PATCH, width=4, depth=2),
+}
+
+
+@pytest.fixture(params=NETWORKS.values(), ids=NETWORKS.keys())
+def make(request):
+    """Networks of one architecture, another one for each seed."""
+
+    def network(seed=0):
+        torch.manual_seed(seed)
+        made = request.param().eval()
+        made.optics.set(zone_plate(WINDOW, 12.0, aperture=0.6, counts=1e4))
+        return made
+
+    return network
+
+
+def frames(n=5, seed=0):
+    return np.random.default_rng(seed).poisson(20, (n, WINDOW, WINDOW)).astype(np.uint16)
+
+
+def plain(network, counts):
+    """What the network itself says."""
+    with torch.inference_mode():
+        return torch.polar(*network(torch.from_numpy(counts.astype(np.float32)))).numpy()
+
+
+def tolerance(way):
+    """Of a complex number of size 1: bfloat16 has 8 bits, and errors of 20 layers add up."""
+    return 1e-4 if way.dtype == torch.float32 else 4e-2
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_every_way_says_what_the_network_says(make, way):
+    network, counts = make(), frames()
+    said = Engine(network, ways=[way], measure_s=0).predict(counts)
+    assert said.dtype == np.complex64
+    np.testing.assert_allclose(said, plain(network, counts), atol=tolerance(way))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_another_flux_changes_nothing(make, way):
+    engine = Engine(make(), ways=[way], measure_s=0)
+    weak = engine.predict(frames()).copy()
+    np.testing.assert_allclose(engine.predict(7 * frames()), weak, atol=tolerance(way))
+    np.testing.assert_array_equal(engine.predict(4 * frames()), weak)  # a power of two is exact in every precision
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_a_version_takes_the_place_of_another_in_the_same_memory(make, way):
+    """In place: what is compiled or captured around this memory stays valid, and is never made again."""
+    engine = Engine(make(0), ways=[way], measure_s=0)
+    old, new, counts = make(0), make(1), frames()
+    places = {slot: places_of(slot) for slot in (engine.serving, engine.spare)}
+    before = engine.predict(counts).copy()
+    engine.spare.load(new.state_dict(), number=1)
+    np.testing.assert_array_equal(engine.predict(counts), before)  # the serving slot does not notice
+    engine.swap()
+    assert engine.serving.number == 1
+    np.testing.assert_allclose(engine.predict(counts), plain(new, counts), atol=tolerance(way))
+    engine.spare.load(old.state_dict(), number=2)
+    engine.swap()
+    np.testing.assert_array_equal(engine.predict(counts), before)
+    assert {slot: places_of(slot) for slot in places} == places
+
+
+def places_of(slot):
+    """Addresses of all that a version consists of."""
+    return [tensor.data_ptr() for tensor in [*slot.network.state_dict().values(), *slot._known]]
+
+
+def test_masked_pixels_are_of_no_meaning_after_a_new_mask(make):
+    engine, mask = Engine(make(), measure_s=0), np.zeros((WINDOW, WINDOW), bool)
+    mask[3:6] = True
+    engine.serving.mask(mask)
+    network, counts = make(), frames()
+    network.optics.set(network.optics.modes().numpy(), mask)
+    hot = np.where(mask, 65535, counts).astype(np.uint16)
+    np.testing.assert_array_equal(engine.predict(hot).copy(), engine.predict(counts))
+    np.testing.assert_allclose(engine.predict(hot), plain(network, counts), atol=4e-2)
+
+
+def test_more_frames_than_fit_are_predicted_in_parts(make):
+    engine = Engine(make(), frames=4, ways=[REFERENCE], measure_s=0)
+    counts = frames(11)
+    np.testing.assert_allclose(engine.predict(counts), plain(make(), counts), atol=1e-4)
+
+
+def test_the_way_is_measured_and_told(make, monkeypatch):
+    """The fastest of those that are as good as float32 is used; a way that fails is told, and is not used."""
+
+    def fail(*_):
+        raise RuntimeError("found no C++ compiler")
+
+    monkeypatch.setattr(engines, "compile_package", fail)
+    engine = Engine(make(), ways=[*WAYS, Way("compiled", torch.float32)], measure_s=0.05)
+    assert set(engine.trials) == {way.name for way in WAYS} | {"compiled_float32"}
+    assert "RuntimeError: found no C++ compiler" in engine.trials["compiled_float32"].refused
+    usable = {name: trial for name, trial in engine.trials.items() if not trial.refused}
+    assert engine.way.name == max(usable, key=lambda name: usable[name].frames_per_s)
+    assert all(trial.frames_per_s > 0 and trial.error_over_float32 <= MOST_WORSE for trial in usable.values())
+    assert engine.trials[REFERENCE.name].error_over_float32 == 1
+
+
+def test_a_way_that_errs_is_not_used(make, monkeypatch):
+    true = Slot.__call__
+
+    def false(slot, counts):
+        amplitude, phase = true(slot, counts)
+        return amplitude, phase + (0 if slot.way == REFERENCE else torch.linspace(0, 2, PATCH))
+
+    monkeypatch.setattr(Slot, "__call__", false)
+    engine = Engine(make(), measure_s=0)
+    assert engine.way == REFERENCE
+    assert all("phase error" in trial.refused for name, trial in engine.trials.items() if name != REFERENCE.name)
+
+
+def test_weights_of_another_network_are_refused(make):
+    slot = Slot(make(), REFERENCE, CPU)
+    with pytest.raises(ValueError, match="expected another version of the same network"):
+        slot.load(ProbeFirst(window=WINDOW, patch=PATCH, width=12).state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [NETWORKS["ProbeFirst"]], indirect=True)  # a compilation takes ten seconds
+def test_compiled_once_for_all_versions_and_batch_sizes(make, monkeypatch):
+    """Ahead-of-time compiled code takes new weights and any batch: it is compiled once and never again."""
+    compiled = []
+    true = engines.compile_package
+    monkeypatch.setattr(engines, "compile_package", lambda *a: (compiled.append(a), true(*a)))
+    way = Way("compiled", torch.float32)
+    engine = Engine(make(0), ways=[way], compiled=True, measure_s=0)
+    assert engine.way == way, engine.trials
+    for number in range(3):
+        engine.spare.load(make(number).state_dict(), number=number)
+        engine.swap()
+        for n in (1, 2, 7, 64):
+            np.testing.assert_allclose(engine.predict(frames(n)), plain(make(number), frames(n)), atol=1e-4)
+    assert len(compiled) == 1

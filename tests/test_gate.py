@@ -1,0 +1,295 @@
+"""Laws of what stands between a policy and the source: safe limits, a person's word, going back to an older model."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steering.campaign import (
+    AskPolicy,
+    Campaign,
+    CandidateReady,
+    ChunkArrived,
+    Command,
+    DecisionLimited,
+    DecisionProposed,
+    DecisionSettled,
+    DecisionSuggested,
+    FrameRefused,
+    Guard,
+    LabelsReady,
+    Limits,
+    ModelPublished,
+    Publish,
+    Refuse,
+    Remind,
+    RollBack,
+    RolledBack,
+    Settings,
+    SourceEnded,
+    Steer,
+    Tick,
+    Train,
+    encode,
+    replay,
+)
+from steering.records import Field
+
+AREA = Field(-10.0, 10.0, -5.0, 5.0)
+
+
+def suggested(positions, *, dwell=None, stop=False, time=0.0):
+    where = tuple((float(y), float(x)) for y, x in positions)
+    reasons = tuple(f"why {k}" for k in range(max(len(where), int(stop))))
+    return DecisionSuggested(time=time, positions=where, reasons=reasons, dwell=dwell, stop=stop)
+
+
+def command(name, *, time=0.0, version=None):
+    return Command(time=time, name=name, version=version)
+
+
+def published(number, residual=0.1):
+    return ModelPublished(time=0.0, version=number, validation_error=0.5, validation_residual=residual)
+
+
+def campaign_with(limits=None, *, frame_time=0.01, **dials):
+    campaign = Campaign(Settings(lookahead=10, limits=limits or Limits(), **dials), frame_time=frame_time)
+    assert campaign.handle(published(0, None)) == [AskPolicy(10)]
+    return campaign
+
+
+def steered(actions):
+    return [action.decision for action in actions if isinstance(action, Steer)]
+
+
+numbers = st.floats(-40, 40) | st.sampled_from([math.nan, math.inf, -math.inf, 1e300, 0.0])
+nonsense = st.lists(
+    st.tuples(
+        st.lists(st.tuples(numbers, numbers), max_size=12),
+        st.none() | st.floats(-1, 5) | st.sampled_from([math.nan, math.inf, 0.0]),
+        st.booleans(),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(decisions=nonsense, approval=st.sampled_from([0.0, 5.0]))
+def test_no_policy_gets_past_the_limits_whatever_it_suggests(decisions, approval):
+    """Fuzzed: what reaches the source is inside the area, no more than allowed, nowhere too long, never too short."""
+    limits = Limits(area=AREA, frames=30, shortest_dwell=0.05, exposure=1.0, reach=3.0)
+    campaign = campaign_with(limits, approval_s=approval)
+    scan, time = [], 0.0
+    for positions, dwell, stop in decisions:
+        time += 10.0
+        decision = suggested(positions, dwell=None if dwell is None else (dwell,) * len(positions), stop=stop)
+        if not positions and not stop:
+            continue  # Decision refuses that one itself
+        actions = campaign.handle(decision)
+        if approval:
+            actions = campaign.handle(Tick(time=time))
+        for allowed in steered(actions):
+            scan += zip(allowed.positions, allowed.dwell or (0.05,) * len(allowed.positions), strict=True)
+            where, seconds = np.array([p for p, _ in scan]).reshape(-1, 2), np.array([d for _, d in scan])
+            assert np.isfinite(where).all()
+            assert AREA.contains(where).all()
+            assert (seconds >= 0.05).all()
+            assert len(scan) <= 30
+            near = np.hypot(*(where[:, None] - where).T) <= 3.0
+            assert (near @ seconds <= 1.0 + 1e-6).all()
+            assert len(allowed.reasons) == max(1, len(allowed.positions))
+            if len(scan) == 30:
+                assert allowed.stop
+            if allowed.stop:
+                scan = []
+        while campaign.outstanding:
+            campaign.handle(FrameRefused(time=time, count=1, reason="measured elsewhere"))
+
+
+def test_without_limits_a_decision_goes_as_it_is():
+    decision = suggested([(0, 0), (1e6, -1e6)], dwell=(0.1, 2.0))
+    allowed, refused = Guard(Limits(), 0.01).limited(decision)
+    assert allowed == decision
+    assert not refused
+
+
+def test_what_is_refused_is_logged_with_its_reason_and_the_policy_is_asked_again():
+    campaign = campaign_with(Limits(area=AREA))
+    actions = campaign.handle(suggested([(99, 0), (0, 99), (1, 1)]))
+    assert steered(actions) == [suggested([(1, 1)]).__class__(**{**vars(suggested([(1, 1)])), "reasons": ("why 2",)})]
+    assert campaign.raised == [DecisionLimited(time=0.0, count=2, reason="outside the allowed area")]
+    assert campaign.outstanding == 1
+    assert AskPolicy(10) in actions
+
+
+def test_the_last_allowed_frame_stops_the_scan_and_the_next_scan_counts_anew():
+    campaign = campaign_with(Limits(frames=15))
+    (first,) = steered(campaign.handle(suggested([(0, k) for k in range(10)])))
+    assert not first.stop
+    campaign.handle(ChunkArrived(time=0.0, scan="a", frame_ids=tuple(range(10))))
+    (second,) = steered(campaign.handle(suggested([(1, k) for k in range(10)])))
+    assert (len(second.positions), second.stop) == (5, True)
+    assert AskPolicy(10) in campaign.handle(ChunkArrived(time=0.0, scan="a", frame_ids=tuple(range(10, 15))))
+    (third,) = steered(campaign.handle(suggested([(2, k) for k in range(10)])))
+    assert (len(third.positions), third.stop) == (10, False)
+
+
+def test_a_dwell_too_short_is_lengthened_also_where_none_was_named():
+    guard = Guard(Limits(shortest_dwell=0.05), 0.01)
+    assert guard.limited(suggested([(0, 0)]))[0].dwell == (0.05,)
+    assert guard.limited(suggested([(0, 0), (0, 1)], dwell=(0.001, 0.2)))[0].dwell == (0.05, 0.2)
+    assert Guard(Limits(shortest_dwell=0.05), 0.1).limited(suggested([(0, 0)]))[0].dwell is None
+
+
+def test_a_place_gets_no_more_beam_than_it_stands_its_neighbours_included():
+    guard = Guard(Limits(exposure=0.25, reach=1.0), 0.1)
+    allowed, refused = guard.limited(suggested([(0, 0), (0, 0.9), (0, 0.5), (0, 5), (0, -0.9)]))
+    # The third would bring both others to 0.3 s; the last one the first.
+    assert allowed.positions == ((0, 0), (0, 0.9), (0, 5))
+    assert refused == {"the place has its most exposure": 2}
+
+
+def test_a_policy_that_never_suggests_anything_allowed_ends_its_scan():
+    campaign = campaign_with(Limits(area=AREA))
+    for _ in range(999):
+        assert campaign.handle(suggested([(99, 99)])) == [AskPolicy(10)]
+    (stop,) = steered(campaign.handle(suggested([(99, 99)])))
+    assert stop.stop
+    assert "1000 decisions in a row" in stop.reasons[0]
+
+
+@pytest.mark.parametrize("dials", [{"frames": 0}, {"exposure": -1.0}, {"reach": math.inf}, {"shortest_dwell": 0.0}])
+def test_impossible_limits_are_refused(dials):
+    with pytest.raises(ValueError, match="expected positive limits"):
+        Limits(**dials)
+
+
+def test_impossible_approval_is_refused():
+    with pytest.raises(ValueError, match="expected 0 or more seconds"):
+        Settings(approval_s=-1.0)
+    with pytest.raises(ValueError, match="unanswered='perhaps'"):
+        Settings(unanswered="perhaps")
+
+
+# ------------------------------------------------------------------------------------------------- a person's word
+
+
+def proposing(**dials):
+    campaign = campaign_with(approval_s=60.0, **dials)
+    assert campaign.handle(suggested([(0, 0), (0, 1)], time=100.0)) == [Remind(160.0)]
+    assert campaign.raised.pop() == DecisionProposed(
+        time=100.0, positions=2, reason="why 0", stop=False, until=160.0, default=dials.get("unanswered", "approve")
+    )
+    return campaign
+
+
+def test_a_decision_waits_for_approval_and_is_carried_out_once():
+    campaign = proposing()
+    assert campaign.handle(Tick(time=120.0)) == []
+    assert steered(campaign.handle(command("approve", time=130.0))) == [suggested([(0, 0), (0, 1)], time=100.0)]
+    assert campaign.raised == [DecisionSettled(time=130.0, approved=True, by="a person")]
+    assert steered(campaign.handle(Tick(time=160.0))) == []
+    assert steered(campaign.handle(command("approve", time=161.0))) == []
+    assert campaign.outstanding == 2
+
+
+def test_a_vetoed_decision_moves_nothing_and_another_one_is_asked_for():
+    campaign = proposing()
+    assert campaign.handle(command("veto", time=130.0)) == [AskPolicy(10)]
+    assert campaign.outstanding == 0
+    assert campaign.handle(suggested([(3, 3)], time=131.0)) == [Remind(191.0)]
+
+
+@pytest.mark.parametrize(("unanswered", "moves"), [("approve", 1), ("veto", 0)])
+def test_without_an_answer_the_stated_default_holds(unanswered, moves):
+    campaign = proposing(unanswered=unanswered)
+    assert len(steered(campaign.handle(Tick(time=160.0)))) == moves
+    assert campaign.raised[-1] == DecisionSettled(time=160.0, approved=bool(moves), by="nobody answered")
+
+
+def test_nothing_moves_by_default_while_a_person_has_paused():
+    campaign = proposing()
+    campaign.handle(command("pause", time=110.0))
+    assert steered(campaign.handle(Tick(time=160.0))) == []
+    assert len(steered(campaign.handle(command("resume", time=200.0)))) == 1
+
+
+def test_the_end_of_a_run_forgets_what_was_proposed():
+    campaign = proposing()
+    campaign.handle(SourceEnded(time=110.0))
+    assert steered(campaign.handle(command("approve", time=111.0))) == []
+    assert steered(campaign.handle(Tick(time=160.0))) == []
+
+
+def test_commands_that_cannot_be_obeyed_say_why():
+    campaign = campaign_with()
+    assert "no decision that waits" in campaign.objection(command("approve"))
+    assert "no version before it" in campaign.objection(command("rollback"))
+    campaign.handle(published(1))
+    assert "version 7" in campaign.objection(command("rollback", version=7))
+    assert campaign.objection(command("rollback")) is None
+    campaign.handle(command("stop"))
+    assert "has ended" in campaign.objection(command("pause"))
+
+
+# --------------------------------------------------------------------------------------------- an older model again
+
+
+def candidate(error=0.5, served=1.0):
+    return CandidateReady(time=0.0, scan="a", steps=5, error=error, served_error=served, residual=0.1, loss=1.0)
+
+
+def learning():
+    """A campaign that serves version 2 and whose ranks train."""
+    campaign = campaign_with(frames_to_label=10)
+    campaign.handle(ChunkArrived(time=0.0, scan="a", frame_ids=tuple(range(10))))
+    assert Train("a", 40) in campaign.handle(LabelsReady(time=0.0, scan="a", count=10, residual=0.1, seconds=1.0))
+    for number in (1, 2):
+        assert campaign.handle(candidate()) == [Publish(number)]
+        assert Train("a", 40) in campaign.handle(published(number))
+    return campaign
+
+
+def test_back_to_the_version_before_and_on_from_there():
+    campaign = learning()
+    assert campaign.handle(command("rollback")) == [RollBack(1, "asked by a person")]
+    campaign.handle(RolledBack(time=0.0, version=1, validation_residual=0.3, reason="asked by a person"))
+    assert (campaign.version, campaign.expected) == (1, 0.3)
+    # The round under way began from the version that was taken back.
+    (refusal,) = campaign.handle(candidate())
+    assert isinstance(refusal, Refuse)
+    assert campaign.handle(command("rollback", version=0)) == [RollBack(0, "asked by a person")]
+
+
+def test_numbers_of_versions_are_never_used_twice():
+    campaign = learning()
+    campaign.handle(command("rollback"))
+    campaign.handle(RolledBack(time=0.0, version=1, validation_residual=0.3, reason="asked by a person"))
+    campaign._outdated = False
+    assert campaign.handle(candidate()) == [Publish(3)]
+
+
+def test_the_log_of_limits_answers_and_rollbacks_replays_to_the_same_actions():
+    dials = Settings(lookahead=10, limits=Limits(area=AREA, frames=15), approval_s=60.0)
+    events = [
+        published(0, None),
+        suggested([(0, k) for k in range(10)], time=1.0),
+        command("approve", time=2.0),
+        ChunkArrived(time=3.0, scan="a", frame_ids=tuple(range(10))),
+        suggested([(0, 9), (1, 1)], time=4.0),
+        Tick(time=64.0),
+        published(1),
+        command("rollback", time=65.0),
+        RolledBack(time=66.0, version=0, validation_residual=None, reason="asked by a person"),
+    ]
+    live, log, actions = Campaign(dials, frame_time=0.01), [], []
+    for event in events:
+        log.append(encode(event))
+        actions += live.handle(event)
+        log += [encode(raised) for raised in live.raised]
+        live.raised.clear()
+    again, same = replay(log, dials, frame_time=0.01)
+    assert same == actions
+    assert (again.version, again.outstanding) == (live.version, live.outstanding) == (0, 1)

@@ -1,0 +1,241 @@
+"""Laws of the swap: it loses no frame and no decision, and a version that does worse never serves."""
+
+import asyncio
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from steering.campaign import PredictionReady
+from steering.inference import PredictorSettings
+from steering.models import ModelStore, ProbeFirst
+from steering.policies import SpaceFilling
+from steering.ptychography import extract_patches, simulate
+from steering.records import ModelVersion
+from tests.test_inference import CANVAS, PATCH, PROBE, WINDOW, chunks, predictor, publish, thing
+
+CANDIDATES = np.random.default_rng(1).uniform(-20, 20, (400, 2))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Weights that know the object of the frames, by a few seconds of training."""
+    torch.manual_seed(0)
+    network = ProbeFirst(window=WINDOW, patch=PATCH, width=4)
+    network.optics.set(PROBE)
+    where = np.random.default_rng(5).uniform(-20, 20, (96, 2))
+    counts = torch.from_numpy(simulate(thing(), PROBE, CANVAS, where))
+    truth = torch.from_numpy(extract_patches(thing(), CANVAS, where, PATCH))
+    optimiser = torch.optim.Adam(network.parameters(), 5e-3)
+    for _ in range(120):
+        optimiser.zero_grad()
+        (torch.polar(*network(counts)) - truth).abs().square().mean().backward()
+        optimiser.step()
+    return network.eval()
+
+
+def put(store, number, network):
+    ModelStore(store).publish(network, ModelVersion(number=number, network="ProbeFirst", dials=network.dials))
+
+
+def spoilt(network, noise):
+    """The same network with noise on its weights."""
+    other = ProbeFirst(**network.dials)
+    other.load_state_dict(network.state_dict())
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight += noise * torch.randn_like(weight)
+    return other
+
+
+def singles(n):
+    """Frames one by one."""
+    for chunk in chunks(n=n):
+        for i in range(chunk.sizes["frame"]):
+            yield chunk.isel(frame=slice(i, i + 1))
+
+
+def test_a_swap_under_load_loses_no_frame_and_no_decision(tmp_path):
+    """Frames come without a pause and the policy is asked all the time, while versions are swapped: every frame is
+    predicted once, every position is suggested once, and in the policy's own order."""
+
+    async def main():
+        me = dataclasses.replace(predictor(tmp_path), policy=SpaceFilling(CANDIDATES))
+        await me.start()
+        asked, numbers = [], []
+
+        async def measure():
+            for chunk in singles(120):
+                await me.receive(chunk)
+                asked.append(await me.suggest(1))
+
+        async def swap():
+            while len(asked) < 120:
+                publish(tmp_path, len(numbers) + 1, noise=0.01)
+                numbers.append((await me.install(len(numbers) + 1, canary=False)).version)
+
+        await asyncio.gather(measure(), swap())
+        return await me.events(), asked, numbers, await me.figures()
+
+    events, asked, numbers, figures = asyncio.run(main())
+    predicted = [e for e in events if isinstance(e, PredictionReady)]
+    assert [i for e in predicted for i in e.frame_ids] == list(range(120))
+    assert figures["frames_predicted"] == 120
+    versions = [e.version for e in predicted]
+    assert versions == sorted(versions)
+    assert len(set(versions)) > 2
+    assert numbers == list(range(1, len(numbers) + 1))
+    order = [tuple(position) for position in SpaceFilling(CANDIDATES).suggest(120).positions]
+    assert [position for decision in asked for position in decision.positions] == order
+
+
+def test_a_version_that_does_worse_is_refused_and_the_old_one_serves(tmp_path, trained):
+    async def main():
+        me = predictor(tmp_path)
+        put(tmp_path, 1, trained)
+        put(tmp_path, 2, spoilt(trained, 0.1))
+        put(tmp_path, 3, spoilt(trained, 0.002))
+        await me.start()  # 3 is the newest
+        for chunk in chunks(n=60):
+            await me.receive(chunk)
+        await me.live()
+        before = [await me.install(1, canary=False), await said(me)]
+        refused = [await me.install(2), await said(me)]
+        return before, refused, await me.install(3), await me.install(2, canary=False), await me.figures()
+
+    before, refused, better, forced, figures = asyncio.run(main())
+    assert before[0].accepted
+    assert not refused[0].accepted
+    assert refused[0].version == 1
+    assert refused[0].frames == 6  # every tenth of sixty
+    assert refused[0].after > 1.1 * refused[0].before
+    assert "version 1 has" in refused[0].reason
+    np.testing.assert_array_equal(refused[1], before[1])
+    assert better.accepted
+    assert better.version == 3
+    assert forced.accepted  # a person, or a campaign that goes back, knows why
+    assert figures["version"] == 2
+    assert figures["versions_refused"] == 1
+
+
+async def said(me):
+    """What it says of five frames, copied before its thread says something else in the same memory."""
+    counts = next(chunks(n=5))["counts"].values
+    return await me._do(lambda: me._predict(counts)[0].copy())
+
+
+def test_after_going_back_the_older_version_looks_at_the_frames_again(tmp_path, trained):
+    async def main():
+        me = predictor(tmp_path)
+        put(tmp_path, 1, trained)
+        put(tmp_path, 2, spoilt(trained, 0.1))
+        await me.start()
+        for chunk in chunks(n=30):
+            await me.receive(chunk)
+        await me.live()
+        await me.install(1, canary=False)
+        while (await me._do(me._scans["a"].behind, 1, 0.0, 1)).size:
+            await asyncio.sleep(0.01)
+        return await me.live()
+
+    live = asyncio.run(main())
+    assert (live["frame_model_version"] == 1).mean() > 0.9
+
+
+def test_another_architecture_and_weights_that_are_no_numbers_are_refused(tmp_path, trained):
+    async def main():
+        me = predictor(tmp_path)
+        await me.start()
+        wide = ProbeFirst(window=WINDOW, patch=PATCH, width=6)
+        wide.optics.set(PROBE)
+        put(tmp_path, 1, wide)
+        put(tmp_path, 2, spoilt(trained, float("nan")))
+        return await me.install(1), await me.install(2), await me.figures()
+
+    other, broken, figures = asyncio.run(main())
+    assert "'width': 6" in other.reason
+    assert "not finite" in broken.reason
+    assert not other.accepted
+    assert not broken.accepted
+    assert figures["version"] == 0
+
+
+def test_a_way_that_costs_a_version_its_quality_is_left(tmp_path, trained, monkeypatch):
+    """What bfloat16 is worth depends on the weights: it is held against float32 on held-out frames at every swap."""
+
+    async def main():
+        me = predictor(tmp_path, settings=PredictorSettings(canary_margin=1e9))
+        put(tmp_path, 1, trained)
+        await me.start()
+        engine = me._serving.engine
+        for slot in (engine.serving, engine.spare):
+            monkeypatch.setattr(slot, "_read", coarse(slot._read))
+        for chunk in chunks(n=60):
+            await me.receive(chunk)
+        await me.live()
+        first, again = await me.install(1), await me.install(1)
+        return engine, first, again
+
+    def coarse(read):
+        return lambda *views: (read(*views)[0], read(*views)[1] + torch.linspace(0, 2, PATCH))
+
+    engine, first, again = asyncio.run(main())
+    assert first.accepted
+    assert again.accepted
+    assert engine.way.name == "eager_float32"
+    assert engine.serving.way == engine.spare.way == engine.way
+
+
+def test_what_was_withdrawn_leaves_its_number_free(tmp_path, trained):
+    store = ModelStore(tmp_path)
+    for number in range(3):
+        put(tmp_path, number, trained)
+    store.withdraw(2, 1)
+    assert store.newest() == 1
+    assert [version.number for version in store.versions()] == [0, 1]
+    put(tmp_path, 2, trained)
+    assert store.newest() == 2
+    store.point_to(0)
+    assert store.newest() == 0
+    with pytest.raises(FileNotFoundError, match="model version 7"):
+        store.point_to(7)
+
+
+def test_frames_that_come_together_are_predicted_together(tmp_path):
+    """Within the stated time, up to the stated number; a batch is of one scan."""
+
+    async def main():
+        me = predictor(tmp_path, settings=PredictorSettings(batch=10, gather_ms=500))
+        await me.start()
+        for chunk in [*chunks("a", 20), *chunks("b", 5, first=20)]:
+            await me.receive(chunk)
+        await me.live()
+        return await me.events()
+
+    events = asyncio.run(main())
+    assert [(e.scan, len(e.frame_ids)) for e in events] == [("a", 10), ("a", 10), ("b", 5)]
+
+
+def test_the_view_is_the_image(tmp_path):
+    """What a policy is shown is kept up to date piece by piece: it is what the whole image gives."""
+
+    async def main():
+        me = predictor(tmp_path)
+        await me.start()
+        for chunk in chunks(n=30):
+            await me.receive(chunk)
+        await me.live()
+        return me._scans["a"]
+
+    live = asyncio.run(main())
+    image, view = live.stitcher.image(), live.view()
+    np.testing.assert_allclose(view["amplitude"], np.abs(image), atol=1e-6)
+    np.testing.assert_allclose(view["phase"], np.angle(image), atol=1e-6)
+    np.testing.assert_allclose(view["weight"], live.stitcher.weight, atol=1e-6)
+
+
+def test_dials_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="expected 1 or more chunks"):
+        PredictorSettings(batch=0)
