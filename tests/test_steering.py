@@ -1,5 +1,6 @@
 """Policies that look at what was measured: what they follow, when they stop, and how long they stay."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -324,3 +325,30 @@ def test_the_benchmark_runs_and_keeps_its_keys(tmp_path):
     report = (tmp_path / "run" / "report.html").read_text()
     assert 'alt="errors"' in report
     assert 'alt="seen"' in report
+
+
+@pytest.mark.slow
+def test_a_campaign_is_steered_by_what_it_sees(tmp_path):
+    tiny = [
+        "--policy",
+        "adaptive",
+        "--velocity",
+        "50",
+        "--frames",
+        "80",
+        "--size",
+        "144",
+        "--ranks",
+        "1",
+        "--steps",
+        "2",
+    ]
+    command = [sys.executable, "-m", "steering.cli", "run", "workflows/simulated_drift.py", "--out", tmp_path / "run"]
+    command += ["--policy", "adaptive"]
+    ended = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    decisions = [event for event in events if event["event"] == "DecisionSuggested"]
+    assert all(len(one["reasons"]) == max(1, len(one["positions"])) for one in decisions)
+    assert all(len(one["positions"]) <= 10 for one in decisions)
+    assert RunFolder(tmp_path / "run").summary()["status"] == "finished"
