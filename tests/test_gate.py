@@ -22,6 +22,7 @@ from steering.campaign import (
     LabelsReady,
     Limits,
     ModelPublished,
+    PredictionReady,
     Publish,
     Refuse,
     Remind,
@@ -261,6 +262,31 @@ def test_back_to_the_version_before_and_on_from_there():
     (refusal,) = campaign.handle(candidate())
     assert isinstance(refusal, Refuse)
     assert campaign.handle(command("rollback", version=0)) == [RollBack(0, "asked by a person")]
+
+
+def predicted(trust, frames):
+    """Frames of which so large a share of 39 validation frames looks as bad or worse."""
+    return PredictionReady(
+        time=0.0,
+        scan="a",
+        frame_ids=tuple(range(frames)),
+        version=2,
+        residual=0.3,
+        trust_by_residual=(trust,) * frames,
+        trust_by_offset=(None,) * frames,
+        validation_frames=39,
+        why_not=("",) * frames,
+    )
+
+
+@pytest.mark.parametrize(("before", "expected"), [(40, 1), (80, 0)])
+def test_trust_that_falls_soon_after_a_swap_has_the_version_before_tried(before, expected):
+    campaign = learning()
+    campaign.handle(predicted(0.5, before))
+    actions = campaign.handle(predicted(1 / 40, 16))
+    assert campaign.drift
+    tried = [action for action in actions if isinstance(action, RollBack)]
+    assert [(action.version, action.if_better) for action in tried] == [(1, True)] * expected
 
 
 def test_numbers_of_versions_are_never_used_twice():
