@@ -11,6 +11,7 @@ from steering.campaign import (
     AskPolicy,
     Campaign,
     CandidateReady,
+    CandidateRefused,
     ChunkArrived,
     Command,
     DecisionLimited,
@@ -27,6 +28,7 @@ from steering.campaign import (
     Refuse,
     Remind,
     RollBack,
+    RollBackRefused,
     RolledBack,
     Settings,
     SourceEnded,
@@ -253,15 +255,43 @@ def learning():
     return campaign
 
 
+def back(version=1):
+    return RolledBack(time=0.0, version=version, validation_residual=0.3, reason="asked by a person")
+
+
 def test_back_to_the_version_before_and_on_from_there():
     campaign = learning()
     assert campaign.handle(command("rollback")) == [RollBack(1, "asked by a person")]
-    campaign.handle(RolledBack(time=0.0, version=1, validation_residual=0.3, reason="asked by a person"))
-    assert (campaign.version, campaign.expected) == (1, 0.3)
-    # The round under way began from the version that was taken back.
+    assert "on its way back" in campaign.objection(command("rollback"))
+    # The round under way began from the version that is taken back, whether it ends before or after that.
     (refusal,) = campaign.handle(candidate())
     assert isinstance(refusal, Refuse)
-    assert campaign.handle(command("rollback", version=0)) == [RollBack(0, "asked by a person")]
+    assert campaign.handle(CandidateRefused(time=0.0, reason=refusal.reason)) == []  # no round meanwhile
+    assert campaign.handle(back()) == [Train("a", 40)]
+    assert (campaign.version, campaign.expected) == (1, 0.3)
+    assert campaign.handle(candidate()) == [Publish(3)]  # numbers of versions are never used twice
+    campaign.handle(published(3))
+    campaign.handle(command("rollback"))
+    campaign.handle(back(2))
+    assert campaign.handle(command("rollback")) == [RollBack(1, "asked by a person")]  # further back each time
+    campaign.handle(back(1))
+    assert campaign.handle(command("rollback", version=3)) == [RollBack(3, "asked by a person")]
+
+
+def test_a_round_that_ends_after_the_ranks_went_back_is_not_published():
+    campaign = learning()
+    campaign.handle(command("rollback"))
+    campaign.handle(back())
+    (refusal,) = campaign.handle(candidate())
+    assert isinstance(refusal, Refuse)
+
+
+def test_an_older_version_that_does_no_better_leaves_everything_as_it_was():
+    campaign = learning()
+    campaign.handle(predicted(1 / 40, 16))
+    campaign.handle(RollBackRefused(time=0.0, version=1, reason="no better"))
+    assert campaign.version == 2
+    assert campaign.handle(candidate()) == [Publish(3)]
 
 
 def predicted(trust, frames):
@@ -287,14 +317,6 @@ def test_trust_that_falls_soon_after_a_swap_has_the_version_before_tried(before,
     assert campaign.drift
     tried = [action for action in actions if isinstance(action, RollBack)]
     assert [(action.version, action.if_better) for action in tried] == [(1, True)] * expected
-
-
-def test_numbers_of_versions_are_never_used_twice():
-    campaign = learning()
-    campaign.handle(command("rollback"))
-    campaign.handle(RolledBack(time=0.0, version=1, validation_residual=0.3, reason="asked by a person"))
-    campaign._outdated = False
-    assert campaign.handle(candidate()) == [Publish(3)]
 
 
 def test_the_log_of_limits_answers_and_rollbacks_replays_to_the_same_actions():

@@ -26,6 +26,7 @@ from steering.campaign.events import (
     ModelPublished,
     PredictionReady,
     RankLost,
+    RollBackRefused,
     RolledBack,
     SourceEnded,
     Tick,
@@ -119,8 +120,10 @@ class Campaign:
     _newest: int = 0
     _since_swap: int = 0
     """Frames that the version in service has predicted since it went there."""
+    _going_back: bool = False
+    """An older version is on its way back into service; no round is begun or published meanwhile."""
     _outdated: bool = False
-    """The round under way began before the ranks were told to go back to an older version."""
+    """The round under way began before the ranks went back to an older version."""
     _alarmed: bool = False
     """Drift was raised, and no labels were asked for since."""
     _trust: DriftTest = field(init=False)
@@ -184,6 +187,8 @@ class Campaign:
                     self._labelled = event.scan
             case ModelPublished() | RolledBack():
                 self._serve(event)
+            case RollBackRefused():
+                self._going_back = False
             case CandidateRefused():
                 self.training = self._weighed = False
             case RankLost():
@@ -223,7 +228,7 @@ class Campaign:
         if self._weighed or not self.training:
             return []  # of a round that a lost rank has ended
         self._weighed = True
-        if self._outdated:
+        if self._outdated or self._going_back:
             self._outdated = False
             return [Refuse("its round began before the ranks went back to an older version")]
         error, served = _number(event.error), _number(event.served_error)
@@ -250,7 +255,7 @@ class Campaign:
         self.expected = None if isnan(expected) else expected
         self._since_swap = 0
         if isinstance(event, RolledBack):
-            self._outdated = self.training and not self._weighed
+            self._going_back, self._outdated = False, self.training and not self._weighed
         else:
             self.training = self.training and not self._weighed
             self._weighed = False
@@ -261,13 +266,17 @@ class Campaign:
             return f"found a run whose measurement has ended, expected one that measures: cannot {command.name} it"
         if command.name in ("approve", "veto") and self.gate.proposed is None:
             return f"found no decision that waits for an answer, expected one to {command.name}"
-        if command.name == "rollback":
-            target = self._before(command.version)
-            if target is None:
-                known = sorted(set(self.served) - {self.version})
-                wish = "no version before it" if command.version is None else f"a wish for version {command.version}"
-                return f"found version {self.version} in service and {wish}, expected one of {known} to go back to"
-        return None
+        return self._objection_to(command.version) if command.name == "rollback" else None
+
+    def _objection_to(self, version: int | None) -> str | None:
+        """Why that version cannot be put back into service."""
+        if self._going_back:
+            return "found an older version on its way back into service already, expected that to be over: try again"
+        if self._before(version) is not None:
+            return None
+        known = sorted(set(self.served) - {self.version})
+        wish = "no version before it" if version is None else f"a wish for version {version}"
+        return f"found version {self.version} in service and {wish}, expected one of {known} to go back to"
 
     def _obey(self, event: Command) -> list[Action]:
         if self.objection(event) is not None:
@@ -282,14 +291,17 @@ class Campaign:
 
     def _roll_back(self, version: int | None, reason: str, *, if_better: bool = False) -> list[Action]:
         target = self._before(version)
-        return [] if target is None else [RollBack(target, reason, if_better)]
+        if target is None or self._going_back:
+            return []
+        self._going_back = True
+        return [RollBack(target, reason, if_better)]
 
     def _before(self, version: int | None) -> int | None:
-        """The version to go back to: the one that is asked for, or the last one served that is not in service."""
-        others = [number for number in self.served if number != self.version]
+        """The version to go back to: the one asked for, or the newest that served and is older than the one in service;
+        None where there is none."""
         if version is None:
-            return others[-1] if others else None
-        return version if version in others else None
+            return max((number for number in self.served if number < self.version), default=None)
+        return version if version in self.served and version != self.version else None
 
     def _end(self, rounds: int, labels: int) -> bool:
         """No further position is asked for; False where that is so already."""
@@ -313,7 +325,7 @@ class Campaign:
             if self._ended:
                 self._rounds_left -= 1
             actions.append(Train(self.scan, self.settings.steps))
-        if self._ended and not (self.labelling or self.training or actions):
+        if self._ended and not (self.labelling or self.training or self._going_back or actions):
             self.finished = True
             actions.append(Finish("the source has ended and what it gave is learnt"))
         return actions
@@ -327,7 +339,7 @@ class Campaign:
         return at_once or self._unlabelled >= self.settings.label_every
 
     def _training_is_due(self) -> bool:
-        if self.training or self._labelled != self.scan:
+        if self.training or self._going_back or self._labelled != self.scan:
             return False
         return self._rounds_left > 0 if self._ended else True
 
