@@ -56,6 +56,13 @@ def wait_for(folder, name, run):
         time.sleep(0.05)
 
 
+def test_decisions_stay_inside_the_field_of_the_source_unless_another_area_is_set():
+    parts = experiment()
+    assert parts.safe_campaign.limits.area == parts.source.field
+    own = Field(0.0, 1e-8, 0.0, 1e-8)
+    assert experiment(limits=Limits(area=own)).safe_campaign.limits.area == own
+
+
 def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
     """kill -9 of one of two ranks: the other goes on alone, with its weights; no frame is lost."""
     folder = RunFolder.create(tmp_path / "run")

@@ -17,7 +17,7 @@ class Limits:
     """The beamline's safe limits; None: no such limit. Lengths are in the geometry's unit, times in seconds."""
 
     area: Field | None = None
-    """Where the probe's centre may go."""
+    """Where the probe's centre may go; a run's own default is the field of its source."""
     frames: int | None = None
     """Most frames of a scan: with the last of them the scan is stopped."""
     shortest_dwell: float | None = None
@@ -95,7 +95,7 @@ class Guard:
         limits = self.limits
         if not np.isfinite((*position, dwell)).all():
             return "its position or dwell is no number"
-        if limits.area is not None and not limits.area.contains(np.array([position]))[0]:
+        if limits.area is not None and not limits.area.contains(np.array([position]), _rounding(limits.area))[0]:
             return "outside the allowed area"
         if limits.frames is not None and self.frames >= limits.frames:
             return "the scan has its most frames"
@@ -118,3 +118,8 @@ class Guard:
         """The places within reach of one, bool (n,), and the seconds of beam that they bring to it."""
         near = np.hypot(*(self._places[:, :2] - position).T) <= self.limits.reach
         return near, float(self._places[near, 2].sum())
+
+
+def _rounding(area: Field) -> float:
+    """How far a position on the edge may stand outside by the rounding of its unit."""
+    return 1e-9 * (area.y1 - area.y0 + area.x1 - area.x0)

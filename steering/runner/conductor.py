@@ -63,7 +63,7 @@ class Runner:
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment = experiment
         self.folder = folder
-        self.campaign = Campaign(settings=experiment.campaign, frame_time=1 / experiment.source.frame_rate)
+        self.campaign = Campaign(settings=experiment.safe_campaign, frame_time=1 / experiment.source.frame_rate)
         self.ledger = Ledger(experiment, self.campaign)
         self.candidate: CandidateReady | None = None
         self.crew: Crew | None = None

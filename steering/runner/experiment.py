@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steering.campaign import Settings
@@ -33,6 +33,12 @@ class Experiment:
     """Names of the scans to come, where they are known: the truth of each, if the source has one, is used to report."""
     frames: int | None = None
     """Frames to come in all, where that is known: for the progress display."""
+
+    @property
+    def safe_campaign(self) -> Settings:
+        """The campaign's dials, in which decisions stay inside the source's field where no other area is set."""
+        limits = self.campaign.limits
+        return replace(self.campaign, limits=replace(limits, area=limits.area or self.source.field))
 
     def truths(self) -> dict[str, Any]:
         """What the source knows of the scans beforehand: {scan: (object, canvas)}."""
