@@ -28,6 +28,9 @@ from steering.campaign import (
     RankJoined,
     RankLost,
     Refuse,
+    RollBack,
+    RollBackRefused,
+    RolledBack,
     Settings,
     SourceEnded,
     Steer,
@@ -175,10 +178,12 @@ class World:
                     assert "weigh" not in self.waiting
                     self.wait("train", action)
                 case Publish(number):
-                    assert number == self.campaign.version + 1
+                    assert number == max(self.campaign.served) + 1
                     self.wait("weigh", action)
                 case Refuse():
                     self.wait("weigh", action)
+                case RollBack():
+                    self.wait("back", action)
         assert self.campaign.outstanding >= 0
 
     def wait(self, what, action):
@@ -301,6 +306,11 @@ class World:
         action = self.waiting.pop("weigh")
         residual = self.draws.choice([0.1, math.nan])
         self.take(published(action.version, residual=residual) if isinstance(action, Publish) else refused())
+
+    def back(self):
+        action = self.waiting.pop("back")
+        kind, more = (RolledBack, {"validation_residual": 0.1}) if self.draws.random() < 0.5 else (RollBackRefused, {})
+        self.take(kind(time=0.0, version=action.version, reason="because", **more))
 
     def command(self):
         name = self.commands.popleft()
