@@ -21,9 +21,11 @@ from steering.campaign import (
     Finish,
     FrameRefused,
     Label,
+    LabelsFromOutside,
     LabelsReady,
     ModelPublished,
     PredictionReady,
+    PredictorReplaced,
     Publish,
     RankJoined,
     RankLost,
@@ -62,6 +64,12 @@ def decision(n=10, *, stop=False):
 
 def labels(scan="a", count=20):
     return LabelsReady(time=0.0, scan=scan, count=count, residual=0.1, seconds=1.0)
+
+
+def from_outside(scan="a", count=20):
+    return LabelsFromOutside(
+        time=0.0, file="a.npz", scan=scan, count=count, refused=0, reasons=(), late_s=1.0, versions_late=0.0
+    )
 
 
 def candidate(error=0.5, served=1.0, *, scan="a", loss=1.0):
@@ -388,6 +396,17 @@ def test_after_a_stop_it_asks_again_only_when_nothing_is_outstanding(last):
     assert AskPolicy(10) in feed(campaign, last)
 
 
+def test_enough_labels_from_outside_begin_training_without_any_of_our_own():
+    """As many as are needed of our own, for the scan that is measured; the next scan begins without any."""
+    campaign = started()
+    enough = campaign.settings.frames_to_label
+    assert of_kind(feed(campaign, chunk(1), from_outside(count=enough - 1)), Train) == []
+    assert of_kind(feed(campaign, from_outside("z", count=enough)), Train) == []
+    assert of_kind(feed(campaign, from_outside(count=1)), Train) == [Train("a", 5)]
+    feed(campaign, candidate(served=0.1), refused(), chunk(1, scan="b"))
+    assert of_kind(feed(campaign, candidate(served=0.1), refused()), Train) == []
+
+
 def test_a_stop_without_positions_asks_for_the_next_scan():
     campaign = Campaign(settings=SETTINGS)
     feed(campaign, published(0))
@@ -631,6 +650,7 @@ EVENTS = [
     DriftLowered(time=0.0, scan="a", version=2, since=1, trust=0.5, residual=0.1, expected=0.1),
     lost(),
     RankJoined(time=0.0, ranks=2, generation=1),
+    PredictorReplaced(time=0.0, frames=40, seconds=6.5),
     ended(),
     command("pause"),
 ]

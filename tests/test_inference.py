@@ -106,7 +106,7 @@ def test_a_newer_model_predicts_again_and_only_better_predictions_are_kept(tmp_p
         for number in range(1, 9):
             publish(tmp_path, number, noise=0.02)
             await me.install(number, canary=False)
-            while (await me._do(me._scans["a"].behind, number, 0.0, 1)).size:
+            while (await me._do(me._scans.images["a"].behind, number, 0.0, 1)).size:
                 await asyncio.sleep(0.01)
         return before, await me.live()
 
@@ -250,10 +250,11 @@ def test_what_it_predicts_comes_with_its_trust_and_with_why_there_is_none(tmp_pa
         await predicted(me, 5)
         events = []
         await me.install(1)
+        before = await me.live()
         await me.receive(second)
-        return [*events, *await predicted(me, 5)]
+        return [*events, *await predicted(me, 5), before, await me.live()]
 
-    aside, told = asyncio.run(course())
+    aside, told, before, live = asyncio.run(course())
     assert aside.reason == "no counts at all"
     assert told.version == 1
     assert told.validation_frames == 19
@@ -261,3 +262,12 @@ def test_what_it_predicts_comes_with_its_trust_and_with_why_there_is_none(tmp_pa
     assert np.isnan(told.trust_by_residual).tolist() == [False, True, False, False]
     assert all(0.5 <= trust <= 1 for trust in np.array(told.trust_by_residual)[[0, 2, 3]])
     assert np.isnan(told.trust_by_offset)[1]
+    assert np.isnan(before["trust"]).all()
+    shone_on = np.isfinite(live["phase"].values)
+    assert np.isfinite(live["pixel_residual"].values[shone_on]).all()
+    known = np.isfinite(live["trust"].values)
+    assert known.any()
+    assert not known[~shone_on].any()
+    frames = live["frame_trust"].values
+    assert np.nanmin(frames) - 1e-6 <= live["trust"].min()
+    assert live["trust"].max() <= np.nanmax(frames) + 1e-6

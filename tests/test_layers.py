@@ -54,6 +54,7 @@ HOMES = {
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),
     "psutil": ("steering.learning.group",),
+    "cloudpickle": ("steering.inference.adviser",),
 }
 DISTRIBUTIONS = {"skimage": "scikit-image", "IPython": "ipykernel"}  # where the name to install is another one
 

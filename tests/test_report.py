@@ -45,7 +45,8 @@ def live_object(scan, place, frames=120, size=96, forgets=1.0):
         "phase_refined": np.angle(refined),
         "truth_amplitude": np.abs(truth),
         "truth_phase": np.angle(truth),
-        "trust": np.where(edge, np.nan, 0.05 + 0.02 * np.abs(noise[0])),
+        "trust": np.where(edge, np.nan, np.clip(0.5 + 0.2 * noise[0], 0, 1)),
+        "pixel_residual": np.where(edge, np.nan, 0.05 + 0.02 * np.abs(noise[0])),
         "model_version": np.where(edge, np.nan, place + 1.0),
     }
     per_frame = {
@@ -319,7 +320,7 @@ def test_the_running_median_leaves_out_what_is_unknown():
 
 def test_the_live_picture_needs_no_more_than_amplitude_and_phase():
     whole = live_object("bricks", 2, frames=10)
-    for live in (whole, whole[["amplitude", "phase"]]):
+    for live in (whole, whole.drop_vars("trust"), whole[["amplitude", "phase"]]):
         assert live_picture(live).startswith(b"\x89PNG")
     assert live_picture(whole[["amplitude", "phase"]] * np.nan) is None
 

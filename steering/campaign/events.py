@@ -234,6 +234,15 @@ class RankJoined(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictorReplaced(Event):
+    """The predictor's worker was lost; `seconds` after that was noticed another had taken its place and was sent
+    `frames` frames again. What was predicted and decided before stands."""
+
+    frames: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceEnded(Event):
     """No further frame will come."""
 
@@ -275,6 +284,7 @@ _KINDS: dict[str, type[Event]] = {
         DriftLowered,
         RankLost,
         RankJoined,
+        PredictorReplaced,
         SourceEnded,
         Command,
     )

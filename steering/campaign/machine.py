@@ -22,6 +22,7 @@ from steering.campaign.events import (
     DriftRaised,
     Event,
     FrameRefused,
+    LabelsFromOutside,
     LabelsReady,
     ModelPublished,
     PredictionReady,
@@ -46,7 +47,8 @@ class Settings:
     lookahead: int = 50
     """Positions the source should always have in hand: a second's worth keeps it from waiting."""
     frames_to_label: int = 40
-    """Frames of a scan before the first labels are made: fewer do not overlap enough to be refined."""
+    """Frames of a scan before the first labels are made: fewer do not overlap enough to be refined. So many labels from
+    outside are enough to begin training."""
     label_every: int = 120
     """New frames after which labels are made again."""
     steps: int = 40
@@ -135,6 +137,9 @@ class Campaign:
     _of_scan: int = 0
     _unlabelled: int = 0
     _labelled: str | None = None
+    """The scan that the newest labels of our own are of."""
+    _from_outside: int = 0
+    """Labels of this scan that others made: as many as are needed of our own do to train on."""
     _loss_marks: dict[str, float] = field(default_factory=dict)
     """Training loss that candidates of a scan must beat where there is no error to judge by."""
 
@@ -181,10 +186,8 @@ class Campaign:
                 self._chunk(event)
             case FrameRefused():
                 self.gate.arrived(event.count)
-            case LabelsReady():
-                self.labelling = False
-                if event.scan == self.scan and event.count:
-                    self._labelled = event.scan
+            case LabelsReady() | LabelsFromOutside():
+                self._labels(event)
             case ModelPublished() | RolledBack():
                 self._serve(event)
             case RollBackRefused():
@@ -203,12 +206,20 @@ class Campaign:
             self.scan = event.scan
             if event.scan not in self.scans:
                 self.scans.append(event.scan)
-            self._of_scan = 0
-            self._unlabelled = 0
+            self._of_scan = self._unlabelled = self._from_outside = 0
         self.frames += n
         self._of_scan += n
         self._unlabelled += n
         self.gate.arrived(n)
+
+    def _labels(self, event: LabelsReady | LabelsFromOutside) -> None:
+        count = event.count if event.scan == self.scan else 0
+        if isinstance(event, LabelsFromOutside):
+            self._from_outside += count
+            return
+        self.labelling = False
+        if count:
+            self._labelled = event.scan
 
     def _judge(self, event: PredictionReady) -> list[Action]:
         if event.version == self.version:
@@ -339,7 +350,8 @@ class Campaign:
         return at_once or self._unlabelled >= self.settings.label_every
 
     def _training_is_due(self) -> bool:
-        if self.training or self._going_back or self._labelled != self.scan:
+        labelled = self._labelled == self.scan or self._from_outside >= self.settings.frames_to_label
+        if self.training or self._going_back or not labelled:
             return False
         return self._rounds_left > 0 if self._ended else True
 

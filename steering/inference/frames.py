@@ -73,6 +73,12 @@ def frames_of(
     )
 
 
+def kept_rows(live: LiveImage, frame_id: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Rows of those of these frames whose counts are still kept, and how many are known but no longer kept."""
+    known = sorted(live.frames.row[frame] for frame in set(frame_id.tolist()) & live.frames.row.keys())
+    return (np.zeros(0, np.int64), len(known)) if live.forgotten else (np.array(known, np.int64), 0)
+
+
 def forget_beyond(scans: Iterable[LiveImage], budget: int) -> None:
     """Let go of the counts of scans that are over until the others fit into so many bytes, the oldest scan first.
 

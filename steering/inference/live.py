@@ -138,26 +138,28 @@ class LiveImage:
             shown["weight"][part] = self.stitcher.weight_of(part)
 
     def add(self, prediction: Prediction, **columns: NDArray) -> None:
-        """Keep the first prediction of frames, whose patches are stitched already."""
-        self.frames.append(
-            prediction.frame_id,
-            position=prediction.position,
-            residual=prediction.residual,
-            live_residual=prediction.residual,
-            offset=prediction.offset,
-            version=prediction.model_version,
-            first_version=prediction.model_version,
-            looked=prediction.model_version,
-            **columns,
-        )
+        """Keep the first prediction of frames, whose patches are stitched already; columns: what else to keep."""
+        said: dict[str, NDArray] = {"position": prediction.position, "offset": prediction.offset}
+        said |= dict.fromkeys(("residual", "live_residual"), prediction.residual)
+        said |= dict.fromkeys(("version", "first_version", "looked"), prediction.model_version)
+        self.frames.append(prediction.frame_id, **(said | columns))
 
-    def improve(self, rows: NDArray[np.int64], patches: NDArray[np.complex64], residual: NDArray, version: int) -> None:
+    def improve(
+        self,
+        rows: NDArray[np.int64],
+        patches: NDArray[np.complex64],
+        *,
+        residual: NDArray,
+        trust: NDArray,
+        version: int,
+    ) -> None:
         """Put better predictions of frames in the place of their old ones."""
         where = self.frames["position"][rows]
         self.stitcher.remove(self.frames["patch"][rows], where)
         self.frames["offset"][rows] = self.stitch(patches, where)
         self.frames["patch"][rows] = patches
         self.frames["residual"][rows] = residual
+        self.frames["trust"][rows] = trust
         self.frames["version"][rows] = version
 
     def behind(self, version: int, expected: float, most: int) -> NDArray[np.int64]:
@@ -181,15 +183,14 @@ class LiveImage:
         """The live image with units, the truth beside it where it is known, and the table of frames: what object.zarr
         holds of a scan."""
         image, seen = self.network_image()
-        trust, version = self._maps()
+        maps = self._maps()
         pixel, unit = self.geometry.object_pixel, {"units": self.geometry.length_unit}
         hidden = ~seen
         fields = {
             "amplitude": np.where(hidden, np.nan, np.abs(image)).astype(np.float32),
             "phase": np.where(hidden, np.nan, np.angle(image)).astype(np.float32),
-            "trust": np.where(hidden, np.nan, trust).astype(np.float32),
-            "model_version": np.where(hidden, np.nan, version).astype(np.float32),
         }
+        fields |= {name: np.where(hidden, np.nan, value).astype(np.float32) for name, value in maps.items()}
         if self.refined is not None:
             outside = ~self.refined.covered
             fields["amplitude_refined"] = np.where(outside, np.nan, np.abs(self.refined.object)).astype(np.float32)
@@ -210,6 +211,7 @@ class LiveImage:
             "residual": ("frame", self.frames["live_residual"]),
             "residual_now": ("frame", self.frames["residual"]),
         }
+        rows |= {"frame_trust": ("frame", self.frames["trust"])}
         rows |= {name: ("frame", self.frames[name]) for name in ("offset", "held_out", "error", "acquired")}
         return xr.Dataset(
             {name: (("y", "x"), value, _UNITS[name]) for name, value in fields.items()} | rows,
@@ -223,20 +225,28 @@ class LiveImage:
         pixel, unit = self.geometry.object_pixel, {"units": self.geometry.length_unit}
         return {axis: (axis, (np.arange(size) + start) * pixel, unit) for axis, size, start in grid}
 
-    def _maps(self) -> tuple[NDArray, NDArray]:
-        """Trust: illumination-weighted residual. Version: the newest that had a say in a pixel."""
+    def _maps(self) -> dict[str, NDArray]:
+        """Trust and residual of the frames that shone on a pixel, weighted by their light; trust of those that are
+        evidence, NaN where none is. Version: the newest that had a say in a pixel."""
         size = self.weight.shape[0]
-        total = np.zeros(self.canvas.shape, np.float32)
-        trust = np.zeros(self.canvas.shape, np.float32)
+        light, residual, evidence, trust = np.zeros((4, *self.canvas.shape), np.float32)
         version = np.full(self.canvas.shape, -1, np.float32)
         corners, _ = self.canvas.corners(self.frames["position"], size)
         strong = self.weight > 0.2
-        for (y, x), residual, number in zip(corners, self.frames["residual"], self.frames["version"], strict=True):
+        columns = (self.frames[name] for name in ("residual", "trust", "version"))
+        for (y, x), misfit, share, number in zip(corners, *columns, strict=True):
             window = (slice(y, y + size), slice(x, x + size))
-            total[window] += self.weight
-            trust[window] += self.weight * residual
+            light[window] += self.weight
+            residual[window] += self.weight * misfit
+            if np.isfinite(share):
+                evidence[window] += self.weight
+                trust[window] += self.weight * share
             version[window] = np.where(strong, np.maximum(version[window], number), version[window])
-        return trust / np.maximum(total, 1e-6), np.where(version < 0, np.nan, version)
+        return {
+            "trust": np.where(evidence > 0, trust / np.maximum(evidence, 1e-6), np.nan),
+            "pixel_residual": residual / np.maximum(light, 1e-6),
+            "model_version": np.where(version < 0, np.nan, version),
+        }
 
 
 def place(truth: Truth, canvas: Canvas) -> NDArray[np.complex64]:
@@ -262,6 +272,7 @@ _UNITS = {
     "phase_refined": {"units": "rad", "long_name": "phase, refined"},
     "truth_amplitude": {"units": "1", "long_name": "transmission amplitude, truth"},
     "truth_phase": {"units": "rad", "long_name": "phase, truth"},
-    "trust": {"units": "1", "long_name": "far-field residual, 0 is best"},
+    "trust": {"units": "1", "long_name": "share of the model's validation frames that look as bad, 0 is worst"},
+    "pixel_residual": {"units": "1", "long_name": "far-field residual, 0 is best"},
     "model_version": {"units": "1", "long_name": "model version"},
 }

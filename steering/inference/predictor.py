@@ -21,11 +21,13 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.campaign import DecisionSuggested, Event, FrameSetAside, PredictionReady
+from steering.campaign import Event, FrameSetAside, PredictionReady
+from steering.inference.adviser import Advice, Adviser, Handover
 from steering.inference.batch import Batch, Inbox, make_batch
 from steering.inference.evaluate import HoldOut, Score, patch_errors, score_refined, score_versions
-from steering.inference.frames import LabelFrames, forget_beyond, frames_of
+from steering.inference.frames import LabelFrames, frames_of, kept_rows
 from steering.inference.live import LiveImage, Truth
+from steering.inference.scans import Scans
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
 from steering.inference.sift import Register
@@ -40,7 +42,7 @@ from steering.ptychography import (
     patch_weight,
     surprise,
 )
-from steering.records import Field, Geometry, Prediction, chunk_geometry
+from steering.records import Field, Geometry, Prediction
 
 T = TypeVar("T")
 _SWITCH_S = 2e-4
@@ -62,8 +64,12 @@ class Predictor:
     """What is known of scans beforehand: used to report errors, never to predict."""
     settings: PredictorSettings = dataclasses.field(default_factory=PredictorSettings)
 
-    async def start(self) -> None:
-        """Load the newest model and be ready for frames."""
+    async def start(self, handover: Handover | None = None) -> None:
+        """Load the newest model and be ready for frames.
+
+        handover: where this one takes the place of another, what to go on from. The frames of that one come again;
+        only what is not known of them is told.
+        """
         torch.set_num_threads(1)
         # Each operator gives up the interpreter and asks for it again: Python in another thread of this process (a
         # version being made ready, messages) must hand it back at once, not after the usual 5 ms.
@@ -76,13 +82,15 @@ class Predictor:
         self._installing = asyncio.Lock()
         self._models = ModelStore(self.store)
         self._mask = ~self.geometry.good()
-        self._serving = await asyncio.to_thread(Serving.newest, self._models, self.settings)
+        self._handover = handover or Handover()
+        self._serving = await asyncio.to_thread(Serving.begin, self._models, self.settings, self._handover.version)
         self._serving.engine.serving.mask(self._mask)
+        if handover is not None:
+            self.probe = self._serving.engine.serving.probe
         self._canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
-        self._scans: dict[str, LiveImage] = {}
-        self._scan: str | None = None
+        self._scans = Scans(self._canvas, self.geometry, self.truths, late_bytes=self.settings.late_bytes)
+        self._adviser = Adviser(self.policy, self._scans.images, self._handover.advice)
         self._register = Register()
-        self._installs: list[Installed] = []
         self._again_due = False
         self._at_rest = 0
         """Frames predicted when old ones were last looked at again."""
@@ -121,19 +129,11 @@ class Predictor:
             )
             if installed.accepted:
                 await self._do(self._swap)
-            self._installs.append(installed)
         return installed
 
-    async def suggest(self, n: int) -> DecisionSuggested:
+    async def suggest(self, n: int) -> Advice:
         """Ask the policy for up to n positions."""
-        decision = await self._do(self.policy.suggest, n)
-        return DecisionSuggested(
-            time=time.time(),
-            positions=tuple((float(y), float(x)) for y, x in decision.positions),
-            reasons=decision.reasons,
-            dwell=None if decision.dwell is None else tuple(float(d) for d in decision.dwell),
-            stop=decision.stop,
-        )
+        return await self._do(self._adviser.suggest, n)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or
@@ -153,12 +153,12 @@ class Predictor:
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
-        await self._do(self._scans[scan].show_labelled, labels, shown, residual)
+        await self._do(self._scans.images[scan].show_labelled, labels, shown, residual)
 
     async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
         """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
         one is shown by now."""
-        return await self._do(self._scans[scan].show, refined, refinements)
+        return await self._do(self._scans.images[scan].show, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
@@ -167,23 +167,27 @@ class Predictor:
     async def evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         """How well model versions do on the frames of a scan that errors are reported from: the network's own patches,
         stitched. Empty where the truth is not known, or no such frame was measured."""
-        return await self._do(score_versions, self._models, versions, self._scans[scan], self._mask)
+        live = self._scans.get(scan)
+        return {} if live is None else await self._do(score_versions, self._models, versions, live, self._mask)
 
     async def evaluate_refined(self, scan: str) -> Score | None:
         """How good the refined object of a scan is; None where the truth is not known or nothing was refined."""
-        return await self._do(score_refined, self._scans[scan])
+        live = self._scans.get(scan)
+        return None if live is None else await self._do(score_refined, live)
 
     async def versions_of(self, scan: str) -> tuple[int, int]:
-        """The version in service when the scan's first frame came, and when its last one did."""
-        frames = self._scans[scan].frames
-        if not len(frames):
+        """The version in service when the scan's first frame came, and when its last one did: that in service now for
+        a scan of which no frame is known."""
+        live = self._scans.get(scan)
+        if live is None:
             return self._serving.version, self._serving.version
-        return int(frames["first_version"][0]), int(frames["first_version"][-1])
+        first = live.frames["first_version"]
+        return int(first[0]), int(first[-1])
 
     async def figures(self) -> dict[str, Any]:
         """What the predictor has to say in numbers."""
-        live = self._scans.get(self._scan or "")
-        residual = float(np.median(live.frames["residual"][-50:])) if live and len(live.frames) else None
+        live = self._scans.get()
+        residual = None if live is None else float(np.median(live.frames["residual"][-50:]))
         return {
             "frames_predicted": self.predicted,
             "version": self._serving.version,
@@ -192,8 +196,6 @@ class Predictor:
             "latency_ms": {f"p{q}": 1e3 * float(np.percentile(self.latency or [np.nan], q)) for q in (50, 99)},
             "way": self._serving.engine.way.name,
             "ways": {name: trial.figures() for name, trial in self._serving.engine.trials.items()},
-            "versions_refused": sum(not installed.accepted for installed in self._installs),
-            "frames_set_aside": dict(self._register.aside),
             "frames_out_of_order": self._register.out_of_order,
             "frame_ids_missing": self._register.missing,
         }
@@ -219,7 +221,7 @@ class Predictor:
         if not taken:
             return
         self._loop.call_soon_threadsafe(self._make_room, len(taken))
-        live = self._live_image(taken[0][0])
+        live = self._scans.of_chunk(taken[0][0], self._weight)
         batch, mask = self._sifted(taken, live)
         if batch is None:
             return
@@ -245,15 +247,17 @@ class Predictor:
             batch, mask, aside = make_batch(taken, known=live.frames.row, mask=self._mask, canvas=self._canvas)
         used = np.zeros(0, np.int64) if batch is None else batch.frame_id
         self._register.note(live.scan, used, aside)
+        known = self._handover.aside.get(live.scan, frozenset())
         for reason, ids in aside.items():
-            self._emit(FrameSetAside(time=time.time(), scan=live.scan, frame_ids=ids, reason=reason))
+            if new := tuple(i for i in ids if i not in known):
+                self._emit(FrameSetAside(time=time.time(), scan=live.scan, frame_ids=new, reason=reason))
         return batch, mask
 
     def _predict_batch(self, batch: Batch, live: LiveImage) -> None:
         ids, counts, where = batch.frame_id, batch.counts, batch.position
         patches, residual = self._predict(counts)
         foretold = None
-        if getattr(self.policy, "foretold", False):  # of the image as it is before these frames
+        if self._adviser.foretold:  # of the image as it is before these frames
             foretold = surprise(live.stitcher, where, counts, self.probe, self._mask)
         prediction = Prediction(
             frame_id=ids,
@@ -266,8 +270,12 @@ class Predictor:
             offset=live.stitch(patches, where),
             model_version=np.full(len(ids), self._serving.version),
         )
+        known = self._handover.first_version(live.scan, ids)
+        verdict = self._judge(counts, residual, prediction.offset)
         live.add(
             prediction,
+            trust=verdict.trust,
+            first_version=np.where(known < 0, prediction.model_version, known),
             patch=patches,
             counts=counts,
             held_out=self.hold_out.held_out(ids),
@@ -276,15 +284,28 @@ class Predictor:
             error=patch_errors(live, patches, where),
             acquired=batch.acquired,
         )
-        self.policy.ingest(prediction, live.view())
-        verdict = self._verdict(prediction, counts)
+        self._adviser.ingest(prediction, live)
+        new = known < 0
+        if new.all():
+            self._tell(prediction, verdict)
+        elif new.any():
+            rows = prediction.rows(new)
+            self._tell(rows, self._judge(counts[new], rows.residual, rows.offset))
+
+    def _judge(self, counts: NDArray, residual: NDArray, offset: NDArray) -> Verdict:
+        """How far to believe predictions of the version in service. While what older versions said is being replaced,
+        an offset to it tells more of them than of the frame."""
+        offset = np.full(len(counts), np.nan) if self._again_due else offset
+        return judge(counts, residual, offset, mask=self._mask, version=self._serving.described)
+
+    def _tell(self, prediction: Prediction, verdict: Verdict) -> None:
         self._emit(
             PredictionReady(
                 time=time.time(),
-                scan=live.scan,
-                frame_ids=tuple(ids.tolist()),
+                scan=prediction.scan,
+                frame_ids=tuple(prediction.frame_id.tolist()),
                 version=self._serving.version,
-                residual=float(np.median(residual)),
+                residual=float(np.median(prediction.residual)),
                 trust_by_residual=tuple(verdict.by_residual.tolist()),
                 trust_by_offset=tuple(verdict.by_offset.tolist()),
                 validation_frames=len(self._serving.described.validation_residuals),
@@ -292,29 +313,8 @@ class Predictor:
             )
         )
 
-    def _verdict(self, prediction: Prediction, counts: NDArray) -> Verdict:
-        """How far to believe a prediction. While what older versions said is being replaced, an offset to it tells
-        more of them than of the frame."""
-        offset = np.full(len(counts), np.nan) if self._again_due else prediction.offset
-        return judge(counts, prediction.residual, offset, mask=self._mask, version=self._serving.described)
-
-    def _live_image(self, chunk: xr.Dataset) -> LiveImage:
-        scan = str(chunk.attrs["scan"])
-        if scan not in self._scans:
-            if self._scan is not None:
-                self._scans[self._scan].retire()
-                forget_beyond(self._scans.values(), self.settings.late_bytes)
-            patch = int(self._serving.engine.serving.network.dials["patch"])
-            geometry = chunk_geometry(chunk)
-            self._scans[scan] = LiveImage(
-                scan,
-                self._canvas,
-                patch_weight(self.probe, patch),
-                geometry if geometry.shape == self.geometry.shape else self.geometry,
-                self.truths.get(scan),
-            )
-            self._scan = scan
-        return self._scans[scan]
+    def _weight(self) -> NDArray[np.float32]:
+        return patch_weight(self.probe, int(self._serving.engine.serving.network.dials["patch"]))
 
     def _predict(self, counts: NDArray) -> tuple[NDArray, NDArray]:
         """(n, patch, patch) complex64, in memory that the next call overwrites, and (n,) far-field residual."""
@@ -323,8 +323,8 @@ class Predictor:
 
     def _canary(self) -> Canary | None:
         """The newest frames of this scan that nobody was trained on."""
-        live = self._scans.get(self._scan or "")
-        if live is None or not len(live.frames):
+        live = self._scans.get()
+        if live is None:
             return None
         rows = np.flatnonzero(live.frames["held_out"] | live.frames["withheld"])[-self.settings.canary :]
         return Canary(counts=live.frames["counts"][rows], mask=self._mask.copy())
@@ -332,7 +332,7 @@ class Predictor:
     def _swap(self) -> None:
         self._serving.swap(self._mask)
         self.probe = self._serving.engine.serving.probe
-        if self._scan is not None and not self._again_due:
+        if self._scans.get() is not None and not self._again_due:
             self._again_due = True
             self._thread.submit(self._guarded, self._predict_again)
 
@@ -346,19 +346,19 @@ class Predictor:
             self._loop.call_soon_threadsafe(self._loop.call_later, _LATER_S, self._look_again)
             return
         begun, predicted = time.perf_counter(), self.predicted
-        live = self._scans[self._scan or ""]
-        version = self._serving.version
-        if not len(live.frames):
-            self._again_due = False
-            return
-        rows = live.behind(version, self._serving.expected, self.settings.again)
+        live, version = self._scans.get(), self._serving.version
+        rows = np.zeros(0, np.int64)
+        if live is not None:
+            rows = live.behind(version, self._serving.expected, self.settings.again)
         self._again_due = len(rows) > 0
-        if not len(rows):
+        if live is None or not len(rows):
             return
-        patches, residual = self._predict(live.frames["counts"][rows])
+        counts = live.frames["counts"][rows]
+        patches, residual = self._predict(counts)
         live.frames["looked"][rows] = version
         better = residual < live.frames["residual"][rows]
-        live.improve(rows[better], patches[better], residual[better], version)
+        trust = self._judge(counts, residual, live.frames["offset"][rows]).trust
+        live.improve(rows[better], patches[better], residual=residual[better], trust=trust[better], version=version)
         rest = 9 * (time.perf_counter() - begun) if predicted != self._at_rest else 0.0
         self._at_rest = predicted
         self._loop.call_soon_threadsafe(self._loop.call_later, rest, self._look_again)
@@ -368,23 +368,21 @@ class Predictor:
 
     def _label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         live = self._scans.get(scan)
-        if live is None or live.retired or not len(live.frames):
+        if live is None or live.retired:
             return None
         rows = slice(max(0, len(live.frames) - newest), None)
         return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask)
 
     def _late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
         live = self._scans.get(scan)
-        if live is None or not len(live.frames):
+        if live is None:
             return None, 0
-        known = sorted(live.frames.row[frame] for frame in set(frame_id.tolist()) & live.frames.row.keys())
-        known, gone = (known, 0) if not live.forgotten else ([], len(known))
-        rows = np.array(known, np.int64)
+        rows, gone = kept_rows(live, frame_id)
         return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask), gone
 
     def _live(self, scan: str | None) -> xr.Dataset | None:
-        live = self._scans.get(scan or self._scan or "")
-        return None if live is None or not len(live.frames) else live.dataset()
+        live = self._scans.get(scan)
+        return None if live is None else live.dataset()
 
 
 @dataclass(frozen=True, kw_only=True)

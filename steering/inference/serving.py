@@ -66,12 +66,12 @@ class Serving:
         engine.serving.load(store.weights(number), number=number, expected=described.validation_residual or 0.0)
 
     @classmethod
-    def newest(cls, store: ModelStore, settings: PredictorSettings) -> Serving:
-        """The newest version of a store in service, run in the way that is fastest here.
+    def begin(cls, store: ModelStore, settings: PredictorSettings, number: int | None = None) -> Serving:
+        """A version of a store, by default the newest, in service, run in the way that is fastest here.
 
         Raises FileNotFoundError for a store without a version.
         """
-        number = store.newest()
+        number = store.newest() if number is None else number
         if number is None:
             raise FileNotFoundError(f"found no model in {store.path}, expected version 0 before the first frame")
         network = store.load(number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Mapping
 
 import numpy as np
@@ -72,22 +71,19 @@ def _outside(where: NDArray[np.float64], canvas: Canvas, window: int) -> NDArray
 
 
 class Register:
-    """What was not as it should be with the frames of a campaign, in numbers."""
+    """In what order the frames of a campaign came, and which never did."""
 
     def __init__(self) -> None:
-        self.aside: Counter[str] = Counter()
-        """Frames that were set aside, by reason."""
         self.out_of_order = 0
         """Frames that came after one with a higher id: they are used like all others."""
         self._seen: dict[str, set[int]] = {}
 
     def note(self, scan: str, used: NDArray[np.int64], aside: Mapping[str, tuple[int, ...]]) -> None:
-        """Count the frames of a batch: the ids that are used, and those set aside by reason."""
+        """Take note of a batch: the ids that are used, and those set aside by reason."""
         seen = self._seen.setdefault(scan, set())
         before = np.maximum.accumulate(np.concatenate([[max(seen, default=-1)], used]))
         self.out_of_order += int((used < before[:-1]).sum())
         seen.update(used.tolist(), *aside.values())
-        self.aside.update({reason: len(ids) for reason, ids in aside.items()})
 
     @property
     def missing(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,11 @@ class Prediction:
     def patches(self) -> NDArray[np.complex64]:
         """(frame, y, x) complex: amplitude * exp(i phase)."""
         return (self.amplitude * np.exp(1j * self.phase)).astype(np.complex64)
+
+    def rows(self, which: slice | NDArray[np.bool_]) -> Prediction:
+        """The same of these frames only."""
+        of_frames = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scan"}
+        return replace(self, **{name: v[which] for name, v in of_frames.items() if v is not None})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

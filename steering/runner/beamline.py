@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,25 +14,54 @@ import xarray as xr
 
 from steering.campaign import ChunkArrived, DecisionSuggested, Event, FrameRefused, SourceEnded
 from steering.records import Decision
+from steering.runner.asking import asked
 from steering.sources import Source
 
 
+@dataclass(frozen=True, kw_only=True)
+class Undelivered(Event):
+    """A chunk could not be sent to the predictor of this number. The source waits for another predictor."""
+
+    predictor: int
+    error: Exception
+
+
 class Beamline:
-    """Runs a source on the worker that has one."""
+    """Runs a source on the worker that has one.
+
+    Chunks are kept until the runner lets go of their scan: a predictor that takes the place of another is sent them
+    again.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     async def start(self, predictor: Any) -> None:
-        """Begin to measure what decisions ask for, and to send it to the predictor."""
+        """Begin to measure what decisions ask for, and to send it to the predictor, which is number 0."""
         self._loop = asyncio.get_running_loop()
+        self._predictor, self._number = predictor, 0
+        self._kept: list[xr.Dataset] = []
+        self._turn = asyncio.Condition()
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._chunks: asyncio.Queue[xr.Dataset | Exception | None] = asyncio.Queue(1)
         self._refused: dict[str, int] = {}
         self.frames = 0
         self.first = self.last = 0.0
         threading.Thread(target=self._pull, name="source", daemon=True).start()
-        self._sender = asyncio.create_task(self._send(predictor))
+        self._sender = asyncio.create_task(self._send())
+
+    async def go_on_with(self, predictor: Any, number: int) -> int:
+        """Send another predictor what is kept, and from then on what is measured. Returns the frames sent again."""
+        async with self._turn:
+            for chunk in self._kept:
+                await asked(predictor, "receive", chunk)
+            self._predictor, self._number = predictor, number
+            self._turn.notify_all()
+            return sum(chunk.sizes["frame"] for chunk in self._kept)
+
+    async def let_go(self, scan: str) -> None:
+        """Keep the chunks of a scan no longer."""
+        self._kept = [chunk for chunk in self._kept if chunk.attrs["scan"] != scan]
 
     async def apply(self, decision: DecisionSuggested) -> None:
         """Tell the source where to measure next."""
@@ -99,17 +129,12 @@ class Beamline:
             return False
         return True
 
-    async def _send(self, predictor: Any) -> None:
+    async def _send(self) -> None:
         while (chunk := await self._chunks.get()) is not None:
             if isinstance(chunk, Exception):
                 self._events.put_nowait(chunk)
                 return
-            try:
-                # One at a time: the next is sent when this one is acknowledged, so that they arrive in order.
-                await predictor.receive(chunk)
-            except Exception as error:  # handed on to whoever reads the events
-                self._events.put_nowait(error)
-                return
+            await self._deliver(chunk)
             now = time.time()
             self.first = self.first or now
             self.last = now
@@ -118,3 +143,14 @@ class Beamline:
             self._events.put_nowait(ChunkArrived(time=now, scan=str(chunk.attrs["scan"]), frame_ids=ids))
             self._tell_refused()
         self._events.put_nowait(SourceEnded(time=time.time()))
+
+    async def _deliver(self, chunk: xr.Dataset) -> None:
+        """One at a time: the next is sent when this one is acknowledged, so that they arrive in order."""
+        async with self._turn:
+            self._kept.append(chunk)
+            number = self._number
+            try:
+                await asked(self._predictor, "receive", chunk)
+            except Exception as error:  # handed on to whoever reads the events, and who knows what to do
+                self._events.put_nowait(Undelivered(time=time.time(), predictor=number, error=error))
+                await self._turn.wait_for(lambda: self._number != number)

@@ -41,8 +41,11 @@ from steering.inference import Installed
 from steering.learning import PARTS, GroupLost, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.crew import Crew, asked
+from steering.runner.asking import asked
+from steering.runner.beamline import Undelivered
+from steering.runner.crew import Crew
 from steering.runner.experiment import Experiment
+from steering.runner.failover import Failover
 from steering.runner.figures import Ledger, snapshot, summary
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
@@ -66,10 +69,11 @@ class Runner:
         self.campaign = Campaign(settings=experiment.safe_campaign, frame_time=1 / experiment.source.frame_rate)
         self.ledger = Ledger(experiment, self.campaign)
         self.candidate: CandidateReady | None = None
-        self.crew: Crew | None = None
+        self.failover: Failover | None = None
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._jobs: set[asyncio.Task] = set()
         self._source_ended = False
+        self._writing = asyncio.Lock()
 
     async def run(self) -> dict[str, Any]:
         """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised."""
@@ -81,21 +85,26 @@ class Runner:
         finally:
             for job in self._jobs:
                 job.cancel()
-            if self.crew is not None:
-                await self.crew.close()
+            if self.failover is not None:
+                await self.failover.crew.close()
 
     async def save(self) -> None:
         """Write the live image of every scan so far into the run's folder."""
-        if self.crew is None:
+        if self.failover is None:
             return
         for scan in self.campaign.scans:
-            live = await self.crew.predictor.live(scan)
-            if live is not None:
+            await self._save(scan)
+
+    async def _save(self, scan: str) -> None:
+        async with self._writing:
+            live = await self._failover.ask("live", scan)
+            if live is not None:  # else it is a scan that was saved before the predictor was lost
                 await asyncio.to_thread(self.folder.write_object, scan, live)
 
     async def live(self) -> xr.Dataset | None:
         """The live image of the scan being measured; None before the first frame."""
-        return None if self.crew is None else await self.crew.predictor.live()
+        image: xr.Dataset | None = None if self.failover is None else await self.failover.ask("live")
+        return image
 
     async def command(self, name: str, version: int | None = None) -> str:
         """A person's word, see Command. Returns what will be done; raises ValueError where it cannot be done now."""
@@ -111,9 +120,9 @@ class Runner:
 
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display."""
-        if self.crew is None:
+        if self.failover is None:
             return {"status": "starting", "elapsed_s": time.time() - self.ledger.begun}
-        return snapshot(self.ledger, await self.crew.source.figures(), await self.crew.predictor.figures())
+        return snapshot(self.ledger, await self._crew.source.figures(), await self.failover.ask("figures"))
 
     async def _be_ready(self) -> None:
         try:
@@ -133,16 +142,17 @@ class Runner:
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
         # scheduler, and then hears nothing of its futures for ever.
         client = await get_client()
-        self.crew = await Crew.assemble(client, experiment, self.folder)
+        crew = await Crew.assemble(client, experiment, self.folder)
+        self.failover = Failover(crew=crew, campaign=self.campaign, emit=self._events.put_nowait)
         self._take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
-        self._start(self._pump(self.crew.source))
-        self._start(self._pump(self.crew.predictor))
+        self._start(self._hear_the_source())
+        self._start(self._hear_the_predictor())
         self._labelling = Labelling(
             experiment=experiment,
             folder=self.folder,
             campaign=self.campaign,
             ledger=self.ledger,
-            crew=self.crew,
+            failover=self.failover,
             emit=self._events.put_nowait,
             re_form=self._re_form,
         )
@@ -156,13 +166,12 @@ class Runner:
             if isinstance(event, Exception):
                 raise event
             self._take(event)
-        if not self._source_ended:
-            await self._let_the_source_end()
+        await self._hear_the_last_frames()
 
-    async def _let_the_source_end(self) -> None:
+    async def _hear_the_last_frames(self) -> None:
         """A person's stop finishes the campaign while frames are on their way: they still belong to the run."""
         await self._crew.source.close()
-        while not self._source_ended:
+        while not (self._source_ended and self.ledger.unheard == 0):
             event = await asyncio.wait_for(self._events.get(), _LAST_FRAMES_S)
             if isinstance(event, Exception):
                 raise event
@@ -170,9 +179,12 @@ class Runner:
 
     def _take(self, event: Event) -> None:
         self._log(event)
+        before = self.campaign.scan
         actions = self.campaign.handle(event)
         if self.campaign.scan is not None:
             self.ledger.own_end[self.campaign.scan] = self.campaign.version
+        if before not in (None, self.campaign.scan):
+            self._start(self._leave(str(before)))
         for raised in self.campaign.raised:
             self._log(raised)
         self.campaign.raised.clear()
@@ -195,15 +207,28 @@ class Runner:
         except Exception as error:  # raised again by `_conduct`, which is what ends the run
             self._events.put_nowait(error)
 
-    async def _pump(self, actor: Any) -> None:
+    async def _hear_the_source(self) -> None:
         while True:
-            for event in await actor.events():
+            for event in await self._crew.source.events():
+                if not isinstance(event, Undelivered):
+                    self._events.put_nowait(event)
+                elif not await self._failover.replaced(event.predictor):
+                    raise event.error
+
+    async def _hear_the_predictor(self) -> None:
+        while True:
+            for event in await self._failover.events():
                 self._events.put_nowait(event)
+
+    async def _leave(self, scan: str) -> None:
+        """A scan is over: what came of it is written down, so that no loss can take it away."""
+        await self._save(scan)
+        await self._failover.let_go(scan)
 
     async def _carry_out(self, action: Action) -> None:
         match action:
             case AskPolicy(positions):
-                self._events.put_nowait(await self._crew.predictor.suggest(positions))
+                self._events.put_nowait(await self._failover.suggest(positions))
             case Steer(decision):
                 await self._steer(decision)
             case Label(scan):
@@ -223,10 +248,14 @@ class Runner:
                 await self._crew.source.close()
 
     @property
-    def _crew(self) -> Crew:
-        if self.crew is None:
+    def _failover(self) -> Failover:
+        if self.failover is None:
             raise RuntimeError("found no actors yet, expected `run` to have started them")
-        return self.crew
+        return self.failover
+
+    @property
+    def _crew(self) -> Crew:
+        return self._failover.crew
 
     async def _steer(self, decision: DecisionSuggested) -> None:
         if decision.reasons:
@@ -257,7 +286,7 @@ class Runner:
 
     async def _go_on_without(self, outcomes: list[Round | BaseException]) -> None:
         """A round has failed. Where ranks are gone, the others form a group of their own; else the failure is ours."""
-        lost = await self._crew.lost(get_client())
+        lost = await self._crew.lost_ranks(get_client())
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if not lost or len(lost) == len(outcomes):
             # What the ranks say of one another is a consequence; the cause is what one of them says of itself.
@@ -277,7 +306,7 @@ class Runner:
         begun = time.perf_counter()
         version = self._version(number, (self.campaign.version,))
         await self._crew.ranks[0].publish(self.folder.models, version)
-        installed: Installed = await self._crew.predictor.install(number)
+        installed: Installed = await self._failover.ask("install", number)
         self.ledger.seconds["publish"] += time.perf_counter() - begun
         if not installed.accepted:
             await self._take_back(number, installed)
@@ -296,8 +325,9 @@ class Runner:
         """Serve an older version, and let the ranks go on from it: candidates that descend from the other one would
         bring back what it was."""
         number, wanted = action.version, -_BETTER if action.if_better else None
-        installed: Installed = await self._crew.predictor.install(number, canary=action.if_better, margin=wanted)
+        installed: Installed = await self._failover.ask("install", number, canary=action.if_better, margin=wanted)
         if not installed.accepted:
+            self.ledger.refused += 1
             self._events.put_nowait(RollBackRefused(time=time.time(), version=number, reason=installed.reason))
             return
         await asyncio.to_thread(ModelStore(self.folder.models).point_to, number)
@@ -310,6 +340,7 @@ class Runner:
     async def _take_back(self, number: int, installed: Installed) -> None:
         """A version that the predictor has refused was never in service: later candidates are held against the one
         that is, and its number is free for the next of them."""
+        self.ledger.refused += 1
         await asyncio.to_thread(ModelStore(self.folder.models).withdraw, number, installed.version)
         await self._crew.ranks[0].serve(self.folder.models, installed.version)
         self._events.put_nowait(
@@ -338,7 +369,7 @@ class Runner:
 
     async def _sum_up(self) -> dict[str, Any]:
         self.ledger.too_late = len(waiting(self.folder.path))
-        figures = await summary(self.ledger, self._crew)
+        figures = await summary(self.ledger, self._crew, self._failover)
         self.folder.write_summary(figures)
         return figures
 

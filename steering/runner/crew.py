@@ -9,42 +9,42 @@ from urllib.parse import urlsplit
 
 from distributed import Client
 
-from steering.inference import Predictor
+from steering.inference import Handover, Predictor
 from steering.learning import MeetingPoint, Rank
+from steering.runner.asking import asked
 from steering.runner.beamline import Beamline
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
+
+_RESTART_S = 120.0
+"""How long a worker may take to be there again: importing torch from a slow disk needs a minute."""
 
 
 @dataclass
 class Crew:
     """Handles of the actors, and what must live as long as they do."""
 
+    experiment: Experiment
+    folder: RunFolder
     source: Any
     predictor: Any
+    predictor_home: str
+    """Address of its worker."""
     ranks: list[Any]
     """In the order of their ranks."""
     homes: list[str]
     """Address of the worker of each rank."""
     meeting: MeetingPoint
     generation: int = 0
+    """Of the group of ranks."""
+    predictor_number: int = 0
+    """How many predictors were lost before this one."""
     _held: list[Any] = field(default_factory=list)
 
     @classmethod
     async def assemble(cls, client: Client, experiment: Experiment, folder: RunFolder) -> Crew:
         """Start source, predictor and ranks. Raises RuntimeError where the cluster lacks a role."""
         workers = await _roles(client)
-        source = experiment.source
-        predictor = Predictor(
-            field=source.field,
-            geometry=source.geometry,
-            probe=source.probe,
-            policy=experiment.policy,
-            store=folder.models,
-            hold_out=experiment.hold_out,
-            truths=experiment.truths(),
-            settings=experiment.prediction,
-        )
         rank = Rank(experiment.network, experiment.strategy, experiment.trainer)
         if len(workers["trainer"]) < experiment.ranks:
             raise RuntimeError(
@@ -52,28 +52,52 @@ class Crew:
                 "start the cluster with as many ranks as the experiment has"
             )
         futures = [
-            await _actor(client, Beamline(source), worker=workers["source"][0]),
-            await _actor(client, predictor, worker=workers["inference"][0]),
+            await _actor(client, Beamline(experiment.source), worker=workers["source"][0]),
+            await _actor(client, _predictor(experiment, folder), worker=workers["inference"][0]),
         ]
         homes = workers["trainer"][: experiment.ranks]
         futures += [await _actor(client, rank, worker=home) for home in homes]
         actors = await asyncio.gather(*futures)
         meeting = MeetingPoint(str(urlsplit(workers["runner"][0]).hostname))
-        crew = cls(actors[0], actors[1], list(actors[2:]), homes, meeting, _held=futures)
+        crew = cls(
+            experiment,
+            folder,
+            actors[0],
+            actors[1],
+            workers["inference"][0],
+            list(actors[2:]),
+            homes,
+            meeting,
+            _held=futures,
+        )
         await crew.predictor.start()
         await crew.source.start(crew.predictor)
         await crew._join()
         return crew
 
-    async def lost(self, client: Client) -> list[int]:
+    async def lost_ranks(self, client: Client) -> list[int]:
         """Ranks whose worker is gone; where none is, the scheduler gets a few seconds to notice."""
-        for _ in range(50):
-            known = await client.scheduler.identity(n_workers=-1)
-            gone = [rank for rank, home in enumerate(self.homes) if home not in known["workers"]]
-            if gone:
-                return gone
-            await asyncio.sleep(0.1)
-        return []
+        gone = await _gone(client, self.homes)
+        return [rank for rank, home in enumerate(self.homes) if home in gone]
+
+    async def predictor_lost(self, client: Client) -> bool:
+        """Whether the predictor's worker is gone, in the same way."""
+        return bool(await _gone(client, [self.predictor_home]))
+
+    async def replace_predictor(self, client: Client, handover: Handover) -> int:
+        """Start another predictor, and have the source send it the frames. Returns how many it was sent again.
+
+        Raises RuntimeError where no worker has room for it in time, and what an actor raises whose worker is lost.
+        """
+        home = await _home(client, "inference", gone=self.predictor_home)
+        self._held[1] = future = await _actor(client, _predictor(self.experiment, self.folder), worker=home)
+        self.predictor_home = home
+        predictor = await future
+        await asked(predictor, "start", handover)
+        frames: int = await self.source.go_on_with(predictor, self.predictor_number + 1)
+        self.predictor = predictor
+        self.predictor_number += 1
+        return frames
 
     async def re_form(self, lost: list[int]) -> None:
         """Form the group anew from the ranks that are left; each keeps its weights, samples and buffer."""
@@ -97,6 +121,44 @@ class Crew:
                 await asyncio.wait_for(asked(actor, "close"), 5)
             except Exception:  # noqa: S112 - what is gone already needs no closing
                 continue
+
+
+def _predictor(experiment: Experiment, folder: RunFolder) -> Predictor:
+    source = experiment.source
+    return Predictor(
+        field=source.field,
+        geometry=source.geometry,
+        probe=source.probe,
+        policy=experiment.policy,
+        store=folder.models,
+        hold_out=experiment.hold_out,
+        truths=experiment.truths(),
+        settings=experiment.prediction,
+    )
+
+
+async def _gone(client: Client, homes: list[str]) -> set[str]:
+    for _ in range(50):
+        known = await client.scheduler.identity(n_workers=-1)
+        gone = set(homes) - set(known["workers"])
+        if gone:
+            return gone
+        await asyncio.sleep(0.1)
+    return set()
+
+
+async def _home(client: Client, role: str, *, gone: str) -> str:
+    """Address of a worker of that role, when there is one again: who watches over the lost one starts another."""
+    for _ in range(int(_RESTART_S / 0.2)):
+        known = (await client.scheduler.identity(n_workers=-1))["workers"]
+        homes = [address for address, worker in known.items() if role in worker["resources"] and address != gone]
+        if homes:
+            return sorted(homes)[0]
+        await asyncio.sleep(0.2)
+    raise RuntimeError(
+        f"found no worker with the resource {role} within {_RESTART_S:.0f} s of the loss of the one at {gone}, "
+        f'expected another: start workers under a nanny, or a second one with --resources "{role}=1"'
+    )
 
 
 async def _roles(client: Client) -> dict[str, list[str]]:
@@ -123,9 +185,3 @@ async def _actor(client: Client, thing: Any, *, worker: str) -> Any:
 
 def _same(thing: Any) -> Any:
     return thing
-
-
-async def asked(actor: Any, method: str, *arguments: Any, **named: Any) -> Any:
-    """The answer of an actor. Where its worker is known to be gone, already the name of the method raises: here that
-    is an answer like any other."""
-    return await getattr(actor, method)(*arguments, **named)

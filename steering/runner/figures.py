@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.campaign import Campaign, Event
+from steering.campaign import Campaign, ChunkArrived, Event, FrameSetAside, PredictionReady, PredictorReplaced
 from steering.inference import Score
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
 from steering.runner.crew import Crew
 from steering.runner.experiment import Experiment
+from steering.runner.failover import Failover
 from steering.runner.outside import OutsideReport, outside_figures
 from steering.runner.words import tell
 
 _OF_PREDICTION = (
     "way",
     "ways",
-    "versions_refused",
-    "frames_set_aside",
     "frames_out_of_order",
     "frame_ids_missing",
 )
@@ -40,6 +39,16 @@ class Ledger:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """By part: label, publish, and those of a training step (mean over ranks)."""
     published: int = 0
+    refused: int = 0
+    """Versions that the predictor has tried and not put into service."""
+    arrived: int = 0
+    """Frames on their way to the predictor, or there."""
+    predicted: int = 0
+    """Frames."""
+    aside: Counter[str] = field(default_factory=Counter)
+    """Frames that were set aside, by reason."""
+    replaced: int = 0
+    """Times that a predictor was lost and another took its place."""
     labels: int = 0
     """Frames in the newest labels."""
     left_out: int = 0
@@ -61,8 +70,22 @@ class Ledger:
 
     def note(self, event: Event) -> None:
         """Keep what the display and the summary tell of an event."""
+        match event:
+            case ChunkArrived():
+                self.arrived += len(event.frame_ids)
+            case PredictionReady():
+                self.predicted += len(event.frame_ids)
+            case FrameSetAside():
+                self.aside[event.reason] += len(event.frame_ids)
+            case PredictorReplaced():
+                self.replaced += 1
         if tell(event) is not None:
             self.told.append(event)
+
+    @property
+    def unheard(self) -> int:
+        """Frames that arrived and are neither predicted nor set aside yet."""
+        return max(0, self.arrived - self.predicted - self.aside.total())
 
 
 def snapshot(ledger: Ledger, source: dict[str, Any], predictor: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +101,7 @@ def snapshot(ledger: Ledger, source: dict[str, Any], predictor: dict[str, Any]) 
         "scans_total": len(ledger.experiment.scans) or None,
         "frames_acquired": source["frames_acquired"],
         "frames_expected": ledger.experiment.frames,
-        "frames_predicted": predictor["frames_predicted"],
+        "frames_predicted": ledger.predicted,
         "frames_dropped": source["frames_dropped"],
         "frames_per_s": source["frames_acquired"] / seconds if seconds > 0.5 else None,
         "version": predictor["version"],
@@ -128,22 +151,23 @@ def composition(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
+async def summary(ledger: Ledger, crew: Crew, failover: Failover) -> dict[str, Any]:
     """The figures of summary.json, errors by the versions that matter included."""
-    source, predictor = await crew.source.figures(), await crew.predictor.figures()
+    source, predictor = await crew.source.figures(), await failover.ask("figures")
     errors: dict[str, dict[str, Any]] = {}
     correlations: dict[str, float | None] = {}
     for scan in ledger.campaign.scans:
-        first, last = await crew.predictor.versions_of(scan)
+        first, last = await failover.ask("versions_of", scan)
         own_end = ledger.own_end.get(scan, last)
-        scores: dict[int, Score] = await crew.predictor.evaluate(scan, tuple({first, own_end, ledger.campaign.version}))
+        versions = tuple({first, own_end, ledger.campaign.version})
+        scores: dict[int, Score] = await failover.ask("evaluate", scan, versions)
         if not scores:
             continue
         stages = {"first": first, "own_end": own_end, "run_end": ledger.campaign.version}
         errors[scan] = {stage: _finite(scores[version].phase_error) for stage, version in stages.items()}
         errors[scan]["versions"] = stages
         correlations["held_out"] = _finite(scores[ledger.campaign.version].phase_correlation)
-        refined = await crew.predictor.evaluate_refined(scan)
+        refined = await failover.ask("evaluate_refined", scan)
         if refined is not None:
             correlations["refined"] = _finite(refined.phase_correlation)
     return {
@@ -151,13 +175,18 @@ async def summary(ledger: Ledger, crew: Crew) -> dict[str, Any]:
         "ranks": len(crew.ranks),
         "scans": list(ledger.campaign.scans),
         "frames_acquired": source["frames_acquired"],
-        "frames_predicted": predictor["frames_predicted"],
+        "frames_predicted": ledger.predicted,
         "frames_dropped": source["frames_dropped"],
         "versions_published": ledger.published,
         "remote_representatives_share": remote_share(ledger),
         "rehearsal_buffer": composition(ledger),
         "prediction_latency_ms": predictor["latency_ms"],
-        "prediction": {name: predictor[name] for name in _OF_PREDICTION},
+        "prediction": {
+            **{name: predictor[name] for name in _OF_PREDICTION},
+            "versions_refused": ledger.refused,
+            "frames_set_aside": dict(ledger.aside),
+            "predictors_lost": ledger.replaced,
+        },
         "frames_no_evidence": dict(ledger.campaign.unjudged),
         "phase_error": errors,
         # Of one scan; of several it would have to be told which.

@@ -13,6 +13,7 @@ from distributed import get_client
 from steering.campaign import Campaign, Event, LabelsReady
 from steering.runner.crew import Crew
 from steering.runner.experiment import Experiment
+from steering.runner.failover import Failover
 from steering.runner.figures import Ledger
 from steering.runner.folder import RunFolder
 from steering.runner.labels import LabelReport, make_labels
@@ -33,11 +34,16 @@ class Labelling:
     folder: RunFolder
     campaign: Campaign
     ledger: Ledger
-    crew: Crew
+    failover: Failover
     emit: Callable[[Event], None]
     """Where events go."""
     re_form: Callable[[list[int]], Awaitable[None]]
     """What to do about lost ranks."""
+
+    @property
+    def crew(self) -> Crew:
+        """The actors, as they are by now."""
+        return self.failover.crew
 
     async def make(self, scan: str) -> None:
         """Carry out the action to label: an event answers it, whatever becomes of it."""
@@ -52,7 +58,7 @@ class Labelling:
             settings=self.experiment.labels,
         )
         if report is None:
-            report = LabelReport(0, float("nan"), 0.0)  # a rank died as its share was sent: labels are made again
+            report = LabelReport(0, float("nan"), 0.0)  # somebody died meanwhile: labels are made again
         self.ledger.seconds["label"] += report.seconds
         self.ledger.labels = report.count
         self.ledger.left_out += report.left_out
@@ -71,12 +77,15 @@ class Labelling:
         return self.ledger.strata.setdefault(scan, len(self.ledger.strata))
 
     async def _at_labels(self, task: Callable[..., Any], *arguments: Any, priority: int = 0, **dials: Any) -> Any:
-        """The result of a task where labels are made; None where a rank died of which it needed something."""
-        client, generation = get_client(), self.crew.generation
+        """The result of a task where labels are made; None where a rank or the predictor died of which it needed
+        something."""
+        client, generation, predictor = get_client(), self.crew.generation, self.crew.predictor_number
         try:
             return await client.submit(task, *arguments, **dials, resources={"label": 1}, pure=False, priority=priority)
         except Exception:
-            lost = await self.crew.lost(client)
+            if await self.failover.replaced(predictor):
+                return None
+            lost = await self.crew.lost_ranks(client)
             if generation != self.crew.generation:
                 return None  # it was sent to ranks of a group that has been left since
             if not lost:

@@ -13,6 +13,7 @@ from steering.campaign import (
     LabelsFromOutside,
     LabelsReady,
     ModelPublished,
+    PredictorReplaced,
     RankLost,
     RollBackRefused,
     RolledBack,
@@ -38,6 +39,10 @@ def _of_models(event: Event) -> str | None:
             return f"model {event.version} did no better: {event.reason}"
         case RankLost():
             return f"rank {event.rank} lost"
+        case PredictorReplaced():
+            return (
+                f"the predictor was lost; another goes on after {event.seconds:.0f} s, {event.frames} frames sent again"
+            )
     return None
 
 

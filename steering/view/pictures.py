@@ -207,18 +207,18 @@ def live_picture(live: xr.Dataset) -> bytes | None:
     phase = live["phase"].values
     middle = np.angle(np.exp(1j * phase[there]).sum())
     phase = np.where(there, np.angle(np.exp(1j * (phase - middle))), np.nan)
-    parts = [
-        ("amplitude", np.where(there, live["amplitude"].values, np.nan), "gray"),
-        ("phase (rad)", phase, "viridis"),
-    ]
-    if "trust" in live:
-        parts.append(("residual, low is good", live["trust"].values, "viridis_r"))
+    amplitude = np.where(there, live["amplitude"].values, np.nan)
+    parts = [("amplitude", amplitude, "gray", limits(amplitude)), ("phase (rad)", phase, "viridis", limits(phase))]
+    if "trust" in live and np.isfinite(live["trust"].values).any():
+        parts.append(("trust, 0 is worst", live["trust"].values, "viridis", (0.0, 1.0)))
+    elif "pixel_residual" in live:  # no version with validation frames has said anything yet
+        residual = live["pixel_residual"].values
+        parts.append(("residual, low is good", residual, "viridis_r", limits(residual)))
     measured = curves_of({"live": live})
     columns = len(parts) + bool(measured)
     ny, nx = there.shape
     drawing, axes = figure(1, columns, height=min(WIDTH / columns * ny / nx, 5.0) + 0.3)
-    for ax, (title, values, colours) in zip(axes[0], parts, strict=False):
-        low, high = limits(values)
+    for ax, (title, values, colours, (low, high)) in zip(axes[0], parts, strict=False):
         drawn = ax.imshow(values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
         drawing.colorbar(drawn, ax=ax, location="bottom", fraction=0.05, pad=0.02).outline.set_visible(False)
         ax.set_title(title)

@@ -1,0 +1,126 @@
+"""The policy beside the predictor: what it takes in, what it answers, and what of it outlives the predictor."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.campaign import DecisionSuggested
+from steering.inference.live import LiveImage
+from steering.policies import Policy
+from steering.records import Prediction
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Advice:
+    """An answer of the policy together with the policy as it was after it.
+
+    Whoever has the newest one can let the policy go on elsewhere: what was answered is not said again, and an answer
+    that never arrived was not given.
+    """
+
+    decision: DecisionSuggested
+    policy: bytes | None
+    """Pickled, without the live images; None: this policy cannot be."""
+    ingested: Mapping[str, int]
+    """How many frames of each scan it had taken in, the first to arrive."""
+
+
+class Adviser:
+    """Asks a policy, and tells it of each frame once. One thread owns it."""
+
+    def __init__(self, policy: Policy, scans: Mapping[str, LiveImage], last: Advice | None = None) -> None:
+        """scans: live images by scan, looked at as they are then. last: go on from there, not from `policy`."""
+        self._policy = policy
+        self._scans = scans
+        self._last = last
+        self._ingested = {} if last is None else dict(last.ingested)
+        self.foretold = bool(getattr(policy, "foretold", False))
+        """Whether the policy wants to know how well the image foretold each frame."""
+
+    def ingest(self, prediction: Prediction, live: LiveImage) -> None:
+        """Tell the policy of frames that stand at the end of the live image's table, unless it knows them."""
+        first = len(live.frames) - len(prediction.frame_id)
+        known = max(0, self._ingested.get(live.scan, 0) - first)
+        if known >= len(prediction.frame_id):
+            return
+        self._awake().ingest(prediction.rows(slice(known, None)) if known else prediction, live.view())
+        self._ingested[live.scan] = len(live.frames)
+
+    def suggest(self, n: int) -> Advice:
+        """Ask for up to n positions."""
+        policy = self._awake()
+        decision = policy.suggest(n)
+        return Advice(
+            decision=DecisionSuggested(
+                time=time.time(),
+                positions=tuple((float(y), float(x)) for y, x in decision.positions),
+                reasons=decision.reasons,
+                dwell=None if decision.dwell is None else tuple(float(d) for d in decision.dwell),
+                stop=decision.stop,
+            ),
+            policy=self._pickled(policy),
+            ingested=dict(self._ingested),
+        )
+
+    def _awake(self) -> Policy:
+        """The policy. One that goes on from elsewhere is made only now, when the images that it knew are there."""
+        if self._last is not None and self._last.policy is not None:
+            self._policy = _Loader(io.BytesIO(self._last.policy), self._scans).load()
+        self._last = None
+        return self._policy
+
+    def _pickled(self, policy: Policy) -> bytes | None:
+        file = io.BytesIO()
+        try:
+            _Saver(file, self._scans).dump(policy)
+        except (pickle.PicklingError, TypeError, AttributeError):  # a policy that holds a socket, a file, a thread
+            return None
+        return file.getvalue()
+
+
+class _Saver(cloudpickle.Pickler):
+    """Live images are only named: they are large, and are there again before the policy is."""
+
+    def __init__(self, file: io.BytesIO, scans: Mapping[str, LiveImage]) -> None:
+        super().__init__(file)
+        self._names = {id(live.view()): name for name, live in scans.items()}
+
+    def persistent_id(self, thing: Any) -> str | None:
+        return self._names.get(id(thing))
+
+
+class _Loader(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, scans: Mapping[str, LiveImage]) -> None:
+        super().__init__(file)
+        self._scans = scans
+
+    def persistent_load(self, name: str) -> Any:
+        return self._scans[name].view() if name in self._scans else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Handover:
+    """What a predictor is told that takes the place of a lost one, before the frames come again."""
+
+    version: int | None = None
+    """To be put into service; None: the newest."""
+    advice: Advice | None = None
+    """The newest; None: the policy was not asked yet."""
+    predicted: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """Of each scan, the frames whose prediction is known already, and the version that made it."""
+    aside: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """And those that are known to be set aside."""
+
+    def first_version(self, scan: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) int64 the version that was the first to predict each frame; -1 where none is known."""
+        known = self.predicted.get(scan, {})
+        return np.array([known.get(i, -1) for i in ids.tolist()], np.int64)

@@ -1,0 +1,187 @@
+"""Laws of a predictor that is lost: another goes on, and no decision and no frame is lost or said twice."""
+
+import asyncio
+import collections
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from skimage import data as pictures
+
+from steering.campaign import Settings
+from steering.clusters import local
+from steering.inference import Handover, Predictor
+from steering.inference.adviser import Adviser
+from steering.learning import Reconstruction, TrainerSettings
+from steering.learning.strategies import ER
+from steering.models import ProbeFirst
+from steering.policies import Adaptive, GradientResidual, SpaceFilling
+from steering.ptychography import patch_weight, zone_plate
+from steering.runner import Experiment, RunFolder, start
+from steering.sources import SimulatedBeamline, Stage, sample
+from tests.test_inference import FIELD, GEOMETRY, PROBE, chunks, publish
+
+CANDIDATES = np.random.default_rng(3).uniform(-20, 20, (60, 2))
+KINDS = {
+    "space-filling": lambda: SpaceFilling(CANDIDATES),
+    "adaptive": lambda: Adaptive(CANDIDATES, beam=12.0),
+}
+
+
+def new(store, policy):
+    return Predictor(field=FIELD, geometry=GEOMETRY, probe=PROBE, policy=policy, store=store)
+
+
+def handover(told, advice):
+    """What a runner would hand over that has heard these events and this newest answer."""
+    predicted = collections.defaultdict(dict)
+    for event in told:
+        predicted[event.scan].update(dict.fromkeys(event.frame_ids, event.version))
+    return Handover(version=0, advice=advice, predicted=predicted, aside={})
+
+
+async def heard(me):
+    """Everything that was said until now."""
+    await me.live()
+    return [] if me._events.empty() else await me.events()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lost", [0, 5, 9])
+@pytest.mark.parametrize("deaf", [False, True], ids=["answered", "not answered"])
+def test_another_predictor_goes_on_where_the_lost_one_was(tmp_path, kind, lost, deaf):
+    """Lost after any chunk; its last answer, and what it said of its last frames, may never have been heard. The
+    positions decided on are distinct, in the policy's own order, and all of them; every frame is told once."""
+    publish(tmp_path, 0)
+    publish(tmp_path, 1, noise=0.01)  # not in service when the predictor was lost
+    sent = list(chunks(n=60))
+
+    async def main():
+        advice, told, decided = None, [], []
+        me = new(tmp_path, KINDS[kind]())
+        await me.start(Handover(version=0))
+        for number, chunk in enumerate(sent):
+            await me.receive(chunk)
+            answer = await me.suggest(5)
+            if number == lost:
+                if not deaf:
+                    advice = answer
+                    decided += answer.decision.positions
+                    told += await heard(me)
+                me = new(tmp_path, KINDS[kind]())
+                await me.start(handover(told, advice))
+                for again in sent[: number + 1]:
+                    await me.receive(again)
+                if not deaf:
+                    continue
+                answer = await me.suggest(5)  # asked again, because nothing was heard
+            advice = answer
+            decided += answer.decision.positions
+            told += await heard(me)
+        return decided, told, await me.live(), me._adviser._awake(), await me.figures()
+
+    decided, told, live, policy, figures = asyncio.run(main())
+    assert len(decided) == len(set(decided)) == len(CANDIDATES)
+    if kind == "space-filling":
+        order = SpaceFilling(CANDIDATES).suggest(len(CANDIDATES)).positions
+        np.testing.assert_array_equal(decided, order)
+    assert [i for event in told for i in event.frame_ids] == list(range(60))
+    assert live["frame"].values.tolist() == list(range(60))
+    assert policy._measured == 60  # each frame was ingested once
+    assert figures["version"] == 0
+
+
+def test_a_policy_goes_on_with_the_image_that_is_there_now(tmp_path):
+    """Its state travels without the live image, which the next predictor makes anew."""
+    publish(tmp_path, 0)
+    sent = list(chunks(n=40))
+
+    async def main():
+        me = new(tmp_path, GradientResidual(CANDIDATES, beam=12.0))
+        await me.start()
+        for chunk in sent:
+            await me.receive(chunk)
+        advice = await me.suggest(1)
+        other = new(tmp_path, GradientResidual(CANDIDATES, beam=12.0))
+        await other.start(handover(await heard(me), advice))
+        for chunk in sent:
+            await other.receive(chunk)
+        return advice, await me.suggest(20), await other.suggest(20), other
+
+    advice, expected, said, other = asyncio.run(main())
+    image = other._scans.images["a"].view()
+    assert len(advice.policy) < sum(part.nbytes for part in image.values()) / 4
+    assert other._adviser._awake()._live is image
+    assert said.decision.positions == expected.decision.positions
+
+
+def test_a_policy_that_cannot_travel_says_so_with_its_answer():
+    class Bound(SpaceFilling):
+        def __init__(self, candidates):
+            super().__init__(candidates)
+            self.lock = threading.Lock()
+
+    advice = Adviser(Bound(CANDIDATES), {}).suggest(3)
+    assert advice.policy is None
+    assert len(advice.decision.positions) == 3
+
+
+def experiment(**dials):
+    """Two small samples, one after the other."""
+    probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
+    stages = [
+        Stage(name, sample(getattr(pictures, name)(), phase=-2.0, absorption=0.1, size=128), 150)
+        for name in ("brick", "coins")
+    ]
+    source = SimulatedBeamline(stages, probe=probe, step=5.0, frame_rate=25.0)
+    return Experiment(
+        source=source,
+        policy=SpaceFilling(source.candidates),
+        network=ProbeFirst(window=64, patch=40, width=8),
+        strategy=ER(Reconstruction(patch_weight(probe, 40))),
+        trainer=TrainerSettings(batch=4, candidates=2, representatives=4, deadline=10.0),
+        campaign=Settings(steps=10, **dials),
+        scans=("brick", "coins"),
+        ranks=1,
+    )
+
+
+def kill(client, name):
+    """kill -9 of the worker of that name, as it is now."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    home = next(address for address, worker in workers.items() if worker["name"] == name)
+    os.kill(client.run(os.getpid, workers=[home])[home], signal.SIGKILL)
+
+
+def told(folder, name):
+    return [event for event in folder.events() if event["event"] == name]
+
+
+@pytest.mark.slow
+def test_the_campaign_goes_on_when_the_predictor_is_killed(tmp_path):
+    """kill -9 of its worker in each of two scans: no decision and no frame is lost or repeated, and both images are
+    there at the end."""
+    folder = RunFolder.create(tmp_path / "run")
+    with local(ranks=1) as client:
+        run = start(experiment(), client, folder)
+        for scan, losses in (("brick", 1), ("coins", 2)):
+            while not sum(len(e["frame_ids"]) for e in told(folder, "PredictionReady") if e["scan"] == scan) > 40:
+                assert not run.done, run.result()
+                time.sleep(0.05)
+            kill(client, "inference")
+            while len(told(folder, "PredictorReplaced")) < losses:
+                assert not run.done, run.result()
+                time.sleep(0.05)
+        figures = run.result()
+    assert figures["prediction"]["predictors_lost"] == 2
+    assert figures["frames_predicted"] == figures["frames_acquired"] == 300
+    for scan in ("brick", "coins"):
+        predicted = [i for e in told(folder, "PredictionReady") if e["scan"] == scan for i in e["frame_ids"]]
+        assert len(predicted) == len(set(predicted)) == 150
+        assert sorted(folder.objects()[scan]["frame"].values) == sorted(predicted)
+    decided = collections.Counter(tuple(p) for e in told(folder, "DecisionSuggested") for p in e["positions"])
+    assert max(decided.values()) <= 2  # once in each scan
+    assert any(event["version"] for event in told(folder, "ModelPublished"))
