@@ -277,7 +277,7 @@ def stops(scan: Scan, order: NDArray[np.int64], coming: int = 48) -> list[dict[s
     """How the stop rule does on a way, for each of its RATIOS that the way ever reaches for good.
 
     Its target: the next frames, which the image has not seen, are foretold to a ratio of what the network makes of
-    them. The oracle knows them all, and stops where that is so for good; it takes the rule's window at least.
+    them. The oracle knows them all, and stops where that is so for good; it takes at least the frames that the rule does.
     """
     order = order[: len(order) // 2 + coming]
     told = list(scan.trial.foretold(order, at_once=AT_ONCE, ahead=coming))
@@ -286,7 +286,7 @@ def stops(scan: Scan, order: NDArray[np.int64], coming: int = 48) -> list[dict[s
     found = []
     for ratio in RATIOS:
         rule, steps = StopRule(ratio=ratio), 0
-        oracle = max(1 + max(np.flatnonzero(ahead > ratio), default=0), -(-rule.window // AT_ONCE))
+        oracle = max(1 + max(np.flatnonzero(ahead > ratio), default=0), -(-rule.least // AT_ONCE))
         while steps < len(told) and rule.reason() is None:
             rule.note(told[steps][0])
             steps += 1
