@@ -277,7 +277,7 @@ def stops(scan: Scan, order: NDArray[np.int64], coming: int = 48) -> list[dict[s
     """How the stop rule does on a way, for each of its RATIOS that the way ever reaches for good.
 
     Its target: the next frames, which the image has not seen, are foretold to a ratio of what the network makes of
-    them. The oracle knows them all, and stops where that is so for good; it takes at least the frames that the rule does.
+    them. The oracle knows them all, and stops where that is so for good, and no earlier than the rule ever does.
     """
     order = order[: len(order) // 2 + coming]
     told = list(scan.trial.foretold(order, at_once=AT_ONCE, ahead=coming))

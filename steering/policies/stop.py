@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from steering.records import Prediction
 
-
 _STANDARD_ERRORS = 1.5
 """By which the share must be below the ratio."""
 _LEAST_HALF_LIVES = 3
