@@ -24,6 +24,7 @@ from steering.ptychography import (
     far_field_residual,
     filled,
     patch_weight,
+    poisson_floor,
     simulate,
     surprise,
     zone_plate,
@@ -264,7 +265,9 @@ def test_the_floor_is_what_counting_noise_leaves_of_the_truth(counts, masked):
     frames = rng.poisson(np.repeat(expected, 600, 0))
     measured = far_field_residual(np.repeat(patch, 600, 0), frames, probe, mask)
     error = measured.std() / np.sqrt(len(measured))
-    assert abs(measured.mean() - expected_floor(patch, probe, mask)[0]) < 4 * error + 2e-3 * measured.mean()
+    floor = expected_floor(patch, probe, mask)[0]
+    assert abs(measured.mean() - floor) < 4 * error + 2e-3 * measured.mean()
+    assert poisson_floor(frames, mask).mean() == pytest.approx(floor, rel=0.03)  # the other one, from the counts alone
 
 
 def test_enough_light_does_not_depend_on_the_light_that_there_was():

@@ -37,17 +37,7 @@ from steering.learning import Loop, Place, Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
 from steering.models import ModelStore, Network, ProbeFirst, PtychoNN
 from steering.policies import SpaceFilling
-from steering.ptychography import (
-    Canvas,
-    RefineSettings,
-    aim_probe,
-    extract_patches,
-    patch_weight,
-    refine,
-    rescale_probe,
-    simulate,
-    zone_plate,
-)
+from steering.ptychography import Canvas, extract_patches, patch_weight, simulate, zone_plate
 from steering.records import Field, Geometry, ModelVersion, make_chunk
 from steering.runner import RunFolder, on_ranks
 from steering.sources import read_recording, sample
@@ -92,16 +82,9 @@ def recorded(passes: int) -> Frames | None:
     if not file.exists():
         return None
     recording = read_recording(file, zero_frequency="corner")
-    if recording.probe is None:
-        raise ValueError(f"{file}: found no probe, expected a guess of it")
     where, mask = recording.positions / recording.geometry.object_pixel, ~recording.geometry.good()
-    (y0, x0), (y1, x1) = where.min(0), where.max(0)
-    canvas = Canvas.around(Field(y0, y1, x0, x1), 128)
-    probe = rescale_probe(aim_probe(recording.probe, recording.counts, mask), recording.counts, mask)
-    settings = RefineSettings(passes=passes, probe_from_pass=1)
-    refined = refine(recording.counts, where, probe, canvas, mask=mask, settings=settings)
-    patches = extract_patches(refined.object, canvas, where, 64)
-    return Frames(counts=recording.counts, patches=patches, position=where, probe=refined.probe, mask=mask)
+    patches, probe = recording.labels(patch=64, passes=passes)
+    return Frames(counts=recording.counts, patches=patches, position=where, probe=probe, mask=mask)
 
 
 def trained(kind: type[Network], frames: Frames, options: argparse.Namespace) -> Network:

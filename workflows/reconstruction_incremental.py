@@ -26,17 +26,7 @@ from steering.learning import Loop, Place, Reconstruction, Tally, TrainerSetting
 from steering.learning.epochs import Epochs
 from steering.learning.strategies import STRATEGIES
 from steering.models import ProbeFirst
-from steering.ptychography import (
-    Canvas,
-    RefineSettings,
-    aim_probe,
-    extract_patches,
-    patch_weight,
-    refine,
-    rescale_probe,
-    simulate,
-    zone_plate,
-)
+from steering.ptychography import Canvas, extract_patches, patch_weight, simulate, zone_plate
 from steering.records import Field
 from steering.runner import RunFolder, on_ranks
 from steering.sources import read_recording, sample
@@ -92,22 +82,13 @@ def siemens(options: argparse.Namespace) -> Course:
         raise RuntimeError("found no STEERING_DATA, expected this environment variable to name the folder of the data")
     file = Path(named) / "ptycho-aps-velociprobe-siemens" / "siemens-star-small.npz.bz2"
     recording = read_recording(file, zero_frequency="corner")
-    if recording.probe is None:
-        raise ValueError(f"{file}: found no probe, expected a guess of it")
     where = recording.positions / recording.geometry.object_pixel
-    mask = ~recording.geometry.good()
-    (y0, x0), (y1, x1) = where.min(0), where.max(0)
-    window = recording.geometry.shape[0]
-    canvas = Canvas.around(Field(y0, y1, x0, x1), window)
-    probe = rescale_probe(aim_probe(recording.probe, recording.counts, mask), recording.counts, mask)
-    settings = RefineSettings(passes=options.passes, probe_from_pass=1)
-    refined = refine(recording.counts, where, probe, canvas, mask=mask, settings=settings)
-    patches = extract_patches(refined.object, canvas, where, window // 2)
+    patches, probe = recording.labels(patch=64, passes=options.passes)
     middle = np.median(where, axis=0)
     quarter = 2 * (where[:, 0] > middle[0]) + (where[:, 1] > middle[1])
     names = ("upper left", "upper right", "lower left", "lower right")
     tasks = [Task(name, recording.counts[quarter == k], patches[quarter == k]) for k, name in enumerate(names)]
-    return Course(tasks, refined.probe, mask)
+    return Course(tasks, probe, ~recording.geometry.good())
 
 
 def learn(place: Place, course: Course, name: str, options: argparse.Namespace) -> dict:

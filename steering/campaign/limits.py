@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,28 +46,23 @@ class Guard:
     frame_time: float = 0.0
     frames: int = 0
     """Positions allowed in this scan. One that brings no frame counts too: nobody knows whether the shutter opened."""
-    _places: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
-    """(n, 4): y, x, dwell, and seconds of beam there from all places within reach, its own included."""
+    _places: NDArray[np.float64] = field(default_factory=lambda: np.zeros((4, 0)))
+    """(4, n): y, x, dwell, and seconds of beam there from all places within reach, its own included."""
 
     def begin(self) -> None:
         """A new scan, and with it a new sample or a new place on it: nothing of it was measured yet."""
-        self.frames, self._places = 0, np.zeros((0, 4))
+        self.frames, self._places = 0, np.zeros((4, 0))
 
     def limited(self, decision: DecisionSuggested) -> tuple[DecisionSuggested, Counter[str]]:
         """What of a decision is allowed, and how many positions were refused for each reason.
 
         A decision with which the scan reaches its most frames stops it. Changes nothing; see `allow`.
         """
-        refused: Counter[str] = Counter()
+        dwell = self._dwell(decision)
         trial = replace(self)
-        kept = []
-        for index, position in enumerate(decision.positions):
-            objection = trial._objection(position, self._dwell(decision, index))
-            if objection is None:
-                trial._add(position, self._dwell(decision, index))
-                kept.append(index)
-            else:
-                refused[objection] += 1
+        objections = trial._objections(decision.positions, dwell)
+        refused = Counter(objection for objection in objections if objection is not None)
+        kept = [index for index, objection in enumerate(objections) if objection is None]
         full = self.limits.frames is not None and trial.frames >= self.limits.frames
         reasons = tuple(decision.reasons[index] for index in kept)
         if full or decision.stop:
@@ -77,47 +73,61 @@ class Guard:
             decision,
             positions=tuple(decision.positions[index] for index in kept),
             reasons=reasons,
-            dwell=tuple(self._dwell(decision, index) for index in kept) if own_dwell else None,
+            dwell=tuple(dwell[index] for index in kept) if own_dwell else None,
             stop=decision.stop or full,
         )
         return allowed, refused
 
     def allow(self, decision: DecisionSuggested) -> None:
         """Count the positions of a decision that will be carried out."""
-        for index, position in enumerate(decision.positions):
-            self._add(position, self._dwell(decision, index))
+        self._make_room(len(decision.positions))
+        for position, dwell in zip(decision.positions, self._dwell(decision), strict=True):
+            self._add(position, dwell)
 
-    def _dwell(self, decision: DecisionSuggested, index: int) -> float:
-        dwell = self.frame_time if decision.dwell is None else decision.dwell[index]
-        return max(dwell, self.limits.shortest_dwell or 0.0)
+    def _dwell(self, decision: DecisionSuggested) -> list[float]:
+        """Seconds of each position."""
+        named = (self.frame_time,) * len(decision.positions) if decision.dwell is None else decision.dwell
+        return [max(dwell, self.limits.shortest_dwell or 0.0) for dwell in named]
 
-    def _objection(self, position: tuple[float, float], dwell: float) -> str | None:
-        limits = self.limits
-        if not np.isfinite((*position, dwell)).all():
-            return "its position or dwell is no number"
-        if limits.area is not None and not limits.area.contains(np.array([position]), _rounding(limits.area))[0]:
-            return "outside the allowed area"
-        if limits.frames is not None and self.frames >= limits.frames:
-            return "the scan has its most frames"
-        if limits.exposure is not None:
-            near, beam = self._around(position)
-            # Not the new place alone: those around it get its beam too.
-            if dwell + max(beam, self._places[near, 3].max(initial=0.0)) > limits.exposure * (1 + 1e-9):
-                return "the place has its most exposure"
-        return None
+    def _objections(self, positions: Sequence[tuple[float, float]], dwell: Sequence[float]) -> list[str | None]:
+        """Why each position is refused; None where it is allowed, and then it counts for those that follow."""
+        limits, where = self.limits, np.array(positions, float).reshape(-1, 2)
+        numbers = np.isfinite(np.column_stack([where, dwell])).all(1)
+        inside = numbers if limits.area is None else limits.area.contains(where, _rounding(limits.area))
+        most = np.inf if limits.exposure is None else limits.exposure * (1 + 1e-9)
+        self._make_room(len(positions))
+        found: list[str | None] = []
+        for k, position in enumerate(positions):
+            objection = None
+            if not numbers[k]:
+                objection = "its position or dwell is no number"
+            elif not inside[k]:
+                objection = "outside the allowed area"
+            elif limits.frames is not None and self.frames >= limits.frames:
+                objection = "the scan has its most frames"
+            elif not self._add(position, dwell[k], most=most):
+                objection = "the place has its most exposure"
+            found.append(objection)
+        return found
 
-    def _add(self, position: tuple[float, float], dwell: float) -> None:
-        self.frames += 1
+    def _make_room(self, count: int) -> None:
+        """A table of one's own with room for so many places more: `_add` writes into it."""
         if self.limits.exposure is not None:
-            near, beam = self._around(position)
-            places = self._places.copy()
-            places[near, 3] += dwell
-            self._places = np.concatenate([places, [[*position, dwell, beam + dwell]]])
+            self._places = np.concatenate([self._places[:, : self.frames], np.empty((4, count))], axis=1)
 
-    def _around(self, position: tuple[float, float]) -> tuple[NDArray[np.bool_], float]:
-        """The places within reach of one, bool (n,), and the seconds of beam that they bring to it."""
-        near = np.hypot(*(self._places[:, :2] - position).T) <= self.limits.reach
-        return near, float(self._places[near, 2].sum())
+    def _add(self, position: tuple[float, float], dwell: float, *, most: float = np.inf) -> bool:
+        """Count a position; False, and nothing is counted, where any place would get more than `most` seconds by it."""
+        if self.limits.exposure is not None:
+            y, x, seconds, total = self._places[:, : self.frames]
+            near = np.flatnonzero(np.hypot(y - position[0], x - position[1]) <= self.limits.reach)
+            beam = float(seconds[near].sum())
+            # Not the new place alone: those around it get its beam too.
+            if dwell + max(beam, total[near].max(initial=0.0)) > most:
+                return False
+            total[near] += dwell
+            self._places[:, self.frames] = *position, dwell, beam + dwell
+        self.frames += 1
+        return True
 
 
 def _rounding(area: Field) -> float:

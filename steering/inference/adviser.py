@@ -95,6 +95,7 @@ class _Saver(cloudpickle.Pickler):
         self._names = {id(live.view()): name for name, live in scans.items()}
 
     def persistent_id(self, thing: Any) -> str | None:
+        """The scan whose live image this is; None: not a live image, it is saved whole."""
         return self._names.get(id(thing))
 
 
@@ -104,6 +105,7 @@ class _Loader(pickle.Unpickler):
         self._scans = scans
 
     def persistent_load(self, name: str) -> Any:
+        """The live image of the scan as it is now; None where there is no such scan any more."""
         return self._scans[name].view() if name in self._scans else None
 
 

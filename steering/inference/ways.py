@@ -155,6 +155,7 @@ class _Reader(nn.Module):
         self.network = network
 
     def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """What the network's `look` makes of n frames -> amplitude and phase (n, patch, patch)."""
         return self.network.read(*views)
 
 

@@ -46,36 +46,30 @@ class Place:
     """Seconds that a rank waits for the others in a collective."""
 
     def join(self, generation: int = 0, *, device: torch.device = CPU) -> dist.ProcessGroup:
-        """Join the other ranks in torch's default group; returns a second one, for the exchange of representatives."""
-        return join(self, generation=generation, device=device)
+        """Join the other ranks in torch's default group; returns a second one, for the exchange of representatives.
 
-
-def join(place: Place, *, generation: int = 0, device: torch.device = CPU) -> dist.ProcessGroup:
-    """Join generation `generation` of the group; returns a second group, for the exchange of representatives.
-
-    device: where this rank trains. What lies on a GPU travels by NCCL if every rank has a GPU of its own, and by gloo
-    where ranks share one, which NCCL refuses. What lies on the CPU always travels by gloo.
-    """
-    leave()
-    where, rank, ranks = place.where, place.rank, place.ranks
-    torch.set_num_threads(1)  # ranks share the machine's cores, and small steps gain nothing from more
-    interface = where.interface or _interface_to(where)
-    if interface is not None:  # else torch looks the host's own name up, which many machines resolve to themselves
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
-    wait = datetime.timedelta(seconds=place.deadline)
-    store = dist.PrefixStore(
-        f"generation-{generation}", dist.TCPStore(where.address, where.port, is_master=False, timeout=wait)
-    )
-    store.set(f"device-{rank}", identity(device))
-    everyone = [store.get(f"device-{other}").decode() for other in range(ranks)]
-    dist.init_process_group(
-        backend(everyone),
-        store=store,
-        rank=rank,
-        world_size=ranks,
-        timeout=wait,
-    )
-    return dist.new_group(timeout=wait)
+        generation: a group that forms anew, after a rank was lost, has a number of its own. device: where this rank
+        trains. What lies on a GPU travels by NCCL if every rank has a GPU of its own, and by gloo where ranks share
+        one, which NCCL refuses. What lies on the CPU always travels by gloo.
+        """
+        leave()
+        torch.set_num_threads(1)  # ranks share the machine's cores, and small steps gain nothing from more
+        interface = self.where.interface or _interface_to(self.where)
+        if interface is not None:  # else torch looks the host's own name up, which many machines resolve to themselves
+            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+        wait = datetime.timedelta(seconds=self.deadline)
+        meeting = dist.TCPStore(self.where.address, self.where.port, is_master=False, timeout=wait)
+        store = dist.PrefixStore(f"generation-{generation}", meeting)
+        store.set(f"device-{self.rank}", identity(device))
+        everyone = [store.get(f"device-{other}").decode() for other in range(self.ranks)]
+        dist.init_process_group(
+            backend(everyone),
+            store=store,
+            rank=self.rank,
+            world_size=self.ranks,
+            timeout=wait,
+        )
+        return dist.new_group(timeout=wait)
 
 
 def identity(device: torch.device) -> str:

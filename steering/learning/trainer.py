@@ -82,7 +82,7 @@ class Rank:
             self._awake(rank)
         self._loop.disconnect()
         place = group.Place(rank=rank, ranks=ranks, where=where, deadline=self.settings.deadline)
-        exchange_group = group.join(place, generation=generation, device=self._loop.device)
+        exchange_group = place.join(generation, device=self._loop.device)
         self.rank, self.ranks = rank, ranks
         self._loop.rank = rank
         self._loop.connect(exchange_group)

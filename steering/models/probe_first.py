@@ -106,4 +106,5 @@ class _Residual(nn.Module):
         self.two = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, h, w), and the same again."""
         return relu_(x + self.two(relu_(self.one(x))))

@@ -49,6 +49,7 @@ class _Block(nn.Module):
         self.shortcut = nn.Identity() if same else _convolution(channels, out, stride, size=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, h, w) -> (n, out, h / stride, w / stride)."""
         return relu(self.second(relu(self.first(x))) + self.shortcut(x))
 
 

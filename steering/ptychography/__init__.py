@@ -3,9 +3,15 @@
 from steering.ptychography.align import align, phase_correlation, phase_error
 from steering.ptychography.canvas import Canvas
 from steering.ptychography.filling import filled
-from steering.ptychography.floor import expected_floor
 from steering.ptychography.forward import backpropagate, diffract, shift_probe, simulate
-from steering.ptychography.noise import above_floor, no_evidence, poisson_floor, share_of_noise, thinned
+from steering.ptychography.noise import (
+    above_floor,
+    expected_floor,
+    no_evidence,
+    poisson_floor,
+    share_of_noise,
+    thinned,
+)
 from steering.ptychography.probe import add_modes, aim_probe, beam_diameter, rescale_probe, zone_plate
 from steering.ptychography.refine import Refined, refine
 from steering.ptychography.settings import RefineSettings

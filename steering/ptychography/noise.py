@@ -1,18 +1,80 @@
-"""What photon noise alone does to the far-field residual, so that a change of flux does not look like a bad model."""
+"""What photon noise alone does to the far-field residual, so that a change of flux does not look like a bad model.
+
+There are two floors of what a perfect patch leaves. `expected_floor` is for frames that are to be measured: patch and
+probe are given, and so are the counts to expect. `poisson_floor` is for a frame that was measured: what was to be
+expected is not known, and each pixel's own count stands for it. Over frames of one patch the mean of the second comes
+to the first, within 2 % from 300 to 1e6 counts a frame.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
-from steering.ptychography.trust import good_pixels
+from steering.ptychography.forward import diffract, intensity
+from steering.ptychography.trust import fill_up, good_pixels
 
+_BRIGHT = 40.0
+"""Counts above which the asymptotic series of g is exact to 1e-6."""
 _LOSS_OF_FEW = (0.0, 0.794, -0.733, 1.069, -0.243)
 """Of `poisson_floor`: the loss that a pixel of 0, 1, ... 4 counts stands for; more counts follow the series."""
 LEAST_ROOM = 0.5
 """Of 1 less the Poisson floor, below which a frame is no evidence: for a beam on 1500 pixels, 600 counts."""
+
+
+def expected_floor(
+    patches: NDArray, probe: NDArray[np.complex64], mask: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """The mean far-field residual that counting noise leaves where the patches are the truth.
+
+    patches: complex (n, h, w), filled up to the window by their edge values. probe: complex64 (mode, N, N), its power
+    the counts of a frame on a transparent object: for another dwell, scale it by the root of the ratio. mask: bool
+    (N, N), True = do not use. Returns (n,), 1 for a frame that no light reaches.
+
+    Derivation, ours. A frame of expected counts lambda_i, summing to L, is drawn as I_i ~ Poisson(lambda_i). The
+    residual of the perfect model is 1 - (sum sqrt(lambda_i I_i))^2 / (L sum I_i): the squared sine of the angle between
+    the vectors sqrt(lambda) and sqrt(I). With g(lambda) = E sqrt(I), E I = lambda and independent pixels,
+
+        E (sum sqrt(lambda_i I_i))^2 = (sum sqrt(lambda_i) g_i)^2 + sum lambda_i (lambda_i - g_i^2),
+
+    and to first order in 1 / L the mean of the ratio is the ratio of the means:
+
+        floor = 1 - [(sum sqrt(lambda_i) g_i)^2 + sum lambda_i (lambda_i - g_i^2)] / L^2.
+
+    For m pixels that are all bright it is (m - 1) / (4 L): the variance of sqrt(I) is 1/4 (Anscombe, Biometrika 35, 246
+    (1948)). In pixels of few counts the noise is larger and is not 1/4, so g is summed exactly there.
+    """
+    window = probe.shape[-1]
+    good = good_pixels(mask, window).numpy() > 0
+    whole = torch.from_numpy(fill_up(np.asarray(patches, np.complex64), window))
+    expected = intensity(diffract(whole, torch.from_numpy(np.ascontiguousarray(probe, np.complex64))))
+    counts = expected.numpy()[:, good].astype(np.float64)
+    root = _mean_root(counts)
+    total = np.maximum(counts.sum(1), 1e-30)
+    along = (np.sqrt(counts) * root).sum(1) ** 2 + (counts * (counts - root**2)).sum(1)
+    return np.clip(1 - along / total**2, 0, 1).astype(np.float32)
+
+
+def _mean_root(expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """E sqrt(I) of I ~ Poisson(expected), elementwise."""
+    nodes, values = _table()
+    bright = np.maximum(expected, _BRIGHT)
+    series = np.sqrt(bright) * (1 - 1 / (8 * bright) - 7 / (128 * bright**2))
+    return np.where(expected > _BRIGHT, series, np.interp(np.sqrt(expected), nodes, values))
+
+
+@cache
+def _table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """sqrt(expected) from 0 to that of _BRIGHT, and E sqrt(I) there, summed over all counts that matter."""
+    nodes = np.linspace(0, np.sqrt(_BRIGHT), 600)
+    counts = np.arange(1, 130)
+    log_factorial = np.cumsum(np.log(counts))
+    with np.errstate(divide="ignore"):
+        log_share = counts * np.log(nodes[:, None] ** 2) - nodes[:, None] ** 2 - log_factorial
+    return nodes, (np.exp(log_share) * np.sqrt(counts)).sum(1)
 
 
 def poisson_floor(counts: NDArray, mask: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:

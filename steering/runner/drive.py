@@ -22,17 +22,11 @@ _LAST_WORDS_S = 20.0
 """How long an interrupted driver waits for the runner to write what there is."""
 
 
-class Handle:
-    """A run that goes on at the cluster; the driver only holds this."""
+class Attached:
+    """A run that goes on at the cluster, as any process may ask it and tell it."""
 
-    def __init__(self, runner: Any, result: Any) -> None:
+    def __init__(self, runner: Any) -> None:
         self._runner = runner
-        self._result = result
-
-    @property
-    def done(self) -> bool:
-        """True once the run has ended, well or not."""
-        return bool(self._result.done())
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers."""
@@ -49,6 +43,23 @@ class Handle:
         """
         return str(self._runner.command(name, version).result(timeout=_ANSWER_S))
 
+    def save(self) -> None:
+        """Write the live images of a run that goes on into its folder."""
+        self._runner.save().result(timeout=_LAST_WORDS_S)
+
+
+class Handle(Attached):
+    """A run that this process has started: it alone hears of the end."""
+
+    def __init__(self, runner: Any, result: Any) -> None:
+        super().__init__(runner)
+        self._result = result
+
+    @property
+    def done(self) -> bool:
+        """True once the run has ended, well or not."""
+        return bool(self._result.done())
+
     def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
         """Snapshots until the run has ended."""
         while not self.done:
@@ -61,14 +72,10 @@ class Handle:
         """Wait for the end. Returns the figures of summary.json; raises what ended the run early."""
         return self._result.result()
 
-    def save(self) -> None:
-        """Write the live images of a run that goes on into its folder."""
-        self._runner.save().result(timeout=_LAST_WORDS_S)
-
 
 @contextlib.contextmanager
-def attached(folder: RunFolder) -> Iterator[Handle]:
-    """A handle of a run that another process has started, from its folder alone.
+def attached(folder: RunFolder) -> Iterator[Attached]:
+    """A run that another process has started, from its folder alone.
 
     Raises RuntimeError where the run has ended, or cannot be reached from here.
     """
@@ -84,7 +91,7 @@ def attached(folder: RunFolder) -> Iterator[Handle]:
     try:
         with Client(where["address"], timeout=10) as client:
             runner = client.get_dataset(where["runner"]).result(timeout=_ANSWER_S)
-            yield Handle(runner, None)
+            yield Attached(runner)
     except (OSError, TimeoutError, KeyError) as error:
         raise RuntimeError(
             f"{folder.name}: found nobody at {where['address']} who knows the run ({type(error).__name__}), expected "

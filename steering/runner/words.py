@@ -1,4 +1,4 @@
-"""Events of note in words, for the display and for the person who gives a command."""
+"""Events of note in words, for the display, for the status and for the person who gives a command."""
 
 from __future__ import annotations
 

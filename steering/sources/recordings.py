@@ -25,7 +25,8 @@ import hdf5plugin  # noqa: F401 - registers the compression filters that detecto
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.records import Geometry
+from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
+from steering.records import Field, Geometry
 from steering.sources.orientation import turn
 
 _DATA = ("entry_1/data_1/data", "entry_1/instrument_1/detector_1/data")
@@ -95,6 +96,24 @@ class Recording:
                 f"found {self.counts[frame, y, x]} at pixel ({y}, {x}) of frame {frame} ({int(bad.sum())} such values "
                 "in all), expected finite counts of 0 or more: mask such pixels or repair the file"
             )
+
+    def fitted_probe(self) -> NDArray[np.complex64]:
+        """The probe (mode, y, x), aimed and scaled as the counts say. Raises ValueError where there is none."""
+        if self.probe is None:
+            raise ValueError("found a recording without a probe, expected one: give read_recording(..., probe=...)")
+        mask = self.geometry.mask
+        return rescale_probe(aim_probe(self.probe, self.counts, mask), self.counts, mask)
+
+    def labels(self, *, patch: int, passes: int) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
+        """Patches (frame, patch, patch), cut out of the object that all frames refine to in so many passes, and the
+        probe (mode, y, x) of these. Raises ValueError where there is no probe to begin with."""
+        where = self.positions / self.geometry.object_pixel
+        (y0, x0), (y1, x1) = where.min(0), where.max(0)
+        canvas = Canvas.around(Field(y0, y1, x0, x1), self.geometry.shape[0])
+        settings = RefineSettings(passes=passes, probe_from_pass=1)
+        mask = self.geometry.mask
+        refined = refine(self.counts, where, self.fitted_probe(), canvas, mask=mask, settings=settings)
+        return extract_patches(refined.object, canvas, where, patch), refined.probe
 
 
 def read_recording(

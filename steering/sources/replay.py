@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.ptychography import Canvas, aim_probe, rescale_probe
+from steering.ptychography import Canvas
 from steering.records import Decision, Field, make_chunk
 from steering.sources.pacing import Pacer
 from steering.sources.recordings import Recording
@@ -37,13 +37,9 @@ class Replay:
         """tolerance: in the geometry's length unit. reference: a trusted object (Y, X) and where it lies, if known."""
         if not (np.isfinite(tolerance) and tolerance >= 0):
             raise ValueError(f"found tolerance={tolerance}, expected 0 or more {recording.geometry.length_unit}")
-        if recording.probe is None:
-            raise ValueError("found a recording without a probe, expected one: give read_recording(..., probe=...)")
         self.recording = recording
         self.geometry = recording.geometry
-        mask = recording.geometry.mask
-        aimed = aim_probe(recording.probe, recording.counts, mask)
-        self.probe = rescale_probe(aimed, recording.counts, mask)
+        self.probe = recording.fitted_probe()
         self.candidates = recording.positions
         low, high = recording.positions.min(0), recording.positions.max(0)
         self.field = Field(float(low[0]), float(high[0]), float(low[1]), float(high[1]))

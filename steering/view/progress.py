@@ -66,6 +66,7 @@ class _Trust:
         self._every, self._skipped = 1, 0
 
     def add(self, snapshot: Snapshot) -> None:
+        """Take in a snapshot's residual, 0..1, and whether drift is raised; nothing where it has no residual."""
         if snapshot.get("residual") is None:
             return
         self._skipped += 1
@@ -88,6 +89,7 @@ class _Lines:
         self._told: set[tuple[float, str]] = set()
 
     def of(self, snapshot: Snapshot) -> list[str]:
+        """The lines that this snapshot adds to the log, each event once."""
         lines = []
         for when, text in self._notes(snapshot):
             if (when, text) not in self._told:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from steering.campaign import DecisionProposed, decode
 from steering.runner.folder import RunFolder
+from steering.runner.words import tell
 from steering.view.history import History, history
 
 
@@ -111,12 +113,11 @@ def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     words = [e["name"] for e in events if e.get("event") == "Command" and e["name"] in ("pause", "resume")]
     paused = "paused: `steering resume` lets it go on" if words[-1:] == ["pause"] else ""
     ways = [e for e in events if e.get("event") in ("DecisionProposed", "DecisionSettled")]
-    if not ways or ways[-1]["event"] == "DecisionSettled":
+    asked = decode(ways[-1]) if ways else None
+    if not isinstance(asked, DecisionProposed):
         return paused
-    asked = ways[-1]
-    left = duration(asked["until"] - time.time())
-    what = f"{asked['positions']} positions ({asked['reason']})" if asked["positions"] else asked["reason"]
-    proposal = f"{what}: approve or veto within {left}, else {asked['default']}"
+    left = duration(asked.until - time.time())
+    proposal = f"{tell(asked)}; approve or veto within {left}, else {asked.default}"
     return f"{proposal}; {paused}" if paused else proposal
 
 
