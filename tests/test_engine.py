@@ -1,11 +1,12 @@
 """Laws of running a network: every way says the same, another version takes its place without anything made anew."""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import steering.inference.engine as engines
-from steering.inference import Engine
+from steering.inference import Engine, onnx_way
 from steering.inference.engine import MOST_WORSE
 from steering.inference.ways import REFERENCE, Slot, Way, possible
 from steering.models import ProbeFirst, PtychoNN
@@ -14,6 +15,7 @@ from steering.ptychography import zone_plate
 WINDOW, PATCH = 32, 16
 CPU = torch.device("cpu")
 WAYS = possible(CPU)
+ONNX = Way("onnx", torch.float32)
 NETWORKS = {
     "ProbeFirst": lambda: ProbeFirst(window=WINDOW, patch=PATCH, width=8),
     "PtychoNN": lambda: PtychoNN(window=WINDOW, patch=PATCH, width=4, depth=2),
@@ -111,9 +113,11 @@ def test_the_way_is_measured_and_told(make, monkeypatch):
         raise RuntimeError("found no C++ compiler")
 
     monkeypatch.setattr(engines, "compile_package", fail)
-    engine = Engine(make(), ways=[*WAYS, Way("compiled", torch.float32)], measure_s=0.05)
-    assert set(engine.trials) == {way.name for way in WAYS} | {"compiled_float32"}
-    assert "RuntimeError: found no C++ compiler" in engine.trials["compiled_float32"].refused
+    packaged = [Way("compiled", torch.float32), ONNX]
+    engine = Engine(make(), ways=[*WAYS, *packaged], measure_s=0.05)
+    assert set(engine.trials) == {way.name for way in [*WAYS, *packaged]}
+    for way in packaged:
+        assert "RuntimeError: found no C++ compiler" in engine.trials[way.name].refused
     usable = {name: trial for name, trial in engine.trials.items() if not trial.refused}
     assert engine.way.name == max(usable, key=lambda name: usable[name].frames_per_s)
     assert all(trial.frames_per_s > 0 and trial.error_over_float32 <= MOST_WORSE for trial in usable.values())
@@ -155,3 +159,57 @@ def test_compiled_once_for_all_versions_and_batch_sizes(make, monkeypatch):
         for n in (1, 2, 7, 64):
             np.testing.assert_allclose(engine.predict(frames(n)), plain(make(number), frames(n)), atol=1e-4)
     assert len(compiled) == 1
+
+
+needs_onnx = pytest.mark.skipif(
+    not onnx_way.installed(), reason="needs the extra `onnx`, which `make` leaves out: 125 MB that few runs use"
+)
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_exported_once_for_all_versions_batch_sizes_and_masks(make, monkeypatch):
+    """ONNX Runtime takes new weights, any batch and another mask, and nothing is exported again."""
+    exported = []
+    true = engines.compile_package
+    monkeypatch.setattr(engines, "compile_package", lambda *a: (exported.append(a), true(*a)))
+    engine = Engine(make(0), ways=[ONNX], measure_s=0)
+    assert engine.way == ONNX, engine.trials
+    threads = psutil.Process().num_threads()
+    for number in range(3):
+        before = engine.predict(frames()).copy()
+        engine.spare.load(make(number).state_dict(), number=number)
+        np.testing.assert_array_equal(engine.predict(frames()), before)  # the serving slot does not notice
+        engine.swap()
+        for n in (1, 2, 7, 64):
+            np.testing.assert_allclose(engine.predict(frames(n)), plain(make(number), frames(n)), atol=1e-5)
+    mask = np.zeros((WINDOW, WINDOW), bool)
+    mask[3:6] = True
+    engine.serving.mask(mask)
+    network = make(2)
+    network.optics.set(network.optics.modes().numpy(), mask)
+    hot = np.where(mask, 65535, frames()).astype(np.uint16)
+    np.testing.assert_allclose(engine.predict(hot), plain(network, frames()), atol=1e-5)
+    assert len(exported) == 1
+    assert psutil.Process().num_threads() == threads  # none that could spin while no frame comes
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [NETWORKS["ProbeFirst"]], indirect=True)
+def test_an_export_that_keeps_weights_is_refused(make, monkeypatch):
+    """It would answer with the weights of the version that was exported, for ever."""
+    true = onnx_way.export_graph
+    monkeypatch.setattr(onnx_way, "export_graph", lambda e, names, file: true(e, names | {"network.folded"}, file))
+    engine = Engine(make(), ways=[ONNX], measure_s=0)
+    assert engine.way == REFERENCE
+    assert "part of the exported graph: ['network.folded']" in engine.trials[ONNX.name].refused
+
+
+def test_onnx_is_left_out_where_it_is_not_installed_or_not_wanted(monkeypatch):
+    assert ONNX not in WAYS
+    monkeypatch.setattr(onnx_way, "installed", lambda: True)
+    assert ONNX in possible(CPU, compiled=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(onnx_way, "_NEEDED", ("torch", "no_such_package"))
+    assert ONNX not in possible(CPU, compiled=True)

@@ -55,6 +55,8 @@ HOMES = {
     "IPython": ("steering.view", "steering.cli"),
     "psutil": ("steering.learning.group",),
     "cloudpickle": ("steering.inference.adviser",),
+    "onnx": ("steering.inference.onnx_way",),
+    "onnxruntime": ("steering.inference.onnx_way",),
 }
 DISTRIBUTIONS = {"skimage": "scikit-image", "IPython": "ipykernel"}  # where the name to install is another one
 

@@ -374,6 +374,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=6, help="pairs of such parts (6)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256], help="1 and 64 at least")
     parser.add_argument("--width", type=int, default=32, help="of the networks: their own default is 32")
-    parser.add_argument("--compiled", action="store_true", help="try compiled ways too: minutes more")
+    parser.add_argument("--compiled", action="store_true", help="try compiled ways and ONNX Runtime too: minutes more")
     parser.add_argument("--no-training", dest="training", action="store_false", help="leave out the part beside ranks")
     return parser.parse_args(arguments)

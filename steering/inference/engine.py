@@ -57,9 +57,9 @@ class Engine:
     """Runs the version in service, and makes the next one ready beside it.
 
     network: any version of the architecture, its optics set; the serving slot begins with it. frames: the largest
-    batch. device: as torch names it. compiled: whether compiled ways may be tried, which takes minutes at the start.
-    measure_s: seconds that the choice may take besides. ways: those to choose from; by default all that the machine
-    may have.
+    batch. device: as torch names it. compiled: whether compiled ways and, where it is installed, ONNX Runtime may be
+    tried, which takes minutes at the start. measure_s: seconds that the choice may take besides. ways: those to choose
+    from; by default all that the machine may have.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Engine:
 
     def slot(self, way: Way) -> Slot:
         """Another slot that runs in this way, holding the network that the engine was made with."""
-        return Slot(self._template, way, self.device, self._package(way) if way.kind == "compiled" else None)
+        return Slot(self._template, way, self.device, self._package(way) if way.packaged else None)
 
     def go_without(self, way: Way, exact: Slot, reason: str) -> None:
         """Use the reference from now on: `exact`, which runs in that way, is the spare slot."""
@@ -128,7 +128,7 @@ class Engine:
         if self._packages is None:
             self._packages = Path(tempfile.mkdtemp(prefix="steering-compiled-"))
             weakref.finalize(self, shutil.rmtree, self._packages, ignore_errors=True)
-        package = self._packages / f"{way.name}.pt2"
+        package = self._packages / f"{way.name}.{'onnx' if way.kind == 'onnx' else 'pt2'}"
         if not package.exists():
             compile_package(self._template, way, self.device, str(package))
         return str(package)

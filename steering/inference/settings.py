@@ -20,7 +20,8 @@ class PredictorSettings:
     device: str = "cpu"
     """As torch names it."""
     compiled: bool = False
-    """Whether compiled ways of running the network may be tried: minutes at the start, and a C++ compiler."""
+    """Whether compiled ways of running the network may be tried: minutes at the start, and a C++ compiler; and ONNX
+    Runtime: 3 seconds, and the extra `onnx`."""
     canary: int = 16
     """Newest held-out frames that a version is tried on before it serves; 0: it serves untried."""
     canary_margin: float = 0.1

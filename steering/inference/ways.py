@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from steering.inference import onnx_way
 from steering.models import Network
 
 Read = Callable[..., tuple[Tensor, Tensor]]
@@ -23,11 +24,12 @@ GRAPH_FRAMES = (1, 4, 16, 64, 256)
 
 @dataclass(frozen=True)
 class Way:
-    """How a network is run: `eager`, `channels_last`, `compiled` or `graphs`, in float32 or bfloat16.
+    """How a network is run: `eager`, `channels_last`, `compiled`, `graphs` or `onnx`, in float32 or bfloat16.
 
     `eager` in float32 is the network as it is trained, and what all others are held against. `channels_last` keeps a
     pixel's channels side by side. `compiled` is ahead-of-time compiled for this machine, which takes a minute and a C++
-    compiler. `graphs` launches all of a GPU's work at once. What comes before the CNN is float32 in every way.
+    compiler. `graphs` launches all of a GPU's work at once. `onnx` is ONNX Runtime, on the CPU and in float32 only: its
+    export takes 3 seconds. What comes before the CNN is float32 in every way.
     """
 
     kind: str
@@ -38,26 +40,38 @@ class Way:
         """As in a summary: `channels_last_bfloat16`."""
         return f"{self.kind}_{str(self.dtype).removeprefix('torch.')}"
 
+    @property
+    def packaged(self) -> bool:
+        """Whether it runs from a file that `compile_package` makes, once for all versions."""
+        return self.kind in ("compiled", "onnx")
+
 
 REFERENCE = Way("eager", torch.float32)
 
 
 def possible(device: torch.device, *, compiled: bool = False) -> list[Way]:
-    """The ways to be tried on a device, the reference first; whether they pay is for a measurement to say."""
+    """The ways to be tried on a device, the reference first; whether they pay is for a measurement to say.
+
+    ONNX Runtime goes with the compiled ways: where a CPU has bfloat16 it has not been the fastest in a trial, and its
+    export would be paid at every start.
+    """
     on_gpu = device.type == "cuda"
     kinds = ["channels_last"]
     if on_gpu:
         kinds.append("graphs")
     if compiled and (on_gpu or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         kinds.append("compiled")
-    return [REFERENCE, *(Way(kind, dtype) for kind in kinds for dtype in (torch.float32, torch.bfloat16))]
+    ways = [REFERENCE, *(Way(kind, dtype) for kind in kinds for dtype in (torch.float32, torch.bfloat16))]
+    if compiled and device.type == "cpu" and onnx_way.installed():
+        ways.append(Way("onnx", torch.float32))
+    return ways
 
 
 class Slot:
     """One version of a network in the form in which it runs. Another version's weights are copied into its place."""
 
     def __init__(self, network: Network, way: Way, device: torch.device, package: str | None = None) -> None:
-        """A copy of the network; `package` is where `compile_package` has put its compiled form."""
+        """A copy of the network; `package` is the file of `compile_package`, for a way that needs one."""
         self.way = way
         self.device = device
         self.number = -1
@@ -68,7 +82,10 @@ class Slot:
         self._known = [tensor.clone() for tensor in self.network.known()]
         self._read: Read = self.network.read
         self._graphs: dict[int, _Graph] = {}
-        if package is not None:
+        self._onnx: onnx_way.OnnxReader | None = None
+        if package is not None and way.kind == "onnx":
+            self._read = self._onnx = onnx_way.OnnxReader(package, _Reader(self.network))
+        elif package is not None:
             self._read = _compiled(package, self.network)
         if way.kind == "graphs":  # captured now, in this thread, and not in front of the first frame of a size
             window = self.network.dials["window"]
@@ -88,6 +105,8 @@ class Slot:
                 f"found weights that do not fit {type(self.network).__name__} with {self.network.dials}, expected "
                 f"another version of the same network ({str(error).splitlines()[-1].strip()})"
             ) from error
+        if self._onnx is not None:
+            self._onnx.renew()
         self.number, self.expected = number, expected
         self._learn_optics()
 
@@ -148,7 +167,7 @@ class _Graph:
 
 
 class _Reader(nn.Module):
-    """The part of a network that is compiled: complex numbers and FFTs stay outside."""
+    """The part of a network that is compiled or exported: complex numbers and FFTs stay outside."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -160,19 +179,23 @@ class _Reader(nn.Module):
 
 
 def compile_package(network: Network, way: Way, device: torch.device, file: str) -> None:
-    """Compile a network for this machine, for any batch size, into a file (.pt2). Takes about a minute.
+    """Compile a network for this machine into a file (.pt2), or export it (.onnx), for any batch size.
 
-    The weights are not part of it: every slot brings its own. Raises whatever the compiler raises.
+    The first takes about a minute, the second 3 seconds. The weights are not part of it: every slot brings its own.
+    Raises whatever the compiler or the exporter raises.
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler's own use of what torch deprecates
-        from torch._inductor import aoti_compile_and_package  # noqa: PLC0415 - a second that few need to pay
-
         reader = _Reader(prepared(network, way, device))
         window = network.dials["window"]
         views = tuple(reader.network.look(torch.ones(2, window, window, device=device), *reader.network.known()))
         many = torch.export.Dim("frames", min=1, max=4096)
         exported = torch.export.export(reader, (views,), dynamic_shapes=(tuple({0: many} for _ in views),))
+        if way.kind == "onnx":
+            onnx_way.export_graph(exported, {name for name, _ in reader.named_parameters()}, file)
+            return
+        from torch._inductor import aoti_compile_and_package  # noqa: PLC0415 - a second that few need to pay
+
         # Else vectors of 8 numbers or fewer, such as the last bias, become part of the code.
         keep = {"always_keep_tensor_constants": True}
         aoti_compile_and_package(exported, package_path=file, inductor_configs=keep)
