@@ -161,9 +161,7 @@ def test_compiled_once_for_all_versions_and_batch_sizes(make, monkeypatch):
     assert len(compiled) == 1
 
 
-needs_onnx = pytest.mark.skipif(
-    not onnx_way.installed(), reason="needs the extra `onnx`, which `make` leaves out: 125 MB that few runs use"
-)
+needs_onnx = pytest.mark.skipif(not onnx_way.installed(), reason="needs the extra `onnx`")
 
 
 @needs_onnx
