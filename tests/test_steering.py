@@ -219,16 +219,16 @@ def test_a_scan_stops_once_unseen_frames_are_foretold_and_the_next_begins_anew(m
     live = flat_view(dense, np.arange(4))
     policy.suggest(30)
     policy.ingest(told(0.5, 12), live)
-    policy.ingest(told(0.1, 9), live)
+    policy.ingest(told(0.1, 2), live)
     assert not policy.suggest(5).stop  # what was not foretold still weighs too much
-    policy.ingest(told(0.1, 6), live)
+    policy.ingest(told(0.1, 13), live)
     end = policy.suggest(5)
     assert end.stop
     assert not len(end.positions)
     assert "unseen" in end.reasons[0]
     begun = policy.suggest(5)
     np.testing.assert_array_equal(begun.positions, make(dense.where).suggest(5).positions)
-    policy.ingest(told(0.1, 5), live)  # late frames of the scan before say nothing of this one
+    policy.ingest(told(0.1, 8), live)  # late frames of the scan before say nothing of this one
     assert not policy.suggest(5).stop
 
 

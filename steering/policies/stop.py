@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from steering.records import Prediction
 
-_STANDARD_ERRORS = 1.5
-"""By which the share must be below the ratio."""
-_LEAST_HALF_LIVES = 3
-_KEPT_HALF_LIVES = 12
+_AHEAD = 0.75
+"""How much of the lag is made up for: all of it (1) follows a straight fall, but the share falls ever more slowly."""
+_LEAST_HALF_LIVES = 1.6
+_KEPT_HALF_LIVES = 20
 """What is older weighs nothing."""
 
 
@@ -22,16 +22,18 @@ class StopRule:
     The residual of what the live image said of each frame before it was added (`Prediction.surprise`), as a share of
     the residual of the model's own prediction of it: an error on data that nothing was fitted to, in units of the best
     that this model can do. The share falls as the field fills, and comes close to 1 when further frames would only say
-    the same again; the scan may end once it is below `ratio` by one and a half times its standard error. It is a ratio
-    of means over the frames so far, the newest counting most: the weight of a frame halves with every `half_life`
-    frames after it, so that the share lags less behind than a mean over as many frames would. The rule knows nothing of
-    places that no frame came near.
+    the same again; the scan may end once it is below `ratio` by its standard error. The rule knows nothing of places
+    that no frame came near.
+
+    The share is a ratio of means over the frames so far, in which the weight of a frame halves with every `half_life`
+    frames after it. Such a mean lags behind; one with twice the half-life lags twice as far, and the difference of the
+    two makes up for it (double exponential smoothing: Brown, Smoothing, Forecasting and Prediction, 1963).
     """
 
-    def __init__(self, *, ratio: float = 1.1, half_life: float = 12.0) -> None:
-        if not (math.isfinite(ratio) and ratio > 0 and math.isfinite(half_life) and half_life >= 1):
+    def __init__(self, *, ratio: float = 1.1, half_life: float = 22.0) -> None:
+        if not (math.isfinite(ratio) and ratio > 0 and 1 <= half_life <= 1e6):
             raise ValueError(
-                f"found ratio={ratio}, half_life={half_life}, expected a positive share and 1 frame or more"
+                f"found ratio={ratio}, half_life={half_life}, expected a positive share, and 1 to 1e6 frames"
             )
         self.ratio = ratio
         self.half_life = half_life
@@ -55,11 +57,19 @@ class StopRule:
         if n < self.least:
             return None
         foretold, explained = self._newest.T
-        weight = 0.5 ** (np.arange(n)[::-1] / self.half_life)
-        mean = max(float(weight @ explained), 1e-12)
-        share = float(weight @ foretold) / mean
+        age = np.arange(n)[::-1]
+        fast, slow = (
+            _shares(0.5 ** (age / half_life), explained) for half_life in (self.half_life, 2 * self.half_life)
+        )
+        weight = (1 + _AHEAD) * fast - _AHEAD * slow
+        share = float(weight @ foretold)
         # The standard error of a ratio of weighted means, to first order.
-        error = math.sqrt(float(weight**2 @ (foretold - share * explained) ** 2)) / mean
-        if share + _STANDARD_ERRORS * error > self.ratio:
+        error = math.sqrt(float(weight**2 @ (foretold - share * explained) ** 2))
+        if not share + error <= self.ratio:
             return None
         return f"the image foretells unseen frames to {share:.2f} of the model's own residual: enough"
+
+
+def _shares(weight: NDArray[np.float64], explained: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights (n,) that take the weighted mean of values (n,) as a share of that of `explained`."""
+    return weight / max(float(weight @ explained), 1e-12)
