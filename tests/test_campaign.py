@@ -21,7 +21,6 @@ from steering.campaign import (
     Finish,
     FrameRefused,
     Label,
-    LabelsFromOutside,
     LabelsReady,
     ModelPublished,
     PredictionReady,
@@ -64,12 +63,6 @@ def decision(n=10, *, stop=False):
 
 def labels(scan="a", count=20):
     return LabelsReady(time=0.0, scan=scan, count=count, residual=0.1, seconds=1.0)
-
-
-def from_outside(scan="a", count=20):
-    return LabelsFromOutside(
-        time=0.0, file="a.npz", scan=scan, count=count, refused=0, reasons=(), late_s=1.0, versions_late=0.0
-    )
 
 
 def candidate(error=0.5, served=1.0, *, scan="a", loss=1.0):
@@ -394,17 +387,6 @@ def test_after_a_stop_it_asks_again_only_when_nothing_is_outstanding(last):
     feed(campaign, chunk(95), decision(10, stop=True))
     assert of_kind(feed(campaign, chunk(10)), AskPolicy) == []
     assert AskPolicy(10) in feed(campaign, last)
-
-
-def test_enough_labels_from_outside_begin_training_without_any_of_our_own():
-    """As many as are needed of our own, for the scan that is measured; the next scan begins without any."""
-    campaign = started()
-    enough = campaign.settings.frames_to_label
-    assert of_kind(feed(campaign, chunk(1), from_outside(count=enough - 1)), Train) == []
-    assert of_kind(feed(campaign, from_outside("z", count=enough)), Train) == []
-    assert of_kind(feed(campaign, from_outside(count=1)), Train) == [Train("a", 5)]
-    feed(campaign, candidate(served=0.1), refused(), chunk(1, scan="b"))
-    assert of_kind(feed(campaign, candidate(served=0.1), refused()), Train) == []
 
 
 def test_a_stop_without_positions_asks_for_the_next_scan():

@@ -22,7 +22,6 @@ from steering.campaign.events import (
     DriftRaised,
     Event,
     FrameRefused,
-    LabelsFromOutside,
     LabelsReady,
     ModelPublished,
     PredictionReady,
@@ -47,8 +46,7 @@ class Settings:
     lookahead: int = 50
     """Positions the source should always have in hand: a second's worth keeps it from waiting."""
     frames_to_label: int = 40
-    """Frames of a scan before the first labels are made: fewer do not overlap enough to be refined. So many labels from
-    outside are enough to begin training."""
+    """Frames of a scan before the first labels are made: fewer do not overlap enough to be refined."""
     label_every: int = 120
     """New frames after which labels are made again."""
     steps: int = 40
@@ -137,9 +135,6 @@ class Campaign:
     _of_scan: int = 0
     _unlabelled: int = 0
     _labelled: str | None = None
-    """The scan that the newest labels of our own are of."""
-    _from_outside: int = 0
-    """Labels of this scan that others made: as many as are needed of our own do to train on."""
     _loss_marks: dict[str, float] = field(default_factory=dict)
     """Training loss that candidates of a scan must beat where there is no error to judge by."""
 
@@ -186,8 +181,10 @@ class Campaign:
                 self._chunk(event)
             case FrameRefused():
                 self.gate.arrived(event.count)
-            case LabelsReady() | LabelsFromOutside():
-                self._labels(event)
+            case LabelsReady():
+                self.labelling = False
+                if event.scan == self.scan and event.count:
+                    self._labelled = event.scan
             case ModelPublished() | RolledBack():
                 self._serve(event)
             case RollBackRefused():
@@ -206,20 +203,12 @@ class Campaign:
             self.scan = event.scan
             if event.scan not in self.scans:
                 self.scans.append(event.scan)
-            self._of_scan = self._unlabelled = self._from_outside = 0
+            self._of_scan = 0
+            self._unlabelled = 0
         self.frames += n
         self._of_scan += n
         self._unlabelled += n
         self.gate.arrived(n)
-
-    def _labels(self, event: LabelsReady | LabelsFromOutside) -> None:
-        count = event.count if event.scan == self.scan else 0
-        if isinstance(event, LabelsFromOutside):
-            self._from_outside += count
-            return
-        self.labelling = False
-        if count:
-            self._labelled = event.scan
 
     def _judge(self, event: PredictionReady) -> list[Action]:
         if event.version == self.version:
@@ -350,8 +339,7 @@ class Campaign:
         return at_once or self._unlabelled >= self.settings.label_every
 
     def _training_is_due(self) -> bool:
-        labelled = self._labelled == self.scan or self._from_outside >= self.settings.frames_to_label
-        if self.training or self._going_back or not labelled:
+        if self.training or self._going_back or self._labelled != self.scan:
             return False
         return self._rounds_left > 0 if self._ended else True
 

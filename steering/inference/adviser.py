@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,7 @@ class Adviser:
         self._policy = policy
         self._scans = scans
         self._last = last
+        self._lost = last is not None and last.policy is None
         self._ingested = {} if last is None else dict(last.ingested)
         self.foretold = bool(getattr(policy, "foretold", False))
         """Whether the policy wants to know how well the image foretold each frame."""
@@ -50,13 +52,18 @@ class Adviser:
         """Tell the policy of frames that stand at the end of the live image's table, unless it knows them."""
         first = len(live.frames) - len(prediction.frame_id)
         known = max(0, self._ingested.get(live.scan, 0) - first)
-        if known >= len(prediction.frame_id):
+        if known >= len(prediction.frame_id) or self._lost:
             return
         self._awake().ingest(prediction.rows(slice(known, None)) if known else prediction, live.view())
         self._ingested[live.scan] = len(live.frames)
 
     def suggest(self, n: int) -> Advice:
-        """Ask for up to n positions."""
+        """Ask for up to n positions. Raises RuntimeError for a policy that was to go on elsewhere and cannot."""
+        if self._lost:
+            raise RuntimeError(
+                "found the predictor's worker lost, and a policy that cannot be pickled, expected one that goes on "
+                "elsewhere: keep files, sockets, threads and locks out of it"
+            )
         policy = self._awake()
         decision = policy.suggest(n)
         return Advice(
@@ -82,20 +89,29 @@ class Adviser:
         file = io.BytesIO()
         try:
             _Saver(file, self._scans).dump(policy)
-        except (pickle.PicklingError, TypeError, AttributeError):  # a policy that holds a socket, a file, a thread
+        except Exception:  # whatever a socket, a file, a thread or a lock says to that
             return None
         return file.getvalue()
 
 
+Name = tuple[str, str]
+"""Of a scan's live image, or of one of its fields."""
+
+
 class _Saver(cloudpickle.Pickler):
-    """Live images are only named: they are large, and are there again before the policy is."""
+    """Live images and their fields are only named: they are large, and are there again before the policy is."""
 
     def __init__(self, file: io.BytesIO, scans: Mapping[str, LiveImage]) -> None:
         super().__init__(file)
-        self._names = {id(live.view()): name for name, live in scans.items()}
+        self._images: list[tuple[Any, Name]] = []
+        for scan, live in scans.items():
+            view = live.view()
+            self._images.append((view, (scan, "")))
+            self._images += [(field.values, (scan, str(name))) for name, field in view.data_vars.items()]
+        self._names = {id(thing): name for thing, name in self._images}
 
-    def persistent_id(self, thing: Any) -> str | None:
-        """The scan whose live image this is; None: not a live image, it is saved whole."""
+    def persistent_id(self, thing: Any) -> Name | None:
+        """The name of a live image or of a field of one; None: it is neither, and is saved whole."""
         return self._names.get(id(thing))
 
 
@@ -104,9 +120,13 @@ class _Loader(pickle.Unpickler):
         super().__init__(file)
         self._scans = scans
 
-    def persistent_load(self, name: str) -> Any:
-        """The live image of the scan as it is now; None where there is no such scan any more."""
-        return self._scans[name].view() if name in self._scans else None
+    def persistent_load(self, name: Name) -> Any:
+        """What has that name now; None where there is no such scan any more."""
+        scan, field = name
+        if scan not in self._scans:
+            return None
+        view = self._scans[scan].view()
+        return view[field].values if field else view
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,10 +139,22 @@ class Handover:
     """The newest; None: the policy was not asked yet."""
     predicted: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     """Of each scan, the frames whose prediction is known already, and the version that made it."""
-    aside: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    """And those that are known to be set aside."""
+    aside: Mapping[str, Counter[int]] = field(default_factory=dict)
+    """And those that are known to be set aside, and how often."""
+    over: tuple[str, ...] = ()
+    """Scans whose frames do not come again."""
 
     def first_version(self, scan: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) int64 the version that was the first to predict each frame; -1 where none is known."""
         known = self.predicted.get(scan, {})
         return np.array([known.get(i, -1) for i in ids.tolist()], np.int64)
+
+    def news(self, scan: str, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the frames set aside that were not told yet; each time that one was told counts once."""
+        known, new = self.aside.get(scan, Counter()), []
+        for frame in ids:
+            if known[frame]:
+                known[frame] -= 1
+            else:
+                new.append(frame)
+        return tuple(new)

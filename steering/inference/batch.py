@@ -98,9 +98,7 @@ def make_batch(
         frame_id=np.concatenate([chunk.variables["frame"].values[keep] for chunk, keep, _ in parts]),
         counts=np.concatenate([chunk.variables["counts"].values[keep] for chunk, keep, _ in parts]),
         position=np.concatenate([positions_px(chunk)[keep] for chunk, keep, _ in parts]),
-        acquired=np.concatenate(
-            [np.full(keep.sum(), float(chunk.attrs["acquired"]) or time.time()) for chunk, keep, _ in parts]
-        ),
+        acquired=np.concatenate([np.full(keep.sum(), _acquired(chunk)) for chunk, keep, _ in parts]),
         arrived=np.concatenate([np.full(keep.sum(), arrived) for _, keep, arrived in parts]),
     )
     return batch, mask, aside

@@ -88,7 +88,8 @@ class Predictor:
         if handover is not None:
             self.probe = self._serving.engine.serving.probe
         self._canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
-        self._scans = Scans(self._canvas, self.geometry, self.truths, late_bytes=self.settings.late_bytes)
+        late_bytes, over = self.settings.late_bytes, self._handover.over
+        self._scans = Scans(self._canvas, self.geometry, self.truths, late_bytes=late_bytes, over=over)
         self._adviser = Adviser(self.policy, self._scans.images, self._handover.advice)
         self._register = Register()
         self._again_due = False
@@ -167,22 +168,20 @@ class Predictor:
     async def evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         """How well model versions do on the frames of a scan that errors are reported from: the network's own patches,
         stitched. Empty where the truth is not known, or no such frame was measured."""
-        live = self._scans.get(scan)
-        return {} if live is None else await self._do(score_versions, self._models, versions, live, self._mask)
+        return await self._do(self._score, scan, versions)
 
     async def evaluate_refined(self, scan: str) -> Score | None:
         """How good the refined object of a scan is; None where the truth is not known or nothing was refined."""
-        live = self._scans.get(scan)
-        return None if live is None else await self._do(score_refined, live)
+        return await self._do(lambda: None if (live := self._scans.get(scan)) is None else score_refined(live))
 
     async def versions_of(self, scan: str) -> tuple[int, int]:
         """The version in service when the scan's first frame came, and when its last one did: that in service now for
         a scan of which no frame is known."""
-        live = self._scans.get(scan)
-        if live is None:
-            return self._serving.version, self._serving.version
-        first = live.frames["first_version"]
-        return int(first[0]), int(first[-1])
+        return await self._do(self._versions_of, scan)
+
+    async def is_over(self, scan: str) -> bool:
+        """Whether nothing of a scan is predicted any more."""
+        return await self._do(lambda: scan in self._scans.images and self._scans.images[scan].retired)
 
     async def figures(self) -> dict[str, Any]:
         """What the predictor has to say in numbers."""
@@ -247,9 +246,8 @@ class Predictor:
             batch, mask, aside = make_batch(taken, known=live.frames.row, mask=self._mask, canvas=self._canvas)
         used = np.zeros(0, np.int64) if batch is None else batch.frame_id
         self._register.note(live.scan, used, aside)
-        known = self._handover.aside.get(live.scan, frozenset())
         for reason, ids in aside.items():
-            if new := tuple(i for i in ids if i not in known):
+            if new := self._handover.news(live.scan, ids):
                 self._emit(FrameSetAside(time=time.time(), scan=live.scan, frame_ids=new, reason=reason))
         return batch, mask
 
@@ -365,6 +363,17 @@ class Predictor:
 
     def _look_again(self) -> None:
         self._thread.submit(self._guarded, self._predict_again)
+
+    def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
+        live = self._scans.get(scan)
+        return {} if live is None else score_versions(self._models, versions, live, self._mask)
+
+    def _versions_of(self, scan: str) -> tuple[int, int]:
+        live = self._scans.get(scan)
+        if live is None:
+            return self._serving.version, self._serving.version
+        first = live.frames["first_version"]
+        return int(first[0]), int(first[-1])
 
     def _label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         live = self._scans.get(scan)

@@ -29,8 +29,11 @@ class PredictorSettings:
 
     late_bytes: int = 2**28
     """Counts of scans that are over are kept for labels that come late, up to so many bytes: the newest scans whole."""
+    keep_bytes: int = 2**31
+    """Counts of scans that are not over are kept at the source as well, for a predictor that takes the place of a lost
+    one, up to so many bytes: of a larger scan none are, and the loss of the predictor ends the run."""
 
     def __post_init__(self) -> None:
-        shares = (self.gather_ms, self.canary, self.canary_margin, self.late_bytes)
+        shares = (self.gather_ms, self.canary, self.canary_margin, self.late_bytes, self.keep_bytes)
         if min(self.backlog, self.again, self.batch) < 1 or min(shares) < 0:
             raise ValueError(f"found {self}, expected 1 or more chunks and frames, and times and shares of 0 or more")

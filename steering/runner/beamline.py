@@ -29,19 +29,25 @@ class Undelivered(Event):
 class Beamline:
     """Runs a source on the worker that has one.
 
-    Chunks are kept until the runner lets go of their scan: a predictor that takes the place of another is sent them
-    again.
+    Chunks are kept until the runner lets go of their scan, up to `keep_bytes` of counts: a predictor that takes the
+    place of another is sent them again.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, keep_bytes: int = 2**31) -> None:
         self.source = source
+        self.keep_bytes = keep_bytes
 
     async def start(self, predictor: Any) -> None:
         """Begin to measure what decisions ask for, and to send it to the predictor, which is number 0."""
         self._loop = asyncio.get_running_loop()
         self._predictor, self._number = predictor, 0
         self._kept: list[xr.Dataset] = []
+        self._kept_bytes = 0
+        self._not_kept: set[str] = set()
+        """Scans that were too large."""
         self._turn = asyncio.Condition()
+        self._sending: asyncio.Future | None = None
+        self._closed = False
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._chunks: asyncio.Queue[xr.Dataset | Exception | None] = asyncio.Queue(1)
         self._refused: dict[str, int] = {}
@@ -51,17 +57,45 @@ class Beamline:
         self._sender = asyncio.create_task(self._send())
 
     async def go_on_with(self, predictor: Any, number: int) -> int:
-        """Send another predictor what is kept, and from then on what is measured. Returns the frames sent again."""
+        """Send another predictor what is kept, and from then on what is measured. Returns the frames sent again.
+
+        Raises RuntimeError where a scan was too large to be kept.
+        """
+        if self._not_kept:
+            raise RuntimeError(
+                f"found the predictor lost, and more than {self.keep_bytes} bytes of frames of "
+                f"{', '.join(sorted(self._not_kept))}, expected fewer, which are kept for another predictor: raise "
+                "PredictorSettings.keep_bytes"
+            )
+        if self._sending is not None:
+            self._sending.cancel()  # the lost one may be there and silent; what it was sent is sent again
         async with self._turn:
-            for chunk in self._kept:
+            frames = 0
+            for chunk in list(self._kept):
                 await asked(predictor, "receive", chunk)
+                frames += chunk.sizes["frame"]
             self._predictor, self._number = predictor, number
             self._turn.notify_all()
-            return sum(chunk.sizes["frame"] for chunk in self._kept)
+            return frames
 
     async def let_go(self, scan: str) -> None:
         """Keep the chunks of a scan no longer."""
+        self._not_kept.discard(scan)
+        self._drop(scan)
+
+    def _keep(self, chunk: xr.Dataset) -> None:
+        scan = chunk.attrs["scan"]
+        if scan in self._not_kept:
+            return
+        self._kept.append(chunk)
+        self._kept_bytes += chunk["counts"].nbytes
+        if self._kept_bytes > self.keep_bytes:
+            self._drop(scan)
+            self._not_kept.add(scan)
+
+    def _drop(self, scan: str) -> None:
         self._kept = [chunk for chunk in self._kept if chunk.attrs["scan"] != scan]
+        self._kept_bytes = sum(chunk["counts"].nbytes for chunk in self._kept)
 
     async def apply(self, decision: DecisionSuggested) -> None:
         """Tell the source where to measure next."""
@@ -102,8 +136,11 @@ class Beamline:
         }
 
     async def close(self) -> None:
-        """End the source."""
+        """End the source; what waits for another predictor waits no longer."""
         self.source.close()
+        self._closed = True
+        async with self._turn:
+            self._turn.notify_all()
 
     def _pull(self) -> None:
         """The source's own thread: it waits for frames, so that the event loop need not. It hands them on one by one:
@@ -147,10 +184,14 @@ class Beamline:
     async def _deliver(self, chunk: xr.Dataset) -> None:
         """One at a time: the next is sent when this one is acknowledged, so that they arrive in order."""
         async with self._turn:
-            self._kept.append(chunk)
+            self._keep(chunk)
             number = self._number
-            try:
-                await asked(self._predictor, "receive", chunk)
-            except Exception as error:  # handed on to whoever reads the events, and who knows what to do
+            self._sending = sending = asyncio.ensure_future(asked(self._predictor, "receive", chunk))
+            await asyncio.wait({sending})
+            if sending.cancelled():
+                error: BaseException | None = None
+            elif (error := sending.exception()) is None:
+                return
+            if isinstance(error, Exception):  # handed on to whoever reads the events, and who knows what to do
                 self._events.put_nowait(Undelivered(time=time.time(), predictor=number, error=error))
-                await self._turn.wait_for(lambda: self._number != number)
+            await self._turn.wait_for(lambda: self._number != number or self._closed)

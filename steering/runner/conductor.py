@@ -56,6 +56,8 @@ _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
 _BETTER = 0.1
 """Share by which an older version's residual must be lower for the campaign to go back to it of its own accord."""
+_LOOK_S = 0.5
+"""Between two looks whether all of a scan was told."""
 _SET_UP_S = 300.0
 """How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""
 
@@ -86,6 +88,7 @@ class Runner:
             for job in self._jobs:
                 job.cancel()
             if self.failover is not None:
+                self.failover.close()
                 await self.failover.crew.close()
 
     async def save(self) -> None:
@@ -143,7 +146,7 @@ class Runner:
         # scheduler, and then hears nothing of its futures for ever.
         client = await get_client()
         crew = await Crew.assemble(client, experiment, self.folder)
-        self.failover = Failover(crew=crew, campaign=self.campaign, emit=self._events.put_nowait)
+        self.failover = Failover(crew=crew, emit=self._events.put_nowait)
         self._take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
         self._start(self._hear_the_source())
         self._start(self._hear_the_predictor())
@@ -171,8 +174,17 @@ class Runner:
     async def _hear_the_last_frames(self) -> None:
         """A person's stop finishes the campaign while frames are on their way: they still belong to the run."""
         await self._crew.source.close()
-        while not (self._source_ended and self.ledger.unheard == 0):
-            event = await asyncio.wait_for(self._events.get(), _LAST_FRAMES_S)
+        while not self._source_ended or any(map(self.ledger.unheard, self.ledger.arrived)):
+            try:
+                event = await asyncio.wait_for(self._events.get(), _LAST_FRAMES_S)
+            except TimeoutError:
+                if self._failover.replacing:
+                    continue
+                if self._source_ended:
+                    return  # the summary says how many were never heard of
+                raise RuntimeError(
+                    f"found a source that goes on {_LAST_FRAMES_S:.0f} s after it was closed, expected its end"
+                ) from None
             if isinstance(event, Exception):
                 raise event
             self._log(event)
@@ -223,7 +235,10 @@ class Runner:
     async def _leave(self, scan: str) -> None:
         """A scan is over: what came of it is written down, so that no loss can take it away."""
         await self._save(scan)
-        await self._failover.let_go(scan)
+        while self.ledger.unheard(scan):
+            await asyncio.sleep(_LOOK_S)
+        if await self._failover.ask("is_over", scan):  # else it was only interrupted
+            await self._failover.let_go(scan)
 
     async def _carry_out(self, action: Action) -> None:
         match action:
@@ -306,7 +321,7 @@ class Runner:
         begun = time.perf_counter()
         version = self._version(number, (self.campaign.version,))
         await self._crew.ranks[0].publish(self.folder.models, version)
-        installed: Installed = await self._failover.ask("install", number)
+        installed: Installed = await self._failover.install(number)
         self.ledger.seconds["publish"] += time.perf_counter() - begun
         if not installed.accepted:
             await self._take_back(number, installed)
@@ -325,7 +340,7 @@ class Runner:
         """Serve an older version, and let the ranks go on from it: candidates that descend from the other one would
         bring back what it was."""
         number, wanted = action.version, -_BETTER if action.if_better else None
-        installed: Installed = await self._failover.ask("install", number, canary=action.if_better, margin=wanted)
+        installed: Installed = await self._failover.install(number, canary=action.if_better, margin=wanted)
         if not installed.accepted:
             self.ledger.refused += 1
             self._events.put_nowait(RollBackRefused(time=time.time(), version=number, reason=installed.reason))

@@ -20,7 +20,7 @@ _RESTART_S = 120.0
 """How long a worker may take to be there again: importing torch from a slow disk needs a minute."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Crew:
     """Handles of the actors, and what must live as long as they do."""
 
@@ -30,6 +30,7 @@ class Crew:
     predictor: Any
     predictor_home: str
     """Address of its worker."""
+    predictor_future: Any
     ranks: list[Any]
     """In the order of their ranks."""
     homes: list[str]
@@ -51,24 +52,26 @@ class Crew:
                 f"found {len(workers['trainer'])} workers with the resource trainer, expected {experiment.ranks}: "
                 "start the cluster with as many ranks as the experiment has"
             )
+        beamline = Beamline(experiment.source, keep_bytes=experiment.prediction.keep_bytes)
+        home = workers["inference"][0]
         futures = [
-            await _actor(client, Beamline(experiment.source), worker=workers["source"][0]),
-            await _actor(client, _predictor(experiment, folder), worker=workers["inference"][0]),
+            await _actor(client, _predictor(experiment, folder), worker=home),
+            await _actor(client, beamline, worker=workers["source"][0]),
         ]
         homes = workers["trainer"][: experiment.ranks]
         futures += [await _actor(client, rank, worker=home) for home in homes]
-        actors = await asyncio.gather(*futures)
-        meeting = MeetingPoint(str(urlsplit(workers["runner"][0]).hostname))
+        predictor, source, *ranks = await asyncio.gather(*futures)
         crew = cls(
-            experiment,
-            folder,
-            actors[0],
-            actors[1],
-            workers["inference"][0],
-            list(actors[2:]),
-            homes,
-            meeting,
-            _held=futures,
+            experiment=experiment,
+            folder=folder,
+            source=source,
+            predictor=predictor,
+            predictor_home=home,
+            predictor_future=futures[0],
+            ranks=ranks,
+            homes=homes,
+            meeting=MeetingPoint(str(urlsplit(workers["runner"][0]).hostname)),
+            _held=futures[1:],
         )
         await crew.predictor.start()
         await crew.source.start(crew.predictor)
@@ -81,20 +84,23 @@ class Crew:
         return [rank for rank, home in enumerate(self.homes) if home in gone]
 
     async def predictor_lost(self, client: Client) -> bool:
-        """Whether the predictor's worker is gone, in the same way."""
-        return bool(await _gone(client, [self.predictor_home]))
+        """Whether the predictor's worker is gone, in the same way. Where one was started again at the same address, the
+        predictor's future tells so."""
+        there = ("pending", "finished")
+        if self.predictor_future.status not in there or await _gone(client, [self.predictor_home]):
+            return True
+        return self.predictor_future.status not in there
 
     async def replace_predictor(self, client: Client, handover: Handover) -> int:
         """Start another predictor, and have the source send it the frames. Returns how many it was sent again.
 
         Raises RuntimeError where no worker has room for it in time, and what an actor raises whose worker is lost.
         """
-        home = await _home(client, "inference", gone=self.predictor_home)
-        self._held[1] = future = await _actor(client, _predictor(self.experiment, self.folder), worker=home)
-        self.predictor_home = home
-        predictor = await future
+        self.predictor_home = home = await _home(client, "inference")
+        self.predictor_future = await _actor(client, _predictor(self.experiment, self.folder), worker=home)
+        predictor = await self.predictor_future
         await asked(predictor, "start", handover)
-        frames: int = await self.source.go_on_with(predictor, self.predictor_number + 1)
+        frames: int = await asked(self.source, "go_on_with", predictor, self.predictor_number + 1)
         self.predictor = predictor
         self.predictor_number += 1
         return frames
@@ -147,17 +153,17 @@ async def _gone(client: Client, homes: list[str]) -> set[str]:
     return set()
 
 
-async def _home(client: Client, role: str, *, gone: str) -> str:
+async def _home(client: Client, role: str) -> str:
     """Address of a worker of that role, when there is one again: who watches over the lost one starts another."""
     for _ in range(int(_RESTART_S / 0.2)):
         known = (await client.scheduler.identity(n_workers=-1))["workers"]
-        homes = [address for address, worker in known.items() if role in worker["resources"] and address != gone]
+        homes = sorted(address for address, worker in known.items() if role in worker["resources"])
         if homes:
-            return sorted(homes)[0]
+            return homes[0]
         await asyncio.sleep(0.2)
     raise RuntimeError(
-        f"found no worker with the resource {role} within {_RESTART_S:.0f} s of the loss of the one at {gone}, "
-        f'expected another: start workers under a nanny, or a second one with --resources "{role}=1"'
+        f"found no worker with the resource {role} within {_RESTART_S:.0f} s of the loss of one, expected another: "
+        f'start workers under a nanny, or a second one with --resources "{role}=1"'
     )
 
 

@@ -88,15 +88,16 @@ def attached(folder: RunFolder) -> Iterator[Attached]:
         raise RuntimeError(
             f"{folder.name}: found no scheduler.json, expected a campaign that has started: wait until it measures"
         ) from None
-    try:
-        with Client(where["address"], timeout=10) as client:
+    with contextlib.ExitStack() as held:
+        try:
+            client = held.enter_context(Client(where["address"], timeout=10))
             runner = client.get_dataset(where["runner"]).result(timeout=_ANSWER_S)
-            yield Attached(runner)
-    except (OSError, TimeoutError, KeyError) as error:
-        raise RuntimeError(
-            f"{folder.name}: found nobody at {where['address']} who knows the run ({type(error).__name__}), expected "
-            "its cluster: it may have ended without a word, or cannot be reached from this machine"
-        ) from error
+        except (OSError, TimeoutError, KeyError) as error:
+            raise RuntimeError(
+                f"{folder.name}: found nobody at {where['address']} who knows the run ({type(error).__name__}), "
+                "expected its cluster: it may have ended without a word, or cannot be reached from this machine"
+            ) from error
+        yield Attached(runner)
 
 
 def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:

@@ -41,8 +41,10 @@ class Ledger:
     published: int = 0
     refused: int = 0
     """Versions that the predictor has tried and not put into service."""
-    arrived: int = 0
-    """Frames on their way to the predictor, or there."""
+    arrived: Counter[str] = field(default_factory=Counter)
+    """Frames on their way to the predictor, or there, by scan."""
+    heard: Counter[str] = field(default_factory=Counter)
+    """Those of them of which it was said what became of them."""
     predicted: int = 0
     """Frames."""
     aside: Counter[str] = field(default_factory=Counter)
@@ -72,20 +74,21 @@ class Ledger:
         """Keep what the display and the summary tell of an event."""
         match event:
             case ChunkArrived():
-                self.arrived += len(event.frame_ids)
+                self.arrived[event.scan] += len(event.frame_ids)
             case PredictionReady():
+                self.heard[event.scan] += len(event.frame_ids)
                 self.predicted += len(event.frame_ids)
             case FrameSetAside():
+                self.heard[event.scan] += len(event.frame_ids)
                 self.aside[event.reason] += len(event.frame_ids)
             case PredictorReplaced():
                 self.replaced += 1
         if tell(event) is not None:
             self.told.append(event)
 
-    @property
-    def unheard(self) -> int:
-        """Frames that arrived and are neither predicted nor set aside yet."""
-        return max(0, self.arrived - self.predicted - self.aside.total())
+    def unheard(self, scan: str) -> int:
+        """Frames of a scan that arrived and are neither predicted nor set aside yet."""
+        return max(0, self.arrived[scan] - self.heard[scan])
 
 
 def snapshot(ledger: Ledger, source: dict[str, Any], predictor: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +180,7 @@ async def summary(ledger: Ledger, crew: Crew, failover: Failover) -> dict[str, A
         "frames_acquired": source["frames_acquired"],
         "frames_predicted": ledger.predicted,
         "frames_dropped": source["frames_dropped"],
+        "frames_unheard": sum(ledger.unheard(scan) for scan in ledger.arrived),
         "versions_published": ledger.published,
         "remote_representatives_share": remote_share(ledger),
         "rehearsal_buffer": composition(ledger),

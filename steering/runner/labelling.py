@@ -48,17 +48,17 @@ class Labelling:
     async def make(self, scan: str) -> None:
         """Carry out the action to label: an event answers it, whatever becomes of it."""
         stratum = self._stratum(scan)
-        report: LabelReport | None = await self._at_labels(
-            make_labels,
-            self.crew.predictor,
-            list(self.crew.ranks),
-            scan,
-            stratum=stratum,
-            patch=int(self.experiment.network.dials["patch"]),
-            settings=self.experiment.labels,
-        )
-        if report is None:
-            report = LabelReport(0, float("nan"), 0.0)  # somebody died meanwhile: labels are made again
+        report: LabelReport | None = None
+        while report is None:  # somebody died meanwhile: labels are made again
+            report = await self._at_labels(
+                make_labels,
+                self.crew.predictor,
+                list(self.crew.ranks),
+                scan,
+                stratum=stratum,
+                patch=int(self.experiment.network.dials["patch"]),
+                settings=self.experiment.labels,
+            )
         self.ledger.seconds["label"] += report.seconds
         self.ledger.labels = report.count
         self.ledger.left_out += report.left_out
@@ -85,6 +85,7 @@ class Labelling:
         except Exception:
             if await self.failover.replaced(predictor):
                 return None
+            await asyncio.sleep(_DOOR_S)  # nobody tries again faster than others are told of a loss
             lost = await self.crew.lost_ranks(client)
             if generation != self.crew.generation:
                 return None  # it was sent to ranks of a group that has been left since
@@ -127,6 +128,8 @@ class Labelling:
             if scan is None or frames == seen or self.campaign.labelling:
                 continue
             # Labels that become due while it waits for its turn go before it.
-            took = await self._at_labels(refine_live, self.crew.predictor, scan, settings, priority=-1) or 0.0
-            seen = frames
+            seconds = await self._at_labels(refine_live, self.crew.predictor, scan, settings, priority=-1)
+            if seconds is None:
+                continue  # somebody died meanwhile
+            took, seen = seconds, frames
             self.ledger.refinements.append(took)
