@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -11,6 +13,12 @@ from steering.records import Geometry, Prediction
 
 Truth = tuple[NDArray[np.complex64], Canvas]
 """An object (Y, X) that is known beforehand, and where it lies."""
+
+
+_ROOM_BYTES = 2**29
+"""What a column asks for at first: address space, of which only the rows that are written take memory. A column that
+moves to a larger place takes all frames with it, for which the newest would have to wait."""
+_ROOM_ROWS = 2**17
 
 
 class Table:
@@ -33,8 +41,10 @@ class Table:
             values = np.asarray(column)
             stored = self._columns.get(name)
             if stored is None or start + n > len(stored):
+                row = values.dtype.itemsize * math.prod(values.shape[1:])
+                room = min(_ROOM_ROWS, _ROOM_BYTES // max(1, row))
                 # Doubling keeps the copying in step with the frames, not with their square.
-                grown = np.empty((max(256, 2 * (start + n)), *values.shape[1:]), values.dtype)
+                grown = np.empty((max(room, 2 * (start + n)), *values.shape[1:]), values.dtype)
                 if stored is not None:
                     grown[:start] = stored[:start]
                 self._columns[name] = stored = grown
@@ -52,8 +62,8 @@ class Table:
         return np.fromiter(self.row, np.int64, len(self.row))
 
     def nbytes(self, name: str) -> int:
-        """Bytes that a column takes, its room for growth included."""
-        return self._columns[name].nbytes
+        """Bytes that a column takes."""
+        return self[name].nbytes
 
     def release(self, name: str, rows: NDArray[np.int64]) -> None:
         """Keep only these rows of a column that is no longer needed whole. It can then no longer be appended to."""
@@ -113,6 +123,12 @@ class LiveImage:
         self.refined = refined
         self.refinements += 1
         return True
+
+    @property
+    def first_versions(self) -> tuple[int, int]:
+        """The version in service when the first frame came, and when the newest one did."""
+        first = self.frames["first_version"]
+        return int(first[0]), int(first[-1])
 
     def judged_counts(self) -> NDArray:
         """(m, y, x) counts of the frames that errors are reported from."""
