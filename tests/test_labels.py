@@ -361,17 +361,20 @@ class TestLive:
         assert residuals[-1] < residuals[0] < np.median(live["residual"].values)
 
     def test_each_pixel_knows_its_trust_and_its_version(self, actors, folder):
-        """Where the network has said something there is a trust; frames that came later brought their version."""
+        """Where a version with validation frames has said something there is a trust; frames that
+        came later brought their version."""
         me = predictor(actors, folder)
-        publish(folder.models, 1)
+        publish(folder.models, 1, validation_residuals=(0.1,) * 40, validation_offsets=(0.5,) * 40)
         me.install(1).result()
         for chunk in chunks("a", 20, 40, 9):
             me.receive(chunk).result()
         wait_until_predicted(me, 60)
         live = me.live().result()
         said = np.isfinite(live["phase"].values)
-        np.testing.assert_array_equal(np.isfinite(live["trust"].values), said)
+        np.testing.assert_array_equal(np.isfinite(live["pixel_residual"].values), said)
         versions = live["model_version"].values
+        assert np.isfinite(live["trust"].values[versions == 1]).all()
+        assert not np.isfinite(live["trust"].values[~said]).any()
         assert set(np.unique(versions[np.isfinite(versions)])) <= {0, 1}
         newest = live.isel(frame=slice(40, None))
         pixel = GEOMETRY.object_pixel

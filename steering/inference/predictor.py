@@ -22,16 +22,16 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.campaign import Event, FrameSetAside, PredictionReady
+from steering.campaign import Event, PredictionReady
 from steering.inference.adviser import Advice, Adviser, Handover
-from steering.inference.batch import Batch, Inbox, make_batch
+from steering.inference.batch import Batch, Inbox
 from steering.inference.evaluate import HoldOut, Score, patch_errors, score_refined, score_versions
 from steering.inference.frames import LabelFrames, frames_of, kept_rows
+from steering.inference.intake import Intake
 from steering.inference.live import LiveImage, Truth
 from steering.inference.scans import Scans
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
-from steering.inference.sift import Register
 from steering.models import ModelStore
 from steering.policies import Policy
 from steering.ptychography import (
@@ -81,6 +81,7 @@ class Predictor:
         self._room = asyncio.Semaphore(self.settings.backlog)
         self._inbox = Inbox(frames=self.settings.batch, gather_s=self.settings.gather_ms / 1e3)
         self._installing = asyncio.Lock()
+        self._turn_due = False
         self._models = ModelStore(self.store)
         self._mask = ~self.geometry.good()
         self._handover = handover or Handover()
@@ -92,23 +93,26 @@ class Predictor:
         late_bytes, over = self.settings.late_bytes, self._handover.over
         self._scans = Scans(self._canvas, self.geometry, self.truths, late_bytes=late_bytes, over=over)
         self._adviser = Adviser(self.policy, self._scans.images, self._handover.advice)
-        self._register = Register()
+        self._intake = Intake(self._canvas, self._handover)
         self._again_due = False
         self._at_rest = 0
         """Frames predicted when old ones were last looked at again."""
         self.latency: list[float] = []
         self.seconds = 0.0
         self.predicted = 0
-        # What is there now stays. A full collection that looked through all of it would stop the frames for 0.2 s.
         gc.collect()
-        gc.freeze()
+        gc.freeze()  # a full collection that looked through all that is there now would stop the frames for 0.2 s
 
     async def receive(self, chunk: xr.Dataset) -> None:
         """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
         self._inbox.put(chunk, arrived)
-        self._thread.submit(self._guarded, self._predict_waiting)
+        # One turn takes all that waits. With a turn for each chunk a question would wait for those of all chunks before
+        # its own, which predict what has come since: after a pause that never catches up.
+        if not self._turn_due:
+            self._turn_due = True
+            self._thread.submit(self._guarded, self._predict_waiting)
 
     async def events(self) -> list[Event]:
         """What has happened since the last call; waits until there is something."""
@@ -199,8 +203,8 @@ class Predictor:
             "latency_ms": {f"p{q}": 1e3 * float(np.percentile(self.latency or [np.nan], q)) for q in (50, 99)},
             "way": self._serving.engine.way.name,
             "ways": {name: trial.figures() for name, trial in self._serving.engine.trials.items()},
-            "frames_out_of_order": self._register.out_of_order,
-            "frame_ids_missing": self._register.missing,
+            "frames_out_of_order": self._intake.register.out_of_order,
+            "frame_ids_missing": self._intake.register.missing,
         }
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -219,13 +223,20 @@ class Predictor:
     # What follows runs in the one thread that owns the state.
 
     def _predict_waiting(self) -> None:
+        self._turn_due = False  # what comes from here on has a turn of its own
+        left = len(self._inbox)
+        while left > 0:
+            taken = self._inbox.take()
+            left -= len(taken)
+            self._predict_taken(taken)
+
+    def _predict_taken(self, taken: list[tuple[xr.Dataset, float]]) -> None:
         begun = time.perf_counter()
-        taken = self._inbox.take()
-        if not taken:
-            return
         self._loop.call_soon_threadsafe(self._make_room, len(taken))
         live = self._scans.of_chunk(taken[0][0], self._weight)
-        batch, mask = self._sifted(taken, live)
+        batch, mask, aside = self._intake.batch(taken, live, self._mask)
+        for event in aside:
+            self._emit(event)
         if batch is None:
             return
         if (mask & ~self._mask).any():
@@ -240,20 +251,6 @@ class Predictor:
     def _make_room(self, chunks: int) -> None:
         for _ in range(chunks):
             self._room.release()
-
-    def _sifted(self, taken: list[tuple[xr.Dataset, float]], live: LiveImage) -> tuple[Batch | None, NDArray[np.bool_]]:
-        """What can be used of chunks, and the mask then; what cannot is counted and told."""
-        if live.retired:
-            batch, mask = None, self._mask
-            aside = {"a scan that is over": tuple(i for chunk, _ in taken for i in chunk["frame"].values.tolist())}
-        else:
-            batch, mask, aside = make_batch(taken, known=live.frames.row, mask=self._mask, canvas=self._canvas)
-        used = np.zeros(0, np.int64) if batch is None else batch.frame_id
-        self._register.note(live.scan, used, aside)
-        for reason, ids in aside.items():
-            if new := self._handover.news(live.scan, ids):
-                self._emit(FrameSetAside(time=time.time(), scan=live.scan, frame_ids=new, reason=reason))
-        return batch, mask
 
     def _predict_batch(self, batch: Batch, live: LiveImage) -> None:
         ids, counts, where = batch.frame_id, batch.counts, batch.position
@@ -381,14 +378,17 @@ class Predictor:
         if live is None or live.retired:
             return None
         rows = slice(max(0, len(live.frames) - newest), None)
-        return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask)
+        return self._frames_of(live, rows)
 
     def _late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
         live = self._scans.get(scan)
         if live is None:
             return None, 0
         rows, gone = kept_rows(live, frame_id)
-        return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask), gone
+        return self._frames_of(live, rows), gone
+
+    def _frames_of(self, live: LiveImage, rows: slice | NDArray[np.int64]) -> LabelFrames:
+        return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask)
 
     def _live(self, scan: str | None) -> xr.Dataset | None:
         live = self._scans.get(scan)
