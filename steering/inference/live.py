@@ -15,7 +15,7 @@ Truth = tuple[NDArray[np.complex64], Canvas]
 """An object (Y, X) that is known beforehand, and where it lies."""
 
 
-_ROOM_BYTES = 2**29
+_ROOM_BYTES = 2**28
 """What a column asks for at first: address space, of which only the rows that are written take memory. A column that
 moves to a larger place takes all frames with it, for which the newest would have to wait."""
 _ROOM_ROWS = 2**17
