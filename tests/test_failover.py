@@ -203,6 +203,8 @@ def test_the_campaign_goes_on_when_the_predictor_is_killed(tmp_path):
                 os.kill(other[1], signal.SIGKILL)
             until(lambda losses=losses: len(told(folder, "PredictorReplaced")) == losses, run)
         figures = run.result()
+        assert run.snapshot()["status"] == "finished"  # who comes late is still answered
+        assert run.live() is not None
     assert figures["prediction"]["predictors_lost"] == 2
     assert figures["frames_predicted"] == figures["frames_acquired"] == 300
     assert figures["frames_unheard"] == 0

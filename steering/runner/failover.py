@@ -49,6 +49,7 @@ class Failover:
     """In a row."""
     _end: Exception | None = None
     """Why nothing is asked any more."""
+    _closed: bool = False
 
     @property
     def replacing(self) -> bool:
@@ -106,8 +107,8 @@ class Failover:
         self._aside.pop(scan, None)
 
     def close(self) -> None:
-        """The run has ended: nobody is replaced any more."""
-        self._end = self._end or RuntimeError("found a run that has ended, expected one that goes on")
+        """The run has ended: who is there still answers, and nobody is replaced any more."""
+        self._closed = True
 
     async def replaced(self, number: int) -> bool:
         """See to it that another sits where the predictor of this number sat, if it is lost; False where it is not.
@@ -118,6 +119,8 @@ class Failover:
             self._go_on()
             if self.crew.predictor_number != number:
                 return True
+            if self._closed:
+                return False
             client, begun = get_client(), time.perf_counter()
             if not await self.crew.predictor_lost(client):
                 return False
