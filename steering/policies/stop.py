@@ -11,7 +11,8 @@ from steering.records import Prediction
 
 _AHEAD = 0.75
 """How much of the lag is made up for: all of it (1) follows a straight fall, but the share falls ever more slowly."""
-_LEAST_HALF_LIVES = 1.6
+_STANDARD_ERRORS = 2.0
+_LEAST_HALF_LIVES = 2.4
 _KEPT_HALF_LIVES = 20
 """What is older weighs nothing."""
 
@@ -22,15 +23,15 @@ class StopRule:
     The residual of what the live image said of each frame before it was added (`Prediction.surprise`), as a share of
     the residual of the model's own prediction of it: an error on data that nothing was fitted to, in units of the best
     that this model can do. The share falls as the field fills, and comes close to 1 when further frames would only say
-    the same again; the scan may end once it is below `ratio` by its standard error. The rule knows nothing of places
-    that no frame came near.
+    the same again; the scan may end once it is below `ratio` by twice its standard error. The rule knows nothing of
+    places that no frame came near.
 
     The share is a ratio of means over the frames so far, in which the weight of a frame halves with every `half_life`
     frames after it. Such a mean lags behind; one with twice the half-life lags twice as far, and the difference of the
     two makes up for it (double exponential smoothing: Brown, Smoothing, Forecasting and Prediction, 1963).
     """
 
-    def __init__(self, *, ratio: float = 1.1, half_life: float = 22.0) -> None:
+    def __init__(self, *, ratio: float = 1.1, half_life: float = 15.0) -> None:
         if not (math.isfinite(ratio) and ratio > 0 and 1 <= half_life <= 1e6):
             raise ValueError(
                 f"found ratio={ratio}, half_life={half_life}, expected a positive share, and 1 to 1e6 frames"
@@ -65,7 +66,7 @@ class StopRule:
         share = float(weight @ foretold)
         # The standard error of a ratio of weighted means, to first order.
         error = math.sqrt(float(weight**2 @ (foretold - share * explained) ** 2))
-        if not share + error <= self.ratio:
+        if not share + _STANDARD_ERRORS * error <= self.ratio:
             return None
         return f"the image foretells unseen frames to {share:.2f} of the model's own residual: enough"
 
