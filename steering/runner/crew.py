@@ -16,6 +16,8 @@ from steering.runner.beamline import Beamline
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 
+_LOOK_S = 1.0
+"""Between two looks whether a worker is still there."""
 _RESTART_S = 120.0
 """How long a worker may take to be there again: importing torch from a slow disk needs a minute."""
 
@@ -97,7 +99,21 @@ class Crew:
         Raises RuntimeError where no worker has room for it in time, and what an actor raises whose worker is lost.
         """
         self.predictor_home = home = await _home(client, "inference")
-        self.predictor_future = await _actor(client, _predictor(self.experiment, self.folder), worker=home)
+        work = asyncio.ensure_future(self._begin_another(client, handover))
+        try:
+            # What is asked of a worker that dies before the actor is there is never answered.
+            while not work.done():
+                await asyncio.wait({work}, timeout=_LOOK_S)
+                if home not in (await client.scheduler.identity(n_workers=-1))["workers"]:
+                    raise OSError(f"found the worker at {home} gone, expected it to take the predictor")
+            return work.result()
+        finally:
+            work.cancel()
+
+    async def _begin_another(self, client: Client, handover: Handover) -> int:
+        self.predictor_future = await _actor(
+            client, _predictor(self.experiment, self.folder), worker=self.predictor_home
+        )
         predictor = await self.predictor_future
         await asked(predictor, "start", handover)
         frames: int = await asked(self.source, "go_on_with", predictor, self.predictor_number + 1)
