@@ -137,7 +137,7 @@ def _status(chosen: argparse.Namespace) -> int:
 
 
 def _command(chosen: argparse.Namespace) -> int:
-    from steering.runner.drive import attached  # noqa: PLC0415
+    from steering.runner.client import attached  # noqa: PLC0415
     from steering.runner.folder import RunFolder  # noqa: PLC0415
 
     with attached(RunFolder(chosen.folder)) as run:

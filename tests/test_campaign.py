@@ -11,6 +11,7 @@ import pytest
 from steering.campaign import (
     AskPolicy,
     Campaign,
+    CampaignSettings,
     CandidateReady,
     CandidateRefused,
     ChunkArrived,
@@ -32,7 +33,6 @@ from steering.campaign import (
     RollBack,
     RollBackRefused,
     RolledBack,
-    Settings,
     SourceEnded,
     Steer,
     Train,
@@ -43,7 +43,7 @@ from steering.campaign import (
 from steering.policies import SpaceFilling
 from steering.records import Prediction
 
-SETTINGS = Settings(lookahead=10, frames_to_label=20, label_every=30, steps=5)
+SETTINGS = CampaignSettings(lookahead=10, frames_to_label=20, label_every=30, steps=5)
 
 
 def as_logged(event):
@@ -531,7 +531,7 @@ def test_a_version_installed_from_elsewhere_does_not_end_the_round():
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_after_the_end_it_labels_and_learns_so_often(rounds, again):
     after = {"rounds_after_end": rounds, "labels_after_end": again}
-    campaign = started(Settings(lookahead=10, frames_to_label=20, label_every=30, **after))
+    campaign = started(CampaignSettings(lookahead=10, frames_to_label=20, label_every=30, **after))
     feed(campaign, chunk(20), labels(), candidate(1.0, 1.0))
     given = [*feed(campaign, ended()), *feed(campaign, refused())]
     answers = {Label: labels(), Train: candidate(1.0, 1.0), Refuse: refused()}
@@ -679,5 +679,5 @@ def test_drift_in_a_log_is_judged_again_not_fed_again():
     ],
 )
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match="found Settings"):
-        Settings(**wrong)
+    with pytest.raises(ValueError, match="found CampaignSettings"):
+        CampaignSettings(**wrong)

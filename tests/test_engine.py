@@ -1,4 +1,5 @@
-"""Laws of running a network: every way says the same, another version takes its place without anything made anew."""
+"""Laws of running a network: every backend says the same, another version takes its place without anything made
+anew."""
 
 import numpy as np
 import psutil
@@ -6,16 +7,16 @@ import pytest
 import torch
 
 import steering.inference.engine as engines
-from steering.inference import Engine, onnx_way
+from steering.inference import Engine
+from steering.inference.backends import REFERENCE, Backend, Slot, onnx, possible
 from steering.inference.engine import MOST_WORSE
-from steering.inference.ways import REFERENCE, Slot, Way, possible
 from steering.models import ProbeFirst, PtychoNN
 from steering.ptychography import zone_plate
 
 WINDOW, PATCH = 32, 16
 CPU = torch.device("cpu")
 WAYS = possible(CPU)
-ONNX = Way("onnx", torch.float32)
+ONNX = Backend("onnx", torch.float32)
 NETWORKS = {
     "ProbeFirst": lambda: ProbeFirst(window=WINDOW, patch=PATCH, width=8),
     "PtychoNN": lambda: PtychoNN(window=WINDOW, patch=PATCH, width=4, depth=2),
@@ -45,31 +46,31 @@ def plain(network, counts):
         return torch.polar(*network(torch.from_numpy(counts.astype(np.float32)))).numpy()
 
 
-def tolerance(way):
+def tolerance(backend):
     """Of a complex number of size 1: bfloat16 has 8 bits, and errors of 20 layers add up."""
-    return 1e-4 if way.dtype == torch.float32 else 4e-2
+    return 1e-4 if backend.dtype == torch.float32 else 4e-2
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_every_way_says_what_the_network_says(make, way):
+@pytest.mark.parametrize("backend", WAYS, ids=lambda backend: backend.name)
+def test_every_way_says_what_the_network_says(make, backend):
     network, counts = make(), frames()
-    said = Engine(network, ways=[way], measure_s=0).predict(counts)
+    said = Engine(network, backends=[backend], measure_s=0).predict(counts)
     assert said.dtype == np.complex64
-    np.testing.assert_allclose(said, plain(network, counts), atol=tolerance(way))
+    np.testing.assert_allclose(said, plain(network, counts), atol=tolerance(backend))
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_another_flux_changes_nothing(make, way):
-    engine = Engine(make(), ways=[way], measure_s=0)
+@pytest.mark.parametrize("backend", WAYS, ids=lambda backend: backend.name)
+def test_another_flux_changes_nothing(make, backend):
+    engine = Engine(make(), backends=[backend], measure_s=0)
     weak = engine.predict(frames()).copy()
-    np.testing.assert_allclose(engine.predict(7 * frames()), weak, atol=tolerance(way))
+    np.testing.assert_allclose(engine.predict(7 * frames()), weak, atol=tolerance(backend))
     np.testing.assert_array_equal(engine.predict(4 * frames()), weak)  # a power of two is exact in every precision
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_a_version_takes_the_place_of_another_in_the_same_memory(make, way):
+@pytest.mark.parametrize("backend", WAYS, ids=lambda backend: backend.name)
+def test_a_version_takes_the_place_of_another_in_the_same_memory(make, backend):
     """In place: what is compiled or captured around this memory stays valid, and is never made again."""
-    engine = Engine(make(0), ways=[way], measure_s=0)
+    engine = Engine(make(0), backends=[backend], measure_s=0)
     old, new, counts = make(0), make(1), frames()
     places = {slot: places_of(slot) for slot in (engine.serving, engine.spare)}
     before = engine.predict(counts).copy()
@@ -77,7 +78,7 @@ def test_a_version_takes_the_place_of_another_in_the_same_memory(make, way):
     np.testing.assert_array_equal(engine.predict(counts), before)  # the serving slot does not notice
     engine.swap()
     assert engine.serving.number == 1
-    np.testing.assert_allclose(engine.predict(counts), plain(new, counts), atol=tolerance(way))
+    np.testing.assert_allclose(engine.predict(counts), plain(new, counts), atol=tolerance(backend))
     engine.spare.load(old.state_dict(), number=2)
     engine.swap()
     np.testing.assert_array_equal(engine.predict(counts), before)
@@ -101,25 +102,25 @@ def test_masked_pixels_are_of_no_meaning_after_a_new_mask(make):
 
 
 def test_more_frames_than_fit_are_predicted_in_parts(make):
-    engine = Engine(make(), frames=4, ways=[REFERENCE], measure_s=0)
+    engine = Engine(make(), frames=4, backends=[REFERENCE], measure_s=0)
     counts = frames(11)
     np.testing.assert_allclose(engine.predict(counts), plain(make(), counts), atol=1e-4)
 
 
 def test_the_way_is_measured_and_told(make, monkeypatch):
-    """The fastest of those that are as good as float32 is used; a way that fails is told, and is not used."""
+    """The fastest of those that are as good as float32 is used; a backend that fails is told, and is not used."""
 
     def fail(*_):
         raise RuntimeError("found no C++ compiler")
 
     monkeypatch.setattr(engines, "compile_package", fail)
-    packaged = [Way("compiled", torch.float32), ONNX]
-    engine = Engine(make(), ways=[*WAYS, *packaged], measure_s=0.05)
-    assert set(engine.trials) == {way.name for way in [*WAYS, *packaged]}
-    for way in packaged:
-        assert "RuntimeError: found no C++ compiler" in engine.trials[way.name].refused
+    packaged = [Backend("compiled", torch.float32), ONNX]
+    engine = Engine(make(), backends=[*WAYS, *packaged], measure_s=0.05)
+    assert set(engine.trials) == {backend.name for backend in [*WAYS, *packaged]}
+    for backend in packaged:
+        assert "RuntimeError: found no C++ compiler" in engine.trials[backend.name].refused
     usable = {name: trial for name, trial in engine.trials.items() if not trial.refused}
-    assert engine.way.name == max(usable, key=lambda name: usable[name].frames_per_s)
+    assert engine.backend.name == max(usable, key=lambda name: usable[name].frames_per_s)
     assert all(trial.frames_per_s > 0 and trial.error_over_float32 <= MOST_WORSE for trial in usable.values())
     assert engine.trials[REFERENCE.name].error_over_float32 == 1
 
@@ -129,11 +130,11 @@ def test_a_way_that_errs_is_not_used(make, monkeypatch):
 
     def false(slot, counts):
         amplitude, phase = true(slot, counts)
-        return amplitude, phase + (0 if slot.way == REFERENCE else torch.linspace(0, 2, PATCH))
+        return amplitude, phase + (0 if slot.backend == REFERENCE else torch.linspace(0, 2, PATCH))
 
     monkeypatch.setattr(Slot, "__call__", false)
     engine = Engine(make(), measure_s=0)
-    assert engine.way == REFERENCE
+    assert engine.backend == REFERENCE
     assert all("phase error" in trial.refused for name, trial in engine.trials.items() if name != REFERENCE.name)
 
 
@@ -150,9 +151,9 @@ def test_compiled_once_for_all_versions_and_batch_sizes(make, monkeypatch):
     compiled = []
     true = engines.compile_package
     monkeypatch.setattr(engines, "compile_package", lambda *a: (compiled.append(a), true(*a)))
-    way = Way("compiled", torch.float32)
-    engine = Engine(make(0), ways=[way], compiled=True, measure_s=0)
-    assert engine.way == way, engine.trials
+    backend = Backend("compiled", torch.float32)
+    engine = Engine(make(0), backends=[backend], compiled=True, measure_s=0)
+    assert engine.backend == backend, engine.trials
     for number in range(3):
         engine.spare.load(make(number).state_dict(), number=number)
         engine.swap()
@@ -161,7 +162,7 @@ def test_compiled_once_for_all_versions_and_batch_sizes(make, monkeypatch):
     assert len(compiled) == 1
 
 
-needs_onnx = pytest.mark.skipif(not onnx_way.installed(), reason="needs the extra `onnx`")
+needs_onnx = pytest.mark.skipif(not onnx.installed(), reason="needs the extra `onnx`")
 
 
 @needs_onnx
@@ -171,8 +172,8 @@ def test_exported_once_for_all_versions_batch_sizes_and_masks(make, monkeypatch)
     exported = []
     true = engines.compile_package
     monkeypatch.setattr(engines, "compile_package", lambda *a: (exported.append(a), true(*a)))
-    engine = Engine(make(0), ways=[ONNX], measure_s=0)
-    assert engine.way == ONNX, engine.trials
+    engine = Engine(make(0), backends=[ONNX], measure_s=0)
+    assert engine.backend == ONNX, engine.trials
     threads = psutil.Process().num_threads()
     for number in range(3):
         before = engine.predict(frames()).copy()
@@ -197,17 +198,17 @@ def test_exported_once_for_all_versions_batch_sizes_and_masks(make, monkeypatch)
 @pytest.mark.parametrize("make", [NETWORKS["ProbeFirst"]], indirect=True)
 def test_an_export_that_keeps_weights_is_refused(make, monkeypatch):
     """It would answer with the weights of the version that was exported, for ever."""
-    true = onnx_way.export_graph
-    monkeypatch.setattr(onnx_way, "export_graph", lambda e, names, file: true(e, names | {"network.folded"}, file))
-    engine = Engine(make(), ways=[ONNX], measure_s=0)
-    assert engine.way == REFERENCE
+    true = onnx.export_graph
+    monkeypatch.setattr(onnx, "export_graph", lambda e, names, file: true(e, names | {"network.folded"}, file))
+    engine = Engine(make(), backends=[ONNX], measure_s=0)
+    assert engine.backend == REFERENCE
     assert "part of the exported graph: ['network.folded']" in engine.trials[ONNX.name].refused
 
 
 def test_onnx_is_left_out_where_it_is_not_installed_or_not_wanted(monkeypatch):
     assert ONNX not in WAYS
-    monkeypatch.setattr(onnx_way, "installed", lambda: True)
+    monkeypatch.setattr(onnx, "installed", lambda: True)
     assert ONNX in possible(CPU, compiled=True)
     monkeypatch.undo()
-    monkeypatch.setattr(onnx_way, "_NEEDED", ("torch", "no_such_package"))
+    monkeypatch.setattr(onnx, "_NEEDED", ("torch", "no_such_package"))
     assert ONNX not in possible(CPU, compiled=True)

@@ -14,7 +14,7 @@ from scipy.stats import chi2
 
 from steering.learning.exchange import Exchange
 from steering.learning.rehearsal import RehearsalBuffer
-from steering.learning.sampling import MODES, Dice, Fills, draw
+from steering.learning.sampling import MODES, Fills, StepRNG, draw
 
 UNEVEN = np.array([[900, 60, 40], [0, 10, 0], [0, 0, 0]])  # ranks filled 1000 : 10 : 0, strata unevenly
 
@@ -26,10 +26,10 @@ def improbable(found, expected):
 
 
 def draws(counts, r, steps, mode="uniform", seen=None, seed=0):
-    dice = Dice(seed)
+    step_rng = StepRNG(seed)
     counts = np.asarray(counts)
     for step in range(steps):
-        yield draw(counts, counts if seen is None else np.asarray(seen), r, dice.of_step(step), mode=mode)
+        yield draw(counts, counts if seen is None else np.asarray(seen), r, step_rng.of_step(step), mode=mode)
 
 
 def samples(plan, rank):
@@ -115,8 +115,8 @@ def test_weighted_by_what_was_seen_draws_uniformly_over_the_past():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_plan_follows_from_seed_and_step_alone(mode):
     plans = [samples(plan, 1) for plan in draws(UNEVEN, 7, 5, mode, seed=4)]
-    dice = Dice(4)
-    again = [samples(draw(UNEVEN, UNEVEN, 7, dice.of_step(step), mode=mode), 1) for step in (3, 1, 1)]
+    step_rng = StepRNG(4)
+    again = [samples(draw(UNEVEN, UNEVEN, 7, step_rng.of_step(step), mode=mode), 1) for step in (3, 1, 1)]
     assert again == [plans[3], plans[1], plans[1]]
     assert plans[0] != plans[1]
     assert plans != [samples(plan, 1) for plan in draws(UNEVEN, 7, 5, mode, seed=5)]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from steering.campaign import (
     AskPolicy,
     Campaign,
+    CampaignSettings,
     CandidateReady,
     CandidateRefused,
     ChunkArrived,
@@ -30,7 +31,6 @@ from steering.campaign import (
     RollBack,
     RollBackRefused,
     RolledBack,
-    Settings,
     SourceEnded,
     Steer,
     Tick,
@@ -57,8 +57,8 @@ def published(number, residual=0.1):
     return ModelPublished(time=0.0, version=number, validation_error=0.5, validation_residual=residual)
 
 
-def campaign_with(limits=None, *, frame_time=0.01, **dials):
-    campaign = Campaign(Settings(lookahead=10, limits=limits or Limits(), **dials), frame_time=frame_time)
+def campaign_with(limits=None, *, frame_time=0.01, **settings):
+    campaign = Campaign(CampaignSettings(lookahead=10, limits=limits or Limits(), **settings), frame_time=frame_time)
     assert campaign.handle(published(0, None)) == [AskPolicy(10)]
     return campaign
 
@@ -163,27 +163,27 @@ def test_a_policy_that_never_suggests_anything_allowed_ends_its_scan():
     assert "1000 decisions in a row" in stop.reasons[0]
 
 
-@pytest.mark.parametrize("dials", [{"frames": 0}, {"exposure": -1.0}, {"reach": math.inf}, {"shortest_dwell": 0.0}])
-def test_impossible_limits_are_refused(dials):
+@pytest.mark.parametrize("settings", [{"frames": 0}, {"exposure": -1.0}, {"reach": math.inf}, {"shortest_dwell": 0.0}])
+def test_impossible_limits_are_refused(settings):
     with pytest.raises(ValueError, match="expected positive limits"):
-        Limits(**dials)
+        Limits(**settings)
 
 
 def test_impossible_approval_is_refused():
     with pytest.raises(ValueError, match="expected 0 or more seconds"):
-        Settings(approval_s=-1.0)
+        CampaignSettings(approval_s=-1.0)
     with pytest.raises(ValueError, match="unanswered='perhaps'"):
-        Settings(unanswered="perhaps")
+        CampaignSettings(unanswered="perhaps")
 
 
 # ------------------------------------------------------------------------------------------------- a person's word
 
 
-def proposing(**dials):
-    campaign = campaign_with(approval_s=60.0, **dials)
+def proposing(**settings):
+    campaign = campaign_with(approval_s=60.0, **settings)
     assert campaign.handle(suggested([(0, 0), (0, 1)], time=100.0)) == [Remind(160.0)]
     assert campaign.raised.pop() == DecisionProposed(
-        time=100.0, positions=2, reason="why 0", stop=False, until=160.0, default=dials.get("unanswered", "approve")
+        time=100.0, positions=2, reason="why 0", stop=False, until=160.0, default=settings.get("unanswered", "approve")
     )
     return campaign
 
@@ -320,7 +320,7 @@ def test_trust_that_falls_soon_after_a_swap_has_the_version_before_tried(before,
 
 
 def test_the_log_of_limits_answers_and_rollbacks_replays_to_the_same_actions():
-    dials = Settings(lookahead=10, limits=Limits(area=AREA, frames=15), approval_s=60.0)
+    settings = CampaignSettings(lookahead=10, limits=Limits(area=AREA, frames=15), approval_s=60.0)
     events = [
         published(0, None),
         suggested([(0, k) for k in range(10)], time=1.0),
@@ -332,12 +332,12 @@ def test_the_log_of_limits_answers_and_rollbacks_replays_to_the_same_actions():
         command("rollback", time=65.0),
         RolledBack(time=66.0, version=0, validation_residual=None, reason="asked by a person"),
     ]
-    live, log, actions = Campaign(dials, frame_time=0.01), [], []
+    live, log, actions = Campaign(settings, frame_time=0.01), [], []
     for event in events:
         log.append(encode(event))
         actions += live.handle(event)
         log += [encode(raised) for raised in live.raised]
         live.raised.clear()
-    again, same = replay(log, dials, frame_time=0.01)
+    again, same = replay(log, settings, frame_time=0.01)
     assert same == actions
     assert (again.version, again.outstanding) == (live.version, live.outstanding) == (0, 1)

@@ -47,7 +47,9 @@ def publish(store, number, noise=0.0, **more):
     with torch.no_grad():
         for weight in network.parameters():
             weight += noise * torch.randn_like(weight)
-    ModelStore(store).publish(network, ModelVersion(number=number, network="ProbeFirst", dials=network.dials, **more))
+    ModelStore(store).publish(
+        network, ModelVersion(number=number, network="ProbeFirst", hyperparameters=network.hyperparameters, **more)
+    )
 
 
 def predictor(store, **parts):

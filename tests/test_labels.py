@@ -12,14 +12,14 @@ import torch
 from steering.campaign import replay
 from steering.clusters import local
 from steering.inference import HoldOut, Predictor, PredictorSettings
+from steering.labels.external import external_figures, put_away, take_in, waiting
+from steering.labels.make import label, make_labels
+from steering.labels.refinement import refine_live
 from steering.learning.samples import Labels, Samples
 from steering.policies import SpaceFilling
 from steering.ptychography import RefineSettings, extract_patches
 from steering.records import Field
 from steering.runner import LabelSettings, LiveSettings, RunFolder, hand_in, start
-from steering.runner.labels import label, make_labels
-from steering.runner.outside import outside_figures, put_away, take_in, waiting
-from steering.runner.refinement import refine_live
 from tests.test_inference import CANVAS, FIELD, GEOMETRY, PATCH, PROBE, WINDOW, chunks, publish, thing
 from tests.test_runner import experiment, told, wait_for
 
@@ -139,7 +139,7 @@ class TestFromOutside:
             ids, counts, patches = frames_by_id(40, 40 * seed, seed)
             truth |= {frame: (counts[i], patches[i]) for i, frame in enumerate(ids.tolist())}
             for part in np.array_split(np.random.default_rng(seed).permutation(40), 3):
-                hand_in(folder, scan, ids[part], patches=patches[part])
+                hand_in(folder.path, scan, ids[part], patches=patches[part])
         reports = opened(me, folder, desks)
         assert sum(r.count + r.held_out for r in reports) + refusals(reports).get("does not explain its frame", 0) == 80
         assert sum(r.count + r.held_out for r in reports) > 70
@@ -152,7 +152,7 @@ class TestFromOutside:
                     np.testing.assert_allclose(labels.amplitude[i], np.abs(truth[frame][1]), atol=1e-5)
                     assert labels.stratum == (frame >= 40)
                     assert labels.held_out[i] == (frame % 10 == 9)
-        told = outside_figures(reports, 0)
+        told = external_figures(reports, 0)
         assert told["versions_late"] == {"p50": 2, "max": 2}
         assert told["files"] == 6
         assert not list((folder.path / "labels").glob("*.npz"))
@@ -161,8 +161,8 @@ class TestFromOutside:
         hold_out = HoldOut(region=Field(-20, 0, -20, 20))
         me = predictor(actors, folder, hold_out=hold_out)
         ids, _, patches = frames_by_id()
-        hand_in(folder, "a", [*ids, 3, 1000, 1001], patches=np.concatenate([patches, patches[:3]]))
-        hand_in(folder, "z", ids, patches=patches)
+        hand_in(folder.path, "a", [*ids, 3, 1000, 1001], patches=np.concatenate([patches, patches[:3]]))
+        hand_in(folder.path, "z", ids, patches=patches)
         desk = actors(Desk())
         reports = opened(me, folder, [desk])
         found = refusals(reports)
@@ -185,7 +185,7 @@ class TestFromOutside:
         wrong = np.arange(40) % 5 == 0
         _, _, other = frames_by_id(40, 0, 7)
         mixed = np.where(wrong[:, None, None], strong(other), patches) * np.exp(2j)
-        hand_in(folder, "a", ids, patches=mixed)
+        hand_in(folder.path, "a", ids, patches=mixed)
         desk = actors(Desk())
         [report] = opened(me, folder, [desk])
         came = {frame for labels in desk.thing.came for frame in labels.frame_id.tolist()}
@@ -203,7 +203,7 @@ class TestFromOutside:
         """The residual does not see the scale, and a network that learns it would be wrong by as much."""
         me = predictor(actors, folder)
         ids, _, patches = frames_by_id()
-        hand_in(folder, "a", ids, patches=100 * patches)
+        hand_in(folder.path, "a", ids, patches=100 * patches)
         [report] = opened(me, folder, [actors(Desk())])
         assert report.refused == {"amplitude not of a transmission's scale": 40}
 
@@ -211,7 +211,7 @@ class TestFromOutside:
         me = predictor(actors, folder)
         ids, _, patches = frames_by_id()
         part = (slice(None), slice(0, CANVAS.shape[1] - 20))
-        hand_in(folder, "a", ids, object=thing()[part], origin=CANVAS.origin)
+        hand_in(folder.path, "a", ids, object=thing()[part], origin=CANVAS.origin)
         desk = actors(Desk())
         [report] = opened(me, folder, [desk])
         assert report.count > 15
@@ -223,8 +223,8 @@ class TestFromOutside:
         """Without room for late labels, a scan that is over can no longer be labelled; the current one can."""
         scans = (("a", 40), ("b", 20))
         me = predictor(actors, folder, scans, settings=PredictorSettings(late_bytes=40 * WINDOW**2 * 2 - 1))
-        hand_in(folder, "a", np.arange(40), object=thing(0), origin=CANVAS.origin)
-        hand_in(folder, "b", np.arange(40, 60), object=thing(1), origin=CANVAS.origin)
+        hand_in(folder.path, "a", np.arange(40), object=thing(0), origin=CANVAS.origin)
+        hand_in(folder.path, "b", np.arange(40, 60), object=thing(1), origin=CANVAS.origin)
         late, present = opened(me, folder, [actors(Desk())])[::-1]
         assert late.refused == {"frame no longer kept": 40}
         assert late.count == 0
@@ -260,13 +260,13 @@ class TestFromOutside:
 
     def test_what_the_run_would_refuse_is_not_handed_in(self, folder):
         with pytest.raises(ValueError, match="both patches and object"):
-            hand_in(folder, "a", [1], patches=np.ones((1, 4, 4)), object=np.ones((4, 4)))
+            hand_in(folder.path, "a", [1], patches=np.ones((1, 4, 4)), object=np.ones((4, 4)))
         with pytest.raises(ValueError, match="expected integers"):
-            hand_in(folder, "a", [1.5], patches=np.ones((1, 4, 4)))
+            hand_in(folder.path, "a", [1.5], patches=np.ones((1, 4, 4)))
         assert not (folder.path / "labels").exists()
 
     def test_a_file_is_opened_once_it_is_no_longer_written_to(self, folder):
-        path = hand_in(folder, "a", [1], object=np.ones((4, 4)))
+        path = hand_in(folder.path, "a", [1], object=np.ones((4, 4)))
         assert waiting(folder.path) == []
         while not (found := waiting(folder.path)):
             time.sleep(0.05)
@@ -458,8 +458,8 @@ def test_a_running_campaign_takes_labels_in_and_tells_how_late_they_were(tmp_pat
         wait_for(folder, "LabelsReady", run)
         (folder.path / "labels").mkdir()
         (folder.path / "labels" / "rubbish.npz").write_bytes(b"not an archive")
-        hand_in(folder, "brick", np.arange(35), object=truth, origin=canvas.origin)
-        while len(told(folder, "LabelsFromOutside")) < 2:
+        hand_in(folder.path, "brick", np.arange(35), object=truth, origin=canvas.origin)
+        while len(told(folder, "ExternalLabelsRead")) < 2:
             assert not run.done, run.result()
             time.sleep(0.05)
         run.command("stop")

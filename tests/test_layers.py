@@ -31,6 +31,7 @@ FLOORS = {
     "inference": 4,
     "sources": 5,
     "clusters": 5,
+    "labels": 5,
     "runner": 6,
     "view": 7,
     "cli": 8,
@@ -54,9 +55,9 @@ HOMES = {
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),
     "psutil": ("steering.learning.group",),
-    "cloudpickle": ("steering.inference.adviser",),
-    "onnx": ("steering.inference.onnx_way",),
-    "onnxruntime": ("steering.inference.onnx_way",),
+    "cloudpickle": ("steering.inference.policy_host",),
+    "onnx": ("steering.inference.backends.onnx",),
+    "onnxruntime": ("steering.inference.backends.onnx",),
 }
 DISTRIBUTIONS = {"skimage": "scikit-image", "IPython": "ipykernel"}  # where the name to install is another one
 
@@ -164,7 +165,7 @@ def circles(found: list[Import], modules: Mapping[str, object]) -> list[list[str
 
 
 def strangers(found: list[Import]) -> list[str]:
-    """Imports of other people's libraries outside their homes, a line each."""
+    """Imports of other people's libraries outside the rooms that may have them, a line each."""
     wrong = []
     for one in found:
         library = one.target.split(".")[0]

@@ -35,14 +35,14 @@ def labels(scan="a", n=16, *, stratum=0, seed=0, first=0):
     )
 
 
-def rank_of(strategy, **dials):
+def rank_of(strategy, **settings):
     """A rank with a small network."""
     torch.manual_seed(0)
     network = ProbeFirst(window=32, patch=PATCH, width=4)
     network.optics.set(zone_plate(32, 10.0))
     objective = Reconstruction(patch_weight(zone_plate(32, 10.0), PATCH))
     return Rank(
-        network, strategy(objective), TrainerSettings(**{"batch": 4, "candidates": 4, "representatives": 4} | dials)
+        network, strategy(objective), TrainerSettings(**{"batch": 4, "candidates": 4, "representatives": 4} | settings)
     )
 
 
@@ -78,7 +78,7 @@ def two_scans(rank, ranks, where, folder):
         reports.append(me.fit(scan, 30))
     fills = me.buffer.fills
     if rank == 0:
-        me.publish(folder, ModelVersion(number=1, network="ProbeFirst", dials=me.network.dials))
+        me.publish(folder, ModelVersion(number=1, network="ProbeFirst", hyperparameters=me.network.hyperparameters))
     me.close()
     return reports, fills
 
@@ -99,15 +99,15 @@ def test_rehearsal_over_two_ranks(tmp_path):
     assert judged.error is not None
     assert judged.served_error is not None
     assert answers[1][0][1].error is None  # rank 0 alone judges
-    assert ModelStore(tmp_path).load(1).dials["patch"] == PATCH
+    assert ModelStore(tmp_path).load(1).hyperparameters["patch"] == PATCH
 
 
-def alone(strategy, **dials):
+def alone(strategy, **settings):
     """A single rank in this process."""
     from steering.learning import MeetingPoint
 
     point = MeetingPoint()
-    me = rank_of(strategy, **dials)
+    me = rank_of(strategy, **settings)
     me.join(point.rendezvous, rank=0, ranks=1)
     return me, point
 

@@ -9,8 +9,8 @@ from steering.ptychography import zone_plate
 
 WINDOW, PATCH = 32, 20
 NETWORKS = {
-    "ProbeFirst": lambda **dials: ProbeFirst(**{"window": WINDOW, "patch": PATCH, "width": 8, **dials}),
-    "PtychoNN": lambda **dials: PtychoNN(**{"window": WINDOW, "patch": PATCH, "width": 4, "depth": 2, **dials}),
+    "ProbeFirst": lambda **settings: ProbeFirst(**{"window": WINDOW, "patch": PATCH, "width": 8, **settings}),
+    "PtychoNN": lambda **settings: PtychoNN(**{"window": WINDOW, "patch": PATCH, "width": 4, "depth": 2, **settings}),
 }
 
 
@@ -26,7 +26,7 @@ def make(request):
 
 def lit(network, *, mask=None):
     """The network with as many probe modes as it wants, the further ones weaker and shifted."""
-    window, modes = network.dials["window"], network.dials["modes"]
+    window, modes = network.hyperparameters["window"], network.hyperparameters["modes"]
     main = zone_plate(window, 20.0, counts=1e4)[0]
     network.optics.set(np.stack([np.roll(main, m, axis=0) / 3**m for m in range(modes)]), mask)
     return network.eval()
@@ -133,7 +133,7 @@ def test_an_empty_beam_has_no_contrast(gap):
     mask[12:18] = gap
     network = lit(ProbeFirst(window=WINDOW, patch=PATCH, width=4), mask=mask)
     wave = torch.fft.fftshift(torch.fft.fft2(network.optics.modes(), norm="ortho"), dim=(-2, -1))
-    guess, _ = network.look(3 * wave.abs().square(), *network.known())
+    guess, _ = network.preprocess(3 * wave.abs().square(), *network.constants())
     assert guess[:, :2].abs().max() < 1e-4
 
 
@@ -144,7 +144,7 @@ def test_back_projection_finds_a_weak_object():
     bump = np.exp(-(y**2 + x**2) / 8.0)
     thing = torch.from_numpy(np.exp(-0.2 * bump).astype(np.complex64))
     wave = torch.fft.fftshift(torch.fft.fft2(network.optics.modes() * thing, norm="ortho"), dim=(-2, -1))
-    guess, _ = network.look(wave.abs().square(), *network.known())
+    guess, _ = network.preprocess(wave.abs().square(), *network.constants())
     keep = slice((WINDOW - PATCH) // 2, (WINDOW + PATCH) // 2)
     wanted = (thing.real - 1)[keep, keep]
     seen = guess[0, 0] - guess[0, 0].mean()
@@ -152,7 +152,7 @@ def test_back_projection_finds_a_weak_object():
 
 
 @pytest.mark.parametrize(
-    ("name", "dials", "says"),
+    ("name", "settings", "says"),
     [
         ("os.system", {}, "found network 'os.system', expected one of"),
         ("ProbeFirst", {"depth": 3}, "expected whole numbers for some of"),
@@ -167,15 +167,15 @@ def test_back_projection_finds_a_weak_object():
         ("PtychoNN", {"depth": 0}, "expected 1 or more"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(name, dials, says):
+def test_a_network_that_cannot_be_is_refused(name, settings, says):
     with pytest.raises(ValueError, match=says):
-        build_network(name, dials)
+        build_network(name, settings)
 
 
 def test_a_network_is_built_again_from_its_dials(make):
     network = make(modes=2)
-    again = build_network(type(network).__name__, {k: float(v) for k, v in network.dials.items()})
-    assert again.dials == network.dials
+    again = build_network(type(network).__name__, {k: float(v) for k, v in network.hyperparameters.items()})
+    assert again.hyperparameters == network.hyperparameters
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
 
 

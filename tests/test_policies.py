@@ -37,7 +37,7 @@ def grid(rows, columns, step=1.0, jitter=0.0, seed=0):
     return rng.permutation(np.clip(moved, 0, places.max(0)))
 
 
-def prediction(scan, n, surprise=0.5):
+def prediction(scan, n, prior_residual=0.5):
     return Prediction(
         frame_id=np.arange(n),
         scan=scan,
@@ -47,7 +47,7 @@ def prediction(scan, n, surprise=0.5):
         residual=np.zeros(n, np.float32),
         offset=np.zeros(n, np.float32),
         model_version=np.zeros(n, np.int64),
-        surprise=np.full(n, surprise, np.float32),
+        prior_residual=np.full(n, prior_residual, np.float32),
     )
 
 

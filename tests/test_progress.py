@@ -11,7 +11,7 @@ from rich.console import Console
 
 from steering.campaign import Command, DecisionProposed, DecisionSettled, encode
 from steering.runner import RunFolder
-from steering.runner.words import tell
+from steering.runner.describe import tell
 from steering.view.display import draw, sparkline
 from steering.view.progress import KEPT, Progress
 from steering.view.status import status_lines

@@ -223,8 +223,8 @@ def test_an_impossible_decision_is_refused(wrong, says):
 
 
 def test_model_versions_count_from_zero():
-    assert ModelVersion(number=0, network="ProbeFirst", dials={}).validation_error is None
+    assert ModelVersion(number=0, network="ProbeFirst", hyperparameters={}).validation_error is None
     with pytest.raises(ValueError, match="found model version -1"):
-        ModelVersion(number=-1, network="ProbeFirst", dials={})
+        ModelVersion(number=-1, network="ProbeFirst", hyperparameters={})
     with pytest.raises(ValueError, match="found noise_share=2"):
-        ModelVersion(number=0, network="ProbeFirst", dials={}, noise_share=2.0)
+        ModelVersion(number=0, network="ProbeFirst", hyperparameters={}, noise_share=2.0)

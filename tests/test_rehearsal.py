@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from steering.learning.buffer_state import deal, read_state, write_state
+from steering.learning.buffer_state import read_state, reshard, write_state
 from steering.learning.rehearsal import RehearsalBuffer
 
 POLICIES = ("reservoir", "replacement", "balanced")
@@ -259,7 +259,7 @@ def test_saved_on_four_ranks_and_restored_on_others_holds_the_same_samples(ranks
     states = [buffer.state() for buffer in saved]
     restored = [RehearsalBuffer(120 * BYTES, seed=rank) for rank in range(ranks)]
     for rank, buffer in enumerate(restored):
-        buffer.load(deal(states, rank, ranks))
+        buffer.load(reshard(states, rank, ranks))
     before = sorted(pair for buffer in saved for pair in zip(*stored(buffer), strict=True))
     after = sorted(pair for buffer in restored if len(buffer) for pair in zip(*stored(buffer), strict=True))
     assert before == after
@@ -305,9 +305,9 @@ def test_states_that_do_not_fit_together_are_refused():
     offer(buffer, [1, 2, 3])
     other.insert({"x": torch.zeros(2)}, torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="different fields"):
-        deal([buffer.state(), other.state()], 0, 3)
+        reshard([buffer.state(), other.state()], 0, 3)
     with pytest.raises(ValueError, match="whole ones"):
-        deal([buffer.state(since=1)], 0, 2)
+        reshard([buffer.state(since=1)], 0, 2)
 
 
 def test_a_file_with_something_else_is_refused(tmp_path):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from skimage import data as pictures
 
-from steering.campaign import Limits, Settings
+from steering.campaign import CampaignSettings, Limits
 from steering.clusters import local
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
@@ -27,7 +27,7 @@ from steering.view.status import status_lines
 pytestmark = pytest.mark.slow
 
 
-def experiment(frames=150, **dials):
+def experiment(frames=150, **settings):
     """One small sample, two ranks."""
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     stages = [Stage("brick", sample(pictures.brick(), phase=-2.0, absorption=0.1, size=128), frames)]
@@ -39,7 +39,7 @@ def experiment(frames=150, **dials):
         network=network,
         strategy=ER(Reconstruction(patch_weight(probe, 40))),
         trainer=TrainerSettings(batch=4, candidates=2, representatives=4, deadline=10.0),
-        campaign=Settings(steps=10, **dials),
+        campaign=CampaignSettings(steps=10, **settings),
         scans=("brick",),
     )
 

@@ -36,12 +36,14 @@ def trained():
 
 
 def put(store, number, network):
-    ModelStore(store).publish(network, ModelVersion(number=number, network="ProbeFirst", dials=network.dials))
+    ModelStore(store).publish(
+        network, ModelVersion(number=number, network="ProbeFirst", hyperparameters=network.hyperparameters)
+    )
 
 
 def spoilt(network, noise):
     """The same network with noise on its weights."""
-    other = ProbeFirst(**network.dials)
+    other = ProbeFirst(**network.hyperparameters)
     other.load_state_dict(network.state_dict())
     torch.manual_seed(9)
     with torch.no_grad():
@@ -88,7 +90,7 @@ def test_a_swap_under_load_loses_no_frame_and_no_decision(tmp_path):
     assert len(set(versions)) > 2
     assert numbers == list(range(1, len(numbers) + 1))
     order = [tuple(position) for position in SpaceFilling(CANDIDATES).suggest(120).positions]
-    assert [position for advice in asked for position in advice.decision.positions] == order
+    assert [position for answer in asked for position in answer.decision.positions] == order
 
 
 def test_a_version_that_does_worse_is_refused_and_the_old_one_serves(tmp_path, trained):
@@ -183,8 +185,8 @@ def test_a_way_that_costs_a_version_its_quality_is_left(tmp_path, trained, monke
     engine, first, again = asyncio.run(main())
     assert first.accepted
     assert again.accepted
-    assert engine.way.name == "eager_float32"
-    assert engine.serving.way == engine.spare.way == engine.way
+    assert engine.backend.name == "eager_float32"
+    assert engine.serving.backend == engine.spare.backend == engine.backend
 
 
 def test_what_was_withdrawn_leaves_its_number_free(tmp_path, trained):

@@ -22,10 +22,10 @@ def thing(seed: int = 0) -> np.ndarray:
     return np.exp(1j * np.kron(coarse, np.ones((4, 4)))).astype(np.complex64)
 
 
-def beamline(stages: list[Stage] | None = None, *, counts: float = 1e5, **dials: object) -> SimulatedBeamline:
+def beamline(stages: list[Stage] | None = None, *, counts: float = 1e5, **settings: object) -> SimulatedBeamline:
     probe = zone_plate(WINDOW, 20.0, counts=counts)
-    dials = {"step": 6.0, "frame_rate": 5000.0, "chunk_frames": 4, **dials}
-    return SimulatedBeamline(stages or [Stage("first", thing(), 1000)], probe=probe, **dials)  # type: ignore[arg-type]
+    settings = {"step": 6.0, "frame_rate": 5000.0, "chunk_frames": 4, **settings}
+    return SimulatedBeamline(stages or [Stage("first", thing(), 1000)], probe=probe, **settings)  # type: ignore[arg-type]
 
 
 def ask(positions: np.ndarray, *, stop: bool = False, dwell: np.ndarray | None = None) -> Decision:

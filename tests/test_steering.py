@@ -25,8 +25,8 @@ from steering.ptychography import (
     filled,
     patch_weight,
     poisson_floor,
+    prior_residual,
     simulate,
-    surprise,
     zone_plate,
 )
 from steering.records import Prediction, Travel
@@ -87,8 +87,8 @@ def near(tried, rows, mask):
     return (((tried.where[rows][:, None] - points[None]) ** 2).sum(-1) < (BEAM / 2) ** 2).any(1)
 
 
-def looking(kind, tried, **dials):
-    return kind(tried.where, beam=BEAM, **dials)
+def looking(kind, tried, **settings):
+    return kind(tried.where, beam=BEAM, **settings)
 
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
@@ -209,7 +209,7 @@ def told(value, n=6, scan="a"):
         residual=explained,
         offset=zeros,
         model_version=np.zeros(n, np.int64),
-        surprise=np.full(n, value, np.float32),
+        prior_residual=np.full(n, value, np.float32),
     )
 
 
@@ -220,7 +220,7 @@ def test_a_scan_stops_once_unseen_frames_are_foretold_and_the_next_begins_anew(m
     policy.suggest(30)
     policy.ingest(told(0.5, 12), live)
     policy.ingest(told(0.1, 2), live)
-    assert not policy.suggest(5).stop  # what was not foretold still weighs too much
+    assert not policy.suggest(5).stop  # what the image did not predict still weighs too much
     policy.ingest(told(0.1, 13), live)
     end = policy.suggest(5)
     assert end.stop
@@ -235,10 +235,10 @@ def test_a_scan_stops_once_unseen_frames_are_foretold_and_the_next_begins_anew(m
 def test_the_image_foretells_what_it_has_seen_and_not_what_it_has_not(dense):
     stitcher = Stitcher(CANVAS, dense.weight)
     rows = dense.walk(SpaceFilling(dense.where))
-    foretold = [s.mean() for _, s in dense.foretold(rows, at_once=40, ahead=40)]
-    assert foretold[0] > 3 * foretold[-1]
+    prior = [s.mean() for _, s in dense.with_prior_residuals(rows, at_once=40, ahead=40)]
+    assert prior[0] > 3 * prior[-1]
     stitcher.add(dense.patches, dense.where)
-    seen = surprise(stitcher, dense.where, dense.counts, PROBE)
+    seen = prior_residual(stitcher, dense.where, dense.counts, PROBE)
     assert np.median(seen) < 1.2 * np.median(dense.residual)
 
 

@@ -34,7 +34,7 @@ def network(kind="ProbeFirst", seed=0):
 
 
 def version(number, of, **more):
-    return ModelVersion(number=number, network=type(of).__name__, dials=dict(of.dials), **more)
+    return ModelVersion(number=number, network=type(of).__name__, hyperparameters=dict(of.hyperparameters), **more)
 
 
 @pytest.fixture
@@ -182,8 +182,8 @@ def changed(**changes):
         (lambda found: json.dumps({k: v for k, v in found.items() if k != "network"}), "expected those of"),
         (changed(number="one"), "expected those of"),
         (changed(network="subprocess.Popen"), "found network 'subprocess.Popen', expected one of"),
-        (changed(dials={"window": 32, "depth": 9}), "expected whole numbers for some of"),
-        (changed(dials={"window": 32, "patch": 20, "width": 16, "modes": 2}), "do not fit"),
+        (changed(hyperparameters={"window": 32, "depth": 9}), "expected whole numbers for some of"),
+        (changed(hyperparameters={"window": 32, "patch": 20, "width": 16, "modes": 2}), "do not fit"),
     ],
 )
 def test_a_damaged_description_is_refused_in_words(store, damage, says):
@@ -229,7 +229,8 @@ def publish_for_ever():
     while True:
         for parameter in network.parameters():
             parameter.data.fill_(float(number))
-        store.publish(network, ModelVersion(number=number, network="PtychoNN", dials=network.dials, steps=number))
+        settings = network.hyperparameters
+        store.publish(network, ModelVersion(number=number, network="PtychoNN", hyperparameters=settings, steps=number))
         number += 1
 
 

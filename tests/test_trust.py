@@ -37,7 +37,7 @@ def version(residuals=(), offsets=(), **more):
     return ModelVersion(
         number=1,
         network="ProbeFirst",
-        dials={},
+        hyperparameters={},
         validation_residuals=tuple(residuals),
         validation_offsets=tuple(offsets),
         **more,

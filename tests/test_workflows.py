@@ -82,7 +82,7 @@ def test_the_demo_leaves_a_whole_run(tmp_path):
     store = ModelStore(folder.models)
     versions = store.versions()
     assert [v.number for v in versions] == list(range(figures["versions_published"] + 1))
-    assert store.load(versions[-1].number).dials == versions[-1].dials
+    assert store.load(versions[-1].number).hyperparameters == versions[-1].hyperparameters
     taught = versions[-1].trained_on
     assert sum(taught.values()) <= 0.9 * 3 * FRAMES  # every tenth frame is never trained on
 

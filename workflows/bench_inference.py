@@ -1,11 +1,11 @@
-"""How fast frames are predicted, in every way that this machine has, and what a change of the model costs them.
+"""How fast frames are predicted, in every backend that this machine has, and what a change of the model costs them.
 
     steering run workflows/bench_inference.py [--repeats 15] [--turns 6] [--compiled] [--no-training] ...
 
 Frames per second at batches of 1 to 256 and the latency at batch 1, alone and while two ranks train; the share of what
-a matrix product reaches on one core in the same minute; the phase error of each way over plain float32's, of networks
-that were trained before, on simulated frames and on recorded ones where STEERING_DATA names the folder of data. Then
-frames come one by one at a steady rate, the policy is asked after each, and models are swapped meanwhile.
+a matrix product reaches on one core in the same minute; the phase error of each backend over plain float32's, of
+networks that were trained before, on simulated frames and on recorded ones where STEERING_DATA names the folder of
+data. Then frames come one by one at a steady rate, the policy is asked after each, and models are swapped meanwhile.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from steering.clusters import local
 from steering.inference import Engine, Predictor, PredictorSettings
+from steering.inference.backends import REFERENCE, Slot
 from steering.inference.engine import timed
 from steering.inference.evaluate import patch_phase_error
-from steering.inference.ways import REFERENCE, Slot
 from steering.learning import Loop, Place, Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
 from steering.models import ModelStore, Network, ProbeFirst, PtychoNN
@@ -119,12 +119,14 @@ def as_fields(frames: Frames) -> dict[str, torch.Tensor]:
 
 
 def slots(engine: Engine) -> dict[str, Slot]:
-    """A slot for every way that runs here, by name."""
-    return {way.name: engine.slot(way) for way in engine.ways if not engine.trials[way.name].refused}
+    """A slot for every backend that runs here, by name."""
+    return {
+        backend.name: engine.slot(backend) for backend in engine.backends if not engine.trials[backend.name].refused
+    }
 
 
 def errors(ready: dict[str, Slot], frames: Frames) -> dict[str, float]:
-    """Phase error of each way on frames that were never trained on, over that of plain float32."""
+    """Phase error of each backend on frames that were never trained on, over that of plain float32."""
     counts = torch.from_numpy(frames.counts[~frames.taught].astype(np.float32))
     weight = patch_weight(frames.probe, frames.patches.shape[-1])
     found = {}
@@ -137,7 +139,7 @@ def errors(ready: dict[str, Slot], frames: Frames) -> dict[str, float]:
 
 
 def speeds(ready: dict[str, Slot], frames: Frames, options: argparse.Namespace) -> dict[str, Any]:
-    """Frames per second by batch and way, latency at batch 1, and FLOP/s of matrix products: medians of turns."""
+    """Frames per second by batch and backend, latency at batch 1, and FLOP/s of matrix products: medians of turns."""
     products = {str(d).removeprefix("torch."): torch.rand(SIDE, SIDE).to(d) for d in (torch.float32, torch.bfloat16)}
     rates: dict[str, dict[str, float]] = {}
     peaks: dict[str, list[float]] = {name: [] for name in products}
@@ -172,7 +174,7 @@ def percentiles(values: NDArray) -> dict[str, float]:
 
 def flops_of(network: Network) -> int:
     """Floating-point operations for one frame in convolutions and matrix products; FFTs are not counted."""
-    window = network.dials["window"]
+    window = network.hyperparameters["window"]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.ones(1, window, window))
     return counter.get_total_flops()
@@ -251,7 +253,7 @@ async def live(folder: Path, network: Network, frames: Frames, options: argparse
     """Frames one by one at a steady rate, the policy asked after each. In every other part versions are swapped."""
     store, numbers, ids = ModelStore(folder), itertools.count(1), itertools.count()
     for number in range(1 + 2 * options.turns):  # a rank would do it, in another process
-        version = ModelVersion(number=number, network=type(network).__name__, dials=network.dials)
+        version = ModelVersion(number=number, network=type(network).__name__, hyperparameters=network.hyperparameters)
         store.publish(network, version)
     store.point_to(0)
     reach = float(np.abs(frames.position).max())
@@ -295,7 +297,13 @@ async def live(folder: Path, network: Network, frames: Frames, options: argparse
             jobs.append(asyncio.create_task(one(chunk, swapping)))
         await asyncio.gather(*jobs, *([swapper] if swapper else []))
     predicted = [i for event in await me.events() for i in event.frame_ids]
-    return {"asked": asked, "swaps": swaps, "sent": sent, "predicted": predicted, "way": (await me.figures())["way"]}
+    return {
+        "asked": asked,
+        "swaps": swaps,
+        "sent": sent,
+        "predicted": predicted,
+        "backend": (await me.figures())["backend"],
+    }
 
 
 def chunk_of(frames: Frames, number: int, geometry: Geometry, turn: int) -> xr.Dataset:
@@ -353,7 +361,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         if kind is ProbeFirst:
             figures["batch64"] = at64
             told = asyncio.run(live(folder.path / "versions", network, frames, options))
-            figures |= {"chosen": told["way"], **judged(told)}
+            figures |= {"chosen": told["backend"], **judged(told)}
             print(f"frame to decision: {figures['frame_to_decision_ms']}; swap: {figures['swap']}", flush=True)
         folder.write_summary(figures)
     if options.training:
@@ -365,7 +373,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_inference.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=15, help="turns of each way and batch (15)")
+    parser.add_argument("--repeats", type=int, default=15, help="turns of each backend and batch (15)")
     parser.add_argument("--frames", type=int, default=600, help="simulated frames to learn and to be judged by (600)")
     parser.add_argument("--passes", type=int, default=15, help="of refinement over the recorded scan, 0: leave it (15)")
     parser.add_argument("--train-s", type=float, default=15.0, help="seconds that each network learns (15)")
@@ -374,6 +382,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=6, help="pairs of such parts (6)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256], help="1 and 64 at least")
     parser.add_argument("--width", type=int, default=32, help="of the networks: their own default is 32")
-    parser.add_argument("--compiled", action="store_true", help="try compiled ways and ONNX Runtime too: minutes more")
+    parser.add_argument(
+        "--compiled", action="store_true", help="try compiled backends and ONNX Runtime too: minutes more"
+    )
     parser.add_argument("--no-training", dest="training", action="store_false", help="leave out the part beside ranks")
     return parser.parse_args(arguments)

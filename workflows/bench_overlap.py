@@ -39,15 +39,15 @@ def reconstruction(seed: int) -> Problem:
     rng = np.random.default_rng(seed)
     network, probe = ProbeFirst(), zone_plate(64, 50.0)
     network.optics.set(probe)
-    patch = network.dials["patch"]
+    patch = network.hyperparameters["patch"]
     samples = {
         "counts": torch.from_numpy(rng.poisson(5, (POOL, 64, 64)).astype(np.uint16)),
         "amplitude": torch.from_numpy(rng.uniform(0.5, 1, (POOL, patch, patch)).astype(np.float32)),
         "phase": torch.from_numpy(rng.uniform(-1, 1, (POOL, patch, patch)).astype(np.float32)),
         "stratum": torch.from_numpy(rng.integers(0, 4, POOL)),
     }
-    dials = {"batch": 16, "candidates": 8, "representatives": 24}
-    return network, Reconstruction(patch_weight(probe, patch)), samples, dials
+    settings = {"batch": 16, "candidates": 8, "representatives": 24}
+    return network, Reconstruction(patch_weight(probe, patch)), samples, settings
 
 
 def classification(seed: int) -> Problem:
@@ -57,8 +57,8 @@ def classification(seed: int) -> Problem:
     image = torch.from_numpy(rng.integers(0, 256, (POOL, 3, 32, 32), dtype=np.uint8))
     network = ResNet18(100, width=16).to(memory_format=torch.channels_last)
     objective = Classification(mean=[0.5] * 3, std=[0.25] * 3)
-    dials = {"batch": 56, "candidates": 14, "representatives": 7}
-    return network, objective, {"image": image, "label": label, "stratum": label.clone()}, dials
+    settings = {"batch": 56, "candidates": 14, "representatives": 7}
+    return network, objective, {"image": image, "label": label, "stratum": label.clone()}, settings
 
 
 WORKLOADS = {"reconstruction": reconstruction, "classification": classification}
@@ -94,10 +94,10 @@ def measure(place: Place, workload: str, repeats: int) -> dict[str, Any]:
     return {"times": times, "waits": waits, "waiting_cpu_share": waiting(place)}
 
 
-def loop_of(place: Place, group: dist.ProcessGroup, workload: str, kind: type[Strategy], **dials: int) -> Loop:
+def loop_of(place: Place, group: dist.ProcessGroup, workload: str, kind: type[Strategy], **settings: int) -> Loop:
     """A loop with a network of its own, ready to run."""
     network, objective, samples, usual = WORKLOADS[workload](0)
-    settings = TrainerSettings(**{**usual, **dials}, buffer_bytes=2**24)
+    settings = TrainerSettings(**{**usual, **settings}, buffer_bytes=2**24)
     loop = Loop(network, kind(objective), settings, rank=place.rank)
     loop.connect(group)
     loop.prepare({name: value[0] for name, value in samples.items()})

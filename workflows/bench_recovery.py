@@ -25,7 +25,8 @@ from skimage import data
 
 from steering.inference import LiveImage
 from steering.inference.evaluate import patch_phase_error
-from steering.inference.frames import frames_of
+from steering.inference.scans import frames_of
+from steering.labels.make import label
 from steering.learning import Labels, Loop, Reconstruction, TrainerSettings
 from steering.learning.samples import Samples
 from steering.learning.strategies import ER, Incremental, Strategy
@@ -40,7 +41,6 @@ from steering.ptychography import (
 )
 from steering.records import Field, Geometry, Prediction
 from steering.runner import LabelSettings, RunFolder
-from steering.runner.labels import label
 from steering.sources import sample
 from steering.view.recovery import recovery_picture
 
@@ -318,9 +318,9 @@ def _median(every: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _settings(options: argparse.Namespace, seed: int, **other: int) -> TrainerSettings:
-    dials = {"batch": options.batch, "candidates": options.batch // 2, "representatives": options.representatives}
+    settings = {"batch": options.batch, "candidates": options.batch // 2, "representatives": options.representatives}
     return TrainerSettings(
-        **{**dials, **other}, learning_rate=options.learning_rate, buffer_bytes=options.buffer * 2**20, seed=seed
+        **{**settings, **other}, learning_rate=options.learning_rate, buffer_bytes=options.buffer * 2**20, seed=seed
     )
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from steering.clusters import local
 from steering.learning import Classification, Loop, Place, TrainerSettings
 from steering.learning.exchange import Exchange
-from steering.learning.sampling import Dice, draw
+from steering.learning.sampling import StepRNG, draw
 from steering.learning.strategies import ER
 from steering.runner import RunFolder, on_ranks
 from steering.view.scaling import scaling_picture
@@ -29,7 +29,7 @@ from steering.view.scaling import scaling_picture
 IMAGE = (3, 32, 32)
 SAMPLE = int(np.prod(IMAGE)) + 2 * 8  # image, label, stratum
 MANY = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-HEADER = 8 * (5 + 3 * 16)  # what every parcel tells of fills, in bytes
+HEADER = 8 * (5 + 3 * 16)  # what every message tells of fills, in bytes
 
 
 def measure(place: Place, steps: int, r: int) -> dict[str, float]:
@@ -89,10 +89,10 @@ def alone(exchange: Exchange, steps: int, r: int) -> list[float]:
 
 def plan_ms(ranks: int, r: int, repeats: int = 15) -> float:
     """Median time in which a rank computes everybody's draws, in ms."""
-    counts, dice, times = np.full((ranks, 10), 200), Dice(0), []
+    counts, step_rng, times = np.full((ranks, 10), 200), StepRNG(0), []
     for step in range(repeats):
         begun = time.perf_counter()
-        draw(counts, counts, r, dice.of_step(step))
+        draw(counts, counts, r, step_rng.of_step(step))
         times.append(time.perf_counter() - begun)
     return 1e3 * statistics.median(times)
 

@@ -276,11 +276,11 @@ def first(curve: dict[str, list[float]], key: str, target: float) -> float:
 def stops(scan: Scan, order: NDArray[np.int64], coming: int = 48) -> list[dict[str, Any]]:
     """How the stop rule does on a way, for each of its RATIOS that the way ever reaches for good.
 
-    Its target: the next frames, which the image has not seen, are foretold to a ratio of what the network makes of
-    them. The oracle knows them all, and stops where that is so for good, and no earlier than the rule ever does.
+    Its target: the next frames, which the image has not seen, are predicted to a ratio of what the network makes
+    of them. The oracle knows them all, and stops where that is so for good, and no earlier than the rule ever does.
     """
     order = order[: len(order) // 2 + coming]
-    told = list(scan.trial.foretold(order, at_once=AT_ONCE, ahead=coming))
+    told = list(scan.trial.with_prior_residuals(order, at_once=AT_ONCE, ahead=coming))
     shares = [said.sum() / scan.trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, said) in enumerate(told)]
     ahead, whole = np.array(shares), judge(scan.image(order), scan)[1]
     found = []

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data, filters
 
-from steering.campaign import DriftRaised, PredictionReady, Settings
+from steering.campaign import CampaignSettings, DriftRaised, PredictionReady
 from steering.campaign.drift import DriftTest, lowest_u
 from steering.inference.evaluate import patch_phase_error
 from steering.learning import Labels, MeetingPoint, Rank, Reconstruction, TrainerSettings
@@ -123,8 +123,8 @@ def learn(folder: RunFolder, known: list[Scene], options: argparse.Namespace) ->
     network = ProbeFirst(window=WINDOW, patch=PATCH, width=options.width)
     probe = probe_of(known[0])
     network.optics.set(probe)
-    dials = {"batch": 32, "candidates": 0, "representatives": 0, "learning_rate": 2e-3}
-    settings = TrainerSettings(**dials, seed=options.seed)
+    settings = {"batch": 32, "candidates": 0, "representatives": 0, "learning_rate": 2e-3}
+    settings = TrainerSettings(**settings, seed=options.seed)
     rank = Rank(network, Incremental(Reconstruction(patch_weight(probe, PATCH))), settings)
     meeting = MeetingPoint()
     rank.join(meeting.rendezvous, rank=0, ranks=1)
@@ -141,7 +141,7 @@ def learn(folder: RunFolder, known: list[Scene], options: argparse.Namespace) ->
         version = ModelVersion(
             number=number,
             network="ProbeFirst",
-            dials=network.dials,
+            hyperparameters=network.hyperparameters,
             validation_residual=told.residual,
             validation_residuals=told.residuals,
             noise_share=told.noise_share,
@@ -206,7 +206,7 @@ class Judge:
 
         What the frames before it raise does not count.
         """
-        test = DriftTest(Settings().drift_window, Settings().drift_false_alarm)
+        test = DriftTest(CampaignSettings().drift_window, CampaignSettings().drift_false_alarm)
         for number, (residual, offset) in enumerate(zip(scan.verdict.by_residual, scan.verdict.by_offset, strict=True)):
             event = PredictionReady(
                 time=0.0,
@@ -345,7 +345,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         "offset_caught_share": float(np.mean(share[np.array(OFFSETS) >= LEAST_OFFSET])),
         "offset_caught_by_radians": dict(zip(map(str, OFFSETS), share.tolist(), strict=True)),
         "shifts": kinds,
-        "dials": vars(options),
+        "settings": vars(options),
     }
     folder.write_summary(figures)
     folder.write_file("trust.png", drawn(judges, rows, worse, curves, share))
@@ -373,14 +373,14 @@ def drawn(
         )
         for name, scans in rows.items()
     ]
-    n, m = Settings().drift_window, len(judges[0].version.validation_residuals)
+    n, m = CampaignSettings().drift_window, len(judges[0].version.validation_residuals)
     return trust_picture(
         pictured,
         bad=worse,
         roc={title: (*curve, area) for title, (area, curve) in curves.items()},
         since=BEFORE,
         window=n,
-        lowest=lowest_u(n, m, Settings().drift_false_alarm / 4) / (n * m),
+        lowest=lowest_u(n, m, CampaignSettings().drift_false_alarm / 4) / (n * m),
         caught=(OFFSETS, share.tolist()),
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.campaign import Settings
+from steering.campaign import CampaignSettings
 from steering.clusters import local
 from steering.inference import HoldOut
 from steering.learning import Reconstruction, TrainerSettings
@@ -48,10 +48,12 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         source=source,
         policy=POLICIES[options.policy](source.candidates),
         network=network,
-        strategy=STRATEGIES[options.strategy](Reconstruction(patch_weight(source.probe, network.dials["patch"]))),
+        strategy=STRATEGIES[options.strategy](
+            Reconstruction(patch_weight(source.probe, network.hyperparameters["patch"]))
+        ),
         ranks=options.ranks,
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1e-3),
-        campaign=Settings(rounds_after_end=options.rounds, labels_after_end=3),
+        campaign=CampaignSettings(rounds_after_end=options.rounds, labels_after_end=3),
         labels=LabelSettings(
             window=len(recording.counts),
             first=RefineSettings(passes=10, probe_from_pass=1),

@@ -10,7 +10,7 @@ import argparse
 
 from skimage import data, filters
 
-from steering.campaign import Settings
+from steering.campaign import CampaignSettings
 from steering.clusters import local
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import STRATEGIES
@@ -50,18 +50,18 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         policy = FIXED[options.policy](source.candidates)
         ahead = 50
     else:
-        dials = {"beam": beam_diameter(probe) * source.geometry.object_pixel, "frame_s": 1 / source.frame_rate}
-        policy = LOOKING[options.policy](source.candidates, travel=source.travel, **dials)
+        settings = {"beam": beam_diameter(probe) * source.geometry.object_pixel, "frame_s": 1 / source.frame_rate}
+        policy = LOOKING[options.policy](source.candidates, travel=source.travel, **settings)
         ahead = 10  # it should have seen what it decides by
     network = ProbeFirst(window=64, patch=40, width=24)
     experiment = Experiment(
         source=source,
         policy=policy,
         network=network,
-        strategy=STRATEGIES[options.strategy](Reconstruction(patch_weight(probe, network.dials["patch"]))),
+        strategy=STRATEGIES[options.strategy](Reconstruction(patch_weight(probe, network.hyperparameters["patch"]))),
         ranks=options.ranks,
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3, seed=options.seed),
-        campaign=Settings(steps=options.steps, label_every=150, lookahead=ahead),
+        campaign=CampaignSettings(steps=options.steps, label_every=150, lookahead=ahead),
         scans=tuple(part.name for part in parts),
         frames=sum(part.frames for part in parts),
     )

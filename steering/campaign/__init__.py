@@ -25,9 +25,9 @@ from steering.campaign.events import (
     DriftLowered,
     DriftRaised,
     Event,
+    ExternalLabelsRead,
     FrameRefused,
     FrameSetAside,
-    LabelsFromOutside,
     LabelsReady,
     ModelPublished,
     PredictionReady,
@@ -42,13 +42,14 @@ from steering.campaign.events import (
     encode,
 )
 from steering.campaign.limits import Guard, Limits
-from steering.campaign.machine import Campaign, Settings, replay
+from steering.campaign.machine import Campaign, CampaignSettings, replay
 
 __all__ = [
     "COMMANDS",
     "Action",
     "AskPolicy",
     "Campaign",
+    "CampaignSettings",
     "CandidateReady",
     "CandidateRefused",
     "ChunkArrived",
@@ -60,12 +61,12 @@ __all__ = [
     "DriftLowered",
     "DriftRaised",
     "Event",
+    "ExternalLabelsRead",
     "Finish",
     "FrameRefused",
     "FrameSetAside",
     "Guard",
     "Label",
-    "LabelsFromOutside",
     "LabelsReady",
     "Limits",
     "ModelPublished",
@@ -79,7 +80,6 @@ __all__ = [
     "RollBack",
     "RollBackRefused",
     "RolledBack",
-    "Settings",
     "SourceEnded",
     "Steer",
     "Tick",

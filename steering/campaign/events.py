@@ -102,7 +102,7 @@ class LabelsReady(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelsFromOutside(Event):
+class ExternalLabelsRead(Event):
     """A file of labels came through the door: of `count` frames they are with the ranks, `refused` were not taken, for
     these reasons. Medians over those taken: seconds since the frame was acquired, model versions published since then.
     """
@@ -272,7 +272,7 @@ _KINDS: dict[str, type[Event]] = {
         DecisionSettled,
         Tick,
         LabelsReady,
-        LabelsFromOutside,
+        ExternalLabelsRead,
         CandidateReady,
         ModelPublished,
         CandidateRefused,

@@ -40,8 +40,8 @@ RAISED = (DriftRaised, DriftLowered, DecisionLimited, DecisionProposed, Decision
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The campaign's dials."""
+class CampaignSettings:
+    """The campaign's settings."""
 
     lookahead: int = 50
     """Positions the source should always have in hand: a second's worth keeps it from waiting."""
@@ -102,7 +102,7 @@ class Campaign:
     the scan is measured or refused. After Finish nothing more is asked for.
     """
 
-    settings: Settings = field(default_factory=Settings)
+    settings: CampaignSettings = field(default_factory=CampaignSettings)
     frame_time: float = 0.0
     scan: str | None = None
     scans: list[str] = field(default_factory=list)
@@ -139,10 +139,10 @@ class Campaign:
     """Training loss that candidates of a scan must beat where there is no error to judge by."""
 
     def __post_init__(self) -> None:
-        dials = self.settings
-        guard = Guard(dials.limits, self.frame_time)
-        self.gate = Gate(guard, dials.lookahead, dials.approval_s, dials.unanswered, raised=self.raised)
-        self._trust = DriftTest(dials.drift_window, dials.drift_false_alarm)
+        settings = self.settings
+        guard = Guard(settings.limits, self.frame_time)
+        self.gate = Gate(guard, settings.lookahead, settings.approval_s, settings.unanswered, raised=self.raised)
+        self._trust = DriftTest(settings.drift_window, settings.drift_false_alarm)
 
     @property
     def outstanding(self) -> int:
@@ -350,10 +350,10 @@ def _number(value: float | None) -> float:
 
 
 def replay(
-    lines: Iterable[Mapping[str, Any]], settings: Settings | None = None, *, frame_time: float = 0.0
+    lines: Iterable[Mapping[str, Any]], settings: CampaignSettings | None = None, *, frame_time: float = 0.0
 ) -> tuple[Campaign, list[Action]]:
     """Feed a log to a fresh campaign: the state it ends in, and every action it asked for on the way."""
-    campaign = Campaign(settings=settings or Settings(), frame_time=frame_time)
+    campaign = Campaign(settings=settings or CampaignSettings(), frame_time=frame_time)
     actions: list[Action] = []
     for line in lines:
         event = decode(line)

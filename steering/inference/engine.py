@@ -1,4 +1,4 @@
-"""The engine: two slots of one network, in the way that a short measurement found fastest on this machine."""
+"""The engine: two slots of one network, on the backend that a short measurement found fastest on this machine."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steering.inference.backends import REFERENCE, Backend, Slot, compile_package, possible
 from steering.inference.evaluate import patch_phase_error
-from steering.inference.ways import REFERENCE, Slot, Way, compile_package, possible
 from steering.models import Network
 from steering.ptychography import Canvas, extract_patches, patch_weight, simulate
 from steering.records import Field
 
 logger = logging.getLogger(__name__)
 MOST_WORSE = 1.02
-"""Phase error of a way over that of plain float32, above which the way is not used."""
+"""Phase error of a backend over that of plain float32, above which the backend is not used."""
 _STEPS = (2, 3)
 """Batches are filled up to 1 or to one of these times a power of two: kernels are made for each size that is met, which
 takes as long as predicting twenty frames."""
 _TRIAL_FRAMES = 16
 _HOPELESS = 2.0
-"""A way that takes so many times as long as the reference is not measured further."""
+"""A backend that takes so many times as long as the reference is not measured further."""
 
 
 @dataclass
 class Trial:
-    """What the measurement found of one way."""
+    """What the measurement found of one backend."""
 
     frames_per_s: float = 0.0
     error_over_float32: float = float("nan")
@@ -57,9 +57,9 @@ class Engine:
     """Runs the version in service, and makes the next one ready beside it.
 
     network: any version of the architecture, its optics set; the serving slot begins with it. frames: the largest
-    batch. device: as torch names it. compiled: whether compiled ways and, where it is installed, ONNX Runtime may be
-    tried, which takes minutes at the start. measure_s: seconds that the choice may take besides. ways: those to choose
-    from; by default all that the machine may have.
+    batch. device: as torch names it. compiled: whether compiled backends and, where it is installed, ONNX Runtime may
+    be tried, which takes minutes at the start. measure_s: seconds that the choice may take besides. backends: those to
+    choose from; by default all that the machine may have.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class Engine:
         device: str = "cpu",
         compiled: bool = False,
         measure_s: float = 0.5,
-        ways: Sequence[Way] | None = None,
+        backends: Sequence[Backend] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self._packages: Path | None = None
         self._template = network
         self.trials: dict[str, Trial] = {}
-        wanted = possible(self.device, compiled=compiled) if ways is None else [REFERENCE, *ways]
-        self.ways = list(dict.fromkeys(wanted))
-        slots = self._candidates(self.ways)
-        self.way = self._choose(slots, measure_s, None if ways is None else list(ways))
-        self.serving = slots[self.way]
-        self._spare = self.slot(self.way)
-        window, patch = network.dials["window"], network.dials["patch"]
+        wanted = possible(self.device, compiled=compiled) if backends is None else [REFERENCE, *backends]
+        self.backends = list(dict.fromkeys(wanted))
+        slots = self._candidates(self.backends)
+        self.backend = self._choose(slots, measure_s, None if backends is None else list(backends))
+        self.serving = slots[self.backend]
+        self._spare = self.slot(self.backend)
+        window, patch = network.hyperparameters["window"], network.hyperparameters["patch"]
         pinned = self.device.type == "cuda"
         self._counts = torch.zeros(frames, window, window, pin_memory=pinned)
         self._patches = torch.zeros(frames, patch, patch, dtype=torch.complex64, pin_memory=pinned)
@@ -95,8 +95,8 @@ class Engine:
     @property
     def spare(self) -> Slot:
         """The slot that does not serve. It may be loaded and run in another thread than `predict`."""
-        if self._spare.way != self.way:
-            self._spare = self.slot(self.way)
+        if self._spare.backend != self.backend:
+            self._spare = self.slot(self.backend)
         return self._spare
 
     def swap(self) -> None:
@@ -115,77 +115,81 @@ class Engine:
         size = next(size for size in self._sizes if size >= len(counts))
         return run(self.serving, counts, self._counts[:size], self._patches)
 
-    def slot(self, way: Way) -> Slot:
-        """Another slot that runs in this way, holding the network that the engine was made with."""
-        return Slot(self._template, way, self.device, self._package(way) if way.packaged else None)
+    def slot(self, backend: Backend) -> Slot:
+        """Another slot that runs on this backend, holding the network that the engine was made with."""
+        return Slot(self._template, backend, self.device, self._package(backend) if backend.packaged else None)
 
-    def go_without(self, way: Way, exact: Slot, reason: str) -> None:
-        """Use the reference from now on: `exact`, which runs in that way, is the spare slot."""
-        self._refuse(way, reason)
-        self.way, self._spare = REFERENCE, exact
+    def go_without(self, backend: Backend, exact: Slot, reason: str) -> None:
+        """Use the reference from now on: `exact`, which runs on that backend, is the spare slot."""
+        self._refuse(backend, reason)
+        self.backend, self._spare = REFERENCE, exact
 
-    def _package(self, way: Way) -> str:
+    def _package(self, backend: Backend) -> str:
         if self._packages is None:
             self._packages = Path(tempfile.mkdtemp(prefix="steering-compiled-"))
             weakref.finalize(self, shutil.rmtree, self._packages, ignore_errors=True)
-        package = self._packages / f"{way.name}.{'onnx' if way.kind == 'onnx' else 'pt2'}"
+        package = self._packages / f"{backend.name}.{'onnx' if backend.kind == 'onnx' else 'pt2'}"
         if not package.exists():
-            compile_package(self._template, way, self.device, str(package))
+            compile_package(self._template, backend, self.device, str(package))
         return str(package)
 
-    def _candidates(self, ways: Sequence[Way]) -> dict[Way, Slot]:
+    def _candidates(self, backends: Sequence[Backend]) -> dict[Backend, Slot]:
         slots = {}
-        for way in ways:
-            self.trials[way.name] = Trial()
+        for backend in backends:
+            self.trials[backend.name] = Trial()
             try:
-                slots[way] = self.slot(way)
+                slots[backend] = self.slot(backend)
             except Exception as error:  # a compiler or a driver that fails costs speed, not the run
-                if way == REFERENCE:
+                if backend == REFERENCE:
                     raise
-                self._refuse(way, f"it could not be made ready: {_first_line(error)}")
+                self._refuse(backend, f"it could not be made ready: {_first_line(error)}")
         return slots
 
-    def _choose(self, slots: dict[Way, Slot], seconds: float, only: list[Way] | None) -> Way:
-        """Time the ways in turns, on frames whose truth is known."""
+    def _choose(self, slots: dict[Backend, Slot], seconds: float, only: list[Backend] | None) -> Backend:
+        """Time the backends in turns, on frames whose truth is known."""
         counts, truth, weight = _known_frames(self._template, _TRIAL_FRAMES)
         there = torch.from_numpy(counts).to(self.device)
         standard = float("nan")
-        for way, slot in list(slots.items()):
+        for backend, slot in list(slots.items()):
             try:
                 slot(there)
                 patches = torch.polar(*slot(there)).cpu().numpy()
             except Exception as error:  # as above: an operator that this build of torch lacks
-                if way == REFERENCE:
+                if backend == REFERENCE:
                     raise
-                self._refuse(way, f"it could not run: {_first_line(error)}")
-                del slots[way]
+                self._refuse(backend, f"it could not run: {_first_line(error)}")
+                del slots[backend]
                 continue
             found = float(patch_phase_error(patches, truth, weight).mean())
-            standard = found if way == REFERENCE else standard
+            standard = found if backend == REFERENCE else standard
             ratio = found / max(standard, 1e-9)
-            self.trials[way.name].error_over_float32 = ratio
+            self.trials[backend.name].error_over_float32 = ratio
             if not ratio <= MOST_WORSE:
-                self._refuse(way, f"its phase error is {ratio:.3f} of plain float32's, at most {MOST_WORSE} expected")
+                self._refuse(
+                    backend, f"its phase error is {ratio:.3f} of plain float32's, at most {MOST_WORSE} expected"
+                )
         self._time(slots, there, seconds)
-        allowed = [way for way in slots if not self.trials[way.name].refused and (only is None or way in only)]
-        return max(allowed or [REFERENCE], key=lambda way: self.trials[way.name].frames_per_s)
+        allowed = [
+            backend for backend in slots if not self.trials[backend.name].refused and (only is None or backend in only)
+        ]
+        return max(allowed or [REFERENCE], key=lambda backend: self.trials[backend.name].frames_per_s)
 
-    def _time(self, slots: dict[Way, Slot], counts: torch.Tensor, seconds: float) -> None:
+    def _time(self, slots: dict[Backend, Slot], counts: torch.Tensor, seconds: float) -> None:
         begun = time.perf_counter()
         turns = 0
         running = list(slots)
         while turns < 2 or time.perf_counter() - begun < seconds:
-            for way in list(running):
-                self.trials[way.name].seconds.append(timed(slots[way], counts))
-                if min(self.trials[way.name].seconds) > _HOPELESS * min(self.trials[REFERENCE.name].seconds):
-                    running.remove(way)
+            for backend in list(running):
+                self.trials[backend.name].seconds.append(timed(slots[backend], counts))
+                if min(self.trials[backend.name].seconds) > _HOPELESS * min(self.trials[REFERENCE.name].seconds):
+                    running.remove(backend)
             turns += 1
-        for way in slots:
-            self.trials[way.name].frames_per_s = len(counts) / median(self.trials[way.name].seconds)
+        for backend in slots:
+            self.trials[backend.name].frames_per_s = len(counts) / median(self.trials[backend.name].seconds)
 
-    def _refuse(self, way: Way, reason: str) -> None:
-        self.trials[way.name].refused = reason
-        logger.info("%s is not used: %s", way.name, reason)
+    def _refuse(self, backend: Backend, reason: str) -> None:
+        self.trials[backend.name].refused = reason
+        logger.info("%s is not used: %s", backend.name, reason)
 
 
 def run(slot: Slot, counts: NDArray, frames: torch.Tensor, out: torch.Tensor) -> NDArray[np.complex64]:
@@ -219,7 +223,7 @@ def _first_line(error: Exception) -> str:
 
 def _known_frames(network: Network, n: int) -> tuple[NDArray, NDArray[np.complex64], NDArray[np.float32]]:
     """Frames (n, window, window) of a smooth object under the network's probe, its patches, and their weight."""
-    window, patch = network.dials["window"], network.dials["patch"]
+    window, patch = network.hyperparameters["window"], network.hyperparameters["patch"]
     probe = network.optics.modes().cpu().numpy().copy()
     rng = np.random.default_rng(0)
     canvas = Canvas.around(Field(-window, window, -window, window), window)

@@ -1,29 +1,38 @@
-"""What comes in: chunks are sifted and put together, and what cannot be used of them is told once."""
+"""What comes in: frames are validated, put together into batches, and those set aside are reported once."""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from steering.campaign import FrameSetAside
-from steering.inference.adviser import Handover
-from steering.inference.batch import Batch, make_batch
 from steering.inference.live import LiveImage
-from steering.inference.sift import Register
+from steering.inference.policy_host import ResumeState
 from steering.ptychography import Canvas
+from steering.records import positions_px
+
+SATURATED_SHARE = 0.01
+"""Share of the good pixels that may stand at the frame's highest value, where that is high: a count that so many
+pixels share is the end of the counter's range, not a measurement."""
+_HIGH = 255
+"""No counter ends below it; in a weak frame many pixels share the highest count by chance."""
 
 
 class Intake:
     """Makes batches of chunks. One thread owns it."""
 
-    def __init__(self, canvas: Canvas, handover: Handover) -> None:
-        """canvas: where the windows of frames have to lie. handover: what was told of frames already."""
-        self.register = Register()
+    def __init__(self, canvas: Canvas, resume: ResumeState) -> None:
+        """canvas: where the windows of frames have to lie. resume: what was told of frames already."""
+        self.register = FrameOrder()
         self._canvas = canvas
-        self._handover = handover
+        self._resume = resume
 
     def batch(
         self, taken: list[tuple[xr.Dataset, float]], live: LiveImage, mask: NDArray[np.bool_]
@@ -41,6 +50,171 @@ class Intake:
             [
                 FrameSetAside(time=time.time(), scan=live.scan, frame_ids=new, reason=reason)
                 for reason, ids in aside.items()
-                if (new := self._handover.news(live.scan, ids))
+                if (new := self._resume.news(live.scan, ids))
             ],
         )
+
+
+class Inbox:
+    """Chunks that wait for prediction; any number of threads put them in, one takes them out."""
+
+    def __init__(self, *, frames: int, gather_s: float) -> None:
+        """frames: most that are taken together. gather_s: seconds that the first of them waits for others."""
+        self._frames = frames
+        self._gather_s = gather_s
+        self._waiting: deque[tuple[xr.Dataset, float]] = deque()
+        self._arrival = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, chunk: xr.Dataset, arrived: float) -> None:
+        """Add a chunk that arrived then (time.perf_counter)."""
+        with self._arrival:
+            self._waiting.append((chunk, arrived))
+            self._arrival.notify()
+
+    def take(self) -> list[tuple[xr.Dataset, float]]:
+        """The oldest chunks, of one scan and together at most `frames` frames (or one chunk that is larger), with the
+        time each arrived. Empty where another call has taken them already."""
+        with self._arrival:
+            if not self._waiting:
+                return []
+            left = self._waiting[0][1] + self._gather_s - time.perf_counter()
+            if left > 0:
+                self._arrival.wait_for(self._full, left)
+            taken = [self._waiting.popleft()]
+            room = self._frames - taken[0][0].sizes["frame"]
+            while self._waiting:
+                chunk = self._waiting[0][0]
+                room -= chunk.sizes["frame"]
+                if room < 0 or chunk.attrs["scan"] != taken[0][0].attrs["scan"]:
+                    break
+                taken.append(self._waiting.popleft())
+        return taken
+
+    def _full(self) -> bool:
+        return sum(chunk.sizes["frame"] for chunk, _ in self._waiting) >= self._frames
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Frames of one scan."""
+
+    frame_id: NDArray[np.int64]
+    counts: NDArray
+    """(n, y, x)"""
+    position: NDArray[np.float64]
+    """(n, 2), object pixels."""
+    acquired: NDArray[np.float64]
+    """(n,) seconds since the epoch."""
+    arrived: NDArray[np.float64]
+    """(n,) by time.perf_counter."""
+
+
+def make_batch(
+    taken: list[tuple[xr.Dataset, float]], *, known: Mapping[int, int], mask: NDArray[np.bool_], canvas: Canvas
+) -> tuple[Batch | None, NDArray[np.bool_], dict[str, tuple[int, ...]]]:
+    """Validate frames of chunks and put what is left together.
+
+    known: ids that the scan has already. mask: bad pixels (y, x) so far. Returns the batch (None where nothing is
+    left), the mask with what its frames bring into it, and the ids of the frames set aside by reason.
+    """
+    parts, aside = [], dict[str, tuple[int, ...]]()
+    new: dict[int, int] = {}
+    for chunk, arrived in taken:
+        keep, refused = validate(chunk, known={**known, **new} if new else known, mask=mask, canvas=canvas)
+        for reason, ids in refused.items():
+            aside[reason] = aside.get(reason, ()) + ids
+        if keep.any():
+            mask = mask | mask_of(chunk, keep)
+            parts.append((chunk, keep, arrived))
+            new |= dict.fromkeys(chunk.variables["frame"].values[keep].tolist(), 0)
+    if not parts:
+        return None, mask, aside
+    batch = Batch(
+        frame_id=np.concatenate([chunk.variables["frame"].values[keep] for chunk, keep, _ in parts]),
+        counts=np.concatenate([chunk.variables["counts"].values[keep] for chunk, keep, _ in parts]),
+        position=np.concatenate([positions_px(chunk)[keep] for chunk, keep, _ in parts]),
+        acquired=np.concatenate([np.full(keep.sum(), _acquired(chunk)) for chunk, keep, _ in parts]),
+        arrived=np.concatenate([np.full(keep.sum(), arrived) for _, keep, arrived in parts]),
+    )
+    return batch, mask, aside
+
+
+def _acquired(chunk: xr.Dataset) -> float:
+    """When a chunk was measured, or came where the source does not say; seconds since the epoch."""
+    return float(chunk.attrs["acquired"]) or time.time()
+
+
+def validate(
+    chunk: xr.Dataset, *, known: Container[int], mask: NDArray[np.bool_], canvas: Canvas
+) -> tuple[NDArray[np.bool_], dict[str, tuple[int, ...]]]:
+    """Which frames of a chunk can be used, (n,), and the ids of the others by reason.
+
+    known: ids that the scan has already. mask: bad pixels (y, x) before this chunk. canvas: where their windows have to
+    lie.
+    """
+    counts, ids = chunk.variables["counts"].values, chunk.variables["frame"].values
+    if counts.shape[1:] != mask.shape:
+        said = f"frames of {counts.shape[1]} x {counts.shape[2]} pixels, expected {mask.shape[0]} x {mask.shape[1]}"
+        return np.zeros(len(ids), bool), {said: tuple(ids.tolist())}
+    good = counts[:, ~mask] if mask.any() else counts.reshape(len(counts), -1)
+    if good.dtype.kind == "f":
+        unusable = ~(np.isfinite(good) & (good >= 0)).all(1)
+    else:
+        unusable = (good < 0).any(1) if good.dtype.kind == "i" else np.zeros(len(ids), bool)
+    highest = good.max(1)
+    at_the_top = (good == highest[:, None]).sum(1)
+    first = np.unique(ids, return_index=True)[1]
+    repeated = np.array([i in known for i in ids.tolist()]) | ~np.isin(np.arange(len(ids)), first)
+    reasons = {
+        "an id that the scan has already": repeated,
+        "counts that are negative or not finite": unusable,
+        "no counts at all": highest == 0,
+        "saturated": (highest >= _HIGH) & (at_the_top > SATURATED_SHARE * good.shape[1]),
+        "a position outside the field": _outside(positions_px(chunk), canvas, len(mask)),
+    }
+    keep = np.ones(len(ids), bool)
+    aside: dict[str, tuple[int, ...]] = {}
+    for reason, found in reasons.items():
+        if (found & keep).any():
+            aside[reason] = tuple(ids[found & keep].tolist())
+            keep &= ~found
+    return keep, aside
+
+
+def mask_of(chunk: xr.Dataset, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The chunk's mask (y, x) without what only frames that are set aside have brought into it."""
+    mask, counts = chunk.variables["mask"].values, chunk.variables["counts"].values
+    if keep.all() or counts.dtype.kind != "u":
+        return mask
+    top = counts == np.iinfo(counts.dtype).max
+    return mask & ~(top[~keep].any(0) & ~top[keep].any(0))
+
+
+def _outside(where: NDArray[np.float64], canvas: Canvas, window: int) -> NDArray[np.bool_]:
+    """(n,) True where the window around a position (n, 2), object pixels, leaves the canvas."""
+    corner = np.floor(where - canvas.origin + 0.5) - window // 2
+    return np.any((corner < 0) | (corner + window > canvas.shape), axis=1)
+
+
+class FrameOrder:
+    """In what order the frames of a campaign came, and which never did."""
+
+    def __init__(self) -> None:
+        self.out_of_order = 0
+        """Frames that came after one with a higher id: they are used like all others."""
+        self._seen: dict[str, set[int]] = {}
+
+    def note(self, scan: str, used: NDArray[np.int64], aside: Mapping[str, tuple[int, ...]]) -> None:
+        """Take note of a batch: the ids that are used, and those set aside by reason."""
+        seen = self._seen.setdefault(scan, set())
+        before = np.maximum.accumulate(np.concatenate([[max(seen, default=-1)], used]))
+        self.out_of_order += int((used < before[:-1]).sum())
+        seen.update(used.tolist(), *aside.values())
+
+    @property
+    def missing(self) -> int:
+        """Ids between the lowest and the highest of each scan that never came."""
+        return sum(max(seen) - min(seen) + 1 - len(seen) for seen in self._seen.values() if seen)

@@ -23,13 +23,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.campaign import Event, PredictionReady
-from steering.inference.adviser import Advice, Adviser, Handover
-from steering.inference.batch import Batch, Inbox
 from steering.inference.evaluate import HoldOut, Score, patch_errors, score_refined, score_versions
-from steering.inference.frames import LabelFrames, frames_of, kept_rows
-from steering.inference.intake import Intake
+from steering.inference.intake import Batch, Inbox, Intake
 from steering.inference.live import LiveImage, Truth
-from steering.inference.scans import Scans
+from steering.inference.policy_host import PolicyAnswer, PolicyHost, ResumeState
+from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
 from steering.models import ModelStore
@@ -41,7 +39,7 @@ from steering.ptychography import (
     far_field_residual,
     judge,
     patch_weight,
-    surprise,
+    prior_residual,
 )
 from steering.records import Field, Geometry, Prediction
 
@@ -65,10 +63,10 @@ class Predictor:
     """What is known of scans beforehand: used to report errors, never to predict."""
     settings: PredictorSettings = dataclasses.field(default_factory=PredictorSettings)
 
-    async def start(self, handover: Handover | None = None) -> None:
+    async def start(self, resume: ResumeState | None = None) -> None:
         """Load the newest model and be ready for frames.
 
-        handover: where this one takes the place of another, what to go on from. The frames of that one come again;
+        resume: where this one takes the place of another, what to go on from. The frames of that one come again;
         only what is not known of them is told.
         """
         torch.set_num_threads(1)
@@ -84,16 +82,16 @@ class Predictor:
         self._turn_due = False
         self._models = ModelStore(self.store)
         self._mask = ~self.geometry.good()
-        self._handover = handover or Handover()
-        self._serving = await asyncio.to_thread(Serving.begin, self._models, self.settings, self._handover.version)
+        self._resume = resume or ResumeState()
+        self._serving = await asyncio.to_thread(Serving.begin, self._models, self.settings, self._resume.version)
         self._serving.engine.serving.mask(self._mask)
-        if handover is not None:
+        if resume is not None:
             self.probe = self._serving.engine.serving.probe
         self._canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
-        late_bytes, over = self.settings.late_bytes, self._handover.over
+        late_bytes, over = self.settings.late_bytes, self._resume.over
         self._scans = Scans(self._canvas, self.geometry, self.truths, late_bytes=late_bytes, over=over)
-        self._adviser = Adviser(self.policy, self._scans.images, self._handover.advice)
-        self._intake = Intake(self._canvas, self._handover)
+        self._policy_host = PolicyHost(self.policy, self._scans.images, self._resume.answer)
+        self._intake = Intake(self._canvas, self._resume)
         self._again_due = False
         self._at_rest = 0
         """Frames predicted when old ones were last looked at again."""
@@ -140,9 +138,9 @@ class Predictor:
                 await self._do(self._swap)
         return installed
 
-    async def suggest(self, n: int) -> Advice:
+    async def suggest(self, n: int) -> PolicyAnswer:
         """Ask the policy for up to n positions."""
-        return await self._do(self._adviser.suggest, n)
+        return await self._do(self._policy_host.suggest, n)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or
@@ -201,8 +199,8 @@ class Predictor:
             "residual": residual,
             "predict_s": self.seconds,
             "latency_ms": {f"p{q}": 1e3 * float(np.percentile(self.latency or [np.nan], q)) for q in (50, 99)},
-            "way": self._serving.engine.way.name,
-            "ways": {name: trial.figures() for name, trial in self._serving.engine.trials.items()},
+            "backend": self._serving.engine.backend.name,
+            "backends": {name: trial.figures() for name, trial in self._serving.engine.trials.items()},
             "frames_out_of_order": self._intake.register.out_of_order,
             "frame_ids_missing": self._intake.register.missing,
         }
@@ -255,9 +253,9 @@ class Predictor:
     def _predict_batch(self, batch: Batch, live: LiveImage) -> None:
         ids, counts, where = batch.frame_id, batch.counts, batch.position
         patches, residual = self._predict(counts)
-        foretold = None
-        if self._adviser.foretold:  # of the image as it is before these frames
-            foretold = surprise(live.stitcher, where, counts, self.probe, self._mask)
+        prior = None
+        if self._policy_host.wants_prior_residual:  # of the image as it is before these frames
+            prior = prior_residual(live.stitcher, where, counts, self.probe, self._mask)
         prediction = Prediction(
             frame_id=ids,
             scan=live.scan,
@@ -265,11 +263,11 @@ class Predictor:
             amplitude=np.abs(patches),
             phase=np.angle(patches),
             residual=residual,
-            surprise=foretold,
+            prior_residual=prior,
             offset=live.stitch(patches, where),
             model_version=np.full(len(ids), self._serving.version),
         )
-        known = self._handover.first_version(live.scan, ids)
+        known = self._resume.first_version(live.scan, ids)
         verdict = self._judge(counts, residual, prediction.offset)
         live.add(
             prediction,
@@ -283,7 +281,7 @@ class Predictor:
             error=patch_errors(live, patches, where),
             acquired=batch.acquired,
         )
-        self._adviser.ingest(prediction, live)
+        self._policy_host.ingest(prediction, live)
         new = known < 0
         if new.all():
             self._tell(prediction, verdict)
@@ -313,7 +311,7 @@ class Predictor:
         )
 
     def _weight(self) -> NDArray[np.float32]:
-        return patch_weight(self.probe, int(self._serving.engine.serving.network.dials["patch"]))
+        return patch_weight(self.probe, int(self._serving.engine.serving.network.hyperparameters["patch"]))
 
     def _predict(self, counts: NDArray) -> tuple[NDArray, NDArray]:
         """(n, patch, patch) complex64, in memory that the next call overwrites, and (n,) far-field residual."""

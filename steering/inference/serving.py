@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steering.inference.backends import REFERENCE, Slot
 from steering.inference.engine import MOST_WORSE, Engine, run
 from steering.inference.settings import PredictorSettings
-from steering.inference.ways import REFERENCE, Slot
 from steering.models import ModelStore
 from steering.ptychography import far_field_residual
 from steering.records import ModelVersion
@@ -61,13 +61,13 @@ class Serving:
         self._exact: Slot | None = None
         """What a version says in float32 is found out here."""
         described = store.describe(number)
-        self._kind = (described.network, described.dials)
+        self._kind = (described.network, described.hyperparameters)
         self._known = {number: described}
         engine.serving.load(store.weights(number), number=number, expected=described.validation_residual or 0.0)
 
     @classmethod
     def begin(cls, store: ModelStore, settings: PredictorSettings, number: int | None = None) -> Serving:
-        """A version of a store, by default the newest, in service, run in the way that is fastest here.
+        """A version of a store, by default the newest, in service, run in the backend that is fastest here.
 
         Raises FileNotFoundError for a store without a version.
         """
@@ -109,10 +109,10 @@ class Serving:
         alike and the serving slot is left alone. Raises as `ModelStore.weights` does.
         """
         described = self._known[number] = self._store.describe(number)
-        if (described.network, described.dials) != self._kind:
+        if (described.network, described.hyperparameters) != self._kind:
             return self._refused(
-                f"version {number} is a {described.network} with {described.dials}, expected {self._kind[0]} with "
-                f"{self._kind[1]} as in service: start a run of its own for another network"
+                f"version {number} is a {described.network} with {described.hyperparameters}, "
+                f"expected {self._kind[0]} with {self._kind[1]} as in service: start another run for another network"
             )
         weights, expected = self._store.weights(number), described.validation_residual or 0.0
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
@@ -127,13 +127,13 @@ class Serving:
         before = _residual(spare, canary, waiting)
         spare.load(weights, number=number, expected=expected)
         after = _residual(spare, canary, waiting)
-        if spare.way != REFERENCE:
+        if spare.backend != REFERENCE:
             exact = self._exact = self._exact or self.engine.slot(REFERENCE)
             exact.load(weights, number=number, expected=expected)
             standard = _residual(exact, canary, waiting)
             if after > MOST_WORSE * standard:
                 self._exact = None  # it is the spare slot now
-                self.engine.go_without(spare.way, exact, f"residual {after:.4g}, {standard:.4g} in float32")
+                self.engine.go_without(spare.backend, exact, f"residual {after:.4g}, {standard:.4g} in float32")
                 after = standard
         n = len(canary.counts)
         told = f"residual {after:.4g} on {n} held-out frames, version {self.version} has {before:.4g}"
@@ -166,6 +166,6 @@ def _residual(slot: Slot, canary: Canary, waiting: Callable[[], int]) -> float:
 
 
 def _patches(slot: Slot, counts: NDArray) -> NDArray[np.complex64]:
-    patch = slot.network.dials["patch"]
+    patch = slot.network.hyperparameters["patch"]
     frames = torch.empty(counts.shape)
     return run(slot, counts, frames, torch.empty(len(counts), patch, patch, dtype=torch.complex64))

@@ -1,4 +1,4 @@
-"""The dials of live prediction."""
+"""The settings of live prediction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorSettings:
-    """The predictor's dials."""
+    """The predictor's settings."""
 
     backlog: int = 64
     """Chunks that may wait for prediction; a source that sends more waits for its acknowledgement."""

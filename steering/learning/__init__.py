@@ -3,8 +3,8 @@
 from steering.learning.group import MeetingPoint, Place, Rendezvous
 from steering.learning.loop import PARTS, GroupLost, Loop, Tally, TrainerSettings
 from steering.learning.objectives import Classification, Objective, Reconstruction
+from steering.learning.rank import Rank, Round
 from steering.learning.samples import Labels
-from steering.learning.trainer import Rank, Round
 
 __all__ = [
     "PARTS",

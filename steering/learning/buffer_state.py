@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from steering.learning.rows import host_rows
 
 BufferState = dict[str, Any]
-"""Tensors `slot`, `born` (n,), `strata` (strata, 2: key, seen), `field.NAME` (n, ...); scalars `seen`, `clock`,
+"""Tensors `slot`, `inserted_at` (n,), `strata` (strata, 2: key, seen), `field.NAME` (n, ...); scalars `seen`, `clock`,
 `since`, `rate`, and `rng`, a mapping of numbers and strings, or None."""
 
 
@@ -61,7 +61,7 @@ def _changed(whole: BufferState, change: BufferState) -> BufferState:
     slots = change["slot"].numpy()
     count = max(len(whole["slot"]), int(slots.max(initial=-1)) + 1)
     merged = {**change, "slot": torch.arange(count), "since": 0}
-    for name in [name for name in change if name == "born" or name.startswith("field.")]:
+    for name in [name for name in change if name == "inserted_at" or name.startswith("field.")]:
         old, new = whole.get(name), change[name]
         values = torch.empty((count, *new.shape[1:]), dtype=new.dtype)
         if old is not None and len(old):
@@ -72,7 +72,7 @@ def _changed(whole: BufferState, change: BufferState) -> BufferState:
     return merged
 
 
-def deal(states: Sequence[BufferState], rank: int, ranks: int) -> BufferState:
+def reshard(states: Sequence[BufferState], rank: int, ranks: int) -> BufferState:
     """Return the state with which `rank` of `ranks` goes on after a run on len(states) ranks.
 
     All ranks' parts together hold the samples of all the states, each once; every rank gets an even part of every
@@ -109,7 +109,7 @@ def deal(states: Sequence[BufferState], rank: int, ranks: int) -> BufferState:
         "rate": min(1.0, len(mine) / seen) if seen else 1.0,
         "rng": None,
     }
-    for name in ("born", *sorted(next(iter(names), ()))):
+    for name in ("inserted_at", *sorted(next(iter(names), ()))):
         parts = [s[name][torch.from_numpy(row[mine[source[mine] == i]])] for i, s in enumerate(filled)]
         state[name] = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
     return state

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from steering.learning.lane import Lane, Parcels
+from steering.learning.channel import Channel, Messages
 from steering.learning.rehearsal import RehearsalBuffer
 from steering.learning.rows import Layout, as_rows
-from steering.learning.sampling import MODES, Dice, Fills, Mode, draw, draw_slots
+from steering.learning.sampling import MODES, Fills, Mode, StepRNG, draw, draw_slots
 
 # A header is int64: step, bytes of a sample, digest of its layout, strata that changed, announcements that follow (all
 # of them, or none); then three numbers for each announcement.
@@ -41,13 +41,13 @@ class Delivered:
 
 @dataclass
 class _Flight:
-    """An exchange under way: own slots to read, rows to come from each rank, own header, the parcels."""
+    """An exchange under way: own slots to read, rows to come from each rank, own header, the messages."""
 
     step: int
     local: np.ndarray
     coming: list[int]
     header: np.ndarray
-    parcels: Parcels | None
+    messages: Messages | None
 
 
 class Exchange:
@@ -88,8 +88,10 @@ class Exchange:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.fills = Fills(self.ranks)
         """What every rank is known to hold."""
-        self._lane = Lane(group, _wire(group, torch.device(device))) if group is not None and self.ranks > 1 else None
-        self._dice = Dice(seed)
+        self._channel = (
+            Channel(group, _wire(group, torch.device(device))) if group is not None and self.ranks > 1 else None
+        )
+        self._step_rng = StepRNG(seed)
         self._flights: deque[_Flight] = deque()
         self._room = 0  # announcements in a header; 0 until the ranks know one another
         self._row_bytes = 0
@@ -106,14 +108,14 @@ class Exchange:
         Raises:
             RuntimeError: a rank is gone. ValueError: ranks differ in what they store or how they draw (first time).
         """
-        if self._lane is None:
-            slots = self._draw_alone(self._dice.of_step(step))
+        if self._channel is None:
+            slots = self._draw_alone(self._step_rng.of_step(step))
             self._flights.append(_Flight(step, slots, [0], slots[:0], None))
             return
         if not self._room:
-            self._introduce(self._lane.group, self._lane.device)
+            self._introduce(self._channel.group, self._channel.device)
         keys = self.fills.keys
-        plan = draw(self.fills.counts, self.fills.seen, self.r, self._dice.of_step(step), mode=self.mode)
+        plan = draw(self.fills.counts, self.fills.seen, self.r, self._step_rng.of_step(step), mode=self.mode)
         mine = plan.owner == self.rank
         own = mine[self.rank]
         local = self._slots(keys, plan.column[self.rank, own], plan.ordinal[self.rank, own])
@@ -124,9 +126,9 @@ class Exchange:
             for to in np.flatnonzero(mine.any(axis=1))
         }
         header = self._header(step, self._room)
-        parcels = self._pack(self._lane, header, going, coming)
-        self._lane.launch(parcels)
-        self._flights.append(_Flight(step, local, coming, header, parcels))
+        messages = self._pack(self._channel, header, going, coming)
+        self._channel.launch(messages)
+        self._flights.append(_Flight(step, local, coming, header, messages))
 
     def finish(self, out: Mapping[str, Tensor], start: int = 0) -> Delivered:
         """Wait for the oldest exchange and write its representatives into rows start, start + 1, ... of `out`.
@@ -146,13 +148,13 @@ class Exchange:
             raise RuntimeError("found no exchange under way, expected start(step) before finish")
         flight = self._flights.popleft()
         remote = sum(flight.coming)
-        if flight.parcels is not None and self._lane is not None:
-            headers = flight.parcels.wait()
+        if flight.messages is not None and self._channel is not None:
+            headers = flight.messages.wait()
             headers[self.rank] = flight.header
             self._learn(flight.step, headers)
             if remote:
-                self._unpack(flight, flight.parcels, out, start + len(flight.local))
-            self._lane.give_back(flight.parcels)
+                self._unpack(flight, flight.messages, out, start + len(flight.local))
+            self._channel.give_back(flight.messages)
         self.buffer.gather_at(flight.local, out, start)
         return Delivered(len(flight.local) + remote, remote)
 
@@ -171,24 +173,24 @@ class Exchange:
         slots = self.buffer.locate([keys[column] for column in columns.tolist()], ordinals.tolist())
         return np.array(slots, dtype=np.int64)
 
-    def _pack(self, lane: Lane, header: np.ndarray, going: dict[int, np.ndarray], coming: list[int]) -> Parcels:
+    def _pack(self, channel: Channel, header: np.ndarray, going: dict[int, np.ndarray], coming: list[int]) -> Messages:
         others = [int(rank != self.rank) for rank in range(self.ranks)]
         sent = [len(going.get(rank, ())) for rank in range(self.ranks)]
-        parcels = lane.parcels(
+        messages = channel.messages(
             [other * (header.nbytes + count * self._row_bytes) for other, count in zip(others, sent, strict=True)],
             [other * (header.nbytes + count * self._row_bytes) for other, count in zip(others, coming, strict=True)],
             header.nbytes,
         )
-        with lane.packing():
-            on_lane = torch.from_numpy(header).view(torch.uint8).to(lane.device)
+        with channel.packing():
+            on_lane = torch.from_numpy(header).view(torch.uint8).to(channel.device)
             position = 0
-            for rank, size in enumerate(parcels.send_sizes):
+            for rank, size in enumerate(messages.send_sizes):
                 if size:
-                    parcels.send[position : position + header.nbytes].copy_(on_lane)
+                    messages.send[position : position + header.nbytes].copy_(on_lane)
                 if rank in going:
-                    self._pack_rows(going[rank], parcels.send[position + header.nbytes : position + size])
+                    self._pack_rows(going[rank], messages.send[position + header.nbytes : position + size])
                 position += size
-        return parcels
+        return messages
 
     def _pack_rows(self, slots: np.ndarray, space: Tensor) -> None:
         """Write one field after another, each with all its rows."""
@@ -198,17 +200,17 @@ class Exchange:
             rows.take(slots, space[position : position + size].view(len(slots), rows.width))
             position += size
 
-    def _unpack(self, flight: _Flight, parcels: Parcels, out: Mapping[str, Tensor], row: int) -> None:
+    def _unpack(self, flight: _Flight, messages: Messages, out: Mapping[str, Tensor], row: int) -> None:
         layout = self.buffer.layout or Layout.of(out)
         layout.check(out, row + sum(flight.coming))
         if layout.digest != self._digest:
             raise ValueError(f"found a minibatch of {layout}; the ranks store other fields, expected the same")
         position = 0
-        for count, size in zip(flight.coming, parcels.receive_sizes, strict=True):
-            inside = position + parcels.header_bytes
+        for count, size in zip(flight.coming, messages.receive_sizes, strict=True):
+            inside = position + messages.header_bytes
             for name, width in layout.row_bytes.items() if count else ():
                 if name in out:
-                    rows = parcels.received[inside : inside + count * width].view(count, width)
+                    rows = messages.received[inside : inside + count * width].view(count, width)
                     as_rows(out[name][row : row + count]).copy_(rows, non_blocking=True)
                 inside += count * width
             row += count
@@ -268,6 +270,6 @@ class Exchange:
 
 
 def _wire(group: dist.ProcessGroup, device: torch.device) -> torch.device:
-    """Where parcels are packed: the minibatches' GPU where the group speaks NCCL for it, the host elsewhere."""
+    """Where messages are packed: the minibatches' GPU where the group speaks NCCL for it, the host elsewhere."""
     nccl = device.type == "cuda" and "cuda:nccl" in str(dist.get_backend_config(group))
     return device if nccl else torch.device("cpu")

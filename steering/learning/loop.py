@@ -29,7 +29,7 @@ Load = Callable[[int, Fields], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """The dials of training."""
+    """The settings of training."""
 
     batch: int = 16
     """New samples per rank and step (b)."""

@@ -47,7 +47,7 @@ class RehearsalBuffer:
         self.rows: dict[str, Rows] = {}
         """The storage as bytes, by field."""
         self._store: dict[str, Tensor] = {}
-        self._born = np.zeros(0, dtype=np.int64)
+        self._inserted_at = np.zeros(0, dtype=np.int64)
         self._clock = 0
         self._insertion = Insertion(policy, self.strata, seed=seed)
 
@@ -74,7 +74,7 @@ class RehearsalBuffer:
     @property
     def ages(self) -> np.ndarray:
         """How many samples were offered after each stored one, int64 (len,), by slot."""
-        return self._clock - self._born[: len(self)]
+        return self._clock - self._inserted_at[: len(self)]
 
     def composition(self) -> dict[int, dict[str, float]]:
         """What is stored of each stratum: `count`, and the `age` of its samples, 10 %, median and 90 %."""
@@ -109,7 +109,7 @@ class RehearsalBuffer:
         if len(chosen):
             for name, rows in self.rows.items():
                 rows.put(slots, (stratum if name == STRATUM else samples[name]).contiguous(), chosen)
-            self._born[slots] = self._clock + 1 + chosen
+            self._inserted_at[slots] = self._clock + 1 + chosen
         self._clock += count
         return len(chosen)
 
@@ -169,12 +169,12 @@ class RehearsalBuffer:
             copy: False: tensors of a whole state may be views of the storage, true until the next insert.
         """
         insertion = self._insertion
-        changed = np.flatnonzero(self._born[: len(self)] > since) if since else np.arange(len(self))
+        changed = np.flatnonzero(self._inserted_at[: len(self)] > since) if since else np.arange(len(self))
         slots = torch.from_numpy(changed)
         whole = len(changed) == len(self)
         state: BufferState = {
             "slot": slots,
-            "born": torch.from_numpy(self._born[changed]),
+            "inserted_at": torch.from_numpy(self._inserted_at[changed]),
             "strata": torch.from_numpy(np.stack([np.array(self.strata.keys, dtype=np.int64), self.strata.seen], 1)),
             "seen": self.seen,
             "clock": self._clock,
@@ -221,7 +221,7 @@ class RehearsalBuffer:
             slots = np.arange(self.capacity)
         for name, tensor in fields.items():
             self.rows[name].put(slots, tensor.contiguous(), chosen)
-        self._born[slots] = state["born"].numpy()[chosen]
+        self._inserted_at[slots] = state["inserted_at"].numpy()[chosen]
         self.strata.put(slots.tolist(), self.strata.numbers(fields[STRATUM][torch.from_numpy(chosen)].tolist()))
 
     def _restore_counters(self, state: BufferState) -> None:
@@ -263,7 +263,7 @@ class RehearsalBuffer:
             tensor = self._empty(capacity * layout.row_bytes[name]).view(dtype).view(capacity, *shape)
             self._store[name] = tensor
             self.rows[name] = Rows(tensor)
-        self._born = np.zeros(capacity, dtype=np.int64)
+        self._inserted_at = np.zeros(capacity, dtype=np.int64)
         self.layout = layout
         self.capacity = self._insertion.capacity = capacity
 

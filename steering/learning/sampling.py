@@ -78,7 +78,7 @@ class Fills:
         return column
 
 
-class Dice:
+class StepRNG:
     """Random numbers of a step: the same on every rank, whatever was drawn before.
 
     A counter-based generator (Philox; Salmon et al., SC 2011), set to a counter of its own for each step, at the cost
@@ -104,7 +104,7 @@ def draw(counts: np.ndarray, seen: np.ndarray, r: int, rng: np.random.Generator,
         counts: stored samples, int64 (ranks, strata).
         seen: offered samples, int64 (ranks, strata); used by mode `seen` only.
         r: representatives per rank.
-        rng: in the same state on every rank, see Dice.
+        rng: in the same state on every rank, see StepRNG.
         mode: see the module's docstring.
 
     Returns:

@@ -27,7 +27,7 @@ class ProbeFirst(nn.Module):
             )
         if width < 1 or modes < 1:
             raise ValueError(f"found width={width}, modes={modes}, expected 1 or more of both")
-        self.dials = {"window": window, "patch": patch, "width": width, "modes": modes}
+        self.hyperparameters = {"window": window, "patch": patch, "width": width, "modes": modes}
         self.optics = Optics(window, modes)
         wide = 2 * width
         self.enter = nn.Conv2d(12, width, 3, padding=1)
@@ -45,9 +45,9 @@ class ProbeFirst(nn.Module):
 
     def forward(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """counts (n, window, window), any flux -> amplitude and phase (n, patch, patch), transmission and radians."""
-        return self.read(*self.look(counts, *self.known()))
+        return self.decode(*self.preprocess(counts, *self.constants()))
 
-    def known(self) -> tuple[Tensor, ...]:
+    def constants(self) -> tuple[Tensor, ...]:
         """What follows from probe and mask alone; where these stay, it need not be computed for every batch.
 
         Returns, zero frequency first: the bare probe's amplitude in the far field, 0 on bad pixels, and the factor of
@@ -62,16 +62,16 @@ class ProbeFirst(nn.Module):
         # A Wiener-like division: where the probe is weak the frame says little, and the guess goes to zero there.
         divide = main.conj() / (main.abs() ** 2 + 0.02 * main.abs().max() ** 2).clamp_min(1e-12)
         strength = main.abs() / main.abs().max().clamp_min(1e-12)
-        lo = (len(main) - self.dials["patch"]) // 2
-        keep = slice(lo, lo + self.dials["patch"])
+        lo = (len(main) - self.hyperparameters["patch"]) // 2
+        keep = slice(lo, lo + self.hyperparameters["patch"])
         rms = bare.square().mean().sqrt().clamp_min(1e-12)
         turn = torch.polar(torch.ones_like(bare), wave[0].angle())
         return bare, turn, divide[keep, keep].contiguous(), strength[keep, keep].contiguous(), rms
 
-    def look(
+    def preprocess(
         self, counts: Tensor, bare: Tensor, turn: Tensor, divide: Tensor, strength: Tensor, rms: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The network's two views of the counts (n, window, window), given what is `known`.
+        """The network's two views of the counts (n, window, window), given what is `constants`.
 
         Returns (n, 3, patch, patch), from the sample: real and imaginary part of the back-projected contrast, and how
         strong the probe is; and (n, 256), from the detector: the mean amplitude in 16 x 16 fields, relative to the
@@ -87,7 +87,7 @@ class ProbeFirst(nn.Module):
         back = back[:, keep, keep] * divide
         return torch.stack([back.real, back.imag, strength.expand(len(back), -1, -1)], 1), context
 
-    def read(self, guess: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, guess: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """What the CNN makes of the two views, in the precision of its weights: amplitude and phase, float32."""
         dtype = self.enter.weight.dtype
         first = relu_(self.enter(pixel_unshuffle(guess.to(dtype), 2).contiguous(memory_format=torch.channels_last)))

@@ -27,7 +27,7 @@ class PtychoNN(nn.Module):
             raise ValueError(
                 f"found window={window}, patch={patch}, expected an even patch and a window divisible by {2**depth}"
             )
-        self.dials = {"window": window, "patch": patch, "width": width, "depth": depth, "modes": modes}
+        self.hyperparameters = {"window": window, "patch": patch, "width": width, "depth": depth, "modes": modes}
         self.optics = Optics(window, modes)
         widths = [width * 2**i for i in range(depth)]
         self.encoder = nn.Sequential(*[_down(i, o) for i, o in zip([1, *widths], widths, strict=False)])
@@ -42,22 +42,22 @@ class PtychoNN(nn.Module):
 
     def forward(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """counts (n, window, window), any flux -> amplitude and phase (n, patch, patch), transmission and radians."""
-        return self.read(*self.look(counts))
+        return self.decode(*self.preprocess(counts))
 
-    def known(self) -> tuple[Tensor, ...]:
+    def constants(self) -> tuple[Tensor, ...]:
         """Nothing: this network makes no use of the probe."""
         return ()
 
-    def look(self, counts: Tensor) -> tuple[Tensor]:
+    def preprocess(self, counts: Tensor) -> tuple[Tensor]:
         """The measured amplitude (n, 1, window, window), its mean square brought to 1."""
         measured = self.optics.amplitude(counts)
         return ((measured / measured.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-12))[:, None],)
 
-    def read(self, measured: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, measured: Tensor) -> tuple[Tensor, Tensor]:
         """What the layers make of it, in the precision of their weights: amplitude and phase, float32."""
         code = self.encoder(measured.to(self.encoder[0][0].weight.dtype))
-        lo = (measured.shape[-1] - self.dials["patch"]) // 2
-        keep = slice(lo, lo + self.dials["patch"])
+        lo = (measured.shape[-1] - self.hyperparameters["patch"]) // 2
+        keep = slice(lo, lo + self.hyperparameters["patch"])
         amplitude = torch.sigmoid(self.amplitude(code)[:, 0, keep, keep].float())
         phase = torch.pi * torch.tanh(self.phase(code)[:, 0, keep, keep].float())
         return amplitude, phase

@@ -34,10 +34,10 @@ class ModelStore:
         Raises FileExistsError where the version is there already: a version is never changed. Raises ValueError where
         it describes another network than this one.
         """
-        if (type(network).__name__, network.dials) != (version.network, version.dials):
+        if (type(network).__name__, network.hyperparameters) != (version.network, version.hyperparameters):
             raise ValueError(
-                f"found a {type(network).__name__} with {network.dials} to publish as {version.network} with "
-                f"{version.dials}, expected both alike"
+                f"found a {type(network).__name__} with {network.hyperparameters} to publish as {version.network} with "
+                f"{version.hyperparameters}, expected both alike"
             )
         final = self.folder(version.number)
         if final.exists():
@@ -97,6 +97,8 @@ class ModelStore:
         """
         path = self._file(number, "model.json")
         found = _read_object(path)
+        if "dials" in found:  # as versions were written before 0.1.0
+            found["hyperparameters"] = found.pop("dials")
         known = {f.name for f in fields(ModelVersion)}
         try:
             if known - set(found):
@@ -122,13 +124,13 @@ class ModelStore:
         Raises as `describe` does, and ValueError for a network that is not ours or that the weights do not fit.
         """
         version = self.describe(number)
-        network = build_network(version.network, version.dials)
+        network = build_network(version.network, version.hyperparameters)
         try:
             network.load_state_dict(self.weights(number))
         except RuntimeError as error:
             raise ValueError(
-                f"found weights in {self.folder(number)} that do not fit {version.network} with {version.dials}, "
-                "expected those it was published with"
+                f"found weights in {self.folder(number)} that do not fit {version.network} with "
+                f"{version.hyperparameters}, expected those it was published with"
             ) from error
         return network.eval()
 

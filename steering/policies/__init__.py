@@ -6,7 +6,7 @@ again after a stop, it begins the next scan.
 """
 
 from steering.policies.adaptive import Adaptive
-from steering.policies.agent import Agent
+from steering.policies.bluesky import BlueskyAgent
 from steering.policies.candidates import Policy
 from steering.policies.dwell import DwellRule
 from steering.policies.gradient_residual import GradientResidual
@@ -17,7 +17,7 @@ from steering.policies.stop import StopRule
 
 __all__ = [
     "Adaptive",
-    "Agent",
+    "BlueskyAgent",
     "DwellRule",
     "GradientResidual",
     "Policy",

@@ -19,7 +19,7 @@ class Policy(Protocol):
         """Take in what was predicted of the newest frames (positions in object pixels), and the live image as it is
         now: an xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit.
 
-        `prediction.surprise` is there for a policy whose attribute `foretold` is True.
+        `prediction.prior_residual` is there for a policy whose attribute `wants_prior_residual` is True.
         """
 
     def suggest(self, n: int) -> Decision:
@@ -58,8 +58,8 @@ class Walk:
         """The scan that was being measured when this walk was begun after a stop: its frames may still come."""
 
     @property
-    def foretold(self) -> bool:
-        """Whether predictions should carry the surprise of their frames, which only a stop rule needs."""
+    def wants_prior_residual(self) -> bool:
+        """Whether predictions should carry the prior residual of their frames, which only a stop rule needs."""
         return self._stop is not None
 
     def ingest(self, prediction: Prediction, live: Any) -> None:

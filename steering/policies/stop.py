@@ -20,10 +20,10 @@ _KEPT_HALF_LIVES = 20
 class StopRule:
     """Due once the image foretells frames that it has not seen about as well as the model explains them once seen.
 
-    The residual of what the live image said of each frame before it was added (`Prediction.surprise`), as a share of
-    the residual of the model's own prediction of it: an error on data that nothing was fitted to, in units of the best
-    that this model can do. The share falls as the field fills, and comes close to 1 when further frames would only say
-    the same again; the scan may end once it is below `ratio` by twice its standard error. The rule knows nothing of
+    The residual of what the live image said of each frame before it was added (`Prediction.prior_residual`), as a share
+    of the residual of the model's own prediction of it: an error on data that nothing was fitted to, in units of the
+    best that this model can do. The share falls as the field fills, and comes close to 1 when further frames would only
+    say the same again; the scan may end once it is below `ratio` by twice its standard error. The rule knows nothing of
     places that no frame came near.
 
     The share is a ratio of means over the frames so far, in which the weight of a frame halves with every `half_life`
@@ -48,8 +48,8 @@ class StopRule:
 
     def note(self, prediction: Prediction) -> None:
         """Take in what was predicted of the newest frames."""
-        if prediction.surprise is not None:
-            pairs = np.stack([prediction.surprise, prediction.residual], 1).astype(np.float64)
+        if prediction.prior_residual is not None:
+            pairs = np.stack([prediction.prior_residual, prediction.residual], 1).astype(np.float64)
             self._newest = np.concatenate([self._newest, pairs])[-math.ceil(_KEPT_HALF_LIVES * self.half_life) :]
 
     def reason(self) -> str | None:
@@ -57,15 +57,15 @@ class StopRule:
         n = len(self._newest)
         if n < self.least:
             return None
-        foretold, explained = self._newest.T
+        prior, explained = self._newest.T
         age = np.arange(n)[::-1]
         fast, slow = (
             _shares(0.5 ** (age / half_life), explained) for half_life in (self.half_life, 2 * self.half_life)
         )
         weight = (1 + _AHEAD) * fast - _AHEAD * slow
-        share = float(weight @ foretold)
+        share = float(weight @ prior)
         # The standard error of a ratio of weighted means, to first order.
-        error = math.sqrt(float(weight**2 @ (foretold - share * explained) ** 2))
+        error = math.sqrt(float(weight**2 @ (prior - share * explained) ** 2))
         if not share + _STANDARD_ERRORS * error <= self.ratio:
             return None
         return f"the image foretells unseen frames to {share:.2f} of the model's own residual: enough"

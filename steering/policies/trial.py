@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.policies.candidates import Policy
-from steering.ptychography import Canvas, Stitcher, surprise
+from steering.ptychography import Canvas, Stitcher, prior_residual
 from steering.records import Prediction
 
 
@@ -35,11 +35,11 @@ class Trial:
     residual: NDArray[np.float32]
     """(n,)"""
 
-    def walk(self, policy: Policy, *, at_once: int = 10, foretell: bool = False) -> NDArray[np.int64]:
+    def walk(self, policy: Policy, *, at_once: int = 10, with_prior_residual: bool = False) -> NDArray[np.int64]:
         """Rows of the candidates in the order in which the policy has them measured, up to its stop.
 
         The policy is asked for `at_once` positions while as many are under way: it decides without their frames.
-        foretell: tell it their surprise too, which a stop rule needs and nobody else.
+        with_prior_residual: give it their prior residual too, which a stop rule needs and nobody else.
         """
         stitcher, order = Stitcher(self.canvas, self.weight), []
         under_way: deque[NDArray[np.int64]] = deque()
@@ -52,7 +52,7 @@ class Trial:
             under_way.append(rows)
             if len(under_way) > 1 and len(under_way[0]):
                 rows = under_way.popleft()
-                told = self.prediction(rows, stitcher if foretell else None)
+                told = self.prediction(rows, stitcher if with_prior_residual else None)
                 stitcher.add(self.patches[rows], self.where[rows])
                 policy.ingest(told, view(stitcher))
         return np.concatenate(order)
@@ -61,10 +61,11 @@ class Trial:
         """Rows of the candidates nearest to positions (n, 2)."""
         return np.array([int(((self.where - one) ** 2).sum(1).argmin()) for one in positions], np.int64)
 
-    def foretold(
+    def with_prior_residuals(
         self, order: NDArray[np.int64], *, at_once: int, ahead: int
     ) -> Iterator[tuple[Prediction, NDArray[np.float32]]]:
-        """Go a way again, `at_once` frames a step: what is said of each step, and the surprise of the `ahead` frames
+        """Go a way again, `at_once` frames a step: what is said of each step, and the prior residual of the `ahead`
+        frames
         from there on for the image before it, which nobody knows while measuring."""
         stitcher = Stitcher(self.canvas, self.weight)
         for done in range(0, len(order) - max(ahead, at_once) + 1, at_once):
@@ -72,14 +73,14 @@ class Trial:
             coming = order[done : done + ahead]
             yield (
                 self.prediction(rows, stitcher),
-                surprise(stitcher, self.where[coming], self.counts[coming], self.probe),
+                prior_residual(stitcher, self.where[coming], self.counts[coming], self.probe),
             )
             stitcher.add(self.patches[rows], self.where[rows])
 
     def prediction(self, rows: NDArray[np.int64], stitcher: Stitcher | None) -> Prediction:
         """What a policy is told of frames; stitcher: the image before them (None: it is not compared with them)."""
         patches = self.patches[rows]
-        foretold = None if stitcher is None else surprise(stitcher, self.where[rows], self.counts[rows], self.probe)
+        prior = None if stitcher is None else prior_residual(stitcher, self.where[rows], self.counts[rows], self.probe)
         return Prediction(
             frame_id=rows,
             scan="trial",
@@ -89,7 +90,7 @@ class Trial:
             residual=self.residual[rows],
             offset=np.full(len(rows), np.nan, np.float32),
             model_version=np.zeros(len(rows), np.int64),
-            surprise=foretold,
+            prior_residual=prior,
         )
 
 

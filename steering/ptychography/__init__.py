@@ -1,7 +1,6 @@
 """Far-field ptychography: forward model, reconstruction, stitching, trust, and comparison. numpy in, numpy out."""
 
 from steering.ptychography.align import align, phase_correlation, phase_error
-from steering.ptychography.canvas import Canvas
 from steering.ptychography.filling import filled
 from steering.ptychography.forward import backpropagate, diffract, shift_probe, simulate
 from steering.ptychography.noise import (
@@ -12,13 +11,14 @@ from steering.ptychography.noise import (
     share_of_noise,
     thinned,
 )
+from steering.ptychography.prior_residual import prior_residual
 from steering.ptychography.probe import add_modes, aim_probe, beam_diameter, rescale_probe, zone_plate
 from steering.ptychography.refine import Refined, refine
 from steering.ptychography.settings import RefineSettings
 from steering.ptychography.stitch import Stitcher, extract_patches, patch_weight
-from steering.ptychography.surprise import surprise
 from steering.ptychography.trust import far_field_residual, neighbour_offset
 from steering.ptychography.verdict import BAD, Verdict, judge, pair_offsets, share_as_bad
+from steering.records import Canvas
 
 __all__ = [
     "BAD",
@@ -46,13 +46,13 @@ __all__ = [
     "phase_correlation",
     "phase_error",
     "poisson_floor",
+    "prior_residual",
     "refine",
     "rescale_probe",
     "share_as_bad",
     "share_of_noise",
     "shift_probe",
     "simulate",
-    "surprise",
     "thinned",
     "zone_plate",
 ]

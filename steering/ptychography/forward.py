@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from steering.ptychography.canvas import Canvas
+from steering.records import Canvas
 
 _AXES = (-2, -1)
 _FRAMES_AT_ONCE = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steering.ptychography.canvas import Canvas
 from steering.ptychography.settings import RefineSettings
+from steering.records import Canvas
 
 
 def reconstruct(

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from steering.ptychography.canvas import Canvas
 from steering.ptychography.gauge import Gauge
 from steering.ptychography.rpie import Rpie
 from steering.ptychography.settings import RefineSettings
 from steering.ptychography.trust import good_pixels, measured_amplitude
+from steering.records import Canvas
 
 _LEAST_COVER = 0.05
 """Light a pixel must have seen, as a share of the probe's highest intensity, to count as reconstructed."""

@@ -1,4 +1,4 @@
-"""The dials of `refine`."""
+"""The settings of `refine`."""
 
 from __future__ import annotations
 

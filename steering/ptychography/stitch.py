@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steering.ptychography.canvas import Canvas
+from steering.records import Canvas
 
 _LEAST_WEIGHT = 1e-6
 """Of a patch's highest weight: below it a pixel counts as not seen, so that what `remove` leaves behind by rounding

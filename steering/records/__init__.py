@@ -5,17 +5,21 @@ the scan's field, in the unit of `Geometry.length_unit`. The zero frequency of a
 (y // 2, x // 2): sources bring it there, nobody else moves it.
 """
 
+from steering.records.canvas import Canvas
+from steering.records.chunk import chunk_geometry, make_chunk, positions_px
 from steering.records.decisions import Decision, ModelVersion, Prediction
-from steering.records.frames import chunk_geometry, make_chunk, positions_px
 from steering.records.geometry import Field, Geometry
+from steering.records.source import Source
 from steering.records.travel import Travel
 
 __all__ = [
+    "Canvas",
     "Decision",
     "Field",
     "Geometry",
     "ModelVersion",
     "Prediction",
+    "Source",
     "Travel",
     "chunk_geometry",
     "make_chunk",

@@ -27,7 +27,7 @@ class Prediction:
     """(frame,) phase offset to the overlapping neighbours, radians; NaN where there is no neighbour yet."""
     model_version: NDArray[np.int64]
     """(frame,) the version that predicted each frame."""
-    surprise: NDArray[np.float32] | None = None
+    prior_residual: NDArray[np.float32] | None = None
     """(frame,) far-field residual of what the live image said of each frame before it was added; None: not compared."""
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class Prediction:
             raise ValueError(
                 f"found positions of shape {np.shape(self.position)}, expected ({n}, 2): (y, x) of each frame"
             )
-        optional = () if self.surprise is None else ("surprise",)
+        optional = () if self.prior_residual is None else ("prior_residual",)
         for name in ("amplitude", "phase", "residual", "offset", "model_version", *optional):
             if len(getattr(self, name)) != n:
                 raise ValueError(f"found {len(getattr(self, name))} rows of {name}, expected {n}: one per frame id")
@@ -100,7 +100,7 @@ class ModelVersion:
     """0 is the untrained network a campaign starts from; each publication adds one."""
     network: str
     """Name of the network's class."""
-    dials: dict[str, float]
+    hyperparameters: dict[str, float]
     """The arguments the network is built with."""
     parents: tuple[int, ...] = ()
     trained_on: dict[str, int] = field(default_factory=dict)

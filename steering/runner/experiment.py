@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steering.campaign import Settings
+from steering.campaign import CampaignSettings
 from steering.inference import HoldOut, PredictorSettings
+from steering.labels.make import LabelSettings
 from steering.learning import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.models import Network
 from steering.policies import Policy
-from steering.runner.labels import LabelSettings
 from steering.sources import Source
 
 
@@ -25,7 +25,7 @@ class Experiment:
     strategy: Strategy
     ranks: int = 2
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    campaign: Settings = field(default_factory=Settings)
+    campaign: CampaignSettings = field(default_factory=CampaignSettings)
     prediction: PredictorSettings = field(default_factory=PredictorSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     hold_out: HoldOut = field(default_factory=HoldOut)
@@ -35,8 +35,8 @@ class Experiment:
     """Frames to come in all, where that is known: for the progress display."""
 
     @property
-    def safe_campaign(self) -> Settings:
-        """The campaign's dials, in which decisions stay inside the source's field where no other area is set."""
+    def safe_campaign(self) -> CampaignSettings:
+        """The campaign's settings, in which decisions stay inside the source's field where no other area is set."""
         limits = self.campaign.limits
         return replace(self.campaign, limits=replace(limits, area=limits.area or self.source.field))
 

@@ -239,9 +239,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0)
-        if advice is None:
+        answer = _ADVICE.get(error.errno or 0)
+        if answer is None:
             raise
-        explained = type(error)(f"{path}: {advice}")
+        explained = type(error)(f"{path}: {answer}")
         explained.errno = error.errno
         raise explained from error

@@ -11,16 +11,16 @@ from typing import Any
 from distributed import get_client
 
 from steering.campaign import Campaign, Event, LabelsReady
-from steering.runner.crew import Crew
+from steering.labels.external import ExternalReport, arrival, put_away, take_in, waiting
+from steering.labels.make import LabelReport, make_labels
+from steering.labels.refinement import refine_live
+from steering.runner.actors import Actors
 from steering.runner.experiment import Experiment
-from steering.runner.failover import Failover
-from steering.runner.figures import Ledger
 from steering.runner.folder import RunFolder
-from steering.runner.labels import LabelReport, make_labels
-from steering.runner.outside import OutsideReport, arrival, put_away, take_in, waiting
-from steering.runner.refinement import refine_live
+from steering.runner.metrics import Metrics
+from steering.runner.predictor_proxy import PredictorProxy
 
-_DOOR_S = 0.5
+_LOOK_S = 0.5
 """Between two looks at the door for labels from outside."""
 _REST_S = 0.1
 """Least rest between two refinements of the live image."""
@@ -33,17 +33,17 @@ class Labelling:
     experiment: Experiment
     folder: RunFolder
     campaign: Campaign
-    ledger: Ledger
-    failover: Failover
+    metrics: Metrics
+    proxy: PredictorProxy
     emit: Callable[[Event], None]
     """Where events go."""
     re_form: Callable[[list[int]], Awaitable[None]]
     """What to do about lost ranks."""
 
     @property
-    def crew(self) -> Crew:
+    def actors(self) -> Actors:
         """The actors, as they are by now."""
-        return self.failover.crew
+        return self.proxy.actors
 
     async def make(self, scan: str) -> None:
         """Carry out the action to label: an event answers it, whatever becomes of it."""
@@ -52,16 +52,16 @@ class Labelling:
         while report is None:  # somebody died meanwhile: labels are made again
             report = await self._at_labels(
                 make_labels,
-                self.crew.predictor,
-                list(self.crew.ranks),
+                self.actors.predictor,
+                list(self.actors.ranks),
                 scan,
                 stratum=stratum,
-                patch=int(self.experiment.network.dials["patch"]),
+                patch=int(self.experiment.network.hyperparameters["patch"]),
                 settings=self.experiment.labels,
             )
-        self.ledger.seconds["label"] += report.seconds
-        self.ledger.labels = report.count
-        self.ledger.left_out += report.left_out
+        self.metrics.seconds["label"] += report.seconds
+        self.metrics.labels = report.count
+        self.metrics.left_out += report.left_out
         self.emit(
             LabelsReady(
                 time=time.time(),
@@ -74,20 +74,22 @@ class Labelling:
         )
 
     def _stratum(self, scan: str) -> int:
-        return self.ledger.strata.setdefault(scan, len(self.ledger.strata))
+        return self.metrics.strata.setdefault(scan, len(self.metrics.strata))
 
-    async def _at_labels(self, task: Callable[..., Any], *arguments: Any, priority: int = 0, **dials: Any) -> Any:
+    async def _at_labels(self, task: Callable[..., Any], *arguments: Any, priority: int = 0, **settings: Any) -> Any:
         """The result of a task where labels are made; None where a rank or the predictor died of which it needed
         something."""
-        client, generation, predictor = get_client(), self.crew.generation, self.crew.predictor_number
+        client, generation, predictor = get_client(), self.actors.generation, self.actors.predictor_number
         try:
-            return await client.submit(task, *arguments, **dials, resources={"label": 1}, pure=False, priority=priority)
+            return await client.submit(
+                task, *arguments, **settings, resources={"label": 1}, pure=False, priority=priority
+            )
         except Exception:
-            if await self.failover.replaced(predictor):
+            if await self.proxy.replaced(predictor):
                 return None
-            await asyncio.sleep(_DOOR_S)  # nobody tries again faster than others are told of a loss
-            lost = await self.crew.lost_ranks(client)
-            if generation != self.crew.generation:
+            await asyncio.sleep(_LOOK_S)  # nobody tries again faster than others are told of a loss
+            lost = await self.actors.lost_ranks(client)
+            if generation != self.actors.generation:
                 return None  # it was sent to ranks of a group that has been left since
             if not lost:
                 raise
@@ -95,28 +97,28 @@ class Labelling:
                 await self.re_form(lost)
             return None
 
-    async def watch_the_door(self) -> None:
+    async def watch_external_labels(self) -> None:
         """Take in what others put into the folder `labels` of the run, file by file."""
         stuck: set[str] = set()  # opened, and impossible to move away
         while not self.campaign.finished:
-            await asyncio.sleep(_DOOR_S)
+            await asyncio.sleep(_LOOK_S)
             for path in await asyncio.to_thread(waiting, self.folder.path):
                 if path.name in stuck:
                     continue
                 scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
-                report: OutsideReport | None = await self._at_labels(
+                report: ExternalReport | None = await self._at_labels(
                     take_in,
-                    self.crew.predictor,
-                    list(self.crew.ranks),
+                    self.actors.predictor,
+                    list(self.actors.ranks),
                     path,
                     strata=scans,
-                    patch=int(self.experiment.network.dials["patch"]),
+                    patch=int(self.experiment.network.hyperparameters["patch"]),
                     settings=self.experiment.labels,
                 )
                 if report is not None:  # else it is taken in again, by the ranks that are left
                     if not await asyncio.to_thread(put_away, path, report):
                         stuck.add(path.name)
-                    self.ledger.outside.append(report)
+                    self.metrics.outside.append(report)
                     self.emit(arrival(report))
 
     async def refine_as_time_allows(self) -> None:
@@ -128,8 +130,8 @@ class Labelling:
             if scan is None or frames == seen or self.campaign.labelling:
                 continue
             # Labels that become due while it waits for its turn go before it.
-            seconds = await self._at_labels(refine_live, self.crew.predictor, scan, settings, priority=-1)
+            seconds = await self._at_labels(refine_live, self.actors.predictor, scan, settings, priority=-1)
             if seconds is None:
                 continue  # somebody died meanwhile
             took, seen = seconds, frames
-            self.ledger.refinements.append(took)
+            self.metrics.refinements.append(took)

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 
 from steering.runner.folder import RunFolder
 from steering.view.curves import error_axes
-from steering.view.figures import key_figures, number, phase_errors, wall_times
 from steering.view.history import Curve, curves
 from steering.view.page import page, picture, table, text
 from steering.view.pictures import WIDTH, Shown, bare, figure, limits, png, shown, styled
+from steering.view.tables import key_figures, number, phase_errors, wall_times
 
 
 def write_comparison(folders: Sequence[RunFolder], out: Path) -> Path:

@@ -15,7 +15,7 @@ from steering.view.pictures import COLOURS, INK, figure, png, styled
 def inference_picture(
     figures: Mapping[str, Any], asked: Sequence[tuple[float, float, bool]], swaps: Sequence[tuple[float, float]]
 ) -> bytes:
-    """Frames per second of each network in each way at batch 64, and the wait for a decision through swaps.
+    """Frames per second of each network in each backend at batch 64, and the wait for a decision through swaps.
 
     figures: networks.NAME.batch64 and while_training.NAME.frames_per_s.64, as in the summary. asked: for each frame
     when it was handed over, when the decision was there (s), and whether versions were swapped in its part. swaps:
@@ -35,19 +35,21 @@ def inference_picture(
 
 
 def _bars(ax: Axes, alone: Mapping[str, Any], beside: Mapping[str, float]) -> None:
-    ways = list(alone["frames_per_s"])
-    eager, shift = alone["frames_per_s"][ways[0]], 0.19 if beside else 0.0
-    for row, way in enumerate(ways):
+    backends = list(alone["frames_per_s"])
+    eager, shift = alone["frames_per_s"][backends[0]], 0.19 if beside else 0.0
+    for row, backend in enumerate(backends):
         for at, rates, colour, label in (
             (row - shift, alone["frames_per_s"], COLOURS[0], "alone"),
             (row + shift, beside, COLOURS[1], "while two ranks train"),
         ):
-            if way not in rates:
+            if backend not in rates:
                 continue
-            ax.barh(at, rates[way], height=0.36, color=colour, label=label if row == 0 else None)
-            more = f"  {rates[way]:,.0f}" + (f"   {rates[way] / eager:.2f} x" if rates is alone["frames_per_s"] else "")
-            ax.annotate(more, (rates[way], at), va="center", fontsize=8.5)
-    ax.set_yticks(range(len(ways)), [way.replace("_", " ") for way in ways])
+            ax.barh(at, rates[backend], height=0.36, color=colour, label=label if row == 0 else None)
+            more = f"  {rates[backend]:,.0f}" + (
+                f"   {rates[backend] / eager:.2f} x" if rates is alone["frames_per_s"] else ""
+            )
+            ax.annotate(more, (rates[backend], at), va="center", fontsize=8.5)
+    ax.set_yticks(range(len(backends)), [backend.replace("_", " ") for backend in backends])
     ax.set_xlim(0, 1.35 * max([*alone["frames_per_s"].values(), *beside.values()]))
     ax.invert_yaxis()
     ax.set_xlabel("frames per second, batches of 64, one core")

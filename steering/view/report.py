@@ -11,11 +11,11 @@ import xarray as xr
 
 from steering.runner.folder import RunFolder
 from steering.view.curves import buffer_picture, course_picture, versions_picture
-from steering.view.figures import key_figures, measured, number, phase_errors, wall_times
 from steering.view.history import Curve, History, curves, history
 from steering.view.page import bars, page, picture, table, text
 from steering.view.pictures import object_picture, positions_picture
 from steering.view.status import duration, gone, lasted
+from steering.view.tables import key_figures, measured, number, phase_errors, wall_times
 
 LOG_LINES = 18
 CHATTER = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady", "BacklogChanged", "Tick")

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from steering.campaign import DecisionProposed, decode
+from steering.runner.describe import tell
 from steering.runner.folder import RunFolder
-from steering.runner.words import tell
 from steering.view.history import History, history
 
 

@@ -80,7 +80,7 @@ def laws(rank, ranks, where):
     found = {}
     for storage in STORAGES:
         there = {"device": GPU, "storage": storage}
-        assert Exchange(RehearsalBuffer(1000, device=storage), group, 1, device=GPU)._lane.device == GPU
+        assert Exchange(RehearsalBuffer(1000, device=storage), group, 1, device=GPU)._channel.device == GPU
         found[storage] = {
             "uneven": uneven(rank, group, **there),
             "uniform": stream(rank, group, "uniform", 1, "reservoir", **there),
@@ -175,7 +175,7 @@ def overlapping(rank, ranks, where, storage):
         for _ in range(100):
             product = torch.nn.functional.normalize(product @ left)
         trained.record()
-        while not exchange._flights[-1].parcels._arrived.query() and not trained.query():
+        while not exchange._flights[-1].messages._arrived.query() and not trained.query():
             time.sleep(1e-4)
         hidden += not trained.query()
         delivered = exchange.finish(out, B)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from steering.inference import Engine
-from steering.inference.ways import possible
+from steering.inference.backends import possible
 from steering.models import ProbeFirst
 from tests.test_engine import frames, plain
 from tests.test_models import lit
@@ -22,11 +22,11 @@ def network(seed):
     return lit(ProbeFirst(window=32, patch=16, width=8))
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_every_way_says_what_the_cpu_says_before_and_after_a_swap(way):
-    engine = Engine(network(0), device="cuda", ways=[way], measure_s=0)
-    assert engine.way == way, engine.trials
-    atol = 1e-3 if way.dtype == torch.float32 else 4e-2  # convolutions use TF32 where the GPU has it
+@pytest.mark.parametrize("backend", WAYS, ids=lambda backend: backend.name)
+def test_every_way_says_what_the_cpu_says_before_and_after_a_swap(backend):
+    engine = Engine(network(0), device="cuda", backends=[backend], measure_s=0)
+    assert engine.backend == backend, engine.trials
+    atol = 1e-3 if backend.dtype == torch.float32 else 4e-2  # convolutions use TF32 where the GPU has it
     for number in range(3):
         engine.spare.load(network(number).state_dict(), number=number)
         engine.swap()

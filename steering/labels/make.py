@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.inference import LabelFrames
+from steering.labels.refinement import LiveSettings, refine_on, yield_to_frames
 from steering.learning import Labels
 from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, patch_weight
-from steering.runner.refinement import LiveSettings, refine_on, yield_to_frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
-    """The dials of label making."""
+    """The settings of label making."""
 
     window: int = 400
     """Newest frames of a scan that are refined together."""

@@ -15,7 +15,7 @@ from steering.policies.candidates import Policy
 from steering.records import Prediction
 
 
-class Agent:
+class BlueskyAgent:
     """Lets a bluesky plan ask a policy where to measure.
 
     Outcomes that `ingest` understands, by key: `residual` (needed: the far-field residual, 0..1), `offset` (radians),

@@ -21,7 +21,7 @@ from steering.records import Prediction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Advice:
+class PolicyAnswer:
     """An answer of the policy together with the policy as it was after it.
 
     Whoever has the newest one can let the policy go on elsewhere: what was answered is not said again, and an answer
@@ -35,18 +35,18 @@ class Advice:
     """How many frames of each scan it had taken in, the first to arrive."""
 
 
-class Adviser:
+class PolicyHost:
     """Asks a policy, and tells it of each frame once. One thread owns it."""
 
-    def __init__(self, policy: Policy, scans: Mapping[str, LiveImage], last: Advice | None = None) -> None:
+    def __init__(self, policy: Policy, scans: Mapping[str, LiveImage], last: PolicyAnswer | None = None) -> None:
         """scans: live images by scan, looked at as they are then. last: go on from there, not from `policy`."""
         self._policy = policy
         self._scans = scans
         self._last = last
         self._lost = last is not None and last.policy is None
         self._ingested = {} if last is None else dict(last.ingested)
-        self.foretold = bool(getattr(policy, "foretold", False))
-        """Whether the policy wants to know how well the image foretold each frame."""
+        self.wants_prior_residual = bool(getattr(policy, "wants_prior_residual", False))
+        """Whether the policy wants to know the residual of the image for each frame before it was added."""
 
     def ingest(self, prediction: Prediction, live: LiveImage) -> None:
         """Tell the policy of frames that stand at the end of the live image's table, unless it knows them."""
@@ -57,7 +57,7 @@ class Adviser:
         self._awake().ingest(prediction.rows(slice(known, None)) if known else prediction, live.view())
         self._ingested[live.scan] = len(live.frames)
 
-    def suggest(self, n: int) -> Advice:
+    def suggest(self, n: int) -> PolicyAnswer:
         """Ask for up to n positions. Raises RuntimeError for a policy that was to go on elsewhere and cannot."""
         if self._lost:
             raise RuntimeError(
@@ -66,7 +66,7 @@ class Adviser:
             )
         policy = self._awake()
         decision = policy.suggest(n)
-        return Advice(
+        return PolicyAnswer(
             decision=DecisionSuggested(
                 time=time.time(),
                 positions=tuple((float(y), float(x)) for y, x in decision.positions),
@@ -130,12 +130,12 @@ class _Loader(pickle.Unpickler):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Handover:
+class ResumeState:
     """What a predictor is told that takes the place of a lost one, before the frames come again."""
 
     version: int | None = None
     """To be put into service; None: the newest."""
-    advice: Advice | None = None
+    answer: PolicyAnswer | None = None
     """The newest; None: the policy was not asked yet."""
     predicted: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     """Of each scan, the frames whose prediction is known already, and the version that made it."""

@@ -14,7 +14,6 @@ import xarray as xr
 
 from steering.campaign import ChunkArrived, DecisionSuggested, Event, FrameRefused, SourceEnded
 from steering.records import Decision
-from steering.runner.asking import asked
 from steering.sources import Source
 
 
@@ -26,7 +25,7 @@ class Undelivered(Event):
     error: Exception
 
 
-class Beamline:
+class SourceActor:
     """Runs a source on the worker that has one.
 
     Chunks are kept until the runner lets go of their scan, up to `keep_bytes` of counts: a predictor that takes the
@@ -72,7 +71,7 @@ class Beamline:
         async with self._turn:
             frames = 0
             for chunk in list(self._kept):
-                await asked(predictor, "receive", chunk)
+                await predictor.receive(chunk)
                 frames += chunk.sizes["frame"]
             self._predictor, self._number = predictor, number
             self._turn.notify_all()
@@ -186,7 +185,7 @@ class Beamline:
         async with self._turn:
             self._keep(chunk)
             number = self._number
-            self._sending = sending = asyncio.ensure_future(asked(self._predictor, "receive", chunk))
+            self._sending = sending = asyncio.ensure_future(_send_to(self._predictor, chunk))
             await asyncio.wait({sending})
             if sending.cancelled():
                 error: BaseException | None = None
@@ -195,3 +194,8 @@ class Beamline:
             if isinstance(error, Exception):  # handed on to whoever reads the events, and who knows what to do
                 self._events.put_nowait(Undelivered(time=time.time(), predictor=number, error=error))
             await self._turn.wait_for(lambda: self._number != number or self._closed)
+
+
+async def _send_to(predictor: Any, chunk: xr.Dataset) -> None:
+    """Where the worker is known to be gone, already the name of the method raises: here inside the future."""
+    await predictor.receive(chunk)

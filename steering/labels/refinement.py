@@ -19,7 +19,7 @@ from steering.ptychography import Refined, RefineSettings, extract_patches, far_
 
 @dataclass(frozen=True, kw_only=True)
 class LiveSettings:
-    """The dials of the live image's refinement."""
+    """The settings of the live image's refinement."""
 
     window: int = 64
     """Newest frames that are refined together; 0: the live image is refined only where labels are made."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steering.records import Field
+from steering.records.geometry import Field
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ def on_ranks(
     Raises RuntimeError where there are fewer workers than ranks, and what any rank raised.
     """
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    homes = [address for address, worker in workers.items() if "trainer" in worker["resources"]][:ranks]
-    if len(homes) < ranks:
+    addresses = [address for address, worker in workers.items() if "trainer" in worker["resources"]][:ranks]
+    if len(addresses) < ranks:
         raise RuntimeError(
-            f"found {len(homes)} workers with the resource trainer, expected {ranks}: start the cluster with as many"
+            f"found {len(addresses)} workers with the resource trainer, expected {ranks}: start a cluster with as many"
         )
     meeting = MeetingPoint(_own_address(client), interface=interface)
-    there = [client.scatter(thing, workers=homes, broadcast=True, hash=False) for thing in arguments]
+    there = [client.scatter(thing, workers=addresses, broadcast=True, hash=False) for thing in arguments]
     futures = [
         client.submit(
             _placed,
@@ -45,7 +45,7 @@ def on_ranks(
             resources={"trainer": 1},
             pure=False,
         )
-        for rank, home in enumerate(homes)
+        for rank, home in enumerate(addresses)
     ]
     return client.gather(futures)
 

@@ -38,19 +38,18 @@ from steering.campaign import (
     encode,
 )
 from steering.inference import Installed
+from steering.labels.external import waiting
 from steering.learning import PARTS, GroupLost, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.asking import asked
-from steering.runner.beamline import Undelivered
-from steering.runner.crew import Crew
+from steering.runner.actors import Actors, call
+from steering.runner.describe import tell
 from steering.runner.experiment import Experiment
-from steering.runner.failover import Failover
-from steering.runner.figures import Ledger, snapshot, summary
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
-from steering.runner.outside import waiting
-from steering.runner.words import tell
+from steering.runner.metrics import Metrics, snapshot, summary
+from steering.runner.predictor_proxy import PredictorProxy
+from steering.runner.source_actor import Undelivered
 
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
@@ -69,9 +68,9 @@ class Runner:
         self.experiment = experiment
         self.folder = folder
         self.campaign = Campaign(settings=experiment.safe_campaign, frame_time=1 / experiment.source.frame_rate)
-        self.ledger = Ledger(experiment, self.campaign)
+        self.metrics = Metrics(experiment, self.campaign)
         self.candidate: CandidateReady | None = None
-        self.failover: Failover | None = None
+        self.proxy: PredictorProxy | None = None
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._jobs: set[asyncio.Task] = set()
         self._source_ended = False
@@ -87,26 +86,26 @@ class Runner:
         finally:
             for job in self._jobs:
                 job.cancel()
-            if self.failover is not None:
-                self.failover.close()
-                await self.failover.crew.close()
+            if self.proxy is not None:
+                self.proxy.close()
+                await self.proxy.actors.close()
 
     async def save(self) -> None:
         """Write the live image of every scan so far into the run's folder."""
-        if self.failover is None:
+        if self.proxy is None:
             return
         for scan in self.campaign.scans:
             await self._save(scan)
 
     async def _save(self, scan: str) -> None:
         async with self._writing:
-            live = await self._failover.ask("live", scan)
+            live = await self._proxy.ask("live", scan)
             if live is not None:  # else it is a scan that was saved before the predictor was lost
                 await asyncio.to_thread(self.folder.write_object, scan, live)
 
     async def live(self) -> xr.Dataset | None:
         """The live image of the scan being measured; None before the first frame."""
-        image: xr.Dataset | None = None if self.failover is None else await self.failover.ask("live")
+        image: xr.Dataset | None = None if self.proxy is None else await self.proxy.ask("live")
         return image
 
     async def command(self, name: str, version: int | None = None) -> str:
@@ -123,9 +122,9 @@ class Runner:
 
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display."""
-        if self.failover is None:
-            return {"status": "starting", "elapsed_s": time.time() - self.ledger.begun}
-        return snapshot(self.ledger, await self._crew.source.figures(), await self.failover.ask("figures"))
+        if self.proxy is None:
+            return {"status": "starting", "elapsed_s": time.time() - self.metrics.begun}
+        return snapshot(self.metrics, await self._actors.source.figures(), await self.proxy.ask("figures"))
 
     async def _be_ready(self) -> None:
         try:
@@ -145,8 +144,8 @@ class Runner:
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
         # scheduler, and then hears nothing of its futures for ever.
         client = await get_client()
-        crew = await Crew.assemble(client, experiment, self.folder)
-        self.failover = Failover(crew=crew, emit=self._events.put_nowait)
+        actors = await Actors.assemble(client, experiment, self.folder)
+        self.proxy = PredictorProxy(actors=actors, emit=self._events.put_nowait)
         self._take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
         self._start(self._hear_the_source())
         self._start(self._hear_the_predictor())
@@ -154,12 +153,12 @@ class Runner:
             experiment=experiment,
             folder=self.folder,
             campaign=self.campaign,
-            ledger=self.ledger,
-            failover=self.failover,
+            metrics=self.metrics,
+            proxy=self.proxy,
             emit=self._events.put_nowait,
             re_form=self._re_form,
         )
-        self._start(self._labelling.watch_the_door())
+        self._start(self._labelling.watch_external_labels())
         self._start(self._labelling.refine_as_time_allows())
 
     async def _conduct(self) -> None:
@@ -173,12 +172,12 @@ class Runner:
 
     async def _hear_the_last_frames(self) -> None:
         """A person's stop finishes the campaign while frames are on their way: they still belong to the run."""
-        await self._crew.source.close()
-        while not self._source_ended or any(map(self.ledger.unheard, self.ledger.arrived)):
+        await self._actors.source.close()
+        while not self._source_ended or any(map(self.metrics.unheard, self.metrics.arrived)):
             try:
                 event = await asyncio.wait_for(self._events.get(), _LAST_FRAMES_S)
             except TimeoutError:
-                if self._failover.replacing:
+                if self._proxy.replacing:
                     continue
                 if self._source_ended:
                     return  # the summary says how many were never heard of
@@ -194,7 +193,7 @@ class Runner:
         before = self.campaign.scan
         actions = self.campaign.handle(event)
         if self.campaign.scan is not None:
-            self.ledger.own_end[self.campaign.scan] = self.campaign.version
+            self.metrics.own_end[self.campaign.scan] = self.campaign.version
         if before not in (None, self.campaign.scan):
             self._start(self._leave(str(before)))
         for raised in self.campaign.raised:
@@ -206,7 +205,7 @@ class Runner:
     def _log(self, event: Event) -> None:
         self._source_ended = self._source_ended or isinstance(event, SourceEnded)
         self.folder.append_event(encode(event))
-        self.ledger.note(event)
+        self.metrics.note(event)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         job = asyncio.ensure_future(self._guarded(work))
@@ -221,29 +220,29 @@ class Runner:
 
     async def _hear_the_source(self) -> None:
         while True:
-            for event in await self._crew.source.events():
+            for event in await self._actors.source.events():
                 if not isinstance(event, Undelivered):
                     self._events.put_nowait(event)
-                elif not await self._failover.replaced(event.predictor):
+                elif not await self._proxy.replaced(event.predictor):
                     raise event.error
 
     async def _hear_the_predictor(self) -> None:
         while True:
-            for event in await self._failover.events():
+            for event in await self._proxy.events():
                 self._events.put_nowait(event)
 
     async def _leave(self, scan: str) -> None:
         """A scan is over: what came of it is written down, so that no loss can take it away."""
         await self._save(scan)
-        while self.ledger.unheard(scan):
+        while self.metrics.unheard(scan):
             await asyncio.sleep(_LOOK_S)
-        if await self._failover.ask("is_over", scan):  # else it was only interrupted
-            await self._failover.let_go(scan)
+        if await self._proxy.ask("is_over", scan):  # else it was only interrupted
+            await self._proxy.let_go(scan)
 
     async def _carry_out(self, action: Action) -> None:
         match action:
             case AskPolicy(positions):
-                self._events.put_nowait(await self._failover.suggest(positions))
+                self._events.put_nowait(await self._proxy.suggest(positions))
             case Steer(decision):
                 await self._steer(decision)
             case Label(scan):
@@ -260,33 +259,33 @@ class Runner:
             case Refuse(reason):
                 self._events.put_nowait(CandidateRefused(time=time.time(), reason=reason))
             case Finish():
-                await self._crew.source.close()
+                await self._actors.source.close()
 
     @property
-    def _failover(self) -> Failover:
-        if self.failover is None:
+    def _proxy(self) -> PredictorProxy:
+        if self.proxy is None:
             raise RuntimeError("found no actors yet, expected `run` to have started them")
-        return self.failover
+        return self.proxy
 
     @property
-    def _crew(self) -> Crew:
-        return self._failover.crew
+    def _actors(self) -> Actors:
+        return self._proxy.actors
 
     async def _steer(self, decision: DecisionSuggested) -> None:
         if decision.reasons:
-            self.ledger.reason = decision.reasons[0]
-        await self._crew.source.apply(decision)
+            self.metrics.reason = decision.reasons[0]
+        await self._actors.source.apply(decision)
 
     async def _train(self, scan: str, steps: int) -> None:
-        fits = (asked(rank, "fit", scan, steps) for rank in self._crew.ranks)
+        fits = (call(rank, "fit", scan, steps) for rank in self._actors.ranks)
         outcomes: list[Round | BaseException] = await asyncio.gather(*fits, return_exceptions=True)
         rounds = [outcome for outcome in outcomes if isinstance(outcome, Round)]
         if len(rounds) < len(outcomes):
             await self._go_on_without(outcomes)
             return
-        self.ledger.rounds.append(rounds)
+        self.metrics.rounds.append(rounds)
         for part in PARTS:
-            self.ledger.seconds[part] += sum(r.seconds[part] for r in rounds) / len(rounds)
+            self.metrics.seconds[part] += sum(r.seconds[part] for r in rounds) / len(rounds)
         first = rounds[0]
         self.candidate = CandidateReady(
             time=time.time(),
@@ -301,7 +300,7 @@ class Runner:
 
     async def _go_on_without(self, outcomes: list[Round | BaseException]) -> None:
         """A round has failed. Where ranks are gone, the others form a group of their own; else the failure is ours."""
-        lost = await self._crew.lost_ranks(get_client())
+        lost = await self._actors.lost_ranks(get_client())
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if not lost or len(lost) == len(outcomes):
             # What the ranks say of one another is a consequence; the cause is what one of them says of itself.
@@ -309,24 +308,24 @@ class Runner:
         await self._re_form(lost)
 
     async def _re_form(self, lost: list[int]) -> None:
-        await self._crew.re_form(lost)
-        await self._crew.ranks[0].serve(self.folder.models, self.campaign.version)
+        await self._actors.re_form(lost)
+        await self._actors.ranks[0].serve(self.folder.models, self.campaign.version)
         now = time.time()
         for rank in lost:
             self._events.put_nowait(RankLost(time=now, rank=rank, reason="its worker is gone"))
-        joined = RankJoined(time=now, ranks=len(self._crew.ranks), generation=self._crew.generation)
+        joined = RankJoined(time=now, ranks=len(self._actors.ranks), generation=self._actors.generation)
         self._events.put_nowait(joined)
 
     async def _publish(self, number: int) -> None:
         begun = time.perf_counter()
         version = self._version(number, (self.campaign.version,))
-        await self._crew.ranks[0].publish(self.folder.models, version)
-        installed: Installed = await self._failover.install(number)
-        self.ledger.seconds["publish"] += time.perf_counter() - begun
+        await self._actors.ranks[0].publish(self.folder.models, version)
+        installed: Installed = await self._proxy.install(number)
+        self.metrics.seconds["publish"] += time.perf_counter() - begun
         if not installed.accepted:
             await self._take_back(number, installed)
             return
-        self.ledger.published += 1
+        self.metrics.published += 1
         self._events.put_nowait(
             ModelPublished(
                 time=time.time(),
@@ -340,13 +339,13 @@ class Runner:
         """Serve an older version, and let the ranks go on from it: candidates that descend from the other one would
         bring back what it was."""
         number, wanted = action.version, -_BETTER if action.if_better else None
-        installed: Installed = await self._failover.install(number, canary=action.if_better, margin=wanted)
+        installed: Installed = await self._proxy.install(number, canary=action.if_better, margin=wanted)
         if not installed.accepted:
-            self.ledger.refused += 1
+            self.metrics.refused += 1
             self._events.put_nowait(RollBackRefused(time=time.time(), version=number, reason=installed.reason))
             return
         await asyncio.to_thread(ModelStore(self.folder.models).point_to, number)
-        await asyncio.gather(*(asked(rank, "go_back", self.folder.models, number) for rank in self._crew.ranks))
+        await asyncio.gather(*(call(rank, "go_back", self.folder.models, number) for rank in self._actors.ranks))
         residual = ModelStore(self.folder.models).describe(number).validation_residual
         self._events.put_nowait(
             RolledBack(time=time.time(), version=number, validation_residual=residual, reason=action.reason)
@@ -355,23 +354,23 @@ class Runner:
     async def _take_back(self, number: int, installed: Installed) -> None:
         """A version that the predictor has refused was never in service: later candidates are held against the one
         that is, and its number is free for the next of them."""
-        self.ledger.refused += 1
+        self.metrics.refused += 1
         await asyncio.to_thread(ModelStore(self.folder.models).withdraw, number, installed.version)
-        await self._crew.ranks[0].serve(self.folder.models, installed.version)
+        await self._actors.ranks[0].serve(self.folder.models, installed.version)
         self._events.put_nowait(
             CandidateRefused(time=time.time(), reason=f"refused by the predictor: {installed.reason}")
         )
 
     def _version(self, number: int, parents: tuple[int, ...]) -> ModelVersion:
         seen: Counter[str] = Counter()
-        for last in self.ledger.rounds[-1] if self.ledger.rounds else []:
+        for last in self.metrics.rounds[-1] if self.metrics.rounds else []:
             seen.update(last.seen)
         candidate = self.candidate
-        last_round = self.ledger.rounds[-1][0] if self.ledger.rounds else None
+        last_round = self.metrics.rounds[-1][0] if self.metrics.rounds else None
         return ModelVersion(
             number=number,
             network=type(self.experiment.network).__name__,
-            dials=dict(self.experiment.network.dials),
+            hyperparameters=dict(self.experiment.network.hyperparameters),
             parents=parents,
             trained_on=dict(seen),
             steps=candidate.steps if candidate else 0,
@@ -383,8 +382,8 @@ class Runner:
         )
 
     async def _sum_up(self) -> dict[str, Any]:
-        self.ledger.too_late = len(waiting(self.folder.path))
-        figures = await summary(self.ledger, self._crew, self._failover)
+        self.metrics.too_late = len(waiting(self.folder.path))
+        figures = await summary(self.metrics, self._actors, self._proxy)
         self.folder.write_summary(figures)
         return figures
 

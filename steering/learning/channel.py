@@ -1,7 +1,7 @@
 """One asynchronous all-to-all of bytes, on its own group: gloo on the host, NCCL on a stream of its own.
 
-What a rank sends to another is a parcel: a header of the same size for everyone, then any number of bytes. On CUDA all
-work is queued on the lane's stream and ordered with the training stream by events; the host waits for headers only,
+What a rank sends to another is a message: a header of the same size for everyone, then any number of bytes. On CUDA all
+work is queued on the channel's stream and ordered with the training stream by events; the host waits for headers only,
 which arrived while the step before was computed.
 """
 
@@ -16,13 +16,13 @@ from torch import Tensor
 
 
 @dataclass
-class Parcels:
+class Messages:
     """What one exchange sends and receives.
 
     Attributes:
-        send, received: uint8 buffers, parcels in the order of ranks.
+        send, received: uint8 buffers, messages in the order of ranks.
         send_sizes, receive_sizes: bytes to and from each rank; 0 for the rank itself.
-        header_bytes: at the start of every parcel.
+        header_bytes: at the start of every message.
     """
 
     send: Tensor
@@ -47,21 +47,21 @@ class Parcels:
             return [h if size else h[:0] for h, size in zip(headers, self.receive_sizes, strict=True)]
         if self._work is not None:
             self._work.wait()
-        bytes_, start, parcels = self.received.numpy(), 0, []
+        bytes_, start, messages = self.received.numpy(), 0, []
         for size in self.receive_sizes:
-            # A copy: the parcel may stand at an address that int64 does not allow.
-            parcels.append(bytes_[start : start + min(size, self.header_bytes)].copy().view(np.int64))
+            # A copy: the message may stand at an address that int64 does not allow.
+            messages.append(bytes_[start : start + min(size, self.header_bytes)].copy().view(np.int64))
             start += size
-        return parcels
+        return messages
 
 
 @dataclass
-class Lane:
-    """Sends parcels through one group. Buffers are kept, and grown only where an exchange needs more.
+class Channel:
+    """Sends messages through one group. Buffers are kept, and grown only where an exchange needs more.
 
     Attributes:
         group: used for nothing else, so that its order of collectives is that of the exchanges.
-        device: where parcels are packed and received: the host for gloo, the GPU for NCCL.
+        device: where messages are packed and received: the host for gloo, the GPU for NCCL.
     """
 
     group: dist.ProcessGroup
@@ -85,39 +85,39 @@ class Lane:
         # Slots that are being read must not be overwritten by the insert that follows on the training stream.
         torch.cuda.current_stream().wait_event(packed)
 
-    def parcels(self, send_sizes: list[int], receive_sizes: list[int], header_bytes: int) -> Parcels:
+    def messages(self, send_sizes: list[int], receive_sizes: list[int], header_bytes: int) -> Messages:
         """Provide buffers of the given sizes, not initialised."""
         send, received = self._spare.pop() if self._spare else (self._empty(0), self._empty(0))
         send, received = self._at_least(send, sum(send_sizes)), self._at_least(received, sum(receive_sizes))
-        return Parcels(send, received, send_sizes, receive_sizes, header_bytes)
+        return Messages(send, received, send_sizes, receive_sizes, header_bytes)
 
-    def launch(self, parcels: Parcels) -> None:
+    def launch(self, messages: Messages) -> None:
         """Start the collective; returns at once. Every rank must call it in the same order."""
-        send = parcels.send[: sum(parcels.send_sizes)]
-        received = parcels.received[: sum(parcels.receive_sizes)]
+        send = messages.send[: sum(messages.send_sizes)]
+        received = messages.received[: sum(messages.receive_sizes)]
         if self._stream is None:
-            parcels._work = self._all_to_all(received, send, parcels)
+            messages._work = self._all_to_all(received, send, messages)
             return
         with torch.cuda.stream(self._stream):
-            work = self._all_to_all(received, send, parcels)
+            work = self._all_to_all(received, send, messages)
             work.wait()  # orders the stream, not the host
-            shape = (len(parcels.receive_sizes), parcels.header_bytes // 8)
+            shape = (len(messages.receive_sizes), messages.header_bytes // 8)
             headers = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
             start = 0
-            for row, size in zip(headers.view(torch.uint8), parcels.receive_sizes, strict=True):
+            for row, size in zip(headers.view(torch.uint8), messages.receive_sizes, strict=True):
                 if size:
-                    row.copy_(received[start : start + parcels.header_bytes], non_blocking=True)
+                    row.copy_(received[start : start + messages.header_bytes], non_blocking=True)
                 start += size
-            parcels._arrived = torch.cuda.Event()
-            parcels._arrived.record()
-            parcels._headers = headers
+            messages._arrived = torch.cuda.Event()
+            messages._arrived.record()
+            messages._headers = headers
 
-    def give_back(self, parcels: Parcels) -> None:
+    def give_back(self, messages: Messages) -> None:
         """Let a later exchange use the buffers again."""
-        self._spare.append((parcels.send, parcels.received))
+        self._spare.append((messages.send, messages.received))
 
-    def _all_to_all(self, received: Tensor, send: Tensor, parcels: Parcels) -> dist.Work:
-        sizes = parcels.receive_sizes, parcels.send_sizes
+    def _all_to_all(self, received: Tensor, send: Tensor, messages: Messages) -> dist.Work:
+        sizes = messages.receive_sizes, messages.send_sizes
         return dist.all_to_all_single(received, send, *sizes, group=self.group, async_op=True)
 
     def _empty(self, size: int) -> Tensor:

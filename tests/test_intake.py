@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steering.campaign import FrameSetAside, PredictionReady
-from steering.inference.sift import sift
+from steering.inference.intake import validate
 from steering.records import Geometry, make_chunk
 from tests.test_inference import CANVAS, GEOMETRY, WINDOW, chunks, predictor
 
@@ -27,7 +27,7 @@ def good(n=1, seed=0):
 
 def sifted(chunk, known=(), mask=None):
     mask = np.zeros((WINDOW, WINDOW), bool) if mask is None else mask
-    return sift(chunk, known=dict.fromkeys(known, 0), mask=mask, canvas=CANVAS)
+    return validate(chunk, known=dict.fromkeys(known, 0), mask=mask, canvas=CANVAS)
 
 
 @pytest.mark.parametrize("reason", BAD)

@@ -1,4 +1,4 @@
-"""The ways in which a network may be run on a machine, and the slot that holds one version of it, ready to run."""
+"""The backends in which a network may be run on a machine, and the slot that holds one version of it, ready to run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.inference import onnx_way
+from steering.inference.backends import onnx
 from steering.models import Network
 
 Read = Callable[..., tuple[Tensor, Tensor]]
@@ -23,13 +23,13 @@ GRAPH_FRAMES = (1, 4, 16, 64, 256)
 
 
 @dataclass(frozen=True)
-class Way:
+class Backend:
     """How a network is run: `eager`, `channels_last`, `compiled`, `graphs` or `onnx`, in float32 or bfloat16.
 
     `eager` in float32 is the network as it is trained, and what all others are held against. `channels_last` keeps a
     pixel's channels side by side. `compiled` is ahead-of-time compiled for this machine, which takes a minute and a C++
     compiler. `graphs` launches all of a GPU's work at once. `onnx` is ONNX Runtime, on the CPU and in float32 only: its
-    export takes 3 seconds. What comes before the CNN is float32 in every way.
+    export takes 3 seconds. What comes before the CNN is float32 in every backend.
     """
 
     kind: str
@@ -46,14 +46,14 @@ class Way:
         return self.kind in ("compiled", "onnx")
 
 
-REFERENCE = Way("eager", torch.float32)
+REFERENCE = Backend("eager", torch.float32)
 
 
-def possible(device: torch.device, *, compiled: bool = False) -> list[Way]:
-    """The ways to be tried on a device, the reference first; whether they pay is for a measurement to say.
+def possible(device: torch.device, *, compiled: bool = False) -> list[Backend]:
+    """The backends to be tried on a device, the reference first; whether they pay is for a measurement to say.
 
-    ONNX Runtime goes with the compiled ways: where a CPU has bfloat16 it has not been the fastest in a trial, and its
-    export would be paid at every start.
+    ONNX Runtime goes with the compiled backends: where a CPU has bfloat16 it has not been the fastest in a trial, and
+    its export would be paid at every start.
     """
     on_gpu = device.type == "cuda"
     kinds = ["channels_last"]
@@ -61,34 +61,34 @@ def possible(device: torch.device, *, compiled: bool = False) -> list[Way]:
         kinds.append("graphs")
     if compiled and (on_gpu or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         kinds.append("compiled")
-    ways = [REFERENCE, *(Way(kind, dtype) for kind in kinds for dtype in (torch.float32, torch.bfloat16))]
-    if compiled and device.type == "cpu" and onnx_way.installed():
-        ways.append(Way("onnx", torch.float32))
-    return ways
+    backends = [REFERENCE, *(Backend(kind, dtype) for kind in kinds for dtype in (torch.float32, torch.bfloat16))]
+    if compiled and device.type == "cpu" and onnx.installed():
+        backends.append(Backend("onnx", torch.float32))
+    return backends
 
 
 class Slot:
     """One version of a network in the form in which it runs. Another version's weights are copied into its place."""
 
-    def __init__(self, network: Network, way: Way, device: torch.device, package: str | None = None) -> None:
-        """A copy of the network; `package` is the file of `compile_package`, for a way that needs one."""
-        self.way = way
+    def __init__(self, network: Network, backend: Backend, device: torch.device, package: str | None = None) -> None:
+        """A copy of the network; `package` is the file of `compile_package`, for a backend that needs one."""
+        self.backend = backend
         self.device = device
         self.number = -1
         """The version that it holds."""
         self.expected = 0.0
         """Residual that this version should reach."""
-        self.network = prepared(network, way, device)
-        self._known = [tensor.clone() for tensor in self.network.known()]
-        self._read: Read = self.network.read
+        self.network = prepared(network, backend, device)
+        self._known = [tensor.clone() for tensor in self.network.constants()]
+        self._read: Read = self.network.decode
         self._graphs: dict[int, _Graph] = {}
-        self._onnx: onnx_way.OnnxReader | None = None
-        if package is not None and way.kind == "onnx":
-            self._read = self._onnx = onnx_way.OnnxReader(package, _Reader(self.network))
+        self._onnx: onnx.OnnxReader | None = None
+        if package is not None and backend.kind == "onnx":
+            self._read = self._onnx = onnx.OnnxReader(package, _Reader(self.network))
         elif package is not None:
             self._read = _compiled(package, self.network)
-        if way.kind == "graphs":  # captured now, in this thread, and not in front of the first frame of a size
-            window = self.network.dials["window"]
+        if backend.kind == "graphs":  # captured now, in this thread, and not in front of the first frame of a size
+            window = self.network.hyperparameters["window"]
             for size in GRAPH_FRAMES:
                 self(torch.zeros(size, window, window, device=device))
 
@@ -102,8 +102,8 @@ class Slot:
             self.network.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(
-                f"found weights that do not fit {type(self.network).__name__} with {self.network.dials}, expected "
-                f"another version of the same network ({str(error).splitlines()[-1].strip()})"
+                f"found weights that do not fit {type(self.network).__name__} with {self.network.hyperparameters}, "
+                f"expected another version of the same network ({str(error).splitlines()[-1].strip()})"
             ) from error
         if self._onnx is not None:
             self._onnx.renew()
@@ -127,7 +127,7 @@ class Slot:
 
         Of graphs, the answer is overwritten by the next call.
         """
-        if self.way.kind != "graphs":
+        if self.backend.kind != "graphs":
             return self._run(counts)
         size = next((size for size in GRAPH_FRAMES if size >= len(counts)), len(counts))
         if size not in self._graphs:
@@ -135,11 +135,11 @@ class Slot:
         return self._graphs[size](counts)
 
     def _run(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._read(*self.network.look(counts, *self._known))
+        return self._read(*self.network.preprocess(counts, *self._known))
 
     def _learn_optics(self) -> None:
         # In place: a captured graph reads this memory.
-        for mine, new in zip(self._known, self.network.known(), strict=True):
+        for mine, new in zip(self._known, self.network.constants(), strict=True):
             mine.copy_(new)
 
 
@@ -175,10 +175,10 @@ class _Reader(nn.Module):
 
     def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """What the network's `look` makes of n frames -> amplitude and phase (n, patch, patch)."""
-        return self.network.read(*views)
+        return self.network.decode(*views)
 
 
-def compile_package(network: Network, way: Way, device: torch.device, file: str) -> None:
+def compile_package(network: Network, backend: Backend, device: torch.device, file: str) -> None:
     """Compile a network for this machine into a file (.pt2), or export it (.onnx), for any batch size.
 
     The first takes about a minute, the second 3 seconds. The weights are not part of it: every slot brings its own.
@@ -186,13 +186,15 @@ def compile_package(network: Network, way: Way, device: torch.device, file: str)
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler's own use of what torch deprecates
-        reader = _Reader(prepared(network, way, device))
-        window = network.dials["window"]
-        views = tuple(reader.network.look(torch.ones(2, window, window, device=device), *reader.network.known()))
+        reader = _Reader(prepared(network, backend, device))
+        window = network.hyperparameters["window"]
+        views = tuple(
+            reader.network.preprocess(torch.ones(2, window, window, device=device), *reader.network.constants())
+        )
         many = torch.export.Dim("frames", min=1, max=4096)
         exported = torch.export.export(reader, (views,), dynamic_shapes=(tuple({0: many} for _ in views),))
-        if way.kind == "onnx":
-            onnx_way.export_graph(exported, {name for name, _ in reader.named_parameters()}, file)
+        if backend.kind == "onnx":
+            onnx.export_graph(exported, {name for name, _ in reader.named_parameters()}, file)
             return
         from torch._inductor import aoti_compile_and_package  # noqa: PLC0415 - a second that few need to pay
 
@@ -215,12 +217,12 @@ def _compiled(package: str, network: Network) -> Read:
     return lambda *views: runner(views)
 
 
-def prepared(network: Network, way: Way, device: torch.device) -> Network:
-    """A copy of the network, in the precision and the layout of a way, that learns no more."""
+def prepared(network: Network, backend: Backend, device: torch.device) -> Network:
+    """A copy of the network, in the precision and the layout of a backend, that learns no more."""
     ready = copy.deepcopy(network).to(device).eval().requires_grad_(False)
     for layer in ready.modules():
-        if isinstance(layer, nn.Conv2d) and way.kind != "eager":
-            layer.to(dtype=way.dtype, memory_format=torch.channels_last)
+        if isinstance(layer, nn.Conv2d) and backend.kind != "eager":
+            layer.to(dtype=backend.dtype, memory_format=torch.channels_last)
         elif isinstance(layer, nn.Linear):
-            layer.to(dtype=way.dtype)
+            layer.to(dtype=backend.dtype)
     return ready

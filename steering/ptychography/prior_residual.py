@@ -10,7 +10,7 @@ from steering.ptychography.stitch import Stitcher
 from steering.ptychography.trust import far_field_residual
 
 
-def surprise(
+def prior_residual(
     stitcher: Stitcher,
     positions_px: ArrayLike,
     counts: NDArray,

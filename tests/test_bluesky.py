@@ -8,7 +8,7 @@ import torch
 
 from steering.inference import LiveImage
 from steering.models import ProbeFirst
-from steering.policies import Agent, SpaceFilling
+from steering.policies import BlueskyAgent, SpaceFilling
 from steering.ptychography import Canvas, far_field_residual, patch_weight, zone_plate
 from steering.records import Decision, positions_px
 from steering.sources import SimulatedBeamline, Stage, sample
@@ -48,7 +48,7 @@ def beamline():
 
 def agent_of(beamline, policy, **more):
     pixel = beamline.source.geometry.object_pixel
-    return Agent(policy, live=beamline.live.view, object_pixel=pixel, **more)
+    return BlueskyAgent(policy, live=beamline.live.view, object_pixel=pixel, **more)
 
 
 def test_a_policy_steers_a_bluesky_plan_to_its_end(beamline):
@@ -181,7 +181,7 @@ class Recorder:
 
 def test_ids_are_unique_and_outcomes_find_their_positions_in_any_order():
     policy = Recorder()
-    agent = Agent(policy, live=lambda: "live", object_pixel=0.5, exposure="shutter")
+    agent = BlueskyAgent(policy, live=lambda: "live", object_pixel=0.5, exposure="shutter")
     first = agent.suggest(2)
     assert first == [
         {"_id": 0, "stage_y": 1.0, "stage_x": 2.0, "reason": "here", "shutter": 0.5},
@@ -209,7 +209,7 @@ def test_ids_are_unique_and_outcomes_find_their_positions_in_any_order():
 
 def test_points_from_elsewhere_and_failures():
     policy = Recorder()
-    agent = Agent(policy, live=lambda: None, object_pixel=1.0)
+    agent = BlueskyAgent(policy, live=lambda: None, object_pixel=1.0)
     agent.ingest([{"stage_y": 7.0, "stage_x": 8.0, "residual": 0.5}])
     assert policy.told[0][0].position.tolist() == [[7.0, 8.0]]
     agent.ingest([])

@@ -164,7 +164,9 @@ class Rank:
         if held_out is None:
             return {}
         self._served.optics.load_state_dict(self.network.optics.state_dict())
-        objective = Reconstruction(patch_weight(self.network.optics.modes().cpu().numpy(), self.network.dials["patch"]))
+        objective = Reconstruction(
+            patch_weight(self.network.optics.modes().cpu().numpy(), self.network.hyperparameters["patch"])
+        )
         served = float(_outputs(self._served, held_out, objective)[1].mean())
         return {"served_error": served, **_quality(self.network, held_out, objective)}
 

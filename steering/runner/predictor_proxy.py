@@ -12,9 +12,8 @@ from typing import Any
 from distributed import Client, get_client
 
 from steering.campaign import DecisionSuggested, Event, FrameSetAside, PredictionReady, PredictorReplaced
-from steering.inference import Advice, Handover, Installed
-from steering.runner.asking import asked
-from steering.runner.crew import Crew
+from steering.inference import Installed, PolicyAnswer, ResumeState
+from steering.runner.actors import Actors, call
 
 _ATTEMPTS = 3
 """Losses in a row, without a word about any further frame in between, after which it is not chance."""
@@ -23,7 +22,7 @@ _READY_S = 300.0
 
 
 @dataclass(kw_only=True)
-class Failover:
+class PredictorProxy:
     """Asks the predictor, whichever it is by now, and keeps what the next one would have to know.
 
     Nothing that decides lives in the predictor alone: the frames are with the source until their scan is saved, the
@@ -32,10 +31,10 @@ class Failover:
     heard.
     """
 
-    crew: Crew
+    actors: Actors
     emit: Callable[[Event], None]
     """Where events go."""
-    _advice: Advice | None = None
+    _answer: PolicyAnswer | None = None
     _version: int = 0
     """In service at the predictor."""
     _predicted: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
@@ -61,29 +60,29 @@ class Failover:
         while True:
             async with self._making:
                 self._go_on()
-                predictor, number, given_up = self.crew.predictor, self.crew.predictor_number, self._given_up
-            call = asyncio.ensure_future(asked(predictor, method, *arguments, **named))
+                predictor, number, given_up = self.actors.predictor, self.actors.predictor_number, self._given_up
+            answer = asyncio.ensure_future(call(predictor, method, *arguments, **named))
             over = asyncio.ensure_future(given_up.wait())
             try:
-                await asyncio.wait({call, over}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({answer, over}, return_when=asyncio.FIRST_COMPLETED)
                 if not given_up.is_set():
-                    return call.result()
+                    return answer.result()
             except Exception:
                 if not await self.replaced(number):
                     raise
             finally:
                 over.cancel()
-                call.cancel()
-                call.add_done_callback(_looked_at)
+                answer.cancel()
+                answer.add_done_callback(_looked_at)
 
     async def suggest(self, positions: int) -> DecisionSuggested:
         """The policy's answer."""
-        self._advice = await self.ask("suggest", positions)
-        return self._advice.decision
+        self._answer = await self.ask("suggest", positions)
+        return self._answer.decision
 
-    async def install(self, number: int, **dials: Any) -> Installed:
+    async def install(self, number: int, **settings: Any) -> Installed:
         """What came of the wish to put a version into service, see Predictor.install."""
-        installed: Installed = await self.ask("install", number, **dials)
+        installed: Installed = await self.ask("install", number, **settings)
         self._version = installed.version
         return installed
 
@@ -102,7 +101,7 @@ class Failover:
     async def let_go(self, scan: str) -> None:
         """A scan is over, saved, and all of it was told: a predictor that starts again need not know its frames."""
         self._over.append(scan)
-        await self.crew.source.let_go(scan)
+        await self.actors.source.let_go(scan)
         self._predicted.pop(scan, None)
         self._aside.pop(scan, None)
 
@@ -117,12 +116,12 @@ class Failover:
         """
         async with self._making:
             self._go_on()
-            if self.crew.predictor_number != number:
+            if self.actors.predictor_number != number:
                 return True
             if self._closed:
                 return False
             client, begun = get_client(), time.perf_counter()
-            if not await self.crew.predictor_lost(client):
+            if not await self.actors.predictor_lost(client):
                 return False
             self._given_up.set()
             try:
@@ -157,17 +156,17 @@ class Failover:
         attempts = 0
         while True:
             attempts += 1
-            handover = Handover(
+            resume = ResumeState(
                 version=self._version,
-                advice=self._advice,
+                answer=self._answer,
                 predicted={scan: dict(known) for scan, known in self._predicted.items()},
                 aside={scan: Counter(ids) for scan, ids in self._aside.items()},
                 over=tuple(self._over),
             )
             try:
-                return await self.crew.replace_predictor(client, handover)
+                return await self.actors.replace_predictor(client, resume)
             except Exception:
-                if attempts == _ATTEMPTS or not await self.crew.predictor_lost(client):
+                if attempts == _ATTEMPTS or not await self.actors.predictor_lost(client):
                     raise
 
 

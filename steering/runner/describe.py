@@ -9,8 +9,8 @@ from steering.campaign import (
     DriftLowered,
     DriftRaised,
     Event,
+    ExternalLabelsRead,
     FrameSetAside,
-    LabelsFromOutside,
     LabelsReady,
     ModelPublished,
     PredictorReplaced,
@@ -52,7 +52,7 @@ def _of_labels(event: Event) -> str | None:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
         case FrameSetAside():
             return f"{len(event.frame_ids)} frames of {event.scan} set aside: {event.reason}"
-        case LabelsFromOutside():
+        case ExternalLabelsRead():
             late = "" if event.late_s is None else f", {event.late_s:.0f} s late"
             return f"{event.count} labels from outside{late}; {event.refused} refused"
     return None

@@ -10,17 +10,17 @@ from typing import Any
 
 from steering.campaign import Campaign, ChunkArrived, Event, FrameSetAside, PredictionReady, PredictorReplaced
 from steering.inference import Score
+from steering.labels.external import ExternalReport, external_figures
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
-from steering.runner.crew import Crew
+from steering.runner.actors import Actors
+from steering.runner.describe import tell
 from steering.runner.experiment import Experiment
-from steering.runner.failover import Failover
-from steering.runner.outside import OutsideReport, outside_figures
-from steering.runner.words import tell
+from steering.runner.predictor_proxy import PredictorProxy
 
 _OF_PREDICTION = (
-    "way",
-    "ways",
+    "backend",
+    "backends",
     "frames_out_of_order",
     "frame_ids_missing",
 )
@@ -28,7 +28,7 @@ _OF_PREDICTION = (
 
 
 @dataclass
-class Ledger:
+class Metrics:
     """What the runner notes while it conducts."""
 
     experiment: Experiment
@@ -55,7 +55,7 @@ class Ledger:
     """Frames in the newest labels."""
     left_out: int = 0
     """Labels that were made and were too bad to teach, so far."""
-    outside: list[OutsideReport] = field(default_factory=list)
+    outside: list[ExternalReport] = field(default_factory=list)
     """Of every file of labels that came from outside."""
     refinements: list[float] = field(default_factory=list)
     """Seconds that each refinement of the live image took."""
@@ -91,121 +91,121 @@ class Ledger:
         return max(0, self.arrived[scan] - self.heard[scan])
 
 
-def snapshot(ledger: Ledger, source: dict[str, Any], predictor: dict[str, Any]) -> dict[str, Any]:
+def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]) -> dict[str, Any]:
     """What a progress display shows: numbers, names and the newest events."""
-    campaign = ledger.campaign
-    rounds = ledger.rounds[-1] if ledger.rounds else []
+    campaign = metrics.campaign
+    rounds = metrics.rounds[-1] if metrics.rounds else []
     seconds = source["acquire_s"]
     return {
         "status": "finished" if campaign.finished else "running",
-        "elapsed_s": time.time() - ledger.begun,
+        "elapsed_s": time.time() - metrics.begun,
         "scan": campaign.scan,
         "scan_index": len(campaign.scans) - 1,
-        "scans_total": len(ledger.experiment.scans) or None,
+        "scans_total": len(metrics.experiment.scans) or None,
         "frames_acquired": source["frames_acquired"],
-        "frames_expected": ledger.experiment.frames,
-        "frames_predicted": ledger.predicted,
+        "frames_expected": metrics.experiment.frames,
+        "frames_predicted": metrics.predicted,
         "frames_dropped": source["frames_dropped"],
         "frames_per_s": source["frames_acquired"] / seconds if seconds > 0.5 else None,
         "version": predictor["version"],
-        "versions_published": ledger.published,
+        "versions_published": metrics.published,
         "residual": predictor["residual"],
         "residual_expected": campaign.expected,
         "drift": campaign.drift,
         "training": campaign.training,
         "steps": rounds[0].steps if rounds else 0,
         "loss": sum(r.loss for r in rounds) / len(rounds) if rounds else None,
-        "labels": ledger.labels,
+        "labels": metrics.labels,
         "buffer_samples": sum(r.stored for r in rounds),
         "buffer_share": sum(r.stored for r in rounds) / max(1, sum(r.capacity for r in rounds)),
-        "remote_share": remote_share(ledger),
-        "reason": ledger.reason,
+        "remote_share": remote_share(metrics),
+        "reason": metrics.reason,
         "paused": campaign.gate.paused,
-        "events": [(event.time - ledger.begun, told) for event in ledger.told for told in (tell(event),) if told],
+        "events": [(event.time - metrics.begun, told) for event in metrics.told for told in (tell(event),) if told],
     }
 
 
-def remote_share(ledger: Ledger) -> float | None:
+def remote_share(metrics: Metrics) -> float | None:
     """Of the representatives used, how many came from another rank; None before the first."""
-    every = [r for ranks in ledger.rounds for r in ranks]
+    every = [r for ranks in metrics.rounds for r in ranks]
     used = sum(r.representatives for r in every)
     return sum(r.remote for r in every) / used if used else None
 
 
-def composition(ledger: Ledger) -> dict[str, Any]:
+def composition(metrics: Metrics) -> dict[str, Any]:
     """What the buffers of all ranks hold, by scan: after each training round, and how old it is at the end."""
-    rounds = ledger.rounds[:: max(1, len(ledger.rounds) // 60)] + ledger.rounds[-1:]
+    rounds = metrics.rounds[:: max(1, len(metrics.rounds) // 60)] + metrics.rounds[-1:]
 
     def held(ranks: list[Round], scan: str) -> list[dict[str, float]]:
-        return [r.composition[ledger.strata[scan]] for r in ranks if ledger.strata[scan] in r.composition]
+        return [r.composition[metrics.strata[scan]] for r in ranks if metrics.strata[scan] in r.composition]
 
     if not any(r.composition for ranks in rounds for r in ranks):
         return {}
     return {
         "steps": [ranks[0].steps for ranks in rounds],
         "stored": {
-            scan: [sum(int(h["count"]) for h in held(ranks, scan)) for ranks in rounds] for scan in ledger.strata
+            scan: [sum(int(h["count"]) for h in held(ranks, scan)) for ranks in rounds] for scan in metrics.strata
         },
         "age": {
             scan: {age: sum(h[age] for h in last) / len(last) for age in ("age_p10", "age_p50", "age_p90")}
-            for scan in ledger.strata
+            for scan in metrics.strata
             if (last := held(rounds[-1], scan))
         },
     }
 
 
-async def summary(ledger: Ledger, crew: Crew, failover: Failover) -> dict[str, Any]:
+async def summary(metrics: Metrics, actors: Actors, proxy: PredictorProxy) -> dict[str, Any]:
     """The figures of summary.json, errors by the versions that matter included."""
-    source, predictor = await crew.source.figures(), await failover.ask("figures")
+    source, predictor = await actors.source.figures(), await proxy.ask("figures")
     errors: dict[str, dict[str, Any]] = {}
     correlations: dict[str, float | None] = {}
-    for scan in ledger.campaign.scans:
-        first, last = await failover.ask("versions_of", scan)
-        own_end = ledger.own_end.get(scan, last)
-        versions = tuple({first, own_end, ledger.campaign.version})
-        scores: dict[int, Score] = await failover.ask("evaluate", scan, versions)
+    for scan in metrics.campaign.scans:
+        first, last = await proxy.ask("versions_of", scan)
+        own_end = metrics.own_end.get(scan, last)
+        versions = tuple({first, own_end, metrics.campaign.version})
+        scores: dict[int, Score] = await proxy.ask("evaluate", scan, versions)
         if not scores:
             continue
-        stages = {"first": first, "own_end": own_end, "run_end": ledger.campaign.version}
+        stages = {"first": first, "own_end": own_end, "run_end": metrics.campaign.version}
         errors[scan] = {stage: _finite(scores[version].phase_error) for stage, version in stages.items()}
         errors[scan]["versions"] = stages
-        correlations["held_out"] = _finite(scores[ledger.campaign.version].phase_correlation)
-        refined = await failover.ask("evaluate_refined", scan)
+        correlations["held_out"] = _finite(scores[metrics.campaign.version].phase_correlation)
+        refined = await proxy.ask("evaluate_refined", scan)
         if refined is not None:
             correlations["refined"] = _finite(refined.phase_correlation)
     return {
-        "strategy": _name(ledger.experiment.strategy),
-        "ranks": len(crew.ranks),
-        "scans": list(ledger.campaign.scans),
+        "strategy": _name(metrics.experiment.strategy),
+        "ranks": len(actors.ranks),
+        "scans": list(metrics.campaign.scans),
         "frames_acquired": source["frames_acquired"],
-        "frames_predicted": ledger.predicted,
+        "frames_predicted": metrics.predicted,
         "frames_dropped": source["frames_dropped"],
-        "frames_unheard": sum(ledger.unheard(scan) for scan in ledger.arrived),
-        "versions_published": ledger.published,
-        "remote_representatives_share": remote_share(ledger),
-        "rehearsal_buffer": composition(ledger),
+        "frames_unheard": sum(metrics.unheard(scan) for scan in metrics.arrived),
+        "versions_published": metrics.published,
+        "remote_representatives_share": remote_share(metrics),
+        "rehearsal_buffer": composition(metrics),
         "prediction_latency_ms": predictor["latency_ms"],
         "prediction": {
             **{name: predictor[name] for name in _OF_PREDICTION},
-            "versions_refused": ledger.refused,
-            "frames_set_aside": dict(ledger.aside),
-            "predictors_lost": ledger.replaced,
+            "versions_refused": metrics.refused,
+            "frames_set_aside": dict(metrics.aside),
+            "predictors_lost": metrics.replaced,
         },
-        "frames_no_evidence": dict(ledger.campaign.unjudged),
+        "frames_no_evidence": dict(metrics.campaign.unjudged),
         "phase_error": errors,
         # Of one scan; of several it would have to be told which.
-        "phase_correlation": correlations if len(ledger.campaign.scans) == 1 else {},
+        "phase_correlation": correlations if len(metrics.campaign.scans) == 1 else {},
         "wall_s": {
             "acquire": source["acquire_s"],
             "predict": predictor["predict_s"],
-            **{part: ledger.seconds[part] for part in ("label", *PARTS, "publish")},
+            **{part: metrics.seconds[part] for part in ("label", *PARTS, "publish")},
         },
-        "live_image": {"refinements": len(ledger.refinements), "refine_s": sum(ledger.refinements)},
+        "live_image": {"refinements": len(metrics.refinements), "refine_s": sum(metrics.refinements)},
         "labels": {
-            "left_out": ledger.left_out,
-            "from_outside": outside_figures(ledger.outside, ledger.too_late),
+            "left_out": metrics.left_out,
+            "from_outside": external_figures(metrics.outside, metrics.too_late),
         },
-        "total_s": time.time() - ledger.begun,
+        "total_s": time.time() - metrics.begun,
     }
 
 

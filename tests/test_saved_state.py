@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from steering.learning import Classification, Loop, TrainerSettings
-from steering.learning.cut import INDEX, Cuts
 from steering.learning.group import Place, leave
+from steering.learning.saved_state import INDEX, SavedState
 from steering.learning.strategies import DERpp
 from tests.ranks import on_ranks
 
@@ -60,10 +60,10 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path):
     one = loop_of()
     one.connect(None)
     train(one, 30)
-    Cuts(tmp_path, one, ranks=1).write()
+    SavedState(tmp_path, one, ranks=1).write()
     train(one, 20)
     other = loop_of()
-    assert Cuts(tmp_path, other, ranks=1).restore()
+    assert SavedState(tmp_path, other, ranks=1).restore()
     assert other.steps == 30
     other.connect(None)
     tally = train(other, 20)
@@ -74,7 +74,7 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path):
 
 def test_without_a_cut_nothing_is_restored(tmp_path):
     loop = loop_of()
-    assert not Cuts(tmp_path / "new", loop, ranks=1).restore()
+    assert not SavedState(tmp_path / "new", loop, ranks=1).restore()
     assert loop.steps == 0
 
 
@@ -82,7 +82,7 @@ def test_a_cut_writes_what_has_changed_and_keeps_no_more_than_it_needs(tmp_path)
     """Fifty cuts of a buffer of 400 of which a few change at a time: files stay below three times the buffer."""
     loop = loop_of(capacity=400)
     loop.connect(None)
-    cuts = Cuts(tmp_path, loop, ranks=1)
+    cuts = SavedState(tmp_path, loop, ranks=1)
     train(loop, 110)
     cuts.write()
     whole = sum(path.stat().st_size for path in tmp_path.glob("*.rank-0.safetensors"))
@@ -95,7 +95,7 @@ def test_a_cut_writes_what_has_changed_and_keeps_no_more_than_it_needs(tmp_path)
         assert sum(path.stat().st_size for path in files) < 2.2 * whole
         assert len(list(tmp_path.glob("*.weights.safetensors"))) == 1
     other = loop_of(capacity=400)
-    assert Cuts(tmp_path, other, ranks=1).restore()
+    assert SavedState(tmp_path, other, ranks=1).restore()
     assert stored(other) == stored(loop)
     assert other.buffer.fills == loop.buffer.fills
     assert not list(tmp_path.glob("*.part"))
@@ -105,7 +105,7 @@ def write_on(rank, ranks, where, folder):
     """Train and cut twice, so that there are changes too; what this rank stores."""
     loop = loop_of(rank=rank, capacity=30 + 20 * rank)
     loop.connect(Place(rank=rank, ranks=ranks, where=where, deadline=30.0).join())
-    cuts = Cuts(folder, loop, ranks=ranks)
+    cuts = SavedState(folder, loop, ranks=ranks)
     for _ in range(2):
         train(loop, 15)
         cuts.write()
@@ -122,7 +122,7 @@ def test_a_cut_of_two_ranks_goes_on_on_one_two_or_three(tmp_path):
     for ranks in (1, 2, 3):
         loops = [loop_of(rank=rank, capacity=200) for rank in range(ranks)]
         for rank, loop in enumerate(loops):
-            assert Cuts(tmp_path, loop, ranks=ranks).restore(), rank
+            assert SavedState(tmp_path, loop, ranks=ranks).restore(), rank
             assert loop.steps == 30
         assert sorted(sample for loop in loops for sample in stored(loop)) == everything
         assert sum(loop.buffer.seen for loop in loops) == sum(seen for _, seen in before)
@@ -132,12 +132,12 @@ def test_a_cut_of_two_ranks_goes_on_on_one_two_or_three(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from steering.learning.cut import Cuts
+from steering.learning.saved_state import SavedState
 from tests.test_cut import loop_of, train
 
 loop = loop_of(capacity=300)
 loop.connect(None)
-cuts = Cuts(Path(sys.argv[1]), loop, ranks=1)
+cuts = SavedState(Path(sys.argv[1]), loop, ranks=1)
 while True:
     train(loop, 3)
     cuts.write()
@@ -158,7 +158,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_cut(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         loop = loop_of(capacity=300)
-        assert Cuts(folder, loop, ranks=1).restore()
+        assert SavedState(folder, loop, ranks=1).restore()
         assert loop.steps == json.loads((folder / INDEX).read_text())["step"]
         straight = loop_of(capacity=300)
         straight.connect(None)
@@ -170,6 +170,6 @@ def test_a_cut_of_another_network_is_refused_in_words(tmp_path):
     loop = loop_of()
     loop.connect(None)
     train(loop, 3)
-    Cuts(tmp_path, loop, ranks=1).write()
+    SavedState(tmp_path, loop, ranks=1).write()
     with pytest.raises(ValueError, match="does not fit this network"):
-        Cuts(tmp_path, loop_of(width=7), ranks=1).restore()
+        SavedState(tmp_path, loop_of(width=7), ranks=1).restore()

@@ -2,8 +2,8 @@
 
 What is drawn for a step follows from the seed and the step's number, so the number is the plan's position. Files are
 safetensors with JSON, nothing is pickled. A rank writes its whole buffer once, then only the slots that have changed,
-until the changes weigh more than the whole. `cut.json` tells which files belong together and is replaced last: a reader
-finds the cut before or the cut after, never a part of one.
+until the changes weigh more than the whole. `saved_state.json` tells which files belong together and is replaced last:
+a reader finds the cut before or the cut after, never a part of one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from steering.learning.buffer_state import BufferState, deal, merge, read_state, write_state
+from steering.learning.buffer_state import BufferState, merge, read_state, reshard, write_state
 from steering.learning.loop import Loop
 
-INDEX = "cut.json"
+INDEX = "saved_state.json"
 
 
-class Cuts:
+class SavedState:
     """Writes the cuts of one rank's loop into a folder that all ranks share, and goes on from the last one.
 
     Args:
@@ -78,7 +78,7 @@ class Cuts:
         if before == self.ranks:
             state = self._state(step, self.loop.rank)
         else:
-            state = deal([self._state(step, rank) for rank in range(before)], self.loop.rank, self.ranks)
+            state = reshard([self._state(step, rank) for rank in range(before)], self.loop.rank, self.ranks)
         self.loop.buffer.load(state)
         self.loop.steps = step
         return True

@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steering.campaign import LabelsFromOutside
+from steering.campaign import ExternalLabelsRead
 from steering.inference import LabelFrames
+from steering.labels.make import LabelSettings, fit_to_teach, labels_of, send
+from steering.labels.refinement import yield_to_frames
 from steering.ptychography import Canvas, extract_patches, far_field_residual
-from steering.runner.folder import RunFolder
-from steering.runner.labels import LabelSettings, fit_to_teach, labels_of, send
-from steering.runner.refinement import yield_to_frames
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ _SETTLED_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outside:
+class ExternalLabels:
     """What a file holds."""
 
     scan: str
@@ -70,7 +69,7 @@ class Outside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutsideReport:
+class ExternalReport:
     """What became of a file."""
 
     file: str
@@ -88,7 +87,7 @@ class OutsideReport:
 
 
 def hand_in(
-    folder: RunFolder,
+    run: str | Path,
     scan: str,
     frame_id: ArrayLike,
     *,
@@ -96,15 +95,21 @@ def hand_in(
     object: NDArray | None = None,
     origin: tuple[float, float] = (0.0, 0.0),
 ) -> Path:
-    """Put labels into the door of a run, whole; arguments as in `Outside`. Raises ValueError where they do not fit."""
+    """Put labels into the door of a run, whole; arguments as in `ExternalLabels`. Raises ValueError where they do not
+    fit."""
     arrays: dict[str, Any] = {"scan": np.array(scan), "frame_id": np.asarray(frame_id), "origin": np.array(origin)}
     arrays |= {name: value for name, value in (("patches", patches), ("object", object)) if value is not None}
     packed = io.BytesIO()
     np.savez(packed, **arrays)
     packed.seek(0)
     _unpacked(packed)  # refuses here what the run would refuse
-    (folder.path / "labels").mkdir(exist_ok=True)
-    return folder.write_file(f"labels/{time.time_ns()}-{os.getpid()}.npz", packed.getvalue())
+    inbox = Path(run) / "labels"
+    inbox.mkdir(exist_ok=True)
+    path = inbox / f"{time.time_ns()}-{os.getpid()}.npz"
+    draft = inbox / f".{path.name}"
+    draft.write_bytes(packed.getvalue())
+    os.replace(draft, path)
+    return path
 
 
 def waiting(run: Path) -> list[Path]:
@@ -116,7 +121,7 @@ def waiting(run: Path) -> list[Path]:
     return [path for changed, path in sorted(found) if time.time() - changed > _SETTLED_S]
 
 
-def put_away(path: Path, report: OutsideReport) -> bool:
+def put_away(path: Path, report: ExternalReport) -> bool:
     """Move a file out of the door, into `taken` or, where no label of it was, `refused`. Where that is not possible,
     say so in the log, leave it there, and return False."""
     place = path.parent / ("taken" if report.count + report.held_out else "refused")
@@ -131,7 +136,7 @@ def put_away(path: Path, report: OutsideReport) -> bool:
 
 def take_in(
     predictor: Any, ranks: Sequence[Any], path: Path, *, strata: Mapping[str, int], patch: int, settings: LabelSettings
-) -> OutsideReport:
+) -> ExternalReport:
     """Open a file, find its frames, leave bad labels out, and send each rank its share: a Dask task.
 
     predictor, ranks: actors. strata: of the scans so far, their keys in the rehearsal buffer. Whatever is wrong with a
@@ -143,11 +148,11 @@ def take_in(
         if given.patches is not None and given.patches.shape[1:] != (patch, patch):
             raise ValueError(f"found patches of {given.patches.shape[1:]}, expected ({patch}, {patch}) as predicted")
     except Exception as error:  # what strangers write must not end a run
-        return OutsideReport(file=path.name, refused={f"{type(error).__name__}: {error}": 1})
+        return ExternalReport(file=path.name, refused={f"{type(error).__name__}: {error}": 1})
     frames: LabelFrames | None
     frames, gone = predictor.late_frames(given.scan, given.frame_id).result()
     if frames is None or given.scan not in strata:
-        return OutsideReport(file=path.name, scan=given.scan, refused={"scan not known": len(given.frame_id)})
+        return ExternalReport(file=path.name, scan=given.scan, refused={"scan not known": len(given.frame_id)})
     rows, patches, refused = match(given, frames, gone, patch)
     residual = np.zeros(0, np.float32)
     if len(rows):
@@ -164,7 +169,7 @@ def take_in(
     rows = rows[good]
     labels = labels_of(frames, rows, patches[good], residual[good], stratum=strata[given.scan], probe=None)
     send(labels, ranks)
-    return OutsideReport(
+    return ExternalReport(
         file=path.name,
         scan=given.scan,
         count=int((~labels.held_out).sum()),
@@ -175,9 +180,9 @@ def take_in(
     )
 
 
-def arrival(report: OutsideReport) -> LabelsFromOutside:
+def arrival(report: ExternalReport) -> ExternalLabelsRead:
     """The event that tells of a file."""
-    return LabelsFromOutside(
+    return ExternalLabelsRead(
         time=time.time(),
         file=report.file,
         scan=report.scan,
@@ -189,7 +194,7 @@ def arrival(report: OutsideReport) -> LabelsFromOutside:
     )
 
 
-def outside_figures(reports: Sequence[OutsideReport], too_late: int) -> dict[str, Any]:
+def external_figures(reports: Sequence[ExternalReport], too_late: int) -> dict[str, Any]:
     """What came from outside, for the summary. too_late: files that were in the door when the run ended."""
     refused: Counter[str] = Counter()
     for report in reports:
@@ -208,7 +213,7 @@ def outside_figures(reports: Sequence[OutsideReport], too_late: int) -> dict[str
 
 
 def match(
-    given: Outside, frames: LabelFrames, gone: int, patch: int
+    given: ExternalLabels, frames: LabelFrames, gone: int, patch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.complex64], Counter[str]]:
     """Rows of the frames that a label is there for, the labels in that order, and how many were refused by reason.
 
@@ -236,7 +241,7 @@ def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
-def _unpacked(file: Path | io.BytesIO) -> Outside:
+def _unpacked(file: Path | io.BytesIO) -> ExternalLabels:
     with zipfile.ZipFile(file) as packed:
         size = sum(member.file_size for member in packed.infolist())
     if size > _MOST_BYTES:
@@ -254,4 +259,4 @@ def _unpacked(file: Path | io.BytesIO) -> Outside:
         if "origin" in arrays.files:
             y, x = arrays["origin"].astype(float).tolist()
             given["origin"] = (y, x)
-        return Outside(scan=str(arrays["scan"]), frame_id=frame_id.astype(np.int64), **given)
+        return ExternalLabels(scan=str(arrays["scan"]), frame_id=frame_id.astype(np.int64), **given)

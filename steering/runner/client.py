@@ -11,9 +11,9 @@ from typing import Any
 import xarray as xr
 from distributed import Client
 
-from steering.runner.conductor import Runner
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
+from steering.runner.runner import Runner
 
 Show = Callable[[dict[str, Any]], None]
 _ANSWER_S = 30.0
@@ -106,13 +106,13 @@ def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
     Its actor is published under the run's name, so that it outlives the driver where the cluster does.
     """
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    homes = [address for address, worker in workers.items() if "runner" in worker["resources"]]
-    if not homes:
+    addresses = [address for address, worker in workers.items() if "runner" in worker["resources"]]
+    if not addresses:
         raise RuntimeError(
             'found no worker with the resource runner, expected one: start it with --resources "runner=1"'
         )
-    [parts] = client.scatter([experiment], workers=homes[:1], hash=False, direct=True)
-    future = client.submit(Runner, parts, folder, actor=True, workers=homes[:1], pure=False)
+    [parts] = client.scatter([experiment], workers=addresses[:1], hash=False, direct=True)
+    future = client.submit(Runner, parts, folder, actor=True, workers=addresses[:1], pure=False)
     runner = future.result()
     name = f"steering-{folder.name}-{int(time.time())}"
     client.publish_dataset(future, name=name)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from skimage import data as pictures
 
-from steering.campaign import Settings
+from steering.campaign import CampaignSettings
 from steering.clusters import local
-from steering.inference import Handover, Predictor
-from steering.inference.adviser import Adviser
+from steering.inference import Predictor, ResumeState
+from steering.inference.policy_host import PolicyHost
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
 from steering.models import ProbeFirst
@@ -37,12 +37,12 @@ def new(store, policy):
     return Predictor(field=FIELD, geometry=GEOMETRY, probe=PROBE, policy=policy, store=store)
 
 
-def handover(told, advice):
+def resume(told, answer):
     """What a runner would hand over that has heard these events and this newest answer."""
     predicted = collections.defaultdict(dict)
     for event in told:
         predicted[event.scan].update(dict.fromkeys(event.frame_ids, event.version))
-    return Handover(version=0, advice=advice, predicted=predicted, aside={})
+    return ResumeState(version=0, answer=answer, predicted=predicted, aside={})
 
 
 async def heard(me):
@@ -62,28 +62,28 @@ def test_another_predictor_goes_on_where_the_lost_one_was(tmp_path, kind, lost, 
     sent = list(chunks(n=60))
 
     async def main():
-        advice, told, decided = None, [], []
+        newest, told, decided = None, [], []
         me = new(tmp_path, KINDS[kind]())
-        await me.start(Handover(version=0))
+        await me.start(ResumeState(version=0))
         for number, chunk in enumerate(sent):
             await me.receive(chunk)
             answer = await me.suggest(5)
             if number == lost:
                 if not deaf:
-                    advice = answer
+                    newest = answer
                     decided += answer.decision.positions
                     told += await heard(me)
                 me = new(tmp_path, KINDS[kind]())
-                await me.start(handover(told, advice))
+                await me.start(resume(told, newest))
                 for again in sent[: number + 1]:
                     await me.receive(again)
                 if not deaf:
                     continue
                 answer = await me.suggest(5)  # asked again, because nothing was heard
-            advice = answer
+            newest = answer
             decided += answer.decision.positions
             told += await heard(me)
-        return decided, told, await me.live(), me._adviser._awake(), await me.figures()
+        return decided, told, await me.live(), me._policy_host._awake(), await me.figures()
 
     decided, told, live, policy, figures = asyncio.run(main())
     assert len(decided) == len(set(decided)) == len(CANDIDATES)
@@ -106,17 +106,17 @@ def test_a_policy_goes_on_with_the_image_that_is_there_now(tmp_path):
         await me.start()
         for chunk in sent:
             await me.receive(chunk)
-        advice = await me.suggest(1)
+        answer = await me.suggest(1)
         other = new(tmp_path, GradientResidual(CANDIDATES, beam=12.0))
-        await other.start(handover(await heard(me), advice))
+        await other.start(resume(await heard(me), answer))
         for chunk in sent:
             await other.receive(chunk)
-        return advice, await me.suggest(20), await other.suggest(20), other
+        return answer, await me.suggest(20), await other.suggest(20), other
 
-    advice, expected, said, other = asyncio.run(main())
+    answer, expected, said, other = asyncio.run(main())
     image = other._scans.images["a"].view()
-    assert len(advice.policy) < sum(part.nbytes for part in image.values()) / 4
-    assert other._adviser._awake()._live is image
+    assert len(answer.policy) < sum(part.nbytes for part in image.values()) / 4
+    assert other._policy_host._awake()._live is image
     assert said.decision.positions == expected.decision.positions
 
 
@@ -126,9 +126,9 @@ def test_a_policy_that_cannot_travel_says_so_with_its_answer():
             super().__init__(candidates)
             self.lock = threading.Lock()
 
-    advice = Adviser(Bound(CANDIDATES), {}).suggest(3)
-    assert advice.policy is None
-    assert len(advice.decision.positions) == 3
+    answer = PolicyHost(Bound(CANDIDATES), {}).suggest(3)
+    assert answer.policy is None
+    assert len(answer.decision.positions) == 3
 
 
 class Deadly(SpaceFilling):
@@ -144,7 +144,7 @@ class Deadly(SpaceFilling):
         os._exit(1)
 
 
-def experiment(policy=SpaceFilling, **dials):
+def experiment(policy=SpaceFilling, **settings):
     """Two small samples, one after the other."""
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     stages = [
@@ -158,7 +158,7 @@ def experiment(policy=SpaceFilling, **dials):
         network=ProbeFirst(window=64, patch=40, width=8),
         strategy=ER(Reconstruction(patch_weight(probe, 40))),
         trainer=TrainerSettings(batch=4, candidates=2, representatives=4, deadline=10.0),
-        campaign=Settings(steps=10, **dials),
+        campaign=CampaignSettings(steps=10, **settings),
         scans=("brick", "coins"),
         ranks=1,
     )
