@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_weights(make):
     assert not torch.equal(made[0], made[2])
 
 
-def test_dials_set_the_size(make):
+def test_hyperparameters_set_the_size(make):
     assert parameters(make(width=16)) > 1.8 * parameters(make(width=8)) > 3 * parameters(make(width=4))
     assert parameters(make(patch=12)) == parameters(make(patch=20))
     assert parameters(PtychoNN(depth=4, width=8)) > 3 * parameters(PtychoNN(depth=3, width=8))
@@ -152,29 +152,28 @@ def test_back_projection_finds_a_weak_object():
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "says"),
+    ("kind", "settings", "says"),
     [
-        ("os.system", {}, "found network 'os.system', expected one of"),
-        ("ProbeFirst", {"depth": 3}, "expected whole numbers for some of"),
-        ("ProbeFirst", {"width": 8.5}, "expected whole numbers"),
-        ("ProbeFirst", {"patch": 42}, "expected a patch of 4, 8, 12"),
-        ("ProbeFirst", {"patch": 68}, "at most an even window"),
-        ("ProbeFirst", {"patch": 0}, "expected a patch of 4"),
-        ("ProbeFirst", {"width": 0}, "expected 1 or more"),
-        ("PtychoNN", {"window": 60}, "a window divisible by 8"),
-        ("PtychoNN", {"patch": 80}, "an even patch"),
-        ("PtychoNN", {"patch": 41}, "an even patch"),
-        ("PtychoNN", {"depth": 0}, "expected 1 or more"),
+        (ProbeFirst, {"depth": 3}, "expected some of .*'width'"),
+        (ProbeFirst, {"width": "8"}, "expected numbers"),
+        (ProbeFirst, {"patch": 42}, "expected a patch of 4, 8, 12"),
+        (ProbeFirst, {"patch": 68}, "at most an even window"),
+        (ProbeFirst, {"patch": 0}, "expected a patch of 4"),
+        (ProbeFirst, {"width": 0}, "expected 1 or more"),
+        (PtychoNN, {"window": 60}, "a window divisible by 8"),
+        (PtychoNN, {"patch": 80}, "an even patch"),
+        (PtychoNN, {"patch": 41}, "an even patch"),
+        (PtychoNN, {"depth": 0}, "expected 1 or more"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(name, settings, says):
+def test_a_network_that_cannot_be_is_refused(kind, settings, says):
     with pytest.raises(ValueError, match=says):
-        build_network(name, settings)
+        build_network(kind, settings)
 
 
-def test_a_network_is_built_again_from_its_dials(make):
+def test_a_network_is_built_again_from_its_hyperparameters(make):
     network = make(modes=2)
-    again = build_network(type(network).__name__, {k: float(v) for k, v in network.hyperparameters.items()})
+    again = build_network(type(network), {k: float(v) for k, v in network.hyperparameters.items()})
     assert again.hyperparameters == network.hyperparameters
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from steering.models import ModelStore, ProbeFirst, PtychoNN
+from steering.models import ModelStore, Optics, ProbeFirst, PtychoNN
 from steering.ptychography import zone_plate
 from steering.records import ModelVersion
 
@@ -167,6 +167,44 @@ def test_a_pickle_in_the_place_of_a_file_is_refused_and_never_run(store, tmp_pat
     assert marker.exists()  # the bait was good
 
 
+class Mine(torch.nn.Module):
+    """A network of somebody's own, with a number that is no integer among its hyperparameters."""
+
+    def __init__(self, *, window, patch, gain=1.0):
+        super().__init__()
+        self.hyperparameters = {"window": window, "patch": patch, "gain": gain}
+        self.optics = Optics(window, 1)
+        self.layer = torch.nn.Linear(window**2, 2 * patch**2)
+
+    def forward(self, counts):
+        n, patch = len(counts), self.hyperparameters["patch"]
+        out = self.layer(self.optics.amplitude(counts).flatten(1)).view(n, 2, patch, patch)
+        return out[:, 0].exp(), out[:, 1] * self.hyperparameters["gain"]
+
+
+def test_a_network_of_ones_own_is_loaded_by_its_class_and_never_by_its_name(store):
+    made = Mine(window=16, patch=4, gain=0.5)
+    store.publish(made, version(0, made))
+    loaded = store.load(0, network=Mine)
+    assert loaded.hyperparameters == made.hyperparameters
+    counts = torch.ones(2, 16, 16)
+    assert all(torch.equal(a, b) for a, b in zip(made(counts), loaded(counts), strict=True))
+    with pytest.raises(ValueError, match="found network 'Mine', expected one of .*supply its class"):
+        store.load(0)
+    with pytest.raises(ValueError, match="of a Mine .*expected a PtychoNN"):
+        store.load(0, network=PtychoNN)
+
+
+def test_a_model_file_of_the_first_runs_is_still_read(store):
+    """Its hyperparameters stand under another key, `dials`."""
+    made = network()
+    store.publish(made, version(0, made))
+    old = asdict(version(0, made))
+    old["dials"] = old.pop("hyperparameters")
+    (store.folder(0) / "model.json").write_text(json.dumps(old))
+    assert store.load(0).hyperparameters == made.hyperparameters
+
+
 def changed(**changes):
     return lambda found: json.dumps({**found, **changes})
 
@@ -182,7 +220,7 @@ def changed(**changes):
         (lambda found: json.dumps({k: v for k, v in found.items() if k != "network"}), "expected those of"),
         (changed(number="one"), "expected those of"),
         (changed(network="subprocess.Popen"), "found network 'subprocess.Popen', expected one of"),
-        (changed(hyperparameters={"window": 32, "depth": 9}), "expected whole numbers for some of"),
+        (changed(hyperparameters={"window": 32, "depth": 9}), "ProbeFirst cannot be built with"),
         (changed(hyperparameters={"window": 32, "patch": 20, "width": 16, "modes": 2}), "do not fit"),
     ],
 )

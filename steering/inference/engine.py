@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from steering.inference.backends import REFERENCE, Backend, Slot, compile_package, possible
 from steering.inference.evaluate import patch_phase_error
-from steering.models import Network
+from steering.models import Network, is_split
 from steering.ptychography import Canvas, extract_patches, patch_weight, simulate
 from steering.records import Field
 
@@ -76,7 +76,11 @@ class Engine:
         self._packages: Path | None = None
         self._template = network
         self.trials: dict[str, Trial] = {}
-        wanted = possible(self.device, compiled=compiled) if backends is None else [REFERENCE, *backends]
+        wanted = (
+            possible(self.device, compiled=compiled, split=is_split(network))
+            if backends is None
+            else [REFERENCE, *backends]
+        )
         self.backends = list(dict.fromkeys(wanted))
         slots = self._candidates(self.backends)
         self.backend = self._choose(slots, measure_s, None if backends is None else list(backends))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage
-from steering.models import ModelStore
+from steering.models import ModelStore, Network
 from steering.ptychography import Stitcher, align, extract_patches, phase_correlation
 from steering.records import Field
 
@@ -82,18 +82,22 @@ def score_patches(patches: NDArray[np.complex64], positions: NDArray[np.float64]
 
 
 def score_versions(
-    models: ModelStore, versions: tuple[int, ...], live: LiveImage, mask: NDArray[np.bool_]
+    models: ModelStore,
+    versions: tuple[int, ...],
+    live: LiveImage,
+    mask: NDArray[np.bool_],
+    kind: type[Network] | None = None,
 ) -> dict[int, Score]:
     """How well versions do on the frames of a scan that errors are reported from, as they were trained: in float32.
 
-    mask: bad pixels (y, x) known by now. Empty where the truth is not known, or no such frame was measured.
+    mask: bad pixels (y, x) known by now. kind: class of the network, see ModelStore.load. Empty where the truth is not known, or no such frame was measured.
     """
     if live.truth is None or not len(live.frames) or not live.frames["judged"].any():
         return {}
     judged = live.frames["judged"]
     counts, where, scores = live.judged_counts(), live.frames["position"][judged], {}
     for version in versions:
-        network = models.load(version)
+        network = models.load(version, network=kind)
         # Pixels that went bad since it was published must not count as light.
         network.optics.set(network.optics.modes().numpy(), mask)
         with torch.inference_mode():

@@ -30,7 +30,7 @@ from steering.inference.policy_host import PolicyAnswer, PolicyHost, ResumeState
 from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
-from steering.models import ModelStore
+from steering.models import ModelStore, Network
 from steering.policies import Policy
 from steering.ptychography import (
     Canvas,
@@ -62,6 +62,7 @@ class Predictor:
     truths: Mapping[str, Truth] = dataclasses.field(default_factory=dict)
     """What is known of scans beforehand: used to report errors, never to predict."""
     settings: PredictorSettings = dataclasses.field(default_factory=PredictorSettings)
+    network: type[Network] | None = None  # class of the versions in the store; None: one of our own, by its name
 
     async def start(self, resume: ResumeState | None = None) -> None:
         """Load the newest model and be ready for frames.
@@ -83,7 +84,9 @@ class Predictor:
         self._models = ModelStore(self.store)
         self._mask = ~self.geometry.good()
         self._resume = resume or ResumeState()
-        self._serving = await asyncio.to_thread(Serving.begin, self._models, self.settings, self._resume.version)
+        self._serving = await asyncio.to_thread(
+            Serving.begin, self._models, self.settings, self._resume.version, network=self.network
+        )
         self._serving.engine.serving.mask(self._mask)
         if resume is not None:
             self.probe = self._serving.engine.serving.probe
@@ -365,7 +368,7 @@ class Predictor:
 
     def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         live = self._scans.get(scan)
-        return {} if live is None else score_versions(self._models, versions, live, self._mask)
+        return {} if live is None else score_versions(self._models, versions, live, self._mask, self.network)
 
     def _versions_of(self, scan: str) -> tuple[int, int]:
         live, now = self._scans.get(scan), self._serving.version
@@ -375,8 +378,7 @@ class Predictor:
         live = self._scans.get(scan)
         if live is None or live.retired:
             return None
-        rows = slice(max(0, len(live.frames) - newest), None)
-        return self._frames_of(live, rows)
+        return self._frames_of(live, slice(max(0, len(live.frames) - newest), None))
 
     def _late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
         live = self._scans.get(scan)

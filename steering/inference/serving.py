@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from steering.inference.backends import REFERENCE, Slot
 from steering.inference.engine import MOST_WORSE, Engine, run
 from steering.inference.settings import PredictorSettings
-from steering.models import ModelStore
+from steering.models import ModelStore, Network
 from steering.ptychography import far_field_residual
 from steering.records import ModelVersion
 
@@ -66,16 +66,23 @@ class Serving:
         engine.serving.load(store.weights(number), number=number, expected=described.validation_residual or 0.0)
 
     @classmethod
-    def begin(cls, store: ModelStore, settings: PredictorSettings, number: int | None = None) -> Serving:
+    def begin(
+        cls,
+        store: ModelStore,
+        settings: PredictorSettings,
+        number: int | None = None,
+        *,
+        network: type[Network] | None = None,
+    ) -> Serving:
         """A version of a store, by default the newest, in service, run in the backend that is fastest here.
 
-        Raises FileNotFoundError for a store without a version.
+        network: its class, see ModelStore.load. Raises FileNotFoundError for a store without a version.
         """
         number = store.newest() if number is None else number
         if number is None:
             raise FileNotFoundError(f"found no model in {store.path}, expected version 0 before the first frame")
-        network = store.load(number)
-        engine = Engine(network, frames=settings.batch, device=settings.device, compiled=settings.compiled)
+        loaded = store.load(number, network=network)
+        engine = Engine(loaded, frames=settings.batch, device=settings.device, compiled=settings.compiled)
         return cls(store, engine, number, margin=settings.canary_margin)
 
     @property

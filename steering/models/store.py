@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steering.models.networks import Network, build_network
+from steering.models.networks import Network, build_network, find_network
 from steering.records import ModelVersion
 
 
@@ -118,21 +118,30 @@ class ModelStore:
         except SafetensorError as error:
             raise ValueError(f"found {path} damaged or of another format ({error}), expected safetensors") from error
 
-    def load(self, number: int) -> Network:
+    def load(self, number: int, *, network: type[Network] | None = None) -> Network:
         """A network with the weights and the optics of a version, on the CPU, ready to predict.
 
-        Raises as `describe` does, and ValueError for a network that is not ours or that the weights do not fit.
+        network: its class; None: the one of ours that the version names. A class is never imported by a name that
+        stands in a file. Raises as `describe` does, and ValueError for a network that is not ours where no class is
+        given, for a class of another name, and for weights that do not fit.
         """
         version = self.describe(number)
-        network = build_network(version.network, version.hyperparameters)
+        kind = find_network(version.network) if network is None else network
+        if kind.__name__ != version.network:
+            raise ValueError(
+                f"found version {number} of a {version.network} in {self.path}, expected a {kind.__name__}: supply the "
+                "class that was published"
+            )
+        built = build_network(kind, version.hyperparameters)
         try:
-            network.load_state_dict(self.weights(number))
+            built.load_state_dict(self.weights(number))
         except RuntimeError as error:
             raise ValueError(
                 f"found weights in {self.folder(number)} that do not fit {version.network} with "
                 f"{version.hyperparameters}, expected those it was published with"
             ) from error
-        return network.eval()
+        loaded: Network = built.eval()
+        return loaded
 
     def folder(self, number: int) -> Path:
         """Where a version is, or would be."""

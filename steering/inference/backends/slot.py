@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steering.inference.backends import onnx
-from steering.models import Network
+from steering.models import Network, is_split
 
 Read = Callable[..., tuple[Tensor, Tensor]]
 GRAPH_FRAMES = (1, 4, 16, 64, 256)
@@ -49,8 +49,10 @@ class Backend:
 REFERENCE = Backend("eager", torch.float32)
 
 
-def possible(device: torch.device, *, compiled: bool = False) -> list[Backend]:
-    """The backends to be tried on a device, the reference first; whether they pay is for a measurement to say.
+def possible(device: torch.device, *, compiled: bool = False, split: bool = True) -> list[Backend]:
+    """The backends to be tried on a device, the reference first; a measurement says which is fastest.
+
+    split: whether the network is a SplitNetwork; any other runs whole, uncompiled and in float32.
 
     ONNX Runtime goes with the compiled backends: where a CPU has bfloat16 it has not been the fastest in a trial, and
     its export would be paid at every start.
@@ -64,7 +66,7 @@ def possible(device: torch.device, *, compiled: bool = False) -> list[Backend]:
     backends = [REFERENCE, *(Backend(kind, dtype) for kind in kinds for dtype in (torch.float32, torch.bfloat16))]
     if compiled and device.type == "cpu" and onnx.installed():
         backends.append(Backend("onnx", torch.float32))
-    return backends
+    return [each for each in backends if split or (each.dtype == torch.float32 and not each.packaged)]
 
 
 class Slot:
@@ -79,8 +81,8 @@ class Slot:
         self.expected = 0.0
         """Residual that this version should reach."""
         self.network = prepared(network, backend, device)
-        self._known = [tensor.clone() for tensor in self.network.constants()]
-        self._read: Read = self.network.decode
+        self._constants, self._preprocess, self._read = _parts(self.network)
+        self._known = [tensor.clone() for tensor in self._constants()]
         self._graphs: dict[int, _Graph] = {}
         self._onnx: onnx.OnnxReader | None = None
         if package is not None and backend.kind == "onnx":
@@ -135,11 +137,11 @@ class Slot:
         return self._graphs[size](counts)
 
     def _run(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._read(*self.network.preprocess(counts, *self._known))
+        return self._read(*self._preprocess(counts, *self._known))
 
     def _learn_optics(self) -> None:
         # In place: a captured graph reads this memory.
-        for mine, new in zip(self._known, self.network.constants(), strict=True):
+        for mine, new in zip(self._known, self._constants(), strict=True):
             mine.copy_(new)
 
 
@@ -171,11 +173,18 @@ class _Reader(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network  # a SplitNetwork
 
     def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """What the network's `look` makes of n frames -> amplitude and phase (n, patch, patch)."""
+        """What the network's `preprocess` makes of n frames -> amplitude and phase (n, patch, patch)."""
         return self.network.decode(*views)
+
+
+def _parts(network: Network) -> tuple[Callable[[], tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]], Read]:
+    """Constants, preprocess and decode; of a network that is not split, `decode` is all of it."""
+    if is_split(network):
+        return network.constants, network.preprocess, network.decode
+    return tuple, lambda counts: (counts,), network
 
 
 def compile_package(network: Network, backend: Backend, device: torch.device, file: str) -> None:
