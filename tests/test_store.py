@@ -189,9 +189,9 @@ def test_a_network_of_ones_own_is_loaded_by_its_class_and_never_by_its_name(stor
     assert loaded.hyperparameters == made.hyperparameters
     counts = torch.ones(2, 16, 16)
     assert all(torch.equal(a, b) for a, b in zip(made(counts), loaded(counts), strict=True))
-    with pytest.raises(ValueError, match="found network 'Mine', expected one of .*supply its class"):
+    with pytest.raises(ValueError, match=r"found network 'Mine', expected one of .*supply its class"):
         store.load(0)
-    with pytest.raises(ValueError, match="of a Mine .*expected a PtychoNN"):
+    with pytest.raises(ValueError, match=r"of a Mine .*expected a PtychoNN"):
         store.load(0, network=PtychoNN)
 
 

@@ -23,12 +23,19 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from steering.clusters import local
-from steering.learning import Classification, Loop, Place, Tally, TrainerSettings
+from steering import (
+    STRATEGIES,
+    Classification,
+    Loop,
+    Place,
+    ResNet18,
+    RunFolder,
+    Tally,
+    TrainerSettings,
+    local,
+    on_ranks,
+)
 from steering.learning.epochs import Epochs
-from steering.learning.strategies import STRATEGIES
-from steering.models import ResNet18
-from steering.runner import RunFolder, on_ranks
 from steering.view.learning import accuracy_picture
 
 TASKS = 4

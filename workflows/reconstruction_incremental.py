@@ -20,16 +20,26 @@ import torch
 from numpy.typing import NDArray
 from skimage import data, filters
 
-from steering.clusters import local
+from steering import (
+    STRATEGIES,
+    Canvas,
+    Field,
+    Loop,
+    Place,
+    ProbeFirst,
+    Reconstruction,
+    RunFolder,
+    Tally,
+    TrainerSettings,
+    local,
+    on_ranks,
+    read_recording,
+    sample,
+    zone_plate,
+)
 from steering.inference.evaluate import patch_phase_error
-from steering.learning import Loop, Place, Reconstruction, Tally, TrainerSettings
 from steering.learning.epochs import Epochs
-from steering.learning.strategies import STRATEGIES
-from steering.models import ProbeFirst
-from steering.ptychography import Canvas, extract_patches, patch_weight, simulate, zone_plate
-from steering.records import Field
-from steering.runner import RunFolder, on_ranks
-from steering.sources import read_recording, sample
+from steering.ptychography import extract_patches, patch_weight, simulate
 from steering.view.learning import matrix_picture
 
 HELD_OUT = 10  # every tenth frame is never trained on

@@ -13,18 +13,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.campaign import CampaignSettings
-from steering.clusters import local
-from steering.inference import HoldOut
-from steering.learning import Reconstruction, TrainerSettings
-from steering.learning.strategies import STRATEGIES
-from steering.models import ProbeFirst
-from steering.policies import Random, Raster, SpaceFilling
-from steering.ptychography import Canvas, RefineSettings, patch_weight
-from steering.records import Field
-from steering.runner import Experiment, LabelSettings, RunFolder, run
-from steering.sources import ORIENTATIONS, Replay, read_recording
-from steering.view.progress import Progress
+from steering import (
+    ORIENTATIONS,
+    STRATEGIES,
+    CampaignSettings,
+    Canvas,
+    Experiment,
+    Field,
+    HoldOut,
+    LabelSettings,
+    ProbeFirst,
+    Progress,
+    Random,
+    Raster,
+    RefineSettings,
+    Replay,
+    RunFolder,
+    SpaceFilling,
+    TrainerSettings,
+    local,
+    read_recording,
+    run,
+)
 
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
 
@@ -34,24 +44,19 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     options = _options(arguments)
     recording = read_recording(options.file, zero_frequency=options.zero_frequency, orientation=options.orientation)
     pixel = recording.geometry.object_pixel
-    scan = Path(options.file).name.split(".")[0]
     source = Replay(
         recording,
         tolerance=options.tolerance * pixel,
         frame_rate=options.frame_rate,
-        scan=scan,
+        scan=Path(options.file).name.split(".")[0],
         reference=None if options.reference is None else read_reference(options.reference),
     )
     window = recording.geometry.shape[0]
-    network = ProbeFirst(window=window, patch=window // 8 * 4, width=24, modes=len(source.probe))
     experiment = Experiment(
         source=source,
         policy=POLICIES[options.policy](source.candidates),
-        network=network,
-        strategy=STRATEGIES[options.strategy](
-            Reconstruction(patch_weight(source.probe, network.hyperparameters["patch"]))
-        ),
-        ranks=options.ranks,
+        network=ProbeFirst(window=window, patch=window // 8 * 4, width=24, modes=len(source.probe)),
+        strategy=STRATEGIES[options.strategy](),
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1e-3),
         campaign=CampaignSettings(rounds_after_end=options.rounds, labels_after_end=3),
         labels=LabelSettings(
@@ -60,8 +65,6 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             again=RefineSettings(passes=5, probe_from_pass=0),
         ),
         hold_out=HoldOut(region=corner(recording.positions / pixel), margin=options.margin),
-        scans=(scan,),
-        frames=len(recording.counts),
     )
     with local(ranks=options.ranks) as client:
         run(experiment, client, folder, show=Progress())

@@ -10,17 +10,28 @@ import argparse
 
 from skimage import data, filters
 
-from steering.campaign import CampaignSettings
-from steering.clusters import local
-from steering.learning import Reconstruction, TrainerSettings
-from steering.learning.strategies import STRATEGIES
-from steering.models import ProbeFirst
-from steering.policies import Adaptive, GradientResidual, Random, Raster, SpaceFilling
-from steering.ptychography import beam_diameter, patch_weight, zone_plate
-from steering.records import Travel
-from steering.runner import Experiment, RunFolder, run
-from steering.sources import SimulatedBeamline, Stage, sample
-from steering.view.progress import Progress
+from steering import (
+    STRATEGIES,
+    Adaptive,
+    CampaignSettings,
+    Experiment,
+    GradientResidual,
+    ProbeFirst,
+    Progress,
+    Random,
+    Raster,
+    RunFolder,
+    SimulatedBeamline,
+    SpaceFilling,
+    Stage,
+    TrainerSettings,
+    Travel,
+    beam_diameter,
+    local,
+    run,
+    sample,
+    zone_plate,
+)
 
 FIXED = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
 LOOKING = {"gradient_residual": GradientResidual, "adaptive": Adaptive}
@@ -39,10 +50,14 @@ def stages(frames: int, size: int) -> list[Stage]:
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Run the demo."""
     options = _options(arguments)
-    parts = stages(options.frames, options.size)
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     source = SimulatedBeamline(
-        parts, probe=probe, step=options.step, frame_rate=options.frame_rate, chunk_frames=10, seed=options.seed
+        stages(options.frames, options.size),
+        probe=probe,
+        step=options.step,
+        frame_rate=options.frame_rate,
+        chunk_frames=10,
+        seed=options.seed,
     )
     if options.velocity:
         source.travel = Travel(velocity=1e-6 * options.velocity, settling=0.005)
@@ -53,17 +68,13 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         settings = {"beam": beam_diameter(probe) * source.geometry.object_pixel, "frame_s": 1 / source.frame_rate}
         policy = LOOKING[options.policy](source.candidates, travel=source.travel, **settings)
         ahead = 10  # it should have seen what it decides by
-    network = ProbeFirst(window=64, patch=40, width=24)
     experiment = Experiment(
         source=source,
         policy=policy,
-        network=network,
-        strategy=STRATEGIES[options.strategy](Reconstruction(patch_weight(probe, network.hyperparameters["patch"]))),
-        ranks=options.ranks,
+        network=ProbeFirst(window=64, patch=40, width=24),
+        strategy=STRATEGIES[options.strategy](),
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3, seed=options.seed),
         campaign=CampaignSettings(steps=options.steps, label_every=150, lookahead=ahead),
-        scans=tuple(part.name for part in parts),
-        frames=sum(part.frames for part in parts),
     )
     with local(ranks=options.ranks) as client:
         run(experiment, client, folder, show=Progress())

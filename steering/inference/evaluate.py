@@ -90,7 +90,8 @@ def score_versions(
 ) -> dict[int, Score]:
     """How well versions do on the frames of a scan that errors are reported from, as they were trained: in float32.
 
-    mask: bad pixels (y, x) known by now. kind: class of the network, see ModelStore.load. Empty where the truth is not known, or no such frame was measured.
+    mask: bad pixels (y, x) known by now. kind: class of the network, see ModelStore.load. Empty where the truth is not
+    known, or no such frame was measured.
     """
     if live.truth is None or not len(live.frames) or not live.frames["judged"].any():
         return {}

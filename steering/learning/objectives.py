@@ -41,7 +41,7 @@ class Reconstruction:
     rest keeps the patches of one sample in step.
     """
 
-    names = ("amplitude", "phase")
+    names: tuple[str, ...] = ("amplitude", "phase")
 
     def __init__(self, weight: NDArray[np.float32], *, absolute: float = 0.3) -> None:
         self.weight = torch.from_numpy(np.asarray(weight, np.float32))
@@ -86,7 +86,7 @@ class Classification:
         bfloat16: run the network in bfloat16 where its layers allow it, which pays on processors that have it.
     """
 
-    names = ("logits",)
+    names: tuple[str, ...] = ("logits",)
 
     def __init__(self, *, mean: Sequence[float], std: Sequence[float], shift: int = 0, bfloat16: bool = False) -> None:
         self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]

@@ -1,8 +1,8 @@
-"""The contract of a source: whatever yields chunks of frames and measures where it is told to."""
+"""The contract of a source: it measures frames at the positions that decisions ask for, and yields them in chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,19 @@ from steering.records.geometry import Field, Geometry
 
 
 class Source(Protocol):
-    """The contract. A source is built in the driver and sent to a worker: it pickles until chunks() is called."""
+    """The contract of a source, which may be a class of your own, in a workflow file or in a module beside it.
+
+    Pickling. A source is made in the driver and pickled (by cloudpickle where it must be) to the worker with the
+    resource `source`, before chunks() is called; afterwards it stays there and need not pickle any more. What cannot be
+    pickled, such as sockets, threads and open files, is opened in chunks().
+
+    Threads. chunks() is iterated in one thread of that worker. `apply` and `close` are called from another one, also
+    before chunks() and while it waits; they return at once, and `frames_dropped` and `positions_refused` may be read
+    from any thread. The attributes below do not change once the source is made.
+
+    Everything but `scans`, `frames` and `positions_refused`, which have a default for classes that inherit from this
+    one, must be there.
+    """
 
     geometry: Geometry
     probe: NDArray[np.complex64]
@@ -25,20 +37,36 @@ class Source(Protocol):
     candidates: NDArray[np.float64]
     """(n, 2) of (y, x) in geometry.length_unit, which a policy may choose from."""
     frame_rate: float
-    """Frames per second."""
+    """Frames per second, for a decision that does not say how long to stay."""
+    scans: Sequence[str] = ()
+    """Names of the scans to come, in their order; empty where that is not known beforehand."""
+    frames: int | None = None
+    """How many frames are to come in all at most; None where that is not known."""
+    positions_refused: int = 0
+    """How many of the positions that decisions asked for will bring no frame, so far. The campaign asks for others in
+    their place; a position that is neither measured nor counted here is waited for."""
 
     @property
     def frames_dropped(self) -> int:
-        """Frames measured that the consumer of chunks() was too slow to take."""
+        """Frames measured that the consumer of chunks() was too slow to take: a detector never waits. They count as
+        acquired, and are reported as dropped."""
 
     def chunks(self) -> Iterator[xr.Dataset]:
-        """Measure what decisions ask for; yield chunks until the scans end. Called once."""
+        """Measure what decisions ask for; yield chunks, each made by `make_chunk`, until the scans end. Called once.
+
+        A chunk belongs to one scan, whose name it carries; another name begins another scan. Frame ids are unique in a
+        run. An exception ends the run with its message.
+        """
 
     def apply(self, decision: Decision) -> None:
-        """Queue positions to measure. Thread-safe; wakes a waiting chunks()."""
+        """Queue the positions of a decision, to be measured in their order, and wake a waiting chunks().
+
+        With `stop` the scan that is measured now is over after them. Raises ValueError for positions that cannot be
+        measured, which ends the run: a source that may refuse some counts them in `positions_refused` instead.
+        """
 
     def close(self) -> None:
-        """End the scan after what is measured by now. Thread-safe; wakes a waiting chunks()."""
+        """End all: chunks() hands out what was measured by now and ends. May be called twice."""
 
     def truth(self, scan: str) -> tuple[NDArray[np.complex64], Canvas] | None:
-        """The object (Y, X) of a scan and where it lies, where it is known."""
+        """The object (Y, X) of a scan and where it lies; None where it is not known. Used to report errors only."""

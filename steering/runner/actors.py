@@ -48,9 +48,10 @@ class Actors:
         """Start source, predictor and ranks. Raises RuntimeError where the cluster lacks a role."""
         workers = await _roles(client)
         rank = Rank(experiment.network, experiment.strategy, experiment.trainer)
-        if len(workers["trainer"]) < experiment.ranks:
+        wanted = len(workers["trainer"]) if experiment.ranks is None else experiment.ranks
+        if len(workers["trainer"]) < wanted:
             raise RuntimeError(
-                f"found {len(workers['trainer'])} workers with the resource trainer, expected {experiment.ranks}: "
+                f"found {len(workers['trainer'])} workers with the resource trainer, expected {wanted}: "
                 "start the cluster with as many ranks as the experiment has"
             )
         beamline = SourceActor(experiment.source, keep_bytes=experiment.prediction.keep_bytes)
@@ -59,7 +60,7 @@ class Actors:
             await _actor(client, _predictor(experiment, folder), worker=home),
             await _actor(client, beamline, worker=workers["source"][0]),
         ]
-        addresses = workers["trainer"][: experiment.ranks]
+        addresses = workers["trainer"][:wanted]
         futures += [await _actor(client, rank, worker=home) for home in addresses]
         predictor, source, *ranks = await asyncio.gather(*futures)
         actors = cls(

@@ -8,31 +8,53 @@ from typing import Any
 from steering.campaign import CampaignSettings
 from steering.inference import HoldOut, PredictorSettings
 from steering.labels.make import LabelSettings
-from steering.learning import TrainerSettings
+from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import Strategy
-from steering.models import Network
+from steering.models import Network, check_network
 from steering.policies import Policy
+from steering.ptychography import patch_weight
 from steering.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A run, whole. The fields of its parts are its configuration."""
+    """A run, whole. The fields of its parts are its configuration.
+
+    What follows from other parts need not be said: the strategy's objective from network and probe, the number of ranks
+    from the cluster, the names of the scans and the number of frames from the source.
+
+    Raises ValueError for a network that the source's frames do not fit, see `check_network`.
+    """
 
     source: Source
     policy: Policy
     network: Network
     strategy: Strategy
-    ranks: int = 2
+    """Made without an objective it gets `Reconstruction`, weighted by the illumination of the network's patch."""
+    ranks: int | None = None
+    """Training processes; None: one on each worker with the resource trainer."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     campaign: CampaignSettings = field(default_factory=CampaignSettings)
     prediction: PredictorSettings = field(default_factory=PredictorSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     hold_out: HoldOut = field(default_factory=HoldOut)
-    scans: tuple[str, ...] = ()
-    """Names of the scans to come, where they are known: the truth of each, if the source has one, is used to report."""
+    scans: tuple[str, ...] | None = None
+    """Names of the scans to come, empty where they are not known; None: as the source says. The truth of each, if the
+    source has one, is used to report errors."""
     frames: int | None = None
-    """Frames to come in all, where that is known: for the progress display."""
+    """Frames to come in all, for the progress display; None: as the source says."""
+
+    def __post_init__(self) -> None:
+        probe, known = self.source.probe, self.network
+        check_network(known, window=self.source.geometry.shape[0], modes=len(probe))
+        objective = Reconstruction(patch_weight(probe, int(known.hyperparameters["patch"])))
+        derived = {
+            "strategy": self.strategy.bound(objective),
+            "scans": tuple(self.source.scans) if self.scans is None else self.scans,
+            "frames": self.source.frames if self.frames is None else self.frames,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     @property
     def safe_campaign(self) -> CampaignSettings:
@@ -42,5 +64,5 @@ class Experiment:
 
     def truths(self) -> dict[str, Any]:
         """What the source knows of the scans beforehand: {scan: (object, canvas)}."""
-        found = {scan: self.source.truth(scan) for scan in self.scans}
+        found = {scan: self.source.truth(scan) for scan in self.scans or ()}
         return {scan: truth for scan, truth in found.items() if truth is not None}

@@ -101,7 +101,7 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
         "elapsed_s": time.time() - metrics.begun,
         "scan": campaign.scan,
         "scan_index": len(campaign.scans) - 1,
-        "scans_total": len(metrics.experiment.scans) or None,
+        "scans_total": len(metrics.experiment.scans or ()) or None,
         "frames_acquired": source["frames_acquired"],
         "frames_expected": metrics.experiment.frames,
         "frames_predicted": metrics.predicted,

@@ -19,7 +19,7 @@ class Replay:
     """A source: each position asked for is answered with the nearest recorded frame that is not yet given away.
 
     geometry, probe (m, N, N) complex64 (rescaled to the recorded counts), field, candidates (n, 2) = the recorded
-    positions, frame_rate: see the source contract in steering.sources. A frame's id is its index in the recording, and
+    positions, frame_rate: see the contract, `Source`. A frame's id is its index in the recording, and
     its position the recorded one. No frame is given twice; the scan ends when all are given.
     `positions_refused` counts the positions that had no such frame within the tolerance: nothing comes for them.
     """
@@ -46,6 +46,8 @@ class Replay:
         self.frame_rate = frame_rate
         self.tolerance = tolerance
         self.scan = scan
+        self.scans = (scan,)
+        self.frames = len(recording.counts)
         self.positions_refused = 0
         self._reference = reference
         self._free = np.ones(len(recording.positions), bool)

@@ -90,9 +90,9 @@ def detector_gap(shape: tuple[int, int], *, start: int, width: int, axis: str = 
 class SimulatedBeamline:
     """A source: it measures the objects of its stages in turn, in real time, wherever decisions tell it to.
 
-    geometry, probe (1, N, N) complex64 (photons per frame at flux 1), field, candidates (n, 2), frame_rate: see the
-    source contract in steering.sources. Lengths are in `geometry.length_unit`: metres for the default geometry.
-    Position (0, 0) is the middle pixel (Y // 2, X // 2) of the object. Frame ids count up over the whole campaign.
+    Its attributes are those of the contract, `Source`: the probe (mode, N, N) in photons per frame at flux 1, lengths
+    in `geometry.length_unit`, metres for the default geometry. Position (0, 0) is the middle pixel (Y // 2, X // 2) of
+    the object. Frame ids count up over the whole campaign.
     The same seed and the same decisions give the same frames: the noise of a frame follows from its id.
     Pixels of the mask read the all-ones value of uint16, and so do those with more counts than uint16 holds.
     """
@@ -135,6 +135,9 @@ class SimulatedBeamline:
         self.field = field.scaled(pixel)
         self.candidates = _jittered_grid(field, step, seed) * pixel
         self._scans = _scan_names(self.stages)
+        self.scans = tuple(names)
+        self.frames = sum(stage.frames for stage in self.stages)
+        self.positions_refused = 0  # what is outside the field is an error here
         self.travel: Travel | None = None
         """What the way from one position to the next costs, in real time; None: nothing. Set it before chunks()."""
         self.travel_s = 0.0

@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from steering.ptychography.align import align
-from steering.view.history import Curve
-from steering.view.history import curves as curves_of
+from steering.view.history import Curve, curves as curves_of
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -48,8 +50,28 @@ class Strategy:
     restarts = False
     """At a task boundary the weights are reset, and every sample so far is trained on again."""
 
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
+    def __init__(self, objective: Objective | None = None) -> None:
+        """objective: None where it follows from elsewhere, as in an Experiment, where network and probe decide it."""
+        self._objective = objective
+
+    @property
+    def objective(self) -> Objective:
+        """What the network is asked to get right. Raises RuntimeError for a strategy that was made without one."""
+        if self._objective is None:
+            name = type(self).__name__
+            raise RuntimeError(
+                f"found the strategy {name} without an objective, expected one, as in {name}(Classification(...)): "
+                "only an Experiment adds its own"
+            )
+        return self._objective
+
+    def bound(self, objective: Objective) -> Self:
+        """This strategy, with that objective where it was made without one."""
+        if self._objective is not None:
+            return self
+        other = copy.copy(self)
+        other._objective = objective
+        return other
 
     def remember(self, batch: Fields, outputs: Outputs) -> Fields | None:
         """What the buffer is offered of n new samples: fields of n rows each, or None.

@@ -20,7 +20,7 @@ class DER(Strategy):
 
     rehearses = True
 
-    def __init__(self, objective: Objective, *, alpha: float = 0.8) -> None:
+    def __init__(self, objective: Objective | None = None, *, alpha: float = 0.8) -> None:
         super().__init__(objective)
         if alpha < 0:
             raise ValueError(f"found alpha={alpha}, expected 0 or more")

@@ -19,7 +19,7 @@ class DERpp(DER):
     alpha: weight of the distance to the stored outputs; beta: of the labels.
     """
 
-    def __init__(self, objective: Objective, *, alpha: float = 0.8, beta: float = 1.0) -> None:
+    def __init__(self, objective: Objective | None = None, *, alpha: float = 0.8, beta: float = 1.0) -> None:
         super().__init__(objective, alpha=alpha)
         if beta < 0:
             raise ValueError(f"found beta={beta}, expected 0 or more")
