@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -85,9 +84,15 @@ _COMMANDS = {
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    from steering.loading import loaded  # noqa: PLC0415
+
     out, arguments = _take_out(chosen.arguments, chosen.out)
     workflow = Path(chosen.workflow)
-    entry = _load(workflow)
+    with loaded(workflow) as entry:
+        return _run_main(entry, workflow, out, arguments)
+
+
+def _run_main(entry: Callable[..., Any], workflow: Path, out: str | None, arguments: list[str]) -> int:
     folder = _folder(workflow, out)
     if not {"-h", "--help"} & set(arguments):
         _say(f"run folder: {_short(folder.path)}")
@@ -159,34 +164,6 @@ def _take_out(arguments: Sequence[str], out: str | None) -> tuple[str | None, li
         else:
             rest.append(word)
     return out, rest
-
-
-def _load(workflow: Path) -> Callable[[RunFolder, list[str]], None]:
-    """The `main` of a workflow file."""
-    if not workflow.is_file():
-        found = "a folder" if workflow.is_dir() else "no such file"
-        raise FileNotFoundError(f"{workflow}: found {found}, expected a workflow file (see workflows/)")
-    name = f"workflow_{workflow.stem}"
-    spec = importlib.util.spec_from_file_location(name, workflow)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{workflow}: found a file of another kind, expected a Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ValueError(
-            f"{workflow}, line {error.lineno}: found a syntax error ({error.msg}), nothing was run"
-        ) from error
-    except ImportError as error:
-        raise ValueError(f"{workflow}: {error}; expected all its imports to be installed, nothing was run") from error
-    finally:
-        # Workers cannot import a workflow file; a class defined in one travels by value once its module has no name.
-        sys.modules.pop(name, None)
-    entry = getattr(module, "main", None)
-    if not callable(entry):
-        raise ValueError(f"{workflow}: found no function main, expected `def main(folder, arguments)`")
-    return entry
 
 
 def _folder(workflow: Path, out: str | None) -> RunFolder:

@@ -33,6 +33,7 @@ FLOORS = {
     "labels": 5,
     "runner": 6,
     "view": 7,
+    "loading": 7,
     "cli": 8,
     "steering": 9,  # the package itself hands out names of every room, and no room imports it
 }
@@ -55,7 +56,7 @@ HOMES = {
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),
     "psutil": ("steering.learning.group",),
-    "cloudpickle": ("steering.inference.policy_host",),
+    "cloudpickle": ("steering.inference.policy_host", "steering.loading"),
     "onnx": ("steering.inference.backends.onnx",),
     "onnxruntime": ("steering.inference.backends.onnx",),
 }

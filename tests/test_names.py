@@ -10,7 +10,7 @@ import steering
 
 def test_the_names_are_those_that_type_checkers_see():
     tree = ast.parse(Path(steering.__file__).read_text())
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {name.name: node.module for node in block.body for name in node.names}
     assert {name: getattr(sys.modules[home], name) for name, home in seen.items() if getattr(steering, name)} == {
         name: getattr(steering, name) for name in steering.__all__ if name != "__version__"

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from skimage import data
 from torch.utils.flop_counter import FlopCounterMode
 
+from pictures.inference import inference_picture
 from steering.clusters import local
 from steering.inference import Engine, Predictor, PredictorSettings
 from steering.inference.backends import REFERENCE, Slot
@@ -41,7 +42,6 @@ from steering.ptychography import Canvas, extract_patches, patch_weight, simulat
 from steering.records import Field, Geometry, ModelVersion, make_chunk
 from steering.runner import RunFolder, on_ranks
 from steering.sources import read_recording, sample
-from steering.view.inference import inference_picture
 
 HELD_OUT = 10  # every tenth frame is never trained on
 SIDE = 1024  # of the matrices whose product stands for the machine's peak

@@ -19,13 +19,13 @@ import torch.distributed as dist
 from distributed import Client
 from torch import nn
 
+from pictures.overlap import overlap_picture
 from steering.clusters import local
 from steering.learning import Classification, Loop, Objective, Place, Reconstruction, TrainerSettings
 from steering.learning.strategies import ER, Incremental, Strategy
 from steering.models import ProbeFirst, ResNet18
 from steering.ptychography import patch_weight, zone_plate
 from steering.runner import RunFolder, on_ranks
-from steering.view.overlap import overlap_picture
 
 POOL = 256  # samples that new ones are taken from
 BLOCK = 4  # steps in a row of one loop

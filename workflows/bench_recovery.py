@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data
 
+from pictures.recovery import recovery_picture
 from steering.inference import LiveImage
 from steering.inference.evaluate import patch_phase_error
 from steering.inference.scans import frames_of
@@ -42,7 +43,6 @@ from steering.ptychography import (
 from steering.records import Field, Geometry, Prediction
 from steering.runner import LabelSettings, RunFolder
 from steering.sources import sample
-from steering.view.recovery import recovery_picture
 
 PATCH = 40
 HELD_OUT = 10  # every tenth frame is never trained on

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from pictures.scaling import scaling_picture
 from steering.clusters import local
 from steering.learning import Classification, Loop, Place, TrainerSettings
 from steering.learning.exchange import Exchange
 from steering.learning.sampling import StepRNG, draw
 from steering.learning.strategies import ER
 from steering.runner import RunFolder, on_ranks
-from steering.view.scaling import scaling_picture
 
 IMAGE = (3, 32, 32)
 SAMPLE = int(np.prod(IMAGE)) + 2 * 8  # image, label, stratum

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data, io
 
+from pictures.steering import errors_picture, seen_picture
 from steering.inference.live import Truth, place
 from steering.learning import Reconstruction
 from steering.models import ProbeFirst
@@ -46,7 +47,6 @@ from steering.ptychography import (
 from steering.records import Field, Travel
 from steering.runner import RunFolder
 from steering.sources import SimulatedBeamline, Stage, line_field, particle_field, read_recording, sample
-from steering.view.steering import errors_picture, seen_picture
 
 FRAME_S = 0.02
 TRAVEL = Travel(velocity=5700.0, settling=0.01)  # object pixels per second: 50 um/s where a pixel is 8.8 nm

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data, filters
 
+from pictures.trust import Shift, trust_picture
 from steering.campaign import CampaignSettings, DriftRaised, PredictionReady
 from steering.campaign.drift import DriftTest, lowest_u
 from steering.inference.evaluate import patch_phase_error
@@ -43,7 +44,6 @@ from steering.ptychography import (
 from steering.records import Field, ModelVersion
 from steering.runner import RunFolder
 from steering.sources import sample
-from steering.view.trust import Shift, trust_picture
 
 OFFSETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # radians planted on a patch
 LEAST_OFFSET = 0.3  # from which on they must be found

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from pictures.learning import accuracy_picture
 from steering import (
     STRATEGIES,
     Classification,
@@ -36,7 +37,6 @@ from steering import (
     on_ranks,
 )
 from steering.learning.epochs import Epochs
-from steering.view.learning import accuracy_picture
 
 TASKS = 4
 PIECES = 24  # of a task; the learning rate falls from one to the next

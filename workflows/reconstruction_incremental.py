@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data, filters
 
+from pictures.learning import matrix_picture
 from steering import (
     STRATEGIES,
     Canvas,
@@ -40,7 +41,6 @@ from steering import (
 from steering.inference.evaluate import patch_phase_error
 from steering.learning.epochs import Epochs
 from steering.ptychography import extract_patches, patch_weight, simulate
-from steering.view.learning import matrix_picture
 
 HELD_OUT = 10  # every tenth frame is never trained on
 
