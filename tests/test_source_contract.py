@@ -69,6 +69,9 @@ def test_what_a_policy_needs_is_there(source: Source) -> None:
     assert source.field.contains(source.candidates, tolerance=1e-12).all()
     assert source.frame_rate == 2000
     assert source.truth("no such scan") is None
+    assert tuple(source.scans) == ("scan",)
+    assert source.frames == FRAMES
+    assert source.positions_refused == 0
 
 
 def test_frames_come_from_where_they_were_asked_for(source: Source) -> None:

@@ -137,15 +137,9 @@ BREAKING = """
 import numpy as np
 from skimage import data
 
-from steering.clusters import local
-from steering.learning import Reconstruction
-from steering.learning.strategies import ER
-from steering.models import ProbeFirst
-from steering.policies import Raster
-from steering.ptychography import patch_weight, zone_plate
-from steering.records import chunk_geometry, make_chunk
-from steering.runner import Experiment, run
-from steering.sources import SimulatedBeamline, Stage, sample
+from steering import ER, Experiment, ProbeFirst, Raster, SimulatedBeamline, Stage, local, make_chunk, run
+from steering import sample, zone_plate
+from steering.records import chunk_geometry
 
 
 class Breaking(SimulatedBeamline):
@@ -164,10 +158,8 @@ def main(folder, arguments):
     probe = zone_plate(64, 50.0, aperture=0.52)
     stages = [Stage("brick", sample(data.brick(), phase=-2.0, absorption=0.1, size=128), 200)]
     source = Breaking(stages, probe=probe, step=5.0, frame_rate=100.0)
-    strategy = ER(Reconstruction(patch_weight(probe, 40)))
-    experiment = Experiment(
-        source=source, policy=Raster(source.candidates), network=ProbeFirst(width=8), strategy=strategy, ranks=1
-    )
+    policy = Raster(source.candidates)
+    experiment = Experiment(source=source, policy=policy, network=ProbeFirst(width=8), strategy=ER())
     with local(ranks=1) as client:
         run(experiment, client, folder)
 """
