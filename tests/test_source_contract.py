@@ -71,7 +71,6 @@ def test_what_a_policy_needs_is_there(source: Source) -> None:
     assert source.truth("no such scan") is None
     assert tuple(source.scans) == ("scan",)
     assert source.frames == FRAMES
-    assert source.positions_refused == 0
 
 
 def test_frames_come_from_where_they_were_asked_for(source: Source) -> None:

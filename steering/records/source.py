@@ -22,11 +22,10 @@ class Source(Protocol):
     pickled, such as sockets, threads and open files, is opened in chunks().
 
     Threads. chunks() is iterated in one thread of that worker. `apply` and `close` are called from another one, also
-    before chunks() and while it waits; they return at once, and `frames_dropped` and `positions_refused` may be read
-    from any thread. The attributes below do not change once the source is made.
+    before chunks() and while it waits, and return at once; `frames_dropped` may be read from any thread. The attributes
+    do not change once the source is made.
 
-    Everything but `scans`, `frames` and `positions_refused`, which have a default for classes that inherit from this
-    one, must be there.
+    All of them must be there; a class that inherits from this one has the defaults of `scans` and `frames`.
     """
 
     geometry: Geometry
@@ -42,9 +41,6 @@ class Source(Protocol):
     """Names of the scans to come, in their order; empty where that is not known beforehand."""
     frames: int | None = None
     """How many frames are to come in all at most; None where that is not known."""
-    positions_refused: int = 0
-    """How many of the positions that decisions asked for will bring no frame, so far. The campaign asks for others in
-    their place; a position that is neither measured nor counted here is waited for."""
 
     @property
     def frames_dropped(self) -> int:
@@ -58,11 +54,11 @@ class Source(Protocol):
         run. An exception ends the run with its message.
         """
 
-    def apply(self, decision: Decision) -> None:
+    def apply(self, decision: Decision) -> NDArray[np.float64] | None:
         """Queue the positions of a decision, to be measured in their order, and wake a waiting chunks().
 
-        With `stop` the scan that is measured now is over after them. Raises ValueError for positions that cannot be
-        measured, which ends the run: a source that may refuse some counts them in `positions_refused` instead.
+        With `stop` the scan that is measured now is over after them. Returns the positions (m, 2) of which no frame
+        will come, so that the campaign does not wait for them; None: all are queued. An exception ends the run.
         """
 
     def close(self) -> None:

@@ -137,7 +137,6 @@ class SimulatedBeamline:
         self._scans = _scan_names(self.stages)
         self.scans = tuple(names)
         self.frames = sum(stage.frames for stage in self.stages)
-        self.positions_refused = 0  # what is outside the field is an error here
         self.travel: Travel | None = None
         """What the way from one position to the next costs, in real time; None: nothing. Set it before chunks()."""
         self.travel_s = 0.0
