@@ -1,4 +1,4 @@
-"""The command line: run a workflow, report on runs, ask how a run stands."""
+"""The command line: run a workflow, report on runs, print the status of a run, take part in it."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="steering",
-        description="Run a measurement that learns while it measures, and look at what it left.",
+        description="Run a workflow, follow it while it measures, and report on what it left.",
         epilog="Start with: steering run workflows/simulated_drift.py",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
-        help="run a workflow file; its report is written at the end",
+        help="run a workflow file, and write a report at the end",
         usage="steering run [-h] [--out DIR] WORKFLOW.py [arguments of the workflow ...]",
         description="Run main(folder, arguments) of a workflow file and write DIR/report.html.",
-        epilog="steering run WORKFLOW.py --help tells the arguments of the workflow itself.",
+        epilog="steering run WORKFLOW.py --help lists the arguments of the workflow itself.",
     )
     run.add_argument("--out", metavar="DIR", help="folder of the run, new or empty (runs/WORKFLOW-date-time)")
     run.add_argument("workflow", metavar="WORKFLOW.py", help="a Python file with main(folder, arguments)")
-    run.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the workflow as they are")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the workflow unchanged")
     run.set_defaults(command=_run)
     report = commands.add_parser(
         "report",
@@ -59,27 +59,27 @@ def _parser() -> argparse.ArgumentParser:
         description="One folder: write DIR/report.html again. Several: write a page that compares them.",
     )
     report.add_argument("folders", metavar="DIR", nargs="+", help="folder of a run")
-    report.add_argument("--out", metavar="FILE", help="where the comparison goes (comparison.html)")
+    report.add_argument("--out", metavar="FILE", help="file of the comparison (comparison.html)")
     report.set_defaults(command=_report)
-    status = commands.add_parser("status", help="tell what a run is doing, or how it ended")
+    status = commands.add_parser("status", help="print what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
-        command.add_argument("folder", metavar="DIR", help="folder of a run that goes on")
+        command.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
         if name == "rollback":
-            command.add_argument("--version", type=int, help="of the model (the one served before)")
+            command.add_argument("--version", type=int, help="of the model (the previous one)")
         command.set_defaults(command=_command, name=name, version=None)
     return parser
 
 
 _COMMANDS = {
-    "pause": "let a run measure what it has decided on, and ask for nothing more",
-    "resume": "let a paused run go on",
-    "stop": "end a run in order, with what there is",
-    "approve": "carry out the decision that a run proposes",
-    "veto": "let the decision that a run proposes go, and have another one proposed",
-    "rollback": "put an older model into service again, and train on from it",
+    "pause": "pause a run: what is decided is still measured, nothing more is decided",
+    "resume": "continue a paused run",
+    "stop": "end a run in order: what was measured is kept, and the report is written",
+    "approve": "carry out the decision that waits for approval",
+    "veto": "drop the decision that waits for approval; the policy proposes another one",
+    "rollback": "put an older model version back into service, and continue training from it",
 }
 
 
@@ -96,10 +96,10 @@ def _run_main(entry: Callable[..., Any], workflow: Path, out: str | None, argume
     folder = _folder(workflow, out)
     if not {"-h", "--help"} & set(arguments):
         _say(f"run folder: {_short(folder.path)}")
-    sys.argv = [f"steering run {workflow.name}", *arguments]  # what the workflow's own --help calls itself
+    sys.argv = [f"steering run {workflow.name}", *arguments]  # the name that the workflow's own --help prints
     ending = _attempt(lambda: entry(folder, arguments))
     if ending.exited and not folder.events():
-        shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow never began
+        shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
         return ending.code
     _hold_signals(True)
     folder.end(ending.status, ending.reason, traceback=ending.traceback)
@@ -151,7 +151,7 @@ def _command(chosen: argparse.Namespace) -> int:
 
 
 def _take_out(arguments: Sequence[str], out: str | None) -> tuple[str | None, list[str]]:
-    """--out may also stand among the workflow's arguments: it is ours, the rest is theirs."""
+    """--out may also come after the workflow's name: it is taken out, the rest is the workflow's."""
     rest = []
     words = iter(arguments)
     for word in words:
@@ -189,7 +189,7 @@ class _Ending:
 
 
 def _attempt(action: Callable[[], Any]) -> _Ending:
-    """Do something and say how it ended: the process boundary, and the one place that catches every error."""
+    """Carry out an action and return how it ended: the process boundary, the one place that catches every error."""
     stopper = _Stopper()
     # A run under nohup outlives its terminal.
     watched = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
@@ -205,14 +205,14 @@ def _attempt(action: Callable[[], Any]) -> _Ending:
         reason = f"left with {left.code}" if left.code else ""
         return _Ending("failed" if code else "finished", reason, code=code, exited=True)
     except Exception as error:
-        return _Ending("failed", _told(error), traceback.format_exc(), code=1)
+        return _Ending("failed", _message(error), traceback.format_exc(), code=1)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 class _Stopper:
-    """The first signal stops the run in order; a second while it closes down is answered; a third insists."""
+    """The first signal stops the run in order; a second one is answered by a message; a third one quits at once."""
 
     def __init__(self) -> None:
         self.number: signal.Signals | None = None
@@ -222,7 +222,7 @@ class _Stopper:
         self._count += 1
         self.number = self.number or signal.Signals(number)
         if self._count == 2:
-            _complain("already closing down; press Ctrl-C once more to leave at once")
+            _complain("closing down already; press Ctrl-C once more to quit at once")
         else:
             raise KeyboardInterrupt
 
@@ -231,7 +231,7 @@ def _hold_signals(hold: bool) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The message of an error in a line; with its kind and place, where the message alone would not be a sentence."""
     message = " ".join(str(error).split())
     if len(message) > 400:

@@ -273,7 +273,7 @@ def test_a_run_killed_outright_is_told_as_gone():
         process.stdout.readline()
         process.stdout.readline()
         process.kill()
-    assert "out: ended without a word" in steering("status", "out").stdout
+    assert "out: ended without a message" in steering("status", "out").stdout
 
 
 @pytest.mark.slow

@@ -178,4 +178,4 @@ def test_the_status_tells_a_proposal_in_the_words_of_the_display(tmp_path):
     assert f"{tell(asked)}; approve or veto within" in waits
     folder.append_event(encode(DecisionSettled(time=1.0, approved=True, by="a person")))
     folder.append_event(encode(Command(time=2.0, name="pause")))
-    assert "  waits    paused: `steering resume` lets it go on" in status_lines(folder)
+    assert "  waits    paused: continue with `steering resume`" in status_lines(folder)

@@ -73,7 +73,7 @@ def _errors(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         best.append(_lowest(kept))
     if not rows:
         return ""
-    note = "Radians, by the network alone on frames never trained on. The ratio tells what was forgotten: 1 is nothing."
+    note = "Radians, by the network alone on frames never trained on. The ratio shows forgetting: 1 means none."
     return table(["", *summaries], rows, best=best) + f'<p class="soft">{note}</p>'
 
 

@@ -79,7 +79,7 @@ def _trust(ax: Axes, curves: Sequence[Curve], past: History) -> None:
             color=INK,
             linewidth=1.2,
             linestyle="--",
-            label="expected of the model in service",
+            label="expected of the version in service",
             zorder=4,
         )
     for place, drift in enumerate(past.drifts):
@@ -146,7 +146,7 @@ def _versions(ax: Axes, past: History, *, named: bool) -> None:
 
 @styled
 def buffer_picture(composition: Mapping[str, Any]) -> bytes | None:
-    """What the rehearsal buffers of all ranks held over the steps of training, and its age. None: nothing.
+    """What the rehearsal buffers of all ranks held over the steps of training, and its age. None: they held nothing.
 
     composition: `steps`, `stored` by scan and step, `age` by scan (age_p10, age_p50, age_p90), as in summary.json.
     """

@@ -34,8 +34,8 @@ def draw(snapshot: Snapshot, trust: Sequence[tuple[float, bool]] = ()) -> Render
     rows.add_row("frames", _frames(snapshot))
     rows.add_row("model", _model(snapshot))
     rows.add_row("trust", _trust(snapshot, trust))
-    rows.add_row("learns", _learning(snapshot))
-    rows.add_row("memory", _memory(snapshot))
+    rows.add_row("train", _learning(snapshot))
+    rows.add_row("buffer", _memory(snapshot))
     rows.add_row("next", Text(one_line(snapshot.get("reason") or "-"), style="italic", overflow="ellipsis"))
     parts: list[RenderableType] = [rows]
     events = list(snapshot.get("events") or ())[-5:]
@@ -75,7 +75,7 @@ def _sample(snapshot: Snapshot) -> Text:
 
 
 def place(snapshot: Snapshot, before: str, after: str = "") -> str:
-    """Which of how many samples, between two pieces of text; empty where it is unknown."""
+    """The number of the sample and how many there are, between two pieces of text; empty where it is unknown."""
     index, total = snapshot.get("scan_index"), snapshot.get("scans_total")
     if index is None:
         return ""

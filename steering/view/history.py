@@ -1,4 +1,4 @@
-"""The course of a run, read from its folder alone: what the status line, the report and a comparison tell."""
+"""The course of a run, read from its folder alone: the data of the status lines, the report and a comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """Trust fell at `start` and was back at `stop` (frames acquired by then), or never (None)."""
+    """Drift was raised at `start` and lowered at `stop` (frames acquired by then), or never (None)."""
 
     scan: str
     start: int
@@ -95,7 +95,7 @@ def _is(event: Mapping[str, Any], kind: str) -> bool:
 
 
 def _count(events: list[dict[str, Any]], kind: str) -> list[int]:
-    """For each event the number of frames that events of `kind` had told of by then."""
+    """For each event the number of frames in all events of `kind` up to it."""
     return list(itertools.accumulate(len(e["frame_ids"]) if _is(e, kind) else 0 for e in events))
 
 

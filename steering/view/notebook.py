@@ -14,7 +14,7 @@ from steering.view.pictures import live_picture
 
 
 class LivePanel:
-    """Shows the live object under a cell: `update(live, snapshot)` whenever there is something new.
+    """Shows the live object under a cell: `update(live, snapshot)` for each new state.
 
     Needs no widgets: it works in any front end of Jupyter, and in a notebook that is executed without one.
     """

@@ -1,4 +1,4 @@
-"""The shell of a report: one HTML file that needs nothing from outside, light or dark as the reader's screen is."""
+"""The HTML of a report: one file that loads nothing, light or dark as the reader's system is."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ details summary { cursor: pointer; color: var(--accent); }
 
 
 def page(title: str, body: Sequence[str]) -> bytes:
-    """The whole file. title: plain text; body: pieces of HTML. Its own policy forbids it to load anything."""
+    """The whole file. title: plain text; body: pieces of HTML. Its security policy forbids it to load anything."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -64,7 +64,7 @@ def page(title: str, body: Sequence[str]) -> bytes:
 
 
 def text(value: object) -> str:
-    """Text as HTML: whatever a run says stays text."""
+    """Text as HTML, escaped: what a run wrote is never markup."""
     return html.escape(str(value), quote=True)
 
 
@@ -72,7 +72,7 @@ def picture(png: bytes | None, alt: str, caption: str = "") -> str:
     """A picture with its caption; nothing where there is no picture. alt, caption: plain text."""
     if png is None:
         return ""
-    width = int.from_bytes(png[16:20], "big") * 100 // DPI  # letters of one size, however wide the picture
+    width = int.from_bytes(png[16:20], "big") * 100 // DPI  # text of one size, however wide the picture
     data = base64.b64encode(png).decode()
     under = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     return f'<figure><img src="data:image/png;base64,{data}" width="{width}" alt="{text(alt)}">{under}</figure>'

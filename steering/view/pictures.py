@@ -1,4 +1,4 @@
-"""Pictures of the live object and of where it was scanned, as PNG. Transparent, so they sit on a light or dark page."""
+"""Pictures of the live object and of the measured positions, as PNG with a transparent background."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 INK = "#7a828c"
 """Text and lines: about 4:1 against a white and against a near-black page."""
 COLOURS = ("#1f83c4", "#d9730d", "#2a9d6f", "#b85bb0", "#8a78d6", "#a8842c")
-"""One for each scan, in order; then they begin again."""
+"""One for each scan, in order, and then from the first again."""
 VERSIONS = (
     ("network alone", "amplitude", "phase"),
     ("refined", "amplitude_refined", "phase_refined"),
@@ -71,7 +71,7 @@ def figure(rows: int = 1, columns: int = 1, *, height: float, **kinds: Any) -> t
 
 
 def png(drawing: Figure) -> bytes:
-    """The figure as PNG with a transparent ground."""
+    """The figure as PNG with a transparent background."""
     out = io.BytesIO()
     drawing.savefig(out, dpi=DPI, transparent=True, pil_kwargs={"compress_level": 3})  # thrice as fast, 10 % larger
     return out.getvalue()
@@ -79,7 +79,7 @@ def png(drawing: Figure) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One version of an object, ready to be drawn: NaN where there is nothing."""
+    """One version of an object, ready to be drawn; NaN where it is not known."""
 
     title: str
     amplitude: NDArray[np.float32]
@@ -89,8 +89,8 @@ class Shown:
 def shown(image: xr.Dataset) -> list[Shown]:
     """The network's object, the refined one and the truth, as far as there are any, in one gauge.
 
-    The phases are freed of what ptychography cannot know (a small shift, global phase, linear ramp) with respect to
-    the truth; where there is none, to the refined object; else of the global phase and ramp alone.
+    What ptychography cannot determine (a small shift, global phase, linear ramp) is removed from the phases with
+    respect to the truth; where there is none, to the refined object; else global phase and ramp alone.
     """
     waves = {}
     for title, amplitude, phase in VERSIONS:
@@ -111,7 +111,7 @@ def _in_one_gauge(waves: dict[str, NDArray[np.complex64]], best: str, reach: flo
     for title, wave in waves.items():
         there = wave != 0
         free = wave if title == best else align(wave, waves[best], weight=there, max_shift=max(reach, 0))
-        phase = np.angle(free * np.exp(-1j * middle)) + middle  # the middle of the range stays away from a wrap
+        phase = np.angle(free * np.exp(-1j * middle)) + middle  # no wrap in the middle of the range
         yield Shown(title, np.where(there, np.abs(free), np.nan), np.where(there, phase, np.nan))
 
 
@@ -158,7 +158,7 @@ def bare(ax: Axes) -> None:
 
 @styled
 def positions_picture(curves: Sequence[Curve]) -> bytes | None:
-    """Where each scan measured: a line in the order of measurement, points coloured by residual. None: no frames."""
+    """Measured positions of each scan: a line in their order, points coloured by residual. None: no frames."""
     if not curves:
         return None
     columns = min(len(curves), 4)
@@ -196,7 +196,7 @@ def scatter(ax: Axes, curve: Curve, low: float, high: float) -> Any:
 
 @styled
 def live_picture(live: xr.Dataset) -> bytes | None:
-    """Amplitude, phase, trust and where it scanned, in one row: the live object in a notebook cell. None: nothing yet.
+    """Amplitude, phase, trust and measured positions in a row: the live object in a notebook cell. None: no object yet.
 
     live: as in object.zarr; only `amplitude` and `phase` are needed.
     """
@@ -210,7 +210,7 @@ def live_picture(live: xr.Dataset) -> bytes | None:
     parts = [("amplitude", amplitude, "gray", limits(amplitude)), ("phase (rad)", phase, "viridis", limits(phase))]
     if "trust" in live and np.isfinite(live["trust"].values).any():
         parts.append(("trust, 0 is worst", live["trust"].values, "viridis", (0.0, 1.0)))
-    elif "pixel_residual" in live:  # no version with validation frames has said anything yet
+    elif "pixel_residual" in live:  # no version with validation frames has predicted yet
         residual = live["pixel_residual"].values
         parts.append(("residual, low is good", residual, "viridis_r", limits(residual)))
     measured = curves_of({"live": live})

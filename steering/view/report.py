@@ -18,7 +18,7 @@ from steering.view.status import duration, gone, lasted
 from steering.view.tables import key_figures, measured, number, phase_errors, wall_times
 
 LOG_LINES = 18
-CHATTER = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady", "BacklogChanged", "Tick")
+FREQUENT = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady", "BacklogChanged", "Tick")
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -81,7 +81,7 @@ def _notice(summary: Mapping[str, Any], past: History) -> str:
     if said is None:
         return ""
     if gone(summary):
-        reason = f"Its process ({summary['pid']}) is gone without a word: killed, or the machine went down."
+        reason = f"Its process ({summary['pid']}) has ended without a message: it was killed, or the machine went down."
     rest = "What there is so far is below." if status == "running" else "What it had done by then is below."
     rest = rest if past.acquired else "No frame had been measured."
     return (
@@ -105,8 +105,8 @@ def _objects(objects: Mapping[str, xr.Dataset], summary: Mapping[str, Any]) -> s
     if not pieces:
         return ""
     about = (
-        "What the network alone makes of the frames, stitched together; beside it the refined object, and the truth "
-        "where it is known. Shift, global phase and ramp, which ptychography cannot know, are taken out of the phases."
+        "The patches that the network predicts, stitched together; beside them the refined object, and the true object "
+        "where it is known. Shift, global phase and ramp, which ptychography cannot determine, are removed."
     )
     return f'<section><h2>The live object</h2><p class="soft">{about}</p>{"".join(pieces)}</section>'
 
@@ -116,9 +116,9 @@ def _course(lines: list[Curve], past: History) -> str:
     if png is None:
         return ""
     caption = (
-        "A dot is a frame, as the live model predicted it; a line is the running median, for the error over frames "
-        "that were never trained on. Vertical lines: a new sample. Triangles: a new model in service. "
-        "Shaded: drift alarm."
+        "A dot is a frame, as the version in service predicted it; a line is the running median, for the error over "
+        "frames that were never trained on. Vertical lines: a new sample. Triangles: a new version in service. "
+        "Shaded: drift."
     )
     alt = "Error and far-field residual over frames in order of acquisition, with sample changes and model versions"
     return f"<section><h2>Error and trust, frame by frame</h2>{picture(png, alt, caption)}</section>"
@@ -128,15 +128,18 @@ def _positions(lines: list[Curve]) -> str:
     png = positions_picture(lines)
     caption = "Each point is a frame; the thin line follows the order in which they were measured."
     drawn = picture(png, "Positions measured in each scan, coloured by residual", caption)
-    return f"<section><h2>Where it scanned</h2>{drawn}</section>" if drawn else ""
+    return f"<section><h2>Measured positions</h2>{drawn}</section>" if drawn else ""
 
 
 def _figures(summary: Mapping[str, Any]) -> str:
     errors = phase_errors(summary)
     rows = [[scan, *(number(value, ".3f") for value in values.values())] for scan, values in errors.items()]
-    by_scan = table(["phase error (rad)", "at first", "end of its scan", "end of run"], rows)
+    by_scan = table(["phase error (rad)", "first frame", "end of its scan", "end of run"], rows)
     if by_scan:
-        note = "By the network alone, on frames never trained on. The last column is by the final model."
+        note = (
+            "Of the network alone, on frames never trained on: by the version in service at the first frame of the "
+            "scan and at its last one, and by the final version."
+        )
         by_scan = f'<div>{by_scan}<p class="soft">{note}</p></div>'
     return (
         '<section><h2>Key figures</h2><div class="columns">'
@@ -155,11 +158,11 @@ def _versions(past: History, summary: Mapping[str, Any]) -> str:
 def _buffer(summary: Mapping[str, Any]) -> str:
     png = buffer_picture(summary.get("rehearsal_buffer") or {})
     caption = (
-        "Left: what the buffers of all ranks held after each training round. Right: its age at the end, in samples "
-        "offered to a rank after it was stored; a dot is the median, the bar goes from 10 to 90 %."
+        "Left: samples in the buffers of all ranks after each training round. Right: their age at the end, as the "
+        "number of samples offered to a rank since they were stored; a dot is the median, the bar goes from 10 to 90 %."
     )
     drawn = picture(png, "Composition of the rehearsal buffers by sample, over time and by age", caption)
-    return f"<section><h2>What is rehearsed</h2>{drawn}</section>" if drawn else ""
+    return f"<section><h2>Rehearsal buffer</h2>{drawn}</section>" if drawn else ""
 
 
 def _measured(summary: Mapping[str, Any]) -> str:
@@ -179,19 +182,19 @@ def _time(summary: Mapping[str, Any]) -> str:
     values = wall_times(summary)
     if not values:
         return ""
-    about = "Seconds spent in each part. Parts run side by side, so they do not add up to the run's time."
+    about = "Seconds spent in each part. Parts run at the same time, so the sum is not the run's time."
     return f'<section><h2>Where the time went</h2><p class="soft">{about}</p>{bars(values)}</section>'
 
 
 def _log(events: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
-    told = [event for event in events if event.get("event") not in CHATTER]
-    if not told:
+    shown = [event for event in events if event.get("event") not in FREQUENT]
+    if not shown:
         return ""
-    start = datetime.fromisoformat(summary["started"]).timestamp() if "started" in summary else told[0].get("time", 0)
-    lines = "\n".join(_line(event, start) for event in told[-LOG_LINES:])
-    trace = str(told[-1].get("traceback", ""))
+    start = datetime.fromisoformat(summary["started"]).timestamp() if "started" in summary else shown[0].get("time", 0)
+    lines = "\n".join(_line(event, start) for event in shown[-LOG_LINES:])
+    trace = str(shown[-1].get("traceback", ""))
     detail = f"<details><summary>Traceback</summary><pre>{text(trace)}</pre></details>" if trace else ""
-    return f"<section><h2>The end of the log</h2><pre>{text(lines)}</pre>{detail}</section>"
+    return f"<section><h2>Last events</h2><pre>{text(lines)}</pre>{detail}</section>"
 
 
 def _line(event: Mapping[str, Any], start: float) -> str:

@@ -1,4 +1,4 @@
-"""How a run stands, in a few lines, from its folder alone."""
+"""The status of a run in a few lines, from its folder alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steering.view.history import History, history
 
 
 def status_lines(folder: RunFolder) -> list[str]:
-    """What the run is doing or how it ended, one thing a line."""
+    """What the run is doing or how it ended, one fact a line."""
     summary, past = folder.summary(), history(folder.events())
     rows = [
         ("samples", _samples(summary, past)),
@@ -39,7 +39,7 @@ def lasted(summary: Mapping[str, Any]) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 5 s, 2 h 10 min."""
+    """Seconds in words: 42 s, 3 min 5 s, 2 h 10 min."""
     whole = max(round(seconds), 0)
     if whole < 60:
         return f"{whole} s"
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
 
 
 def gone(summary: Mapping[str, Any]) -> bool:
-    """True for a run that says it is running while the process that ran it, on this machine, is no more."""
+    """True for a run whose summary says running while its process, on this machine, does not exist any more."""
     if summary.get("status") != "running" or summary.get("host") != socket.gethostname() or "pid" not in summary:
         return False
     try:
@@ -64,7 +64,7 @@ def gone(summary: Mapping[str, Any]) -> bool:
 def _how(summary: Mapping[str, Any]) -> str:
     status, reason, whole = summary.get("status", "running"), summary.get("reason"), lasted(summary)
     if gone(summary):
-        return f"ended without a word (its process, {summary['pid']}, is gone: killed, or the machine went down)"
+        return f"ended without a message: its process ({summary['pid']}) was killed, or the machine went down"
     if whole is None:
         began = datetime.fromisoformat(summary["started"]).timestamp() if summary.get("started") else time.time()
         return f"{status} for {duration(time.time() - began)}"
@@ -107,17 +107,17 @@ def _trust(past: History) -> str:
 
 
 def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
-    """What a person is asked for, or has said and holds."""
+    """A decision that waits for approval, and whether the run is paused."""
     if summary.get("status") != "running":
         return ""
     words = [e["name"] for e in events if e.get("event") == "Command" and e["name"] in ("pause", "resume")]
-    paused = "paused: `steering resume` lets it go on" if words[-1:] == ["pause"] else ""
-    ways = [e for e in events if e.get("event") in ("DecisionProposed", "DecisionSettled")]
-    asked = decode(ways[-1]) if ways else None
-    if not isinstance(asked, DecisionProposed):
+    paused = "paused: continue with `steering resume`" if words[-1:] == ["pause"] else ""
+    decisions = [e for e in events if e.get("event") in ("DecisionProposed", "DecisionSettled")]
+    proposed = decode(decisions[-1]) if decisions else None
+    if not isinstance(proposed, DecisionProposed):
         return paused
-    left = duration(asked.until - time.time())
-    proposal = f"{tell(asked)}; approve or veto within {left}, else {asked.default}"
+    left = duration(proposed.until - time.time())
+    proposal = f"{tell(proposed)}; approve or veto within {left}, else {proposed.default}"
     return f"{proposal}; {paused}" if paused else proposal
 
 

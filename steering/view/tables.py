@@ -1,4 +1,4 @@
-"""The key figures of a run's summary, in words and numbers that a person reads."""
+"""The key figures of a run's summary, as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steering.view.status import duration, lasted
 PARTS = ("acquire", "predict", "label", "load", "populate", "augment", "wait", "train", "publish")
 
 
-def look(summary: Mapping[str, Any], path: str) -> Any:
+def value_at(summary: Mapping[str, Any], path: str) -> Any:
     """The value at `a.b.c`, None where it is missing."""
     value: Any = summary
     for key in path.split("."):
@@ -29,9 +29,9 @@ def number(value: Any, form: str = ",.4g") -> str:
 
 
 def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, figure) of what every run tells; unknown ones are left out."""
+    """(name, figure) of every run; those that are not known are left out."""
     whole, remote = lasted(summary), summary.get("remote_representatives_share")
-    p50, p99 = look(summary, "prediction_latency_ms.p50"), look(summary, "prediction_latency_ms.p99")
+    p50, p99 = value_at(summary, "prediction_latency_ms.p50"), value_at(summary, "prediction_latency_ms.p99")
     rows = [
         ("strategy", summary.get("strategy")),
         ("training ranks", summary.get("ranks")),
@@ -43,8 +43,8 @@ def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("representatives from other ranks", None if remote is None else f"{remote:.0%}"),
         ("prediction latency, median", None if p50 is None else f"{p50:.3g} ms"),
         ("prediction latency, 99 %", None if p99 is None else f"{p99:.3g} ms"),
-        ("phase correlation, refined", look(summary, "phase_correlation.refined")),
-        ("phase correlation, network on held-out field", look(summary, "phase_correlation.held_out")),
+        ("phase correlation, refined", value_at(summary, "phase_correlation.refined")),
+        ("phase correlation, network on held-out field", value_at(summary, "phase_correlation.held_out")),
     ]
     return [(name, number(value, ".3f")) for name, value in rows if value is not None]
 
@@ -54,28 +54,28 @@ def phase_errors(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None
     errors = summary.get("phase_error") or {}
     order = [scan for scan in summary.get("scans") or [] if scan in errors]
     order += [scan for scan in errors if scan not in order]
-    return {scan: {key: look(errors[scan], key) for key in ("first", "own_end", "run_end")} for scan in order}
+    return {scan: {key: value_at(errors[scan], key) for key in ("first", "own_end", "run_end")} for scan in order}
 
 
 def wall_times(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
-    """(part, seconds, in words), in the order of the frame's journey."""
+    """(part, seconds, in words), in the order in which a frame and its label pass them."""
     wall = summary.get("wall_s") or {}
     names = [*PARTS, *(name for name in wall if name not in PARTS)]
     known = [(name, wall.get(name)) for name in names]
     return [(name, float(seconds), f"{seconds:.3g} s") for name, seconds in known if seconds is not None]
 
 
-TOLD = ("phase_error", "phase_correlation", "prediction_latency_ms", "wall_s", "rehearsal_buffer")
+ELSEWHERE = ("phase_error", "phase_correlation", "prediction_latency_ms", "wall_s", "rehearsal_buffer")
 
 
 def measured(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Tables (name, head, rows) of what a benchmark wrote beyond what every run tells: its nested figures.
+    """Tables (name, head, rows) of the nested figures that only a benchmark writes.
 
-    What holds several subjects with figures each becomes a table with a row for each of them.
+    A mapping of mappings becomes a table with a row for each of them.
     """
     tables = []
     for name, value in summary.items():
-        if not isinstance(value, Mapping) or name in TOLD:
+        if not isinstance(value, Mapping) or name in ELSEWHERE:
             continue
         subjects = {key: flat(inner) for key, inner in value.items() if isinstance(inner, Mapping)}
         single = {key: inner for key, inner in flat(value).items() if key.split(".")[0] not in subjects}
@@ -89,7 +89,7 @@ def measured(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Figures by their dotted names; lists and other things that are no figure are left out."""
+    """Figures by their dotted names; lists and other values that are no figures are left out."""
     found: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping):
