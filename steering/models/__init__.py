@@ -1,4 +1,4 @@
-"""Networks that turn a diffraction frame into a patch of the object, and the store of their published versions."""
+"""Networks that predict a patch of the object from a diffraction frame, and the store of their published versions."""
 
 from steering.models.networks import Network, SplitNetwork, build_network, check_network, is_split
 from steering.models.optics import Optics

@@ -1,4 +1,4 @@
-"""The contract of a network, and how one is built again from what stands in a model version."""
+"""The contract of a network, and how one is built from a class and its hyperparameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every network knows of the instrument, and how counts become its input."""
+"""The instrument as a network has it: probe and detector mask, and the amplitude of counts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Optics(nn.Module):
-    """The probe and the detector mask, as buffers: they are published with the weights and swapped with them.
+    """The probe and the detector mask, as buffers of a network: they are published and swapped with its weights.
 
-    Until `set` is called the probe is dark, and a network sees nothing.
+    Until `set` is called the probe is zero.
     """
 
     probe: Tensor
@@ -23,14 +23,16 @@ class Optics(nn.Module):
         self.register_buffer("bad", torch.zeros(window, window, dtype=torch.bool))
 
     def set(self, probe: NDArray[np.complex64], mask: NDArray[np.bool_] | None = None) -> None:
-        """Take another probe (mode, y, x), and another mask (y, x), True = do not use; None keeps the one there is.
+        """Set the probe (mode, y, x) and the mask (y, x), True = do not use; None keeps the mask as it is.
 
         Raises ValueError for other shapes, a mask that is not bool, and a probe that is not finite or all zero.
         """
         if probe.shape != tuple(self.probe.shape[:3]):
             raise ValueError(f"found a probe of shape {probe.shape}, expected {tuple(self.probe.shape[:3])}")
         if not np.isfinite(probe).all() or not np.any(probe):
-            raise ValueError("found a probe that is all zero or not finite, expected the wave that lights the sample")
+            raise ValueError(
+                "found a probe that is all zero or not finite, expected the wave that illuminates the sample"
+            )
         if mask is not None and (mask.shape != tuple(self.bad.shape) or mask.dtype != np.bool_):
             raise ValueError(f"found a mask of {mask.dtype} {mask.shape}, expected bool {tuple(self.bad.shape)}")
         self.probe.copy_(torch.view_as_real(torch.from_numpy(np.ascontiguousarray(probe, np.complex64))))
@@ -42,10 +44,9 @@ class Optics(nn.Module):
         return torch.view_as_complex(self.probe)
 
     def amplitude(self, counts: Tensor) -> Tensor:
-        """Square root of the counts (n, y, x), 0 on bad pixels; the good ones carry the probe's power.
+        """Square root of the counts (n, y, x), 0 on bad pixels, scaled so that the good ones have the probe's power.
 
-        The scale makes a change of flux invisible to the network; the absolute amplitude of the object comes back
-        from the counts when a prediction is compared with its frame.
+        The scale makes a network independent of the flux.
         """
         root = self.root(counts)
         power = (self.probe**2).sum()

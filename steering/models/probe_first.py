@@ -1,4 +1,4 @@
-"""The default network: the physics that is known comes first, a small CNN learns the rest."""
+"""The default network: a back-projection with the known probe, then a small CNN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ProbeFirst(nn.Module):
 
     The measured amplitude is given the phase that the bare probe has in the far field, carried back to the sample
     and divided by the probe: a first guess whose errors are local and small enough for a small network. It learns in
-    seconds what a network that must discover the Fourier transform does not learn in minutes.
+    seconds what a network that has to learn the Fourier transform too does not learn in minutes.
 
     window: detector pixels; patch: predicted pixels, a multiple of 4; width: channels at full patch resolution.
     """
@@ -48,18 +48,18 @@ class ProbeFirst(nn.Module):
         return self.decode(*self.preprocess(counts, *self.constants()))
 
     def constants(self) -> tuple[Tensor, ...]:
-        """What follows from probe and mask alone; where these stay, it need not be computed for every batch.
+        """What follows from probe and mask alone, and need not be computed for every batch.
 
         Returns, zero frequency first: the bare probe's amplitude in the far field, 0 on bad pixels, and the factor of
-        its phase (window, window); what the back-projection is multiplied with, and how strong the probe is (patch,
-        patch); and the root mean square of the bare amplitude.
+        its phase (window, window); the factor of the back-projection and the probe's relative amplitude (patch, patch);
+        and the root mean square of the bare amplitude.
         """
         modes = self.optics.modes()
         wave = torch.fft.fft2(modes, norm="ortho")
         bare = (wave.abs() ** 2).sum(0).sqrt()
         bare = bare.masked_fill(torch.fft.ifftshift(self.optics.bad), 0.0)
         main = modes[0]
-        # A Wiener-like division: where the probe is weak the frame says little, and the guess goes to zero there.
+        # A Wiener-like division: where the probe is weak the frame has little information, and the guess goes to zero.
         divide = main.conj() / (main.abs() ** 2 + 0.02 * main.abs().max() ** 2).clamp_min(1e-12)
         strength = main.abs() / main.abs().max().clamp_min(1e-12)
         lo = (len(main) - self.hyperparameters["patch"]) // 2
@@ -71,14 +71,14 @@ class ProbeFirst(nn.Module):
     def preprocess(
         self, counts: Tensor, bare: Tensor, turn: Tensor, divide: Tensor, strength: Tensor, rms: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The network's two views of the counts (n, window, window), given what is `constants`.
+        """The CNN's two inputs made of counts (n, window, window) and the `constants`.
 
-        Returns (n, 3, patch, patch), from the sample: real and imaginary part of the back-projected contrast, and how
-        strong the probe is; and (n, 256), from the detector: the mean amplitude in 16 x 16 fields, relative to the
-        bare probe's root mean square.
+        Returns (n, 3, patch, patch), in the plane of the sample: real and imaginary part of the back-projected contrast
+        and the probe's relative amplitude; and (n, 256), in the plane of the detector: the mean amplitude in 16 x 16
+        fields, relative to the bare probe's root mean square.
         """
         root = self.optics.root(counts)
-        # Of the probe's power only a part falls on good pixels: with a gap, too, an empty beam has no contrast.
+        # Only a part of the probe's power falls on good pixels: an empty beam has no contrast, with a gap either.
         measured = root * (bare.square().sum() / root.square().sum((-2, -1), keepdim=True).clamp_min(1e-12)).sqrt()
         context = adaptive_avg_pool2d(measured[:, None], 16).flatten(1) / rms
         back = torch.fft.ifft2((torch.fft.ifftshift(measured, dim=(-2, -1)) - bare) * turn, norm="ortho")
@@ -88,7 +88,7 @@ class ProbeFirst(nn.Module):
         return torch.stack([back.real, back.imag, strength.expand(len(back), -1, -1)], 1), context
 
     def decode(self, guess: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What the CNN makes of the two views, in the precision of its weights: amplitude and phase, float32."""
+        """Amplitude and phase, float32, by the CNN from its two inputs, computed in the precision of its weights."""
         dtype = self.enter.weight.dtype
         first = relu_(self.enter(pixel_unshuffle(guess.to(dtype), 2).contiguous(memory_format=torch.channels_last)))
         first = self.before(first)

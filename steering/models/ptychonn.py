@@ -1,4 +1,4 @@
-"""The published network, kept as the reference that the default one is measured against."""
+"""The published network: the reference for the default one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PtychoNN(nn.Module):
         return self.decode(*self.preprocess(counts))
 
     def constants(self) -> tuple[Tensor, ...]:
-        """Nothing: this network makes no use of the probe."""
+        """None: this network does not use the probe."""
         return ()
 
     def preprocess(self, counts: Tensor) -> tuple[Tensor]:
@@ -54,7 +54,7 @@ class PtychoNN(nn.Module):
         return ((measured / measured.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-12))[:, None],)
 
     def decode(self, measured: Tensor) -> tuple[Tensor, Tensor]:
-        """What the layers make of it, in the precision of their weights: amplitude and phase, float32."""
+        """Amplitude and phase, float32, computed in the precision of the weights."""
         code = self.encoder(measured.to(self.encoder[0][0].weight.dtype))
         lo = (measured.shape[-1] - self.hyperparameters["patch"]) // 2
         keep = slice(lo, lo + self.hyperparameters["patch"])

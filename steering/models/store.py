@@ -1,7 +1,7 @@
-"""Published model versions on disk: safetensors for the weights, JSON for what they are.
+"""Published model versions on disk: safetensors for the weights, JSON for their description.
 
 A version is a folder that is written whole under a temporary name and then renamed; the pointer to the newest one is
-replaced the same way. A reader sees a whole version or none, and no file can make it execute anything.
+replaced in the same manner. A reader sees a whole version or none, and reading executes no code from a file.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class ModelStore:
     def publish(self, network: Network, version: ModelVersion) -> Path:
         """Write the network's weights and optics as `version`, and make it the newest. Returns its folder.
 
-        Raises FileExistsError where the version is there already: a version is never changed. Raises ValueError where
-        it describes another network than this one.
+        Raises FileExistsError for a version that exists already: a version is never changed. Raises ValueError for one
+        that describes another network than this one.
         """
         if (type(network).__name__, network.hyperparameters) != (version.network, version.hyperparameters):
             raise ValueError(
@@ -57,7 +57,7 @@ class ModelStore:
             draft.rename(final)
         except (SafetensorError, OSError) as error:
             raise OSError(
-                f"{final}: the model version could not be written ({error}), expected room and the right to write: "
+                f"{final}: the model version could not be written ({error}), expected space and permission to write: "
                 "free some space, or choose another folder with --out"
             ) from error
         finally:
@@ -66,7 +66,7 @@ class ModelStore:
         return final
 
     def withdraw(self, number: int, served: int) -> None:
-        """Take back a version that has never served: it is gone, its number free again, `served` the newest.
+        """Delete a version that was never in service: its number is free again, and `served` is the newest.
 
         A reader that has begun to read it may find it incomplete.
         """
@@ -76,7 +76,7 @@ class ModelStore:
         shutil.rmtree(gone)
 
     def newest(self) -> int | None:
-        """Number of the newest version, or of an older one that was put back in its place; None before the first."""
+        """Number of the newest version, or of an older one that `point_to` has named; None before the first."""
         pointer = self.path / "newest.json"
         if not pointer.exists():
             return None
@@ -91,13 +91,13 @@ class ModelStore:
         return [self.describe(n) for n in numbers]
 
     def describe(self, number: int) -> ModelVersion:
-        """What a version is.
+        """The description of a version.
 
-        Raises FileNotFoundError where there is none of that number, ValueError for a file that is damaged or not ours.
+        Raises FileNotFoundError for a number that is not there, ValueError for a file that is damaged or not ours.
         """
         path = self._file(number, "model.json")
         found = _read_object(path)
-        if "dials" in found:  # as versions were written before 0.1.0
+        if "dials" in found:  # the key of versions that were written before 0.1.0
             found["hyperparameters"] = found.pop("dials")
         known = {f.name for f in fields(ModelVersion)}
         try:
@@ -121,8 +121,8 @@ class ModelStore:
     def load(self, number: int, *, network: type[Network] | None = None) -> Network:
         """A network with the weights and the optics of a version, on the CPU, ready to predict.
 
-        network: its class; None: the one of ours that the version names. A class is never imported by a name that
-        stands in a file. Raises as `describe` does, and ValueError for a network that is not ours where no class is
+        network: its class; None: the one of ours that the version names. A class is never imported by a name
+        in a file. Raises as `describe` does, and ValueError for a network that is not ours where no class is
         given, for a class of another name, and for weights that do not fit.
         """
         version = self.describe(number)
@@ -144,7 +144,7 @@ class ModelStore:
         return loaded
 
     def folder(self, number: int) -> Path:
-        """Where a version is, or would be."""
+        """The folder of a version, whether it is there or not."""
         return self.path / f"{number:05d}"
 
     def _file(self, number: int, name: str) -> Path:
@@ -154,9 +154,9 @@ class ModelStore:
         return path
 
     def point_to(self, number: int) -> None:
-        """Make a version the one that `newest` names: what a reader that starts now should serve.
+        """Make a version the one that `newest` returns, and that a predictor which starts now serves.
 
-        Raises FileNotFoundError where there is none of that number.
+        Raises FileNotFoundError for a number that is not there.
         """
         self._file(number, "model.json")
         draft = self.path / f".newest.{os.getpid()}"
@@ -175,5 +175,5 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """An error that is not a number is one that is not known: JSON says null."""
+    """Values that are not finite, which JSON does not have, become None: not known."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

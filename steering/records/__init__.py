@@ -1,8 +1,8 @@
-"""What crosses a process boundary: chunks of frames, predictions, decisions, model versions.
+"""The records that cross a process boundary: chunks of frames, predictions, decisions, model versions.
 
 Axis order is (frame, y, x) everywhere. Positions are (y, x) pairs of the probe's centre, relative to the centre of
-the scan's field, in the unit of `Geometry.length_unit`. The zero frequency of a frame stands at pixel
-(y // 2, x // 2): sources bring it there, nobody else moves it.
+the scan's field, in the unit of `Geometry.length_unit`. The zero frequency of a frame is at pixel
+(y // 2, x // 2): sources bring it there, and it is moved nowhere else.
 """
 
 from steering.records.canvas import Canvas

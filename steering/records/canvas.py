@@ -44,7 +44,7 @@ class Canvas:
         """Where the windows of these positions start, in whole pixels, and what is left over.
 
         positions_px: (n, 2) of (y, x), object pixels. Returns corner (n, 2), so that the window is
-        canvas[corner : corner + window], and fraction (n, 2) in [-0.5, 0.5): the probe's centre stands at
+        canvas[corner : corner + window], and fraction (n, 2) in [-0.5, 0.5): the probe's centre is at
         corner + window // 2 + fraction. Raises ValueError for a window that leaves the canvas.
         """
         centre = self._pixels(positions_px)

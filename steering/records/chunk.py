@@ -1,4 +1,4 @@
-"""A chunk of frames: one xarray.Dataset, checked when it is made, so that nobody downstream checks again."""
+"""A chunk of frames: one xarray.Dataset, checked when it is made and nowhere else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_chunk(
     scan: str = "scan",
     acquired: float = 0.0,
 ) -> xr.Dataset:
-    """Put frames and what belongs to them into one Dataset.
+    """A chunk: frames with their ids, positions and geometry in one Dataset.
 
     counts: (frame, y, x) photon counts in the detector's own dtype, zero frequency at (y // 2, x // 2).
     frame_id: (frame,) integers, unique within a campaign. positions: (frame, 2) of (y, x) in geometry.length_unit.
@@ -36,9 +36,7 @@ def make_chunk(
     if counts.dtype.kind not in "uif":
         raise ValueError(f"found frames of dtype {counts.dtype}, expected real counts (integers or floats)")
     if not len(counts):
-        raise ValueError(
-            "found a chunk without frames, expected 1 or more: a source sends nothing where it has nothing"
-        )
+        raise ValueError("found a chunk without frames, expected 1 or more: yield no chunk where there is no frame")
     if ids.ndim != 1 or ids.dtype.kind not in "ui" or len(ids) != len(counts):
         raise ValueError(f"found {ids.shape} frame ids of {ids.dtype}, expected {len(counts)} integers, one per frame")
     if len(np.unique(ids)) != len(ids):
@@ -71,7 +69,7 @@ def make_chunk(
 
 
 def chunk_geometry(chunk: xr.Dataset) -> Geometry:
-    """The geometry that a chunk travels with, the mask of this chunk included."""
+    """The geometry in a chunk, with the mask of this chunk."""
     mask = chunk["mask"].values
     return Geometry(
         shape=mask.shape,

@@ -1,4 +1,4 @@
-"""What the fast loop says (predictions, decisions) and what the slow loop publishes (model versions)."""
+"""The records of the fast loop (predictions, decisions) and of the slow one (model versions)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What one model version says of the frames of one chunk, and how far to believe it."""
+    """What a network predicts for some frames of one scan, and how well it agrees with them."""
 
     frame_id: NDArray[np.int64]
     """(frame,)"""
@@ -28,7 +28,7 @@ class Prediction:
     model_version: NDArray[np.int64]
     """(frame,) the version that predicted each frame."""
     prior_residual: NDArray[np.float32] | None = None
-    """(frame,) far-field residual of what the live image said of each frame before it was added; None: not compared."""
+    """(frame,) far-field residual of the live image for each frame before that frame was added; None: not computed."""
 
     def __post_init__(self) -> None:
         n = len(self.frame_id)
@@ -51,7 +51,7 @@ class Prediction:
         return (self.amplitude * np.exp(1j * self.phase)).astype(np.complex64)
 
     def rows(self, which: slice | NDArray[np.bool_]) -> Prediction:
-        """The same of these frames only."""
+        """The predictions of some of these frames."""
         of_frames = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scan"}
         return replace(self, **{name: v[which] for name, v in of_frames.items() if v is not None})
 
@@ -94,7 +94,7 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """One published model: what it is, where it came from, how good it was when it was published."""
+    """The description of one published version: its network, its parents, its quality when it was published."""
 
     number: int
     """0 is the untrained network a campaign starts from; each publication adds one."""
@@ -112,12 +112,12 @@ class ModelVersion:
     validation_residual: float | None = None
     """Median far-field residual on the same frames."""
     validation_residuals: tuple[float, ...] = ()
-    """Far-field residual of each of these frames that is evidence, above its Poisson floor: what trust is measured
-    against."""
+    """Far-field residual above its Poisson floor of each of these frames that has enough counts: the reference of
+    trust."""
     noise_share: float = 1.0
-    """How much of the Poisson floor the residuals show; the rest of the noise the network fits."""
+    """Share of the Poisson floor that the residuals contain; the network fits the rest of the noise."""
     validation_offsets: tuple[float, ...] = ()
-    """Phase offsets between pairs of their patches, radians: what is usual between neighbours."""
+    """Phase offsets between pairs of their patches, radians: the reference for offsets between neighbours."""
 
     def __post_init__(self) -> None:
         if self.number < 0:

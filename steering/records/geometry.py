@@ -1,4 +1,4 @@
-"""Where the detector stands, which of its pixels count, and the field that may be scanned."""
+"""The detector's geometry and mask, and the field that may be scanned."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 class Geometry:
     """The far-field geometry of a recording.
 
-    A recording that does not tell its wavelength, distance and detector pixel leaves all three None: its lengths
-    are then object pixels, and `length_unit` says so.
+    For a recording without wavelength, distance and detector pixel all three are None: its lengths are then in object
+    pixels, and `length_unit` says so.
     """
 
     shape: tuple[int, int]
@@ -33,8 +33,8 @@ class Geometry:
             raise ValueError(
                 f"found frames of {ny} x {nx} pixels, expected a square of even size, 8 or more: crop them"
             )
-        told = [v is not None for v in (self.wavelength, self.distance, self.detector_pixel)]
-        if any(told) and not all(told):
+        given = [v is not None for v in (self.wavelength, self.distance, self.detector_pixel)]
+        if any(given) and not all(given):
             raise ValueError(
                 f"found wavelength={self.wavelength}, distance={self.distance}, detector_pixel={self.detector_pixel}; "
                 "expected all three in metres, or none of them (lengths are then object pixels)"

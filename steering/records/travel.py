@@ -1,4 +1,4 @@
-"""What it costs to move the stage."""
+"""The time that moving the stage takes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ class Travel:
         return distance / self.velocity + np.where(distance > 0, self.settling, 0.0)
 
     def along(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) seconds of the way to each of n positions (n, 2) from the one before; 0 for the first."""
+        """(n,) seconds to each of n positions (n, 2) from the one before; 0 for the first."""
         where = np.asarray(positions, np.float64).reshape(-1, 2)
         return np.concatenate([np.zeros(min(len(where), 1)), self.seconds(where[:-1], where[1:])])

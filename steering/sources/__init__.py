@@ -1,6 +1,6 @@
-"""Where frames come from: the simulated beamline, recorded scans, and one file for each further kind.
+"""Sources of frames: the simulated beamline and recorded scans.
 
-Whatever yields chunks this way is a source; a new kind is one file here and one line in tests/test_source_contract.py.
+The contract is `Source`. A new kind is one file here and one line in tests/test_source_contract.py.
 """
 
 from __future__ import annotations

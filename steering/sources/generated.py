@@ -1,4 +1,4 @@
-"""Images of sparse content, made on the spot: thickness 0..1, to be made a sample of by `sample`."""
+"""Generated images of sparse content: thickness 0..1, which `sample` turns into a sample."""
 
 from __future__ import annotations
 

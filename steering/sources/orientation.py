@@ -1,4 +1,4 @@
-"""How a detector's frames lie: the one place that turns them and moves their zero frequency."""
+"""Orientation and zero frequency of a detector's frames: the only place that changes either."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ORIENTATIONS = {
 def turn(frames: NDArray, zero_frequency: str, orientation: str) -> NDArray:
     """Turn frames about their zero frequency, and bring that to pixel (y // 2, x // 2).
 
-    frames: (n, y, x). zero_frequency: where it stands in them, "corner" or "centre" (y // 2, x // 2). orientation: a
-    name of ORIENTATIONS. Raises ValueError for other words.
+    frames: (n, y, x). zero_frequency: where it is in them, "corner" or "centre" (y // 2, x // 2). orientation: a
+    name of ORIENTATIONS. Raises ValueError for other values.
     """
     if zero_frequency not in ("corner", "centre"):
         raise ValueError(f"found zero_frequency={zero_frequency!r}, expected 'corner' or 'centre'")

@@ -1,4 +1,4 @@
-"""The machinery every paced source shares: targets in, chunks out, in real time, in a thread of its own."""
+"""What every paced source shares: targets in, chunks out, in real time, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ Measure = Callable[[int, list[Target], NDArray[np.float64]], xr.Dataset]
 """(part, targets of one chunk, seconds spent on each) -> the chunk."""
 
 STARVED_S = 0.2
-"""How long a chunk that is not full waits for further targets before it leaves as it is."""
+"""How long a chunk that is not full waits for further targets before it is handed out."""
 
 
 @dataclass(frozen=True)
 class _Request(Generic[Target]):
     target: Target | None
-    """None: nothing to measure, only the mark that the part ends here."""
+    """None: there is nothing to measure, the part ends here."""
     seconds: float
-    """Of light."""
+    """Exposure."""
     before: float
-    """Seconds of the way there, without light."""
+    """Seconds of travel before it, without exposure."""
     ends_part: int | None
-    """The part that is over once this is done; None: no part is."""
+    """The part that is over after this request; None: no part is."""
 
 
 class Pacer(Generic[Target]):
     """Measures queued targets one after the other, each in its own time, and hands the chunks out.
 
-    A campaign is a row of parts (stages of a beamline; a recording has one). A part is over after its frames, or when
-    a request that ends it is done; no chunk spans two parts. Targets are measured in the order in which they came,
+    A campaign is a sequence of parts (stages of a beamline; a recording has one). A part is over after its frames, or
+    when a request that ends it is done; no chunk spans two parts. Targets are measured in the order in which they came,
     each once; those that a part leaves over are measured in the next one.
 
-    Frame k is due when the times of the frames before it, and of the ways between them, have passed. Late frames are
-    caught up without sleep; when there was nothing to measure the clock starts anew. Measuring never waits for the
-    consumer: past `queue_chunks` finished chunks the oldest is dropped and counted in `frames_dropped`.
+    Frame k is due when the exposures and travel times before it have passed. Late frames follow without sleep; after a
+    time without targets the clock starts anew. Measuring never waits for the consumer: past `queue_chunks` finished
+    chunks the oldest is dropped and counted in `frames_dropped`.
 
-    Every method is thread-safe (`lock` is theirs, and a source may hold it around a call of `add`). The object pickles
-    until `run` is called.
+    Every method is thread-safe; a source may hold `lock` around a call of `add`. The object pickles until `run` is
+    called.
     """
 
     def __init__(self, parts: Sequence[int], *, frame_rate: float, chunk_frames: int, queue_chunks: int = 64) -> None:
@@ -92,21 +92,21 @@ class Pacer(Generic[Target]):
         travel: NDArray[np.float64] | None = None,
         stop: bool = False,
     ) -> None:
-        """Queue targets; dwell: seconds of light for each (None: one frame time); travel: seconds that the way to each
-        takes before that (None: none); stop: the part now on is over after them."""
-        ways = np.zeros(len(targets)) if travel is None else travel
+        """Queue targets; dwell: seconds of exposure of each (None: one frame time); travel: seconds before each (None:
+        none); stop: the part that is measured now is over after them."""
+        before = np.zeros(len(targets)) if travel is None else travel
         with self.lock:
             part = self._part if stop else None
             seconds = np.full(len(targets), 1 / self.frame_rate) if dwell is None else dwell
             last = len(targets) - 1
-            for k, (target, time_s, way) in enumerate(zip(targets, seconds, ways, strict=True)):
-                self._requests.append(_Request(target, float(time_s), float(way), part if k == last else None))
+            for k, (target, exposure, moving) in enumerate(zip(targets, seconds, before, strict=True)):
+                self._requests.append(_Request(target, float(exposure), float(moving), part if k == last else None))
             if stop and not targets:
                 self._requests.append(_Request(None, 0.0, 0.0, part))
             self.lock.notify_all()
 
     def close(self) -> None:
-        """End it: what was measured by now is still handed out, what was queued is not measured."""
+        """End the measurement: what was measured is still handed out, what was queued is not measured any more."""
         with self.lock:
             self._closed = True
             self.lock.notify_all()

@@ -2,10 +2,10 @@
 
 Conventions, applied here once. A file's frames are turned by `orientation` about the zero frequency, which is then
 brought to (y // 2, x // 2). Positions are (y, x) of the probe on the sample, relative to their mean. CXI stores where
-the SAMPLE is, with x to the left seen along the beam and y up; the probe moves on the sample the other way, and rows of
-an image run down and columns to the right, so that both signs cancel: (y, x) = (translation y, translation x). Where a
-file thinks otherwise, say so by `orientation`: frames turned by rot180 are positions with their signs changed.
-Nothing that is read is unpickled.
+the SAMPLE is, with x to the left seen along the beam and y up; the probe moves on the sample in the opposite direction,
+and rows of an image run down and columns to the right, so that both signs cancel: (y, x) = (translation y, translation
+x). Where a file has another convention, give `orientation`: frames turned by rot180 are positions with their signs
+changed. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def read_recording(
 ) -> Recording:
     """Read a recorded scan; what kind of file it is follows from its first bytes.
 
-    zero_frequency: where it stands in the FILE's frames, "corner" or "centre" (y // 2, x // 2). orientation: a name of
+    zero_frequency: where it is in the FILE's frames, "corner" or "centre" (y // 2, x // 2). orientation: a name of
     ORIENTATIONS, how the file's frames must be turned to agree with the positions. probe: (y, x) or (mode, y, x),
     instead of the file's. HDF5 gives lengths in metres; .npz (arrays data, probe, scan) gives object pixels.
     Raises OSError for a file that is missing, damaged or of no known kind, ValueError for one whose content does not
@@ -245,7 +245,7 @@ def _wavelength(file: h5py.File) -> float:
         wavelength = _number(file, "source_1/wavelength")
     if not 1e-12 < wavelength < 1e-7:
         raise ValueError(
-            f"found a wavelength of {wavelength:.3g} m, expected X-rays: does the photon energy tell its unit?"
+            f"found a wavelength of {wavelength:.3g} m, expected X-rays: check the unit of the energy in the file"
         )
     return wavelength
 
@@ -258,7 +258,7 @@ def _number(file: h5py.File, name: str) -> float:
 
 
 def _numbers(data: h5py.Dataset) -> NDArray[np.float64]:
-    """What a dataset holds, in SI units; without the attribute `units` it is in SI already."""
+    """The values of a dataset in SI units; without the attribute `units` they are in SI already."""
     unit = data.attrs.get("units", "")
     unit = unit.decode() if isinstance(unit, bytes) else str(unit)
     if unit and unit not in _UNITS:
@@ -284,7 +284,7 @@ def _array(arrays: Mapping[str, NDArray], name: str) -> NDArray:
     except ValueError as error:
         raise ValueError(
             f"found Python objects in the array {name!r} (frames of changing shape, or pickled data), "
-            "expected plain numbers of one shape: nothing is unpickled here"
+            "expected plain numbers of one shape: save the array anew, since nothing is unpickled here"
         ) from error
 
 
@@ -301,7 +301,7 @@ def _modes(probe: NDArray) -> NDArray[np.complex64]:
 
 
 def _counts(data: NDArray, mask: NDArray | None) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Frames in an unsigned dtype where they are whole counts, and the mask (y, x) of pixels that are none.
+    """Frames, in an unsigned dtype where they are whole counts, and the mask (y, x) of pixels without counts.
 
     Detectors mark such pixels by all ones (unsigned) or by a negative value in every frame (signed).
     """

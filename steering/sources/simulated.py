@@ -1,4 +1,4 @@
-"""A beamline in the computer: it measures any object exactly where it is told to, with noise, gaps and drift."""
+"""A simulated beamline: it measures any object at the positions of the decisions, with noise, gaps and drift."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Stage:
     """What is in the beam for some frames."""
 
     name: str
-    """Of the scan that starts here; of no meaning when `new_scan` is False."""
+    """Of the scan that starts here; not used when `new_scan` is False."""
     object: NDArray[np.complex64]
     """(Y, X) transmission."""
     frames: int
-    """It ends after so many, or when a decision to stop is done."""
+    """The stage ends after so many, or when a decision to stop is done."""
     flux: float = 1.0
     """Incident photons, relative to the beamline's probe."""
     new_scan: bool = True
@@ -88,7 +88,7 @@ def detector_gap(shape: tuple[int, int], *, start: int, width: int, axis: str = 
 
 
 class SimulatedBeamline:
-    """A source: it measures the objects of its stages in turn, in real time, wherever decisions tell it to.
+    """A source that measures the objects of its stages in turn, in real time, at the positions of the decisions.
 
     Its attributes are those of the contract, `Source`: the probe (mode, N, N) in photons per frame at flux 1, lengths
     in `geometry.length_unit`, metres for the default geometry. Position (0, 0) is the middle pixel (Y // 2, X // 2) of
@@ -138,9 +138,9 @@ class SimulatedBeamline:
         self.scans = tuple(names)
         self.frames = sum(stage.frames for stage in self.stages)
         self.travel: Travel | None = None
-        """What the way from one position to the next costs, in real time; None: nothing. Set it before chunks()."""
+        """The time from one position to the next; None: it takes none. Set it before chunks()."""
         self.travel_s = 0.0
-        """Seconds of all ways to the positions queued so far."""
+        """Seconds of travel to the positions queued so far."""
         self._here: NDArray[np.float64] | None = None
         self._in_beam = 0
         self._next_id = 0
@@ -171,10 +171,10 @@ class SimulatedBeamline:
                 f"outside the field {self.field}, expected all inside: choose among `candidates` or within `field`"
             )
         with self._pacer.lock:
-            way = self._way(where)
-            self.travel_s += float(way.sum())
+            moving = self._moving(where)
+            self.travel_s += float(moving.sum())
             targets = [(float(y), float(x)) for y, x in where]
-            self._pacer.add(targets, dwell=decision.dwell, travel=way, stop=decision.stop)
+            self._pacer.add(targets, dwell=decision.dwell, travel=moving, stop=decision.stop)
 
     def close(self) -> None:
         """End the campaign; a waiting chunks() hands out what was measured and ends."""
@@ -187,8 +187,8 @@ class SimulatedBeamline:
             return None
         return self.stages[max(mine[0], min(mine[-1], self._in_beam))].object, self._canvas
 
-    def _way(self, where: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) seconds to each of the next positions (n, 2); the first of a campaign is where the stage stands."""
+    def _moving(self, where: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) seconds to each of the next positions (n, 2); the first of a campaign is where the stage is."""
         if self.travel is None or not len(where):
             return np.zeros(len(where))
         start = where[:1] if self._here is None else self._here[None]
