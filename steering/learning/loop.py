@@ -240,8 +240,8 @@ class Loop:
         buffer and optimiser are then as after the last whole step.
         """
         tally = Tally()
-        with group_errors(f"rank {self.rank}, at step {self.steps},"):
-            for _ in range(steps):
+        for _ in range(steps):
+            with group_errors(f"rank {self.rank}, at step {self.steps},"):
                 self._step(load, tally)
         return tally
 
