@@ -8,6 +8,7 @@ near it: what the network says there it has learnt elsewhere.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from steering.models import ProbeFirst
 from steering.policies import Random, Raster, SpaceFilling
 from steering.ptychography import Canvas, RefineSettings, patch_weight
 from steering.records import Field
-from steering.runner import Experiment, LabelSettings, RunFolder, run
+from steering.runner import Experiment, FinalSettings, LabelSettings, RunFolder, run
 from steering.sources import ORIENTATIONS, Replay, read_recording
 from steering.view.progress import Progress
 
@@ -58,6 +59,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             window=len(recording.counts),
             first=RefineSettings(passes=10, probe_from_pass=1),
             again=RefineSettings(passes=5, probe_from_pass=0),
+            final=FinalSettings(refine=replace(FinalSettings().refine, probe_from_pass=1)),
         ),
         hold_out=HoldOut(region=corner(recording.positions / pixel), margin=options.margin),
         scans=(scan,),
