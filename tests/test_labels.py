@@ -223,6 +223,7 @@ class TestFromOutside:
         """Without room for late labels, a scan that is over can no longer be labelled; the current one can."""
         scans = (("a", 40), ("b", 20))
         me = predictor(actors, folder, scans, settings=PredictorSettings(late_bytes=40 * WINDOW**2 * 2 - 1))
+        me.conclude("a", None).result()
         hand_in(folder.path, "a", np.arange(40), object=thing(0), origin=CANVAS.origin)
         hand_in(folder.path, "b", np.arange(40, 60), object=thing(1), origin=CANVAS.origin)
         late, present = opened(me, folder, [actors(Desk())])[::-1]

@@ -8,6 +8,7 @@ near it: what the network says there it has learnt elsewhere.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from steering import (
     Canvas,
     Experiment,
     Field,
+    FinalSettings,
     HoldOut,
     LabelSettings,
     ProbeFirst,
@@ -63,6 +65,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             window=len(recording.counts),
             first=RefineSettings(passes=10, probe_from_pass=1),
             again=RefineSettings(passes=5, probe_from_pass=0),
+            final=FinalSettings(refine=replace(FinalSettings().refine, probe_from_pass=1)),
         ),
         hold_out=HoldOut(region=corner(recording.positions / pixel), margin=options.margin),
     )

@@ -117,6 +117,22 @@ class ExternalLabelsRead(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScanRefined(Event):
+    """A scan is over: its network image is by `version`, and its object was refined by all `frames` until `converged`,
+    or for the most passes; residual is their median under it. Where `reason` is not empty it tells why neither was
+    done: what the live image had by then stands."""
+
+    scan: str
+    version: int
+    frames: int = 0
+    passes: int = 0
+    converged: bool = False
+    residual: float | None = None
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CandidateReady(Event):
     """A training round is over. Errors on frames that are never trained on: the candidate's, and that of the weights
     in service on the same frames; residual is the candidate's, and `loss` the mean of the round's training loss.
@@ -273,6 +289,7 @@ _KINDS: dict[str, type[Event]] = {
         Tick,
         LabelsReady,
         ExternalLabelsRead,
+        ScanRefined,
         CandidateReady,
         ModelPublished,
         CandidateRefused,

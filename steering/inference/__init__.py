@@ -8,17 +8,23 @@ from steering.inference.predictor import Predictor
 from steering.inference.scans import LabelFrames
 from steering.inference.serving import Installed
 from steering.inference.settings import PredictorSettings
+from steering.inference.whole_scan import FinalImage, NetworkImage, ScanFrames, WholeScan, joined
 
 __all__ = [
     "Engine",
+    "FinalImage",
     "HoldOut",
     "Installed",
     "LabelFrames",
     "LiveImage",
+    "NetworkImage",
     "PolicyAnswer",
     "Predictor",
     "PredictorSettings",
     "ResumeState",
+    "ScanFrames",
     "Score",
     "Table",
+    "WholeScan",
+    "joined",
 ]

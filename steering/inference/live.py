@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from steering.inference.whole_scan import FinalImage
 from steering.ptychography import Canvas, Refined, Stitcher, neighbour_offset
 from steering.records import Geometry, Prediction
 
@@ -19,6 +20,8 @@ _ROOM_BYTES = 2**28
 """What a column asks for at first: address space, of which only the rows that are written take memory. A column that
 moves to a larger place takes all frames with it, for which the newest would have to wait."""
 _ROOM_ROWS = 2**17
+_LEAST_WEIGHT = 0.05
+"""Of a patch's highest weight: where the network has seen less, it says nothing."""
 
 
 class Table:
@@ -93,6 +96,9 @@ class LiveImage:
         self.refined: Refined | None = None
         self.refinements = 0
         self.retired = False
+        self.concluded = False
+        """Nothing more is made of its frames: they may be forgotten."""
+        self.final: FinalImage | None = None
         self.forgotten = False
         names = ("amplitude", "phase", "weight")
         self._view = xr.Dataset(
@@ -101,15 +107,28 @@ class LiveImage:
 
     def retire(self) -> None:
         """The scan is over: nothing of it is predicted again. Its counts stay for labels that come late."""
-        self.retired = True
-        if not len(self.frames):
+        if self.retired or not len(self.frames):
+            self.retired = True
             return
+        self.retired = True
         self.frames.release("patch", np.zeros(0, np.int64))
 
     def forget(self) -> None:
         """Of a scan that is over, keep the counts of the frames only that errors are reported from."""
         self.forgotten = True
         self.frames.release("counts", np.flatnonzero(self.frames["judged"]))
+
+    def conclude(self, final: FinalImage | None) -> None:
+        """Nothing more comes of this scan. final: what it leaves; None: what there is by now."""
+        self.retire()
+        self.concluded = True
+        if final is None:
+            return
+        self.final, self.refined = final, final.refined
+        n = len(final.network.residual)
+        for name in ("residual", "offset", "trust"):
+            self.frames[name][:n] = getattr(final.network, name)
+        self.frames["version"][:n] = final.network.version
 
     def show_labelled(self, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what labels were cut from, their median residual, and the refined object to show."""
@@ -186,7 +205,9 @@ class LiveImage:
 
     def network_image(self) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
         """(Y, X) complex as the network sees it, and where it has seen enough to say anything."""
-        return self.stitcher.image(), self.stitcher.weight > 0.05
+        if self.final is not None:
+            return self.final.network.object, self.final.network.weight > _LEAST_WEIGHT
+        return self.stitcher.image(), self.stitcher.weight > _LEAST_WEIGHT
 
     def view(self) -> xr.Dataset:
         """The network's image as a policy sees it: amplitude, phase (radians) and weight over (y, x), with units.
@@ -232,8 +253,12 @@ class LiveImage:
         return xr.Dataset(
             {name: (("y", "x"), value, _UNITS[name]) for name, value in fields.items()} | rows,
             coords=self._axes() | {"frame": self.frames.frame_id},
-            attrs={"scan": self.scan, "length_unit": self.geometry.length_unit},
+            attrs={"scan": self.scan, "length_unit": self.geometry.length_unit, "refinement": self._refinement()},
         ).copy(deep=True)
+
+    def _refinement(self) -> str:
+        """How the refined object came about, in words."""
+        return "as time allowed while the scan was measured" if self.final is None else self.final.refinement
 
     def _axes(self) -> dict[str, tuple[str, NDArray, dict[str, str]]]:
         """Positions of the canvas's rows and columns, in the length unit."""

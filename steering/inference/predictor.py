@@ -30,6 +30,7 @@ from steering.inference.policy_host import PolicyAnswer, PolicyHost, ResumeState
 from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
+from steering.inference.whole_scan import FinalImage, ScanFrames
 from steering.models import ModelStore, Network
 from steering.policies import Policy
 from steering.ptychography import (
@@ -161,6 +162,14 @@ class Predictor:
         """
         return await self._do(self._late_frames, scan, frame_id)
 
+    async def scan_frames(self, scan: str, first: int, last: int) -> ScanFrames | None:
+        """Frames of a scan, over or not, see Scans.between."""
+        return await self._do(lambda: self._scans.between(scan, first, last, self._mask))
+
+    async def conclude(self, scan: str, final: FinalImage | None) -> None:
+        """Nothing more comes of a scan. final: what it leaves, in place of what there is; None: that stays."""
+        await self._do(self._scans.conclude, scan, final)
+
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
         await self._do(self._scans.images[scan].show_labelled, labels, shown, residual)
@@ -172,7 +181,7 @@ class Predictor:
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured; None before the first frame."""
-        return await self._do(self._live, scan)
+        return await self._do(lambda: None if (live := self._scans.get(scan)) is None else live.dataset())
 
     async def evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         """How well model versions do on the frames of a scan that errors are reported from: the network's own patches,
@@ -186,7 +195,8 @@ class Predictor:
     async def versions_of(self, scan: str) -> tuple[int, int]:
         """The version in service when the scan's first frame came, and when its last one did: that in service now for
         a scan of which no frame is known."""
-        return await self._do(self._versions_of, scan)
+        now = (self._serving.version, self._serving.version)
+        return await self._do(lambda: now if (live := self._scans.get(scan)) is None else live.first_versions)
 
     async def is_over(self, scan: str) -> bool:
         """Whether nothing of a scan is predicted any more."""
@@ -348,7 +358,7 @@ class Predictor:
         begun, predicted = time.perf_counter(), self.predicted
         live, version = self._scans.get(), self._serving.version
         rows = np.zeros(0, np.int64)
-        if live is not None:
+        if live is not None and not live.retired:
             rows = live.behind(version, self._serving.expected, self.settings.again)
         self._again_due = len(rows) > 0
         if live is None or not len(rows):
@@ -370,10 +380,6 @@ class Predictor:
         live = self._scans.get(scan)
         return {} if live is None else score_versions(self._models, versions, live, self._mask, self.network)
 
-    def _versions_of(self, scan: str) -> tuple[int, int]:
-        live, now = self._scans.get(scan), self._serving.version
-        return (now, now) if live is None else live.first_versions
-
     def _label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         live = self._scans.get(scan)
         if live is None or live.retired:
@@ -389,10 +395,6 @@ class Predictor:
 
     def _frames_of(self, live: LiveImage, rows: slice | NDArray[np.int64]) -> LabelFrames:
         return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask)
-
-    def _live(self, scan: str | None) -> xr.Dataset | None:
-        live = self._scans.get(scan)
-        return None if live is None else live.dataset()
 
 
 @dataclass(frozen=True, kw_only=True)

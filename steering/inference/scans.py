@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage, Truth
+from steering.inference.whole_scan import FinalImage, ScanFrames
 from steering.ptychography import Canvas, Refined
 from steering.records import Geometry, chunk_geometry
 
@@ -53,6 +54,22 @@ class Scans:
             self.images[scan] = live
             self._now = scan
         return self.images[scan]
+
+    def conclude(self, scan: str, final: FinalImage | None) -> None:
+        """See LiveImage.conclude. Nothing is done for a scan that is not known."""
+        if scan in self.images:
+            self.images[scan].conclude(final)
+            forget_beyond(self.images.values(), self._late_bytes)
+
+    def between(self, scan: str, first: int, last: int, mask: NDArray[np.bool_]) -> ScanFrames | None:
+        """Frames of a scan, from the first up to the last in the order of arrival; None where none are there, or their
+        counts are no longer kept."""
+        live = self.get(scan)
+        if live is None or live.forgotten or first >= min(last, len(live.frames)):
+            return None
+        # Rows are written once: no copy is needed, which would take the time of frames.
+        counts, position = live.frames["counts"][first:last], live.frames["position"][first:last]
+        return ScanFrames(scan=live.scan, counts=counts, position=position, canvas=live.canvas, mask=mask.copy())
 
     def get(self, scan: str | None = None) -> LiveImage | None:
         """The image of a scan, by default of the one being measured; None before its first frame."""
@@ -128,11 +145,11 @@ def kept_rows(live: LiveImage, frame_id: NDArray[np.int64]) -> tuple[NDArray[np.
 
 
 def forget_beyond(scans: Iterable[LiveImage], budget: int) -> None:
-    """Let go of the counts of scans that are over until the others fit into so many bytes, the oldest scan first.
+    """Let go of the counts of concluded scans until the others fit into so many bytes, the oldest scan first.
 
     Scans come in the order in which they were measured. What is let go cannot be labelled any more.
     """
-    over = [live for live in scans if live.retired and not live.forgotten and len(live.frames)]
+    over = [live for live in scans if live.concluded and not live.forgotten and len(live.frames)]
     held = sum(live.frames.nbytes("counts") for live in over)
     for live in over:
         if held <= budget:

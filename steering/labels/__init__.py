@@ -1,4 +1,4 @@
-"""Labels for training: made by refinement, or handed in from outside; and the refinement of the live image."""
+"""Labels for training, made by refinement or handed in; refinement of the live image and of whole scans."""
 
 from steering.labels.external import (
     ExternalReport,
@@ -9,11 +9,14 @@ from steering.labels.external import (
     take_in,
     waiting,
 )
+from steering.labels.final import FinalReport, FinalSettings
 from steering.labels.make import LabelReport, LabelSettings, make_labels
 from steering.labels.refinement import LiveSettings, refine_live
 
 __all__ = [
     "ExternalReport",
+    "FinalReport",
+    "FinalSettings",
     "LabelReport",
     "LabelSettings",
     "LiveSettings",

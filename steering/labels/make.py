@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.inference import LabelFrames
+from steering.labels.final import FinalSettings
 from steering.labels.refinement import LiveSettings, refine_on, yield_to_frames
 from steering.learning import Labels
 from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, patch_weight
@@ -30,6 +31,8 @@ class LabelSettings:
     """Labels whose own residual is above so many medians are left out: they would teach errors."""
     live: LiveSettings = field(default_factory=LiveSettings)
     """Of the live image, between two makings of labels."""
+    final: FinalSettings = field(default_factory=FinalSettings)
+    """Of a scan that is over."""
 
 
 _LEAST_SEEN = 0.9

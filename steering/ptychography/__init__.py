@@ -13,7 +13,7 @@ from steering.ptychography.noise import (
 )
 from steering.ptychography.prior_residual import prior_residual
 from steering.ptychography.probe import add_modes, aim_probe, beam_diameter, rescale_probe, zone_plate
-from steering.ptychography.refine import Refined, refine
+from steering.ptychography.refine import Refined, Refinement, refine
 from steering.ptychography.settings import RefineSettings
 from steering.ptychography.stitch import Stitcher, extract_patches, patch_weight
 from steering.ptychography.trust import far_field_residual, neighbour_offset
@@ -25,6 +25,7 @@ __all__ = [
     "Canvas",
     "RefineSettings",
     "Refined",
+    "Refinement",
     "Stitcher",
     "Verdict",
     "above_floor",

@@ -1,4 +1,4 @@
-"""Reconstruct an object from frames, from nothing or from what is already known; also the maker of labels."""
+"""Reconstruct an object from frames, from nothing or from what is already known: whole, or part by part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from steering.ptychography.gauge import Gauge
 from steering.ptychography.rpie import Rpie
 from steering.ptychography.settings import RefineSettings
-from steering.ptychography.trust import good_pixels, measured_amplitude
 from steering.records import Canvas
 
 _LEAST_COVER = 0.05
@@ -31,6 +30,97 @@ class Refined:
     """(n,) far-field residual of each frame when it was last used, before its own update; 1 where it never was."""
     covered: NDArray[np.bool_]
     """(Y, X), True where these frames brought enough light to tell the object."""
+
+
+class Refinement:
+    """An object on its way to agreement with frames. It goes on part by part, and its outcome does not depend on where
+    the parts end.
+    """
+
+    def __init__(
+        self,
+        counts: NDArray,
+        positions_px: ArrayLike,
+        probe: NDArray[np.complex64],
+        canvas: Canvas,
+        *,
+        start: NDArray | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        settings: RefineSettings | None = None,
+    ) -> None:
+        """As `refine`."""
+        self.settings = settings or RefineSettings()
+        self.passes = 0
+        """Done so far, whole."""
+        self.converged = False
+        """The median residual falls no further, see `RefineSettings.least_gain`."""
+        self._before = _start(start, canvas)
+        _refuse_bad_probe(probe, counts)
+        corner, fraction = canvas.corners(positions_px, probe.shape[-1])
+        if len(corner) != len(counts):
+            raise ValueError(f"found {len(counts)} frames and {len(corner)} positions, expected one for each")
+        self._gauge = Gauge.of(torch.from_numpy(np.ascontiguousarray(probe, np.complex64)))
+        found = self._before.copy()
+        if self.settings.engine == "ptychi" and self.settings.passes:
+            from steering.ptychography.ptychi import reconstruct  # noqa: PLC0415 - optional, imported late
+
+            found, probe = reconstruct(counts, positions_px, probe, canvas, self._before, mask, self.settings)
+            self.passes = self.settings.passes
+        self._engine = Rpie(counts, mask, corner, fraction, found, probe)
+        if self.over:
+            self._engine.look()
+        self._order = np.random.default_rng(self.settings.seed)
+        self._left = np.zeros(0, np.int64)
+        """Frames of the pass under way that are still to be used."""
+        self._medians: list[float] = []
+        """Median residual after each `gain_passes` passes."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be done."""
+        return self.converged or self.passes >= self.settings.passes
+
+    @property
+    def residual(self) -> float:
+        """Median over all frames of the far-field residual of each when it was last used; 1 before the first pass."""
+        return float(self._engine.residual.median())
+
+    def go_on(self, stop: Callable[[], bool] | None = None) -> None:
+        """Refine until it is over or `stop`, asked before each batch, says True."""
+        settings = self.settings
+        while not self.over:
+            if not len(self._left):
+                self._left = self._order.permutation(self._engine.with_light())
+            improve = settings.probe_from_pass is not None and self.passes >= settings.probe_from_pass
+            while len(self._left):
+                if stop is not None and stop():
+                    return
+                batch, self._left = self._left[: settings.batch], self._left[settings.batch :]
+                self._engine.step(batch, settings.alpha, settings.probe_alpha if improve else None)
+            self.passes += 1
+            self._look_whether_converged()
+
+    def result(self) -> Refined:
+        """What there is by now."""
+        engine = self._engine
+        found, probe = engine.object.copy(), engine.probe.clone()
+        if self.settings.probe_from_pass is not None:
+            self._gauge.hold(torch.from_numpy(found), probe)
+        covered = engine.seen() >= _LEAST_COVER
+        return Refined(
+            object=np.where(covered, found, self._before),
+            probe=probe.numpy(),
+            residual=engine.residual.numpy().copy(),
+            covered=covered,
+        )
+
+    def _look_whether_converged(self) -> None:
+        if not self.settings.least_gain or self.passes % self.settings.gain_passes:
+            return
+        self._medians.append(self.residual)
+        if len(self._medians) > 1:
+            before, now = self._medians[-2:]
+            self.converged = now > (1 - self.settings.least_gain) * before
 
 
 def refine(
@@ -54,46 +144,9 @@ def refine(
     Raises ValueError for shapes that do not match, values that are not finite, a window that leaves the canvas, and
     ImportError for the engine `ptychi` where it is not installed.
     """
-    settings = settings or RefineSettings()
-    before = _start(start, canvas)
-    _refuse_bad_probe(probe, counts)
-    corner, fraction = canvas.corners(positions_px, probe.shape[-1])
-    if len(corner) != len(counts):
-        raise ValueError(f"found {len(counts)} frames and {len(corner)} positions, expected one for each")
-    good = None if mask is None else good_pixels(mask, probe.shape[-1])
-    amplitude = measured_amplitude(counts, mask)
-    gauge = Gauge.of(torch.from_numpy(np.ascontiguousarray(probe, np.complex64)))
-    found = before.copy()
-    if settings.engine == "ptychi" and settings.passes:
-        from steering.ptychography.ptychi import reconstruct  # noqa: PLC0415 - optional, imported late
-
-        found, probe = reconstruct(counts, positions_px, probe, canvas, before, mask, settings)
-    engine = Rpie(amplitude, good, corner, fraction, found, probe)
-    if settings.engine == "rpie" and settings.passes:
-        _run(engine, settings, stop)
-    else:
-        engine.look()
-    if settings.probe_from_pass is not None:
-        gauge.hold(torch.from_numpy(engine.object), engine.probe)
-    covered = engine.seen() >= _LEAST_COVER
-    return Refined(
-        object=np.where(covered, engine.object, before),
-        probe=engine.probe.numpy(),
-        residual=engine.residual.numpy(),
-        covered=covered,
-    )
-
-
-def _run(engine: Rpie, settings: RefineSettings, stop: Callable[[], bool] | None) -> None:
-    order = np.random.default_rng(settings.seed)
-    for number in range(settings.passes):
-        improve = settings.probe_from_pass is not None and number >= settings.probe_from_pass
-        frames = order.permutation(engine.with_light())
-        for first in range(0, len(frames), settings.batch):
-            if stop is not None and stop():
-                return
-            batch = frames[first : first + settings.batch]
-            engine.step(batch, settings.alpha, settings.probe_alpha if improve else None)
+    work = Refinement(counts, positions_px, probe, canvas, start=start, mask=mask, settings=settings)
+    work.go_on(stop)
+    return work.result()
 
 
 def _start(start: NDArray | None, canvas: Canvas) -> NDArray[np.complex64]:

@@ -14,24 +14,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.ptychography.forward import shift_ramps
+from steering.ptychography.trust import good_pixels, measured_amplitude
 
 _BLOCK_PIXELS = 2**16
 """Frames of a batch go through the Fourier transforms in blocks of so many pixels, so that a block stays in cache."""
 _CACHE_BYTES = 2**28
-"""Up to here the shifted probes of all frames are kept while the probe is fixed; beyond, they are made anew."""
+"""Up to here the amplitudes of all frames are kept, and while the probe is fixed their shifted probes; beyond, they are
+made anew from the counts for each batch, so that a scan of 1e5 frames needs little more memory than its counts."""
+_FRAMES_AT_ONCE = 64
+"""When all frames are looked through."""
 
 
 class Rpie:
-    """Object and probe on their way to agreement with frames; frames are kept with the zero frequency at the corner.
+    """Object and probe on their way to agreement with frames.
 
-    amplitude: (n, N, N) float32, centred, 0 on masked pixels. good: (N, N), 1 where a pixel counts; None: all do.
-    corner, fraction: of `Canvas.corners`. object: (Y, X) complex64, changed in place. probe: (mode, N, N).
+    counts: (n, N, N) of any real dtype, centred. mask: bool (N, N), True = do not use; None: all pixels count.
+    corner, fraction: of `Canvas.corners`. object: (Y, X) complex64, changed in place. probe: (mode, N, N). Raises
+    ValueError for counts that are negative or not finite.
     """
 
     def __init__(
         self,
-        amplitude: Tensor,
-        good: Tensor | None,
+        counts: NDArray,
+        mask: NDArray[np.bool_] | None,
         corner: NDArray[np.int64],
         fraction: NDArray[np.float32],
         object: NDArray[np.complex64],
@@ -41,11 +46,20 @@ class Rpie:
         self.object = object
         self.probe = torch.from_numpy(np.array(probe, np.complex64))
         self.residual = torch.ones(len(corner))
-        self._amplitude = torch.fft.ifftshift(amplitude, dim=(-2, -1))
-        self._power = amplitude.square().sum((1, 2))
-        self._good = None if good is None else torch.fft.ifftshift(good)
+        self._good = None if mask is None else torch.fft.ifftshift(good_pixels(mask, window))
+        self._counts, self._mask = counts, mask
+        self._amplitude: Tensor | None = None
+        """(n, N, N), the zero frequency at the corner."""
+        small = 4 * counts.size <= _CACHE_BYTES
+        kept, power = [], []
+        for start in range(0, len(counts), _FRAMES_AT_ONCE):
+            block = self._measured(np.arange(start, min(start + _FRAMES_AT_ONCE, len(counts))))
+            power.append(block.square().sum((1, 2)))
+            kept += [block] if small else []
+        if kept:
+            self._amplitude = torch.cat(kept)
+        self._power = torch.cat(power) if power else torch.zeros(0)
         self._corner = corner
-        self._windows = np.lib.stride_tricks.sliding_window_view(object, (window, window))
         self._ramps = shift_ramps(torch.from_numpy(fraction), window)
         self._change = np.zeros_like(object)
         self._weight = np.zeros(object.shape, np.float32)
@@ -102,12 +116,13 @@ class Rpie:
     def _revised(self, frames: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """Patches (b, N, N), shifted probes and the change of psi that the frames ask for, both (b, m, N, N)."""
         corner = self._corner[frames]
-        patches = torch.from_numpy(self._windows[corner[:, 0], corner[:, 1]])
+        windows = np.lib.stride_tricks.sliding_window_view(self.object, self.probe.shape[-2:])
+        patches = torch.from_numpy(windows[corner[:, 0], corner[:, 1]])
         probes = self._probes(frames)
         wave = torch.fft.fft2(patches.unsqueeze(1) * probes, norm="ortho")
         light = (wave * wave.conj()).real
         light = light.sum(1) if light.shape[1] > 1 else light[:, 0]
-        measured = self._amplitude[frames]
+        measured = self._measured(frames)
         model = light.sqrt()
         seen = light if self._good is None else light * self._good
         cross = (model * measured).sum((1, 2)).square()
@@ -117,6 +132,12 @@ class Rpie:
         if self._good is not None:
             ratio *= self._good
         return patches, probes, torch.fft.ifft2(wave.mul_(ratio.unsqueeze(1)), norm="ortho")
+
+    def _measured(self, frames: NDArray[np.int64]) -> Tensor:
+        """Amplitudes (b, N, N) of these frames, a copy: 0 on masked pixels, the zero frequency at the corner."""
+        if self._amplitude is not None:
+            return self._amplitude[frames]
+        return torch.fft.ifftshift(measured_amplitude(self._counts[frames], self._mask), dim=(-2, -1))
 
     def _probes(self, frames: NDArray[np.int64]) -> Tensor:
         if self.probe_changed:

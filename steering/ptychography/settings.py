@@ -10,7 +10,12 @@ class RefineSettings:
     """How long and how carefully to refine."""
 
     passes: int = 10
-    """Times that every frame is used."""
+    """Times that every frame is used, at most."""
+    least_gain: float = 0.0
+    """Share by which the median residual must fall in `gain_passes` passes: else refinement has converged and ends.
+    0: all passes are done. Pty-Chi always does all of them."""
+    gain_passes: int = 10
+    """See `least_gain`."""
     batch: int = 32
     """Frames that update the object together; small is more work per pass and more progress."""
     alpha: float = 0.3
@@ -27,6 +32,11 @@ class RefineSettings:
     def __post_init__(self) -> None:
         if self.passes < 0 or self.batch < 1:
             raise ValueError(f"found passes={self.passes} and batch={self.batch}, expected 0 or more and 1 or more")
+        if not (0 <= self.least_gain < 1 and self.gain_passes >= 1):
+            raise ValueError(
+                f"found least_gain={self.least_gain}, gain_passes={self.gain_passes}, "
+                "expected 0 <= least_gain < 1 and 1 or more passes"
+            )
         if not (0 < self.alpha <= 1 and 0 < self.probe_alpha <= 1):
             raise ValueError(f"found alpha={self.alpha}, probe_alpha={self.probe_alpha}, expected both in (0, 1]")
         if self.engine not in ("rpie", "ptychi"):

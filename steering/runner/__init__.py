@@ -4,6 +4,7 @@ This is the only room that starts work. Begin at `run`.
 """
 
 from steering.labels.external import hand_in
+from steering.labels.final import FinalSettings
 from steering.labels.make import LabelSettings
 from steering.labels.refinement import LiveSettings
 from steering.runner.client import Handle, run, start
@@ -11,4 +12,15 @@ from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.on_ranks import on_ranks
 
-__all__ = ["Experiment", "Handle", "LabelSettings", "LiveSettings", "RunFolder", "hand_in", "on_ranks", "run", "start"]
+__all__ = [
+    "Experiment",
+    "FinalSettings",
+    "Handle",
+    "LabelSettings",
+    "LiveSettings",
+    "RunFolder",
+    "hand_in",
+    "on_ranks",
+    "run",
+    "start",
+]

@@ -17,6 +17,7 @@ from steering.campaign import (
     RankLost,
     RollBackRefused,
     RolledBack,
+    ScanRefined,
 )
 
 
@@ -50,6 +51,11 @@ def _of_labels(event: Event) -> str | None:
     match event:
         case LabelsReady() if event.count:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
+        case ScanRefined() if event.reason:
+            return f"{event.scan} is saved as the live image had it: {event.reason}"
+        case ScanRefined():
+            how = "to convergence" if event.converged else "without convergence"
+            return f"{event.scan} refined {how}: {event.passes} passes over {event.frames} frames"
         case FrameSetAside():
             return f"{len(event.frame_ids)} frames of {event.scan} set aside: {event.reason}"
         case ExternalLabelsRead():

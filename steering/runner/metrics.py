@@ -8,7 +8,17 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.campaign import Campaign, ChunkArrived, Event, FrameSetAside, PredictionReady, PredictorReplaced
+from steering.campaign import (
+    Campaign,
+    ChunkArrived,
+    Command,
+    Event,
+    FrameSetAside,
+    PredictionReady,
+    PredictorReplaced,
+    ScanRefined,
+    encode,
+)
 from steering.inference import Score
 from steering.labels.external import ExternalReport, external_figures
 from steering.learning import PARTS, Round
@@ -59,6 +69,10 @@ class Metrics:
     """Of every file of labels that came from outside."""
     refinements: list[float] = field(default_factory=list)
     """Seconds that each refinement of the live image took."""
+    finals: dict[str, ScanRefined] = field(default_factory=dict)
+    """What the last refinement of each scan came to."""
+    stopped: bool = False
+    """A person has stopped the run."""
     too_late: int = 0
     """Such files that nobody opened before the end."""
     reason: str = ""
@@ -83,6 +97,10 @@ class Metrics:
                 self.aside[event.reason] += len(event.frame_ids)
             case PredictorReplaced():
                 self.replaced += 1
+            case ScanRefined():
+                self.finals[event.scan] = event
+            case Command(name="stop"):
+                self.stopped = True
         if tell(event) is not None:
             self.told.append(event)
 
@@ -201,6 +219,10 @@ async def summary(metrics: Metrics, actors: Actors, proxy: PredictorProxy) -> di
             **{part: metrics.seconds[part] for part in ("label", *PARTS, "publish")},
         },
         "live_image": {"refinements": len(metrics.refinements), "refine_s": sum(metrics.refinements)},
+        "final_refinement": {
+            scan: {key: value for key, value in encode(event).items() if key not in ("event", "time", "scan")}
+            for scan, event in metrics.finals.items()
+        },
         "labels": {
             "left_out": metrics.left_out,
             "from_outside": external_figures(metrics.outside, metrics.too_late),

@@ -45,6 +45,7 @@ from steering.records import ModelVersion
 from steering.runner.actors import Actors, call
 from steering.runner.describe import tell
 from steering.runner.experiment import Experiment
+from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
 from steering.runner.metrics import Metrics, snapshot, summary
@@ -81,6 +82,7 @@ class Runner:
         try:
             await self._be_ready()
             await self._conduct()
+            await self._finishing.finish_all()
             await self.save()
             return await self._sum_up()
         finally:
@@ -158,6 +160,7 @@ class Runner:
             emit=self._events.put_nowait,
             re_form=self._re_form,
         )
+        self._finishing = Finishing(self.metrics, self.folder, self.proxy, self._log)
         self._start(self._labelling.watch_external_labels())
         self._start(self._labelling.refine_as_time_allows())
 
@@ -237,6 +240,8 @@ class Runner:
         while self.metrics.unheard(scan):
             await asyncio.sleep(_LOOK_S)
         if await self._proxy.ask("is_over", scan):  # else it was only interrupted
+            await self._finishing.finish(scan)
+            await self._save(scan)
             await self._proxy.let_go(scan)
 
     async def _carry_out(self, action: Action) -> None:

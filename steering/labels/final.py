@@ -1,0 +1,170 @@
+"""The last work on a scan that is over: its network image by one version, and its refined object to convergence.
+
+What a scan leaves does not depend on how much time was left for it while it was measured: neither the refined object
+that was shown by then nor the probe that labels improved is gone on from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steering.inference import FinalImage, ScanFrames, WholeScan, joined
+from steering.labels.refinement import better_start, yield_to_frames
+from steering.models import ModelStore, Network
+from steering.ptychography import Refinement, RefineSettings
+from steering.records import ModelVersion
+
+_BLOCK_BYTES = 2**25
+"""Counts that the predictor hands out at once."""
+_JUDGES = 32
+"""Frames, from all over the scan, by which a start is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalSettings:
+    """The settings of the last refinement of a scan."""
+
+    refine: RefineSettings = field(
+        default_factory=lambda: RefineSettings(passes=40, alpha=0.3, least_gain=0.02, gain_passes=10)
+    )
+    """From the network's image, or nothing where that explains the frames better, until it converges. On a recorded
+    scan more passes were no better, and an alpha of 0.1 was worse where the probe is improved too. passes=0: the object
+    stays as the live image had it."""
+    part_s: float = 1.0
+    """Seconds of work after which labels that are due go before the rest of it."""
+
+    def __post_init__(self) -> None:
+        if not self.part_s > 0:
+            raise ValueError(f"found part_s={self.part_s}, expected seconds above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalReport:
+    """What came of it."""
+
+    frames: int
+    passes: int
+    converged: bool
+    residual: float
+    """Median far-field residual of the refined object."""
+    seconds: float
+    """Of work."""
+
+
+class FinalWork:
+    """The work on one scan, part by part. Where the parts end changes nothing of its outcome."""
+
+    def __init__(
+        self,
+        frames: ScanFrames,
+        network: Network,
+        version: ModelVersion,
+        settings: FinalSettings,
+    ) -> None:
+        """network: with the weights and the optics of the version."""
+        self._frames = frames
+        self._settings = settings
+        self._predicted = WholeScan(frames, network, version)
+        self._refinement: Refinement | None = None
+        self._seconds = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be done."""
+        return self._refinement is not None and self._refinement.over
+
+    def go_on(self) -> None:
+        """Work until it is over, or for about `part_s`."""
+        begun = time.perf_counter()
+        end = begun + self._settings.part_s
+
+        def late() -> bool:
+            return time.perf_counter() > end
+
+        self._predicted.go_on(late)
+        if self._predicted.over:
+            self._refinement = self._refinement or self._begun()
+            self._refinement.go_on(late)
+        self._seconds += time.perf_counter() - begun
+
+    def result(self) -> tuple[FinalImage, FinalReport]:
+        """What the scan leaves, and what is to be told of it; once it is over."""
+        work = self._refinement
+        if work is None:
+            raise RuntimeError("found a scan whose frames are not all predicted yet, expected `over` first")
+        report = FinalReport(
+            frames=len(self._frames.counts),
+            passes=work.passes,
+            converged=work.converged,
+            residual=work.residual,
+            seconds=self._seconds,
+        )
+        told = f"{'converged after' if work.converged else 'not converged in'} {work.passes} passes over all frames"
+        return FinalImage(network=self._predicted.result(), refined=work.result(), refinement=told), report
+
+    def _begun(self) -> Refinement:
+        frames, network = self._frames, self._predicted.result()
+        seen = network.weight > 0.05
+        rows = np.unique(np.linspace(0, len(frames.counts) - 1, _JUDGES).astype(int))
+        probe = self._predicted.probe
+        predicted = np.where(seen, network.object, 1).astype(np.complex64)
+        start = better_start(predicted, frames.canvas, frames.counts[rows], frames.position[rows], probe, frames.mask)
+        return Refinement(
+            frames.counts,
+            frames.position,
+            probe,
+            frames.canvas,
+            start=start,
+            mask=frames.mask,
+            settings=self._settings.refine,
+        )
+
+
+def begin(
+    predictor: Any, scan: str, *, network: Network, store: Path, version: int, settings: FinalSettings
+) -> FinalWork:
+    """Fetch the frames of a scan and get ready to work on them: a Dask task.
+
+    predictor: its actor. network: one of the architecture in service. version: of the model, in this store. Raises
+    ValueError where no frames of the scan are kept.
+    """
+    yield_to_frames()
+    frames = joined(_handed_out(predictor, scan))
+    if frames is None:
+        raise ValueError(f"found no frames of scan {scan!r} kept, expected them until its last work is done")
+    models = ModelStore(store)
+    network.load_state_dict(models.weights(version))
+    return FinalWork(frames, network, models.describe(version), settings)
+
+
+def go_on(work: FinalWork) -> FinalWork:
+    """A part of the work: a Dask task. It changes what it was given, which nobody uses again, and returns it."""
+    yield_to_frames()
+    work.go_on()
+    return work
+
+
+def hand_over(work: FinalWork, predictor: Any, scan: str) -> FinalReport:
+    """Give the predictor, an actor, what the scan leaves: a Dask task."""
+    image, report = work.result()
+    predictor.conclude(scan, image).result()
+    return report
+
+
+def is_over(work: FinalWork) -> bool:
+    """Whether `hand_over` is due: a Dask task."""
+    return work.over
+
+
+def _handed_out(predictor: Any, scan: str) -> Iterator[ScanFrames]:
+    first, some = 0, 1
+    while (part := predictor.scan_frames(scan, first, first + some).result()) is not None:
+        yield part
+        first += len(part.counts)
+        some = max(1, _BLOCK_BYTES // part.counts[0].nbytes)
