@@ -34,8 +34,11 @@ class Source(Protocol):
     def chunks(self) -> Iterator[xr.Dataset]:
         """Measure what decisions ask for; yield chunks until the scans end. Called once."""
 
-    def apply(self, decision: Decision) -> None:
-        """Queue positions to measure. Thread-safe; wakes a waiting chunks()."""
+    def apply(self, decision: Decision) -> NDArray[np.float64] | None:
+        """Queue positions to measure. Thread-safe; wakes a waiting chunks().
+
+        Returns the positions (m, 2) of which no frame will come, so that nobody waits for them; None: all are queued.
+        """
 
     def close(self) -> None:
         """End the scan after what is measured by now. Thread-safe; wakes a waiting chunks()."""
