@@ -1,14 +1,17 @@
 """The campaign's laws: whatever happens in whatever order, it asks for the right things, once, and comes to an end."""
 
+import copy
 import json
 import math
 import random
 from collections import Counter, deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from steering.campaign import (
+    AnswerIgnored,
     AskPolicy,
     Campaign,
     CampaignSettings,
@@ -21,27 +24,29 @@ from steering.campaign import (
     DriftRaised,
     Finish,
     FrameRefused,
+    GroupChanged,
     Label,
     LabelsReady,
     ModelPublished,
     PredictionReady,
     PredictorReplaced,
     Publish,
-    RankJoined,
-    RankLost,
     Refuse,
     RollBack,
     RollBackRefused,
     RolledBack,
     SourceEnded,
     Steer,
+    TakeBack,
     Train,
+    VersionRefused,
     decode,
     encode,
     replay,
 )
 from steering.policies import SpaceFilling
 from steering.records import Prediction
+from tests.campaigns import addressed, handled
 
 SETTINGS = CampaignSettings(lookahead=10, frames_to_label=20, label_every=30, steps=5)
 
@@ -92,8 +97,8 @@ def refused(reason="no better"):
     return CandidateRefused(time=0.0, reason=reason)
 
 
-def lost():
-    return RankLost(time=0.0, rank=1, reason="killed")
+def changed(generation=1):
+    return GroupChanged(time=0.0, lost=(1,), joined=(), ranks=1, generation=generation)
 
 
 def ended():
@@ -108,7 +113,7 @@ def feed(campaign, *events):
     """What the last of the events calls for."""
     actions = []
     for event in events:
-        actions = campaign.handle(event)
+        actions = handled(campaign, event)
     return actions
 
 
@@ -155,10 +160,12 @@ class World:
         self.frames = 0
         self.source_over = self.told_over = self.paused = False
         self.waiting = {}  # what is to be answered
+        self.late = []  # answers to what is no longer asked
         self.log, self.actions, self.given = [], [], Counter()
         self.take(published(0, residual=None))
 
     def take(self, event):
+        event = addressed(self.campaign, event)
         self.log.append(event)
         allowed = not (self.paused or self.told_over)
         actions = self.campaign.handle(event)
@@ -176,16 +183,17 @@ class World:
                 case Label():
                     self.wait("label", action)
                 case Train():
-                    assert "weigh" not in self.waiting
+                    assert not {"weigh", "back"} & set(self.waiting)
                     self.wait("train", action)
                 case Publish(number):
                     assert number == max(self.campaign.served) + 1
                     self.wait("weigh", action)
-                case Refuse():
+                case Refuse() | TakeBack():
                     self.wait("weigh", action)
                 case RollBack():
                     self.wait("back", action)
         assert self.campaign.outstanding >= 0
+        return actions
 
     def wait(self, what, action):
         assert what not in self.waiting, f"a second {what} before the first was answered"
@@ -216,8 +224,10 @@ class World:
             found.append("over")
         if self.commands and (self.draws.random() < 0.02 or not found):
             found.append("command")
-        if "train" in self.waiting and self.draws.random() < self.trouble:
+        if self.waiting and self.draws.random() < self.trouble / 2:
             found.append("lose")
+        if self.late and self.draws.random() < self.trouble:
+            found.append("nonsense")
         return found
 
     def run(self, steps=20_000):
@@ -287,31 +297,53 @@ class World:
         self.take(FrameRefused(time=0.0, count=count, reason="out of reach"))
 
     def label(self):
-        scan = self.waiting.pop("label").scan
+        action = self.waiting.pop("label")
         failed = self.draws.random() < self.trouble
-        self.take(labels(scan, 0 if failed else 20))
+        self.answer(replace(labels(action.scan, 0 if failed else 20), action=action.id))
 
     def train(self):
-        scan = self.waiting.pop("train").scan
+        action = self.waiting.pop("train")
         unjudged = self.draws.random() < self.trouble
         error, served = (math.nan, math.nan) if unjudged else (self.draws.random(), self.draws.random())
-        self.take(candidate(error, served, scan=scan, loss=self.draws.random()))
+        answer = candidate(error, served, scan=action.scan, loss=self.draws.random())
+        self.answer(replace(answer, action=action.id))
+
+    def answer(self, event):
+        """Give an answer, which may come again later."""
+        self.take(event)
+        self.late.append(event)
 
     def lose(self):
-        del self.waiting["train"]
-        self.take(lost())
+        """Ranks are gone: what they were doing is never answered in time, and due again."""
+        void = [self.waiting.pop(what) for what in ("train", "label") if what in self.waiting]
+        self.late += [replace(candidate() if isinstance(a, Train) else labels(), action=a.id) for a in void]
+        again = self.take(changed(self.campaign.generation + 1))
+        mine = [a for a in void if isinstance(a, Train) and a.scan == self.campaign.scan]
+        if mine and not self.told_over and not self.campaign.models.going_back:
+            assert len(of_kind(again, Train)) == 1, "one round for those that were void"
+
+    def nonsense(self):
+        """An answer that came before, or comes too late: it calls for nothing and changes nothing."""
+        before = copy.deepcopy(self.campaign)
+        event = self.draws.choice(self.late)
+        assert self.take(event) == []
+        before.raised.append(AnswerIgnored(time=0.0, kind=type(event).__name__, action=event.action))
+        assert (self.campaign, self.campaign.models) == (before, before.models)
 
     def weigh(self):
-        if self.draws.random() < self.trouble:
-            self.take(lost())  # while the candidate is on its way: it will still be answered
         action = self.waiting.pop("weigh")
         residual = self.draws.choice([0.1, math.nan])
-        self.take(published(action.version, residual=residual) if isinstance(action, Publish) else refused())
+        if not isinstance(action, Publish):
+            self.answer(replace(refused(), action=action.id))
+        elif self.draws.random() < self.trouble:
+            self.answer(VersionRefused(time=0.0, action=action.id, version=action.version, reason="far off"))
+        else:
+            self.answer(replace(published(action.version, residual=residual), action=action.id))
 
     def back(self):
         action = self.waiting.pop("back")
         kind, more = (RolledBack, {"validation_residual": 0.1}) if self.draws.random() < 0.5 else (RollBackRefused, {})
-        self.take(kind(time=0.0, version=action.version, reason="because", **more))
+        self.answer(kind(time=0.0, action=action.id, version=action.version, reason="because", **more))
 
     def command(self):
         name = self.commands.popleft()
@@ -344,13 +376,13 @@ def test_whatever_happens_it_ends_once_and_replays(kind, seed):
     world = World(seed, **WORLDS[kind]).run()
     assert world.given["Finish"] == 1
     assert isinstance(world.actions[-1], Finish)
-    # New frames are what labels are made for, and the end: none are made again for nothing.
-    chunks = sum(isinstance(event, ChunkArrived) for event in world.log)
-    assert world.given["Label"] <= chunks + SETTINGS.labels_after_end
+    # New frames are what labels are made for, the end, and another group: none are made again for nothing.
+    reasons = sum(isinstance(event, ChunkArrived | GroupChanged) for event in world.log)
+    assert world.given["Label"] <= reasons + SETTINGS.labels_after_end
     again, actions = replay([{"event": "Started"}, *map(as_logged, world.log)], SETTINGS)
     assert actions == world.actions
-    assert again == world.campaign
-    for event in (ended(), lost(), chunk(), command("stop"), labels(), candidate(), decision()):
+    assert (again, again.models) == (world.campaign, world.campaign.models)
+    for event in (ended(), changed(), chunk(), command("stop"), labels(), candidate(), decision()):
         assert feed(world.campaign, event) == []
 
 
@@ -425,7 +457,7 @@ def campaign_end():
 def test_a_policy_that_answers_after_the_end_steers_nothing():
     campaign = training()
     feed(campaign, chunk(80))
-    assert campaign.gate._asking
+    assert campaign.actions.any(AskPolicy)
     feed(campaign, command("stop"))
     assert feed(campaign, decision(10)) == []
     assert campaign.outstanding == 0
@@ -506,17 +538,19 @@ def test_a_candidate_that_diverged_is_refused(loss):
     assert isinstance(feed(campaign, candidate(0.3, 0.5))[0], Publish)
 
 
-def test_a_lost_rank_voids_the_round_and_training_goes_on():
+def test_another_group_voids_the_round_and_labels_are_due_at_once():
     campaign = training()
-    assert feed(campaign, lost()) == [Train("a", 5)]
+    assert feed(campaign, changed()) == [Label("a"), Train("a", 5)]
     assert feed(campaign, candidate()) == [Publish(1)]
-    assert feed(campaign, lost()) == []  # the publication is under way and will be answered
+    assert feed(campaign, changed(2)) == [Label("a")]  # the publication is under way and will be answered
     assert feed(campaign, published(1)) == [Train("a", 5)]
+    assert campaign.handle(replace(candidate(), action=2)) == []
+    assert campaign.raised == [AnswerIgnored(time=0.0, kind="CandidateReady", action=2)]
 
 
-def test_a_rank_lost_where_nothing_is_learnt_changes_nothing():
+def test_another_group_where_nothing_is_learnt_changes_nothing():
     campaign = started()
-    assert feed(campaign, lost(), RankJoined(time=0.0, ranks=1, generation=1)) == []
+    assert feed(campaign, changed()) == []
     assert feed(campaign, candidate()) == []  # of a round that was never asked for
     assert feed(campaign, chunk(), chunk()) == [Label("a")]
 
@@ -630,8 +664,7 @@ EVENTS = [
         time=0.0, scan="a", version=1, by="offset", trust=0.1, lowest=0.2, worse=3, most=8, residual=0.3, expected=None
     ),
     DriftLowered(time=0.0, scan="a", version=2, since=1, trust=0.5, residual=0.1, expected=0.1),
-    lost(),
-    RankJoined(time=0.0, ranks=2, generation=1),
+    changed(),
     PredictorReplaced(time=0.0, frames=40, seconds=6.5),
     ended(),
     command("pause"),
@@ -655,7 +688,12 @@ def test_a_line_that_is_not_the_campaigns_is_passed_over_and_a_cut_one_named():
 
 def test_drift_in_a_log_is_judged_again_not_fed_again():
     events = [published(0), decision(100), chunk(20), labels(), candidate(), published(1), predicted(0.0, frames=9)]
-    campaign, actions = replay(map(as_logged, events), SETTINGS)
+    live = Campaign(settings=SETTINGS)
+    for number, event in enumerate(events):
+        events[number] = addressed(live, event)
+        live.handle(events[number])
+    campaign, actions = replay(map(as_logged, [live.began, *events]))
+    assert campaign.settings == SETTINGS
     [raised] = campaign.raised
     again, the_same = replay(map(as_logged, [*events, raised]), SETTINGS)
     assert again.raised == [raised]

@@ -73,9 +73,9 @@ def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
         home = next(address for address, worker in workers.items() if worker["name"] == "trainer-1")
         os.kill(client.run(os.getpid, workers=[home])[home], signal.SIGKILL)
         figures = run.result()
-    assert [event["rank"] for event in told(folder, "RankLost")] == [1]
-    assert told(folder, "RankJoined")[0]["ranks"] == 1
-    after = told(folder, "RankLost")[0]["time"]
+    [change] = told(folder, "GroupChanged")
+    assert (change["lost"], change["ranks"]) == ([1], 1)
+    after = change["time"]
     assert [event for event in told(folder, "CandidateReady") if event["time"] > after]
     assert figures["ranks"] == 1
     assert figures["frames_predicted"] == figures["frames_acquired"] == 150

@@ -1,43 +1,67 @@
-"""What the campaign asks the runner to do."""
+"""What the campaign asks the runner to do, and which of its actions are not answered yet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import TypeVar
 
-from steering.campaign.events import DecisionSuggested
+from steering.campaign.events import Answer, DecisionSuggested
 
 
 @dataclass(frozen=True)
-class Label:
-    """Make labels by refinement from the newest frames of a scan, and hand them to the ranks."""
+class Action:
+    """Something to do. The event that answers it carries its id."""
+
+    id: int = field(default=0, kw_only=True)
+    """Given by the campaign when it asks, each once."""
+
+
+@dataclass(frozen=True)
+class Label(Action):
+    """Make labels by refinement from the newest frames of a scan, and hand them to the ranks of a generation."""
 
     scan: str
+    generation: int = 0
 
 
 @dataclass(frozen=True)
-class Train:
-    """Let every rank take that many optimiser steps, all together."""
+class Train(Action):
+    """Let every rank of a generation take that many optimiser steps, all together."""
 
     scan: str
     steps: int
+    generation: int = 0
 
 
 @dataclass(frozen=True)
-class Publish:
-    """Publish the candidate that the ranks hold as this version."""
+class Publish(Action):
+    """Publish the candidate of a training round (the id of its action), which the ranks hold, as this version."""
 
     version: int
+    candidate: int = 0
 
 
 @dataclass(frozen=True)
-class Refuse:
+class TakeBack(Action):
+    """A published version never went into service: remove it, and have the ranks judge by the one that serves."""
+
+    version: int
+    serving: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refuse(Action):
     """Leave the model in service where it is."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class RollBack:
+class RollBack(Action):
     """Put an older version into service again. if_better: only where it does better on the newest held-out frames."""
 
     version: int
@@ -46,31 +70,105 @@ class RollBack:
 
 
 @dataclass(frozen=True)
-class AskPolicy:
-    """Ask the policy for up to that many positions."""
+class Declined:
+    """What of a decision was not carried out, and why: the policy hears of it before it is asked again."""
 
-    positions: int
+    decision: DecisionSuggested
+    """The positions that are not measured, with stop=True where it was the stop that was not carried out."""
+    reason: str
 
 
 @dataclass(frozen=True)
-class Steer:
-    """Tell the source where to measure next."""
+class AskPolicy(Action):
+    """Tell the policy what was declined of its decisions, and ask it for up to that many positions."""
+
+    positions: int
+    declined: tuple[Declined, ...] = ()
+
+
+@dataclass(frozen=True)
+class Steer(Action):
+    """Tell the source where to measure next. Decisions reach it in the order of these actions."""
 
     decision: DecisionSuggested
 
 
 @dataclass(frozen=True)
-class Remind:
+class Remind(Action):
     """Send a tick at that time, seconds since the epoch."""
 
     at: float
 
 
 @dataclass(frozen=True)
-class Finish:
+class Finish(Action):
     """Everything is done: evaluate, write, close."""
 
     reason: str
 
 
-Action = Label | Train | Publish | Refuse | RollBack | AskPolicy | Steer | Remind | Finish
+_UNANSWERED = (Steer, Finish)
+Some = TypeVar("Some", bound=Action)
+
+
+@dataclass
+class OpenActions:
+    """Numbers actions, and remembers those that are to be answered."""
+
+    given: int = 0
+    """Id of the last one."""
+    _open: dict[int, Action] = field(default_factory=dict)
+
+    @property
+    def open(self) -> tuple[Action, ...]:
+        """Those that are to be answered, the oldest first."""
+        return tuple(self._open.values())
+
+    def give(self, action: Some) -> Some:
+        """The action with an id of its own, from now on open."""
+        self.given += 1
+        numbered = replace(action, id=self.given)
+        if not isinstance(action, _UNANSWERED):
+            self._open[self.given] = numbered
+        return numbered
+
+    def answered(self, event: Answer, *kinds: type[Action]) -> Action | None:
+        """Close the action of one of these kinds that an event answers; None where no such one is open."""
+        action = self._open.get(-1 if event.action is None else event.action)
+        if action is None or not isinstance(action, kinds):
+            return None
+        return self._open.pop(action.id)
+
+    def any(self, *kinds: type[Action]) -> bool:
+        """Whether an action of one of these kinds is open."""
+        return any(isinstance(action, kinds) for action in self._open.values())
+
+    def void(self, kind: type[Action]) -> bool:
+        """Close the actions of a kind without an answer; False where none was open."""
+        found = [number for number, action in self._open.items() if isinstance(action, kind)]
+        for number in found:
+            del self._open[number]
+        return bool(found)
+
+
+class Fingerprint:
+    """A SHA-256 over actions in their order: two runs that asked for the same have the same."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, action: Action) -> None:
+        """Take in the next action."""
+        self._digest.update(json.dumps([type(action).__name__, asdict(action)]).encode())
+
+    def hexdigest(self) -> str:
+        """Of all actions so far."""
+        return self._digest.hexdigest()
+
+
+def fingerprint(actions: Iterable[Action]) -> str:
+    """The digest of actions, as above."""
+    digest = Fingerprint()
+    for action in actions:
+        digest.update(action)
+    return digest.hexdigest()

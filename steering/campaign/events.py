@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback")
@@ -14,6 +14,51 @@ class Event:
     """Something that happened at `time`, seconds since the epoch."""
 
     time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Event):
+    """The answer to one action of the campaign. One that fits no open action changes nothing."""
+
+    action: int | None = None
+    """Id of the action; None: the campaign did not ask for it."""
+    generation: int = 0
+    """Of the group of ranks when it was answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignBegan(Event):
+    """The first line of a log: the settings by which the campaign decides, so that the log replays by itself."""
+
+    settings: Mapping[str, Any]
+    """Fields of CampaignSettings, nested records as mappings."""
+    frame_time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerIgnored(Event):
+    """An event of this kind answered `action`, which is not open (any more): it changed nothing."""
+
+    kind: str
+    action: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFailed(Event):
+    """Optional work failed, for the first time in this run; the run goes on without it."""
+
+    what: str
+    """Which work, in words."""
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRevisited(Event):
+    """The source came back to a scan that it had left: what is measured now is the new scan `visit`."""
+
+    scan: str
+    visit: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +89,7 @@ class PredictionReady(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionSuggested(Event):
+class DecisionSuggested(Answer):
     """The policy's answer: positions (y, x) in the length unit of the geometry, a reason for each, dwell in seconds."""
 
     positions: tuple[tuple[float, float], ...]
@@ -82,16 +127,16 @@ class DecisionSettled(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tick(Event):
+class Tick(Answer):
     """The time that the campaign asked to be told has come."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelsReady(Event):
+class LabelsReady(Answer):
     """Refinement labelled `count` frames of a scan, and they are with the ranks; residual is their median.
 
     count is 0 where no labels could be made. `left_out` more were made and explain their frames too badly to teach.
-    One comes for every action to label.
+    One comes for every action to label, unless the group of ranks changes before the labels are with them.
     """
 
     scan: str
@@ -133,12 +178,12 @@ class ScanRefined(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandidateReady(Event):
+class CandidateReady(Answer):
     """A training round is over. Errors on frames that are never trained on: the candidate's, and that of the weights
     in service on the same frames; residual is the candidate's, and `loss` the mean of the round's training loss.
 
-    Both errors are None or NaN where no such frame is labelled. One comes for every action to train, unless the round
-    ends with a lost rank.
+    Both errors are None or NaN where no such frame is labelled. One comes for every action to train, unless the group
+    of ranks changes before the round is over.
     """
 
     scan: str
@@ -150,8 +195,11 @@ class CandidateReady(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelPublished(Event):
-    """A version is in the store; validation_residual is what trust expects of it on the scan it was made for."""
+class ModelPublished(Answer):
+    """A version is in service; validation_residual is what trust expects of it on the scan it was made for.
+
+    Version 0, which the campaign starts from, answers no action.
+    """
 
     version: int
     validation_error: float | None
@@ -159,14 +207,23 @@ class ModelPublished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandidateRefused(Event):
-    """The candidate was no better; the ranks go on from it, the model in service stays."""
+class VersionRefused(Answer):
+    """The predictor tried a published version and did not put it into service: it has to be taken back."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRefused(Answer):
+    """The candidate was no better, or its version was taken back; the ranks go on from it, the model in service
+    stays."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolledBack(Event):
+class RolledBack(Answer):
     """An older version is in service again; validation_residual is its own."""
 
     version: int
@@ -175,7 +232,7 @@ class RolledBack(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RollBackRefused(Event):
+class RollBackRefused(Answer):
     """The version before was tried, and did no better: the one in service stays."""
 
     version: int
@@ -188,6 +245,8 @@ class FrameRefused(Event):
 
     count: int
     reason: str
+    positions: tuple[tuple[float, float], ...] = ()
+    """Where the source refuses to measure, (y, x) in the length unit; empty where frames were lost on their way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,17 +293,14 @@ class DriftLowered(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankLost(Event):
-    """A training rank is gone, and with it the training round under way, if there was one."""
+class GroupChanged(Event):
+    """The ranks have formed a new group: `generation`, of `ranks` ranks. A training round and a making of labels that
+    were under way are void."""
 
-    rank: int
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankJoined(Event):
-    """The ranks have formed a group of `ranks`, in generation `generation`."""
-
+    lost: tuple[int, ...]
+    """Their numbers in the group before."""
+    joined: tuple[int, ...]
+    """Numbers of new ranks in this group."""
     ranks: int
     generation: int
 
@@ -280,6 +336,10 @@ class Command(Event):
 _KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
+        CampaignBegan,
+        AnswerIgnored,
+        WorkFailed,
+        ScanRevisited,
         ChunkArrived,
         PredictionReady,
         DecisionSuggested,
@@ -292,6 +352,7 @@ _KINDS: dict[str, type[Event]] = {
         ScanRefined,
         CandidateReady,
         ModelPublished,
+        VersionRefused,
         CandidateRefused,
         RolledBack,
         RollBackRefused,
@@ -299,8 +360,7 @@ _KINDS: dict[str, type[Event]] = {
         FrameSetAside,
         DriftRaised,
         DriftLowered,
-        RankLost,
-        RankJoined,
+        GroupChanged,
         PredictorReplaced,
         SourceEnded,
         Command,
@@ -321,12 +381,12 @@ def decode(line: Mapping[str, Any]) -> Event | None:
     kind = _KINDS.get(str(line.get("event")))
     if kind is None:
         return None
-    missing = {f.name for f in fields(kind)} - set(line)
+    missing = {f.name for f in fields(kind) if f.default is MISSING} - set(line)
     if missing:
         raise ValueError(
-            f"found a line of {kind.__name__} without {sorted(missing)}, expected every field of the event"
+            f"found a line of {kind.__name__} without {sorted(missing)}, expected every field that has no default"
         )
-    return kind(**{f.name: _tuples(line[f.name]) for f in fields(kind)})
+    return kind(**{f.name: _tuples(line[f.name]) for f in fields(kind) if f.name in line})
 
 
 def _tuples(value: Any) -> Any:

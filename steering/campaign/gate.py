@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
 
-from steering.campaign.actions import Action, AskPolicy, Remind, Steer
+from steering.campaign.actions import Action, AskPolicy, Declined, OpenActions, Remind, Steer
 from steering.campaign.events import (
     Command,
     DecisionLimited,
@@ -14,25 +14,29 @@ from steering.campaign.events import (
     DecisionSettled,
     DecisionSuggested,
     Event,
+    FrameRefused,
 )
-from steering.campaign.limits import Guard
+from steering.campaign.limits import Guard, Positions
 
-Answer = Literal["approve", "veto"]
+Word = Literal["approve", "veto"]
 _FRUITLESS = 1000
 """Decisions in a row of which the limits leave nothing, after which a scan is stopped: the policy has lost its way."""
 
 
 @dataclass
 class Gate:
-    """Every decision that goes to the source has come through here, once.
+    """Every decision that goes to the source has come through here, once. What of a decision is not carried out, the
+    policy is told when it is asked the next time.
 
-    approval_s: seconds that a proposed decision waits for a person; 0: none is asked for. unanswered: what holds then.
+    actions: those of the whole campaign. approval_s: seconds that a proposed decision waits for a person; 0: none is
+    asked for. unanswered: what holds then.
     """
 
     guard: Guard
+    actions: OpenActions
     lookahead: int
     approval_s: float = 0.0
-    unanswered: Answer = "approve"
+    unanswered: Word = "approve"
     outstanding: int = 0
     """Positions decided on that have brought no frame yet."""
     paused: bool = False
@@ -42,7 +46,7 @@ class Gate:
     raised: list[Event] = field(default_factory=list)
     """Events to be logged; they call for no action."""
     _held: DecisionSuggested | None = None
-    _asking: bool = False
+    _declined: list[Declined] = field(default_factory=list)
     _stopped: bool = False
     _fruitless: int = 0
 
@@ -50,22 +54,24 @@ class Gate:
         """Ask the policy, where the source has too little in hand. After a stop, the next scan is asked for once
         everything of this one is measured or refused."""
         room = 1 if self._stopped else self.lookahead
-        if self.outstanding >= room or self._asking or self.paused or self.closed or self.proposed is not None:
+        waits = self.paused or self.closed or self.proposed is not None or self.actions.any(AskPolicy)
+        if waits or self.outstanding >= room:
             return []
-        self._asking = True
-        return [AskPolicy(self.lookahead)]
+        declined = tuple(self._declined)
+        self._declined.clear()
+        return [self.actions.give(AskPolicy(self.lookahead, declined))]
 
     def take(self, suggested: DecisionSuggested) -> list[Action]:
         """The policy's answer: what the limits leave of it is carried out, or proposed to a person."""
-        self._asking = False
         if self.closed:
             return []
         if self._stopped:
             self._stopped = False
             self.guard.begin()
         allowed, refused = self.guard.limited(suggested)
-        for reason, count in refused.items():
-            self.raised.append(DecisionLimited(time=suggested.time, count=count, reason=reason))
+        for reason, positions in refused.items():
+            self.raised.append(DecisionLimited(time=suggested.time, count=len(positions), reason=reason))
+            self.decline(suggested, positions, reason)
         if not allowed.positions and not allowed.stop:
             self._fruitless += 1
             if self._fruitless < _FRUITLESS:
@@ -86,7 +92,7 @@ class Gate:
             default=self.unanswered,
         )
         self.raised.append(self.proposed)
-        return [Remind(until)]
+        return [self.actions.give(Remind(until))]
 
     def obey(self, command: Command) -> list[Action]:
         """A person's pause, resume, approve or veto."""
@@ -110,6 +116,26 @@ class Gate:
         """Positions have brought frames, or will bring none."""
         self.outstanding = max(0, self.outstanding - frames)
 
+    def refused(self, event: FrameRefused) -> None:
+        """The source will not measure some positions."""
+        self.arrived(event.count)
+        if event.positions:
+            decision = DecisionSuggested(time=event.time, positions=event.positions, reasons=())
+            self.decline(decision, event.positions, event.reason)
+
+    def decline(
+        self,
+        decision: DecisionSuggested,
+        positions: Positions,
+        reason: str,
+        *,
+        stop: bool = False,
+    ) -> None:
+        """Keep for the policy what of a decision is not carried out: these positions, and whether its stop."""
+        reasons = (reason,) * max(len(positions), int(stop))
+        part = replace(decision, positions=positions, reasons=reasons, dwell=None, stop=stop)
+        self._declined.append(Declined(part, reason))
+
     def close(self) -> None:
         """No further position is asked for or carried out."""
         self.closed, self.proposed, self._held = True, None, None
@@ -119,13 +145,16 @@ class Gate:
         if held is None:
             return []
         self.raised.append(DecisionSettled(time=time, approved=approved, by=by))
-        return self._carry_out(held) if approved else []
+        if approved:
+            return self._carry_out(held)
+        self.decline(held, held.positions, f"vetoed: {by}", stop=held.stop)
+        return []
 
     def _carry_out(self, decision: DecisionSuggested) -> list[Action]:
         self.guard.allow(decision)
         self.outstanding += len(decision.positions)
         self._stopped = decision.stop
-        return [Steer(decision)]
+        return [self.actions.give(Steer(decision))]
 
 
 def checked(approval_s: float, unanswered: str) -> None:

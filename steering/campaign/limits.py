@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +10,8 @@ from numpy.typing import NDArray
 
 from steering.campaign.events import DecisionSuggested
 from steering.records import Field
+
+Positions = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +54,18 @@ class Guard:
         """A new scan, and with it a new sample or a new place on it: nothing of it was measured yet."""
         self.frames, self._places = 0, np.zeros((4, 0))
 
-    def limited(self, decision: DecisionSuggested) -> tuple[DecisionSuggested, Counter[str]]:
-        """What of a decision is allowed, and how many positions were refused for each reason.
+    def limited(self, decision: DecisionSuggested) -> tuple[DecisionSuggested, dict[str, Positions]]:
+        """What of a decision is allowed, and which positions were refused for each reason.
 
         A decision with which the scan reaches its most frames stops it. Changes nothing; see `allow`.
         """
         dwell = self._dwell(decision)
         trial = replace(self)
         objections = trial._objections(decision.positions, dwell)
-        refused = Counter(objection for objection in objections if objection is not None)
+        refused: dict[str, Positions] = {}
+        for position, objection in zip(decision.positions, objections, strict=True):
+            if objection is not None:
+                refused[objection] = (*refused.get(objection, ()), position)
         kept = [index for index, objection in enumerate(objections) if objection is None]
         full = self.limits.frames is not None and trial.frames >= self.limits.frames
         reasons = tuple(decision.reasons[index] for index in kept)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from distributed import Client
 
-ROLES = ("inference", "source", "label", "runner")
-"""Dask resources that one worker each must carry, beside `trainer` on one worker per rank."""
+from steering.clusters.roles import missing, refusal, workers_of
 
 
 @contextmanager
@@ -26,7 +24,7 @@ def existing(where: str, *, ranks: int = 2, timeout: float = 10.0) -> Iterator[C
     if ranks < 1:
         raise ValueError(f"found ranks={ranks}, expected 1 or more")
     with _connect(where, timeout) as client:
-        _refuse_missing_roles(client, {"trainer": ranks, **dict.fromkeys(ROLES, 1)}, timeout)
+        _refuse_missing_roles(client, ranks, timeout)
         yield client
 
 
@@ -46,24 +44,9 @@ def _connect(where: str, timeout: float) -> Client:
         ) from error
 
 
-def _refuse_missing_roles(client: Client, needed: dict[str, int], timeout: float) -> None:
+def _refuse_missing_roles(client: Client, ranks: int, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    while True:
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        found = Counter(role for worker in workers for role in worker["resources"] if worker["resources"][role] >= 1)
-        missing = {role: n - found[role] for role, n in needed.items() if found[role] < n}
-        if not missing:
-            return
+    while lacks := missing(workers_of(client), ranks=ranks):
         if time.monotonic() >= deadline:
-            break
+            raise RuntimeError(refusal(len(workers_of(client)), client.scheduler.address, lacks))
         time.sleep(min(0.1, timeout))
-    address = client.scheduler.address
-    lines = [
-        f'dask worker {address} --nthreads 1 --resources "{role}=1"' for role in missing for _ in range(missing[role])
-    ]
-    raise RuntimeError(
-        f"found {len(workers)} workers at {address}, missing "
-        + ", ".join(f"{n} with the resource {role}" for role, n in missing.items())
-        + "; expected one worker process for each. Start:\n"
-        + "\n".join(lines)
-    )

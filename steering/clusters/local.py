@@ -15,6 +15,8 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.utils import get_mp_context
 
+from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
+
 CONFIG = {
     # Workers are forked from a server that has imported the heavy libraries once. On two cores four workers with torch
     # are up in half the time, share 140 MB each, and a lost one is back in 0.2 s.
@@ -76,9 +78,9 @@ def _cluster(ranks: int) -> SpecCluster:
 
 
 def _workers(ranks: int) -> dict[str, dict[str, Any]]:
-    roles: dict[str, tuple[dict[str, float], int]] = {f"trainer-{k}": ({"trainer": 1}, 1) for k in range(ranks)}
-    roles["inference"] = ({"inference": 1}, 1)
-    roles["beamline"] = ({"source": 1, "label": 1, "runner": 1}, 4)
+    roles: dict[str, tuple[dict[str, float], int]] = {f"trainer-{k}": ({TRAINER: 1}, 1) for k in range(ranks)}
+    roles["inference"] = ({INFERENCE: 1}, 1)
+    roles["beamline"] = ({SOURCE: 1, LABEL: 1, RUNNER: 1}, 4)
     shared = {
         "host": "127.0.0.1",
         "memory_limit": 0,

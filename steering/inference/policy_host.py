@@ -6,7 +6,7 @@ import io
 import pickle
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from steering.campaign import DecisionSuggested
 from steering.inference.live import LiveImage
 from steering.policies import Policy
-from steering.records import Prediction
+from steering.records import Decision, Prediction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,14 +57,18 @@ class PolicyHost:
         self._awake().ingest(prediction.rows(slice(known, None)) if known else prediction, live.view())
         self._ingested[live.scan] = len(live.frames)
 
-    def suggest(self, n: int) -> PolicyAnswer:
-        """Ask for up to n positions. Raises RuntimeError for a policy that was to go on elsewhere and cannot."""
+    def suggest(self, n: int, declined: Sequence[tuple[DecisionSuggested, str]] = ()) -> PolicyAnswer:
+        """Tell the policy what was declined, and ask for up to n positions. Raises RuntimeError for a policy that was
+        to go on elsewhere and cannot."""
         if self._lost:
             raise RuntimeError(
                 "found the predictor's worker lost, and a policy that cannot be pickled, expected one that goes on "
                 "elsewhere: keep files, sockets, threads and locks out of it"
             )
         policy = self._awake()
+        for part, reason in declined if hasattr(policy, "declined") else ():
+            where = np.array(part.positions, np.float64)
+            policy.declined(Decision(positions=where, reasons=part.reasons, stop=part.stop), reason)
         decision = policy.suggest(n)
         return PolicyAnswer(
             decision=DecisionSuggested(

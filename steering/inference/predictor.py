@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.campaign import Event, PredictionReady
+from steering.campaign import DecisionSuggested, Event, PredictionReady
 from steering.inference.evaluate import HoldOut, Score, patch_errors, score_refined, score_versions
 from steering.inference.intake import Batch, Inbox, Intake
 from steering.inference.live import LiveImage, Truth
@@ -74,6 +74,7 @@ class Predictor:
         torch.set_num_threads(1)
         # Each operator gives up the interpreter and asks for it again: Python in another thread of this process (a
         # version being made ready, messages) must hand it back at once, not after the usual 5 ms.
+        self._switch_before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")
         self._loop = asyncio.get_running_loop()
@@ -142,9 +143,10 @@ class Predictor:
                 await self._do(self._swap)
         return installed
 
-    async def suggest(self, n: int) -> PolicyAnswer:
-        """Ask the policy for up to n positions."""
-        return await self._do(self._policy_host.suggest, n)
+    async def suggest(self, n: int, declined: Sequence[tuple[DecisionSuggested, str]] = ()) -> PolicyAnswer:
+        """Ask the policy for up to n positions. declined: what of its earlier decisions is not carried out, each with
+        the reason, which it hears first."""
+        return await self._do(self._policy_host.suggest, n, declined)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or
@@ -201,6 +203,12 @@ class Predictor:
     async def is_over(self, scan: str) -> bool:
         """Whether nothing of a scan is predicted any more."""
         return await self._do(lambda: scan in self._scans.images and self._scans.images[scan].retired)
+
+    async def close(self) -> None:
+        """Give the thread and the settings of the process back: the worker may serve other runs."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        gc.unfreeze()
+        sys.setswitchinterval(self._switch_before)
 
     async def figures(self) -> dict[str, Any]:
         """What the predictor has to say in numbers."""

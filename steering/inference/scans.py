@@ -44,7 +44,9 @@ class Scans:
         if scan not in self.images:
             geometry = chunk_geometry(chunk)
             usable = geometry if geometry.shape == self._geometry.shape else self._geometry
-            live = LiveImage(scan, self._canvas, weight(), usable, self._truths.get(scan))
+            live = LiveImage(
+                scan, self._canvas, weight(), usable, self._truths.get(str(chunk.attrs.get("visit_of", scan)))
+            )
             if scan in self._over:
                 live.retire()
                 return live

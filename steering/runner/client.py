@@ -11,11 +11,14 @@ from typing import Any
 import xarray as xr
 from distributed import Client
 
+from steering.clusters.roles import RUNNER, addresses, workers_of
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.runner import Runner
 
 Show = Callable[[dict[str, Any]], None]
+PUBLISHED = "steering-campaign"
+"""Under which the runner is published on its cluster: there is one at a time."""
 _ANSWER_S = 30.0
 """How long a command waits to be taken: the runner answers at once, unless its worker is busy starting up."""
 _LAST_WORDS_S = 20.0
@@ -42,6 +45,10 @@ class Attached:
         Returns what will be done. Raises ValueError where it cannot be done now.
         """
         return str(self._runner.command(name, version).result(timeout=_ANSWER_S))
+
+    def give_up(self, reason: str) -> None:
+        """End the run at once, whatever it is doing: it gives its workers back."""
+        self._runner.give_up(reason).result(timeout=_ANSWER_S)
 
     def save(self) -> None:
         """Write the live images of a run that goes on into its folder."""
@@ -91,7 +98,10 @@ def attached(folder: RunFolder) -> Iterator[Attached]:
     with contextlib.ExitStack() as held:
         try:
             client = held.enter_context(Client(where["address"], timeout=10))
-            runner = client.get_dataset(where["runner"]).result(timeout=_ANSWER_S)
+            published = client.get_dataset(where["runner"])
+            if published.key != where.get("key", published.key):
+                raise KeyError(where["key"])  # another run has the cluster by now
+            runner = published.result(timeout=_ANSWER_S)
         except (OSError, TimeoutError, KeyError) as error:
             raise RuntimeError(
                 f"{folder.name}: found nobody at {where['address']} who knows the run ({type(error).__name__}), "
@@ -103,28 +113,50 @@ def attached(folder: RunFolder) -> Iterator[Attached]:
 def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
     """Start a run on the cluster and return at once. The runner lives there, not in the driver.
 
-    Its actor is published under the run's name, so that it outlives the driver where the cluster does.
+    Its actor is published on the cluster, so that it outlives the driver where the cluster does, and withdrawn when the
+    run has ended. Raises RuntimeError where the cluster has no worker for it, or another campaign is running there.
     """
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    addresses = [address for address, worker in workers.items() if "runner" in worker["resources"]]
-    if not addresses:
+    found = addresses(workers_of(client), RUNNER)
+    if not found:
         raise RuntimeError(
-            'found no worker with the resource runner, expected one: start it with --resources "runner=1"'
+            f'found no worker with the resource {RUNNER}, expected one: start it with --resources "{RUNNER}=1"'
         )
-    [parts] = client.scatter([experiment], workers=addresses[:1], hash=False, direct=True)
-    future = client.submit(Runner, parts, folder, actor=True, workers=addresses[:1], pure=False)
+    _refuse_second(client)
+    [parts] = client.scatter([experiment], workers=found[:1], hash=False, direct=True)
+    future = client.submit(Runner, parts, folder, actor=True, workers=found[:1], pure=False)
     runner = future.result()
-    name = f"steering-{folder.name}-{int(time.time())}"
-    client.publish_dataset(future, name=name)
-    attach = {"address": client.scheduler.address, "runner": name}
+    try:
+        client.publish_dataset(future, name=PUBLISHED)
+    except KeyError:  # another one was published in the same moment
+        _refuse_second(client)
+        raise
+    attach = {"address": client.scheduler.address, "runner": PUBLISHED, "key": future.key}
     folder.write_file("scheduler.json", json.dumps(attach, indent=1).encode())
-    return Handle(runner, runner.run())
+    return Handle(runner, runner.run(PUBLISHED))
+
+
+def _refuse_second(client: Client) -> None:
+    """Raise RuntimeError where a campaign is running on the cluster; forget one whose runner is lost."""
+    try:
+        other = client.get_dataset(PUBLISHED)
+    except KeyError:
+        return
+    try:
+        name = other.result(timeout=_ANSWER_S).folder_name().result(timeout=_ANSWER_S)
+    except Exception:  # its worker is gone, and the run with it
+        client.unpublish_dataset(PUBLISHED)
+        return
+    raise RuntimeError(
+        f"found the campaign {name} running on the cluster at {client.scheduler.address}, expected a cluster without "
+        f"one: wait for its end, stop it with `steering stop {name}`, or start another cluster"
+    )
 
 
 def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show | None = None) -> dict[str, Any]:
     """Run an experiment to its end, showing snapshots on the way. Returns the figures of summary.json.
 
-    Interrupted from the keyboard, it first lets the runner write the live images.
+    Interrupted from the keyboard, it first lets the runner write the live images; whatever ends it early ends the run
+    on the cluster too.
     """
     handle = start(experiment, client, folder)
     try:
@@ -132,7 +164,9 @@ def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show
             if show is not None:
                 show(state)
         return handle.result()
-    except KeyboardInterrupt:
-        with contextlib.suppress(Exception):  # the interruption is what counts
-            handle.save()
+    except BaseException as ending:
+        with contextlib.suppress(Exception):  # what ended it is what counts
+            if isinstance(ending, KeyboardInterrupt):
+                handle.save()
+            handle.give_up("the process that watched over the run has ended it")
         raise

@@ -11,19 +11,31 @@ from steering.campaign import (
     Event,
     ExternalLabelsRead,
     FrameSetAside,
+    GroupChanged,
     LabelsReady,
     ModelPublished,
     PredictorReplaced,
-    RankLost,
     RollBackRefused,
     RolledBack,
     ScanRefined,
+    ScanRevisited,
+    VersionRefused,
+    WorkFailed,
 )
 
 
 def tell(event: Event) -> str | None:
     """An event of note in a line; None for the everyday ones."""
-    return _of_models(event) or _of_labels(event) or _of_decisions(event)
+    return _of_models(event) or _of_labels(event) or _of_decisions(event) or _of_the_run(event)
+
+
+def _of_the_run(event: Event) -> str | None:
+    match event:
+        case WorkFailed():
+            return f"{event.what} failed, and the run goes on without it: {event.error}"
+        case ScanRevisited():
+            return f"back at {event.scan}: its new frames are the scan {event.visit}"
+    return None
 
 
 def _of_models(event: Event) -> str | None:
@@ -38,8 +50,13 @@ def _of_models(event: Event) -> str | None:
             return f"back to model {event.version}: {event.reason}"
         case RollBackRefused():
             return f"model {event.version} did no better: {event.reason}"
-        case RankLost():
-            return f"rank {event.rank} lost"
+        case VersionRefused():
+            return f"model {event.version} refused by the predictor: {event.reason}"
+        case GroupChanged() if event.lost:
+            which = ", ".join(map(str, event.lost))
+            return f"rank{'s' if len(event.lost) > 1 else ''} {which} lost; {event.ranks} go on"
+        case GroupChanged():
+            return f"{event.ranks} ranks train from now on"
         case PredictorReplaced():
             return (
                 f"the predictor was lost; another goes on after {event.seconds:.0f} s, {event.frames} frames sent again"

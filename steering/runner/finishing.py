@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import get_client, wait
+from distributed import Client, wait
 
 from steering.campaign import Event, ScanRefined
 from steering.labels.final import FinalReport, begin, go_on, hand_over, is_over
@@ -28,6 +28,7 @@ class Finishing:
     """Takes each scan to its final state, once. It never ends a run: what cannot be done is told, and the scan is saved
     as the live image had it."""
 
+    client: Client
     metrics: Metrics
     folder: RunFolder
     proxy: PredictorProxy
@@ -62,7 +63,7 @@ class Finishing:
 
     async def _work(self, scan: str, version: int) -> ScanRefined:
         while True:
-            number = self.proxy.actors.predictor_number
+            number = self.proxy.number
             try:
                 return await self._attempt(scan, version)
             except Exception:
@@ -71,11 +72,11 @@ class Finishing:
                 # The predictor died meanwhile: another one has the frames by now.
 
     async def _attempt(self, scan: str, version: int) -> ScanRefined:
-        experiment, predictor = self.metrics.experiment, self.proxy.actors.predictor
+        experiment, predictor = self.metrics.experiment, self.proxy.actor
         settings = experiment.labels.final
         if not settings.refine.passes:
             return _not_refined(scan, version, "the settings ask for no pass")
-        work = await _done(
+        work = await self._done(
             begin,
             predictor,
             scan,
@@ -85,11 +86,11 @@ class Finishing:
             settings=settings,
         )
         # Tasks of a second each, not one of a minute: labels of the scan being measured go in between.
-        while not await (await _done(is_over, work)):
+        while not await (await self._done(is_over, work)):
             if self.metrics.stopped:
                 return _not_refined(scan, version, "the run was stopped by a person")
-            work = await _done(go_on, work)
-        report: FinalReport = await (await _done(hand_over, work, predictor, scan))
+            work = await self._done(go_on, work)
+        report: FinalReport = await (await self._done(hand_over, work, predictor, scan))
         return ScanRefined(
             time=time.time(),
             scan=scan,
@@ -101,14 +102,15 @@ class Finishing:
             seconds=report.seconds,
         )
 
-
-async def _done(task: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-    """The future of a task where labels are made, once it is done: what it holds stays there. Raises what it raised."""
-    future = get_client().submit(task, *arguments, **settings, resources={"label": 1}, pure=False, priority=_PRIORITY)
-    await wait(future)
-    if future.status == "error":
-        await future
-    return future
+    async def _done(self, task: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+        """The future of a task of the role label, once it is done: its result stays there. Raises what it raised."""
+        future = self.client.submit(
+            task, *arguments, **settings, resources={"label": 1}, pure=False, priority=_PRIORITY
+        )
+        await wait(future)
+        if future.status == "error":
+            await future
+        return future
 
 
 def _not_refined(scan: str, version: int, reason: str) -> ScanRefined:

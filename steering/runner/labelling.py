@@ -6,19 +6,22 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from distributed import get_client
+from distributed import Client
 
-from steering.campaign import Campaign, Event, LabelsReady
+from steering.campaign import Campaign, Event, GroupChanged, LabelsReady
+from steering.clusters.roles import LABEL
 from steering.labels.external import ExternalReport, arrival, put_away, take_in, waiting
-from steering.labels.make import LabelReport, make_labels
+from steering.labels.make import make_labels
 from steering.labels.refinement import refine_live
-from steering.runner.actors import Actors
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
+from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
+from steering.runner.rank_group import RankGroup
 
 _LOOK_S = 0.5
 """Between two looks at the door for labels from outside."""
@@ -26,100 +29,108 @@ _REST_S = 0.1
 """Least rest between two refinements of the live image."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(kw_only=True)
 class Labelling:
     """All work of the role `label`: Dask tasks, one at a time where one worker has it."""
 
+    client: Client
     experiment: Experiment
     folder: RunFolder
     campaign: Campaign
     metrics: Metrics
     proxy: PredictorProxy
+    ranks: RankGroup
+    optional: Optional
     emit: Callable[[Event], None]
     """Where events go."""
-    re_form: Callable[[list[int]], Awaitable[None]]
-    """What to do about lost ranks."""
 
-    @property
-    def actors(self) -> Actors:
-        """The actors, as they are by now."""
-        return self.proxy.actors
-
-    async def make(self, scan: str) -> None:
-        """Carry out the action to label: an event answers it, whatever becomes of it."""
+    async def make(self, scan: str, generation: int) -> LabelsReady | None:
+        """Make labels and send them to the ranks of a generation; None where the group of ranks changed meanwhile."""
         stratum = self._stratum(scan)
-        report: LabelReport | None = None
-        while report is None:  # somebody died meanwhile: labels are made again
-            report = await self._at_labels(
+        report = await self._sent(
+            generation,
+            lambda ranks: self._task(
                 make_labels,
-                self.actors.predictor,
-                list(self.actors.ranks),
+                ranks,
                 scan,
                 stratum=stratum,
                 patch=int(self.experiment.network.hyperparameters["patch"]),
                 settings=self.experiment.labels,
-            )
-        self.metrics.seconds["label"] += report.seconds
-        self.metrics.labels = report.count
-        self.metrics.left_out += report.left_out
-        self.emit(
-            LabelsReady(
-                time=time.time(),
-                scan=scan,
-                count=report.count,
-                residual=report.residual,
-                seconds=report.seconds,
-                left_out=report.left_out,
-            )
+            ),
+        )
+        if report is None:
+            return None
+        self.metrics.labelled(report)
+        return LabelsReady(
+            time=time.time(),
+            scan=scan,
+            count=report.count,
+            residual=report.residual,
+            seconds=report.seconds,
+            left_out=report.left_out,
         )
 
     def _stratum(self, scan: str) -> int:
         return self.metrics.strata.setdefault(scan, len(self.metrics.strata))
 
-    async def _at_labels(self, task: Callable[..., Any], *arguments: Any, priority: int = 0, **settings: Any) -> Any:
-        """The result of a task where labels are made; None where a rank or the predictor died of which it needed
-        something."""
-        client, generation, predictor = get_client(), self.actors.generation, self.actors.predictor_number
-        try:
-            return await client.submit(
-                task, *arguments, **settings, resources={"label": 1}, pure=False, priority=priority
-            )
-        except Exception:
-            if await self.proxy.replaced(predictor):
-                return None
-            await asyncio.sleep(_LOOK_S)  # nobody tries again faster than others are told of a loss
-            lost = await self.actors.lost_ranks(client)
-            if generation != self.actors.generation:
-                return None  # it was sent to ranks of a group that has been left since
-            if not lost:
-                raise
-            if not self.campaign.training:  # else the round that fails sees to it
-                await self.re_form(lost)
-            return None
+    async def _sent(self, generation: int, work: Callable[[list[Any]], Awaitable[T]]) -> T | None:
+        answer = await self.ranks.send(work, generation)
+        return None if isinstance(answer, GroupChanged) else answer
+
+    async def _task(self, task: Callable[..., T], *arguments: Any, priority: int = 0, **settings: Any) -> T:
+        """The result of a task where labels are made: its first argument is the predictor. Where that is lost meanwhile
+        the task is done again with the next one."""
+        while True:
+            number = self.proxy.number
+            try:
+                result: T = await self.client.submit(
+                    task, self.proxy.actor, *arguments, **settings, resources={LABEL: 1}, pure=False, priority=priority
+                )
+                return result
+            except Exception:
+                if not await self.proxy.replaced(number):
+                    raise
 
     async def watch_external_labels(self) -> None:
         """Take in what others put into the folder `labels` of the run, file by file."""
         stuck: set[str] = set()  # opened, and impossible to move away
         while not self.campaign.finished:
             await asyncio.sleep(_LOOK_S)
-            for path in await asyncio.to_thread(waiting, self.folder.path):
-                if path.name in stuck:
-                    continue
-                scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
-                report: ExternalReport | None = await self._at_labels(
+            found = await self.optional.run(
+                "looking for labels from outside", asyncio.to_thread(waiting, self.folder.path)
+            )
+            for path in found or ():
+                if path.name not in stuck and not await self._take_in(path):
+                    stuck.add(path.name)
+
+    async def _take_in(self, path: Path) -> bool:
+        """Take in a file of labels; False where it cannot be moved away afterwards."""
+        scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
+        failures = self.optional.failures
+        report = await self.optional.run(
+            "taking in labels from outside",
+            self._sent(
+                self.ranks.generation,
+                lambda ranks: self._task(
                     take_in,
-                    self.actors.predictor,
-                    list(self.actors.ranks),
+                    ranks,
                     path,
                     strata=scans,
                     patch=int(self.experiment.network.hyperparameters["patch"]),
                     settings=self.experiment.labels,
-                )
-                if report is not None:  # else it is taken in again, by the ranks that are left
-                    if not await asyncio.to_thread(put_away, path, report):
-                        stuck.add(path.name)
-                    self.metrics.outside.append(report)
-                    self.emit(arrival(report))
+                ),
+            ),
+        )
+        if self.optional.failures > failures:
+            report = ExternalReport(file=path.name, refused={"its taking in failed: see the log": 1})
+        if report is None:
+            return True  # the group of ranks changed: it is taken in again
+        self.metrics.outside.append(report)
+        self.emit(arrival(report))
+        return await asyncio.to_thread(put_away, path, report)
 
     async def refine_as_time_allows(self) -> None:
         """Take the live image further while labels are not being made: never more than a share of the time."""
@@ -130,8 +141,11 @@ class Labelling:
             if scan is None or frames == seen or self.campaign.labelling:
                 continue
             # Labels that become due while it waits for its turn go before it.
-            seconds = await self._at_labels(refine_live, self.actors.predictor, scan, settings, priority=-1)
-            if seconds is None:
-                continue  # somebody died meanwhile
-            took, seen = seconds, frames
-            self.metrics.refinements.append(took)
+            begun = time.perf_counter()
+            seconds = await self.optional.run(
+                "refining the live image", self._task(refine_live, scan, settings, priority=-1)
+            )
+            seen = frames
+            took = time.perf_counter() - begun if seconds is None else seconds
+            if seconds is not None:
+                self.metrics.refinements.append(seconds)

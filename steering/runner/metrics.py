@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steering.campaign import (
+    Action,
     Campaign,
     ChunkArrived,
     Command,
     Event,
+    Fingerprint,
     FrameSetAside,
+    GroupChanged,
     PredictionReady,
     PredictorReplaced,
     ScanRefined,
@@ -21,9 +24,9 @@ from steering.campaign import (
 )
 from steering.inference import Score
 from steering.labels.external import ExternalReport, external_figures
+from steering.labels.make import LabelReport
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
-from steering.runner.actors import Actors
 from steering.runner.describe import tell
 from steering.runner.experiment import Experiment
 from steering.runner.predictor_proxy import PredictorProxy
@@ -59,6 +62,7 @@ class Metrics:
     """Frames."""
     aside: Counter[str] = field(default_factory=Counter)
     """Frames that were set aside, by reason."""
+    ranks_lost: int = 0
     replaced: int = 0
     """Times that a predictor was lost and another took its place."""
     labels: int = 0
@@ -83,6 +87,9 @@ class Metrics:
     """The version in service when each scan was left."""
     strata: dict[str, int] = field(default_factory=dict)
     """Key of each scan in the rehearsal buffers."""
+    actions: Counter[str] = field(default_factory=Counter)
+    """That the campaign asked for, by kind."""
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
 
     def note(self, event: Event) -> None:
         """Keep what the display and the summary tell of an event."""
@@ -101,8 +108,28 @@ class Metrics:
                 self.finals[event.scan] = event
             case Command(name="stop"):
                 self.stopped = True
+            case GroupChanged():
+                self.ranks_lost += len(event.lost)
         if tell(event) is not None:
             self.told.append(event)
+
+    def trained(self, rounds: list[Round]) -> None:
+        """Keep what the ranks say of a training round."""
+        self.rounds.append(rounds)
+        for part in PARTS:
+            self.seconds[part] += sum(r.seconds[part] for r in rounds) / len(rounds)
+
+    def labelled(self, report: LabelReport) -> None:
+        """Keep what came of a making of labels."""
+        self.seconds["label"] += report.seconds
+        self.labels = report.count
+        self.left_out += report.left_out
+
+    def asked(self, actions: list[Action]) -> None:
+        """Keep what the campaign asked for: how often each, and a digest of all in their order."""
+        for action in actions:
+            self.actions[type(action).__name__] += 1
+            self.fingerprint.update(action)
 
     def unheard(self, scan: str) -> int:
         """Frames of a scan that arrived and are neither predicted nor set aside yet."""
@@ -172,9 +199,12 @@ def composition(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-async def summary(metrics: Metrics, actors: Actors, proxy: PredictorProxy) -> dict[str, Any]:
-    """The figures of summary.json, errors by the versions that matter included."""
-    source, predictor = await actors.source.figures(), await proxy.ask("figures")
+async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: PredictorProxy) -> dict[str, Any]:
+    """The figures of summary.json, errors by the versions that matter included.
+
+    source: its figures. ranks: how many there are at the end.
+    """
+    predictor = await proxy.ask("figures")
     errors: dict[str, dict[str, Any]] = {}
     correlations: dict[str, float | None] = {}
     for scan in metrics.campaign.scans:
@@ -193,7 +223,7 @@ async def summary(metrics: Metrics, actors: Actors, proxy: PredictorProxy) -> di
             correlations["refined"] = _finite(refined.phase_correlation)
     return {
         "strategy": _name(metrics.experiment.strategy),
-        "ranks": len(actors.ranks),
+        "ranks": ranks,
         "scans": list(metrics.campaign.scans),
         "frames_acquired": source["frames_acquired"],
         "frames_predicted": metrics.predicted,
@@ -209,6 +239,8 @@ async def summary(metrics: Metrics, actors: Actors, proxy: PredictorProxy) -> di
             "frames_set_aside": dict(metrics.aside),
             "predictors_lost": metrics.replaced,
         },
+        "ranks_lost": metrics.ranks_lost,
+        "actions": {"given": dict(metrics.actions), "sha256": metrics.fingerprint.hexdigest()},
         "frames_no_evidence": dict(metrics.campaign.unjudged),
         "phase_error": errors,
         # Of one scan; of several it would have to be told which.

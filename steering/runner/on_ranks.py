@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from distributed import Client
 from distributed.utils import get_ip
 
+from steering.clusters.roles import TRAINER, addresses, workers_of
 from steering.learning import MeetingPoint, Place
 from steering.learning.group import leave
 
@@ -26,14 +27,13 @@ def on_ranks(
     Arguments are sent to each worker once. deadline: seconds that a rank waits for the others in a collective.
     Raises RuntimeError where there are fewer workers than ranks, and what any rank raised.
     """
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    addresses = [address for address, worker in workers.items() if "trainer" in worker["resources"]][:ranks]
-    if len(addresses) < ranks:
+    homes = addresses(workers_of(client), TRAINER)[:ranks]
+    if len(homes) < ranks:
         raise RuntimeError(
-            f"found {len(addresses)} workers with the resource trainer, expected {ranks}: start a cluster with as many"
+            f"found {len(homes)} workers with the resource trainer, expected {ranks}: start a cluster with as many"
         )
     meeting = MeetingPoint(_own_address(client), interface=interface)
-    there = [client.scatter(thing, workers=addresses, broadcast=True, hash=False) for thing in arguments]
+    there = [client.scatter(thing, workers=homes, broadcast=True, hash=False) for thing in arguments]
     futures = [
         client.submit(
             _placed,
@@ -42,10 +42,10 @@ def on_ranks(
             *there,
             workers=[home],
             allow_other_workers=False,
-            resources={"trainer": 1},
+            resources={TRAINER: 1},
             pure=False,
         )
-        for rank, home in enumerate(addresses)
+        for rank, home in enumerate(homes)
     ]
     return client.gather(futures)
 

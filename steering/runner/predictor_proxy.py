@@ -1,4 +1,4 @@
-"""When the predictor's worker is lost another takes its place, and the campaign goes on where it was."""
+"""The predictor as the runner asks it: when it is lost another takes its place, and the question is put again."""
 
 from __future__ import annotations
 
@@ -6,66 +6,85 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Client, get_client
+from distributed import Client
 
-from steering.campaign import DecisionSuggested, Event, FrameSetAside, PredictionReady, PredictorReplaced
-from steering.inference import Installed, PolicyAnswer, ResumeState
-from steering.runner.actors import Actors, call
+from steering.campaign import DecisionSuggested, Declined, Event, FrameSetAside, PredictionReady, PredictorReplaced
+from steering.clusters.roles import INFERENCE, addresses, workers_now
+from steering.inference import Installed, PolicyAnswer, Predictor, ResumeState
+from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, retrieved, while_there
 
 _ATTEMPTS = 3
-"""Losses in a row, without a word about any further frame in between, after which it is not chance."""
+"""Predictors that are tried one after the other when each is lost before it is ready."""
 _READY_S = 300.0
 """How long the next predictor may take to be there, as at the start of a run."""
+_RESTART_S = 120.0
+"""How long a worker may take to be there again: importing torch from a slow disk needs a minute."""
 
 
-@dataclass(kw_only=True)
 class PredictorProxy:
     """Asks the predictor, whichever it is by now, and keeps what the next one would have to know.
 
-    Nothing that decides lives in the predictor alone: the frames are with the source until their scan is saved, the
-    versions in the store, the policy comes with each of its answers, and what was told of a frame is noted here. A
-    question that a lost predictor has not answered is put to the next one. What it says after it was given up is not
-    heard.
+    Nothing is in the predictor alone: the frames are with the source until their scan is saved, the versions in the
+    store, the policy comes with each of its answers, and what was said of a frame is noted here. A question that a lost
+    predictor has not answered is put to the next one, once; what the lost one still says is not heard. One loss is one
+    PredictorReplaced, emitted once, however many questions notice.
     """
 
-    actors: Actors
-    emit: Callable[[Event], None]
-    """Where events go."""
-    _answer: PolicyAnswer | None = None
-    _version: int = 0
-    """In service at the predictor."""
-    _predicted: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
-    _aside: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    _over: list[str] = field(default_factory=list)
-    _given_up: asyncio.Event = field(default_factory=asyncio.Event)
-    """Of the predictor that is asked now."""
-    _making: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while another predictor is made ready."""
-    _losses: int = 0
-    """In a row."""
-    _end: Exception | None = None
-    """Why nothing is asked any more."""
-    _closed: bool = False
+    def __init__(
+        self,
+        client: Client,
+        description: Predictor,
+        handle: ActorHandle,
+        source: Any,
+        *,
+        emit: Callable[[Event], None],
+    ) -> None:
+        """description: what every predictor is made of. handle: the first one, not started. source: the source's actor.
+        emit: where PredictorReplaced goes."""
+        self.number = 0
+        """How many predictors were lost before this one."""
+        self._client = client
+        self._description = description
+        self._handle = handle
+        self._source = source
+        self._emit = emit
+        self._answer: PolicyAnswer | None = None
+        self._version = 0
+        """In service at the predictor."""
+        self._predicted: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        self._aside: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._over: list[str] = []
+        self._replaced = asyncio.Event()
+        """Set when the predictor that is asked now is given up."""
+        self._changing = asyncio.Lock()
+        """Held while another predictor is made ready."""
+
+    async def start(self) -> None:
+        """Bring the first predictor to life."""
+        await call(self._handle.actor, "start")
+
+    @property
+    def actor(self) -> Any:
+        """Of the predictor, for tasks that ask it themselves."""
+        return self._handle.actor
 
     @property
     def replacing(self) -> bool:
         """Whether another predictor is being made ready."""
-        return self._making.locked()
+        return self._changing.locked()
 
     async def ask(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """The predictor's answer. Raises what the predictor raised, and RuntimeError where it is lost for good."""
+        """The predictor's answer. Raises what the predictor raised, and LostForGood where nothing can replace it."""
         while True:
-            async with self._making:
-                self._go_on()
-                predictor, number, given_up = self.actors.predictor, self.actors.predictor_number, self._given_up
-            answer = asyncio.ensure_future(call(predictor, method, *arguments, **named))
-            over = asyncio.ensure_future(given_up.wait())
+            async with self._changing:
+                actor, number, replaced = self.actor, self.number, self._replaced
+            answer = asyncio.ensure_future(call(actor, method, *arguments, **named))
+            over = asyncio.ensure_future(replaced.wait())
             try:
                 await asyncio.wait({answer, over}, return_when=asyncio.FIRST_COMPLETED)
-                if not given_up.is_set():
+                if not replaced.is_set():
                     return answer.result()
             except Exception:
                 if not await self.replaced(number):
@@ -73,11 +92,11 @@ class PredictorProxy:
             finally:
                 over.cancel()
                 answer.cancel()
-                answer.add_done_callback(_looked_at)
+                answer.add_done_callback(retrieved)
 
-    async def suggest(self, positions: int) -> DecisionSuggested:
-        """The policy's answer."""
-        self._answer = await self.ask("suggest", positions)
+    async def suggest(self, positions: int, declined: tuple[Declined, ...]) -> DecisionSuggested:
+        """The policy's answer, once it knows what was declined of its earlier ones."""
+        self._answer = await self.ask("suggest", positions, [(each.decision, each.reason) for each in declined])
         return self._answer.decision
 
     async def install(self, number: int, **settings: Any) -> Installed:
@@ -93,66 +112,52 @@ class PredictorProxy:
             match event:
                 case PredictionReady(scan=scan, frame_ids=ids, version=version):
                     self._predicted[scan].update(dict.fromkeys(ids, version))
-                    self._losses = 0
                 case FrameSetAside(scan=scan, frame_ids=ids):
                     self._aside[scan].update(ids)
         return events
 
     async def let_go(self, scan: str) -> None:
-        """A scan is over, saved, and all of it was told: a predictor that starts again need not know its frames."""
+        """A scan is over, saved, and all of it was reported: a predictor that starts again need not know its frames."""
         self._over.append(scan)
-        await self.actors.source.let_go(scan)
+        await call(self._source, "let_go", scan)
         self._predicted.pop(scan, None)
         self._aside.pop(scan, None)
 
-    def close(self) -> None:
-        """The run has ended: who is there still answers, and nobody is replaced any more."""
-        self._closed = True
+    async def close(self) -> None:
+        """Let the predictor go, if it is still there."""
+        try:
+            await asyncio.wait_for(call(self.actor, "close"), 5)
+        except Exception:  # what is gone already needs no closing
+            return
 
     async def replaced(self, number: int) -> bool:
         """See to it that another sits where the predictor of this number sat, if it is lost; False where it is not.
 
-        Raises RuntimeError where none can.
+        Raises LostForGood where none can.
         """
-        async with self._making:
-            self._go_on()
-            if self.actors.predictor_number != number:
+        async with self._changing:
+            if self.number != number:
                 return True
-            if self._closed:
+            begun = time.perf_counter()
+            if not await losses(self._client, [self._handle]):
                 return False
-            client, begun = get_client(), time.perf_counter()
-            if not await self.actors.predictor_lost(client):
-                return False
-            self._given_up.set()
+            self._replaced.set()
             try:
-                self._count()
-                frames = await asyncio.wait_for(self._replace(client), _READY_S)
-            except TimeoutError as late:
-                self._end = RuntimeError(
+                frames = await asyncio.wait_for(self._replace(), _READY_S)
+            except TimeoutError:
+                raise LostForGood(
                     f"found no predictor ready {_READY_S:.0f} s after one was lost, expected one within that time: "
                     "look at the log of the worker with the role inference"
-                )
-                raise self._end from late
+                ) from None
             except Exception as error:
-                self._end = error
-                raise
-            self._given_up = asyncio.Event()
-            self.emit(PredictorReplaced(time=time.time(), frames=frames, seconds=time.perf_counter() - begun))
+                raise LostForGood(f"the predictor is lost, and none can take its place: {error}") from error
+            finally:
+                self._replaced = asyncio.Event()
+            self._emit(PredictorReplaced(time=time.time(), frames=frames, seconds=time.perf_counter() - begun))
             return True
 
-    def _go_on(self) -> None:
-        if self._end is not None:
-            raise self._end
-
-    def _count(self) -> None:
-        self._losses += 1
-        if self._losses > _ATTEMPTS:
-            raise RuntimeError(
-                f"found the predictor lost {self._losses} times in a row at the same place, expected one that lives: "
-                "look at the log of the worker with the role inference, and at its memory"
-            )
-
-    async def _replace(self, client: Client) -> int:
+    async def _replace(self) -> int:
+        """Start another predictor, and have the source send it the frames. Returns how many were sent again."""
         attempts = 0
         while True:
             attempts += 1
@@ -163,14 +168,31 @@ class PredictorProxy:
                 aside={scan: Counter(ids) for scan, ids in self._aside.items()},
                 over=tuple(self._over),
             )
+            worker = await self._worker()
             try:
-                return await self.actors.replace_predictor(client, resume)
+                return await while_there(self._client, worker, self._begin(worker, resume))
             except Exception:
-                if attempts == _ATTEMPTS or not await self.actors.predictor_lost(client):
+                if attempts == _ATTEMPTS or worker in await workers_now(self._client):
                     raise
 
+    async def _begin(self, worker: str, resume: ResumeState) -> int:
+        handle = await place(self._client, self._description, worker=worker)
+        await call(handle.actor, "start", resume)
+        frames: int = await call(self._source, "go_on_with", handle.actor, self.number + 1)
+        self._handle = handle
+        self.number += 1
+        return frames
 
-def _looked_at(call: asyncio.Future) -> None:
-    """An answer that nobody waits for any more may be an error: that is no news."""
-    if not call.cancelled():
-        call.exception()
+    async def _worker(self) -> str:
+        """Address of a worker that can take the predictor, when there is one again: who watches over the lost worker
+        starts another."""
+        until = time.monotonic() + _RESTART_S
+        while time.monotonic() < until:
+            found = addresses(await workers_now(self._client), INFERENCE)
+            if found:
+                return found[0]
+            await asyncio.sleep(0.2)
+        raise RuntimeError(
+            f"found no worker with the resource {INFERENCE} within {_RESTART_S:.0f} s of the loss of one, expected "
+            f'another: start workers under a nanny, or a second one with --resources "{INFERENCE}=1"'
+        )

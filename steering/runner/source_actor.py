@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from steering.campaign import ChunkArrived, DecisionSuggested, Event, FrameRefused, SourceEnded
+from steering.campaign import ChunkArrived, DecisionSuggested, Event, FrameRefused, ScanRevisited, SourceEnded
 from steering.records import Decision
 from steering.sources import Source
 
@@ -48,12 +50,12 @@ class SourceActor:
         self._sending: asyncio.Future | None = None
         self._closed = False
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self._chunks: asyncio.Queue[xr.Dataset | Exception | None] = asyncio.Queue(1)
-        self._refused: dict[str, int] = {}
+        self._visits = Visits()
+        self._dropped = 0
+        """Frames that were reported as dropped."""
         self.frames = 0
         self.first = self.last = 0.0
         threading.Thread(target=self._pull, name="source", daemon=True).start()
-        self._sender = asyncio.create_task(self._send())
 
     async def go_on_with(self, predictor: Any, number: int) -> int:
         """Send another predictor what is kept, and from then on what is measured. Returns the frames sent again.
@@ -97,24 +99,24 @@ class SourceActor:
         self._kept_bytes = sum(chunk["counts"].nbytes for chunk in self._kept)
 
     async def apply(self, decision: DecisionSuggested) -> None:
-        """Tell the source where to measure next."""
+        """Tell the source where to measure next. Positions that it refuses must be known, or the campaign waits for
+        them."""
         dwell = None if decision.dwell is None else np.array(decision.dwell)
-        self.source.apply(
+        refused = self.source.apply(
             Decision(positions=np.array(decision.positions), reasons=decision.reasons, dwell=dwell, stop=decision.stop)
         )
-        self._tell_refused()
+        if refused is not None and len(refused):
+            self._refuse(len(refused), "the source cannot measure there", refused)
 
-    def _tell_refused(self) -> None:
-        """Positions that will bring no frame must be known, or the campaign waits for them."""
-        counts = {
-            "no recorded frame within the tolerance": getattr(self.source, "positions_refused", 0),
-            "dropped: the predictor was too slow": self.source.frames_dropped,
-        }
-        for reason, count in counts.items():
-            new = count - self._refused.get(reason, 0)
-            if new > 0:
-                self._refused[reason] = count
-                self._events.put_nowait(FrameRefused(time=time.time(), count=new, reason=reason))
+    def _report_dropped(self) -> None:
+        """Frames that the source measured and will not hand out must be known too."""
+        new, self._dropped = self.source.frames_dropped - self._dropped, self.source.frames_dropped
+        if new > 0:
+            self._refuse(new, "dropped: the predictor was too slow", np.zeros((0, 2)))
+
+    def _refuse(self, count: int, reason: str, positions: NDArray[np.float64]) -> None:
+        where = tuple((float(y), float(x)) for y, x in positions)
+        self._events.put_nowait(FrameRefused(time=time.time(), count=count, reason=reason, positions=where))
 
     async def events(self) -> list[Event]:
         """What has happened since the last call; waits until there is something. Raises what the source raised."""
@@ -142,43 +144,43 @@ class SourceActor:
             self._turn.notify_all()
 
     def _pull(self) -> None:
-        """The source's own thread: it waits for frames, so that the event loop need not. It hands them on one by one:
-        what cannot be sent in time stays with the source, which drops its oldest and counts."""
-        last: Exception | None = None
+        """The source's own thread. It waits for frames, so that the event loop need not, and then until they are with
+        the predictor: what cannot be sent in time stays with the source, which drops its oldest and counts."""
+        last: Event | Exception
         try:
             for chunk in self.source.chunks():
-                if not self._hand_over(chunk):
+                if not self._on_loop(self._send(chunk)):
                     return
+            last = SourceEnded(time=time.time())
         except Exception as error:  # handed on to whoever reads the events
             last = error
-        self._hand_over(last)
+        self._on_loop(self._events.put(last))
 
-    def _hand_over(self, thing: xr.Dataset | Exception | None) -> bool:
-        """False once the worker is closing: nobody waits for it any more."""
-        put = self._chunks.put(thing)
+    def _on_loop(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Have the event loop do some work, and wait for it; False once the worker is closing."""
         try:
-            asyncio.run_coroutine_threadsafe(put, self._loop).result()
+            asyncio.run_coroutine_threadsafe(work, self._loop).result()
         except CancelledError:
             return False
-        except RuntimeError:  # the loop is closed already
-            put.close()
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            work.close()
             return False
         return True
 
-    async def _send(self) -> None:
-        while (chunk := await self._chunks.get()) is not None:
-            if isinstance(chunk, Exception):
-                self._events.put_nowait(chunk)
-                return
-            await self._deliver(chunk)
-            now = time.time()
-            self.first = self.first or now
-            self.last = now
-            self.frames += chunk.sizes["frame"]
-            ids = tuple(chunk["frame"].values.tolist())
-            self._events.put_nowait(ChunkArrived(time=now, scan=str(chunk.attrs["scan"]), frame_ids=ids))
-            self._tell_refused()
-        self._events.put_nowait(SourceEnded(time=time.time()))
+    async def _send(self, chunk: xr.Dataset) -> None:
+        event = self._visits.note(chunk)
+        if event is not None:
+            self._events.put_nowait(event)
+        await self._deliver(chunk)
+        now = time.time()
+        self.first = self.first or now
+        self.last = now
+        self.frames += chunk.sizes["frame"]
+        ids = tuple(chunk["frame"].values.tolist())
+        self._events.put_nowait(ChunkArrived(time=now, scan=str(chunk.attrs["scan"]), frame_ids=ids))
+        self._report_dropped()
 
     async def _deliver(self, chunk: xr.Dataset) -> None:
         """One at a time: the next is sent when this one is acknowledged, so that they arrive in order."""
@@ -199,3 +201,31 @@ class SourceActor:
 async def _send_to(predictor: Any, chunk: xr.Dataset) -> None:
     """Where the worker is known to be gone, already the name of the method raises: here inside the future."""
     await predictor.receive(chunk)
+
+
+class Visits:
+    """Names the scans of a source apart. A scan is over when a chunk of another one comes; where the source comes back
+    to its name, that is a new scan: a visit, which is called `NAME-visit-2`, `NAME-visit-3` and so on."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        """As the source says it."""
+        self._called: str = ""
+        """And as it is called here."""
+        self._used: set[str] = set()
+
+    def note(self, chunk: xr.Dataset) -> ScanRevisited | None:
+        """Rename the chunk's scan where it is a visit, and keep its own name as the attribute `visit_of`. Returns the
+        event with the first chunk of a visit."""
+        name = str(chunk.attrs["scan"])
+        begins = name != self._name
+        if begins:
+            self._name, self._called = name, name
+            number = 2
+            while self._called in self._used:
+                self._called, number = f"{name}-visit-{number}", number + 1
+            self._used.add(self._called)
+        if self._called == name:
+            return None
+        chunk.attrs |= {"scan": self._called, "visit_of": name}
+        return ScanRevisited(time=time.time(), scan=name, visit=self._called) if begins else None

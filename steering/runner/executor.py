@@ -1,0 +1,219 @@
+"""Carries the campaign's actions out: each in a task of its own, answered by one event."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from steering.campaign import (
+    Action,
+    Answer,
+    AskPolicy,
+    Campaign,
+    CandidateReady,
+    CandidateRefused,
+    Event,
+    Finish,
+    GroupChanged,
+    Label,
+    ModelPublished,
+    Publish,
+    Refuse,
+    Remind,
+    RollBack,
+    RollBackRefused,
+    RolledBack,
+    Steer,
+    TakeBack,
+    Tick,
+    Train,
+    VersionRefused,
+)
+from steering.inference import Installed
+from steering.learning import Round
+from steering.models import ModelStore
+from steering.records import ModelVersion
+from steering.runner.actors import call
+from steering.runner.experiment import Experiment
+from steering.runner.folder import RunFolder
+from steering.runner.labelling import Labelling
+from steering.runner.metrics import Metrics
+from steering.runner.predictor_proxy import PredictorProxy
+from steering.runner.rank_group import RankGroup
+
+_BETTER = 0.1
+"""Share by which an older version's residual must be lower for the campaign to go back to it of its own accord."""
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Executor:
+    """Does what the campaign asks for, and takes each answer to `take`."""
+
+    experiment: Experiment
+    folder: RunFolder
+    campaign: Campaign
+    metrics: Metrics
+    source: Any
+    """Its actor."""
+    proxy: PredictorProxy
+    ranks: RankGroup
+    labelling: Labelling
+    take: Callable[[Event], None]
+    """Where events go."""
+    _candidate: tuple[int, CandidateReady | None, list[Round]] = (0, None, [])
+    """Of the newest training round: its action, and what the ranks said of it."""
+    _to_source: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the source is told something: decisions reach it in the order in which they were made."""
+
+    async def carry_out(self, action: Action) -> None:
+        """Do what an action asks for; the event that answers it carries its id."""
+        match action:
+            case AskPolicy():
+                self._answer(action, await self.proxy.suggest(action.positions, action.declined))
+            case Steer() | Finish():
+                await self._tell_source(action)
+            case Label():
+                await self._label(action)
+            case Train():
+                await self._train(action)
+            case Publish() | TakeBack() | RollBack():
+                await self._change_version(action)
+            case Remind():
+                await asyncio.sleep(max(0.0, action.at - time.time()))
+                self._answer(action, Tick(time=max(action.at, time.time())))
+            case Refuse():
+                self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))
+
+    async def _change_version(self, action: Publish | TakeBack | RollBack) -> None:
+        match action:
+            case Publish():
+                await self._publish(action)
+            case TakeBack():
+                await self._take_back(action)
+            case RollBack():
+                await self._roll_back(action)
+
+    def _answer(self, action: Action, event: Answer) -> None:
+        self.take(replace(event, action=action.id, generation=self.ranks.generation))
+
+    async def _tell_source(self, action: Steer | Finish) -> None:
+        async with self._to_source:
+            if isinstance(action, Finish):
+                await call(self.source, "close")
+                return
+            if action.decision.reasons:
+                self.metrics.reason = action.decision.reasons[0]
+            await call(self.source, "apply", action.decision)
+
+    async def _label(self, action: Label) -> None:
+        labels = await self.labelling.make(action.scan, action.generation)
+        if labels is not None:  # else the group has changed, and the campaign asks again
+            self._answer(action, labels)
+
+    async def _train(self, action: Train) -> None:
+        rounds = await self.ranks.fit(action.scan, action.steps, action.generation)
+        if isinstance(rounds, GroupChanged):
+            return  # the campaign asks again
+        self.metrics.trained(rounds)
+        first = rounds[0]
+        candidate = CandidateReady(
+            time=time.time(),
+            scan=action.scan,
+            steps=first.steps,
+            error=_number(first.error),
+            served_error=_number(first.served_error),
+            residual=_number(first.residual),
+            loss=sum(r.loss for r in rounds) / len(rounds),
+        )
+        self._candidate = (action.id, candidate, rounds)
+        self._answer(action, candidate)
+
+    async def _publish(self, action: Publish) -> None:
+        begun = time.perf_counter()
+        version = self._version(action)
+        await _answered(lambda: self.ranks.publish(self.folder.models, version))
+        installed: Installed = await self.proxy.install(action.version)
+        self.metrics.seconds["publish"] += time.perf_counter() - begun
+        if not installed.accepted:
+            self.metrics.refused += 1
+            reason = f"refused by the predictor: {installed.reason}"
+            self._answer(action, VersionRefused(time=time.time(), version=action.version, reason=reason))
+            return
+        self.metrics.published += 1
+        self._answer(
+            action,
+            ModelPublished(
+                time=time.time(),
+                version=action.version,
+                validation_error=version.validation_error,
+                validation_residual=version.validation_residual,
+            ),
+        )
+
+    async def _take_back(self, action: TakeBack) -> None:
+        """The version is gone, and its number free for the next one; later candidates are held against the version
+        that serves."""
+        store = ModelStore(self.folder.models)
+        await asyncio.to_thread(store.withdraw, action.version, action.serving)
+        await _answered(lambda: self.ranks.serve(self.folder.models, action.serving))
+        self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))
+
+    async def _roll_back(self, action: RollBack) -> None:
+        """Serve an older version, and let the ranks go on from it: candidates that descend from the other one would
+        bring back what it was."""
+        number, margin = action.version, -_BETTER if action.if_better else None
+        installed: Installed = await self.proxy.install(number, canary=action.if_better, margin=margin)
+        if not installed.accepted:
+            self.metrics.refused += 1
+            self._answer(action, RollBackRefused(time=time.time(), version=number, reason=installed.reason))
+            return
+        store = ModelStore(self.folder.models)
+        await asyncio.to_thread(store.point_to, number)
+        await _answered(lambda: self.ranks.go_back(self.folder.models, number))
+        residual = store.describe(number).validation_residual
+        self._answer(
+            action, RolledBack(time=time.time(), version=number, validation_residual=residual, reason=action.reason)
+        )
+
+    def _version(self, action: Publish) -> ModelVersion:
+        """What is published: described by the figures of the round that made its weights."""
+        number, candidate, rounds = self._candidate
+        if number != action.candidate or candidate is None:
+            raise RuntimeError(
+                f"found the round of action {number}, expected that of action {action.candidate}, whose candidate is "
+                f"to be published as version {action.version}"
+            )
+        seen: Counter[str] = Counter()
+        for one in rounds:
+            seen.update(one.seen)
+        network = self.experiment.network
+        return ModelVersion(
+            number=action.version,
+            network=type(network).__name__,
+            hyperparameters=dict(network.hyperparameters),
+            parents=(self.campaign.version,),
+            trained_on=dict(seen),
+            steps=candidate.steps,
+            validation_error=candidate.error,
+            validation_residual=candidate.residual,
+            validation_residuals=rounds[0].residuals,
+            noise_share=rounds[0].noise_share,
+            validation_offsets=rounds[0].offsets,
+        )
+
+
+async def _answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
+    """What the ranks answer: asked again for as long as the group changes meanwhile."""
+    while isinstance(answer := await verb(), GroupChanged):
+        pass
+    return answer
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,54 @@
+"""Work that a run can do without: where it fails, that is logged once with its traceback, and the run goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from steering.campaign import Event, WorkFailed
+from steering.runner.actors import LostForGood
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Optional:
+    """Does optional work."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        """emit: where WorkFailed goes, once for each kind of work and of error."""
+        self.failures = 0
+        """So far."""
+        self._emit = emit
+        self._known: set[tuple[str, type[BaseException]]] = set()
+
+    async def run(self, what: str, work: Awaitable[T]) -> T | None:
+        """The result of the work; None where it failed. what: it, in words, as in "saving the live image".
+
+        Raises LostForGood: actors that nothing can replace are no matter of this work alone.
+        """
+        try:
+            return await work
+        except LostForGood:
+            raise
+        except Exception as error:  # whatever it is, the run does not depend on it
+            self.failures += 1
+            if (what, type(error)) not in self._known:
+                self._known.add((what, type(error)))
+                logger.warning("%s failed; the run goes on without it", what, exc_info=error)
+                self._emit(failure(what, error))
+            return None
+
+
+def failure(what: str, error: BaseException) -> WorkFailed:
+    """The event that tells of work that failed."""
+    return WorkFailed(
+        time=time.time(),
+        what=what,
+        error=f"{type(error).__name__}: {error}",
+        traceback="".join(traceback.format_exception(error)),
+    )

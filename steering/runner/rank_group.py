@@ -1,0 +1,251 @@
+"""The group of training ranks: the one place that knows who they are, where they are, and in which generation."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distributed import Client
+
+from steering.campaign import GroupChanged
+from steering.learning import GroupLost, MeetingPoint, Rank, Round
+from steering.records import ModelVersion
+from steering.runner.actors import (
+    LOOK_S,
+    ActorHandle,
+    CallsFailed,
+    LostForGood,
+    call,
+    every,
+    gone,
+    losses,
+    place,
+    retrieved as _retrieved,
+)
+
+_ATTEMPTS = 5
+"""Groups that are tried one after the other when each loses ranks while it forms."""
+_CLOSE_S = 5.0
+
+T = TypeVar("T")
+
+
+class RankGroup:
+    """Asks the ranks, whoever they are by now. A verb returns their answer, or, where ranks were lost, what the group
+    has become in their place; it never does both.
+
+    One change of the group is one GroupChanged, emitted once and returned by every verb that it interrupted, however
+    many ranks are lost and however many verbs notice. What a verb is interrupted in has happened in part or not at all;
+    each may be asked again. Verbs in which all ranks take part come one at a time, in the order in which they are
+    asked.
+    """
+
+    def __init__(
+        self, client: Client, rank: Rank, meeting: MeetingPoint, *, emit: Callable[[GroupChanged], None]
+    ) -> None:
+        """rank: the description that every rank is made of. meeting: kept as long as the group lives. emit: where
+        changes go. Use `form`."""
+        self.generation = 0
+        self._client = client
+        self._rank = rank
+        self._meeting = meeting
+        self._emit = emit
+        self._members: list[ActorHandle] = []
+        """In the order of their ranks."""
+        self._change: GroupChanged | None = None
+        """The newest."""
+        self._turn = asyncio.Lock()
+        """Held by the verb in which all ranks take part."""
+        self._changing = asyncio.Lock()
+        """Held while the group forms anew."""
+
+    @classmethod
+    async def form(
+        cls,
+        client: Client,
+        rank: Rank,
+        addresses: Sequence[str],
+        *,
+        meeting: MeetingPoint,
+        emit: Callable[[GroupChanged], None],
+    ) -> RankGroup:
+        """The first group: a rank on each of these workers. Raises what a rank raises."""
+        group = cls(client, rank, meeting, emit=emit)
+        group._members = await group._placed(addresses)
+        try:
+            await group._join(group._members)
+        except CallsFailed as failed:
+            raise await failed.cause() from None
+        return group
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of the workers of the ranks, in the order of the ranks."""
+        return [member.address for member in self._members]
+
+    async def fit(self, scan: str, steps: int, generation: int) -> list[Round] | GroupChanged:
+        """A training round of all ranks of a generation; what each says of it, in the order of the ranks."""
+        return await self._together(lambda ranks: every(call(r, "fit", scan, steps) for r in ranks), generation)
+
+    async def send(self, work: Callable[[list[Any]], Awaitable[T]], generation: int) -> T | GroupChanged:
+        """Work that sends something to the ranks of a generation, also while they train: `work(ranks)`, their actors.
+
+        Where the group changes meanwhile the answer is the change, also if the work was done: part of what was sent is
+        lost.
+        """
+        return await self._ask(work, generation)
+
+    async def publish(self, store: Path, version: ModelVersion) -> GroupChanged | None:
+        """Write the weights that all ranks hold as a version, and judge later candidates against it."""
+
+        async def work(ranks: list[Any]) -> None:
+            await call(ranks[0], "publish", store, version)
+            await every(call(rank, "serve", store, version.number) for rank in ranks[1:])
+
+        return await self._together(work)
+
+    async def serve(self, store: Path, number: int) -> GroupChanged | None:
+        """Judge later candidates against a published version."""
+
+        async def work(ranks: list[Any]) -> None:
+            await every(call(rank, "serve", store, number) for rank in ranks)
+
+        return await self._together(work)
+
+    async def go_back(self, store: Path, number: int) -> GroupChanged | None:
+        """Go on from the weights of a published version, with an optimiser without a past."""
+
+        async def work(ranks: list[Any]) -> None:
+            await every(call(rank, "go_back", store, number) for rank in ranks)
+
+        return await self._together(work)
+
+    async def digest(self) -> list[str] | GroupChanged:
+        """Of each rank, a digest of weights, optimiser state and step: equal on all ranks of a sound group."""
+        return await self._together(lambda ranks: every(call(rank, "digest") for rank in ranks))
+
+    async def admit(self, addresses: Sequence[str]) -> GroupChanged:
+        """Let new ranks join, one on each of these workers: they take over weights, optimiser and step.
+
+        Raises OSError where a worker is lost before its rank is there; the group stays as it was.
+        """
+        joining = await self._placed(addresses)
+        async with self._turn, self._changing:
+            return await self._form_anew([], joining)
+
+    async def close(self) -> None:
+        """Let the ranks leave their group, and let go of them."""
+        members, self._members = self._members, []
+        for member in members:
+            try:
+                await asyncio.wait_for(call(member.actor, "close"), _CLOSE_S)
+            except Exception:  # noqa: S112 - what is gone already needs no closing
+                continue
+
+    async def _together(
+        self, work: Callable[[list[Any]], Awaitable[T]], generation: int | None = None
+    ) -> T | GroupChanged:
+        async with self._turn:
+            return await self._ask(work, generation)
+
+    async def _ask(self, work: Callable[[list[Any]], Awaitable[T]], generation: int | None) -> T | GroupChanged:
+        async with self._changing:
+            members, mine = self._members, self.generation
+        if generation is not None and generation != mine and self._change is not None:
+            return self._change
+        job = asyncio.ensure_future(work([member.actor for member in members]))
+        job.add_done_callback(_retrieved)
+        try:
+            error: Exception | None = None
+            while not job.done():
+                await asyncio.wait({job}, timeout=LOOK_S)
+                if self.generation != mine:
+                    break
+                if not job.done() and await gone(self._client, members):
+                    break  # what is asked of it may never be answered
+            if self.generation == mine and job.done():
+                try:
+                    return job.result()
+                except Exception as failed:
+                    error = failed
+            return await self._repaired(mine, error)
+        finally:
+            job.cancel()
+
+    async def _repaired(self, generation: int, error: Exception | None) -> GroupChanged:
+        """What the group of this generation has become. Raises the error where nobody is lost and the group is whole.
+
+        error: what was raised; None: nothing yet.
+        """
+        async with self._changing:
+            if self.generation != generation and self._change is not None:
+                return self._change
+            lost = await losses(self._client, self._members)
+            if not lost and error is not None:
+                cause = await error.cause() if isinstance(error, CallsFailed) else error
+                if not isinstance(cause, GroupLost):
+                    raise cause
+            return await self._form_anew(lost, [])
+
+    async def _form_anew(self, lost: list[ActorHandle], joining: list[ActorHandle]) -> GroupChanged:
+        """Form a group of those who are left and those who join; more may be lost meanwhile."""
+        before, attempts = self._members, 0
+        while True:
+            kept = [member for member in before if member not in lost]
+            new = [member for member in joining if member not in lost]
+            if not kept:
+                raise LostForGood(
+                    f"found all {len(before)} training ranks lost, expected one that is left: look at the logs of the "
+                    "workers with the resource trainer, and at their memory"
+                )
+            attempts += 1
+            self.generation += 1
+            try:
+                await self._join([*kept, *new])
+                break
+            except (CallsFailed, OSError) as failed:
+                more = await losses(self._client, [*kept, *new])
+                lost = [*lost, *more]
+                cause = await failed.cause() if isinstance(failed, CallsFailed) and not more else failed
+                if attempts == _ATTEMPTS or not (more or isinstance(cause, GroupLost | RuntimeError)):
+                    raise cause from None
+        self._members = [*kept, *new]
+        self._change = GroupChanged(
+            time=time.time(),
+            lost=tuple(number for number, member in enumerate(before) if member in lost),
+            joined=tuple(range(len(kept), len(self._members))),
+            ranks=len(self._members),
+            generation=self.generation,
+        )
+        self._emit(self._change)
+        return self._change
+
+    async def _join(self, members: list[ActorHandle]) -> None:
+        """Have these ranks form the group of this generation. Raises OSError where one is lost before all are there.
+
+        A rank that waits for the lost one in a collective is freed by the first one that leaves the old group.
+        """
+        where, ranks = self._meeting.rendezvous, len(members)
+        calls = (
+            call(member.actor, "join", where, rank=number, ranks=ranks, generation=self.generation)
+            for number, member in enumerate(members)
+        )
+        job = asyncio.ensure_future(every(calls))
+        job.add_done_callback(_retrieved)
+        try:
+            while not job.done():
+                await asyncio.wait({job}, timeout=LOOK_S)
+                if not job.done() and await gone(self._client, members):
+                    raise OSError("found a rank lost while its group formed, expected it to join")
+            job.result()
+        finally:
+            job.cancel()
+
+    async def _placed(self, addresses: Sequence[str]) -> list[ActorHandle]:
+        return list(await asyncio.gather(*(place(self._client, self._rank, worker=address) for address in addresses)))
