@@ -205,22 +205,7 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
     source: its figures. ranks: how many there are at the end.
     """
     predictor = await proxy.ask("figures")
-    errors: dict[str, dict[str, Any]] = {}
-    correlations: dict[str, float | None] = {}
-    for scan in metrics.campaign.scans:
-        first, last = await proxy.ask("versions_of", scan)
-        own_end = metrics.own_end.get(scan, last)
-        versions = tuple({first, own_end, metrics.campaign.version})
-        scores: dict[int, Score] = await proxy.ask("evaluate", scan, versions)
-        if not scores:
-            continue
-        stages = {"first": first, "own_end": own_end, "run_end": metrics.campaign.version}
-        errors[scan] = {stage: _finite(scores[version].phase_error) for stage, version in stages.items()}
-        errors[scan]["versions"] = stages
-        correlations["held_out"] = _finite(scores[metrics.campaign.version].phase_correlation)
-        refined = await proxy.ask("evaluate_refined", scan)
-        if refined is not None:
-            correlations["refined"] = _finite(refined.phase_correlation)
+    errors, correlations = await _agreement(metrics, proxy)
     return {
         "strategy": _name(metrics.experiment.strategy),
         "ranks": ranks,
@@ -261,6 +246,28 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
         },
         "total_s": time.time() - metrics.begun,
     }
+
+
+async def _agreement(metrics: Metrics, proxy: PredictorProxy) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """By scan, phase errors of the versions that matter; and how well the images of the last scan correlate with the
+    truth. Both only where it is known."""
+    errors: dict[str, dict[str, Any]] = {}
+    correlations: dict[str, float | None] = {}
+    for scan in metrics.campaign.scans:
+        first, last = await proxy.ask("versions_of", scan)
+        own_end = metrics.own_end.get(scan, last)
+        versions = tuple({first, own_end, metrics.campaign.version})
+        scores: dict[int, Score] = await proxy.ask("evaluate", scan, versions)
+        if not scores:
+            continue
+        stages = {"first": first, "own_end": own_end, "run_end": metrics.campaign.version}
+        errors[scan] = {stage: _finite(scores[version].phase_error) for stage, version in stages.items()}
+        errors[scan]["versions"] = stages
+        correlations["held_out"] = _finite(scores[metrics.campaign.version].phase_correlation)
+        refined = await proxy.ask("evaluate_refined", scan)
+        if refined is not None:
+            correlations["refined"] = _finite(refined.phase_correlation)
+    return errors, correlations
 
 
 def _name(strategy: Strategy) -> str:

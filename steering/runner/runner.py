@@ -82,7 +82,7 @@ class Runner:
             while not self.campaign.finished:
                 await self._unless_failed(self._event())
             await self._hear_the_last_frames()
-            await self._unless_failed(self._finishing.finish_all())
+            await self._unless_failed(self.finishing.finish_all())
             await self._unless_failed(self.save())
             return await self._unless_failed(self._sum_up())
         finally:
@@ -143,6 +143,13 @@ class Runner:
         if self._proxy is None:
             raise RuntimeError("found no actors yet, expected `run` to have started them")
         return self._proxy
+
+    @property
+    def finishing(self) -> Finishing:
+        """The last work on scans that are over. Raises RuntimeError before the actors are there."""
+        if self._finishing is None:
+            raise RuntimeError("found no actors yet, expected `run` to have started them")
+        return self._finishing
 
     @property
     def source(self) -> Any:
@@ -334,7 +341,7 @@ class Runner:
         while self.metrics.unheard(scan):
             await asyncio.sleep(_LOOK_S)
         if saved and await self.proxy.ask("is_over", scan):  # else it was only interrupted
-            await self._finishing.finish(scan)
+            await self.finishing.finish(scan)
             await self.optional.run("saving what became of a scan that is over", self._save(scan))
             await self.proxy.let_go(scan)
 
