@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from steering.learning.buffer import RehearsalBuffer
 from steering.learning.buffer_state import read_state, reshard, write_state
-from steering.learning.rehearsal import RehearsalBuffer
 
 POLICIES = ("reservoir", "replacement", "balanced")
 BYTES = 8 + 40  # an int64 identifier, the stratum and its bookkeeping

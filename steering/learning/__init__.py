@@ -4,6 +4,7 @@ from steering.learning.group import GroupLost, MeetingPoint, Place, Rendezvous
 from steering.learning.loop import PARTS, Loop, Tally, TrainerSettings
 from steering.learning.objectives import Classification, Objective, Reconstruction
 from steering.learning.rank import Rank, Round
+from steering.learning.rehearsal import Rehearsal
 from steering.learning.samples import Labels, NoSamples
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Place",
     "Rank",
     "Reconstruction",
+    "Rehearsal",
     "Rendezvous",
     "Round",
     "Tally",

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from steering.learning.buffer import RehearsalBuffer
 from steering.learning.channel import Channel, Messages
-from steering.learning.rehearsal import RehearsalBuffer
 from steering.learning.rows import Layout, as_rows
 from steering.learning.sampling import MODES, Fills, Mode, StepRNG, draw, draw_slots
 
@@ -130,13 +130,13 @@ class Exchange:
         self._channel.launch(messages)
         self._flights.append(_Flight(step, local, coming, header, messages))
 
-    def finish(self, out: Mapping[str, Tensor], start: int = 0) -> Delivered:
+    def finish(self, out: Mapping[str, Tensor] | None, start: int = 0) -> Delivered:
         """Wait for the oldest exchange and write its representatives into rows start, start + 1, ... of `out`.
 
         Args:
             out: the augmented minibatch: tensors (rows, ...) of the stored shapes and dtypes, contiguous, any device.
                 If `stratum` (int64) is among them, it is written too. Rows behind the last representative are left
-                as they are.
+                as they are. None: what arrives is dropped.
             start: first row to write; usually the number of new samples.
 
         Raises:
@@ -152,10 +152,11 @@ class Exchange:
             headers = flight.messages.wait()
             headers[self.rank] = flight.header
             self._learn(flight.step, headers)
-            if remote:
+            if remote and out is not None:
                 self._unpack(flight, flight.messages, out, start + len(flight.local))
             self._channel.give_back(flight.messages)
-        self.buffer.gather_at(flight.local, out, start)
+        if out is not None:
+            self.buffer.gather_at(flight.local, out, start)
         return Delivered(len(flight.local) + remote, remote)
 
     def _draw_alone(self, rng: np.random.Generator) -> np.ndarray:

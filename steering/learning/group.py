@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-import torch._dynamo  # DDP imports it; imported while a group exists, it would keep that group's sockets open for ever
 import torch.distributed as dist
 
 
@@ -84,6 +83,10 @@ class Place:
         this rank trains. Tensors on a GPU travel by NCCL if every rank has a GPU of its own, and by gloo where ranks
         share one, which NCCL refuses. Tensors on the CPU always travel by gloo.
         """
+        # DDP imports it. Imported while a group exists, it would keep that group's sockets open for ever: peers of a
+        # rank that leaves would wait for their deadline.
+        import torch._dynamo  # noqa: PLC0415
+
         leave()
         interface = self.where.interface or _interface_to(self.where)
         if interface is not None:  # else torch looks the host's own name up, which many machines resolve to themselves

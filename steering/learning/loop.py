@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from steering.learning.exchange import Exchange
+from steering.learning.buffer import RehearsalBuffer
 from steering.learning.group import broadcast_bytes, group_errors
 from steering.learning.insertion import Policy
-from steering.learning.objectives import Fields
-from steering.learning.rehearsal import RehearsalBuffer
+from steering.learning.minibatch import Fields, Minibatch, Ring, Specification
+from steering.learning.rehearsal import Rehearsal
 from steering.learning.sampling import Mode
-from steering.learning.strategies import Minibatch, Strategy
+from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed, capture, digest, restore
 
 PARTS = ("load", "train", "populate", "augment", "wait")
@@ -135,19 +135,29 @@ class Loop:
         self.device = torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
         network.to(self.device)
         self.optimiser = optimiser or torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-4)
-        self.buffer = RehearsalBuffer(
-            settings.buffer_bytes,
-            policy=settings.insertion,
-            seed=settings.seed + rank,
-            device=self.device if settings.buffer_device == "cuda" else settings.buffer_device,
+        self.rehearsal = Rehearsal(
+            r=settings.representatives,
+            candidates=settings.candidates,
+            budget=settings.buffer_bytes,
+            insertion=settings.insertion,
+            sampling=settings.sampling,
+            look_ahead=settings.look_ahead,
+            storage=str(self.device) if settings.buffer_device == "cuda" else settings.buffer_device,
+            seed=settings.seed,
+            group=None,
+            rank=rank,
         )
         self.steps = 0
         """Taken so far; the same on every rank."""
         self._fresh = True
         self._module: nn.Module | None = None
-        self._exchange: Exchange | None = None
-        self._ring: list[dict[str, torch.Tensor]] = []
+        self._ring: Ring | None = None
         self._loaded: tuple[str, ...] = ()
+
+    @property
+    def buffer(self) -> RehearsalBuffer:
+        """The local rehearsal buffer."""
+        return self.rehearsal.buffer
 
     def connect(self, group: dist.ProcessGroup | None) -> int:
         """Train with the other ranks of torch's default group from now on.
@@ -173,15 +183,7 @@ class Loop:
                 self._module = DistributedDataParallel(self.network, broadcast_buffers=False)
         self._fresh = False
         if self.strategy.rehearses:
-            settings = self.settings
-            self._exchange = Exchange(
-                self.buffer,
-                group,
-                settings.representatives,
-                seed=settings.seed,
-                mode=settings.sampling,
-                device=self.device,
-            )
+            self.rehearsal.connect(group, step=self.steps, device=self.device)
         return source
 
     def _align(self) -> int:
@@ -206,22 +208,17 @@ class Loop:
     def disconnect(self) -> None:
         """Let go of the group, so that it can be left."""
         self._module = None
-        self._exchange = None
+        self.rehearsal.disconnect()
 
     def prepare(self, example: Fields) -> None:
         """Be ready for samples like this one, tensors without a sample axis; `stratum` int64 () is among them."""
-        if not self._ring:
+        if self._ring is None:
             self._loaded = tuple(example)
             rows = self.settings.batch + self.settings.representatives
-            # Two minibatches in turn: one is trained on while the next is filled.
-            self._ring = [
-                {name: torch.zeros(shape, dtype=dtype, device=self.device) for name, (shape, dtype) in fields.items()}
-                for fields in [self._fields(rows, example)] * 2
-            ]
-        while self._exchange is not None and self._exchange.in_flight < self.settings.look_ahead:
-            self._exchange.start(self.steps + self._exchange.in_flight)
+            self._ring = Ring(self._fields(example), rows, self.device)
+        self.rehearsal.prefetch()
 
-    def _fields(self, rows: int, example: Fields) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _fields(self, example: Fields) -> Specification:
         """Shape and dtype of each field of an augmented minibatch: the sample's own, and what is remembered of it."""
         fields = {name: value.to(self.device)[None] for name, value in example.items()}
         if self.strategy.rehearses:
@@ -231,7 +228,7 @@ class Loop:
                 outputs = self.strategy.objective.outputs(self.network, fields)
             self.network.train(training)
             fields = {**fields, **(self.strategy.remember(fields, outputs) or {})}
-        return {name: ((rows, *value.shape[1:]), value.dtype) for name, value in fields.items()}
+        return {name: (tuple(value.shape[1:]), value.dtype) for name, value in fields.items()}
 
     def run(self, steps: int, load: Load) -> Tally:
         """Take that many steps, together with all other ranks.
@@ -247,21 +244,23 @@ class Loop:
 
     def _step(self, load: Load, tally: Tally) -> None:
         """Load, wait, start the exchange of a later step, loss, backward, step, populate."""
-        b, c = self.settings.batch, self.settings.candidates
+        b, ring = self.settings.batch, self._ring
+        if ring is None:
+            raise RuntimeError("found no example of a sample, expected `prepare` before the first step")
         with tally.timed("load"):
-            fields = self._ring[self.steps % 2]
+            fields = ring.next()
             load(b, fields)
         delivered = 0
-        if self._exchange is not None:
+        if self.strategy.rehearses:
             before = tally.seconds["wait"]
             with tally.timed("wait"):
-                arrived = self._exchange.finish(fields, b)
+                arrived = self.rehearsal.finish(fields, b)
             tally.waits.append(tally.seconds["wait"] - before)
             delivered = arrived.count
             tally.representatives += arrived.count
             tally.remote += arrived.remote
             with tally.timed("augment"):
-                self._exchange.start(self.steps + self.settings.look_ahead)
+                self.rehearsal.prefetch()
         minibatch = Minibatch({name: value[: b + delivered] for name, value in fields.items()}, new=b)
         with tally.timed("train"):
             self.optimiser.zero_grad(set_to_none=True)
@@ -273,8 +272,7 @@ class Loop:
             new = {name: fields[name][:b] for name in self._loaded}
             kept = self.strategy.remember(new, loss.outputs)
             if kept is not None:
-                rows = {name: value[:c] for name, value in kept.items() if name != "stratum"}
-                self.buffer.insert(rows, kept["stratum"][:c])
+                self.rehearsal.store(kept)
         self.steps += 1
 
     @property

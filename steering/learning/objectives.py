@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-Fields = Mapping[str, Tensor]
+from steering.learning.minibatch import Fields
+
 Outputs = tuple[Tensor, ...]
 """What a network says of n samples: tensors (n, ...)."""
 

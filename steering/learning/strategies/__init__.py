@@ -6,8 +6,9 @@ representatives behind them; `gradient(network, minibatch)` is what the optimise
 trainer the rest: `rehearses` and `restarts`.
 """
 
+from steering.learning.minibatch import Minibatch
 from steering.learning.strategies.agem import AGEM
-from steering.learning.strategies.contract import Loss, Minibatch, Strategy
+from steering.learning.strategies.contract import Loss, Strategy
 from steering.learning.strategies.der import DER
 from steering.learning.strategies.derpp import DERpp
 from steering.learning.strategies.er import ER

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from steering.learning.strategies.contract import Loss, Minibatch, Strategy
+from steering.learning.minibatch import Minibatch
+from steering.learning.strategies.contract import Loss, Strategy
 
 
 class AGEM(Strategy):

@@ -8,29 +8,8 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from steering.learning.objectives import Fields, Objective, Outputs
-
-
-@dataclass(frozen=True)
-class Minibatch:
-    """An augmented minibatch: `new` samples first, representatives behind them, in the same tensors.
-
-    They share their tensors because the exchange writes representatives in place: a step copies nothing.
-    """
-
-    fields: dict[str, Tensor]
-    """Each (new + representatives, ...)."""
-    new: int
-
-    @property
-    def batch(self) -> Fields:
-        """The new samples alone."""
-        return {name: value[: self.new] for name, value in self.fields.items()}
-
-    @property
-    def representatives(self) -> Fields:
-        """The stored samples alone; none of them while the buffers are empty."""
-        return {name: value[self.new :] for name, value in self.fields.items()}
+from steering.learning.minibatch import Fields, Minibatch
+from steering.learning.objectives import Objective, Outputs
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from steering.learning.objectives import Fields, Objective, Outputs
-from steering.learning.strategies.contract import Loss, Minibatch, Strategy
+from steering.learning.minibatch import Fields, Minibatch
+from steering.learning.objectives import Objective, Outputs
+from steering.learning.strategies.contract import Loss, Strategy
 
 
 class DER(Strategy):
