@@ -44,6 +44,7 @@ from steering.models import ModelStore
 from steering.records import ModelVersion
 from steering.runner.actors import Actors, call
 from steering.runner.describe import tell
+from steering.runner.event_log import EventLog
 from steering.runner.experiment import Experiment
 from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder
@@ -76,27 +77,28 @@ class Runner:
         self._jobs: set[asyncio.Task] = set()
         self._source_ended = False
         self._writing = asyncio.Lock()
+        self._event_log = EventLog(folder)
 
     async def run(self) -> dict[str, Any]:
         """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised."""
-        try:
-            await self._be_ready()
-            await self._conduct()
-            await self._finishing.finish_all()
-            await self.save()
-            return await self._sum_up()
-        finally:
-            for job in self._jobs:
-                job.cancel()
-            if self.proxy is not None:
-                self.proxy.close()
-                await self.proxy.actors.close()
+        async with self._event_log:
+            try:
+                await self._be_ready()
+                await self._conduct()
+                await self._finishing.finish_all()
+                await self.save()
+                return await self._sum_up()
+            finally:
+                for job in self._jobs:
+                    job.cancel()
+                if self.proxy is not None:
+                    self.proxy.close()
+                    await self.proxy.actors.close()
 
     async def save(self) -> None:
-        """Write the live image of every scan so far into the run's folder."""
-        if self.proxy is None:
-            return
-        for scan in self.campaign.scans:
+        """Write the live image of every scan so far, and all events, into the run's folder."""
+        await asyncio.to_thread(self._event_log.flush)
+        for scan in self.campaign.scans if self.proxy is not None else ():
             await self._save(scan)
 
     async def _save(self, scan: str) -> None:
@@ -207,7 +209,7 @@ class Runner:
 
     def _log(self, event: Event) -> None:
         self._source_ended = self._source_ended or isinstance(event, SourceEnded)
-        self.folder.append_event(encode(event))
+        self._event_log.append(encode(event))
         self.metrics.note(event)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
