@@ -19,7 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 import xarray as xr
-import zarr
+
+from steering.runner.object_store import read_scan, scans_in, write_scan
 
 logger = logging.getLogger(__name__)
 
@@ -123,32 +124,14 @@ class RunFolder:
         """
         if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,99}", scan):
             raise ValueError(f"found a scan named {scan!r}, expected 1 to 100 characters, no slash, no leading dot")
-        store, fresh, old = self.path / "object.zarr", self.path / f".new-{scan}", self.path / f".old-{scan}"
-        with explained(store):
-            try:
-                if not (store / "zarr.json").exists():
-                    zarr.open_group(store, mode="a", zarr_format=3)
-                shutil.rmtree(fresh, ignore_errors=True)
-                shutil.rmtree(old, ignore_errors=True)
-                image.to_zarr(fresh, mode="w", consolidated=False, zarr_format=3)
-                if (store / scan).exists():
-                    os.replace(store / scan, old)
-                os.replace(fresh, store / scan)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-                shutil.rmtree(old, ignore_errors=True)
+        with explained(self.path / "object.zarr"):
+            write_scan(self.path / "object.zarr", scan, image)
 
     def objects(self) -> dict[str, xr.Dataset]:
         """The live objects by scan, loaded, in the order in which the scans were measured."""
-        store = self.path / "object.zarr"
-        names = sorted(group.parent.name for group in store.glob("*/zarr.json"))
-        order = self.summary().get("scans") or []
-        names.sort(key=lambda name: order.index(name) if name in order else len(order))
-        loaded = {}
-        for name in names:
-            with xr.open_dataset(store / name, engine="zarr", consolidated=False, chunks=None) as image:
-                loaded[name] = image.load()
-        return loaded
+        store, order = self.path / "object.zarr", self.summary().get("scans") or []
+        names = sorted(scans_in(store), key=lambda name: order.index(name) if name in order else len(order))
+        return {name: read_scan(store, name) for name in names}
 
     def end(self, status: str, reason: str = "", *, traceback: str = "") -> None:
         """Say how the run ended (finished, failed, interrupted), in the summary and as the event RunEnded.
