@@ -1,16 +1,21 @@
 """Laws of the run folder: every file whole or not there, and the folder says how the run ended."""
 
+import contextlib
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from steering.runner.folder import BALLAST_BYTES, RunFolder
 
@@ -128,6 +133,58 @@ def test_an_object_replaces_the_one_before_and_scans_keep_their_order(folder):
     xr.testing.assert_identical(objects["zinc"], image(3, size=5))
     assert objects["a scan"].y.attrs["units"] == "m"
     assert sorted(path.name for path in (folder.path / "object.zarr").iterdir()) == ["a scan", "zarr.json", "zinc"]
+
+
+def test_xarray_opens_the_objects_without_a_warning(folder):
+    """By the plain calls of its manual. The metadata are what zarr itself would write."""
+    assert folder.objects() == {}
+    for scan, value in (("a", 1), ("b c", 2), ("a", 3)):
+        folder.write_object(scan, image(value))
+    path = folder.path / "object.zarr"
+    with xr.open_datatree(path, engine="zarr", chunks=None) as tree, xr.open_datatree(path) as guessed:
+        assert sorted(tree.children) == sorted(guessed.children) == ["a", "b c"]
+        xr.testing.assert_identical(tree["a"].to_dataset().load(), image(3))
+    with xr.open_zarr(path, group="b c", chunks=None) as opened:
+        xr.testing.assert_identical(opened.load(), image(2))
+    for place in ({"filename_or_obj": path, "group": "a"}, {"filename_or_obj": path / "a"}):
+        with xr.open_dataset(**place, engine="zarr", chunks=None) as opened:
+            xr.testing.assert_identical(opened.load(), image(3))
+    ours = [json.loads(file.read_text()) for file in (path / "zarr.json", path / "a" / "zarr.json")]
+    with warnings.catch_warnings(action="ignore"):  # that format 3 does not name consolidated metadata yet
+        zarr.consolidate_metadata(path / "a")
+        zarr.consolidate_metadata(path)
+    theirs = [json.loads(file.read_text()) for file in (path / "zarr.json", path / "a" / "zarr.json")]
+    assert ours[1] == theirs[1]
+    assert _members(ours[0]) == _members(theirs[0])
+
+
+def _members(root):
+    """The consolidated metadata of a root, whose groups do not repeat their own."""
+    found = root["consolidated_metadata"]["metadata"]
+    return {name: {k: v for k, v in value.items() if k != "consolidated_metadata"} for name, value in found.items()}
+
+
+def test_a_reader_sees_an_object_as_it_was_or_as_it_is(folder):
+    """While it is replaced again and again, with ever another number of frames, by ours and by xarray's own calls."""
+    folder.write_object("a", image(0, size=4))
+    path, over, seen = folder.path / "object.zarr", threading.Event(), []
+
+    def write():
+        for turn in range(1, 40):
+            folder.write_object("a", image(turn, size=4 + turn % 3))
+        over.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        while not over.is_set():
+            found = folder.objects()["a"]
+            turn = int(found["phase"].values[0, 0])
+            xr.testing.assert_identical(found, image(turn, size=4 + turn % 3))
+            seen.append(turn)
+            with contextlib.suppress(ValueError), xr.open_zarr(path, group="a", chunks=None) as opened:
+                assert len(set(opened["phase"].values.ravel())) == 1
+        writing.result()
+    assert seen == sorted(seen)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101])

@@ -51,7 +51,6 @@ HOMES = {
     "hdf5plugin": ("steering.sources.recordings",),
     "dask": ("steering.runner", "steering.clusters", "steering.view"),
     "distributed": ("steering.runner", "steering.clusters", "steering.view"),
-    "zarr": ("steering.runner.folder",),
     "rich": ("steering.view", "steering.cli"),
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),

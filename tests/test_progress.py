@@ -9,8 +9,9 @@ import time
 import pytest
 from rich.console import Console
 
-from steering.campaign import Command, DecisionProposed, DecisionSettled, encode
+from steering.campaign import Command, DecisionProposed, DecisionSettled, ModelPublished, encode
 from steering.runner import RunFolder
+from steering.runner.client import show_all
 from steering.runner.describe import tell
 from steering.view.display import draw, sparkline
 from steering.view.progress import KEPT, Progress
@@ -153,12 +154,25 @@ def test_in_a_terminal_the_display_is_drawn_in_place_and_gives_the_cursor_back()
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
         progress = Progress(terminal)
-        progress(WHOLE)
-        progress.close()
-        progress.close()
+        with pytest.raises(KeyboardInterrupt):
+            show_all(interrupted(), progress)
+        terminal.write("report: run/report.html\n")
     text = written(ours)
     assert "steering" in text
     assert 0 <= text.find("\x1b[?25l") < text.find("\x1b[?25h")
+    assert text.splitlines()[-1].endswith("report: run/report.html")
+    assert "╯" not in text.splitlines()[-1]
+
+
+def interrupted():
+    yield WHOLE
+    raise KeyboardInterrupt
+
+
+def test_a_version_that_nothing_could_judge_is_told_in_words():
+    for unknown in (None, float("nan")):
+        told = tell(ModelPublished(time=0.0, version=13, validation_error=unknown, validation_residual=None))
+        assert told == "model 13 published, validation error unknown: no held-out frame was labelled"
 
 
 def written(descriptor):

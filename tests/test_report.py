@@ -248,6 +248,20 @@ def test_a_run_that_broke_off_says_so_with_what_there_is(tmp_path, status, said)
     assert "No frame had been measured" in text
 
 
+def test_a_part_that_cannot_be_made_is_told_and_the_others_are_made(tmp_path, caplog):
+    """A damaged object, and figures that are none."""
+    run = made_up_run(tmp_path / "run", scans=("camera",), frames=30)
+    for chunk in (run.path / "object.zarr" / "camera" / "phase").rglob("c/*/*"):
+        chunk.write_bytes(b"damaged")
+    run.write_summary({"wall_s": {"train": "long"}})
+    page = write_report(run).read_text()
+    assert page.count("This part could not be made.") == 2
+    for heading in ("Objects", "Where the time went", "Key figures", "The end of the log"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "the part 'Objects' of the report could not be made" in caplog.text
+    assert "Traceback" in caplog.text
+
+
 def test_a_run_whose_process_is_gone_says_so(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
     assert "has not ended yet" in write_report(folder).read_text()

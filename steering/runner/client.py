@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import xarray as xr
@@ -110,6 +110,18 @@ def attached(folder: RunFolder) -> Iterator[Attached]:
         yield Attached(runner)
 
 
+def show_all(states: Iterable[dict[str, Any]], show: Show | None) -> None:
+    """Show every state, and then close what shows them, whatever happens on the way."""
+    try:
+        for state in states:
+            if show is not None:
+                show(state)
+    finally:
+        close = getattr(show, "close", None)
+        if close is not None:
+            close()
+
+
 def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
     """Start a run on the cluster and return at once. The runner lives there, not in the driver.
 
@@ -155,14 +167,12 @@ def _refuse_second(client: Client) -> None:
 def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show | None = None) -> dict[str, Any]:
     """Run an experiment to its end, showing snapshots on the way. Returns the figures of summary.json.
 
-    Interrupted from the keyboard, it first lets the runner write the live images; whatever ends it early ends the run
-    on the cluster too.
+    show: called with each snapshot; however the run ends, its `close` is called where it has one. Interrupted from the
+    keyboard, `run` first lets the runner write the live images; whatever ends it early ends the run on the cluster too.
     """
     handle = start(experiment, client, folder)
     try:
-        for state in handle.watch():
-            if show is not None:
-                show(state)
+        show_all(handle.watch(), show)
         return handle.result()
     except BaseException as ending:
         with contextlib.suppress(Exception):  # what ended it is what counts

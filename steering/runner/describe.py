@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from steering.campaign import (
     DecisionLimited,
     DecisionProposed,
@@ -22,6 +24,8 @@ from steering.campaign import (
     VersionRefused,
     WorkFailed,
 )
+
+_NO_ERROR = "validation error unknown: no held-out frame was labelled"
 
 
 def tell(event: Event) -> str | None:
@@ -44,8 +48,9 @@ def _of_models(event: Event) -> str | None:
             return f"trust in model {event.version} fell to {event.trust:.2f} by the {event.by}, {event.worse} far off"
         case DriftLowered():
             return f"trust is back: {event.trust:.2f} with model {event.version}"
-        case ModelPublished() if event.version:
-            return f"model {event.version} published, validation error {event.validation_error:.4f}"
+        case ModelPublished(version=number, validation_error=error) if number:
+            known = error is not None and isfinite(error)
+            return f"model {number} published, {f'validation error {error:.4f}' if known else _NO_ERROR}"
         case RolledBack():
             return f"back to model {event.version}: {event.reason}"
         case RollBackRefused():

@@ -1,4 +1,5 @@
-"""The folder that a run leaves: figures, events, live objects, models. Every file is written whole or not at all."""
+"""The folder that a run leaves: figures, events, live objects, models. Every file is written whole or not at all; the
+log of events grows by whole lines."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ import socket
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import xarray as xr
-import zarr
+
+from steering.runner.object_store import read_scan, scans_in, write_scan
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class RunFolder:
         Raises OSError where that is not possible; what was begun is taken away again.
         """
         path = Path(path).absolute()
-        with _explained(path):
+        with explained(path):
             if path.is_dir() and any(path.iterdir()):
                 raise FileExistsError(f"{path}: found a folder with files in it, expected a new or empty one")
             made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -60,7 +62,7 @@ class RunFolder:
                 if workflow is not None:
                     shutil.copyfile(workflow, path / "workflow.py")
                 started = {"status": "running", "started": _now(), "pid": os.getpid(), "host": socket.gethostname()}
-                _write_whole(path / "summary.json", _encode(started, indent=1))
+                _write_whole(path / "summary.json", encoded(started, indent=1))
             except OSError:
                 _unmake(path, made)
                 raise
@@ -78,15 +80,8 @@ class RunFolder:
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add a line to events.jsonl. Raises OSError (a full disk, say); what was there stays readable."""
-        line = _encode(event)
-        with _explained(self.path), open(self.path / "events.jsonl", "ab+", buffering=0) as log:
-            size = log.seek(0, os.SEEK_END)
-            if size:
-                log.seek(size - 1)
-                if log.read(1) != b"\n":  # the last writer was cut short: leave its torn line to itself
-                    line = b"\n" + line
-            while line:
-                line = line[log.write(line) :]
+        with explained(self.path), open(self.path / "events.jsonl", "ab+", buffering=0) as log:
+            append_lines(log, encoded(event))
 
     def events(self) -> list[dict[str, Any]]:
         """Every event written so far, in order; lines that were cut short are left out."""
@@ -112,12 +107,12 @@ class RunFolder:
 
     def write_summary(self, figures: Mapping[str, Any]) -> None:
         """Merge figures into summary.json, nested objects key by key. A number that is not finite becomes null."""
-        self.write_file("summary.json", _encode(_merged(self.summary(), figures), indent=1))
+        self.write_file("summary.json", encoded(_merged(self.summary(), figures), indent=1))
 
     def write_file(self, name: str, content: bytes) -> Path:
         """Write a file of the folder whole: a reader sees the old content or the new. Raises OSError."""
         path = self.path / name
-        with _explained(path):
+        with explained(path):
             _write_whole(path, content)
         return path
 
@@ -129,32 +124,14 @@ class RunFolder:
         """
         if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,99}", scan):
             raise ValueError(f"found a scan named {scan!r}, expected 1 to 100 characters, no slash, no leading dot")
-        store, fresh, old = self.path / "object.zarr", self.path / f".new-{scan}", self.path / f".old-{scan}"
-        with _explained(store):
-            try:
-                if not (store / "zarr.json").exists():
-                    zarr.open_group(store, mode="a", zarr_format=3)
-                shutil.rmtree(fresh, ignore_errors=True)
-                shutil.rmtree(old, ignore_errors=True)
-                image.to_zarr(fresh, mode="w", consolidated=False, zarr_format=3)
-                if (store / scan).exists():
-                    os.replace(store / scan, old)
-                os.replace(fresh, store / scan)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-                shutil.rmtree(old, ignore_errors=True)
+        with explained(self.path / "object.zarr"):
+            write_scan(self.path / "object.zarr", scan, image)
 
     def objects(self) -> dict[str, xr.Dataset]:
         """The live objects by scan, loaded, in the order in which the scans were measured."""
-        store = self.path / "object.zarr"
-        names = sorted(group.parent.name for group in store.glob("*/zarr.json"))
-        order = self.summary().get("scans") or []
-        names.sort(key=lambda name: order.index(name) if name in order else len(order))
-        loaded = {}
-        for name in names:
-            with xr.open_dataset(store / name, engine="zarr", consolidated=False, chunks=None) as image:
-                loaded[name] = image.load()
-        return loaded
+        store, order = self.path / "object.zarr", self.summary().get("scans") or []
+        names = sorted(scans_in(store), key=lambda name: order.index(name) if name in order else len(order))
+        return {name: read_scan(store, name) for name in names}
 
     def end(self, status: str, reason: str = "", *, traceback: str = "") -> None:
         """Say how the run ended (finished, failed, interrupted), in the summary and as the event RunEnded.
@@ -173,12 +150,24 @@ class RunFolder:
             logger.error("%s: could not write down that the run %s (%s): %s", self.path, status, reason, error)
 
 
+def append_lines(log: IO[bytes], lines: bytes) -> None:
+    """Add whole lines to a log of events that is open unbuffered, for reading and appending."""
+    size = log.seek(0, os.SEEK_END)
+    if size:
+        log.seek(size - 1)
+        if log.read(1) != b"\n":  # the last writer was cut short: leave its torn line to itself
+            lines = b"\n" + lines
+    while lines:
+        lines = lines[log.write(lines) :]
+
+
+def encoded(value: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """As a line of JSON."""
+    return (json.dumps(_plain(value), indent=indent, allow_nan=False) + "\n").encode()
+
+
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _encode(value: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return (json.dumps(_plain(value), indent=indent, allow_nan=False) + "\n").encode()
 
 
 def _plain(value: Any) -> Any:
@@ -234,7 +223,7 @@ _ADVICE = {
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Errors of the file system say what was found, what was expected and what to do."""
     try:
         yield

@@ -21,6 +21,7 @@ from steering.models import ModelStore
 from steering.records import ModelVersion
 from steering.runner.actors import ActorHandle, LostForGood, call, place, retrieved
 from steering.runner.describe import tell
+from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
 from steering.runner.finishing import Finishing
@@ -70,6 +71,7 @@ class Runner:
         """Raises what ends the run early."""
         self._next: asyncio.Future | None = None
         """Done with the next event."""
+        self._event_log = EventLog(folder)
 
     async def run(self, name: str | None = None) -> dict[str, Any]:
         """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised.
@@ -77,22 +79,23 @@ class Runner:
         name: under which this actor is published on the cluster, to be withdrawn when the run has ended.
         """
         self._failed = asyncio.get_running_loop().create_future()
-        try:
-            await self._unless_failed(self._be_ready())
-            while not self.campaign.finished:
-                await self._unless_failed(self._event())
-            await self._hear_the_last_frames()
-            await self._unless_failed(self.finishing.finish_all())
-            await self._unless_failed(self.save())
-            return await self._unless_failed(self._sum_up())
-        finally:
-            await self._close(name)
+        async with self._event_log:
+            try:
+                await self._unless_failed(self._be_ready())
+                while not self.campaign.finished:
+                    await self._unless_failed(self._event())
+                await self._hear_the_last_frames()
+                await self._unless_failed(self.finishing.finish_all())
+                await self._unless_failed(self.save())
+                return await self._unless_failed(self._sum_up())
+            finally:
+                await self._close(name)
 
     async def save(self) -> None:
-        """Write the live image of every scan so far into the run's folder."""
-        if self._proxy is not None:
-            for scan in self.campaign.scans:
-                await self._save(scan)
+        """Write the live image of every scan so far, and all events, into the run's folder."""
+        await asyncio.to_thread(self._event_log.flush)
+        for scan in self.campaign.scans if self._proxy is not None else ():
+            await self._save(scan)
 
     async def _save(self, scan: str) -> bool:
         async with self._writing:
@@ -265,7 +268,7 @@ class Runner:
 
     def _log(self, event: Event) -> None:
         self._source_ended = self._source_ended or isinstance(event, SourceEnded)
-        self.folder.append_event(encode(event))
+        self._event_log.append(encode(event))
         self.metrics.note(event)
         if self._next is not None:
             self._next.set_result(None)

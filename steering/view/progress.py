@@ -52,7 +52,8 @@ class Progress:
         self._live.update(draw(snapshot, self._trust.values), refresh=True)
 
     def close(self) -> None:
-        """Leave the last state on the screen and give the terminal back. May be called twice."""
+        """Leave the last state on the screen and give the terminal back. May be called twice; `steering.runner.run`
+        calls it."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from steering.view.pictures import object_picture, positions_picture
 from steering.view.status import duration, gone, lasted
 from steering.view.tables import key_figures, measured, number, phase_errors, wall_times
 
+logger = logging.getLogger(__name__)
+
 LOG_LINES = 18
 FREQUENT = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady", "BacklogChanged", "Tick")
 
@@ -24,27 +27,55 @@ FREQUENT = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady
 def write_report(folder: RunFolder) -> Path:
     """Write report.html into the folder and return its path: a pure function of what the folder holds.
 
-    A run that failed, was interrupted or still runs gets a report of what there is, and the report says so.
-    Raises OSError where it cannot be written.
+    A run that failed, was interrupted or still runs gets a report of what there is, and the report says so; so does it
+    of a part that cannot be made, whose traceback goes to the log. Raises OSError where it cannot be written.
     """
     summary, events = folder.summary(), folder.events()
-    past, objects = history(events), folder.objects()
-    lines = curves(objects)
+    past = history(events)
+    objects, lines, unread = _measured_objects(folder)
     body = [
         _heading(folder.name, summary, past),
         _notice(summary, past),
-        _objects(objects, summary),
-        _course(lines, past),
-        _positions(lines),
-        _figures(summary),
-        _versions(past, summary),
-        _buffer(summary),
-        _time(summary),
-        _measured(summary),
-        _pictures(folder),
-        _log(events, summary),
+        unread,
+        _tried("The live object", _objects, objects, summary),
+        _tried("Error and trust, frame by frame", _course, lines, past),
+        _tried("Where it scanned", _positions, lines),
+        _tried("Key figures", _figures, summary),
+        _tried("Model versions", _versions, past, summary),
+        _tried("What is rehearsed", _buffer, summary),
+        _tried("Where the time went", _time, summary),
+        _tried("Measured", _measured, summary),
+        _tried("Pictures", _pictures, folder),
+        _tried("The end of the log", _log, events, summary),
     ]
     return folder.write_file("report.html", page(f"{folder.name} - steering", body))
+
+
+def _measured_objects(folder: RunFolder) -> tuple[dict[str, xr.Dataset], list[Curve], str]:
+    """The objects, the curves of their frames, and what is to be said where they cannot be read."""
+    found: list[Any] = []
+
+    def read() -> str:
+        objects = folder.objects()
+        found.extend((objects, curves(objects)))
+        return ""
+
+    said = _tried("Objects", read)
+    objects, lines = found or ({}, [])
+    return objects, lines, said
+
+
+def _tried(title: str, make: Callable[..., str], *given: Any) -> str:
+    """A part of the report; where it cannot be made, that is said in its place, and the others are made."""
+    try:
+        return make(*given)
+    except Exception as error:  # a report of a run that went wrong must not be lost to one picture
+        logger.exception("the part %r of the report could not be made", title)
+        why = text(f"{type(error).__name__}: {error}")
+        return (
+            f'<section><h2>{text(title)}</h2><div class="notice failed" role="status">'
+            f"<strong>This part could not be made.</strong><p>{why}</p></div></section>"
+        )
 
 
 def _heading(name: str, summary: Mapping[str, Any], past: History) -> str:

@@ -1,0 +1,152 @@
+"""Laws of the log of events: it never waits for the disk, it has no gap, and others may write to it too."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from steering.runner import event_log
+from steering.runner.event_log import EventLog
+from steering.runner.folder import RunFolder
+from tests.test_folder import fill, small_disk  # noqa: F401 - a fixture
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "run")
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """The log's file takes nothing before this is set."""
+    ready, really = threading.Event(), event_log.open_log
+
+    class Slow:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, content):
+            ready.wait()
+            return self.file.write(content)
+
+    @contextlib.contextmanager
+    def opened(folder):
+        with really(folder) as file:
+            yield Slow(file)
+
+    monkeypatch.setattr(event_log, "open_log", opened)
+    yield ready
+    ready.set()
+
+
+def numbers(folder):
+    return [event["n"] for event in folder.events()]
+
+
+def test_a_slow_disk_holds_nobody_up_and_nothing_is_lost(folder, slow):
+    """Every append returns while the disk takes nothing; the lines then come whole and in order, another process's
+    between them."""
+    log = EventLog(folder)
+    for n in range(2000):
+        log.append({"event": ("ChunkArrived", "ModelPublished")[n % 2], "n": n})
+    assert folder.events() == []
+    folder.append_event({"event": "Last", "n": -1})
+    slow.set()
+    log.flush()
+    assert numbers(folder) == [-1, *range(2000)]
+
+
+def test_a_disk_that_takes_nothing_is_an_error_before_memory_is_full(folder, slow, monkeypatch):
+    monkeypatch.setattr(event_log, "_MOST_BYTES", 1000)
+    log = EventLog(folder)
+    taken = 0
+    with pytest.raises(OSError, match="found a disk that takes no events"):  # noqa: PT012
+        while True:
+            log.append({"event": "ChunkArrived", "n": taken})
+            taken += 1
+    assert 10 < taken < 1000
+    with pytest.raises(OSError, match="found a disk that takes no events"):  # the log has no gap
+        log.append({"event": "ChunkArrived", "n": taken})
+
+
+@pytest.mark.parametrize("kind", ["ChunkArrived", "ModelPublished"])
+def test_events_reach_the_file_without_being_asked_for(folder, kind):
+    log = EventLog(folder)
+    log.append({"event": kind, "n": 1})
+    while not folder.events():
+        time.sleep(0.01)
+    log.append({"event": "Last", "n": 2})
+    log.flush()
+    assert numbers(folder) == [1, 2]
+
+
+def test_a_torn_line_of_another_writer_stays_alone(folder):
+    log = EventLog(folder)
+    log.append({"event": "Last", "n": 1})
+    log.flush()
+    with open(folder.path / "events.jsonl", "ab") as other:
+        other.write(b'{"event": "Tick", "ti')
+    log.append({"event": "Last", "n": 2})
+    log.flush()
+    assert numbers(folder) == [1, 2]
+
+
+def test_a_full_disk_is_told_with_the_next_event_and_what_was_written_stays(small_disk):  # noqa: F811
+    folder = RunFolder.create(small_disk / "run")
+    log = EventLog(folder)
+    log.append({"event": "Last", "n": 0})
+    log.flush()
+    fill(small_disk)
+    with pytest.raises(OSError, match="found a full disk, expected room for the run"):  # noqa: PT012
+        while True:
+            log.append({"event": "Last", "n": 1, "notes": "x" * 10_000})
+    folder.end("failed", "the disk is full")
+    assert [event["event"] for event in folder.events()] == ["Last", "RunEnded"]
+
+
+def test_the_end_of_a_run_writes_what_waits_and_hides_no_error(folder):
+    async def run(fails):
+        async with EventLog(folder) as log:
+            log.append({"event": "ChunkArrived", "n": 1})
+            if fails:
+                raise LookupError("the run's own")
+
+    asyncio.run(run(False))
+    with pytest.raises(LookupError, match="the run's own"):
+        asyncio.run(run(True))
+    assert numbers(folder) == [1, 1]
+
+
+WRITER = """
+import itertools, sys
+from steering.runner.event_log import EventLog
+from steering.runner.folder import RunFolder
+log = EventLog(RunFolder(sys.argv[1]))
+for n in itertools.count():
+    log.append({"event": "Tick", "n": n, "filler": "x" * 5000})
+    if n == 100:
+        print("ready", flush=True)
+    if n % 100 == 0:
+        log.flush()
+"""
+
+
+def test_a_process_killed_while_it_writes_leaves_whole_lines_without_a_gap(folder):
+    command = [sys.executable, "-c", WRITER, str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as writer:
+        assert writer.stdout.readline() == "ready\n"
+        writer.send_signal(signal.SIGKILL)
+    folder.append_event({"event": "Last", "n": -1})
+    found = numbers(folder)
+    assert found[-1] == -1
+    assert found[:-1] == list(range(len(found) - 1))
+    assert len(found) > 100
