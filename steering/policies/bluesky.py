@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from steering.policies.candidates import Policy
-from steering.records import Prediction
+from steering.records import Decision, Prediction
 
 
 class BlueskyAgent:
@@ -91,9 +91,11 @@ class BlueskyAgent:
         )
 
     def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
-        """Forget suggestions whose measurement failed: no outcome of theirs is to come."""
-        for suggestion in suggestions:
-            self._open.pop(suggestion["_id"], None)
+        """Forget suggestions whose measurement failed: no outcome of theirs is to come, and the policy is told."""
+        found = [self._open.pop(suggestion["_id"]) for suggestion in suggestions if suggestion["_id"] in self._open]
+        if found and hasattr(self.policy, "declined"):
+            reason = "its measurement failed"
+            self.policy.declined(Decision(positions=np.array(found), reasons=(reason,) * len(found)), reason)
 
     def should_stop(self) -> tuple[bool, str | None]:
         """(True, reason) once the policy has ended the scan and everything it suggested is measured."""

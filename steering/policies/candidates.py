@@ -28,6 +28,13 @@ class Policy(Protocol):
         Asked again after a stop, it begins the next scan: the source has gone on to another sample.
         """
 
+    def declined(self, decision: Decision, reason: str) -> None:
+        """What of an earlier suggestion is not carried out: vetoed, against the safe limits, or refused by the source.
+
+        No frame comes of its positions; with stop=True the scan goes on. It is called before the next `suggest`. A
+        policy that does not care need not define it.
+        """
+
 
 class Walk:
     """Visits each candidate of a scan at most once, and begins anew for a new scan. Where to, a kind of walk says.
@@ -36,7 +43,10 @@ class Walk:
     another name. The two may be the same scan, and predictions come late; a walk that was begun ahead of its scan's
     first prediction is not begun again, and what is predicted of an earlier scan teaches it nothing.
 
-    A kind defines `_choose`; one that looks at what was measured defines `_learn` and `_forget` too.
+    Candidates that were declined are not suggested again in this walk. After a stop that was declined the walk goes on;
+    when no candidate is left it suggests the stop alone, and a stop rule looks at new frames only.
+
+    A kind defines `_choose`; one that looks at what was measured defines `_learn`, `_forget` and `_forgo` too.
     """
 
     def __init__(
@@ -49,6 +59,8 @@ class Walk:
         self._left = np.ones(len(self._candidates), bool)
         """(n,) True for candidates that were not suggested in this walk."""
         self._over = False
+        self._declined = 0
+        """Positions of this walk that will not be measured."""
         self._suggested_before = 0
         """Positions of all walks before this one."""
         self._measured = 0
@@ -83,6 +95,8 @@ class Walk:
         if self._over:
             self._begin(self._scan)
         enough = self._stop.reason() if self._stop else None
+        if not self._left.any():
+            enough = "every candidate was suggested"
         if enough is not None:
             self._over = True
             return Decision(positions=np.empty((0, 2)), reasons=(enough,), stop=True)
@@ -93,8 +107,19 @@ class Walk:
         dwell = None if self._dwell is None else self._dwell.seconds(where)
         return Decision(positions=where, reasons=tuple(reasons), dwell=dwell, stop=self._over)
 
+    def declined(self, decision: Decision, reason: str) -> None:
+        """Positions that are not measured bring no frame; a stop that is not carried out ends nothing."""
+        self._declined += len(decision.positions)
+        if len(decision.positions):
+            self._forgo(decision.positions)
+        if decision.stop:
+            self._over = False
+            if self._stop is not None:
+                self._stop.clear()
+
     def _begin(self, stopped: str | None) -> None:
-        self._suggested_before += len(self._left) - int(self._left.sum())
+        self._suggested_before += len(self._left) - int(self._left.sum()) - self._declined
+        self._declined = 0
         self._stopped_scan = stopped
         self._left[:] = True
         self._over = False
@@ -109,6 +134,9 @@ class Walk:
 
     def _learn(self, prediction: Prediction, live: Any) -> None:
         """Take in what was measured of this walk."""
+
+    def _forgo(self, positions: NDArray[np.float64]) -> None:
+        """Positions (n, 2) that were suggested will not be measured."""
 
     def _forget(self) -> None:
         """A new walk begins."""

@@ -71,6 +71,10 @@ class GradientResidual(Walk):
         self._residual += near @ prediction.residual
         self._frames += near.sum(1)
 
+    def _forgo(self, positions: NDArray[np.float64]) -> None:
+        self._light -= closeness(self._candidates, positions, self.beam).sum(1)
+        self._here = None  # the stage did not go where it was to be
+
     def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
         structure, doubt = self._interest()
         worth = structure + doubt

@@ -62,14 +62,16 @@ class Replay:
         """Play; yield chunks in the recorded dtype until all is given, a decision to stop is done, or close()."""
         return self._pacer.run(self._measure)
 
-    def apply(self, decision: Decision) -> None:
-        """Queue the recorded frames nearest to a decision's positions; dwell, where given, sets the pace only."""
+    def apply(self, decision: Decision) -> NDArray[np.float64]:
+        """Queue the recorded frames nearest to a decision's positions; dwell, where given, sets the pace only. Returns
+        the positions (m, 2) that have none within the tolerance."""
         with self._pacer.lock:
             found = [self._claim(position) for position in decision.positions]
             kept = [k for k, index in enumerate(found) if index is not None]
             self.positions_refused += len(found) - len(kept)
             dwell = None if decision.dwell is None else np.asarray(decision.dwell, np.float64)[kept]
             self._pacer.add([index for index in found if index is not None], dwell=dwell, stop=decision.stop)
+            return decision.positions[[index is None for index in found]]
 
     def close(self) -> None:
         """End the scan; a waiting chunks() hands out what was played and ends."""
