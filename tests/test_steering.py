@@ -93,7 +93,7 @@ def looking(kind, tried, **settings):
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
 def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse):
-    order = sparse.walk(looking(kind, sparse))
+    order = sparse.run(looking(kind, sparse))
     early = order[: len(order) // 4]
     share = near(sparse, order, TWO_SPOTS).mean()
     assert near(sparse, early, TWO_SPOTS).mean() > 2 * share
@@ -104,7 +104,7 @@ def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse):
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
 def test_it_covers_the_field_before_it_is_half_done(kind, sparse):
-    order = sparse.walk(looking(kind, sparse))
+    order = sparse.run(looking(kind, sparse))
     half = sparse.where[order[: len(order) // 2]]
     hole = np.sqrt(((sparse.where[:, None] - half[None]) ** 2).sum(-1)).min(1).max()
     assert hole < BEAM
@@ -112,8 +112,8 @@ def test_it_covers_the_field_before_it_is_half_done(kind, sparse):
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
 def test_the_same_frames_give_the_same_way_and_it_travels_half_way(kind, sparse):
-    order = sparse.walk(looking(kind, sparse, travel=TRAVEL))
-    np.testing.assert_array_equal(order, sparse.walk(looking(kind, sparse, travel=TRAVEL)))
+    order = sparse.run(looking(kind, sparse, travel=TRAVEL))
+    np.testing.assert_array_equal(order, sparse.run(looking(kind, sparse, travel=TRAVEL)))
     policy = looking(kind, sparse, travel=TRAVEL)
     stitcher = Stitcher(CANVAS, sparse.weight)
     rows = sparse.rows_at(policy.suggest(40).positions)
@@ -134,24 +134,24 @@ def test_a_way_that_costs_is_shorter(kind, sparse):
         return TRAVEL.along(sparse.where[order]).sum()
 
     n = len(sparse.where) // 2
-    free, paid = (sparse.walk(looking(kind, sparse, travel=travel))[:n] for travel in (None, TRAVEL))
+    free, paid = (sparse.run(looking(kind, sparse, travel=travel))[:n] for travel in (None, TRAVEL))
     assert seconds(paid) < 0.7 * seconds(free)
 
 
 def test_adaptive_is_space_filling_until_sparse_is_proven(sparse):
-    order, plain = sparse.walk(looking(Adaptive, sparse)), sparse.walk(SpaceFilling(sparse.where))
+    order, plain = sparse.run(looking(Adaptive, sparse)), sparse.run(SpaceFilling(sparse.where))
     same = int(np.argmin(order == plain))
     assert 30 <= same < len(order) // 4
     np.testing.assert_array_equal(order[:same], plain[:same])
-    paid = sparse.walk(looking(Adaptive, sparse, travel=TRAVEL))
+    paid = sparse.run(looking(Adaptive, sparse, travel=TRAVEL))
     assert set(paid[:30]) == set(plain[:30])
     assert TRAVEL.along(sparse.where[paid[:30]]).sum() < TRAVEL.along(sparse.where[plain[:30]]).sum()
-    never = sparse.walk(looking(Adaptive, sparse, sparse=0.0))
+    never = sparse.run(looking(Adaptive, sparse, sparse=0.0))
     np.testing.assert_array_equal(never, plain)
 
 
 def test_adaptive_is_space_filling_to_the_end_on_dense_content(dense):
-    np.testing.assert_array_equal(dense.walk(looking(Adaptive, dense)), dense.walk(SpaceFilling(dense.where)))
+    np.testing.assert_array_equal(dense.run(looking(Adaptive, dense)), dense.run(SpaceFilling(dense.where)))
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
@@ -171,7 +171,7 @@ def test_reasons_say_what_was_followed(sparse):
     policy.ingest(sparse.prediction(rows, Stitcher(CANVAS, sparse.weight)), flat_view(sparse, rows))
     reasons = policy.suggest(20).reasons
     assert all(reason.startswith("sparse (") for reason in reasons)
-    assert any("structure" in reason or "doubt" in reason for reason in reasons)
+    assert any("structure" in reason or "residual" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("start", [None, np.array([5.0, 5.0])])
@@ -197,7 +197,7 @@ def test_travel_takes_the_longer_axis_and_settles_only_after_a_move():
         Travel(velocity=0.0)
 
 
-def told(value, n=6, scan="a"):
+def predicted(value, n=6, scan="a"):
     zeros = np.zeros(n, np.float32)
     explained = np.full(n, 0.1, np.float32)
     return Prediction(
@@ -214,27 +214,27 @@ def told(value, n=6, scan="a"):
 
 
 @pytest.mark.parametrize("make", [Raster, Random, SpaceFilling, lambda c, **d: Adaptive(c, beam=BEAM, **d)])
-def test_a_scan_stops_once_unseen_frames_are_foretold_and_the_next_begins_anew(make, dense):
+def test_a_scan_stops_once_new_frames_are_explained_and_the_next_begins_anew(make, dense):
     policy = make(dense.where, stop=StopRule(ratio=1.1, half_life=2))
     live = flat_view(dense, np.arange(4))
     policy.suggest(30)
-    policy.ingest(told(0.5, 12), live)
-    policy.ingest(told(0.1, 2), live)
+    policy.ingest(predicted(0.5, 12), live)
+    policy.ingest(predicted(0.1, 2), live)
     assert not policy.suggest(5).stop  # what the image did not predict still weighs too much
-    policy.ingest(told(0.1, 13), live)
+    policy.ingest(predicted(0.1, 13), live)
     end = policy.suggest(5)
     assert end.stop
     assert not len(end.positions)
-    assert "unseen" in end.reasons[0]
+    assert "explains new frames" in end.reasons[0]
     begun = policy.suggest(5)
     np.testing.assert_array_equal(begun.positions, make(dense.where).suggest(5).positions)
-    policy.ingest(told(0.1, 8), live)  # late frames of the scan before say nothing of this one
+    policy.ingest(predicted(0.1, 8), live)  # late frames of the scan before do not count for this one
     assert not policy.suggest(5).stop
 
 
-def test_the_image_foretells_what_it_has_seen_and_not_what_it_has_not(dense):
+def test_the_image_explains_what_it_has_seen_and_not_what_it_has_not(dense):
     stitcher = Stitcher(CANVAS, dense.weight)
-    rows = dense.walk(SpaceFilling(dense.where))
+    rows = dense.run(SpaceFilling(dense.where))
     prior = [s.mean() for _, s in dense.with_prior_residuals(rows, at_once=40, ahead=40)]
     assert prior[0] > 3 * prior[-1]
     stitcher.add(dense.patches, dense.where)

@@ -253,7 +253,7 @@ def curves(scan: Scan, seed: int, frames: list[int]) -> tuple[dict[str, dict[str
     for name, choose in POLICIES.items():
         policy = choose(scan.trial, seed)
         looks = isinstance(policy, GradientResidual)  # the others have made up their minds
-        orders[name] = scan.trial.walk(policy, at_once=AT_ONCE if looks else len(scan.trial.where))
+        orders[name] = scan.trial.run(policy, at_once=AT_ONCE if looks else len(scan.trial.where))
     found = {name: curve(scan, order, frames) for name, order in orders.items()}
     each = [curve(scan, rows, [len(rows)]) for rows in (planned(scan.trial, count) for count in frames)]
     found["raster_planned"] = {key: [one[key][0] for one in each] for key in each[0]}

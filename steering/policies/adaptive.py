@@ -1,4 +1,4 @@
-"""Space-filling until the content proves sparse, then along it."""
+"""Space-filling order until the content proves sparse, then guided by the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
 
 _LEAST_FRAMES = 30
-"""Frames before which nothing is proven."""
+"""Frames before which the content is not judged."""
 
 
 class Adaptive(GradientResidual):
@@ -25,8 +25,8 @@ class Adaptive(GradientResidual):
 
     The statistic is the share of the field that holds the structure, `content_share` of the frames measured so far; the
     space-filling order makes them a fair sample of the field. Sparse is proven once the share and twice its standard
-    error lie below `sparse`. On dense content that never happens, and the scan stays space-filling to its end; the
-    positions of one suggestion are put in the order of a short way where ways cost.
+    error lie below `sparse`. On dense content that never happens, and the order stays space-filling to the end of the
+    scan; with `travel`, the positions of one suggestion are sorted into a short path.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Adaptive(GradientResidual):
             chosen, reasons = super()._choose(n)
             return chosen, [f"{self._proof}; {reason}" for reason in reasons]
         chosen = self._order[self._left[self._order]][:n]
-        chosen = chosen[self._way(chosen)]
-        self._light += closeness(self._candidates, self._candidates[chosen], self.beam).sum(1)
+        chosen = chosen[self._sorted_by_path(chosen)]
+        self._exposure += closeness(self._candidates, self._candidates[chosen], self.beam).sum(1)
         return chosen, [SPACE_FILLING] * len(chosen)
 
     def _prove(self) -> str | None:
-        """That the content is sparse, in words; None: it is not proven."""
+        """The reason that the content counts as sparse; None: it does not."""
         if len(self._measured_at) < _LEAST_FRAMES:
             return None
         structure, _ = structure_at(self._measured_at, self._live, self.beam)
@@ -80,7 +80,7 @@ def content_share(structure: NDArray[np.float64]) -> tuple[float, float]:
     """The share of places that hold the structure, and its standard error: (sum s)^2 / (n sum s^2) of n places.
 
     structure: (n,) of a fair sample of places, 0 or more. The participation ratio: a share p of equal places and
-    nothing elsewhere gives p, content that is everywhere alike gives 1; so does a field without any. The standard error
+    nothing elsewhere gives p, content that is equal everywhere gives 1; so does a field without any. The standard error
     is that of a ratio of means, to first order (delta method).
     """
     mean, square = float(structure.mean()), float((structure**2).mean())

@@ -1,7 +1,7 @@
-"""Any policy as an optimizer of bluesky-adaptive 1.0, so that a bluesky plan can be steered by it.
+"""Any policy as an optimizer of bluesky-adaptive 1.0, for a bluesky plan that asks it where to measure.
 
 The package's interface is structural: `suggest(num_points)` returns dictionaries that each have a unique `_id` and a
-value for every actuator, `ingest(points)` takes dictionaries with the outcomes. Nothing of it is imported here.
+value for every actuator, `ingest(points)` takes dictionaries with the outcomes. bluesky is not imported here.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class BlueskyAgent:
     """Lets a bluesky plan ask a policy where to measure.
 
     Outcomes that `ingest` understands, by key: `residual` (needed: the far-field residual, 0..1), `offset` (radians),
-    `model_version`, and `amplitude`, `phase` (y, x) for policies that look at patches; others are left alone.
+    `model_version`, and `amplitude`, `phase` (y, x) for policies that use patches; others are ignored.
 
     Args:
         policy: any.
         live: the live image as it is now, an xarray.Dataset as `Policy.ingest` wants it.
         object_pixel: in the policy's length unit, as in Geometry.
         actuators: names of the actuators that move along y and x, in the policy's length unit.
-        exposure: name of the actuator that takes the dwell time in seconds; None: dwell is left to the plan.
+        exposure: name of the actuator that takes the dwell time in seconds; None: the plan decides on it.
         scan: name of the scan.
     """
 
@@ -44,13 +44,13 @@ class BlueskyAgent:
         self.actuators, self.exposure, self.scan = actuators, exposure, scan
         self._next = 0
         self._open: dict[int, tuple[float, float]] = {}
-        """Suggestions that wait for their outcomes."""
+        """Suggestions without an outcome yet."""
         self._stop: str | None = None
 
     def suggest(self, num_points: int | None = None) -> list[dict[str, Any]]:
         """Up to num_points (1) points to measure next, each with its `_id` and the policy's `reason`.
 
-        Fewer where the policy ends the scan with them, and none after it has: then `should_stop` says so.
+        Fewer where the policy ends the scan with them, and none after the end: `should_stop` returns True then.
         """
         if self._stop is not None:
             return []
@@ -68,9 +68,10 @@ class BlueskyAgent:
         return points
 
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Take in what was measured: of suggested points by their `_id`, of others with the actuators' values.
+        """Take in outcomes: of suggested points by their `_id`, of others with the actuators' values.
 
-        Raises ValueError for a point without residual, or one that is neither suggested nor says where it was.
+        Raises ValueError for a point without residual, and for one that has neither the `_id` of a suggestion nor a
+        position.
         """
         if not points:
             return
@@ -91,7 +92,7 @@ class BlueskyAgent:
         )
 
     def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
-        """Forget suggestions whose measurement failed: no outcome of theirs is to come, and the policy is told."""
+        """Take in that the measurement of suggestions failed: they will have no outcome, and count as declined."""
         found = [self._open.pop(suggestion["_id"]) for suggestion in suggestions if suggestion["_id"] in self._open]
         if found and hasattr(self.policy, "declined"):
             reason = "its measurement failed"
@@ -115,5 +116,5 @@ class BlueskyAgent:
             raise ValueError(
                 f"found a point {point.get('_id')!r} that was not suggested, expected {self.actuators} in it"
             )
-        self._next += 1  # a point that somebody else measured gets a number of its own
+        self._next += 1  # a point that was not suggested gets a number of its own
         return self._next - 1, (float(point[self.actuators[0]]), float(point[self.actuators[1]]))

@@ -1,4 +1,4 @@
-"""What every policy shares: which candidates are still to be measured in the scan at hand, and when a scan is new."""
+"""The contract of a policy, and what ours share: which candidates are left in a scan, and when a scan is new."""
 
 from __future__ import annotations
 
@@ -13,40 +13,53 @@ from steering.records import Decision, Prediction
 
 
 class Policy(Protocol):
-    """The contract of the plug."""
+    """The contract of a policy, which may be a class of your own, in a workflow file or in a module beside it.
+
+    A policy lives in the predictor's process, and its methods are called one after the other, in the thread that
+    predicts: they must be fast, start no work and open no file.
+
+    Pickling. It is pickled to the worker with cloudpickle, and again after each `suggest`, so that another predictor
+    can go on with it when the worker is lost. One that cannot be pickled, because of a file, a socket, a thread or a
+    lock, works, but the run ends with its worker. `live` may be kept: it is not copied into the pickle.
+
+    The attribute `wants_prior_residual` is optional: where it is True, predictions carry `prior_residual`, which costs
+    as much again as the residual.
+    """
 
     def ingest(self, prediction: Prediction, live: Any) -> None:
-        """Take in what was predicted of the newest frames (positions in object pixels), and the live image as it is
-        now: an xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit.
+        """Take in predictions of frames, each frame once, in the order of arrival.
 
-        `prediction.prior_residual` is there for a policy whose attribute `wants_prior_residual` is True.
+        prediction: of one scan, positions in object pixels. live: the live image of that scan, an xarray.Dataset of
+        amplitude, phase (radians) and weight over (y, x), coordinates in the geometry's length unit; do not write to
+        it. It shows the image as it is when it is read: copy what should stay.
         """
 
     def suggest(self, n: int) -> Decision:
-        """Up to n positions to measure next, each with its reason; stop=True when these are the scan's last.
+        """Up to n positions (length unit) to measure next, each with its reason; stop=True with the last of a scan.
 
-        Asked again after a stop, it begins the next scan: the source has gone on to another sample.
+        It is called while frames of earlier suggestions are still to come. The first call after a stop begins the next
+        scan. An exception ends the run.
         """
 
     def declined(self, decision: Decision, reason: str) -> None:
-        """What of an earlier suggestion is not carried out: vetoed, against the safe limits, or refused by the source.
+        """Take in what of an earlier suggestion is not carried out: vetoed, outside the safe limits, or refused by the
+        source. There will be no frame at its positions; with stop=True the scan goes on.
 
-        No frame comes of its positions; with stop=True the scan goes on. It is called before the next `suggest`. A
-        policy that does not care need not define it.
+        It is called before the next `suggest`. This method is optional.
         """
 
 
-class Walk:
-    """Visits each candidate of a scan at most once, and begins anew for a new scan. Where to, a kind of walk says.
+class CandidatePolicy:
+    """Suggests each candidate at most once in a pass; a subclass chooses which.
 
-    A scan is new when this policy has stopped the one before it, or when the source says so: predictions come under
-    another name. The two may be the same scan, and predictions come late; a walk that was begun ahead of its scan's
-    first prediction is not begun again, and what is predicted of an earlier scan teaches it nothing.
+    A pass belongs to one scan. A new one begins after this policy's own stop, and when predictions come under the name
+    of another scan. Both may announce the same scan, and predictions come late: a pass that was begun before the first
+    prediction of its scan is not begun again, and predictions of earlier scans are ignored.
 
-    Candidates that were declined are not suggested again in this walk. After a stop that was declined the walk goes on;
-    when no candidate is left it suggests the stop alone, and a stop rule looks at new frames only.
+    Declined candidates are not suggested again in the same pass. After a declined stop the pass goes on; when no
+    candidate is left it suggests the stop alone, and a stop rule starts again with new frames.
 
-    A kind defines `_choose`; one that looks at what was measured defines `_learn`, `_forget` and `_forgo` too.
+    A subclass defines `_choose`; one that uses predictions defines `_learn`, `_forget` and `_forgo` too.
     """
 
     def __init__(
@@ -57,25 +70,25 @@ class Walk:
         self._stop = stop
         self._dwell = dwell
         self._left = np.ones(len(self._candidates), bool)
-        """(n,) True for candidates that were not suggested in this walk."""
+        """(n,) True for candidates that were not suggested in this pass."""
         self._over = False
         self._declined = 0
-        """Positions of this walk that will not be measured."""
+        """Positions of this pass that will not be measured."""
         self._suggested_before = 0
-        """Positions of all walks before this one."""
+        """Positions of all earlier passes that are measured."""
         self._measured = 0
-        """Frames predicted so far: more than the walks before had positions means that this walk is being measured."""
+        """Frames predicted so far; more than the earlier passes had positions: this pass is being measured."""
         self._scan: str | None = None
         self._stopped_scan: str | None = None
-        """The scan that was being measured when this walk was begun after a stop: its frames may still come."""
+        """The scan that was measured when this pass was begun after a stop: its frames may still come."""
 
     @property
     def wants_prior_residual(self) -> bool:
-        """Whether predictions should carry the prior residual of their frames, which only a stop rule needs."""
+        """Whether predictions should carry the prior residual, which a stop rule needs."""
         return self._stop is not None
 
     def ingest(self, prediction: Prediction, live: Any) -> None:
-        """A prediction of another scan starts the walk anew, unless none of this walk has been measured yet."""
+        """A prediction of another scan begins a new pass, unless none of this pass has been measured yet."""
         if self._scan not in (None, prediction.scan) and self._measured > self._suggested_before:
             self._begin(None)
         self._scan = prediction.scan
@@ -89,9 +102,9 @@ class Walk:
             self._learn(prediction, live)
 
     def suggest(self, n: int) -> Decision:
-        """Up to n candidates; the last of a scan come with stop=True, and after them a new walk begins."""
+        """Up to n candidates; the last of a scan come with stop=True, and after them a new pass begins."""
         if n < 1:
-            raise ValueError(f"found a wish for {n} positions, expected 1 or more")
+            raise ValueError(f"found n={n} positions asked for, expected 1 or more")
         if self._over:
             self._begin(self._scan)
         enough = self._stop.reason() if self._stop else None
@@ -108,7 +121,7 @@ class Walk:
         return Decision(positions=where, reasons=tuple(reasons), dwell=dwell, stop=self._over)
 
     def declined(self, decision: Decision, reason: str) -> None:
-        """Positions that are not measured bring no frame; a stop that is not carried out ends nothing."""
+        """Expect no frames at these positions; after a declined stop the pass goes on."""
         self._declined += len(decision.positions)
         if len(decision.positions):
             self._forgo(decision.positions)
@@ -129,21 +142,23 @@ class Walk:
         self._forget()
 
     def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
-        """n of the candidates that are left, in the order in which to measure, and the reason for each."""
-        raise NotImplementedError(f"{type(self).__name__} does not say where to measure: define _choose")
+        """n of the candidates that are left, in the order of measurement, and the reason for each."""
+        raise NotImplementedError(
+            f"found {type(self).__name__} without _choose, expected it to choose candidates: define _choose"
+        )
 
     def _learn(self, prediction: Prediction, live: Any) -> None:
-        """Take in what was measured of this walk."""
+        """Take in predictions of this pass."""
 
     def _forgo(self, positions: NDArray[np.float64]) -> None:
-        """Positions (n, 2) that were suggested will not be measured."""
+        """Take in that suggested positions (n, 2) will not be measured."""
 
     def _forget(self) -> None:
-        """A new walk begins."""
+        """A new pass begins."""
 
 
-class Ordered(Walk):
-    """A walk in an order that is fixed beforehand."""
+class Ordered(CandidatePolicy):
+    """Suggests the candidates in an order that is fixed beforehand."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How long to stay: as long as light, and not the model, limits what a frame tells."""
+"""Dwell: as long as counting noise, and not the model, limits a frame."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def enough_light(
 
     residual: (n,) of frames of so many seconds. floor: (n,) what counting noise alone would leave (`expected_floor`).
     The residual is the floor, which falls as 1 / time, and what the model misses, which does not: past the time at
-    which the two are equal more light does not help.
+    which the two are equal more exposure does not help.
     """
     missed = np.maximum(residual - floor, tolerance)
     return seconds * floor / missed
 
 
 class DwellRule:
-    """Stays at each position until noise is no longer what limits the frame, as the frames around it say.
+    """Chooses the dwell of each position by the frames around it: until counting noise no longer limits the frame.
 
-    A point whose residual is far above its floor gains nothing from more light: there the model is at fault. One at its
-    floor is limited by counting noise, and worth more light until the floor is down at `tolerance`, below which nobody
-    cares. Before anything is known of a scan each position gets `frame_s`.
+    Where the residual is far above its floor, more exposure does not help: the model is the limit. Where it is at the
+    floor, counting noise is, and more exposure helps until the floor is down at `tolerance`. In a new scan each
+    position gets `frame_s` at first.
     """
 
     def __init__(
@@ -64,28 +64,28 @@ class DwellRule:
         self._pixel = 1.0
 
     def note(self, prediction: Prediction, pixel: float) -> None:
-        """Take in what was predicted of the newest frames; pixel: of the object, length unit."""
+        """Take in predictions of the newest frames; pixel: of the object, length unit."""
         self._pixel = pixel
         where = prediction.position * pixel
         seconds = np.full(len(where), self.frame_s)
         if len(self._given):
             nearest = ((where[:, None] - self._given_at[None]) ** 2).sum(-1).argmin(1)
             seconds = self._given[nearest]
-        # The floor is not quite 1 / time where counts are few, so that it is taken at the light that there was.
+        # The floor is not quite 1 / time where counts are few: it is computed for the exposure that each frame had.
         ratios, group = np.unique(seconds / self.frame_s, return_inverse=True)
         floor = np.zeros(len(where))
         for k, ratio in enumerate(ratios):
-            light = self.probe * np.float32(np.sqrt(ratio))
-            floor[group == k] = expected_floor(prediction.patches[group == k], light)
+            scaled = self.probe * np.float32(np.sqrt(ratio))
+            floor[group == k] = expected_floor(prediction.patches[group == k], scaled)
         found = enough_light(prediction.residual.astype(np.float64), floor, seconds, self.tolerance)
         self._where = np.concatenate([self._where, where])
         self._enough = np.concatenate([self._enough, found])
 
     def seconds(self, where: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) how long to stay at positions (n, 2), length unit, which are now taken to be measured so."""
+        """(n,) seconds at positions (n, 2), length unit; they are noted as given."""
         dwell = np.full(len(where), self.frame_s)
         if len(self._enough):
-            # A little of the mean of all stands in where nothing near is known; the logarithm, since times are ratios.
+            # A small share of the mean of all, for positions without frames nearby; logarithms, since times are ratios.
             near = closeness(where, self._where, self._beam * self._pixel) + 0.01 / len(self._where)
             dwell = np.exp(near @ np.log(self._enough) / near.sum(1))
         dwell = np.clip(dwell, self.shortest, self.longest)

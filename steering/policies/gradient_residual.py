@@ -1,4 +1,4 @@
-"""Follow structure and doubt: measure where the image changes most and the network explains the frames least."""
+"""Measure where the image has the strongest gradients and the network the largest residuals."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.policies.candidates import Walk, pixel_of
+from steering.policies.candidates import CandidatePolicy, pixel_of
 from steering.policies.dwell import DwellRule
 from steering.policies.interest import closeness, excess, structure_at
 from steering.policies.path import short_path
 from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
 
-_FIRST_LIGHT = 1.0
-"""Light, in frames, that a place is thought to have before the first one: how soon a second look at structure is worth
-as much as a first one elsewhere."""
+_PRIOR_EXPOSURE = 1.0
+"""Exposure, in frames, that every position is taken to have beforehand: the larger it is, the sooner a second frame on
+structure is worth as much as a first one elsewhere."""
 
 
-class GradientResidual(Walk):
-    """Each next position where a frame tells most for its time.
+class GradientResidual(CandidatePolicy):
+    """Each next position where a frame has the highest value for its time.
 
-    A frame at a position tells (structure + doubt) / (light + 1)^2: structure is the squared gradient of the live
-    image under the beam and doubt the far-field residual of the frames around, both relative to their mean over the
-    field; light is how many frames have shone there, those under way included. The power is that of an average: a
-    frame more on n lowers its variance by 1 / (n (n + 1)). Where nothing is known structure and doubt count as the
-    mean times `explore`, so that separate features are found. Of the positions of one suggestion the stage makes a
-    short way.
+    The value of a frame is (structure + residual) / (exposure + 1)^2: structure is the squared gradient of the live
+    image under the beam, residual the far-field residual of the frames around, both relative to their mean over the
+    field; exposure is the number of frames there, pending ones included. The power is that of an average: one frame
+    more than n lowers its variance by 1 / (n (n + 1)). Where nothing is known, structure and residual count as the mean
+    times `explore`, so that separate features are found. The positions of one suggestion are sorted into a short path.
     """
 
     def __init__(
@@ -41,8 +40,8 @@ class GradientResidual(Walk):
         stop: StopRule | None = None,
         dwell: DwellRule | None = None,
     ) -> None:
-        """beam: diameter of the illumination, length unit. travel: what a way costs; None: nothing, and the order is
-        that of worth. frame_s: seconds that a frame takes once the stage is there."""
+        """beam: diameter of the illumination, length unit. travel: time of the stage's moves; None: none, and the order
+        is that of value. frame_s: seconds of a frame without travel. explore: see above."""
         super().__init__(candidates, stop=stop, dwell=dwell)
         if not (np.isfinite(beam) and beam > 0 and np.isfinite(frame_s) and frame_s > 0 and explore >= 0):
             raise ValueError(
@@ -59,7 +58,7 @@ class GradientResidual(Walk):
     def _forget(self) -> None:
         n = len(self._candidates)
         self._live: Any = None
-        self._light = np.zeros(n)
+        self._exposure = np.zeros(n)
         self._residual = np.zeros(n)
         """Sum over the frames around each candidate: their residuals times closeness."""
         self._frames = np.zeros(n)
@@ -72,49 +71,49 @@ class GradientResidual(Walk):
         self._frames += near.sum(1)
 
     def _forgo(self, positions: NDArray[np.float64]) -> None:
-        self._light -= closeness(self._candidates, positions, self.beam).sum(1)
-        self._here = None  # the stage did not go where it was to be
+        self._exposure -= closeness(self._candidates, positions, self.beam).sum(1)
+        self._here = None  # the stage did not go there
 
     def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
-        structure, doubt = self._interest()
-        worth = structure + doubt
+        structure, residual = self._interest()
+        value = structure + residual
         chosen: list[int] = []
         reasons: list[str] = []
         left, here = self._left.copy(), self._here
         for _ in range(n):
-            gain = np.where(left, worth / (self._light + _FIRST_LIGHT) ** 2, -1.0)
+            gain = np.where(left, value / (self._exposure + _PRIOR_EXPOSURE) ** 2, -1.0)
             if self.travel is not None and here is not None:
                 gain = gain / (1 + self.travel.seconds(here, self._candidates) / self.frame_s)
             best = int(gain.argmax())
-            reasons.append(_reason(structure[best], doubt[best], self._light[best]))
+            reasons.append(_reason(structure[best], residual[best], self._exposure[best]))
             here = self._candidates[best]
-            self._light += closeness(self._candidates, here[None], self.beam)[:, 0]
+            self._exposure += closeness(self._candidates, here[None], self.beam)[:, 0]
             left[best] = False
             chosen.append(best)
-        order = self._way(np.array(chosen))
+        order = self._sorted_by_path(np.array(chosen))
         return np.array(chosen)[order], [reasons[i] for i in order]
 
-    def _way(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The order in which the stage goes to these candidates: a short way where ways cost, else as they are."""
+    def _sorted_by_path(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The order in which to measure these candidates: a short path where travel takes time, else as they are."""
         free = self.travel is None
         order = np.arange(len(chosen)) if free else short_path(self._here, self._candidates[chosen])
         self._here = self._candidates[chosen[order[-1]]]
         return order
 
     def _interest(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Structure and doubt (n,) of each candidate, relative to their means over the field."""
+        """Structure and residual (n,) of each candidate, relative to their means over the field."""
         if self._live is None:
             return np.ones(len(self._left)), np.ones(len(self._left))
         structure, seen = structure_at(self._candidates, self._live, self.beam)
-        looked = self._frames / (self._frames + 0.1)
+        measured = self._frames / (self._frames + 0.1)
         residual = self._residual / np.maximum(self._frames, 1e-6)
-        pairs = ((structure, seen), (residual, looked))
+        pairs = ((structure, seen), (residual, measured))
         found = [known * excess(value, known) + (1 - known) * self.explore for value, known in pairs]
         return found[0], found[1]
 
 
-def _reason(structure: float, doubt: float, light: float) -> str:
-    if light < 0.1:
-        return "explore: no light has been here"
-    what = "structure" if structure >= doubt else "doubt"
-    return f"{what}: gradient {structure:.1f} and residual {doubt:.1f} of the mean, {light:.1f} frames of light so far"
+def _reason(structure: float, residual: float, exposure: float) -> str:
+    if exposure < 0.1:
+        return "explore: not measured yet"
+    what = "structure" if structure >= residual else "residual"
+    return f"{what}: gradient {structure:.1f} and residual {residual:.1f} of the mean, {exposure:.1f} frames so far"

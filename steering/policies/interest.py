@@ -1,4 +1,4 @@
-"""What the live image and the residuals say of each candidate position. Numbers in, numbers out."""
+"""Structure and residual at candidate positions, from the live image and the frames so far. Arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BINS_PER_BEAM = 8
-"""The maps are kept in blocks of this fraction of the beam: finer says nothing, and costs time."""
+"""The maps are computed in blocks of this fraction of the beam: finer ones cost time and add nothing."""
 _LITTLE = 0.1
-"""Share of the beam's area that must be seen for what is seen to count as much as what is thought beforehand."""
+"""Share of the beam's area that must be measured for the measurement to count as much as the prior."""
 _LEAST_SEEN = 0.05
-"""Weight of the live image, of a frame's strongest light, below which it says nothing."""
+"""Weight of the live image, relative to its maximum, below which a pixel counts as not measured."""
 
 
 def structure_at(where: NDArray[np.float64], live: Any, beam: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How much structure the light at each position (n, 2), length unit, falls on, and how far that is known.
+    """Structure under the beam at each position (n, 2), length unit, and how far it is known.
 
     live: xarray.Dataset of amplitude, phase and weight over (y, x), coordinates in the length unit. beam: diameter,
     length unit. Structure is the squared gradient of the complex image (no phase wraps there) per pixel, averaged over
-    what is seen under the beam; known is 0 where nothing was seen, 1/2 where a tenth was, and close to 1 where
-    everything was. Returns two (n,).
+    the measured pixels under the beam; known is 0 where none is measured, 1/2 where a tenth is, and close to 1 where
+    all are. Returns two (n,).
     """
     y, x = live["y"].values, live["x"].values
     pixel = float(y[1] - y[0])
@@ -40,15 +40,15 @@ def structure_at(where: NDArray[np.float64], live: Any, beam: float) -> tuple[ND
 
 
 def excess(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What values (n,) have above their floor, relative to the mean of that; 0 where they are at the floor.
+    """The part of values (n,) above their floor, relative to its mean; 0 where they are at the floor.
 
     The floor is the lower quartile of the values of which at least half is known: what the noise of empty places, or
     of well explained frames, leaves. All 1 where nothing stands out.
     """
-    told = known >= 0.5
-    if not told.any():
+    measured = known >= 0.5
+    if not measured.any():
         return np.ones(len(values))
-    above = np.maximum(values - np.quantile(values[told], 0.25), 0.0)
+    above = np.maximum(values - np.quantile(values[measured], 0.25), 0.0)
     mean = float(np.average(above, weights=known))
     return above / mean if mean > 0 else np.ones(len(values))
 
@@ -56,7 +56,7 @@ def excess(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[n
 def closeness(where: NDArray[np.float64], centres: NDArray[np.float64], beam: float) -> NDArray[np.float64]:
     """(n, m): share of the light at positions (n, 2) that falls where that of centres (m, 2) does; 1 at the centre.
 
-    Two discs of even light overlap about like the Gaussian of a third of their diameter.
+    Two evenly illuminated discs overlap about like the Gaussian of a third of their diameter.
     """
     squared = ((where[:, None] - centres[None]) ** 2).sum(-1)
     return np.exp(-squared / (2 * (beam / 3) ** 2))

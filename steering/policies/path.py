@@ -1,4 +1,4 @@
-"""The order in which to visit chosen positions, so that the stage goes a short way."""
+"""A short path through chosen positions."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from numpy.typing import NDArray
 
 
 def short_path(start: NDArray[np.float64] | None, where: NDArray[np.float64]) -> NDArray[np.int64]:
-    """An order (n,) of positions (n, 2) that makes a short way from `start` (None: from the first of them) through all.
+    """The order (n,) of positions (n, 2) along a short path from `start` (None: from the first of them) through all.
 
-    The nearest next one, and then pieces of the way are turned round for as long as that makes it shorter (2-opt;
+    Nearest neighbour first; then parts of the path are reversed for as long as that makes it shorter (2-opt;
     Croes, Oper. Res. 6, 791 (1958)). The distance is the larger of the two along the axes, which move at once.
     """
     points = where if start is None else np.concatenate([np.asarray(start, np.float64)[None], where])
     if len(points) < 3:
         return np.arange(len(where))
     distance = np.abs(points[:, None] - points[None]).max(-1)
-    order = _turned(_nearest_next(distance), distance)
+    order = _without_crossings(_nearest_neighbour(distance), distance)
     return order if start is None else order[1:] - 1
 
 
-def _nearest_next(distance: NDArray[np.float64]) -> NDArray[np.int64]:
+def _nearest_neighbour(distance: NDArray[np.float64]) -> NDArray[np.int64]:
     order = np.zeros(len(distance), np.int64)
     free = distance.copy()
     free[:, 0] = np.inf
@@ -30,10 +30,10 @@ def _nearest_next(distance: NDArray[np.float64]) -> NDArray[np.int64]:
     return order
 
 
-def _turned(order: NDArray[np.int64], distance: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The way with its crossings undone; its first point stays."""
+def _without_crossings(order: NDArray[np.int64], distance: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The path with its crossings removed; its first point stays."""
     n = len(order)
-    first, last = np.triu_indices(n - 1, 1)  # the piece first + 1 .. last is turned; last == n - 1 has no way on
+    first, last = np.triu_indices(n - 1, 1)  # the part first + 1 .. last is reversed; after last == n - 1 the path ends
     first, last = np.concatenate([first, np.arange(n - 2)]), np.concatenate([last, np.full(n - 2, n - 1)])
     for _ in range(10 * n):
         step = distance[order[:-1], order[1:]]

@@ -1,4 +1,4 @@
-"""A random order: the plainest way to have the whole field early."""
+"""A random order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row by row: what a beamline does when nobody thinks."""
+"""Row by row: the usual scan of a beamline."""
 
 from __future__ import annotations
 

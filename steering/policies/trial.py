@@ -1,4 +1,4 @@
-"""Try a policy on a scan of which a frame at every candidate is predicted already: no beam, no clock, no Dask."""
+"""Try a policy on a scan with predicted frames at every candidate: without beam, clock and Dask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steering.records import Prediction
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
-    """What a frame at each candidate gives, and what a model says of it; a policy learns only of those it chooses.
+    """A frame at each candidate and its prediction; a policy is given only those that it chooses.
 
     Lengths are in object pixels.
     """
@@ -35,26 +35,26 @@ class Trial:
     residual: NDArray[np.float32]
     """(n,)"""
 
-    def walk(self, policy: Policy, *, at_once: int = 10, with_prior_residual: bool = False) -> NDArray[np.int64]:
-        """Rows of the candidates in the order in which the policy has them measured, up to its stop.
+    def run(self, policy: Policy, *, at_once: int = 10, with_prior_residual: bool = False) -> NDArray[np.int64]:
+        """Rows of the candidates in the order in which the policy suggests them, up to its stop.
 
-        The policy is asked for `at_once` positions while as many are under way: it decides without their frames.
-        with_prior_residual: give it their prior residual too, which a stop rule needs and nobody else.
+        The policy is asked for `at_once` positions while as many are being measured: it decides without their frames.
+        with_prior_residual: compute the prior residual too, which only a stop rule needs.
         """
         stitcher, order = Stitcher(self.canvas, self.weight), []
-        under_way: deque[NDArray[np.int64]] = deque()
+        pending: deque[NDArray[np.int64]] = deque()
         stopped = False
         while not stopped:
             decision = policy.suggest(at_once)
             stopped = decision.stop
             rows = self.rows_at(decision.positions)
             order.append(rows)
-            under_way.append(rows)
-            if len(under_way) > 1 and len(under_way[0]):
-                rows = under_way.popleft()
-                told = self.prediction(rows, stitcher if with_prior_residual else None)
+            pending.append(rows)
+            if len(pending) > 1 and len(pending[0]):
+                rows = pending.popleft()
+                prediction = self.prediction(rows, stitcher if with_prior_residual else None)
                 stitcher.add(self.patches[rows], self.where[rows])
-                policy.ingest(told, view(stitcher))
+                policy.ingest(prediction, view(stitcher))
         return np.concatenate(order)
 
     def rows_at(self, positions: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -64,9 +64,8 @@ class Trial:
     def with_prior_residuals(
         self, order: NDArray[np.int64], *, at_once: int, ahead: int
     ) -> Iterator[tuple[Prediction, NDArray[np.float32]]]:
-        """Go a way again, `at_once` frames a step: what is said of each step, and the prior residual of the `ahead`
-        frames
-        from there on for the image before it, which nobody knows while measuring."""
+        """Measure in a given order, `at_once` frames a step. Yields the prediction of each step, and the prior residual
+        of the `ahead` frames from there on for the image before them, which is not known in a real scan."""
         stitcher = Stitcher(self.canvas, self.weight)
         for done in range(0, len(order) - max(ahead, at_once) + 1, at_once):
             rows = order[done : done + at_once]
@@ -78,7 +77,7 @@ class Trial:
             stitcher.add(self.patches[rows], self.where[rows])
 
     def prediction(self, rows: NDArray[np.int64], stitcher: Stitcher | None) -> Prediction:
-        """What a policy is told of frames; stitcher: the image before them (None: it is not compared with them)."""
+        """The prediction of frames; stitcher: the image before them, for their prior residual (None: it has none)."""
         patches = self.patches[rows]
         prior = None if stitcher is None else prior_residual(stitcher, self.where[rows], self.counts[rows], self.probe)
         return Prediction(
