@@ -16,7 +16,7 @@ import json, sys, time
 from pathlib import Path
 from steering.learning import MeetingPoint, Rendezvous
 from steering.learning.group import Place, leave
-from tests.test_cut import loop_of, train
+from tests.test_saved_state import loop_of, train
 
 rank, folder, interface = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None
 if rank == 0:
@@ -28,7 +28,7 @@ while not (folder / "port").exists():
     time.sleep(0.05)
 where = Rendezvous("10.77.0.1", int((folder / "port").read_text()), interface)
 loop = loop_of(rank=rank)
-loop.connect(Place(rank=rank, ranks=2, where=where, deadline=60.0).join())
+loop.connect(Place(rank=rank, ranks=2, where=where, deadline=60.0).join(device="cpu"))
 tally = train(loop, 30)
 total = sum(float(p.double().sum()) for p in loop.network.parameters())
 print(json.dumps([tally.representatives, tally.remote, total]))

@@ -104,7 +104,7 @@ def test_a_cut_writes_what_has_changed_and_keeps_no_more_than_it_needs(tmp_path)
 def write_on(rank, ranks, where, folder):
     """Train and cut twice, so that there are changes too; what this rank stores."""
     loop = loop_of(rank=rank, capacity=30 + 20 * rank)
-    loop.connect(Place(rank=rank, ranks=ranks, where=where, deadline=30.0).join())
+    loop.connect(Place(rank=rank, ranks=ranks, where=where, deadline=30.0).join(device="cpu"))
     cuts = SavedState(folder, loop, ranks=ranks)
     for _ in range(2):
         train(loop, 15)
@@ -133,7 +133,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from steering.learning.saved_state import SavedState
-from tests.test_cut import loop_of, train
+from tests.test_saved_state import loop_of, train
 
 loop = loop_of(capacity=300)
 loop.connect(None)

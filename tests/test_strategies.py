@@ -202,7 +202,7 @@ def together(rank, ranks, where, look_ahead):
             batch=3, candidates=2, representatives=4, buffer_bytes=2**14, look_ahead=look_ahead, sampling="balanced"
         )
         loop = Loop(network, kind(objective), settings, rank=rank)
-        loop.connect(Place(rank=rank, ranks=ranks, where=where, deadline=30.0).join(generation))
+        loop.connect(Place(rank=rank, ranks=ranks, where=where, deadline=30.0).join(generation, device="cpu"))
         loop.prepare({name: value[0] for name, value in samples(1).items()})
         tally = loop.run(
             20, lambda n, out, loop=loop, samples=samples: give(samples(n, ranks * loop.steps + rank), out)

@@ -202,7 +202,7 @@ def train_until(place: Place, frames: Frames, started: Path, stop: Path) -> int:
     objective = Reconstruction(patch_weight(frames.probe, frames.patches.shape[-1]))
     settings = TrainerSettings(batch=16, candidates=8, representatives=24, buffer_bytes=2**24)
     loop = Loop(network, ER(objective), settings, rank=place.rank)
-    loop.connect(place.join())
+    loop.connect(place.join(device=loop.device))
     fields = as_fields(frames)
     loop.prepare({name: value[0] for name, value in fields.items()})
     rng = np.random.default_rng(place.rank)

@@ -66,7 +66,8 @@ WORKLOADS = {"reconstruction": reconstruction, "classification": classification}
 
 def measure(place: Place, workload: str, repeats: int) -> dict[str, Any]:
     """What this rank measures: seconds of each step by loop, waits, and its share of a core while it waits."""
-    group = place.join()
+    torch.set_num_threads(1)  # ranks share this machine's cores
+    group = place.join(device="cpu")
     b, r = (WORKLOADS[workload](0)[3][key] for key in ("batch", "representatives"))
     loops = {
         "incremental_same_work": loop_of(place, group, workload, Incremental, batch=b + r, candidates=0),

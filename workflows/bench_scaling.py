@@ -34,7 +34,8 @@ HEADER = 8 * (5 + 3 * 16)  # what every message tells of fills, in bytes
 
 def measure(place: Place, steps: int, r: int) -> dict[str, float]:
     """Median times of a step and of an exchange on this rank, in ms."""
-    group = place.join()
+    torch.set_num_threads(1)  # ranks share this machine's cores
+    group = place.join(device="cpu")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(IMAGE)), 64), nn.ReLU(), nn.Linear(64, 10))
     settings = TrainerSettings(batch=56, candidates=14, representatives=r, buffer_bytes=2000 * (SAMPLE + 40))

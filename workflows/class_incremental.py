@@ -80,7 +80,7 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace, 
     )
     optimiser = torch.optim.SGD(network.parameters(), options.learning_rate, momentum=0.9, weight_decay=5e-4)
     loop = Loop(network, strategy, settings, rank=place.rank, optimiser=optimiser)
-    loop.connect(place.join())
+    loop.connect(place.join(device=loop.device))
     # Ranks draw their own augmentations; weights, made above, are alike.
     torch.manual_seed(seed + 1 + place.rank)
     total, accuracies, seconds = Tally(), [], 0.0

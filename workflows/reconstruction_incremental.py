@@ -114,7 +114,7 @@ def learn(place: Place, course: Course, name: str, options: argparse.Namespace) 
         seed=options.seed,
     )
     loop = Loop(network, strategy, settings, rank=place.rank)
-    loop.connect(place.join())
+    loop.connect(place.join(device=loop.device))
     total, matrix, seconds = Tally(), [], 0.0
     for number in range(len(fields)):
         if strategy.restarts:

@@ -1,10 +1,10 @@
 """Continual learning over distributed ranks: samples, rehearsal buffers, their exchange, strategies, the loop."""
 
-from steering.learning.group import MeetingPoint, Place, Rendezvous
-from steering.learning.loop import PARTS, GroupLost, Loop, Tally, TrainerSettings
+from steering.learning.group import GroupLost, MeetingPoint, Place, Rendezvous
+from steering.learning.loop import PARTS, Loop, Tally, TrainerSettings
 from steering.learning.objectives import Classification, Objective, Reconstruction
 from steering.learning.rank import Rank, Round
-from steering.learning.samples import Labels
+from steering.learning.samples import Labels, NoSamples
 
 __all__ = [
     "PARTS",
@@ -13,6 +13,7 @@ __all__ = [
     "Labels",
     "Loop",
     "MeetingPoint",
+    "NoSamples",
     "Objective",
     "Place",
     "Rank",

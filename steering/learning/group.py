@@ -1,4 +1,7 @@
-"""How ranks find one another. The meeting point lives outside the ranks, so that it outlasts any of them."""
+"""How ranks form a group of torch.distributed, and how the loss of one is recognised.
+
+The meeting point lives outside the ranks, so that it outlasts any of them.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,42 @@ import datetime
 import gc
 import os
 import socket
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
 import torch
 import torch.distributed as dist
 
-CPU = torch.device("cpu")
+
+class GroupLost(RuntimeError):
+    """A collective failed: another rank is gone, or did not come in time. What the rank holds is whole."""
+
+
+@contextmanager
+def group_errors(place: str) -> Iterator[None]:
+    """Raise GroupLost for what collectives raise inside; errors of other code pass with their type and traceback.
+
+    place: where it happened, for the message.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_of_group(error):
+            raise
+        # The traceback's frames would keep the dead group's tensors, and with them its sockets.
+        traceback.clear_frames(error.__traceback__)
+        raise GroupLost(f"{place} lost its group: {error}") from error
+
+
+def is_of_group(error: BaseException) -> bool:
+    """Whether an error says that a collective failed. Backward raises what DDP's collectives raise: the type alone or,
+    where gloo raises a plain RuntimeError, its source file in the message tells them from errors of the network."""
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and "/gloo/" in str(error)
 
 
 @dataclass(frozen=True)
@@ -37,7 +68,7 @@ class MeetingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a function finds itself: on one of several ranks that run it at the same time."""
+    """A rank's number among the ranks that run a function at the same time, and where they meet."""
 
     rank: int
     ranks: int
@@ -45,22 +76,25 @@ class Place:
     deadline: float
     """Seconds that a rank waits for the others in a collective."""
 
-    def join(self, generation: int = 0, *, device: torch.device = CPU) -> dist.ProcessGroup:
+    def join(self, generation: int = 0, *, device: str | torch.device) -> dist.ProcessGroup:
         """Join the other ranks in torch's default group; returns a second one, for the exchange of representatives.
 
-        generation: a group that forms anew, after a rank was lost, has a number of its own. device: where this rank
-        trains. What lies on a GPU travels by NCCL if every rank has a GPU of its own, and by gloo where ranks share
-        one, which NCCL refuses. What lies on the CPU always travels by gloo.
+        generation: a group that forms anew, after ranks were lost or joined, has a number of its own. device: where
+        this rank trains. Tensors on a GPU travel by NCCL if every rank has a GPU of its own, and by gloo where ranks
+        share one, which NCCL refuses. Tensors on the CPU always travel by gloo.
         """
+        # DDP imports it. Imported while a group exists, it would keep that group's sockets open for ever: peers of a
+        # rank that leaves would wait for their deadline.
+        import torch._dynamo  # noqa: PLC0415
+
         leave()
-        torch.set_num_threads(1)  # ranks share the machine's cores, and small steps gain nothing from more
         interface = self.where.interface or _interface_to(self.where)
         if interface is not None:  # else torch looks the host's own name up, which many machines resolve to themselves
             os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
         wait = datetime.timedelta(seconds=self.deadline)
         meeting = dist.TCPStore(self.where.address, self.where.port, is_master=False, timeout=wait)
         store = dist.PrefixStore(f"generation-{generation}", meeting)
-        store.set(f"device-{self.rank}", identity(device))
+        store.set(f"device-{self.rank}", identity(torch.device(device)))
         everyone = [store.get(f"device-{other}").decode() for other in range(self.ranks)]
         dist.init_process_group(
             backend(everyone),
@@ -81,7 +115,7 @@ def identity(device: torch.device) -> str:
 
 
 def backend(devices: Sequence[str]) -> str:
-    """What the group speaks, from every rank's `identity`."""
+    """The group's backend, from every rank's `identity`."""
     own = len(set(devices)) == len(devices)
     return "cpu:gloo,cuda:nccl" if own and all(name.startswith("cuda") for name in devices) else "gloo"
 
@@ -89,7 +123,7 @@ def backend(devices: Sequence[str]) -> str:
 def _interface_to(where: Rendezvous) -> str | None:
     """Name of the network interface through which the meeting point is reached; None where that is unknown."""
     try:
-        # Connecting a datagram socket sends nothing; the system only chooses the way.
+        # Connecting a datagram socket sends nothing; the system only chooses the route.
         family, kind, protocol, _, address = socket.getaddrinfo(where.address, where.port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)
@@ -101,7 +135,33 @@ def _interface_to(where: Rendezvous) -> str | None:
 
 
 def leave() -> None:
-    """Leave the group, if in one. What held it must be dropped before, or its threads live on."""
+    """Leave the group, if in one: its sockets close, and peers that wait for this rank raise at once.
+
+    What holds the group (DDP, an exchange, the frames of a traceback) must be dropped before; else it stays open.
+    """
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()
+
+
+def broadcast_bytes(data: bytes, source: int) -> bytes:
+    """The bytes that rank `source` of the default group has; the others' argument is ignored."""
+    size = torch.tensor([len(data)])
+    dist.broadcast(size, source)
+    mine = dist.get_rank() == source
+    buffer = torch.empty(int(size), dtype=torch.uint8)
+    if mine and data:
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    dist.broadcast(buffer, source)
+    return data if mine else buffer.numpy().tobytes()
+
+
+def exchange_bytes(to_each: Sequence[bytes]) -> list[bytes]:
+    """Send each rank of the default group its bytes; returns what each rank sent here, in the order of ranks."""
+    sizes = torch.tensor([len(data) for data in to_each])
+    coming = torch.empty_like(sizes)
+    dist.all_to_all_single(coming, sizes)
+    send = torch.frombuffer(bytearray(b"".join(to_each)) or bytearray(1), dtype=torch.uint8)[: int(sizes.sum())]
+    received = torch.empty(int(coming.sum()), dtype=torch.uint8)
+    dist.all_to_all_single(received, send, coming.tolist(), sizes.tolist())
+    return [part.numpy().tobytes() for part in received.split(coming.tolist())]

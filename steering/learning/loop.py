@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,11 +15,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from steering.learning.exchange import Exchange
+from steering.learning.group import broadcast_bytes, group_errors
 from steering.learning.insertion import Policy
 from steering.learning.objectives import Fields
 from steering.learning.rehearsal import RehearsalBuffer
 from steering.learning.sampling import Mode
 from steering.learning.strategies import Minibatch, Strategy
+from steering.learning.training_state import Packed, capture, digest, restore
 
 PARTS = ("load", "train", "populate", "augment", "wait")
 Load = Callable[[int, Fields], None]
@@ -49,6 +50,11 @@ class TrainerSettings:
     deadline: float = 30.0
     """Seconds after which a collective that a rank does not enter raises on the others."""
     seed: int = 0
+    threads: int = 1
+    """Of torch on each rank. Ranks share a machine's cores, and steps on small frames gain nothing from more; more for
+    ranks that have cores of their own and larger networks."""
+    niceness: int = 5
+    """Of a rank's process, as of `nice`: where cores are shared, training yields to prediction. 0: it does not."""
     device: str = "cpu"
     """Where networks are trained: `cpu`, or `cuda` (NCCL where every rank has a GPU of its own, gloo elsewhere)."""
     buffer_device: str = "cpu"
@@ -104,10 +110,6 @@ class Tally:
             self.seconds[part] += time.perf_counter() - start  # type: ignore[assignment]
 
 
-class GroupLost(RuntimeError):
-    """A collective failed: another rank is gone, or did not come in time. What the rank holds is whole."""
-
-
 class Loop:
     """Weights, optimiser and rehearsal buffer of one rank: they outlive the groups that the rank joins.
 
@@ -141,27 +143,35 @@ class Loop:
         )
         self.steps = 0
         """Taken so far; the same on every rank."""
+        self._fresh = True
         self._module: nn.Module | None = None
         self._exchange: Exchange | None = None
         self._ring: list[dict[str, torch.Tensor]] = []
         self._loaded: tuple[str, ...] = ()
 
-    def connect(self, group: dist.ProcessGroup | None) -> None:
-        """Train with the other ranks of torch's default group from now on; weights and step are those of rank 0.
+    def connect(self, group: dist.ProcessGroup | None) -> int:
+        """Train with the other ranks of torch's default group from now on.
 
-        group: a second one of the same ranks, for the exchange alone; None: this rank trains by itself.
+        All ranks take up weights, network buffers, optimiser state and step of one of them: the lowest among those
+        with the most steps; a loop that was never connected before is that one only where all are so.
+
+        Args:
+            group: a second one of the same ranks, for the exchange alone; None: this rank trains by itself.
+
+        Returns:
+            The rank whose state all have now.
         """
         self.disconnect()
+        source = 0
         if group is None:
             self._module = self.network
         else:
+            source = self._align()
             with warnings.catch_warnings():
                 # The argument's new name is not known to the torch of many clusters yet.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._module = DistributedDataParallel(self.network, broadcast_buffers=False)
-            step = torch.tensor([self.steps])
-            dist.broadcast(step, 0)  # the draws of a step follow from its number: all must count alike
-            self.steps = int(step)
+        self._fresh = False
         if self.strategy.rehearses:
             settings = self.settings
             self._exchange = Exchange(
@@ -172,6 +182,26 @@ class Loop:
                 mode=settings.sampling,
                 device=self.device,
             )
+        return source
+
+    def _align(self) -> int:
+        mine = torch.tensor([int(not self._fresh), self.steps])
+        everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, mine)
+        source = most_advanced([(bool(trained), steps) for trained, steps in torch.stack(everyone).tolist()])
+        if dist.get_rank() == source:
+            packed = capture(self.network, self.optimiser)
+            packed.scalars["step"] = self.steps
+            broadcast_bytes(packed.to_bytes(), source)
+        else:
+            packed = Packed.from_bytes(broadcast_bytes(b"", source))
+            restore(packed, self.network, self.optimiser)
+            self.steps = packed.scalars["step"]
+        return source
+
+    def digest(self) -> str:
+        """A hash over weights, optimiser state and step: the same on all ranks between two runs."""
+        return digest(self.network, self.optimiser, self.steps)
 
     def disconnect(self) -> None:
         """Let go of the group, so that it can be left."""
@@ -206,16 +236,13 @@ class Loop:
     def run(self, steps: int, load: Load) -> Tally:
         """Take that many steps, together with all other ranks.
 
-        Raises GroupLost where a rank is gone; weights, buffer and optimiser are then as after the last whole step.
+        Raises GroupLost where a rank is gone, and what network, strategy or `load` raise, as they raise it. Weights,
+        buffer and optimiser are then as after the last whole step.
         """
         tally = Tally()
-        try:
-            for _ in range(steps):
+        for _ in range(steps):
+            with group_errors(f"rank {self.rank}, at step {self.steps},"):
                 self._step(load, tally)
-        except RuntimeError as error:
-            # The traceback's frames would keep the dead group's tensors, and with them its threads.
-            traceback.clear_frames(error.__traceback__)
-            raise GroupLost(f"rank {self.rank} lost its group at step {self.steps}: {error}") from None
         return tally
 
     def _step(self, load: Load, tally: Tally) -> None:
@@ -255,3 +282,8 @@ class Loop:
         if self._module is None:
             raise RuntimeError("found no group, expected `connect` before the first step")
         return self._module
+
+
+def most_advanced(standings: Sequence[tuple[bool, int]]) -> int:
+    """The rank whose state all others take up, from (whether it was connected before, its steps) of each rank."""
+    return min(range(len(standings)), key=lambda rank: (-standings[rank][0], -standings[rank][1], rank))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import traceback
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,11 @@ from torch import Tensor
 from steering.learning import group
 from steering.learning.loop import PARTS, Loop, TrainerSettings
 from steering.learning.objectives import Fields, Reconstruction
+from steering.learning.redistribution import redistribute
 from steering.learning.rehearsal import RehearsalBuffer
-from steering.learning.samples import Labels, Samples
+from steering.learning.samples import Labels, NoSamples, Samples
 from steering.learning.strategies import Strategy
+from steering.learning.training_state import Packed
 from steering.models import ModelStore, Network
 from steering.ptychography import (
     above_floor,
@@ -76,26 +81,61 @@ class Rank:
     strategy: Strategy
     settings: TrainerSettings = field(default_factory=TrainerSettings)
 
-    def join(self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0) -> int:
-        """Join a group of ranks. Blocks until all are there, at most `settings.deadline` seconds. Returns the rank."""
-        if not hasattr(self, "_samples"):
-            self._awake(rank)
-        self._loop.disconnect()
-        place = group.Place(rank=rank, ranks=ranks, where=where, deadline=self.settings.deadline)
-        exchange_group = place.join(generation, device=self._loop.device)
-        self.rank, self.ranks = rank, ranks
-        self._loop.rank = rank
-        self._loop.connect(exchange_group)
-        return rank
-
     def _awake(self, rank: int) -> None:
-        os.nice(5)  # where cores are shared, the slow loop yields to the fast one
+        torch.set_num_threads(self.settings.threads)
+        os.nice(max(0, self.settings.niceness - os.nice(0)))  # os.nice adds: a process may hold a second rank later
         self._loop = Loop(self.network, self.strategy, self.settings, rank=rank)
         self._initial = copy.deepcopy(self.network.state_dict())
         self._served = copy.deepcopy(self.network)
-        self._samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts)
+        self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts)
         self._arrived: deque[Labels] = deque()
-        self._scan: str | None = None
+        self._probe: Labels | None = None
+
+    def join(self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0) -> int:
+        """Join a group of ranks; returns the rank. Blocks until all are there, at most `settings.deadline` seconds.
+
+        All ranks then have the weights, network buffers, optimiser state, step and served weights of the most advanced
+        one (see `Loop.connect`), and samples are given to the ranks anew (see redistribution). Ranks that were lost
+        and ranks that are new make no difference.
+
+        Raises GroupLost where a rank does not come or is lost meanwhile; join again with another generation.
+        """
+        if not hasattr(self, "samples"):
+            self._awake(rank)
+        self.close()
+        with self._leaving(f"rank {rank}, joining generation {generation},"):
+            place = group.Place(rank=rank, ranks=ranks, where=where, deadline=self.settings.deadline)
+            exchange_group = place.join(generation, device=self._loop.device)
+            self.rank, self.ranks = rank, ranks
+            self._loop.rank = rank
+            source = self._loop.connect(exchange_group)
+            self._align(source)
+            self._take_in()
+            redistribute(self.samples, rank=rank, ranks=ranks, source=source)
+        return rank
+
+    @contextmanager
+    def _leaving(self, place: str) -> Iterator[None]:
+        """Leave the group at once where anything raises inside, so that no other rank waits for this one."""
+        try:
+            with group.group_errors(place):
+                yield
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # their locals would keep the group open
+            self.close()
+            raise
+
+    def _align(self, source: int) -> None:
+        """Take up what else `source` has: the served weights, and those that a strategy restarts from."""
+        packed = Packed()
+        if self.rank == source:
+            packed.add("served.", self._served.state_dict())
+            if self.strategy.restarts:
+                packed.add("initial.", self._initial)
+        packed = Packed.from_bytes(group.broadcast_bytes(packed.to_bytes(), source))
+        self._served.load_state_dict(packed.named("served."))
+        if self.strategy.restarts:
+            self._initial = packed.named("initial.")
 
     @property
     def buffer(self) -> RehearsalBuffer:
@@ -108,10 +148,24 @@ class Rank:
         return len(labels.frame_id)
 
     def fit(self, scan: str, steps: int) -> Round:
-        """Train for that many steps on the labelled frames of a scan, together with all other ranks."""
-        self._begin(scan)
-        tally = self._loop.run(steps, self._samples.take)
-        quality = self._judge(scan) if self.rank == 0 else {}
+        """Train for that many steps on the labelled frames of a scan, together with all other ranks.
+
+        Raises:
+            NoSamples: on all ranks alike, where any of them has no labelled frame of the scan; the group stands.
+            GroupLost: another rank is gone, or raised something itself. Weights, buffer and optimiser are as after
+                the last whole step; join again.
+            What network, objective or strategy raise, as they raise it; this rank has then left the group.
+        """
+        lacking = self._without_samples(scan)
+        if lacking:
+            raise NoSamples(
+                f"found no labelled frame of scan {scan!r} on rank {', '.join(map(str, lacking))}, expected some "
+                "on each rank before training: label more frames"
+            )
+        with self._leaving(f"rank {self.rank}, training on scan {scan!r},"):
+            self._begin(scan)
+            tally = self._loop.run(steps, self.samples.take)
+            quality = self._judge(scan) if self.rank == 0 else {}
         return Round(
             steps=self._loop.steps,
             loss=tally.loss,
@@ -121,24 +175,35 @@ class Rank:
             stored=len(self.buffer),
             capacity=self.buffer.capacity,
             composition=self.buffer.composition(),
-            seen=dict(self._samples.seen),
+            seen=dict(self.samples.seen),
             **quality,
         )
 
-    def _begin(self, scan: str) -> None:
-        """Take in what has arrived, agree on the optics, and be ready for the first step."""
-        newest: Labels | None = None
+    def _take_in(self) -> None:
+        """Take in the labels that have arrived."""
         while self._arrived:
             labels = self._arrived.popleft()
-            self._samples.add(labels)
-            newest = labels if labels.probe is not None else newest
-        self._samples.begin(scan)
-        if self.strategy.restarts and scan != self._scan and self._scan is not None:
+            self.samples.add(labels)
+            self._probe = labels if labels.probe is not None else self._probe
+
+    def _without_samples(self, scan: str) -> list[int]:
+        """Take in what has arrived; the ranks that have no frame of the scan to train on, the same on every rank."""
+        with self._leaving(f"rank {self.rank}, before training on scan {scan!r},"):
+            self._take_in()
+            has = torch.tensor([int(self.samples.has(scan))])
+            everyone = [torch.empty_like(has) for _ in range(self.ranks)]
+            dist.all_gather(everyone, has)
+        return [rank for rank, there in enumerate(everyone) if not there]
+
+    def _begin(self, scan: str) -> None:
+        """Agree on the optics, and be ready for the first step."""
+        if self.strategy.restarts and self.samples.scan not in (None, scan):
             self.network.load_state_dict(self._initial)
             self._loop.optimiser.state.clear()
-        self._scan = scan
-        if newest is not None and newest.probe is not None:
-            self.network.optics.set(newest.probe, newest.mask)
+        self.samples.begin(scan)
+        if self._probe is not None and self._probe.probe is not None:
+            self.network.optics.set(self._probe.probe, self._probe.mask)
+            self._probe = None
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             self._return_to_served()  # the ranks' weights are alike: all come here, or none
         # Labels may have reached the ranks at different times; rank 0's optics hold for all.
@@ -146,7 +211,7 @@ class Rank:
         bad = self.network.optics.bad.to(torch.uint8)
         dist.broadcast(bad, 0)
         self.network.optics.bad.copy_(bad)
-        self._loop.prepare(self._samples.example())
+        self._loop.prepare(self.samples.example())
 
     @torch.no_grad()
     def _return_to_served(self) -> None:
@@ -160,7 +225,7 @@ class Rank:
     @torch.no_grad()
     def _judge(self, scan: str) -> dict[str, Any]:
         """Errors on the held-out frames of the scan: the candidate's, and the served weights'."""
-        held_out = self._samples.held_out(scan)
+        held_out = self.samples.held_out(scan)
         if held_out is None:
             return {}
         self._served.optics.load_state_dict(self.network.optics.state_dict())
@@ -171,12 +236,23 @@ class Rank:
         return {"served_error": served, **_quality(self.network, held_out, objective)}
 
     def publish(self, store: Path, version: ModelVersion) -> None:
-        """Write the weights as they are now, and take them as those that later candidates are held against."""
-        ModelStore(store).publish(self.network, version)
+        """Write the weights as they are now, and take them as those that later candidates are compared with.
+
+        For rank 0; the others call `serve`. A version that was written already is written once: a repeated call is
+        harmless as long as the weights are the same. Raises FileExistsError where they are not.
+        """
+        models = ModelStore(store)
+        try:
+            models.publish(self.network, version)
+        except FileExistsError:
+            written = models.weights(version.number)
+            if not all(torch.equal(written[name], p.detach().cpu()) for name, p in self.network.named_parameters()):
+                raise
+            models.point_to(version.number)
         self._served.load_state_dict(self.network.state_dict())
 
     def serve(self, store: Path, number: int) -> None:
-        """Take a published version as the one that candidates are held against: for a rank that becomes rank 0."""
+        """Take a published version as the one that candidates are compared with."""
         self._served.load_state_dict(ModelStore(store).weights(number))
 
     def go_back(self, store: Path, number: int) -> None:
@@ -185,6 +261,10 @@ class Rank:
         self.network.load_state_dict(weights)
         self._served.load_state_dict(weights)
         self._loop.optimiser.state.clear()
+
+    async def digest(self) -> str:
+        """A hash over weights, optimiser state and step: between two rounds it is the same on all ranks."""
+        return self._loop.digest()
 
     def close(self) -> None:
         """Leave the group."""

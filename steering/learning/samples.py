@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,13 +36,12 @@ class Labels:
     """(y, x), True = do not use."""
 
     def share(self, rank: int, ranks: int) -> Labels:
-        """The rank's part of the frames to train on, and for rank 0 all that are held out.
+        """The rank's part of the frames to train on, and all that are held out.
 
         It follows from the frame id alone: a frame that is labelled again goes to the rank that has it already.
+        Held-out frames go to every rank, so that no rank's death loses the frames that models are judged by.
         """
-        # Fibonacci hashing: ids of one residue, such as those that are not held out, spread evenly over the ranks.
-        home = ((self.frame_id.astype(np.uint64) * np.uint64(11400714819323198485)) >> np.uint64(33)) % np.uint64(ranks)
-        mine = np.where(self.held_out, rank == 0, home == rank)
+        mine = self.held_out | (owner_of(self.frame_id, ranks) == rank)
         return Labels(
             scan=self.scan,
             stratum=self.stratum,
@@ -57,10 +56,34 @@ class Labels:
         )
 
 
+def owner_of(frame_id: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
+    """(n,) the rank that trains on each of these frames."""
+    # Fibonacci hashing: ids of one residue, such as those that are not held out, spread evenly over the ranks.
+    hashed = (np.asarray(frame_id, np.int64).astype(np.uint64) * np.uint64(11400714819323198485)) >> np.uint64(33)
+    return (hashed % np.uint64(ranks)).astype(np.int64)
+
+
 Row = dict[str, Tensor]
 
-_CLEARLY = 1.1
-"""Residual of a newer label over that of the one before it, above which it is the worse of the two."""
+CLEARLY_WORSE = 1.1
+"""Residual of a newer label over that of the one before it, above which the older one is kept. Not 1.0: labels of one
+frame from two refinements that are equally right differ by their noise alone, and then the newer one should count."""
+
+
+@dataclass
+class ScanSamples:
+    """What a rank holds of one scan."""
+
+    train: dict[int, Row] = field(default_factory=dict)
+    """By frame id. Of a scan that is over: those that came late, each to be drawn once."""
+    held_out: dict[int, Row] = field(default_factory=dict)
+    residual: dict[int, float] = field(default_factory=dict)
+    """Residual of the label of every frame to train on that this rank has been given so far."""
+    over: bool = False
+
+
+class NoSamples(ValueError):
+    """A rank has no sample to train on. Ranks train together or not at all, so all raise it alike."""
 
 
 class Samples:
@@ -73,26 +96,20 @@ class Samples:
 
     def __init__(self, *, seed: int, keep_all: bool) -> None:
         self.keep_all = keep_all
+        self.scans: dict[str, ScanSamples] = {}
+        self.scan: str | None = None
+        """The one that is trained on."""
         self._rng = np.random.default_rng(seed)
-        self._train: dict[str, dict[int, Row]] = {}
-        self._held_out: dict[str, dict[int, Row]] = {}
-        self._late: dict[tuple[str, int], Row] = {}
-        self._scan: str | None = None
-        self._over: set[str] = set()
         self._order: list[tuple[str, int]] = []
-        self._residual: dict[str, dict[int, float]] = {}
 
     @property
     def seen(self) -> dict[str, int]:
         """Frames of each scan that labels to train on came for, so far."""
-        return {scan: len(frames) for scan, frames in self._residual.items()}
+        return {name: len(scan.residual) for name, scan in self.scans.items()}
 
     def add(self, labels: Labels) -> None:
         """Take labels in."""
-        late = labels.scan in self._over
-        known = self._residual.setdefault(labels.scan, {})
-        rows = self._train.setdefault(labels.scan, {}) if not late else {}
-        held_out = self._held_out.setdefault(labels.scan, {}) if not late else {}  # nobody judges by what is over
+        scan = self.scans.setdefault(labels.scan, ScanSamples())
         for i, frame in enumerate(labels.frame_id.tolist()):
             row = {
                 "counts": torch.from_numpy(labels.counts[i]),
@@ -101,28 +118,40 @@ class Samples:
                 "stratum": torch.tensor(labels.stratum),
             }
             if labels.held_out[i]:
-                held_out[frame] = row
+                if not scan.over:  # nobody judges by what is over
+                    scan.held_out[frame] = row
                 continue
-            if labels.residual[i] > _CLEARLY * known.get(frame, np.inf):
+            if labels.residual[i] > CLEARLY_WORSE * scan.residual.get(frame, np.inf):
                 continue
-            known[frame] = float(labels.residual[i])
-            if late:
-                self._late[labels.scan, frame] = row
+            scan.residual[frame] = float(labels.residual[i])
+            scan.train[frame] = row
+            if scan.over:
                 self._order.append((labels.scan, frame))
-            else:
-                rows[frame] = row
-        if late:
+        if scan.over:
             self._rng.shuffle(self._order)
 
     def begin(self, scan: str) -> None:
-        """Train on this scan from now on; without `keep_all`, frames of other scans are let go."""
-        if not self._train.get(scan):
-            raise ValueError(f"found no labelled frame of scan {scan!r} on this rank, expected labels before training")
-        if not self.keep_all and self._scan not in (None, scan):
-            self._over.add(str(self._scan))
-            self._train.pop(str(self._scan))
-            self._held_out.pop(str(self._scan))
-        self._scan = scan
+        """Train on this scan from now on; without `keep_all`, frames of the scan before are let go."""
+        if not self.keep_all and self.scan not in (None, scan):
+            self.end(str(self.scan))
+        self.scan = scan
+
+    def end(self, scan: str) -> None:
+        """Let the frames of a scan go."""
+        ended = self.scans.setdefault(scan, ScanSamples())
+        if not ended.over:
+            ended.over = True
+            ended.train.clear()
+            ended.held_out.clear()
+
+    def has(self, scan: str) -> bool:
+        """Whether there is a frame of the scan to train on."""
+        return scan in self.scans and bool(self.scans[scan].train)
+
+    def shuffle(self) -> None:
+        """Begin a new epoch, with the late samples first: after samples were moved between ranks."""
+        self._order = [(name, frame) for name, scan in self.scans.items() if scan.over for frame in scan.train]
+        self._rng.shuffle(self._order)
 
     def take(self, n: int, out: Mapping[str, Tensor]) -> None:
         """Write n samples into the first rows of `out`: every sample once per epoch, epochs joined end to end."""
@@ -132,25 +161,29 @@ class Samples:
 
     def held_out(self, scan: str) -> Row | None:
         """The held-out samples of a scan, stacked; None where there are none."""
-        rows = list(self._held_out.get(scan, {}).values())
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else None
+        rows = self.scans[scan].held_out.values() if scan in self.scans else ()
+        return stacked(list(rows)) if rows else None
 
     def example(self) -> Row:
         """Any sample: what the fields look like."""
-        return next(iter(next(rows for rows in self._train.values() if rows).values()))
+        return next(iter(next(scan.train for scan in self.scans.values() if scan.train).values()))
 
     def __len__(self) -> int:
-        return sum(len(rows) for rows in self._train.values()) + len(self._late)
+        return sum(len(scan.train) for scan in self.scans.values())
 
     def _draw(self) -> Row:
         while True:
             if not self._order:
-                scans = self._train if self.keep_all else [str(self._scan)]
-                everything = [(scan, frame) for scan in scans for frame in self._train[scan]]
+                names = [name for name, scan in self.scans.items() if not scan.over and self.keep_all]
+                names = names or [str(self.scan)]
+                everything = [(name, frame) for name in names for frame in self.scans[name].train]
                 self._order = [everything[i] for i in self._rng.permutation(len(everything))]
-            scan, frame = self._order.pop()
-            if frame in self._train.get(scan, {}):
-                return self._train[scan][frame]
-            late = self._late.pop((scan, frame), None)
-            if late is not None:
-                return late
+            name, frame = self._order.pop()
+            scan = self.scans[name]
+            if frame in scan.train:
+                return scan.train.pop(frame) if scan.over else scan.train[frame]
+
+
+def stacked(rows: list[Row]) -> Row:
+    """Fields (n, ...) of n samples, at least one."""
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

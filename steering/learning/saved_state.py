@@ -12,13 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from steering.learning.buffer_state import BufferState, merge, read_state, reshard, write_state
 from steering.learning.loop import Loop
+from steering.learning.training_state import Packed, capture, restore
 
 INDEX = "saved_state.json"
 
@@ -52,7 +50,7 @@ class SavedState:
         chain = [name] if whole else [*self._chain, name]
         _replace(self.folder / _part(step, loop.rank), chain)
         if loop.rank == 0:
-            _write_weights(self.folder / _weights(step), loop)
+            capture(loop.network, loop.optimiser).write(self.folder / _weights(step))
         if self.ranks > 1:
             dist.barrier()
         if loop.rank == 0:
@@ -74,7 +72,7 @@ class SavedState:
             return False
         cut = json.loads(index.read_text())
         step, before = cut["step"], cut["ranks"]
-        _read_weights(self.folder / _weights(step), self.loop)
+        restore(Packed.read(self.folder / _weights(step)), self.loop.network, self.loop.optimiser)
         if before == self.ranks:
             state = self._state(step, self.loop.rank)
         else:
@@ -114,35 +112,3 @@ def _replace(path: Path, content: Any) -> None:
     draft = path.with_name(path.name + ".part")
     draft.write_text(json.dumps(content))
     draft.replace(path)
-
-
-def _write_weights(path: Path, loop: Loop) -> None:
-    """The network's state, and the optimiser's, whose tensors are named by parameter."""
-    tensors = {f"network.{name}": value.contiguous() for name, value in loop.network.state_dict().items()}
-    optimiser = loop.optimiser.state_dict()
-    scalars: dict[str, Any] = {"groups": optimiser["param_groups"], "state": {}}
-    for parameter, values in optimiser["state"].items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimiser.{parameter}.{name}"] = value.contiguous()
-            else:
-                scalars["state"].setdefault(str(parameter), {})[name] = value
-    draft = path.with_name(path.name + ".part")
-    save_file(tensors, draft, metadata={"steering.optimiser": json.dumps(scalars)})
-    draft.replace(path)
-
-
-def _read_weights(path: Path, loop: Loop) -> None:
-    with safe_open(path, framework="pt") as file:
-        scalars = json.loads((file.metadata() or {})["steering.optimiser"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    state: dict[int, dict[str, Any]] = {int(key): dict(values) for key, values in scalars["state"].items()}
-    for name in [name for name in tensors if name.startswith("optimiser.")]:
-        _, parameter, kind = name.split(".", 2)
-        state.setdefault(int(parameter), {})[kind] = tensors.pop(name)
-    network = {name.removeprefix("network."): value for name, value in tensors.items()}
-    try:
-        loop.network.load_state_dict(network)
-        loop.optimiser.load_state_dict({"state": state, "param_groups": scalars["groups"]})
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"found a cut that does not fit this network or optimiser: {error}") from error

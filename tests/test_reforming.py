@@ -1,0 +1,138 @@
+"""Laws of a group of ranks that forms anew, between real processes."""
+
+import asyncio
+import time
+
+import pytest
+import torch
+
+from steering.learning import NoSamples
+from steering.learning.loop import most_advanced
+from steering.learning.redistribution import missing
+from steering.learning.samples import owner_of
+from steering.learning.strategies import DERpp
+from steering.records import ModelVersion
+from tests.ranks import on_ranks
+from tests.test_learning import labels, rank_of
+
+
+def receive(me, found, rank, ranks):
+    asyncio.run(me.receive(found.share(rank, ranks)))
+
+
+def state(me):
+    """What must be alike on all ranks, and what each holds."""
+    scan = me.samples.scans["a"]
+    return {
+        "digest": asyncio.run(me.digest()),
+        "served": torch.cat([p.flatten() for p in me._served.parameters()]).sum().item(),
+        "probe": me.network.optics.probe.sum().item(),
+        "train": sorted(scan.train),
+        "given": sorted(scan.residual),
+        "held_out": sorted(scan.held_out),
+    }
+
+
+class Faulty(DERpp):
+    """DER++ whose objective fails as user code does, once `at` is set and reached."""
+
+    at = None
+
+    def loss(self, network, minibatch):
+        if self.at == 0:
+            raise RuntimeError("the user's own error")
+        self.at = None if self.at is None else self.at - 1
+        return super().loss(network, minibatch)
+
+
+def lose_and_join(rank, ranks, where, folder):
+    """Four members: three train, the first leaves amid a round by an error of its own, then the fourth joins fresh."""
+    me = rank_of(Faulty, deadline=60.0)
+    found = []
+    if rank < 3:
+        me.join(where, rank=rank, ranks=3)
+        receive(me, labels(n=40), rank, 3)
+        me.fit("a", 5)
+        if rank == 0:
+            me.publish(folder, ModelVersion(number=1, network="ProbeFirst", hyperparameters=me.network.hyperparameters))
+        me.strategy.at = 3 if rank == 0 else None
+        begun = time.monotonic()
+        with pytest.raises(RuntimeError) as caught:
+            me.fit("a", 20)
+        found.append((type(caught.value).__name__, str(caught.value), time.monotonic() - begun))
+        found.append([entry.name for entry in caught.traceback])
+    if rank == 0:
+        return found
+    # Ranks 1 and 2 go on as 0 and 1; the fresh one comes as the lowest, and must not be the source.
+    number = {1: 1, 2: 2, 3: 0}[rank]
+    me.join(where, rank=number, ranks=3, generation=1)
+    me.serve(folder, 1)
+    found.append(state(me))
+    with pytest.raises(NoSamples, match="on rank 0"):  # its frames died with rank 0 of before
+        me.fit("a", 10)
+    receive(me, labels(n=40), number, 3)
+    report = me.fit("a", 10)
+    found.append((state(me), report.steps, report.error))
+    me.go_back(folder, 1)
+    me.go_back(folder, 1)
+    me.fit("a", 2)
+    found.append(state(me))
+    me.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    return on_ranks(4, lose_and_join, tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.slow
+def test_an_error_of_user_code_keeps_type_and_traceback_and_its_peers_lose_the_group_at_once(members):
+    kind, text, _ = members[0][0]
+    assert (kind, text) == ("RuntimeError", "the user's own error")
+    assert members[0][1][-1] == "loss"
+    for name, text, seconds in (members[1][0], members[2][0]):
+        assert name == "GroupLost"
+        assert "at step 8" in text
+        assert seconds < 50  # not the deadline of 60
+
+
+@pytest.mark.slow
+def test_ranks_that_were_kept_and_joined_are_alike_after_joining_and_after_more_steps(members):
+    for moment in (-3, -1):
+        first, *others = [member[moment] for member in members[1:]]
+        for other in others:
+            assert all(other[name] == first[name] for name in ("digest", "served", "probe"))
+    trained = [member[-2] for member in members[1:]]
+    assert len({one[0]["digest"] for one in trained}) == 1
+    assert [one[1] for one in trained] == [18] * 3
+    assert trained[2][2] is not None  # the fresh one is rank 0 now, and judges
+
+
+@pytest.mark.slow
+def test_samples_belong_to_the_ranks_that_their_frames_name_and_all_keep_what_is_held_out(members):
+    whole = labels(n=40)
+    held_out = whole.frame_id[whole.held_out].tolist()
+    taught = whole.frame_id[~whole.held_out]
+    before, after = owner_of(taught, 3), owner_of(taught, 3)
+    for number, member in {1: members[1], 2: members[2], 0: members[3]}.items():
+        kept = member[-3]
+        assert kept["held_out"] == held_out
+        assert kept["train"] == kept["given"] == taught[(before != 0) & (after == number)].tolist()
+
+
+def test_the_source_is_the_lowest_of_the_most_advanced_and_never_a_fresh_one_beside_others():
+    assert most_advanced([(False, 0), (True, 0), (True, 0)]) == 1
+    assert most_advanced([(True, 7), (True, 8), (True, 8)]) == 1
+    assert most_advanced([(False, 9), (True, 2)]) == 1
+    assert most_advanced([(False, 0), (False, 0)]) == 0
+
+
+def test_a_held_out_frame_is_sent_once_to_each_rank_that_lacks_it():
+    held = [{("a", 1), ("a", 2)}, {("a", 2), ("b", 3)}, set()]
+    sent = [missing(held, rank) for rank in range(3)]
+    everything = set().union(*held)
+    for to in range(3):
+        arrived = [frame for rank in range(3) for frame in sent[rank][to]]
+        assert len(arrived) == len(set(arrived))
+        assert set(arrived) == everything - held[to]
