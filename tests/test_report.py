@@ -256,7 +256,7 @@ def test_a_part_that_cannot_be_made_is_told_and_the_others_are_made(tmp_path, ca
     run.write_summary({"wall_s": {"train": "long"}})
     page = write_report(run).read_text()
     assert page.count("This part could not be made.") == 2
-    for heading in ("Objects", "Where the time went", "Key figures", "The end of the log"):
+    for heading in ("Objects", "Where the time went", "Key figures", "Last events"):
         assert f"<h2>{heading}</h2>" in page
     assert "the part 'Objects' of the report could not be made" in caplog.text
     assert "Traceback" in caplog.text
