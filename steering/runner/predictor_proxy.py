@@ -77,8 +77,9 @@ class PredictorProxy:
 
     async def suggest(self, positions: int) -> DecisionSuggested:
         """The policy's answer."""
-        self._answer = await self.ask("suggest", positions)
-        return self._answer.decision
+        answer: PolicyAnswer = await self.ask("suggest", positions)
+        self._answer = answer.following(self._answer)
+        return answer.decision
 
     async def install(self, number: int, **settings: Any) -> Installed:
         """What came of the wish to put a version into service, see Predictor.install."""
