@@ -108,7 +108,7 @@ def test_a_newer_model_predicts_again_and_only_better_predictions_are_kept(tmp_p
         for number in range(1, 9):
             publish(tmp_path, number, noise=0.02)
             await me.install(number, canary=False)
-            while (await me._do(me._scans.images["a"].behind, number, 0.0, 1)).size:
+            while (await me.figures())["frames_to_revise"]:
                 await asyncio.sleep(0.01)
         return before, await me.live()
 
@@ -181,8 +181,8 @@ def test_the_table_finds_frames_and_grows():
         ids = np.arange(first, first + 7)
         table.append(ids, value=ids * 2.0, patch=np.ones((7, 2, 2)) * ids[:, None, None])
     assert len(table) == 1001
-    assert table["value"][table.row[500]] == 1000
-    np.testing.assert_array_equal(table["patch"][:, 1, 1], table.frame_id)
+    assert table["value"][table.row.get(500)] == 1000
+    np.testing.assert_array_equal(table["patch"][:, 1, 1], table["frame_id"])
 
 
 class TestHoldOut:

@@ -70,7 +70,7 @@ def test_another_predictor_goes_on_where_the_lost_one_was(tmp_path, kind, lost, 
             answer = await me.suggest(5)
             if number == lost:
                 if not deaf:
-                    newest = answer
+                    newest = answer.following(newest)
                     decided += answer.decision.positions
                     told += await heard(me)
                 me = new(tmp_path, KINDS[kind]())
@@ -80,10 +80,10 @@ def test_another_predictor_goes_on_where_the_lost_one_was(tmp_path, kind, lost, 
                 if not deaf:
                     continue
                 answer = await me.suggest(5)  # asked again, because nothing was heard
-            newest = answer
+            newest = answer.following(newest)
             decided += answer.decision.positions
             told += await heard(me)
-        return decided, told, await me.live(), me._policy_host._awake(), await me.figures()
+        return decided, told, await me.live(), me._fast.policy_host._awake(), await me.figures()
 
     decided, told, live, policy, figures = asyncio.run(main())
     assert len(decided) == len(set(decided)) == len(CANDIDATES)
@@ -108,15 +108,15 @@ def test_a_policy_goes_on_with_the_image_that_is_there_now(tmp_path):
             await me.receive(chunk)
         answer = await me.suggest(1)
         other = new(tmp_path, GradientResidual(CANDIDATES, beam=12.0))
-        await other.start(resume(await heard(me), answer))
+        await other.start(resume(await heard(me), answer.following(None)))
         for chunk in sent:
             await other.receive(chunk)
         return answer, await me.suggest(20), await other.suggest(20), other
 
     answer, expected, said, other = asyncio.run(main())
-    image = other._scans.images["a"].view()
+    image = other._fast.scans.images["a"].view()
     assert len(answer.policy) < sum(part.nbytes for part in image.values()) / 4
-    assert other._policy_host._awake()._live is image
+    assert other._fast.policy_host._awake()._live is image
     assert said.decision.positions == expected.decision.positions
 
 

@@ -124,7 +124,7 @@ def test_a_version_that_does_worse_is_refused_and_the_old_one_serves(tmp_path, t
 async def said(me):
     """What it says of five frames, copied before its thread says something else in the same memory."""
     counts = next(chunks(n=5))["counts"].values
-    return await me._do(lambda: me._predict(counts)[0].copy())
+    return await me._do(lambda: me._fast.predict(counts)[0].copy())
 
 
 def test_after_going_back_the_older_version_looks_at_the_frames_again(tmp_path, trained):
@@ -137,7 +137,7 @@ def test_after_going_back_the_older_version_looks_at_the_frames_again(tmp_path, 
             await me.receive(chunk)
         await me.live()
         await me.install(1, canary=False)
-        while (await me._do(me._scans.images["a"].behind, 1, 0.0, 1)).size:
+        while (await me.figures())["frames_to_revise"]:
             await asyncio.sleep(0.01)
         return await me.live()
 
@@ -170,7 +170,7 @@ def test_a_way_that_costs_a_version_its_quality_is_left(tmp_path, trained, monke
         me = predictor(tmp_path, settings=PredictorSettings(canary_margin=1e9))
         put(tmp_path, 1, trained)
         await me.start()
-        engine = me._serving.engine
+        engine = me._fast.serving.engine
         for slot in (engine.serving, engine.spare):
             monkeypatch.setattr(slot, "_read", coarse(slot._read))
         for chunk in chunks(n=60):

@@ -2,12 +2,14 @@
 
 from steering.inference.engine import Engine
 from steering.inference.evaluate import HoldOut, Score
-from steering.inference.live import LiveImage, Table
+from steering.inference.live import LiveImage
 from steering.inference.policy_host import PolicyAnswer, ResumeState
 from steering.inference.predictor import Predictor
+from steering.inference.scan_reader import ScanReader
 from steering.inference.scans import LabelFrames
 from steering.inference.serving import Installed
 from steering.inference.settings import PredictorSettings
+from steering.inference.table import Table
 from steering.inference.whole_scan import FinalImage, NetworkImage, ScanFrames, WholeScan, joined
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "PredictorSettings",
     "ResumeState",
     "ScanFrames",
+    "ScanReader",
     "Score",
     "Table",
     "WholeScan",

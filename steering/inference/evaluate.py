@@ -13,6 +13,9 @@ from steering.models import ModelStore, Network
 from steering.ptychography import Stitcher, align, extract_patches, phase_correlation
 from steering.records import Field
 
+_TOGETHER = 64
+"""Frames that a version predicts in one go here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HoldOut:
@@ -93,26 +96,34 @@ def score_versions(
     mask: bad pixels (y, x) known by now. kind: class of the network, see ModelStore.load. Empty where the truth is not
     known, or no such frame was measured.
     """
-    if live.truth is None or not len(live.frames) or not live.frames["judged"].any():
+    if live.truth is None:
         return {}
-    judged = live.frames["judged"]
-    counts, where, scores = live.judged_counts(), live.frames["position"][judged], {}
+    rows = np.flatnonzero(live.frames["judged"])
+    rows = rows[live.frames.kept(rows, "counts")]
+    if not len(rows):
+        return {}
+    (where,) = live.frames.read("position", rows=rows)
+    scores = {}
     for version in versions:
         network = models.load(version, network=kind)
         # Pixels that went bad since it was published must not count as light.
         network.optics.set(network.optics.modes().numpy(), mask)
-        with torch.inference_mode():
-            outputs = network(torch.from_numpy(counts.astype(np.float32)))
-        scores[version] = score_patches(torch.polar(*outputs).numpy(), where, live)
+        patches = []
+        for start in range(0, len(rows), _TOGETHER):
+            (counts,) = live.frames.read("counts", rows=rows[start : start + _TOGETHER])
+            with torch.inference_mode():
+                patches.append(torch.polar(*network(torch.from_numpy(counts.astype(np.float32)))).numpy())
+        scores[version] = score_patches(np.concatenate(patches), where, live)
     return scores
 
 
 def score_refined(live: LiveImage) -> Score | None:
     """How good the refined object of a scan is; None where the truth is not known or nothing was refined."""
-    if live.truth is None or live.refined is None:
+    refined = live.refined
+    if live.truth is None or refined is None:
         return None
-    weight = (live.refined.covered & (live.truth != 0)).astype(np.float32)
-    return Score(float("nan"), phase_correlation(live.refined.object, live.truth, weight=weight))
+    weight = (refined.covered & (live.truth != 0)).astype(np.float32)
+    return Score(float("nan"), phase_correlation(refined.object, live.truth, weight=weight))
 
 
 def patch_errors(

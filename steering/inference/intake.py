@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
@@ -43,7 +43,8 @@ class Intake:
             aside = {"a scan that is over": tuple(i for chunk, _ in taken for i in chunk["frame"].values.tolist())}
         else:
             batch, mask, aside = make_batch(taken, known=live.frames.row, mask=mask, canvas=self._canvas)
-        self.register.note(live.scan, np.zeros(0, np.int64) if batch is None else batch.frame_id, aside)
+        used = np.zeros(0, np.int64) if batch is None else batch.frame_id
+        self.register.note(live.scan, used, aside, known=live.frames.row)
         return (
             batch,
             mask,
@@ -113,7 +114,7 @@ class Batch:
 
 
 def make_batch(
-    taken: list[tuple[xr.Dataset, float]], *, known: Mapping[int, int], mask: NDArray[np.bool_], canvas: Canvas
+    taken: list[tuple[xr.Dataset, float]], *, known: Container[int], mask: NDArray[np.bool_], canvas: Canvas
 ) -> tuple[Batch | None, NDArray[np.bool_], dict[str, tuple[int, ...]]]:
     """Validate frames of chunks and put what is left together.
 
@@ -121,15 +122,15 @@ def make_batch(
     left), the mask with what its frames bring into it, and the ids of the frames set aside by reason.
     """
     parts, aside = [], dict[str, tuple[int, ...]]()
-    new: dict[int, int] = {}
+    had = _Either(known, set())
     for chunk, arrived in taken:
-        keep, refused = validate(chunk, known={**known, **new} if new else known, mask=mask, canvas=canvas)
+        keep, refused = validate(chunk, known=had, mask=mask, canvas=canvas)
         for reason, ids in refused.items():
             aside[reason] = aside.get(reason, ()) + ids
         if keep.any():
             mask = mask | mask_of(chunk, keep)
             parts.append((chunk, keep, arrived))
-            new |= dict.fromkeys(chunk.variables["frame"].values[keep].tolist(), 0)
+            had.new.update(chunk.variables["frame"].values[keep].tolist())
     if not parts:
         return None, mask, aside
     batch = Batch(
@@ -140,6 +141,17 @@ def make_batch(
         arrived=np.concatenate([np.full(keep.sum(), arrived) for _, keep, arrived in parts]),
     )
     return batch, mask, aside
+
+
+@dataclass(frozen=True)
+class _Either:
+    """Ids that the scan has, and those of the batch that is being made."""
+
+    known: Container[int]
+    new: set[int]
+
+    def __contains__(self, frame: object) -> bool:
+        return frame in self.new or frame in self.known
 
 
 def _acquired(chunk: xr.Dataset) -> float:
@@ -200,21 +212,48 @@ def _outside(where: NDArray[np.float64], canvas: Canvas, window: int) -> NDArray
 
 
 class FrameOrder:
-    """In what order the frames of a campaign came, and which never did."""
+    """In what order the frames of a campaign came, and which never did. What it does for a frame never grows."""
 
     def __init__(self) -> None:
         self.out_of_order = 0
         """Frames that came after one with a higher id: they are used like all others."""
-        self._seen: dict[str, set[int]] = {}
+        self._seen: dict[str, _Seen] = {}
 
-    def note(self, scan: str, used: NDArray[np.int64], aside: Mapping[str, tuple[int, ...]]) -> None:
-        """Take note of a batch: the ids that are used, and those set aside by reason."""
-        seen = self._seen.setdefault(scan, set())
-        before = np.maximum.accumulate(np.concatenate([[max(seen, default=-1)], used]))
+    def note(
+        self, scan: str, used: NDArray[np.int64], aside: Mapping[str, tuple[int, ...]], known: Container[int]
+    ) -> None:
+        """Take note of a batch: the ids that are used, and those set aside by reason. known: ids used before it."""
+        seen = self._seen.setdefault(scan, _Seen())
+        before = np.maximum.accumulate(np.concatenate([[seen.highest], used]))
         self.out_of_order += int((used < before[:-1]).sum())
-        seen.update(used.tolist(), *aside.values())
+        for frame in used.tolist():
+            seen.count += frame not in seen.aside
+            seen.aside.discard(frame)
+        now = set(used.tolist())
+        for ids in aside.values():
+            for frame in ids:
+                if frame not in now and frame not in known and frame not in seen.aside:
+                    seen.aside.add(frame)
+                    seen.count += 1
+        every = [*now, *(frame for ids in aside.values() for frame in ids)]
+        if every:
+            seen.highest = max(seen.highest, *every)
+            seen.lowest = min(every) if seen.lowest is None else min(seen.lowest, *every)
 
     @property
     def missing(self) -> int:
         """Ids between the lowest and the highest of each scan that never came."""
-        return sum(max(seen) - min(seen) + 1 - len(seen) for seen in self._seen.values() if seen)
+        each = list(self._seen.values())
+        return sum(seen.highest - seen.lowest + 1 - seen.count for seen in each if seen.lowest is not None)
+
+
+@dataclass
+class _Seen:
+    """Ids of one scan."""
+
+    highest: int = -1
+    lowest: int | None = None
+    count: int = 0
+    """Different ids."""
+    aside: set[int] = field(default_factory=set)
+    """Those that were set aside and never used."""

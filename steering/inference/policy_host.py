@@ -7,7 +7,7 @@ import pickle
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cloudpickle
@@ -16,48 +16,95 @@ from numpy.typing import NDArray
 
 from steering.campaign import DecisionSuggested
 from steering.inference.live import LiveImage
+from steering.inference.replay import DeclinedPart, Replay
 from steering.policies import Policy
-from steering.records import Decision, Prediction
+from steering.records import Prediction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PolicyAnswer:
-    """An answer of the policy together with the policy as it was after it.
+    """An answer of the policy, and at times the policy as it was after it.
 
-    Whoever has the newest one can let the policy go on elsewhere: what was answered is not said again, and an answer
-    that never arrived was not given.
+    Whoever has kept them (`following`) can let the policy go on elsewhere: from its saved state, with what it was asked
+    since then. What was answered is not decided again, and an answer that never arrived was not given.
     """
 
     decision: DecisionSuggested
-    policy: bytes | None
-    """Pickled, without the live images; None: this policy cannot be."""
+    asked: int
+    """Positions that were asked for."""
+    declined: tuple[DeclinedPart, ...] = ()
+    """What the policy heard of its earlier decisions just before."""
     ingested: Mapping[str, int]
-    """How many frames of each scan it had taken in, the first to arrive."""
+    """How many frames of each scan the policy had taken in, the first to arrive."""
+    policy: bytes | None = None
+    """The saved state: pickled, without the live images. None: it was not saved with this answer, see `PolicyHost`."""
+    bound: bool = False
+    """This policy cannot be pickled."""
+    since: tuple[PolicyAnswer, ...] = ()
+    """With a state from `following`: the answers after the one that it was saved with."""
+    saved_ingested: Mapping[str, int] = field(default_factory=dict)
+    """And what the policy had taken in when it was saved."""
+
+    def following(self, last: PolicyAnswer | None) -> PolicyAnswer:
+        """This answer with the newest saved state, and with every answer since then: all that `PolicyHost` goes on
+        from. last: the answer before, as this method returned it."""
+        if self.policy is not None:
+            return replace(self, saved_ingested=self.ingested)
+        if last is None or self.bound:
+            return self
+        since = (*last.since, self)
+        return replace(self, policy=last.policy, bound=last.bound, since=since, saved_ingested=last.saved_ingested)
 
 
 class PolicyHost:
-    """Asks a policy, and tells it of each frame once. One thread owns it."""
+    """Asks a policy, and gives it each frame once. One thread owns it.
 
-    def __init__(self, policy: Policy, scans: Mapping[str, LiveImage], last: PolicyAnswer | None = None) -> None:
-        """scans: live images by scan, looked at as they are then. last: go on from there, not from `policy`."""
+    The policy is saved with its first answer and with each that ends a scan; in between, when saving it takes no more
+    than a share of the time since the last save.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        scans: Mapping[str, LiveImage],
+        last: PolicyAnswer | None = None,
+        *,
+        share: float = 0.02,
+    ) -> None:
+        """scans: live images by scan, looked at as they are then. last: go on from there, not from `policy`. share: of
+        the time, for saving the policy."""
         self._policy = policy
         self._scans = scans
+        self._share = share
         self._last = last
-        self._lost = last is not None and last.policy is None
-        self._ingested = {} if last is None else dict(last.ingested)
+        self._lost = last is not None and last.bound
+        self._again = Replay()
+        self._ingested = {} if last is None else dict(last.saved_ingested)
+        self._bound = False
+        self._saved_at: float | None = None
+        """When the policy was last saved, by time.perf_counter; None: it is to be saved with the next answer."""
+        self._cost_s = 0.0
         self.wants_prior_residual = bool(getattr(policy, "wants_prior_residual", False))
         """Whether the policy wants to know the residual of the image for each frame before it was added."""
 
     def ingest(self, prediction: Prediction, live: LiveImage) -> None:
-        """Tell the policy of frames that stand at the end of the live image's table, unless it knows them."""
-        first = len(live.frames) - len(prediction.frame_id)
-        known = max(0, self._ingested.get(live.scan, 0) - first)
-        if known >= len(prediction.frame_id) or self._lost:
+        """Give the policy frames that stand at the end of the live image's table, unless it knows them."""
+        n = len(prediction.frame_id)
+        first = len(live.frames) - n
+        done = max(0, self._ingested.get(live.scan, 0) - first)
+        if done >= n or self._lost:
             return
-        self._awake().ingest(prediction.rows(slice(known, None)) if known else prediction, live.view())
-        self._ingested[live.scan] = len(live.frames)
+        policy = self._awake()
+        while done < n:
+            self._again.catch_up(policy, self._ingested)
+            until = self._again.frames_until(live.scan)
+            stop = n if until is None or until - first <= done else min(n, until - first)
+            part = prediction if stop - done == n else prediction.rows(slice(done, stop))
+            policy.ingest(part, live.view())
+            self._ingested[live.scan] = first + stop
+            done = stop
 
-    def suggest(self, n: int, declined: Sequence[tuple[DecisionSuggested, str]] = ()) -> PolicyAnswer:
+    def suggest(self, n: int, declined: Sequence[DeclinedPart] = ()) -> PolicyAnswer:
         """Tell the policy what was declined, and ask for up to n positions. Raises RuntimeError for a policy that was
         to go on elsewhere and cannot."""
         if self._lost:
@@ -66,10 +113,10 @@ class PolicyHost:
                 "elsewhere: keep files, sockets, threads and locks out of it"
             )
         policy = self._awake()
-        for part, reason in declined if hasattr(policy, "declined") else ():
-            where = np.array(part.positions, np.float64)
-            policy.declined(Decision(positions=where, reasons=part.reasons, stop=part.stop), reason)
-        decision = policy.suggest(n)
+        self._again.catch_up(policy, None)
+        self._again.decline(policy, declined)
+        decision = self._again.suggest(policy, n)
+        saved = self._saved(policy, decision.stop)
         return PolicyAnswer(
             decision=DecisionSuggested(
                 time=time.time(),
@@ -78,23 +125,35 @@ class PolicyHost:
                 dwell=None if decision.dwell is None else tuple(float(d) for d in decision.dwell),
                 stop=decision.stop,
             ),
-            policy=self._pickled(policy),
+            asked=n,
+            declined=tuple(declined),
             ingested=dict(self._ingested),
+            policy=saved,
+            bound=self._bound,
         )
 
     def _awake(self) -> Policy:
         """The policy. One that goes on from elsewhere is made only now, when the images that it knew are there."""
         if self._last is not None and self._last.policy is not None:
-            self._policy = _Loader(io.BytesIO(self._last.policy), self._scans).load()
+            self._policy, account = _Loader(io.BytesIO(self._last.policy), self._scans).load()
+            self._again = Replay(self._last.since, account)
         self._last = None
         return self._policy
 
-    def _pickled(self, policy: Policy) -> bytes | None:
+    def _saved(self, policy: Policy, now: bool) -> bytes | None:
+        """The policy pickled, where that is due; now: it is."""
+        begun = time.perf_counter()
+        due = now or self._saved_at is None or self._cost_s <= self._share * (begun - self._saved_at)
+        if self._bound or not due:
+            return None
         file = io.BytesIO()
         try:
-            _Saver(file, self._scans).dump(policy)
+            _Saver(file, self._scans).dump((policy, self._again.open))
         except Exception:  # whatever a socket, a file, a thread or a lock says to that
+            self._bound = True
             return None
+        self._saved_at = time.perf_counter()
+        self._cost_s = self._saved_at - begun
         return file.getvalue()
 
 
@@ -109,7 +168,7 @@ class _Saver(cloudpickle.Pickler):
         super().__init__(file)
         self._images: list[tuple[Any, Name]] = []
         for scan, live in scans.items():
-            view = live.view()
+            view = live.view()  # empty of a scan that is over
             self._images.append((view, (scan, "")))
             self._images += [(field.values, (scan, str(name))) for name, field in view.data_vars.items()]
         self._names = {id(thing): name for thing, name in self._images}
@@ -130,7 +189,9 @@ class _Loader(pickle.Unpickler):
         if scan not in self._scans:
             return None
         view = self._scans[scan].view()
-        return view[field].values if field else view
+        if field:
+            return view[field].values if field in view else None
+        return view
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +201,7 @@ class ResumeState:
     version: int | None = None
     """To be put into service; None: the newest."""
     answer: PolicyAnswer | None = None
-    """The newest; None: the policy was not asked yet."""
+    """The newest, as `PolicyAnswer.following` makes it; None: the policy was not asked yet."""
     predicted: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     """Of each scan, the frames whose prediction is known already, and the version that made it."""
     aside: Mapping[str, Counter[int]] = field(default_factory=dict)

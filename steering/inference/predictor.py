@@ -1,7 +1,7 @@
 """The predictor: the fast loop's one place. It predicts chunk by chunk, judges, keeps the live image, asks the policy.
 
-One thread owns all of its state. The methods that others call are async: they answer while it predicts, and leave
-their work at the end of that thread's queue.
+One thread predicts and owns what it writes (`FastLoop`). The methods that others call are async and answer while it
+predicts: what they want to know is read by other threads, once all that was acknowledged before is predicted.
 """
 
 from __future__ import annotations
@@ -22,32 +22,27 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.campaign import DecisionSuggested, Event, PredictionReady
-from steering.inference.evaluate import HoldOut, Score, patch_errors, score_refined, score_versions
-from steering.inference.intake import Batch, Inbox, Intake
+from steering.campaign import Event
+from steering.inference.evaluate import HoldOut, Score, score_refined, score_versions
+from steering.inference.fast_loop import FastLoop
+from steering.inference.intake import Inbox, Intake
 from steering.inference.live import LiveImage, Truth
+from steering.inference.memory import Memory
 from steering.inference.policy_host import PolicyAnswer, PolicyHost, ResumeState
-from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows
+from steering.inference.replay import DeclinedPart
+from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows, never_trained, newest_rows
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
 from steering.inference.whole_scan import FinalImage, ScanFrames
 from steering.models import ModelStore, Network
 from steering.policies import Policy
-from steering.ptychography import (
-    Canvas,
-    Refined,
-    Verdict,
-    far_field_residual,
-    judge,
-    patch_weight,
-    prior_residual,
-)
-from steering.records import Field, Geometry, Prediction
+from steering.ptychography import Canvas, Refined
+from steering.records import Field, Geometry
 
 T = TypeVar("T")
 _SWITCH_S = 2e-4
-_LATER_S = 0.01
-"""When old frames that gave way to new ones ask again."""
+_FULL_S = 0.01
+"""Between two looks whether there is room in memory again."""
 
 
 @dataclass
@@ -59,17 +54,19 @@ class Predictor:
     probe: NDArray[np.complex64]
     policy: Policy
     store: Path
+    """Where the model versions are; frames that leave memory go to the folder `frames` beside it."""
     hold_out: HoldOut = dataclasses.field(default_factory=HoldOut)
     truths: Mapping[str, Truth] = dataclasses.field(default_factory=dict)
     """What is known of scans beforehand: used to report errors, never to predict."""
     settings: PredictorSettings = dataclasses.field(default_factory=PredictorSettings)
-    network: type[Network] | None = None  # class of the versions in the store; None: one of our own, by its name
+    network: type[Network] | None = None
+    """Class of the versions in the store; None: one of our own, by its name."""
 
     async def start(self, resume: ResumeState | None = None) -> None:
         """Load the newest model and be ready for frames.
 
         resume: where this one takes the place of another, what to go on from. The frames of that one come again;
-        only what is not known of them is told.
+        only results that are not known yet are reported.
         """
         torch.set_num_threads(1)
         # Each operator gives up the interpreter and asks for it again: Python in another thread of this process (a
@@ -77,40 +74,51 @@ class Predictor:
         self._switch_before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="reader")
+        self._mover = ThreadPoolExecutor(1, thread_name_prefix="mover")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._room = asyncio.Semaphore(self.settings.backlog)
-        self._inbox = Inbox(frames=self.settings.batch, gather_s=self.settings.gather_ms / 1e3)
         self._installing = asyncio.Lock()
         self._turn_due = False
         self._models = ModelStore(self.store)
-        self._mask = ~self.geometry.good()
-        self._resume = resume or ResumeState()
-        self._serving = await asyncio.to_thread(
-            Serving.begin, self._models, self.settings, self._resume.version, network=self.network
-        )
-        self._serving.engine.serving.mask(self._mask)
-        if resume is not None:
-            self.probe = self._serving.engine.serving.probe
-        self._canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
-        late_bytes, over = self.settings.late_bytes, self._resume.over
-        self._scans = Scans(self._canvas, self.geometry, self.truths, late_bytes=late_bytes, over=over)
-        self._policy_host = PolicyHost(self.policy, self._scans.images, self._resume.answer)
-        self._intake = Intake(self._canvas, self._resume)
-        self._again_due = False
-        self._at_rest = 0
-        """Frames predicted when old ones were last looked at again."""
-        self.latency: list[float] = []
-        self.seconds = 0.0
-        self.predicted = 0
+        self._fast = await asyncio.to_thread(self._assembled, resume or ResumeState(), resume is not None)
         gc.collect()
         gc.freeze()  # a full collection that looked through all that is there now would stop the frames for 0.2 s
+
+    def _assembled(self, resume: ResumeState, resumed: bool) -> FastLoop:
+        settings, mask = self.settings, ~self.geometry.good()
+        serving = Serving.begin(self._models, settings, resume.version, network=self.network)
+        serving.engine.serving.mask(mask)
+        canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
+        self._scans = Scans(canvas, self.geometry, self.truths, over=resume.over, retired=self._retired)
+        self._memory = Memory(settings.memory_bytes, Path(self.store).parent / "frames", keep=settings.keep_frames)
+        images, share = self._scans.images, settings.policy_share
+        return FastLoop(
+            serving=serving,
+            scans=self._scans,
+            policy_host=PolicyHost(self.policy, images, resume.answer, share=share),
+            intake=Intake(canvas, resume),
+            inbox=Inbox(frames=settings.batch, gather_s=settings.gather_ms / 1e3),
+            memory=self._memory,
+            hold_out=self.hold_out,
+            resume=resume,
+            again=settings.again,
+            mask=mask,
+            probe=serving.engine.serving.probe if resumed else self.probe,
+            emit=self._emit,
+            taken=lambda chunks: self._call(self._make_room, chunks),
+            later=lambda seconds: self._call(self._loop.call_later, seconds, self._revise),
+            relieve=lambda: self._move(self._memory.relieve, list(images.values())),
+        )
 
     async def receive(self, chunk: xr.Dataset) -> None:
         """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
-        self._inbox.put(chunk, arrived)
+        while self._memory.full:
+            await asyncio.sleep(_FULL_S)
+        self._fast.inbox.put(chunk, arrived)
         # One turn takes all that waits. With a turn for each chunk a question would wait for those of all chunks before
         # its own, which predict what has come since: after a pause that never catches up.
         if not self._turn_due:
@@ -134,100 +142,111 @@ class Predictor:
         A version that is refused leaves the one in service where it is. Raises as `ModelStore.weights` does.
         """
         async with self._installing:
-            frames = await self._do(self._canary) if canary and self.settings.canary else None
+            frames = await self._read(self._canary) if canary and self.settings.canary else None
             # Loading and trying happen beside the thread that predicts: frames do not wait for them.
             installed = await asyncio.to_thread(
-                self._serving.make_ready, number, frames, margin, lambda: len(self._inbox) > 0
+                self._fast.serving.make_ready, number, frames, margin, lambda: len(self._fast.inbox) > 0
             )
             if installed.accepted:
-                await self._do(self._swap)
+                await self._do(self._fast.swap)
         return installed
 
-    async def suggest(self, n: int, declined: Sequence[tuple[DecisionSuggested, str]] = ()) -> PolicyAnswer:
+    async def suggest(self, n: int, declined: Sequence[DeclinedPart] = ()) -> PolicyAnswer:
         """Ask the policy for up to n positions. declined: what of its earlier decisions is not carried out, each with
         the reason, which it hears first."""
-        return await self._do(self._policy_host.suggest, n, declined)
+        return await self._do(self._fast.policy_host.suggest, n, declined)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or
         before its first frame is predicted."""
-        return await self._do(self._label_frames, scan, newest)
+        return await self._read(self._label_frames, scan, newest)
 
     async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The same for the refinement of the live image, which has time only while no frame waits: else None."""
-        return await self._do(lambda: None if len(self._inbox) else self._label_frames(scan, newest))
+        if len(self._fast.inbox):
+            return None
+        return await self._loop.run_in_executor(self._readers, self._label_frames, scan, newest)
 
     async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
-        """Those of the frames with these ids whose counts are still kept, and how many are known but no longer kept.
+        """Those of the frames with these ids whose counts are still kept, in memory or in the run folder, and how many
+        are known but no longer kept.
 
         None for a scan that is not known. In the order of arrival.
         """
-        return await self._do(self._late_frames, scan, frame_id)
+        return await self._read(self._late_frames, scan, frame_id)
 
     async def scan_frames(self, scan: str, first: int, last: int) -> ScanFrames | None:
         """Frames of a scan, over or not, see Scans.between."""
-        return await self._do(lambda: self._scans.between(scan, first, last, self._mask))
+        return await self._read(lambda: self._scans.between(scan, first, last, self._fast.mask))
 
     async def conclude(self, scan: str, final: FinalImage | None) -> None:
         """Nothing more comes of a scan. final: what it leaves, in place of what there is; None: that stays."""
-        await self._do(self._scans.conclude, scan, final)
+        await self._do(self._scans.retire, scan)
+        live = self._scans.get(scan)
+        if live is not None and final is not None:
+            await self._loop.run_in_executor(self._mover, self._memory.conclude, live, final)
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
-        await self._do(self._scans.images[scan].show_labelled, labels, shown, residual)
+        self._scans.images[scan].show_labelled(labels, shown, residual)
 
     async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
         """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
         one is shown by now."""
-        return await self._do(self._scans.images[scan].show, refined, refinements)
+        return self._scans.images[scan].show(refined, refinements)
 
-    async def live(self, scan: str | None = None) -> xr.Dataset | None:
-        """The live image of a scan, by default of the one being measured; None before the first frame."""
-        return await self._do(lambda: None if (live := self._scans.get(scan)) is None else live.dataset())
+    async def live(self, scan: str | None = None, region: tuple[slice, slice] | None = None) -> xr.Dataset | None:
+        """The live image of a scan, by default of the one being measured, at most 1024 x 1024 pixels, and its newest
+        frames; None before the first frame. See `ScanReader.picture`."""
+        reader = await self._read(self._scans.reader, scan)
+        return None if reader is None else await self._reading(reader.picture, region)
+
+    async def dataset(self, scan: str) -> xr.Dataset | None:
+        """The image of a scan at full resolution and all its frames: what object.zarr holds. None before the first
+        frame."""
+        reader = await self._read(self._scans.reader, scan)
+        return None if reader is None else await self._reading(reader.dataset)
 
     async def evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         """How well model versions do on the frames of a scan that errors are reported from: the network's own patches,
         stitched. Empty where the truth is not known, or no such frame was measured."""
-        return await self._do(self._score, scan, versions)
+        return await self._read(self._score, scan, versions)
 
     async def evaluate_refined(self, scan: str) -> Score | None:
         """How good the refined object of a scan is; None where the truth is not known or nothing was refined."""
-        return await self._do(lambda: None if (live := self._scans.get(scan)) is None else score_refined(live))
+        return await self._read(lambda: None if (live := self._scans.get(scan)) is None else score_refined(live))
 
     async def versions_of(self, scan: str) -> tuple[int, int]:
         """The version in service when the scan's first frame came, and when its last one did: that in service now for
         a scan of which no frame is known."""
-        now = (self._serving.version, self._serving.version)
-        return await self._do(lambda: now if (live := self._scans.get(scan)) is None else live.first_versions)
+        return await self._read(self._versions_of, scan)
 
     async def is_over(self, scan: str) -> bool:
         """Whether nothing of a scan is predicted any more."""
-        return await self._do(lambda: scan in self._scans.images and self._scans.images[scan].retired)
+        return await self._read(lambda: scan in self._scans.images and self._scans.images[scan].retired)
 
     async def close(self) -> None:
-        """Give the thread and the settings of the process back: the worker may serve other runs."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Give the threads and the settings of the process back: the worker may serve other runs."""
+        for pool in (self._thread, self._readers, self._mover):
+            pool.shutdown(wait=False, cancel_futures=True)
         gc.unfreeze()
         sys.setswitchinterval(self._switch_before)
 
     async def figures(self) -> dict[str, Any]:
         """What the predictor has to say in numbers."""
-        live = self._scans.get()
-        residual = None if live is None else float(np.median(live.frames["residual"][-50:]))
-        return {
-            "frames_predicted": self.predicted,
-            "version": self._serving.version,
-            "residual": residual,
-            "predict_s": self.seconds,
-            "latency_ms": {f"p{q}": 1e3 * float(np.percentile(self.latency or [np.nan], q)) for q in (50, 99)},
-            "backend": self._serving.engine.backend.name,
-            "backends": {name: trial.figures() for name, trial in self._serving.engine.trials.items()},
-            "frames_out_of_order": self._intake.register.out_of_order,
-            "frame_ids_missing": self._intake.register.missing,
-        }
+        return await self._read(self._figures)
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Have the thread that predicts do something, after all that it has to do already."""
         return await self._loop.run_in_executor(self._thread, work, *arguments)
+
+    async def _read(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Have another thread read something, once all that was acknowledged before this is predicted."""
+        await self._do(_nothing)
+        return await self._reading(work, *arguments)
+
+    async def _reading(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await self._loop.run_in_executor(self._readers, work, *arguments)
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """Nobody waits for a job that was only left in the queue: what it raises travels with the events."""
@@ -237,172 +256,90 @@ class Predictor:
             self._emit(_Failed(time=time.time(), error=error))
 
     def _emit(self, event: Event) -> None:
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._call(self._events.put_nowait, event)
 
-    # What follows runs in the one thread that owns the state.
+    def _call(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Call something in the event loop, from any thread."""
+        self._loop.call_soon_threadsafe(work, *arguments)
+
+    def _move(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._mover.submit(self._guarded, work, *arguments)
 
     def _predict_waiting(self) -> None:
         self._turn_due = False  # what comes from here on has a turn of its own
-        left = len(self._inbox)
-        while left > 0:
-            taken = self._inbox.take()
-            left -= len(taken)
-            self._predict_taken(taken)
+        self._fast.predict_waiting()
 
-    def _predict_taken(self, taken: list[tuple[xr.Dataset, float]]) -> None:
-        begun = time.perf_counter()
-        self._loop.call_soon_threadsafe(self._make_room, len(taken))
-        live = self._scans.of_chunk(taken[0][0], self._weight)
-        batch, mask, aside = self._intake.batch(taken, live, self._mask)
-        for event in aside:
-            self._emit(event)
-        if batch is None:
-            return
-        if (mask & ~self._mask).any():
-            self._mask = mask
-            self._serving.engine.serving.mask(mask)
-        self._predict_batch(batch, live)
-        now = time.perf_counter()
-        self.latency += (now - batch.arrived).tolist()
-        self.seconds += now - begun
-        self.predicted += len(batch.frame_id)
+    def _revise(self) -> None:
+        self._thread.submit(self._guarded, self._fast.revise)
 
     def _make_room(self, chunks: int) -> None:
         for _ in range(chunks):
             self._room.release()
 
-    def _predict_batch(self, batch: Batch, live: LiveImage) -> None:
-        ids, counts, where = batch.frame_id, batch.counts, batch.position
-        patches, residual = self._predict(counts)
-        prior = None
-        if self._policy_host.wants_prior_residual:  # of the image as it is before these frames
-            prior = prior_residual(live.stitcher, where, counts, self.probe, self._mask)
-        prediction = Prediction(
-            frame_id=ids,
-            scan=live.scan,
-            position=where,
-            amplitude=np.abs(patches),
-            phase=np.angle(patches),
-            residual=residual,
-            prior_residual=prior,
-            offset=live.stitch(patches, where),
-            model_version=np.full(len(ids), self._serving.version),
-        )
-        known = self._resume.first_version(live.scan, ids)
-        verdict = self._judge(counts, residual, prediction.offset)
-        live.add(
-            prediction,
-            trust=verdict.trust,
-            first_version=np.where(known < 0, prediction.model_version, known),
-            patch=patches,
-            counts=counts,
-            held_out=self.hold_out.held_out(ids),
-            withheld=self.hold_out.withheld(where),
-            judged=self.hold_out.judged(ids, where),
-            error=patch_errors(live, patches, where),
-            acquired=batch.acquired,
-        )
-        self._policy_host.ingest(prediction, live)
-        new = known < 0
-        if new.all():
-            self._tell(prediction, verdict)
-        elif new.any():
-            rows = prediction.rows(new)
-            self._tell(rows, self._judge(counts[new], rows.residual, rows.offset))
+    def _retired(self, live: LiveImage) -> None:
+        reader = self._scans.reader(live.scan)
+        if reader is not None:
+            self._move(reader.let_go)
+        self._move(self._memory.retire, live)
 
-    def _judge(self, counts: NDArray, residual: NDArray, offset: NDArray) -> Verdict:
-        """How far to believe predictions of the version in service. While what older versions said is being replaced,
-        an offset to it tells more of them than of the frame."""
-        offset = np.full(len(counts), np.nan) if self._again_due else offset
-        return judge(counts, residual, offset, mask=self._mask, version=self._serving.described)
-
-    def _tell(self, prediction: Prediction, verdict: Verdict) -> None:
-        self._emit(
-            PredictionReady(
-                time=time.time(),
-                scan=prediction.scan,
-                frame_ids=tuple(prediction.frame_id.tolist()),
-                version=self._serving.version,
-                residual=float(np.median(prediction.residual)),
-                trust_by_residual=tuple(verdict.by_residual.tolist()),
-                trust_by_offset=tuple(verdict.by_offset.tolist()),
-                validation_frames=len(self._serving.described.validation_residuals),
-                why_not=verdict.why_not,
-            )
-        )
-
-    def _weight(self) -> NDArray[np.float32]:
-        return patch_weight(self.probe, int(self._serving.engine.serving.network.hyperparameters["patch"]))
-
-    def _predict(self, counts: NDArray) -> tuple[NDArray, NDArray]:
-        """(n, patch, patch) complex64, in memory that the next call overwrites, and (n,) far-field residual."""
-        patches = self._serving.engine.predict(counts)
-        return patches, far_field_residual(patches, counts, self.probe, self._mask)
+    # What follows runs in the threads that read.
 
     def _canary(self) -> Canary | None:
         """The newest frames of this scan that nobody was trained on."""
         live = self._scans.get()
         if live is None:
             return None
-        rows = np.flatnonzero(live.frames["held_out"] | live.frames["withheld"])[-self.settings.canary :]
-        return Canary(counts=live.frames["counts"][rows], mask=self._mask.copy())
-
-    def _swap(self) -> None:
-        self._serving.swap(self._mask)
-        self.probe = self._serving.engine.serving.probe
-        if self._scans.get() is not None and not self._again_due:
-            self._again_due = True
-            self._thread.submit(self._guarded, self._predict_again)
-
-    def _predict_again(self) -> None:
-        """A newer model looks at frames of which an older one made less than it should reach, and keeps what is better.
-
-        A few at a time, newest first, and only while no new frame waits. While frames come, it rests for nine times as
-        long as it works.
-        """
-        if len(self._inbox):
-            self._loop.call_soon_threadsafe(self._loop.call_later, _LATER_S, self._look_again)
-            return
-        begun, predicted = time.perf_counter(), self.predicted
-        live, version = self._scans.get(), self._serving.version
-        rows = np.zeros(0, np.int64)
-        if live is not None and not live.retired:
-            rows = live.behind(version, self._serving.expected, self.settings.again)
-        self._again_due = len(rows) > 0
-        if live is None or not len(rows):
-            return
-        counts = live.frames["counts"][rows]
-        patches, residual = self._predict(counts)
-        live.frames["looked"][rows] = version
-        better = residual < live.frames["residual"][rows]
-        trust = self._judge(counts, residual, live.frames["offset"][rows]).trust
-        live.improve(rows[better], patches[better], residual=residual[better], trust=trust[better], version=version)
-        rest = 9 * (time.perf_counter() - begun) if predicted != self._at_rest else 0.0
-        self._at_rest = predicted
-        self._loop.call_soon_threadsafe(self._loop.call_later, rest, self._look_again)
-
-    def _look_again(self) -> None:
-        self._thread.submit(self._guarded, self._predict_again)
+        (counts,) = live.frames.read("counts", rows=never_trained(live, self.settings.canary))
+        return Canary(counts=counts, mask=self._fast.mask)
 
     def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         live = self._scans.get(scan)
-        return {} if live is None else score_versions(self._models, versions, live, self._mask, self.network)
+        return {} if live is None else score_versions(self._models, versions, live, self._fast.mask, self.network)
+
+    def _versions_of(self, scan: str) -> tuple[int, int]:
+        live, now = self._scans.get(scan), self._fast.serving.version
+        return (now, now) if live is None else live.first_versions
 
     def _label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         live = self._scans.get(scan)
-        if live is None or live.retired:
-            return None
-        return self._frames_of(live, slice(max(0, len(live.frames) - newest), None))
+        return None if live is None or live.retired else self._frames_of(scan, newest_rows(live, newest))
 
     def _late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
         live = self._scans.get(scan)
         if live is None:
             return None, 0
         rows, gone = kept_rows(live, frame_id)
-        return self._frames_of(live, rows), gone
+        return self._frames_of(scan, rows), gone
 
-    def _frames_of(self, live: LiveImage, rows: slice | NDArray[np.int64]) -> LabelFrames:
-        return frames_of(live, rows, version=self._serving.version, probe=self.probe, mask=self._mask)
+    def _frames_of(self, scan: str, rows: NDArray[np.int64]) -> LabelFrames | None:
+        reader, fast = self._scans.reader(scan), self._fast
+        if reader is None:
+            return None
+        return frames_of(reader, rows, version=fast.serving.version, probe=fast.probe, mask=fast.mask)
+
+    def _figures(self) -> dict[str, Any]:
+        live, fast = self._scans.get(), self._fast
+        residual = None
+        if live is not None:
+            rows = slice(max(0, len(live.frames) - 50), None)
+            residual = float(np.median(live.frames.read("residual", rows=rows)[0]))
+        return {
+            "frames_predicted": fast.predicted,
+            "frames_to_revise": 0 if live is None else live.unrevised,
+            "version": fast.serving.version,
+            "residual": residual,
+            "predict_s": fast.seconds,
+            "latency_ms": {f"p{q}": 1e3 * fast.latency.percentile(q) for q in (50, 99)},
+            "backend": fast.serving.engine.backend.name,
+            "backends": {name: trial.figures() for name, trial in fast.serving.engine.trials.items()},
+            "frames_out_of_order": fast.intake.register.out_of_order,
+            "frame_ids_missing": fast.intake.register.missing,
+            "memory": {"held_bytes": self._memory.held, "moved_bytes": self._memory.written},
+        }
+
+
+def _nothing() -> None:
+    """Done by the thread that predicts when it has done all that came before."""
 
 
 @dataclass(frozen=True, kw_only=True)

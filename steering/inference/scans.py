@@ -10,7 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage, Truth
-from steering.inference.whole_scan import FinalImage, ScanFrames
+from steering.inference.scan_reader import ScanReader
+from steering.inference.whole_scan import ScanFrames
 from steering.ptychography import Canvas, Refined
 from steering.records import Geometry, chunk_geometry
 
@@ -24,17 +25,18 @@ class Scans:
         geometry: Geometry,
         truths: Mapping[str, Truth],
         *,
-        late_bytes: int,
         over: Iterable[str] = (),
+        retired: Callable[[LiveImage], None] = lambda live: None,
     ) -> None:
-        """geometry: where a chunk's own cannot be used. late_bytes: see PredictorSettings. over: scans of which nothing
-        is known, and of which no frame is used any more."""
+        """geometry: where a chunk's own cannot be used. over: scans of which nothing is known, and of which no frame is
+        used any more. retired: told of each scan that is over."""
         self.images: dict[str, LiveImage] = {}
         """In the order in which they were measured; looked at by whoever has this."""
         self._canvas = canvas
         self._geometry = geometry
         self._truths = truths
-        self._late_bytes = late_bytes
+        self._retired = retired
+        self._readers: dict[str, ScanReader] = {}
         self._over = frozenset(over)
         self._now: str | None = None
 
@@ -44,39 +46,43 @@ class Scans:
         if scan not in self.images:
             geometry = chunk_geometry(chunk)
             usable = geometry if geometry.shape == self._geometry.shape else self._geometry
-            live = LiveImage(
-                scan, self._canvas, weight(), usable, self._truths.get(str(chunk.attrs.get("visit_of", scan)))
-            )
+            truth = self._truths.get(str(chunk.attrs.get("visit_of", scan)))
+            live = LiveImage(scan, self._canvas, weight(), usable, truth)
             if scan in self._over:
                 live.retire()
                 return live
-            if self._now is not None:
-                self.images[self._now].retire()
-                forget_beyond(self.images.values(), self._late_bytes)
+            self.retire(self._now)
+            self._readers[scan] = ScanReader(live)
             self.images[scan] = live
             self._now = scan
         return self.images[scan]
 
-    def conclude(self, scan: str, final: FinalImage | None) -> None:
-        """See LiveImage.conclude. Nothing is done for a scan that is not known."""
-        if scan in self.images:
-            self.images[scan].conclude(final)
-            forget_beyond(self.images.values(), self._late_bytes)
+    def retire(self, scan: str | None) -> None:
+        """A scan is over; nothing is done where it is not known, or over already. For the thread that predicts."""
+        live = self.images.get(scan or "")
+        if live is not None and not live.retired:
+            live.retire()
+            self._retired(live)
 
     def between(self, scan: str, first: int, last: int, mask: NDArray[np.bool_]) -> ScanFrames | None:
         """Frames of a scan, from the first up to the last in the order of arrival; None where none are there, or their
         counts are no longer kept."""
         live = self.get(scan)
-        if live is None or live.forgotten or first >= min(last, len(live.frames)):
+        rows = np.arange(first, min(last, 0 if live is None else len(live.frames)))
+        if live is None or not len(rows) or not live.frames.kept(rows, "counts").all():
             return None
-        # Rows are written once: no copy is needed, which would take the time of frames.
-        counts, position = live.frames["counts"][first:last], live.frames["position"][first:last]
-        return ScanFrames(scan=live.scan, counts=counts, position=position, canvas=live.canvas, mask=mask.copy())
+        counts, position = live.frames.read("counts", "position", rows=rows)
+        return ScanFrames(scan=live.scan, counts=counts, position=position, canvas=live.canvas, mask=mask)
 
     def get(self, scan: str | None = None) -> LiveImage | None:
         """The image of a scan, by default of the one being measured; None before its first frame."""
         live = self.images.get(scan or self._now or "")
         return live if live is not None and len(live.frames) else None
+
+    def reader(self, scan: str | None = None) -> ScanReader | None:
+        """What reads that image for other threads; None before its first frame."""
+        live = self.get(scan)
+        return None if live is None else self._readers[live.scan]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,15 +124,15 @@ class LabelFrames:
 
 
 def frames_of(
-    live: LiveImage, rows: slice | NDArray[np.int64], *, version: int, probe: NDArray, mask: NDArray
+    reader: ScanReader, rows: NDArray[np.int64], *, version: int, probe: NDArray, mask: NDArray
 ) -> LabelFrames:
     """Copies of these rows of a scan's table, whose counts are still kept, and what belongs to them."""
-    predicted, seen = live.network_image()
-    names = ("counts", "position", "held_out", "withheld", "residual", "acquired", "first_version")
+    live = reader.live
+    predicted, seen = reader.network_image()
+    names = ("frame_id", "counts", "position", "held_out", "withheld", "residual", "acquired", "first_version")
     return LabelFrames(
         scan=live.scan,
-        frame_id=live.frames.frame_id[rows],
-        **{name: live.frames[name][rows].copy() for name in names},
+        **dict(zip(names, live.frames.read(*names, rows=rows), strict=True)),
         version=version,
         mask=mask.copy(),
         probe=probe,
@@ -140,21 +146,23 @@ def frames_of(
     )
 
 
+def newest_rows(live: LiveImage, newest: int) -> NDArray[np.int64]:
+    """Rows of so many newest frames whose counts are still kept."""
+    n = len(live.frames)
+    rows = np.arange(max(0, n - newest), n)
+    return rows[live.frames.kept(rows, "counts")]
+
+
 def kept_rows(live: LiveImage, frame_id: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     """Rows of those of these frames whose counts are still kept, and how many are known but no longer kept."""
-    known = sorted(live.frames.row[frame] for frame in set(frame_id.tolist()) & live.frames.row.keys())
-    return (np.zeros(0, np.int64), len(known)) if live.forgotten else (np.array(known, np.int64), 0)
+    known = (live.frames.row.get(frame) for frame in set(frame_id.tolist()))
+    rows = np.array(sorted(row for row in known if row is not None), np.int64)
+    kept = live.frames.kept(rows, "counts")
+    return rows[kept], int((~kept).sum())
 
 
-def forget_beyond(scans: Iterable[LiveImage], budget: int) -> None:
-    """Let go of the counts of concluded scans until the others fit into so many bytes, the oldest scan first.
-
-    Scans come in the order in which they were measured. What is let go cannot be labelled any more.
-    """
-    over = [live for live in scans if live.concluded and not live.forgotten and len(live.frames)]
-    held = sum(live.frames.nbytes("counts") for live in over)
-    for live in over:
-        if held <= budget:
-            return
-        held -= live.frames.nbytes("counts")
-        live.forget()
+def never_trained(live: LiveImage, most: int, *, among: int = 4096) -> NDArray[np.int64]:
+    """Rows of the newest frames that nobody was trained on, of so many newest frames at most."""
+    rows = newest_rows(live, among)
+    held_out, withheld = live.frames.read("held_out", "withheld", rows=rows)
+    return rows[held_out | withheld][-most:]

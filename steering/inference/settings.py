@@ -20,20 +20,29 @@ class PredictorSettings:
     device: str = "cpu"
     """As torch names it."""
     compiled: bool = False
-    """Whether compiled ways of running the network may be tried: minutes at the start, and a C++ compiler; and ONNX
-    Runtime: 3 seconds, and the extra `onnx`."""
+    """Whether compiled backends may be tried: minutes at the start, and a C++ compiler; and ONNX Runtime: 3 seconds,
+    and the extra `onnx`."""
     canary: int = 16
-    """Newest held-out frames that a version is tried on before it serves; 0: it serves untried."""
+    """Newest held-out frames that a version is tried on before it goes into service; 0: it is not tried."""
     canary_margin: float = 0.1
     """Share by which their residual may be higher than that of the version in service."""
 
-    late_bytes: int = 2**28
-    """Counts of scans that are over are kept for labels that come late, up to so many bytes: the newest scans whole."""
+    memory_bytes: int = 2**30
+    """Counts and predicted patches of frames, and images of scans that are over, that stay in memory. What is older
+    goes to the folder `frames` of the run and is read from there. About 250 bytes of every frame stay besides."""
+    keep_frames: bool = False
+    """Whether the files in that folder stay when the run has ended."""
     keep_bytes: int = 2**31
     """Counts of scans that are not over are kept at the source as well, for a predictor that takes the place of a lost
     one, up to so many bytes: of a larger scan none are, and the loss of the predictor ends the run."""
+    policy_share: float = 0.02
+    """Share of the time that may go into saving the policy's state for a predictor that takes the place of a lost one.
+    What the policy was asked since it was last saved is asked again there."""
 
     def __post_init__(self) -> None:
-        shares = (self.gather_ms, self.canary, self.canary_margin, self.late_bytes, self.keep_bytes)
-        if min(self.backlog, self.again, self.batch) < 1 or min(shares) < 0:
-            raise ValueError(f"found {self}, expected 1 or more chunks and frames, and times and shares of 0 or more")
+        shares = (self.gather_ms, self.canary, self.canary_margin, self.keep_bytes, self.memory_bytes)
+        if min(self.backlog, self.again, self.batch) < 1 or min(shares) < 0 or not 0 < self.policy_share <= 1:
+            raise ValueError(
+                f"found {self}, expected 1 or more chunks and frames, times, bytes and shares of 0 or more, and a "
+                "policy_share above 0"
+            )

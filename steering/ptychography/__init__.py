@@ -16,7 +16,8 @@ from steering.ptychography.probe import add_modes, aim_probe, beam_diameter, res
 from steering.ptychography.refine import Refined, Refinement, refine
 from steering.ptychography.settings import RefineSettings
 from steering.ptychography.stitch import Stitcher, extract_patches, patch_weight
-from steering.ptychography.trust import far_field_residual, neighbour_offset
+from steering.ptychography.tiles import TileCopy
+from steering.ptychography.trust import far_field_residual, neighbour_offset, offset_of_shares
 from steering.ptychography.verdict import BAD, Verdict, judge, pair_offsets, share_as_bad
 from steering.records import Canvas
 
@@ -27,6 +28,7 @@ __all__ = [
     "Refined",
     "Refinement",
     "Stitcher",
+    "TileCopy",
     "Verdict",
     "above_floor",
     "add_modes",
@@ -42,6 +44,7 @@ __all__ = [
     "judge",
     "neighbour_offset",
     "no_evidence",
+    "offset_of_shares",
     "pair_offsets",
     "patch_weight",
     "phase_correlation",

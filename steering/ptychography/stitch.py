@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from steering.ptychography.tiles import TILE, Part, TileCopy, Tiles
 from steering.records import Canvas
 
 _LEAST_WEIGHT = 1e-6
@@ -66,24 +67,61 @@ class Stitcher:
 
     With B the interpolation of `extract_patches` and w the weight of a patch's pixels, the image is
     sum B^T(w patch) / sum B^T(w). Patches may be taken out again, so that a better model replaces what an older one
-    said. Sums are kept in double precision: what `remove` leaves of a patch is rounding (1e-16).
+    said. Sums are kept in double precision: what `remove` leaves of a patch is rounding (1e-16). One thread adds and
+    removes; others read a `copy`.
     """
 
-    def __init__(self, canvas: Canvas, weight: NDArray[np.float32]) -> None:
+    def __init__(self, canvas: Canvas, weight: NDArray[np.float32], *, single: bool = False) -> None:
+        """weight: (size, size) of a patch's pixels. single: single precision, for patches that stay."""
         if weight.ndim != 2 or weight.shape[0] != weight.shape[1] or not np.isfinite(weight).all() or weight.min() < 0:
             raise ValueError(f"found a weight of shape {weight.shape}, expected a square of finite numbers, 0 or more")
         self.canvas = canvas
         self.patch_weight = np.asarray(weight, np.float32)
-        self._light = np.zeros(canvas.shape, np.complex128)
-        self._weight = np.zeros(canvas.shape, np.float64)
+        self.tiles = Tiles(canvas.shape)
+        self._since = np.zeros(self.tiles.grid, np.int64)
+        """How often all was forgotten when a tile was last cleared."""
+        self._forgotten = 0
+        self._sums = (
+            np.zeros(self.tiles.padded, np.complex64 if single else np.complex128),
+            np.zeros(self.tiles.padded, np.float32 if single else np.float64),
+        )
+        self._light, self._weight = (values[: canvas.shape[0], : canvas.shape[1]] for values in self._sums)
 
     def add(self, patches: NDArray, positions_px: ArrayLike) -> None:
         """Add patches (n, size, size) complex at positions (n, 2) of (y, x), object pixels."""
-        self._put(patches, positions_px, 1)
+        self.put(*self.share(patches, positions_px))
 
     def remove(self, patches: NDArray, positions_px: ArrayLike) -> None:
         """Take out patches that were added at these positions; give the same values as to `add`."""
-        self._put(patches, positions_px, -1)
+        self.put(*self.share(patches, positions_px), sign=-1)
+
+    def forget(self) -> None:
+        """Begin anew with an empty image. It takes no time, whatever the canvas: a tile is cleared when it is next
+        touched. Not for an image that is copied."""
+        self._forgotten += 1
+
+    def copy(self, factor: int = 1) -> TileCopy:
+        """A copy for another thread, made smaller by a factor (a power of two), which it keeps up to date."""
+        least = _LEAST_WEIGHT * float(self.patch_weight.max())
+        return TileCopy(*self._sums, self.tiles, factor=factor, least=least)
+
+    @property
+    def sums(self) -> tuple[NDArray, NDArray]:
+        """Light, complex, and weight: what the image is made of, in whole tiles. Setting them says that nothing is
+        added any more."""
+        return self._sums
+
+    @sums.setter
+    def sums(self, sums: tuple[NDArray, NDArray]) -> None:
+        self._sums = sums
+        self._light, self._weight = (values[: self.canvas.shape[0], : self.canvas.shape[1]] for values in sums)
+
+    def replace(self, image: NDArray[np.complex64], weight: NDArray[np.float32]) -> None:
+        """Put an image (Y, X) and the summed weight under each pixel (Y, X) in the place of all that was stitched."""
+        sums = tuple(np.zeros_like(np.asarray(values)) for values in self._sums)
+        part = tuple(slice(size) for size in self.canvas.shape)
+        sums[0][part], sums[1][part] = image * weight, weight
+        self.sums = (sums[0], sums[1])
 
     def image(self, part: tuple[slice, ...] = ()) -> NDArray[np.complex64]:
         """(Y, X), 0 where there is nothing yet; only a part of it where slices along y and x are given."""
@@ -114,17 +152,37 @@ class Stitcher:
     def under(self, corner: NDArray[np.int64]) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
         """The two sums under the pixels that patches at these corners (n, 2) touch, each (n, size + 1, size + 1)."""
         size = len(self.patch_weight) + 1
+        if self._forgotten:
+            for at in corner.tolist():
+                self._clear(self.tiles.under(*at, size))
         windows = np.lib.stride_tricks.sliding_window_view
         y, x = corner.T
         return windows(self._light, (size, size))[y, x], windows(self._weight, (size, size))[y, x]
 
-    def _put(self, patches: NDArray, positions_px: ArrayLike, sign: int) -> None:
-        light, weight, corner = self.share(patches, positions_px)
+    def put(self, light: NDArray, weight: NDArray, corner: NDArray[np.int64], *, sign: int = 1) -> None:
+        """Add what `share` returned, or take it out with sign -1."""
         if not np.isfinite(light).all():
             raise ValueError("found patches with values that are not finite, expected finite complex numbers")
         size = light.shape[-1]
         # A slice per patch: the work is inside numpy, and unlike fancy indexing it adds where patches overlap.
+        edits = self.tiles.edits
         for (y, x), a, w in zip(corner.tolist(), light, weight, strict=True):
-            here = (slice(y, y + size), slice(x, x + size))
+            here, touched = (slice(y, y + size), slice(x, x + size)), self.tiles.under(y, x, size)
+            edits[touched] += 1
+            if self._forgotten:
+                self._clear(touched)
             self._light[here] += sign * a
             self._weight[here] += sign * w
+            edits[touched] += 1
+
+    def _clear(self, tiles: Part) -> None:
+        """Clear those of these tiles that still hold what was forgotten."""
+        old = self._since[tiles] != self._forgotten
+        if not old.any():
+            return
+        for row, column in np.argwhere(old).tolist():
+            row, column = row + tiles[0].start, column + tiles[1].start
+            here = (slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE))
+            for values in self._sums:
+                values[here] = 0
+            self._since[row, column] = self._forgotten

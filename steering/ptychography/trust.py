@@ -41,12 +41,18 @@ def neighbour_offset(patches: NDArray, positions_px: ArrayLike, stitcher: Stitch
     patches: complex (n, size, size), all of them already added to the stitcher at positions_px (n, 2). Returns (n,)
     radians in [-pi, pi]; NaN where other patches overlap too little of it.
     """
-    own, own_weight, corner = stitcher.share(patches, positions_px)
+    return offset_of_shares(*stitcher.share(patches, positions_px), stitcher)
+
+
+def offset_of_shares(
+    own: NDArray, own_weight: NDArray, corner: NDArray[np.int64], stitcher: Stitcher
+) -> NDArray[np.float32]:
+    """The same from what `Stitcher.share` says of the patches."""
     light, weight = stitcher.under(corner)
-    light -= own
-    weight -= own_weight
-    overlap = (weight * own_weight).sum((1, 2))
+    light = light - own
+    overlap = ((weight - own_weight) * own_weight).sum((1, 2))
     product = (own * light.conj()).sum((1, 2))
+    # In single precision a patch without neighbours leaves rounding, not 0: the overlap says that it is alone.
     alone = (overlap < _LEAST_OVERLAP * (own_weight**2).sum((1, 2))) | (product == 0)
     return np.where(alone, np.nan, np.angle(product)).astype(np.float32)
 

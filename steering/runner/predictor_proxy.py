@@ -96,8 +96,10 @@ class PredictorProxy:
 
     async def suggest(self, positions: int, declined: tuple[Declined, ...]) -> DecisionSuggested:
         """The policy's answer, once it knows what was declined of its earlier ones."""
-        self._answer = await self.ask("suggest", positions, [(each.decision, each.reason) for each in declined])
-        return self._answer.decision
+        parts = [(each.decision, each.reason) for each in declined]
+        answer: PolicyAnswer = await self.ask("suggest", positions, parts)
+        self._answer = answer.following(self._answer)
+        return answer.decision
 
     async def install(self, number: int, **settings: Any) -> Installed:
         """What came of the wish to put a version into service, see Predictor.install."""

@@ -99,7 +99,7 @@ class Runner:
 
     async def _save(self, scan: str) -> bool:
         async with self._writing:
-            live = await self.proxy.ask("live", scan)
+            live = await self.proxy.ask("dataset", scan)
             if live is not None:  # else it is a scan that was saved before the predictor was lost
                 await asyncio.to_thread(self.folder.write_object, scan, live)
             return True

@@ -1,0 +1,243 @@
+"""The fast loop: predicts, judges and asks the policy, in one thread that owns all that it writes.
+
+Nothing here takes longer because the scan has more frames or the canvas more pixels: what others want to know they
+read from copies (`ScanReader`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from steering.campaign import Event, PredictionReady
+from steering.inference.evaluate import HoldOut, patch_errors
+from steering.inference.intake import Batch, Inbox, Intake
+from steering.inference.latency import Latency
+from steering.inference.live import LiveImage
+from steering.inference.memory import Memory
+from steering.inference.policy_host import PolicyHost, ResumeState
+from steering.inference.scans import Scans
+from steering.inference.serving import Serving
+from steering.ptychography import Verdict, far_field_residual, judge, patch_weight, prior_residual
+from steering.records import Prediction
+
+_GAPS = 8
+"""Of so many newest chunks the shortest time between two is when the next one is expected."""
+_PAUSE = 4
+"""So many times that, without a chunk, is a pause."""
+_LATER_S = 0.05
+"""After which frames that wait to be predicted again ask again, where no chunk has come meanwhile."""
+_REST = 9
+"""So many times as long as frames were predicted again nothing is, while frames come."""
+
+
+@dataclass(kw_only=True)
+class FastLoop:
+    """What the thread that predicts owns. Its methods are for that thread."""
+
+    serving: Serving
+    scans: Scans
+    policy_host: PolicyHost
+    intake: Intake
+    inbox: Inbox
+    memory: Memory
+    hold_out: HoldOut
+    resume: ResumeState
+    again: int
+    """Most frames that are predicted again in one go."""
+    mask: NDArray[np.bool_]
+    probe: NDArray[np.complex64]
+    emit: Callable[[Event], None]
+    """Takes events, in any thread."""
+    taken: Callable[[int], None]
+    """Told of chunks that have left the inbox."""
+    later: Callable[[float], None]
+    """Calls `revise` in this thread, so many seconds later."""
+    relieve: Callable[[], None]
+    """Has the oldest frames moved out of memory, in another thread."""
+    latency: Latency = field(default_factory=Latency)
+    seconds: float = 0.0
+    """Spent on predicting and judging."""
+    predicted: int = 0
+    """Frames."""
+    _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS))
+    _rest_until: float = 0.0
+    """Until then nothing is predicted again."""
+    _woken_at: float = 0.0
+    """When `revise` will be called whether or not frames come."""
+    _cost_s: float = 0.0
+    """Of predicting one frame again, at most lately."""
+
+    def predict_waiting(self) -> None:
+        """Predict what waits in the inbox now."""
+        left = len(self.inbox)
+        while left > 0:
+            taken = self.inbox.take()
+            left -= len(taken)
+            if taken:
+                self._predict_taken(taken)
+        live = self.scans.get()
+        if live is not None and live.unrevised and time.perf_counter() >= self._rest_until:
+            self.later(0.0)  # the moment after a frame is when the next one is farthest off
+
+    def _predict_taken(self, taken: list[tuple[xr.Dataset, float]]) -> None:
+        begun = time.perf_counter()
+        self.taken(len(taken))
+        self._arrivals.extend(arrived for _, arrived in taken)
+        live = self.scans.of_chunk(taken[0][0], self._weight)
+        batch, mask, aside = self.intake.batch(taken, live, self.mask)
+        for event in aside:
+            self.emit(event)
+        if batch is None:
+            return
+        if (mask & ~self.mask).any():
+            self.mask = mask
+            self.serving.engine.serving.mask(mask)
+        self._predict_batch(batch, live)
+        now = time.perf_counter()
+        self.latency.add(now - batch.arrived)
+        self.seconds += now - begun
+        self.predicted += len(batch.frame_id)
+        if self.memory.due:
+            self.memory.busy = True
+            self.relieve()
+
+    def _predict_batch(self, batch: Batch, live: LiveImage) -> None:
+        ids, counts, where = batch.frame_id, batch.counts, batch.position
+        patches, residual = self.predict(counts)
+        prior = None
+        if self.policy_host.wants_prior_residual:  # of the image as it is before these frames
+            prior = prior_residual(live.stitcher, where, counts, self.probe, self.mask)
+        prediction = Prediction(
+            frame_id=ids,
+            scan=live.scan,
+            position=where,
+            amplitude=np.abs(patches),
+            phase=np.angle(patches),
+            residual=residual,
+            prior_residual=prior,
+            offset=live.stitch(patches, where),
+            model_version=np.full(len(ids), self.serving.version),
+        )
+        known = self.resume.first_version(live.scan, ids)
+        verdict = self._judge(counts, residual, prediction.offset)
+        asked = live.add(
+            prediction,
+            trust=verdict.trust,
+            first_version=np.where(known < 0, prediction.model_version, known),
+            patch=patches,
+            counts=counts,
+            held_out=self.hold_out.held_out(ids),
+            withheld=self.hold_out.withheld(where),
+            judged=self.hold_out.judged(ids, where),
+            error=patch_errors(live, patches, where),
+            acquired=batch.acquired,
+        )
+        self.memory.took(asked)
+        self.policy_host.ingest(prediction, live)
+        new = known < 0
+        if new.all():
+            self._report(prediction, verdict)
+        elif new.any():
+            rows = prediction.rows(new)
+            self._report(rows, self._judge(counts[new], rows.residual, rows.offset))
+
+    def _judge(self, counts: NDArray, residual: NDArray, offset: NDArray) -> Verdict:
+        """How far to believe predictions of the version in service."""
+        return judge(counts, residual, offset, mask=self.mask, version=self.serving.described)
+
+    def _report(self, prediction: Prediction, verdict: Verdict) -> None:
+        self.emit(
+            PredictionReady(
+                time=time.time(),
+                scan=prediction.scan,
+                frame_ids=tuple(prediction.frame_id.tolist()),
+                version=self.serving.version,
+                residual=float(np.median(prediction.residual)),
+                trust_by_residual=tuple(verdict.by_residual.tolist()),
+                trust_by_offset=tuple(verdict.by_offset.tolist()),
+                validation_frames=len(self.serving.described.validation_residuals),
+                why_not=verdict.why_not,
+            )
+        )
+
+    def _weight(self) -> NDArray[np.float32]:
+        return patch_weight(self.probe, int(self.serving.engine.serving.network.hyperparameters["patch"]))
+
+    def predict(self, counts: NDArray) -> tuple[NDArray, NDArray]:
+        """(n, patch, patch) complex64, in memory that the next call overwrites, and (n,) far-field residual."""
+        patches = self.serving.engine.predict(counts)
+        return patches, far_field_residual(patches, counts, self.probe, self.mask)
+
+    def swap(self) -> None:
+        """Put what `Serving.make_ready` has accepted into service."""
+        self.serving.swap(self.mask)
+        self.probe = self.serving.engine.serving.probe
+        live = self.scans.get()
+        if live is not None:
+            live.version_changed()
+            self._rest_until = self._woken_at = 0.0
+            self._wake(time.perf_counter(), 0.0)
+
+    def revise(self) -> None:
+        """The version in service looks at frames of which an older one made less than it should reach, and keeps what
+        is better.
+
+        A few at a time, newest first, and only while no new frame waits or is expected before these are done. While
+        frames come, it rests for nine times as long as it works.
+        """
+        begun = time.perf_counter()
+        live = self.scans.get()
+        if live is None or not live.unrevised or begun < self._rest_until:
+            return
+        left = self._time_left(begun)
+        most = self.again if self._cost_s * self.again <= left else int(left / self._cost_s)
+        if len(self.inbox) or most < 1:
+            self._wake(begun, _LATER_S)
+            return
+        rows = live.behind(self.serving.expected, most)
+        if len(rows):
+            self._revise(live, rows)
+            took = time.perf_counter() - begun
+            self._cost_s = max(took / len(rows), 0.9 * self._cost_s)
+        now = time.perf_counter()
+        rest = _REST * (now - begun) if np.isfinite(left) else 0.0
+        self._rest_until = now + rest
+        self._wake(now, rest)
+
+    def _revise(self, live: LiveImage, rows: NDArray[np.int64]) -> None:
+        try:
+            counts, before = live.frames.read("counts", "residual", rows=rows)
+            patches, residual = self.predict(counts)
+            better = residual < before
+            if better.any():
+                (offset,) = live.frames.read("offset", rows=rows)
+                trust = self._judge(counts, residual, offset).trust
+                live.improve(
+                    rows[better],
+                    patches[better],
+                    residual=residual[better],
+                    trust=trust[better],
+                    version=self.serving.version,
+                )
+        except KeyError:  # another thread has just moved them out of memory
+            return
+
+    def _time_left(self, now: float) -> float:
+        """Seconds until the next chunk is expected; infinite in a pause."""
+        times = self._arrivals
+        if len(times) < 2:
+            return float("inf")
+        gap = (times[-1] - times[0]) / (len(times) - 1)
+        return float("inf") if now - times[-1] > _PAUSE * gap else max(0.0, times[-1] + gap - now)
+
+    def _wake(self, now: float, seconds: float) -> None:
+        if now >= self._woken_at:
+            self._woken_at = now + seconds
+            self.later(seconds)

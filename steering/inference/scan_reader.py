@@ -1,0 +1,174 @@
+"""What others see of a scan while it is predicted: copies that cost the thread which predicts nothing."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from steering.inference.live import LiveImage
+from steering.inference.maps import FrameMaps
+from steering.ptychography import TileCopy
+from steering.ptychography.tiles import TILE
+
+MOST_PIXELS = 1024
+"""Of a side of what `picture` returns."""
+MOST_FRAMES = 4096
+"""Newest frames of whose table `picture` returns the rows."""
+_SEEN = 0.05
+"""Weight of the stitched patches from which on the network has said something of a pixel."""
+
+
+class ScanReader:
+    """Reads one scan for any thread; what it has computed once is kept, and only what changed is computed again."""
+
+    def __init__(self, live: LiveImage) -> None:
+        self.live = live
+        self._picture: _Picture | None = None
+        self._whole: TileCopy | None = None
+        self._reading = threading.Lock()
+
+    def picture(self, region: tuple[slice, slice] | None = None) -> xr.Dataset:
+        """The live image, made smaller until it has at most MOST_PIXELS a side, and its newest frames.
+
+        region: rows and columns of the canvas, to see only these, at the best resolution that fits.
+        """
+        shape = self.live.canvas.shape
+        sides = (
+            shape
+            if region is None
+            else tuple(r.indices(n)[1] - r.indices(n)[0] for r, n in zip(region, shape, strict=True))
+        )
+        factor = _factor(max(sides))
+        with self._reading:
+            drawn = self._picture
+            if drawn is None or drawn.factor != factor:
+                drawn = _Picture(self.live, factor)
+                if region is None and not self.live.retired:
+                    self._picture = drawn
+            return _dataset(
+                self.live, drawn, rows=slice(max(0, len(self.live.frames) - MOST_FRAMES), None), region=region
+            )
+
+    def dataset(self) -> xr.Dataset:
+        """The whole image with units, the truth beside it where it is known, and the table of all frames: what
+        object.zarr holds of a scan."""
+        return _dataset(self.live, _Picture(self.live, 1))
+
+    def network_image(self) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
+        """(Y, X) complex as the network sees it, and where it has seen enough to say anything."""
+        with self._reading:
+            whole = self._whole or self.live.stitcher.copy()
+            self._whole = None if self.live.retired else whole
+            whole.update()
+            return whole.image.copy(), whole.weight > _SEEN
+
+    def let_go(self) -> None:
+        """The scan is over: free the copies. They are made anew for whoever asks, and not kept."""
+        with self._reading:
+            self._picture = self._whole = None
+
+
+class _Picture:
+    """All maps of a scan at one resolution."""
+
+    def __init__(self, live: LiveImage, factor: int) -> None:
+        self.factor = factor
+        self._live = live
+        self._stitched = live.stitcher.copy(factor)
+        self._of_frames = FrameMaps(live, factor)
+        shape = self._stitched.image.shape
+        self._network = {name: np.full(shape, np.nan, np.float32) for name in ("amplitude", "phase")}
+        self._refinements = -1
+        self._refined: dict[str, NDArray] = {}
+        self._truth = {} if live.truth is None else _parts(live.truth, live.truth != 0, factor, "truth_{}")
+
+    def fields(self) -> dict[str, NDArray]:
+        """Every map as it is now, float32, NaN where nothing is known. They are the picture's own memory."""
+        side = TILE // self.factor
+        image, weight = self._stitched.image, self._stitched.weight
+        for row, column in self._stitched.update().tolist():
+            part = (slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
+            hidden = weight[part] <= _SEEN
+            for name, of in (("amplitude", np.abs), ("phase", np.angle)):
+                self._network[name][part] = np.where(hidden, np.nan, of(image[part]))
+        self._of_frames.update()
+        hidden = np.isnan(self._network["amplitude"])
+        maps = {name: np.where(hidden, np.nan, value) for name, value in self._of_frames.maps().items()}
+        refined, refinements = self._live.refined, self._live.refinements
+        if refined is not None and refinements != self._refinements:
+            self._refined = _parts(refined.object, refined.covered, self.factor, "{}_refined")
+            self._refinements = refinements
+        return self._network | maps | self._refined | self._truth
+
+
+def _parts(image: NDArray[np.complex64], known: NDArray[np.bool_], factor: int, name: str) -> dict[str, NDArray]:
+    """Amplitude and phase of an image, the mean of the pixels that are known; NaN where none is."""
+    if factor > 1:
+        sides = [-(-size // factor) for size in image.shape]
+        whole = torch.zeros(sides[0] * factor, sides[1] * factor, dtype=torch.complex64)
+        there = torch.zeros(whole.shape)
+        part = tuple(slice(size) for size in image.shape)
+        there[part] = torch.from_numpy(known.astype(np.float32))
+        whole[part] = torch.from_numpy(np.asarray(image)) * there[part]
+        blocks = (sides[0], factor, sides[1], factor)
+        count = there.view(blocks).sum((1, 3))
+        image = (whole.view(blocks).sum((1, 3)) / count.clamp_min(1)).numpy()
+        known = (count > 0).numpy()
+    return {
+        name.format("amplitude"): np.where(known, np.abs(image), np.nan).astype(np.float32),
+        name.format("phase"): np.where(known, np.angle(image), np.nan).astype(np.float32),
+    }
+
+
+def _factor(side: int) -> int:
+    factor = 1
+    while -(-side // factor) > MOST_PIXELS and factor < TILE:
+        factor *= 2
+    return factor
+
+
+def _dataset(
+    live: LiveImage, drawn: _Picture, *, rows: slice = slice(None), region: tuple[slice, slice] | None = None
+) -> xr.Dataset:
+    names = {"frame_model_version": "version", "residual": "live_residual", "residual_now": "residual"}
+    names |= {"frame_trust": "trust"} | {name: name for name in ("offset", "held_out", "error", "acquired")}
+    # Like `error`, the residual of a frame is that of its live prediction: what was known when it counted. The residual
+    # of the prediction that stands in the image now is `residual_now`.
+    frame_id, position, *columns = live.frames.read("frame_id", "position", *names.values(), rows=rows)
+    pixel, unit = live.geometry.object_pixel, {"units": live.geometry.length_unit}
+    where = position * pixel
+    table = {name: ("frame", column) for name, column in zip(names, columns, strict=True)}
+    fields = {name: (("y", "x"), value, _UNITS[name]) for name, value in drawn.fields().items()}
+    whole = xr.Dataset(
+        {
+            **fields,
+            "position_y": ("frame", where[:, 0], unit),
+            "position_x": ("frame", where[:, 1], unit),
+            **table,
+        },
+        coords=live.axes(drawn.factor) | {"frame": frame_id},
+        attrs={"scan": live.scan, "length_unit": live.geometry.length_unit, "refinement": live.refinement},
+    )
+    if region is not None:
+        shape = live.canvas.shape
+        limits = (r.indices(n)[:2] for r, n in zip(region, shape, strict=True))
+        y, x = (slice(low // drawn.factor, -(-high // drawn.factor)) for low, high in limits)
+        whole = whole.isel(y=y, x=x)
+    return whole.copy(deep=True)
+
+
+_UNITS = {
+    "amplitude": {"units": "1", "long_name": "transmission amplitude, network alone"},
+    "phase": {"units": "rad", "long_name": "phase, network alone"},
+    "amplitude_refined": {"units": "1", "long_name": "transmission amplitude, refined"},
+    "phase_refined": {"units": "rad", "long_name": "phase, refined"},
+    "truth_amplitude": {"units": "1", "long_name": "transmission amplitude, truth"},
+    "truth_phase": {"units": "rad", "long_name": "phase, truth"},
+    "trust": {"units": "1", "long_name": "share of the model's validation frames that look as bad, 0 is worst"},
+    "pixel_residual": {"units": "1", "long_name": "far-field residual, 0 is best"},
+    "model_version": {"units": "1", "long_name": "model version"},
+}
