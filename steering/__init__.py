@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Objective as Objective,
         Place as Place,
         Reconstruction as Reconstruction,
+        Rehearsal as Rehearsal,
         Tally as Tally,
         TrainerSettings as TrainerSettings,
     )
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     )
     from steering.runner import (
         Experiment as Experiment,
+        FinalSettings as FinalSettings,
         LabelSettings as LabelSettings,
         LiveSettings as LiveSettings,
         RunFolder as RunFolder,
@@ -97,13 +99,13 @@ _NAMES = {
     "clusters": "existing local",
     "inference": "HoldOut PredictorSettings",
     "labels": "",
-    "learning": "Classification Loop Objective Place Reconstruction Tally TrainerSettings",
+    "learning": "Classification Loop Objective Place Reconstruction Rehearsal Tally TrainerSettings",
     "learning.strategies": "AGEM DER ER STRATEGIES DERpp FromScratch Incremental Strategy",
     "models": "ModelStore Network Optics ProbeFirst PtychoNN ResNet18",
     "policies": "Adaptive BlueskyAgent DwellRule GradientResidual Policy Random Raster SpaceFilling StopRule",
     "ptychography": "RefineSettings beam_diameter zone_plate",
     "records": "Canvas Decision Field Geometry ModelVersion Prediction Source Travel make_chunk",
-    "runner": "Experiment LabelSettings LiveSettings RunFolder hand_in on_ranks run start",
+    "runner": "Experiment FinalSettings LabelSettings LiveSettings RunFolder hand_in on_ranks run start",
     "sources": "ORIENTATIONS Replay SimulatedBeamline Stage read_recording sample",
     "view": "",
     "view.notebook": "LivePanel",

@@ -25,7 +25,7 @@ def test_its_map_names_every_room():
 
 
 def test_its_workflow_is_whole_and_short():
-    assert len(example().splitlines()) <= 30
+    assert len(example().splitlines()) <= 20
 
 
 @pytest.mark.slow
