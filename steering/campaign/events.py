@@ -179,6 +179,14 @@ class CandidateReady(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingSkipped(Answer):
+    """There was no training round: a rank has no labelled frame of the scan. Labels are due again."""
+
+    scan: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelPublished(Answer):
     """A version is in service; validation_residual is what trust expects of it on the scan it was made for.
 
@@ -334,6 +342,7 @@ _KINDS: dict[str, type[Event]] = {
         LabelsReady,
         ExternalLabelsRead,
         CandidateReady,
+        TrainingSkipped,
         ModelPublished,
         VersionRefused,
         CandidateRefused,
