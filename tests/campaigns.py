@@ -21,6 +21,7 @@ from steering.campaign import (
     TakeBack,
     Tick,
     Train,
+    TrainingSkipped,
     VersionRefused,
 )
 
@@ -29,6 +30,7 @@ ANSWERED = {
     Tick: (Remind,),
     LabelsReady: (Label,),
     CandidateReady: (Train,),
+    TrainingSkipped: (Train,),
     ModelPublished: (Publish,),
     VersionRefused: (Publish,),
     CandidateRefused: (Refuse, TakeBack),

@@ -39,6 +39,7 @@ from steering.campaign import (
     Steer,
     TakeBack,
     Train,
+    TrainingSkipped,
     VersionRefused,
     decode,
     encode,
@@ -546,6 +547,20 @@ def test_another_group_voids_the_round_and_labels_are_due_at_once():
     assert feed(campaign, published(1)) == [Train("a", 5)]
     assert campaign.handle(replace(candidate(), action=2)) == []
     assert campaign.raised == [AnswerIgnored(time=0.0, kind="CandidateReady", action=2)]
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_ranks_without_samples_get_labels_before_the_next_round(over):
+    campaign = training()
+    if over:
+        assert feed(campaign, ended(), labels(), candidate(), published(1)) == [Train("a", 5)]
+    skipped = TrainingSkipped(time=0.0, scan="a", reason="rank 1 has none")
+    assert feed(campaign, skipped) == [Label("a")]
+    assert feed(campaign, labels()) == [Train("a", 5)]
+    assert feed(campaign, skipped) == [Label("a")]
+    last = feed(campaign, labels(count=0))
+    assert of_kind(last, Train) == []
+    assert campaign.finished == over
 
 
 def test_another_group_where_nothing_is_learnt_changes_nothing():

@@ -195,6 +195,14 @@ class CandidateReady(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingSkipped(Answer):
+    """There was no training round: a rank has no labelled frame of the scan. Labels are due again."""
+
+    scan: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelPublished(Answer):
     """A version is in service; validation_residual is what trust expects of it on the scan it was made for.
 
@@ -351,6 +359,7 @@ _KINDS: dict[str, type[Event]] = {
         ExternalLabelsRead,
         ScanRefined,
         CandidateReady,
+        TrainingSkipped,
         ModelPublished,
         VersionRefused,
         CandidateRefused,

@@ -39,6 +39,7 @@ from steering.campaign.events import (
     PredictorReplaced,
     SourceEnded,
     Tick,
+    TrainingSkipped,
     decode,
 )
 from steering.campaign.gate import Gate
@@ -183,6 +184,8 @@ class Campaign:
                 train = self.actions.answered(event, Train)
                 self.group_changes = 0 if train else self.group_changes
                 return self.models.weigh(train, event) if isinstance(train, Train) else None
+            case TrainingSkipped():
+                return [] if self._skipped(event) else None
             case LabelsReady():
                 if self.actions.answered(event, Label) is None:
                     return None
@@ -190,6 +193,15 @@ class Campaign:
                     self._labelled = event.scan
                 return []
         return [] if self.models.take(event) else None
+
+    def _skipped(self, event: TrainingSkipped) -> bool:
+        """No round is begun until there are new labels; False for an answer to nothing that is open."""
+        if self.actions.answered(event, Train) is None:
+            return False
+        if self._labelled == event.scan:
+            self._labelled, self._relabel = None, True
+        self._rounds_left += Train in self._counted
+        return True
 
     def _take(self, event: Event) -> list[Action]:
         """What any other event calls for by itself."""

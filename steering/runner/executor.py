@@ -31,10 +31,11 @@ from steering.campaign import (
     TakeBack,
     Tick,
     Train,
+    TrainingSkipped,
     VersionRefused,
 )
 from steering.inference import Installed
-from steering.learning import Round
+from steering.learning import NoSamples, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
 from steering.runner.actors import call
@@ -117,7 +118,11 @@ class Executor:
             self._answer(action, labels)
 
     async def _train(self, action: Train) -> None:
-        rounds = await self.ranks.fit(action.scan, action.steps, action.generation)
+        try:
+            rounds = await self.ranks.fit(action.scan, action.steps, action.generation)
+        except NoSamples as lacking:  # those of some rank went with a lost one
+            self._answer(action, TrainingSkipped(time=time.time(), scan=action.scan, reason=str(lacking)))
+            return
         if isinstance(rounds, GroupChanged):
             return  # the campaign asks again
         self.metrics.trained(rounds)
