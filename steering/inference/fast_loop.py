@@ -64,6 +64,8 @@ class FastLoop:
     latency: Latency = field(default_factory=Latency)
     seconds: float = 0.0
     """Spent on predicting and judging."""
+    network_cpu_s: float = 0.0
+    """CPU seconds that this thread has spent in the network."""
     predicted: int = 0
     """Frames."""
     _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS))
@@ -172,7 +174,9 @@ class FastLoop:
 
     def predict(self, counts: NDArray) -> tuple[NDArray, NDArray]:
         """(n, patch, patch) complex64, in memory that the next call overwrites, and (n,) far-field residual."""
+        begun = time.thread_time()
         patches = self.serving.engine.predict(counts)
+        self.network_cpu_s += time.thread_time() - begun
         return patches, far_field_residual(patches, counts, self.probe, self.mask)
 
     def swap(self) -> None:

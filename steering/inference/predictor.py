@@ -163,9 +163,9 @@ class Predictor:
 
     async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The same for the refinement of the live image, which has time only while no frame waits: else None."""
-        if len(self._fast.inbox):
+        if await self._do(self._fast.inbox.__len__):
             return None
-        return await self._loop.run_in_executor(self._readers, self._label_frames, scan, newest)
+        return await self._reading(self._label_frames, scan, newest)
 
     async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
         """Those of the frames with these ids whose counts are still kept, in memory or in the run folder, and how many
@@ -234,7 +234,13 @@ class Predictor:
 
     async def figures(self) -> dict[str, Any]:
         """What the predictor has to say in numbers."""
-        return await self._read(self._figures)
+        cpu_s = await self._do(time.thread_time)
+        return await self._reading(self._figures) | {"fast_thread_cpu_s": cpu_s}
+
+    def close(self) -> None:
+        """Let its threads end, once they have done what they have to do: nothing is asked after this."""
+        for threads in (self._thread, self._readers, self._mover):
+            threads.shutdown(wait=False)
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         """Have the thread that predicts do something, after all that it has to do already."""
@@ -334,6 +340,7 @@ class Predictor:
             "backends": {name: trial.figures() for name, trial in fast.serving.engine.trials.items()},
             "frames_out_of_order": fast.intake.register.out_of_order,
             "frame_ids_missing": fast.intake.register.missing,
+            "network_cpu_s": fast.network_cpu_s,
             "memory": {"held_bytes": self._memory.held, "moved_bytes": self._memory.written},
         }
 
