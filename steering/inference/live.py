@@ -41,7 +41,7 @@ class LiveImage:
         self.frames = Table()
         self.stitcher = Stitcher(canvas, weight)
         self._of_version = Stitcher(canvas, weight, single=True)
-        """What the version in service has said, and nothing else: neighbours that a phase offset is evidence against."""
+        """Patches of the version in service alone: the neighbours against which a phase offset is evidence."""
         self._unrevised = 0
         """Rows below this one were not looked at by the version in service."""
         self.refined_labels: Refined | None = None

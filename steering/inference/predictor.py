@@ -237,11 +237,6 @@ class Predictor:
         cpu_s = await self._do(time.thread_time)
         return await self._reading(self._figures) | {"fast_thread_cpu_s": cpu_s}
 
-    def close(self) -> None:
-        """Let its threads end, once they have done what they have to do: nothing is asked after this."""
-        for threads in (self._thread, self._readers, self._mover):
-            threads.shutdown(wait=False)
-
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         """Have the thread that predicts do something, after all that it has to do already."""
         return await self._loop.run_in_executor(self._thread, work, *arguments)
