@@ -278,7 +278,7 @@ def test_the_benchmarks_of_the_buffer_run_and_keep_their_keys(tmp_path):
 
 def test_bench_recovery_keeps_its_keys(tmp_path):
     """At a tiny size: whether its bars are reached is another matter."""
-    quick = "--frames 60 --old-frames 20 --old-steps 4 --steps 4 --rounds 2 --looks 1 --width 4 --batch 8"
+    quick = "--frames 60 --old-frames 20 --old-steps 4 --steps 4 --rounds 2 --evaluations 1 --width 4 --batch 8"
     finished(steering("run", "workflows/bench_recovery.py", "--out", tmp_path / "run", *quick.split()))
     figures = RunFolder(tmp_path / "run").summary()
     assert {"cpu_s_to_90_percent", "wall_s_to_90_percent"} <= set(figures)

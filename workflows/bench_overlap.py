@@ -1,10 +1,10 @@
-"""What rehearsal over several ranks costs beside training on as many new samples: how well it hides behind the step.
+"""The cost of rehearsal over several ranks: time of a step, beside steps on as many new samples; exposed wait.
 
     steering run workflows/bench_overlap.py [--ranks 2] [--workload reconstruction] [--repeats 30]
 
 Three loops take turns in the same processes, a few steps each: `er` (b new samples and r representatives),
-`incremental_same_work` (b + r new samples) and `incremental_b` (b new samples). idle_cpu_share is what a rank burns
-while it waits for a late one, above an idle worker of the same cluster, as a share of a core.
+`incremental_same_work` (b + r new samples) and `incremental_b` (b new samples). idle_cpu_share is the CPU time of a
+rank that waits for a late one, less that of an idle worker of the same cluster, as a share of a core.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def loop_of(place: Place, group: dist.ProcessGroup, workload: str, kind: type[St
 
 
 def waiting(place: Place) -> float:
-    """Share of a core that this process burns while it waits in a collective for the last rank; 0 on that one."""
+    """Share of a core that this process uses while it waits in a collective for the last rank; 0 on that one."""
     dist.barrier()
     if place.rank == place.ranks - 1:
         time.sleep(LATE_S)
@@ -118,7 +118,7 @@ def waiting(place: Place) -> float:
 
 
 def idle(client: Client) -> float:
-    """Share of a core that an idle worker burns: the one for inference, which has nothing to do here."""
+    """Share of a core that an idle worker uses: the one for inference, which has no task here."""
     [home] = [key for key, w in client.scheduler_info(n_workers=-1)["workers"].items() if "inference" in w["resources"]]
     worker = psutil.Process(client.run(_pid, workers=[home])[home])
     before, begun = worker.cpu_times(), time.perf_counter()
@@ -137,22 +137,23 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     figures = {}
     for workload in options.workload or WORKLOADS:
         with local(ranks=options.ranks) as client:
-            said = on_ranks(client, measure, workload, options.repeats, ranks=options.ranks)
+            by_rank = on_ranks(client, measure, workload, options.repeats, ranks=options.ranks)
             at_rest = idle(client)
-        figures[workload] = summed_up(said, at_rest)
+        figures[workload] = summed_up(by_rank, at_rest)
         folder.write_summary({"ranks": options.ranks, **figures})
-        told = figures[workload]
+        found = figures[workload]
         print(
-            f"{workload}: er {told['step_ms']['er']:.1f} ms, {told['er_over_same_work']:.3f} of the same work;", end=" "
+            f"{workload}: er {found['step_ms']['er']:.1f} ms, {found['er_over_same_work']:.3f} of the same work;",
+            end=" ",
         )
-        print(f"exposed wait {told['exposed_wait_ms']['p50']:.2f} ms", flush=True)
+        print(f"exposed wait {found['exposed_wait_ms']['p50']:.2f} ms", flush=True)
     folder.write_file("steps.png", overlap_picture(figures))
 
 
-def summed_up(said: list[dict[str, Any]], at_rest: float) -> dict[str, Any]:
+def summed_up(by_rank: list[dict[str, Any]], at_rest: float) -> dict[str, Any]:
     """The figures of a workload: a step takes as long as its slowest rank; ratios are of neighbours in time."""
-    times = {name: np.max([one["times"][name] for one in said], axis=0) for name in said[0]["times"]}
-    waits = 1e3 * np.concatenate([one["waits"] for one in said])
+    times = {name: np.max([one["times"][name] for one in by_rank], axis=0) for name in by_rank[0]["times"]}
+    waits = 1e3 * np.concatenate([one["waits"] for one in by_rank])
     er, same = times["er"], times["incremental_same_work"]
     wait = float(np.percentile(waits, 50))
     step = 1e3 * float(np.median(er))
@@ -162,8 +163,8 @@ def summed_up(said: list[dict[str, Any]], at_rest: float) -> dict[str, Any]:
         "er_over_same_work_by_turn": float(np.median(er / same)),
         "exposed_wait_ms": {"p50": wait, "p99": float(np.percentile(waits, 99))},
         "exposed_wait_over_step": wait / step,
-        "idle_cpu_share": statistics.median(one["waiting_cpu_share"] for one in said[:-1]) - at_rest
-        if len(said) > 1
+        "idle_cpu_share": statistics.median(one["waiting_cpu_share"] for one in by_rank[:-1]) - at_rest
+        if len(by_rank) > 1
         else 0.0,
     }
 

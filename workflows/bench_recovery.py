@@ -1,14 +1,14 @@
-"""How fast a network recovers from a strong shift of material with labels that it makes itself, and what it forgets.
+"""How fast a network learns a new material from self-made labels, and what it forgets of the samples before.
 
     steering run workflows/bench_recovery.py [--steps 200] [--seeds 1]
 
 A network has learnt four samples; their frames fill its rehearsal buffer. Then a sample of another structure and
 material is measured. Labels are made as a run makes them (predict, refine with rPIE, cut out, leave bad ones out), and
-rehearsal goes on from the weights, the optimiser and the buffer that are there. Beside it, from the same start and for
-as many steps: true labels, and joint training on all frames of all samples. Everything runs in one process: CPU-seconds
-are its own, label making and training, without the looks at the errors. Errors are those of held-out frames against the
+rehearsal continues with these weights, optimiser and buffer. For comparison, from the same start and for as many steps:
+true labels, and joint training on all frames of all samples. Everything runs in one process: CPU-seconds are those of
+label making and training, without the evaluations. Errors are those of held-out frames against the
 truth, in radians, each patch freed of its constant phase. Recovery is (start - now) / (start - the lowest that true
-labels reach); old_error_over_start is the worst look until 90 % of it, old_error_over_joint compares the ends.
+labels reach); old_error_over_start is the largest evaluation until 90 % of it, old_error_over_joint compares the ends.
 """
 
 import argparse
@@ -87,7 +87,7 @@ class Scan:
 
 @dataclass
 class Arm:
-    """One way to go on after the shift, and what it cost and did."""
+    """One kind of training after the shift: its cost and its errors."""
 
     cpu_s: list[float] = field(default_factory=lambda: [0.0])
     wall_s: list[float] = field(default_factory=lambda: [0.0])
@@ -129,7 +129,7 @@ def lines(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def learnt(old: list[Scan], options: argparse.Namespace, seed: int) -> Loop:
-    """A network that knows the old samples, its optimiser, and a buffer with some of their frames."""
+    """A network trained on the old samples, its optimiser, and a buffer with some of their frames."""
     torch.manual_seed(seed)
     network = ProbeFirst(window=64, patch=PATCH, width=options.width)
     network.optics.set(PROBE, MASK)
@@ -142,7 +142,7 @@ def learnt(old: list[Scan], options: argparse.Namespace, seed: int) -> Loop:
 
 
 def take_up(loop: Loop, samples: Samples, labels: list[Labels]) -> None:
-    """Be ready to train on these labels too, newer ones in the place of older ones."""
+    """Add labels to train on; newer ones replace older ones of the same frame."""
     for some in labels:
         samples.add(some)
     samples.begin(labels[-1].scan)
@@ -160,7 +160,7 @@ def again(loop: Loop, kind: type[Strategy], settings: TrainerSettings) -> Loop:
 
 
 class SelfMade:
-    """The new sample's labels as the runner makes them: the first from the network's image, then on from the last."""
+    """The new sample's labels as the runner makes them: first from the network's image, then from the last ones."""
 
     def __init__(self, scan: Scan, network: torch.nn.Module) -> None:
         self.scan, self.network, self.left_out = scan, network, 0
@@ -178,7 +178,7 @@ class SelfMade:
 
 @torch.inference_mode()
 def predicted(network: torch.nn.Module, scan: Scan) -> LiveImage:
-    """The live image of a scan as the network sees it now."""
+    """The live image of a scan, predicted by the network as it is now."""
     amplitude, phase = network(torch.from_numpy(scan.counts.astype(np.float32)))
     patches = torch.polar(amplitude, phase).numpy()
     live = LiveImage(scan.name, scan.canvas, WEIGHT, Geometry(shape=MASK.shape))
@@ -216,17 +216,17 @@ def judge(network: torch.nn.Module, of: list[Scan]) -> float:
 def go_on(
     loop: Loop, labels: Callable[[], list[Labels]], old: list[Scan], new: Scan, options: argparse.Namespace
 ) -> Arm:
-    """Round by round: new labels, training, and looks at the errors while the clocks stand still."""
+    """Round by round: new labels, training, and evaluations, during which the clocks are stopped."""
     arm = Arm(new=[judge(loop.network, [new])], old=[judge(loop.network, old)])
-    per_look = max(1, options.steps // (options.rounds * options.looks))
+    per_evaluation = max(1, options.steps // (options.rounds * options.evaluations))
     samples = Samples(seed=loop.settings.seed, keep_all=True)
     for _ in range(options.rounds):
         cpu, wall = time.process_time(), time.perf_counter()
         known = labels()
         arm.label_cpu_s += time.process_time() - cpu
         take_up(loop, samples, known)
-        for _ in range(options.looks):
-            loop.run(per_look, samples.take)
+        for _ in range(options.evaluations):
+            loop.run(per_evaluation, samples.take)
             arm.cpu_s.append(arm.cpu_s[-1] + time.process_time() - cpu)
             arm.wall_s.append(arm.wall_s[-1] + time.perf_counter() - wall)
             arm.new.append(judge(loop.network, [new]))
@@ -236,7 +236,7 @@ def go_on(
 
 
 def recovery(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dict[str, Arm], dict[str, NDArray]]:
-    """All three ways after one shift: figures, arms by name, and the new sample as it is seen."""
+    """All three kinds of training after one shift: figures, arms by name, and images of the new sample."""
     old, new = scans(options, seed)
     base = learnt(old, options, seed)
     settings = _settings(options, seed)
@@ -258,7 +258,7 @@ def recovery(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], di
 
 
 def figures_of(arms: dict[str, Arm]) -> dict[str, Any]:
-    """What the issue asks for, of one shift."""
+    """The figures of one shift."""
     own, true, joint = arms.values()
     recovered = recovery_of(own, true)
     there = np.flatnonzero(recovered >= RECOVERED)
@@ -280,7 +280,7 @@ def figures_of(arms: dict[str, Arm]) -> dict[str, Any]:
 
 
 def recovery_of(own: Arm, true: Arm) -> NDArray[np.float64]:
-    """(start - now) / (start - the lowest error that true labels reach) at every look."""
+    """(start - now) / (start - the lowest error that true labels reach) at every evaluation."""
     return (own.new[0] - np.array(own.new)) / (own.new[0] - min(true.new[1:]))
 
 
@@ -330,10 +330,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--old-frames", type=int, default=500, help="of each of the four old samples (500)")
     parser.add_argument("--old-steps", type=int, default=600, help="of training on the old samples (600)")
     parser.add_argument("--steps", type=int, default=240, help="of training after the shift (240)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that labels are made (3)")
-    parser.add_argument("--looks", type=int, default=4, help="at the errors in each round (4)")
+    parser.add_argument("--rounds", type=int, default=3, help="of label making (3)")
+    parser.add_argument("--evaluations", type=int, default=4, help="of the errors in each round (4)")
     parser.add_argument("--batch", type=int, default=32, help="new frames of a step (32)")
-    parser.add_argument("--representatives", type=int, default=32, help="stored frames that join them (32)")
+    parser.add_argument("--representatives", type=int, default=32, help="stored frames in a step (32)")
     parser.add_argument("--buffer", type=int, default=16, help="MiB (16)")
     parser.add_argument("--width", type=int, default=24, help="of the network (24)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

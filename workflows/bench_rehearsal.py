@@ -1,4 +1,4 @@
-"""What a step of rehearsal costs above the copies that it cannot do without, and beside other replay buffers.
+"""The time of a step of rehearsal, over that of its copies alone and beside other replay buffers.
 
 A step inserts 14 samples of a minibatch of 56 and draws 7 into the augmented minibatch, which also receives the 56. The
 buffer is full and its policy is `replacement`, which stores every candidate, so that the raw step moves the same bytes
@@ -246,7 +246,7 @@ def main(folder: "RunFolder", arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench_rehearsal.py")
     parser.add_argument("--payload", choices=list(PAYLOADS), action="append")
     parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--fraction", type=float, default=1.0, help="of the samples stored; for a quick look")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the samples stored; less for a quick run")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for payload in options.payload or PAYLOADS:

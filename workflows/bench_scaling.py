@@ -3,9 +3,9 @@
     steering run workflows/bench_scaling.py [--ranks 1,2,4,8] [--steps 60] [--latency-us 2] [--bandwidth-gb-s 25] ...
 
 Measured: the step of a small classifier with rehearsal, and the exchange by itself, on ranks that share this machine's
-cores; and what a rank needs to compute the plan of a step, for any number of ranks, which no network is needed for.
+cores; and the time in which a rank computes the plan of a step, for any number of ranks, which needs no network.
 Projected: a step's exchange on the stated network, as messages x latency + bytes / bandwidth + plan. The same form is
-fitted to what was measured here, so that one sees how far it holds.
+fitted to the measurements here, to show how well it describes them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from steering.runner import RunFolder, on_ranks
 IMAGE = (3, 32, 32)
 SAMPLE = int(np.prod(IMAGE)) + 2 * 8  # image, label, stratum
 MANY = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-HEADER = 8 * (5 + 3 * 16)  # what every message tells of fills, in bytes
+HEADER = 8 * (5 + 3 * 16)  # the part of every message about fills, in bytes
 
 
 def measure(place: Place, steps: int, r: int) -> dict[str, float]:
@@ -63,7 +63,7 @@ def measure(place: Place, steps: int, r: int) -> dict[str, float]:
     return {
         "step_ms": 1e3 * statistics.median(times),
         "exposed_wait_ms": 1e3 * statistics.median(waits),
-        # Of several sizes, for messages and bytes to be told apart.
+        # Several sizes, to separate the cost of messages from that of bytes.
         **{
             f"exchange_{size}_ms": 1e3 * statistics.median(alone(Exchange(loop.buffer, group, size), steps, size))
             for size in sizes(r)
@@ -77,7 +77,7 @@ def sizes(r: int) -> list[int]:
 
 
 def alone(exchange: Exchange, steps: int, r: int) -> list[float]:
-    """Seconds of each exchange with nothing else to do meanwhile."""
+    """Seconds of each exchange without training beside it."""
     out = {"image": torch.zeros(r, *IMAGE, dtype=torch.uint8), "label": torch.zeros(r, dtype=torch.int64)}
     times = []
     for step in range(steps + 10):
@@ -89,7 +89,7 @@ def alone(exchange: Exchange, steps: int, r: int) -> list[float]:
 
 
 def plan_ms(ranks: int, r: int, repeats: int = 15) -> float:
-    """Median time in which a rank computes everybody's draws, in ms."""
+    """Median time in which a rank computes the draws of all ranks, in ms."""
     counts, step_rng, times = np.full((ranks, 10), 200), StepRNG(0), []
     for step in range(repeats):
         begun = time.perf_counter()
@@ -99,12 +99,12 @@ def plan_ms(ranks: int, r: int, repeats: int = 15) -> float:
 
 
 def messages(ranks: int) -> int:
-    """That a rank sends in a step: one to each other."""
+    """Messages that a rank sends in a step: one to each other rank."""
     return ranks - 1
 
 
 def sent_bytes(ranks: int, r: int) -> float:
-    """What a rank sends in a step on average: a header to each other, and what they drew from it."""
+    """Bytes that a rank sends in a step on average: a header to each other rank, and the samples that they draw."""
     return (ranks - 1) * (HEADER + r * SAMPLE / ranks)
 
 
@@ -122,11 +122,11 @@ def fit(measured: dict[str, dict[str, float]], r: int) -> dict[str, Any]:
     scale = matrix.max(0) + 1e-12
     solution, rest = nnls(matrix / scale, found)
     fixed, latency, per_byte = (solution / scale).tolist()
-    said = matrix @ (solution / scale)
+    fitted = matrix @ (solution / scale)
     return {
         "exchange_ms": {
             str(n): float(value * max(1.0, n / cores))
-            for (n, size), value in zip(cases, said, strict=True)
+            for (n, size), value in zip(cases, fitted, strict=True)
             if size == r
         },
         "fixed_ms": fixed,
@@ -137,16 +137,16 @@ def fit(measured: dict[str, dict[str, float]], r: int) -> dict[str, Any]:
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
-    """Measure, fit, project, and write all of it apart from one another."""
+    """Measure, fit, project, and write each of these separately."""
     options = _options(arguments)
     r = options.representatives
     measured: dict[str, dict[str, float]] = {}
     for ranks in (int(n) for n in options.ranks.split(",")):
         with local(ranks=ranks) as client:
-            said = on_ranks(client, measure, options.steps, r, ranks=ranks)
+            by_rank = on_ranks(client, measure, options.steps, r, ranks=ranks)
         measured[str(ranks)] = {
-            **{name: statistics.median(one[name] for one in said) for name in said[0]},
-            "exchange_ms": statistics.median(one[f"exchange_{r}_ms"] for one in said),
+            **{name: statistics.median(one[name] for one in by_rank) for name in by_rank[0]},
+            "exchange_ms": statistics.median(one[f"exchange_{r}_ms"] for one in by_rank),
             "messages": messages(ranks),
             "bytes": sent_bytes(ranks, r),
         }

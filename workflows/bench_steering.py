@@ -1,14 +1,14 @@
-"""Where to measure: what each policy leaves of the error after so many frames, and after so much beam time.
+"""Where to measure: the error that each policy leaves over the number of frames and over beam time.
 
     steering run workflows/bench_steering.py [--sets sparse,dense,recorded] [--seeds 3] [--steps 500] ...
 
 One network per set of samples, trained on others of the kind and then frozen, predicts every frame; the policies differ
-only in where they measure, and see nothing but predictions and the live image. Errors are RMS differences of phase of
+only in where they measure, and are given predictions and the live image only. Errors are RMS differences of phase of
 the network's stitched image, its global phase and ramp taken out over the whole field, with unseen pixels filled from
-around them: over the whole field, and over the features alone. `raster` walks all candidates row by row;
-`raster_planned` is one for each number of frames, spread evenly over the field by somebody who knew it beforehand.
-Equal error is the feature error that the raster's full scan leaves, and a tenth. How much worse one is than another
-counts from the frames on that could light the field once: before that an empty image is as good as any.
+around them: over the whole field, and over the features alone. `raster` measures all candidates row by row;
+`raster_planned` is one raster for each number of frames, even over the field: it needs that number beforehand.
+Equal error is the feature error that the raster's full scan leaves, and a tenth. Policies are compared from
+as many frames on as can cover the field once: before that, an empty image is as good as any.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from steering.sources import SimulatedBeamline, Stage, line_field, particle_fiel
 
 FRAME_S = 0.02
 TRAVEL = Travel(velocity=5700.0, settling=0.01)  # object pixels per second: 50 um/s where a pixel is 8.8 nm
-AT_ONCE = 10  # positions of a suggestion; one suggestion is always under way while the next is made
+AT_ONCE = 10  # positions of a suggestion; one is always pending while the next is made
 EQUAL = 1.1  # of the error that the raster's full scan leaves
 DENSE = ("camera", "brick", "grass", "coins")
 RATIOS = (1.1, 1.2)  # of the stop rule, its default first
@@ -74,7 +74,7 @@ class Scan:
     """(Y, X) on the trial's canvas."""
     trial: Trial
     area: NDArray[np.bool_]
-    """(Y, X) where errors count: what the whole scan lights."""
+    """(Y, X) where errors count: what the whole scan illuminates."""
     features: NDArray[np.bool_]
     """(Y, X) where the phase of the object differs from its background's."""
 
@@ -97,8 +97,8 @@ def sparse_images(size: int, seed: int) -> Iterator[tuple[str, NDArray]]:
         yield "gold balls", np.clip(phase[113:497, 113:497] - 0.06, 0, 0.3)  # above the reconstruction's noise
 
 
-def taught(kind: str, size: int) -> list[NDArray]:
-    """Images that the network of a set is trained on: of the kind, and none of those that it is tried on."""
+def training_images(kind: str, size: int) -> list[NDArray]:
+    """Images that the network of a set is trained on: of the same kind, and none of those that it is tested on."""
     if kind == "sparse":
         many = [line_field(size, lines=n, seed=n) for n in (6, 25)]
         many += [particle_field(size, particles=n, seed=n) for n in (14, 60)]
@@ -107,7 +107,7 @@ def taught(kind: str, size: int) -> list[NDArray]:
 
 
 def data_folder() -> Path | None:
-    """Where recorded data are, as STEERING_DATA says."""
+    """The folder of recorded data in STEERING_DATA."""
     named = os.environ.get("STEERING_DATA")
     return Path(named) if named else None
 
@@ -118,7 +118,7 @@ def centred(thing: NDArray) -> Canvas:
 
 
 def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.Namespace) -> ProbeFirst:
-    """A network that has learnt frames at random positions of these objects."""
+    """A network trained on frames at random positions of these objects."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     window = probe.shape[-1]
@@ -152,7 +152,7 @@ def simulated(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Sca
     size = options.size if kind == "sparse" else 7 * options.size // 10  # dense content is alike everywhere
     look = {"phase": 0.8, "absorption": 0.1, "size": size}
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
-    network = train([sample(image, **look) for image in taught(kind, size)], probe, 40, options)
+    network = train([sample(image, **look) for image in training_images(kind, size)], probe, 40, options)
     for seed in range(options.seeds):
         for name, image in sparse_images(size, seed) if kind == "sparse" else [(n, getattr(data, n)()) for n in DENSE]:
             thing = sample(image, **look)
@@ -174,7 +174,7 @@ def recorded(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan
         thing, probe = trusted["object"], trusted["probe"][0]
     probe = rescale_probe(probe.astype(np.complex64), recording.counts)
     options.steps //= 2  # of four times the work
-    objects = [sample(image, phase=-1.1, absorption=0.05, size=320) for image in taught("dense", 320)]
+    objects = [sample(image, phase=-1.1, absorption=0.05, size=320) for image in training_images("dense", 320)]
     network = train(objects, probe, 64, options)
     where = recording.positions
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
@@ -191,7 +191,7 @@ SETS = {"sparse": simulated, "dense": simulated, "recorded": recorded}
 
 @torch.inference_mode()
 def scan_of(name: str, thing: Truth, network: ProbeFirst, where: NDArray, counts: NDArray) -> Scan:
-    """What the frozen network says of every frame."""
+    """The predictions of the frozen network for every frame."""
     image, canvas = thing
     probe = network.optics.modes().numpy()
     batches = np.array_split(counts.astype(np.float32), len(counts) // 64 + 1)
@@ -236,7 +236,7 @@ def judge(stitcher: Stitcher, scan: Scan) -> tuple[float, float]:
 
 
 def curve(scan: Scan, order: NDArray[np.int64], frames: list[int]) -> dict[str, list[float]]:
-    """Errors and beam time of a way after so many frames."""
+    """Errors and beam time of an order after some numbers of frames."""
     trial, stitcher, done, found = scan.trial, scan.image(order[:0]), 0, []
     spent = np.cumsum(TRAVEL.along(trial.where[order]) + FRAME_S)
     for upto in frames:
@@ -248,12 +248,12 @@ def curve(scan: Scan, order: NDArray[np.int64], frames: list[int]) -> dict[str, 
 
 
 def curves(scan: Scan, seed: int, frames: list[int]) -> tuple[dict[str, dict[str, list[float]]], dict[str, NDArray]]:
-    """The curve of every policy on one scan, and the order in which it went."""
+    """The curve of every policy on one scan, and its order of candidates."""
     orders = {}
     for name, choose in POLICIES.items():
         policy = choose(scan.trial, seed)
-        looks = isinstance(policy, GradientResidual)  # the others have made up their minds
-        orders[name] = scan.trial.run(policy, at_once=AT_ONCE if looks else len(scan.trial.where))
+        guided = isinstance(policy, GradientResidual)  # the others do not use predictions
+        orders[name] = scan.trial.run(policy, at_once=AT_ONCE if guided else len(scan.trial.where))
     found = {name: curve(scan, order, frames) for name, order in orders.items()}
     each = [curve(scan, rows, [len(rows)]) for rows in (planned(scan.trial, count) for count in frames)]
     found["raster_planned"] = {key: [one[key][0] for one in each] for key in each[0]}
@@ -274,25 +274,25 @@ def first(curve: dict[str, list[float]], key: str, target: float) -> float:
 
 
 def stops(scan: Scan, order: NDArray[np.int64], coming: int = 48) -> list[dict[str, Any]]:
-    """How the stop rule does on a way, for each of its RATIOS that the way ever reaches for good.
+    """The result of the stop rule for an order, for each of its RATIOS that the order reaches and keeps.
 
     Its target: the next frames, which the image has not seen, are predicted to a ratio of what the network makes
     of them. The oracle knows them all, and stops where that is so for good, and no earlier than the rule ever does.
     """
     order = order[: len(order) // 2 + coming]
-    told = list(scan.trial.with_prior_residuals(order, at_once=AT_ONCE, ahead=coming))
-    shares = [said.sum() / scan.trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, said) in enumerate(told)]
+    done = list(scan.trial.with_prior_residuals(order, at_once=AT_ONCE, ahead=coming))
+    shares = [rho.sum() / scan.trial.residual[order[k * AT_ONCE :][:coming]].sum() for k, (_, rho) in enumerate(done)]
     ahead, whole = np.array(shares), judge(scan.image(order), scan)[1]
     found = []
     for ratio in RATIOS:
         rule, steps = StopRule(ratio=ratio), 0
         oracle = max(1 + max(np.flatnonzero(ahead > ratio), default=0), -(-rule.least // AT_ONCE))
-        while steps < len(told) and rule.reason() is None:
-            rule.note(told[steps][0])
+        while steps < len(done) and rule.reason() is None:
+            rule.note(done[steps][0])
             steps += 1
         if oracle < len(ahead):
-            steps = min(steps, len(told) - 2)
-            frames, best = ((k + 1) * AT_ONCE for k in (steps, int(oracle)))  # what is under way is measured too
+            steps = min(steps, len(done) - 2)
+            frames, best = ((k + 1) * AT_ONCE for k in (steps, int(oracle)))  # what is pending is measured too
             error = judge(scan.image(order[:frames]), scan)[1] / whole
             stop = {"frames": frames, "oracle": best, "met": bool(ahead[steps + 1] <= ratio)}
             found.append({"ratio": ratio, **stop, "error_over_full_scan": error})
@@ -360,7 +360,7 @@ WORSE = ("error_over_raster", "error_over_raster_planned", "error_over_raster_fr
 
 
 def of_sample(one: dict[str, Any]) -> dict[str, float]:
-    """What adaptive saves on a sample, and how much worse it is at worst: medians over the seeds."""
+    """What adaptive saves on a sample, and how much worse it is at most: medians over the seeds."""
     runs = [seed["policies"] for seed in one["by_seed"].values()]
     found: dict[str, list[float]] = {key: [] for key in SAVED + WORSE}
     for run in runs:

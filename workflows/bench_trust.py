@@ -1,10 +1,10 @@
-"""Does trust know when the network is wrong? Shifts of sample, material, flux and defocus, judged without the truth.
+"""Does trust find wrong predictions? Shifts of sample, material, flux and defocus, judged without the truth.
 
     steering run workflows/bench_trust.py [--scans 120] [--frames 200] [--steps 500]
 
 A network learns some samples from labelled frames and is published as a campaign publishes it. Simulated scans then
-come in chunks, as from a beamline: of these samples at new positions and with fresh noise, and of what it has never
-seen. Bad frames are those whose phase error is above twice the median of the frames it knows.
+come in chunks, as from a beamline: of these samples at new positions and with new noise, and of samples that it was
+not trained on. Bad frames are those whose phase error is above twice the median of the known samples.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def samples(names: Sequence[str], *, phase: float, absorption: float) -> list[Sc
 
 
 def shifts(known: list[Scene]) -> dict[str, list[Scene]]:
-    """By name what comes instead of each of the known scenes."""
+    """By name, what replaces each of the known scenes."""
     return {
         "none": known,
         "new sample": samples(("coins", "text", "camera", "coffee"), **USUAL),
@@ -137,15 +137,15 @@ def learn(folder: RunFolder, known: list[Scene], options: argparse.Namespace) ->
     rank.fit("all", options.steps)
     for number, part in enumerate(labels):
         asyncio.run(rank.receive(part))
-        told = rank.fit(part.scan, 0)
+        fitted = rank.fit(part.scan, 0)
         version = ModelVersion(
             number=number,
             network="ProbeFirst",
             hyperparameters=network.hyperparameters,
-            validation_residual=told.residual,
-            validation_residuals=told.residuals,
-            noise_share=told.noise_share,
-            validation_offsets=told.offsets,
+            validation_residual=fitted.residual,
+            validation_residuals=fitted.residuals,
+            noise_share=fitted.noise_share,
+            validation_offsets=fitted.offsets,
         )
         rank.publish(folder.models, version)
     rank.close()
@@ -179,7 +179,7 @@ class Judge:
 
     @torch.inference_mode()
     def scan(self, parts: Sequence[tuple[Scene, int]], rng: np.random.Generator, *, raster: bool = False) -> Scan:
-        """So many frames of each scene in turn, all in one image, at random positions or row by row."""
+        """Frames of each scene in turn, all in one image, at random positions or row by row."""
         rows: list[tuple[NDArray, ...]] = []
         stitcher, before, image = Stitcher(CANVAS, self.weight), parts[0][0], 0
         for scene, frames in parts:
@@ -202,7 +202,7 @@ class Judge:
         return Scan(residual, above, error, verdict, images, patches, where, stitcher)
 
     def alarm(self, scan: Scan, *, since: int = 0) -> int | None:
-        """How many frames after frame number `since` drift is raised: 1 for that frame itself, None for never.
+        """The number of frames from frame number `since` until drift is raised: 1 for that frame, None for never.
 
         What the frames before it raise does not count.
         """
@@ -225,7 +225,7 @@ class Judge:
 
 
 def by_rows(frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(frames, 2) positions in a raster that fills the field, each a little out of place."""
+    """(frames, 2) positions in a raster that fills the field, each slightly displaced."""
     side = int(np.ceil(np.sqrt(frames)))
     line = np.linspace(-REACH, REACH, side)
     grid = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)[:frames]
@@ -243,9 +243,9 @@ def planted(judged: Judge, scan: Scan, offsets: Sequence[float]) -> NDArray[np.b
         for offset in offsets:
             turned = patch * np.exp(1j * offset).astype(np.complex64)
             scan.stitcher.add(turned, where)
-            told = neighbour_offset(turned, where, scan.stitcher)
+            offset_found = neighbour_offset(turned, where, scan.stitcher)
             scan.stitcher.remove(turned, where)
-            row.append(share_as_bad(np.abs(told), usual)[0] <= BAD)
+            row.append(share_as_bad(np.abs(offset_found), usual)[0] <= BAD)
         scan.stitcher.add(patch, where)
         found.append(row)
     return np.array(found).T
@@ -266,7 +266,7 @@ def replays(
     rng: np.random.Generator,
     options: argparse.Namespace,
 ) -> list[list[Scan]]:
-    """For each known scene so many scans that begin with it and go on with what comes then."""
+    """For each known scene `options.repeats` scans that begin with it and change to another scene."""
     return [
         [judged.scan([(before, BEFORE), (scene, options.after)], rng) for _ in range(options.repeats)]
         for judged, before, scene in zip(judges, known, then, strict=True)
@@ -278,7 +278,7 @@ def after(rows: Sequence[Sequence[Scan]], name: str) -> NDArray[np.float64]:
     return np.concatenate([getattr(scan, name)[BEFORE:] for row in rows for scan in row])
 
 
-def told(judges: Sequence[Judge], rows: Sequence[Sequence[Scan]], usual: NDArray) -> dict[str, Any]:
+def figures_of(judges: Sequence[Judge], rows: Sequence[Sequence[Scan]], usual: NDArray) -> dict[str, Any]:
     """The figures of a shift, a row for each known scene; usual: the scene's median error without it."""
     return {
         **{name: float(np.median(after(rows, name))) for name in ("error", "residual", "above")},
@@ -293,7 +293,7 @@ def told(judges: Sequence[Judge], rows: Sequence[Sequence[Scan]], usual: NDArray
 def false_alarms(
     judges: Sequence[Judge], known: Sequence[Scene], rng: np.random.Generator, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Share of scans of what the network knows in which drift is raised, by the order of their positions."""
+    """Share of scans of known samples in which drift is raised, by the order of their positions."""
     share = {}
     for order, scans in (("random", options.scans), ("raster", max(1, options.scans // 3))):
         raised = []
@@ -315,7 +315,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     rng = np.random.default_rng(options.seed + 1)
     rows = {name: replays(judges, known, then, rng, options) for name, then in shifts(known).items()}
     usual = np.array([np.median(after([row], "error")) for row in rows["none"]])
-    kinds = {name: told(judges, scans, usual) for name, scans in rows.items()}
+    kinds = {name: figures_of(judges, scans, usual) for name, scans in rows.items()}
     worse = 2 * float(np.median(after(rows["none"], "error")))
     bad = np.concatenate([after(scans, "error") for scans in rows.values()]) > worse
     curves = {
@@ -387,7 +387,7 @@ def drawn(
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_trust.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--scans", type=int, default=120, help="of what the network knows, to count false alarms (120)")
+    parser.add_argument("--scans", type=int, default=120, help="of known samples, to count false alarms (120)")
     parser.add_argument("--frames", type=int, default=100, help="of each of them (100)")
     parser.add_argument("--repeats", type=int, default=5, help="scans of each shift and scene (5)")
     parser.add_argument("--after", type=int, default=40, help="frames of a scan after its shift (40)")

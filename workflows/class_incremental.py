@@ -3,7 +3,7 @@
     steering run workflows/class_incremental.py [--strategies er,derpp] [--ranks 2] [--epochs 4] [--seeds 3] ...
 
 A ResNet-18 sees the classes of one task after the other. After each task it is tested on all classes so far, without
-being told which task an image is from. `incremental` and `from_scratch` are the bounds. The images are those in
+the task of an image as an input. `incremental` and `from_scratch` are the bounds. The images are those in
 cifar100/ of the folder that the environment variable STEERING_DATA names.
 """
 
@@ -171,12 +171,12 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     with local(ranks=options.ranks) as client:
         for seed in range(options.seed, options.seed + options.seeds):
             for name in options.strategies.split(","):
-                said = on_ranks(client, learn, images, name, options, seed, ranks=options.ranks)[0]
-                by_seed.setdefault(name, {})[str(seed)] = said
+                found = on_ranks(client, learn, images, name, options, seed, ranks=options.ranks)[0]
+                by_seed.setdefault(name, {})[str(seed)] = found
                 figures = {kind: mean_of(list(runs.values())) for kind, runs in by_seed.items()}
                 folder.write_summary({"strategies": figures, "by_seed": by_seed, "ranks": options.ranks})
-                print(f"{name:13} top-1 {said['top1_final']:5.1f}  top-5 {said['top5_final']:5.1f}", end="  ")
-                print(f"{said['runtime_s']:6.0f} s" + (f"  seed {seed}" if options.seeds > 1 else ""), flush=True)
+                print(f"{name:13} top-1 {found['top1_final']:5.1f}  top-5 {found['top5_final']:5.1f}", end="  ")
+                print(f"{found['runtime_s']:6.0f} s" + (f"  seed {seed}" if options.seeds > 1 else ""), flush=True)
     folder.write_file("accuracy.png", accuracy_picture(figures))
 
 
@@ -201,13 +201,13 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=4, help="passes over each task's images (4)")
     parser.add_argument("--batch", type=int, default=56, help="new images per rank and step (56)")
     parser.add_argument("--candidates", type=int, default=14, help="of them offered to the buffer (14)")
-    parser.add_argument("--representatives", type=int, default=20, help="stored images that join them (20)")
+    parser.add_argument("--representatives", type=int, default=20, help="stored images in a step (20)")
     parser.add_argument("--buffer", type=float, default=0.2, help="share of all images that is stored (0.2)")
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage (16)")
     parser.add_argument("--learning-rate", type=float, default=0.1)
-    parser.add_argument("--images", type=int, help="of each class to train on; fewer for a quick look")
+    parser.add_argument("--images", type=int, help="of each class to train on; fewer for a quick run")
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds (0)")
-    parser.add_argument("--seeds", type=int, default=1, help="how many runs of each strategy; their mean is told (1)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each strategy; the summary has their mean (1)")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"found --seeds {options.seeds}, expected 1 or more")

@@ -149,10 +149,10 @@ def learn(place: Place, course: Course, name: str, options: argparse.Namespace) 
 
 def as_fields(task: Task, stratum: int) -> dict[str, torch.Tensor]:
     """The frames of a task that are trained on, as samples."""
-    taught = np.arange(len(task.counts)) % HELD_OUT != 0
-    patches = task.patches[taught]
+    trained_on = np.arange(len(task.counts)) % HELD_OUT != 0
+    patches = task.patches[trained_on]
     return {
-        "counts": torch.from_numpy(task.counts[taught]),
+        "counts": torch.from_numpy(task.counts[trained_on]),
         "amplitude": torch.from_numpy(np.abs(patches)),
         "phase": torch.from_numpy(np.angle(patches)),
         "stratum": torch.full((len(patches),), stratum),
@@ -208,7 +208,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=8, help="passes over each task's frames (8)")
     parser.add_argument("--batch", type=int, default=8, help="new frames per rank and step (8)")
     parser.add_argument("--candidates", type=int, default=4, help="of them offered to the buffer (4)")
-    parser.add_argument("--representatives", type=int, default=12, help="stored frames that join them (12)")
+    parser.add_argument("--representatives", type=int, default=12, help="stored frames in a step (12)")
     parser.add_argument("--buffer", type=float, default=0.2, help="share of all frames that is stored (0.2)")
     parser.add_argument("--width", type=int, default=16, help="of the network (16)")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)

@@ -3,8 +3,8 @@
     steering run workflows/replay_scan.py FILE [--reference FILE] [--zero-frequency corner] ...
 
 FILE is HDF5 in the CXI or NXcxi_ptycho layout, or .npz / .npz.bz2 with the arrays data, probe, scan. Labels are made by
-refinement, the probe is improved with them. One corner of the field is kept from labels and training, with everything
-near it: what the network says there it has learnt elsewhere.
+refinement, the probe is improved with them. One corner of the field and a margin around it are excluded from labels and
+training: what the network predicts there it has learnt elsewhere.
 """
 
 import argparse
@@ -101,7 +101,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--zero-frequency", choices=("corner", "centre"), default="corner", help="of the frames (corner)"
     )
     parser.add_argument("--orientation", choices=ORIENTATIONS, default="none", help="of the detector (none)")
-    parser.add_argument("--tolerance", type=float, default=4.0, help="object pixels from wish to recorded position (4)")
+    parser.add_argument(
+        "--tolerance", type=float, default=4.0, help="object pixels from the position asked for to the recorded one (4)"
+    )
     parser.add_argument("--strategy", choices=STRATEGIES, default="er")
     parser.add_argument("--policy", choices=POLICIES, default="space_filling")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")

@@ -1,9 +1,9 @@
-"""The demo: three samples of different materials in turn, a network trained from nothing while the beam is on.
+"""The demo: three samples of different materials in turn, a network trained from scratch while the beam is on.
 
     steering run workflows/simulated_drift.py [--strategy er] [--ranks 2] [--policy space_filling] ...
 
-Frames come from the simulated beamline at 50 per second and are measured where the policy says. The network
-reconstructs them live; trust falls when the sample changes; the ranks learn the new sample beside the old ones.
+Frames come from the simulated beamline at 50 per second at the positions of the policy. The network
+reconstructs them live; trust falls when the sample changes; the ranks learn the new sample and keep the old ones.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from steering import (
 )
 
 FIXED = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
-LOOKING = {"gradient_residual": GradientResidual, "adaptive": Adaptive}
+GUIDED = {"gradient_residual": GradientResidual, "adaptive": Adaptive}
 
 
 def stages(frames: int, size: int) -> list[Stage]:
@@ -66,8 +66,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         ahead = 50
     else:
         settings = {"beam": beam_diameter(probe) * source.geometry.object_pixel, "frame_s": 1 / source.frame_rate}
-        policy = LOOKING[options.policy](source.candidates, travel=source.travel, **settings)
-        ahead = 10  # it should have seen what it decides by
+        policy = GUIDED[options.policy](source.candidates, travel=source.travel, **settings)
+        ahead = 10  # its decisions should follow from frames that are predicted
     experiment = Experiment(
         source=source,
         policy=policy,
@@ -84,12 +84,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="steering run workflows/simulated_drift.py", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--strategy", choices=STRATEGIES, default="er", help="how the old samples are kept (er)")
-    parser.add_argument("--policy", choices=[*FIXED, *LOOKING], default="space_filling", help="where to measure next")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="er", help="how earlier samples are rehearsed (er)")
+    parser.add_argument("--policy", choices=[*FIXED, *GUIDED], default="space_filling", help="where to measure next")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample (1100)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
-    parser.add_argument("--velocity", type=float, default=0.0, help="of the stage, um/s; 0: it is there at once")
+    parser.add_argument("--velocity", type=float, default=0.0, help="of the stage, um/s; 0: moves take no time")
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
     parser.add_argument("--step", type=float, default=5.5, help="object pixels between candidate positions (5.5)")
     parser.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")

@@ -1,4 +1,4 @@
-"""The picture of how well rehearsal hides behind the training step, as PNG."""
+"""The picture of the time of a step with rehearsal, as PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of whether trust knows when the network is wrong, as PNG."""
+"""The picture of how well trust finds wrong predictions, as PNG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steering.view.pictures import COLOURS, INK, figure, png, styled
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """What came instead of what the network knows."""
+    """Frames of a scene that replaced a known one."""
 
     name: str
     residual: NDArray[np.float64]
@@ -36,7 +36,7 @@ def trust_picture(
     lowest: float,
     caught: tuple[Sequence[float], Sequence[float]],
 ) -> bytes:
-    """Residual against error, how well bad frames are told, the alarm's course, and planted offsets that are found.
+    """Residual against error, how well bad frames are found, the alarm's course, and planted offsets that are found.
 
     bad: error above which a frame is bad, radians. roc: by name, false and true positive rates and the area. since:
     the frame of a scan with which the shift comes. window: newest frames that are judged together. lowest: their mean
@@ -64,14 +64,14 @@ def _scatter(ax: Axes, shifts: Sequence[Shift], colours: Mapping[str, str], bad:
     ax.axhline(bad, color=INK, linewidth=0.8, linestyle="--")
     ax.annotate("bad above", (0.01, bad), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5)
     ax.set(xscale="log", yscale="log", xlabel="far-field residual above the Poisson floor", ylabel="phase error (rad)")
-    ax.set_title("what trust sees, and the truth")
+    ax.set_title("residual and true error")
 
 
 def _roc(ax: Axes, roc: Mapping[str, tuple[NDArray, NDArray, float]]) -> None:
     for colour, (name, (false, true, area)) in zip(COLOURS, roc.items(), strict=False):
         ax.plot(false, true, color=colour, label=f"{name}: area {area:.3f}")
     ax.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=":")
-    ax.set(xlabel="good frames called bad", ylabel="bad frames called bad", title="telling bad frames by the residual")
+    ax.set(xlabel="good frames called bad", ylabel="bad frames called bad", title="bad frames by the residual")
     ax.legend(loc="lower right")
 
 
@@ -92,4 +92,4 @@ def _caught(ax: Axes, offsets: Sequence[float], share: Sequence[float]) -> None:
     ax.plot(offsets, share, color=COLOURS[0], marker="o", markersize=4)
     ax.axhline(0.95, color=INK, linewidth=0.8, linestyle="--")
     ax.set(xlabel="constant phase planted on a patch (rad)", ylabel="share found", ylim=(0, 1.02))
-    ax.set_title("what only the neighbours can tell")
+    ax.set_title("offsets found by the neighbours alone")
