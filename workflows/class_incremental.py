@@ -75,7 +75,7 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace, 
     classes = int(images.train_label.max()) + 1
     network = ResNet18(classes, width=options.width).to(memory_format=torch.channels_last)
     start = {key: value.clone() for key, value in network.state_dict().items()}
-    objective = Classification(mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276), shift=4, bfloat16=True)
+    objective = Classification(mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276), shift=4)
     strategy = STRATEGIES[name](objective)
     sample = images.train[0].nbytes + 2 * 8 + 40 + (4 * classes if name.startswith("der") else 0)
     settings = TrainerSettings(
@@ -83,6 +83,7 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace, 
         candidates=options.candidates,
         representatives=options.representatives,
         buffer_bytes=math.ceil(options.buffer * len(images.train) / place.ranks) * sample,
+        precision="bfloat16",
         seed=seed,
     )
     optimiser = torch.optim.SGD(network.parameters(), options.learning_rate, momentum=0.9, weight_decay=5e-4)
@@ -149,7 +150,8 @@ def test(
     mine = torch.nonzero(images.test_label < classes).ravel()[place.rank :: place.ranks]
     right = torch.zeros(3)
     for part in mine.split(250):
-        (logits,) = objective.outputs(network, {"image": images.test[part]})
+        with torch.autocast("cpu", torch.bfloat16):
+            (logits,) = objective.outputs(network, {"image": images.test[part]})
         hit = logits.topk(5).indices == images.test_label[part, None]
         right += torch.tensor([hit[:, 0].sum(), hit.sum(), len(part)])
     dist.all_reduce(right)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,60 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.group import broadcast_bytes, group_errors
-from steering.learning.insertion import Policy
 from steering.learning.minibatch import Fields, Minibatch, Ring, Specification
 from steering.learning.rehearsal import Rehearsal
-from steering.learning.sampling import Mode
+from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed, capture, digest, restore
 
 PARTS = ("load", "train", "populate", "augment", "wait")
 Load = Callable[[int, Fields], None]
 """Write that many new samples into the first rows of these tensors."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """The settings of training."""
-
-    batch: int = 16
-    """New samples per rank and step (b)."""
-    candidates: int = 8
-    """How many of them are offered to the local buffer (c)."""
-    representatives: int = 24
-    """Stored samples, drawn from the buffers of all ranks, that join each minibatch (r)."""
-    learning_rate: float = 1e-3
-    buffer_bytes: int = 16 * 2**20
-    """Budget of each rank's local buffer."""
-    insertion: Policy = "reservoir"
-    """What the buffer keeps: `reservoir`, `replacement` (the paper's) or `balanced` over strata."""
-    sampling: Mode = "uniform"
-    """How representatives are drawn: `uniform`, `balanced` over strata, or by samples `seen`."""
-    look_ahead: int = 1
-    """Steps that an exchange is started before it is needed (k); more than 1 for slow networks."""
-    deadline: float = 30.0
-    """Seconds after which a collective that a rank does not enter raises on the others."""
-    seed: int = 0
-    threads: int = 1
-    """Of torch on each rank. Ranks share a machine's cores, and steps on small frames gain nothing from more; more for
-    ranks that have cores of their own and larger networks."""
-    niceness: int = 5
-    """Of a rank's process, as of `nice`: where cores are shared, training yields to prediction. 0: it does not."""
-    device: str = "cpu"
-    """Where networks are trained: `cpu`, or `cuda` (NCCL where every rank has a GPU of its own, gloo elsewhere)."""
-    buffer_device: str = "cpu"
-    """Where samples are stored: `cpu` (pinned where there is CUDA), or `cuda` for the memory of the rank's GPU."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.representatives < 0 or not 0 <= self.candidates <= self.batch:
-            raise ValueError(
-                f"found batch={self.batch}, candidates={self.candidates}, representatives={self.representatives}; "
-                "expected a batch of 1 or more, candidates among its samples, representatives not below 0"
-            )
-        if self.look_ahead < 1:
-            raise ValueError(f"found look_ahead={self.look_ahead}, expected 1 or more")
-        if self.buffer_device.startswith("cuda") and not self.device.startswith("cuda"):
-            raise ValueError(f"found device={self.device!r} with a buffer on the GPU, expected device='cuda' beside it")
 
 
 @dataclass
@@ -118,7 +74,7 @@ class Loop:
         strategy: how new samples and representatives are used.
         settings: the same on every rank.
         rank: of this process; it seeds what the local buffer keeps.
-        optimiser: of the network's parameters; None: AdamW.
+        optimiser: of the network's parameters; None: the one of the settings.
     """
 
     def __init__(
@@ -134,7 +90,7 @@ class Loop:
         kind = settings.device
         self.device = torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
         network.to(self.device)
-        self.optimiser = optimiser or torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-4)
+        self.optimiser = optimiser or settings.make_optimiser(network.parameters())
         self.rehearsal = Rehearsal(
             r=settings.representatives,
             candidates=settings.candidates,
@@ -181,6 +137,8 @@ class Loop:
                 # The argument's new name is not known to the torch of many clusters yet.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._module = DistributedDataParallel(self.network, broadcast_buffers=False)
+        if self.settings.precision == "bfloat16":
+            self._module = Autocast(self._module, self.device.type)
         self._fresh = False
         if self.strategy.rehearses:
             self.rehearsal.connect(group, step=self.steps, device=self.device)
@@ -265,7 +223,12 @@ class Loop:
         with tally.timed("train"):
             self.optimiser.zero_grad(set_to_none=True)
             loss = self.strategy.gradient(self._trained, minibatch)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            if self.settings.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
+            if self.settings.schedule is not None:
+                factor = self.settings.schedule(self.steps)
+                for group in self.optimiser.param_groups:
+                    group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
             self.optimiser.step()
             tally.losses.append(loss.value.item())
         with tally.timed("populate"), torch.no_grad():
@@ -279,7 +242,26 @@ class Loop:
     def _trained(self) -> nn.Module:
         if self._module is None:
             raise RuntimeError("found no group, expected `connect` before the first step")
+        self._module.training = self.network.training  # wrappers do not follow the network's `train` and `eval`
         return self._module
+
+
+class Autocast(nn.Module):
+    """A network that runs in bfloat16 where its layers allow it; float outputs are float32."""
+
+    def __init__(self, network: nn.Module, device_type: str) -> None:
+        super().__init__()
+        self.network, self.device_type = network, device_type
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """The network's outputs, a tensor or a tuple of tensors."""
+        with torch.autocast(self.device_type, torch.bfloat16):
+            outputs = self.network(*inputs)
+        return tuple(map(_float32, outputs)) if isinstance(outputs, tuple) else _float32(outputs)
+
+
+def _float32(output: torch.Tensor) -> torch.Tensor:
+    return output.float() if output.is_floating_point() else output
 
 
 def most_advanced(standings: Sequence[tuple[bool, int]]) -> int:

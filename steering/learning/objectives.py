@@ -84,14 +84,13 @@ class Classification:
         mean, std: of each channel, of values between 0 and 1; images are normalised to them.
         shift: while a network trains, images are moved by up to so many pixels along each axis, edges filled with the
             mean, and mirrored at random; 0: they are taken as they are.
-        bfloat16: run the network in bfloat16 where its layers allow it, which pays on processors that have it.
     """
 
     names: tuple[str, ...] = ("logits",)
 
-    def __init__(self, *, mean: Sequence[float], std: Sequence[float], shift: int = 0, bfloat16: bool = False) -> None:
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float], shift: int = 0) -> None:
         self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-        self.shift, self.bfloat16 = shift, bfloat16
+        self.shift = shift
 
     def outputs(self, network: nn.Module, fields: Fields) -> Outputs:
         """(logits,), float32 (n, classes)."""
@@ -102,9 +101,7 @@ class Classification:
             image = _moved(image, self.shift)
         # Several times faster for small images on a CPU, and what tensor cores want.
         image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
-            logits = network(image)
-        return (logits.float(),)
+        return (network(image).float(),)
 
     def error(self, outputs: Outputs, fields: Fields) -> Tensor:
         """(n,) cross entropy in nats."""

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
-from steering.learning.loop import PARTS, Loop, TrainerSettings
+from steering.learning.loop import PARTS, Loop
 from steering.learning.minibatch import Fields
 from steering.learning.objectives import Reconstruction
 from steering.learning.redistribution import redistribute
 from steering.learning.samples import Labels, NoSamples, Samples
+from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed
 from steering.models import ModelStore, Network
