@@ -51,6 +51,8 @@ class LiveImage:
         self.refinement = "as time allowed while the scan was measured"
         """How the refined object came about, in words."""
         self.retired = False
+        self.concluded = False
+        """What the scan leaves is there: nothing that comes later changes it."""
         names = ("amplitude", "phase", "weight")
         self._view = xr.Dataset(
             {name: (("y", "x"), np.zeros(canvas.shape, np.float32)) for name in names}, coords=self.axes()
@@ -63,6 +65,7 @@ class LiveImage:
 
     def conclude(self, final: FinalImage) -> None:
         """What a scan that is over leaves takes the place of what there was. For one thread at a time."""
+        self.concluded = True
         network = final.network
         self.stitcher.replace(network.object, network.weight)
         rows = np.arange(len(network.residual))
@@ -79,13 +82,17 @@ class LiveImage:
         self._view = xr.Dataset()
 
     def show_labelled(self, labels: Refined, shown: Refined, residual: float) -> None:
-        """Keep what labels were cut from, their median residual, and the refined object to show."""
-        self.refined_labels, self.refined, self.label_residual = labels, shown, residual
-        self.refinements += 1
+        """Keep what labels were cut from, their median residual, and the refined object to show, unless the scan is
+        concluded."""
+        self.refined_labels, self.label_residual = labels, residual
+        if not self.concluded:
+            self.refined = shown
+            self.refinements += 1
 
     def show(self, refined: Refined, refinements: int) -> bool:
-        """Show an object that went on from that many refinements; False, and nothing is done, after a newer one."""
-        if self.refinements != refinements:
+        """Show an object that went on from that many refinements; False, and nothing is done, after a newer one, or
+        where the scan is concluded."""
+        if self.refinements != refinements or self.concluded:
             return False
         self.refined = refined
         self.refinements += 1

@@ -14,10 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.inference import LabelFrames
-from steering.ptychography import Canvas, Refined, RefineSettings, extract_patches, far_field_residual, refine
-
-_JUDGES = 32
-"""Newest frames by which a start is chosen."""
+from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, refine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +22,11 @@ class LiveSettings:
     """The settings of the live image's refinement."""
 
     window: int = 64
-    """Newest frames that are refined together; 0: the live image is refined only where labels are made."""
+    """Newest frames that are refined together; 0: the live image is refined only when labels are made."""
     refine: RefineSettings = field(default_factory=lambda: RefineSettings(passes=2, alpha=0.1))
     """`probe_from_pass` improves the probe too, from one refinement to the next; the network's stays as published."""
     share: float = 0.15
-    """Of a core, at most: after each refinement the next one waits."""
+    """Largest share of one core: after each refinement the next one waits accordingly."""
 
     def __post_init__(self) -> None:
         if self.window < 0 or not 0 < self.share <= 1:
@@ -39,8 +36,8 @@ class LiveSettings:
 def refine_live(predictor: Any, scan: str, settings: LiveSettings) -> float:
     """Take the object that is shown a few passes further with the newest frames. Returns the seconds it took.
 
-    predictor: its actor. Frames come first: it hands out nothing while any of them waits, and this thread yields to
-    others. Nothing is waited for on the way from a frame to its prediction.
+    predictor: its actor. Prediction has priority: the predictor returns no frames here while any frame waits to be
+    predicted, and this thread runs at a lower priority.
     """
     begun = time.perf_counter()
     yield_to_frames()
@@ -52,9 +49,10 @@ def refine_live(predictor: Any, scan: str, settings: LiveSettings) -> float:
 
 
 def refine_on(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | None, settings: RefineSettings) -> Refined:
-    """Refine by the frames in use: on from what was refined before and, where that is not, from the network's image.
+    """Refine by the frames in use, starting from the object refined before and, outside it, from the network's image.
 
-    An empty beam takes its place where the network has not been, and everywhere where it explains the frames better.
+    An empty beam replaces that image where the network has no prediction, and everywhere if it explains the frames
+    better.
     """
     refined = refine(
         frames.counts[use],
@@ -67,45 +65,29 @@ def refine_on(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | Non
     )
     if before is None:
         return refined
-    # What older frames have shown is still there: these frames went on from it.
+    # These frames continued from what older frames covered.
     return dataclasses.replace(refined, covered=refined.covered | before.covered)
 
 
 def yield_to_frames() -> None:
-    """Refinement belongs to the slow loop: where cores are shared, this thread alone yields to the fast one."""
+    """Lower this thread's priority (Linux): refinement must not delay prediction where they share cores."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
-def better_start(
-    predicted: NDArray[np.complex64],
-    canvas: Canvas,
-    counts: NDArray,
-    position: NDArray[np.float64],
-    probe: NDArray[np.complex64],
-    mask: NDArray[np.bool_],
-) -> NDArray[np.complex64]:
-    """The network's image (Y, X), or an empty beam where that explains the frames better.
-
-    counts: (n, N, N). position: (n, 2), object pixels. probe: (mode, N, N). mask: (N, N), True = do not use.
-    """
-    flat = np.ones_like(predicted)
-    agreement = []
-    for image in (predicted, flat):
-        patches = extract_patches(image, canvas, position, probe.shape[-1])
-        agreement.append(np.median(far_field_residual(patches, counts, probe, mask)))
-    return predicted if agreement[0] < agreement[1] else flat
-
-
 def _start(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | None) -> NDArray[np.complex64]:
     predicted = np.where(frames.seen, frames.predicted, 1).astype(np.complex64)
-    rows = np.flatnonzero(use)[-_JUDGES:]
-    start = better_start(
-        predicted, frames.canvas, frames.counts[rows], frames.position[rows], frames.probe, frames.mask
-    )
+    flat = np.ones_like(predicted)
+    rows = np.flatnonzero(use)[-32:]
+    window = frames.probe.shape[-1]
+    agreement = []
+    for image in (predicted, flat):
+        patches = extract_patches(image, frames.canvas, frames.position[rows], window)
+        agreement.append(np.median(far_field_residual(patches, frames.counts[rows], frames.probe, frames.mask)))
+    start = predicted if agreement[0] < agreement[1] else flat
     if before is None:
         return start
     both = before.covered & frames.seen
-    # Neither knows its constant phase: the new ground is brought to that of the ground refined before.
+    # Each has an unknown constant phase: that of the new region is matched to the region refined before.
     turn = np.angle(np.vdot(start[both], before.object[both]))
     return np.where(before.covered, before.object, start * np.exp(1j * turn)).astype(np.complex64)
