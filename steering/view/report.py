@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+from steering.campaign import encode
 from steering.runner.folder import RunFolder
+from steering.runner.optional import failure
 from steering.view.curves import buffer_picture, course_picture, versions_picture
 from steering.view.history import Curve, History, curves, history
 from steering.view.page import bars, page, picture, table, text
 from steering.view.pictures import object_picture, positions_picture
 from steering.view.status import duration, gone, lasted
 from steering.view.tables import key_figures, measured, number, phase_errors, wall_times
+
+logger = logging.getLogger(__name__)
 
 LOG_LINES = 18
 CHATTER = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady", "BacklogChanged", "Tick")
@@ -30,21 +35,34 @@ def write_report(folder: RunFolder) -> Path:
     summary, events = folder.summary(), folder.events()
     past, objects = history(events), folder.objects()
     lines = curves(objects)
-    body = [
-        _heading(folder.name, summary, past),
-        _notice(summary, past),
-        _objects(objects, summary),
-        _course(lines, past),
-        _positions(lines),
-        _figures(summary),
-        _versions(past, summary),
-        _buffer(summary),
-        _time(summary),
-        _measured(summary),
-        _pictures(folder),
-        _log(events, summary),
-    ]
+    body = [_heading(folder.name, summary, past), _notice(summary, past)]
+    parts: dict[str, Callable[[], str]] = {
+        "the live object": lambda: _objects(objects, summary),
+        "error and trust": lambda: _course(lines, past),
+        "positions": lambda: _positions(lines),
+        "key figures": lambda: _figures(summary),
+        "model versions": lambda: _versions(past, summary),
+        "rehearsal buffer": lambda: _buffer(summary),
+        "time": lambda: _time(summary),
+        "measured": lambda: _measured(summary),
+        "pictures": lambda: _pictures(folder),
+    }
+    known = {event.get("what") for event in events if event.get("event") == "WorkFailed"}
+    for name, part in parts.items():
+        body.append(_drawn(f"drawing {name} for the report", part, folder, known))
+    body.append(_log(folder.events(), summary))
     return folder.write_file("report.html", page(f"{folder.name} - steering", body))
+
+
+def _drawn(what: str, part: Callable[[], str], folder: RunFolder, known: set[Any]) -> str:
+    """A part of the report; where it fails, that is said in its place and logged, if it is not known already."""
+    try:
+        return part()
+    except Exception as error:  # a picture is never a reason to have no report
+        logger.warning("%s failed; the report goes without it", what, exc_info=error)
+        if what not in known:
+            folder.append_event(encode(failure(what, error)))
+        return f'<section><p class="soft">{text(what)} failed: {text(f"{type(error).__name__}: {error}")}</p></section>'
 
 
 def _heading(name: str, summary: Mapping[str, Any], past: History) -> str:
@@ -189,7 +207,8 @@ def _log(events: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
         return ""
     start = datetime.fromisoformat(summary["started"]).timestamp() if "started" in summary else told[0].get("time", 0)
     lines = "\n".join(_line(event, start) for event in told[-LOG_LINES:])
-    trace = str(told[-1].get("traceback", ""))
+    traces = {str(event.get("event")): str(event["traceback"]) for event in told if event.get("traceback")}
+    trace = traces.get("RunEnded") or next(iter(traces.values()), "")
     detail = f"<details><summary>Traceback</summary><pre>{text(trace)}</pre></details>" if trace else ""
     return f"<section><h2>The end of the log</h2><pre>{text(lines)}</pre>{detail}</section>"
 

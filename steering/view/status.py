@@ -24,6 +24,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("model", _model(past)),
         ("trust", _trust(past)),
         ("waits", _waits(summary, folder.events())),
+        *(("failed", failed) for failed in _failed(folder.events())),
         ("last", _last(past)),
         ("report", str(folder.path / "report.html") if (folder.path / "report.html").exists() else ""),
     ]
@@ -119,6 +120,11 @@ def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     left = duration(asked.until - time.time())
     proposal = f"{tell(asked)}; approve or veto within {left}, else {asked.default}"
     return f"{proposal}; {paused}" if paused else proposal
+
+
+def _failed(events: list[dict[str, Any]]) -> list[str]:
+    """Optional work that failed while the run went on."""
+    return [f"{e.get('what')}: {e.get('error')}" for e in events if e.get("event") == "WorkFailed"]
 
 
 def _last(past: History) -> str:
