@@ -20,6 +20,7 @@ from distributed import Client
 from torch import nn
 
 from steering.clusters import local
+from steering.clusters.roles import INFERENCE, addresses, workers_of
 from steering.learning import Classification, Loop, Objective, Place, Reconstruction, TrainerSettings
 from steering.learning.strategies import ER, Incremental, Strategy
 from steering.models import ProbeFirst, ResNet18
@@ -119,7 +120,7 @@ def waiting(place: Place) -> float:
 
 def idle(client: Client) -> float:
     """Share of a core that an idle worker burns: the one for inference, which has nothing to do here."""
-    [home] = [key for key, w in client.scheduler_info(n_workers=-1)["workers"].items() if "inference" in w["resources"]]
+    [home] = addresses(workers_of(client), INFERENCE)
     worker = psutil.Process(client.run(_pid, workers=[home])[home])
     before, begun = worker.cpu_times(), time.perf_counter()
     time.sleep(2 * LATE_S)

@@ -127,7 +127,7 @@ class Predictor:
         """Put a published version into service, between two frames, if it does no worse on held-out frames.
 
         canary: whether that is asked; not where a person wants an older version back. margin: see Serving.make_ready.
-        A version that is refused leaves the one in service where it is. Raises as `ModelStore.weights` does.
+        A refused version leaves the one in service. Raises as `ModelStore.weights` does.
         """
         async with self._installing:
             frames = await self._do(self._canary) if canary and self.settings.canary else None
@@ -140,24 +140,19 @@ class Predictor:
         return installed
 
     async def suggest(self, n: int, declined: Sequence[tuple[DecisionSuggested, str]] = ()) -> PolicyAnswer:
-        """Ask the policy for up to n positions. declined: what of its earlier decisions is not carried out, each with
-        the reason, which it hears first."""
+        """Tell the policy what of its decisions is not carried out, and why, and ask it for up to n positions."""
         return await self._do(self._policy_host.suggest, n, declined)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
-        """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or
-        before its first frame is predicted."""
+        """The newest frames of a scan and all that a label maker needs; None before the first, and once it is over."""
         return await self._do(self._label_frames, scan, newest)
 
     async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
-        """The same for the refinement of the live image, which has time only while no frame waits: else None."""
+        """The same for the live image's refinement; None while any frame waits."""
         return await self._do(lambda: None if len(self._inbox) else self._label_frames(scan, newest))
 
     async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
-        """Those of the frames with these ids whose counts are still kept, and how many are known but no longer kept.
-
-        None for a scan that is not known. In the order of arrival.
-        """
+        """Frames with these ids whose counts are kept, in order of arrival (None: no such scan); how many are not."""
         return await self._do(self._late_frames, scan, frame_id)
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
@@ -165,8 +160,7 @@ class Predictor:
         await self._do(self._scans.images[scan].show_labelled, labels, shown, residual)
 
     async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
-        """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
-        one is shown by now."""
+        """Show an object refined on from the one of that many refinements; False where a newer one is shown by now."""
         return await self._do(self._scans.images[scan].show, refined, refinements)
 
     async def live(self, scan: str | None = None) -> xr.Dataset | None:
@@ -174,8 +168,7 @@ class Predictor:
         return await self._do(self._live, scan)
 
     async def evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
-        """How well model versions do on the frames of a scan that errors are reported from: the network's own patches,
-        stitched. Empty where the truth is not known, or no such frame was measured."""
+        """How well versions do on the frames of a scan that errors are reported from; empty where there are none."""
         return await self._do(self._score, scan, versions)
 
     async def evaluate_refined(self, scan: str) -> Score | None:
@@ -183,8 +176,7 @@ class Predictor:
         return await self._do(lambda: None if (live := self._scans.get(scan)) is None else score_refined(live))
 
     async def versions_of(self, scan: str) -> tuple[int, int]:
-        """The version in service when the scan's first frame came, and when its last one did: that in service now for
-        a scan of which no frame is known."""
+        """The version in service when a scan's first frame came, and its last one; now, where no frame is known."""
         return await self._do(self._versions_of, scan)
 
     async def is_over(self, scan: str) -> bool:
@@ -192,7 +184,7 @@ class Predictor:
         return await self._do(lambda: scan in self._scans.images and self._scans.images[scan].retired)
 
     async def close(self) -> None:
-        """Give the thread and the settings of the process back: the worker may serve other runs."""
+        """Give thread, memory and the process's settings back: the worker may serve other runs."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         gc.unfreeze()
         sys.setswitchinterval(self._switch_before)
