@@ -59,7 +59,7 @@ class Campaign:
     """Decides from events alone; the same events in the same order give the same actions.
 
     `handle` returns the actions that an event calls for. Events that the campaign itself brings about (see RAISED)
-    wait in `raised` until the runner takes them into the log; they call for no action.
+    wait in `raised` until the runner logs them; they call for no action.
 
     frame_time: seconds of a position whose decision names no dwell, for the safe limits.
 

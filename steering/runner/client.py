@@ -26,7 +26,7 @@ _LAST_WORDS_S = 20.0
 
 
 class Attached:
-    """A run that goes on at the cluster, as any process may ask it and tell it."""
+    """A running campaign, as any process can watch it and give it commands."""
 
     def __init__(self, runner: Any) -> None:
         self._runner = runner
@@ -56,7 +56,7 @@ class Attached:
 
 
 class Handle(Attached):
-    """A run that this process has started: it alone hears of the end."""
+    """A run that this process has started: only this process gets its result."""
 
     def __init__(self, runner: Any, result: Any) -> None:
         super().__init__(runner)

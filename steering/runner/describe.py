@@ -1,4 +1,4 @@
-"""Events of note in words, for the display, for the status and for the person who gives a command."""
+"""Notable events in words, for the display, for the status and for the person who gives a command."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from steering.campaign import (
 )
 
 
-def tell(event: Event) -> str | None:
-    """An event of note in a line; None for the everyday ones."""
+def describe(event: Event) -> str | None:
+    """A notable event in one line; None for the others."""
     return _of_models(event) or _of_labels(event) or _of_decisions(event) or _of_the_run(event)
 
 

@@ -100,7 +100,7 @@ class PredictorProxy:
         return self._answer.decision
 
     async def install(self, number: int, **settings: Any) -> Installed:
-        """What came of the wish to put a version into service, see Predictor.install."""
+        """Put a version into service if the predictor accepts it, see Predictor.install."""
         installed: Installed = await self.ask("install", number, **settings)
         self._version = installed.version
         return installed
@@ -117,7 +117,7 @@ class PredictorProxy:
         return events
 
     async def let_go(self, scan: str) -> None:
-        """A scan is over, saved, and all of it was reported: a predictor that starts again need not know its frames."""
+        """Forget a scan that is over, saved, and reported whole: the next predictor need not know its frames."""
         self._over.append(scan)
         await call(self._source, "let_go", scan)
         self._predicted.pop(scan, None)
@@ -131,7 +131,7 @@ class PredictorProxy:
             return
 
     async def replaced(self, number: int) -> bool:
-        """See to it that another sits where the predictor of this number sat, if it is lost; False where it is not.
+        """Replace the predictor of this number if it is lost; False where it is not. True where it is replaced already.
 
         Raises LostForGood where none can.
         """

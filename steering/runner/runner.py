@@ -20,7 +20,7 @@ from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
 from steering.records import ModelVersion
 from steering.runner.actors import ActorHandle, LostForGood, call, place, retrieved
-from steering.runner.describe import tell
+from steering.runner.describe import describe
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class Runner:
-    """Conducts one campaign. Its methods are async: it answers while the campaign runs, and after its end."""
+    """Runs one campaign. Its methods are async: it answers while the campaign runs, and after its end."""
 
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment = experiment
@@ -108,7 +108,8 @@ class Runner:
         return image
 
     async def command(self, name: str, version: int | None = None) -> str:
-        """A person's word, see Command. Returns what will be done; raises ValueError where it cannot be done now."""
+        """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot be
+        done now."""
         order = Command(time=time.time(), name=name, version=version)
         objection = self.campaign.objection(order)
         if objection is not None:
@@ -116,7 +117,7 @@ class Runner:
         proposed = self.campaign.gate.proposed
         self.take(order)
         if name in ("approve", "veto") and proposed is not None:
-            return f"{name}: {tell(proposed)}"
+            return f"{name}: {describe(proposed)}"
         return name
 
     async def folder_name(self) -> str:
@@ -231,7 +232,7 @@ class Runner:
     # Events in, actions out.
 
     def take(self, event: Event) -> None:
-        """Log an event, and begin what follows from it. Where that fails the run ends."""
+        """Log an event, and start the actions that follow from it. A failure here ends the run."""
         try:
             self._log(event)
             before = self.campaign.scan
@@ -297,16 +298,16 @@ class Runner:
             job.add_done_callback(retrieved)
 
     async def _hear_the_last_frames(self) -> None:
-        """A person's stop finishes the campaign while frames are on their way: they still belong to the run."""
+        """Wait for frames that are still on their way when a person stops the campaign: they belong to the run."""
         await call(self.source, "close")
-        while not self._source_ended or any(map(self.metrics.unheard, self.metrics.arrived)):
+        while not self._source_ended or any(map(self.metrics.unreported, self.metrics.arrived)):
             try:
                 await asyncio.wait_for(self._unless_failed(self._event()), _LAST_FRAMES_S)
             except TimeoutError:
                 if self.proxy.replacing:
                     continue
                 if self._source_ended:
-                    return  # the summary says how many were never heard of
+                    return  # the summary says how many were never reported
                 raise RuntimeError(
                     f"found a source that goes on {_LAST_FRAMES_S:.0f} s after it was closed, expected its end"
                 ) from None
@@ -325,9 +326,9 @@ class Runner:
                 self.take(event)
 
     async def _leave(self, scan: str) -> None:
-        """A scan is over: what came of it is written down, so that no loss can take it away."""
+        """Save the live image of a scan that is over, so that no loss can take it away."""
         saved = await self.optional.run("saving the live image of a scan that is over", self._save(scan))
-        while self.metrics.unheard(scan):
+        while self.metrics.unreported(scan):
             await asyncio.sleep(_LOOK_S)
         if saved and await self.proxy.ask("is_over", scan):  # else it was only interrupted
             await self.proxy.let_go(scan)
@@ -343,7 +344,7 @@ class Runner:
         return figures
 
     async def _close(self, name: str | None) -> None:
-        """Let go of all that the run holds on the cluster."""
+        """Release everything that the run holds on the cluster."""
         for job in self._jobs:
             job.cancel()
         self._over = True

@@ -1,4 +1,4 @@
-"""The source's actor: frames go straight from here to the predictor, each acknowledged."""
+"""The source's actor: it sends chunks of frames to the predictor, which acknowledges each."""
 
 from __future__ import annotations
 

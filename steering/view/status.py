@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from steering.campaign import DecisionProposed, decode
-from steering.runner.describe import tell
+from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
 from steering.view.history import History, history
 
@@ -118,7 +118,7 @@ def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     if not isinstance(asked, DecisionProposed):
         return paused
     left = duration(asked.until - time.time())
-    proposal = f"{tell(asked)}; approve or veto within {left}, else {asked.default}"
+    proposal = f"{describe(asked)}; approve or veto within {left}, else {asked.default}"
     return f"{proposal}; {paused}" if paused else proposal
 
 
