@@ -173,10 +173,12 @@ class RankGroup:
 
         error: what was raised; None: nothing yet.
         """
+        members = self._members
+        # Nobody else has to wait while this is found out: some errors are no losses.
+        lost = await losses(self._client, members) if self.generation == generation else []
         async with self._changing:
             if self.generation != generation and self._change is not None:
                 return self._change
-            lost = await losses(self._client, self._members)
             if not lost and error is not None:
                 cause = await error.cause() if isinstance(error, CallsFailed) else error
                 if not isinstance(cause, GroupLost):

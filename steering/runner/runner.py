@@ -87,7 +87,7 @@ class Runner:
 
     async def save(self) -> None:
         """Write the live image of every scan so far into the run's folder."""
-        if self._proxy is not None:
+        if self._executor is not None:
             for scan in self.campaign.scans:
                 await self._save(scan)
 
@@ -104,7 +104,7 @@ class Runner:
         if self._over:
             images = await asyncio.to_thread(self.folder.objects)
             return images.get(str(self.campaign.scan))
-        image: xr.Dataset | None = None if self._proxy is None else await self._proxy.ask("live")
+        image: xr.Dataset | None = None if self._executor is None else await self.proxy.ask("live")
         return image
 
     async def command(self, name: str, version: int | None = None) -> str:
@@ -130,8 +130,8 @@ class Runner:
 
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
-        if not self._over and self._proxy is not None:
-            figures = await call(self.source, "figures"), await self._proxy.ask("figures")
+        if not self._over and self._executor is not None:
+            figures = await call(self.source, "figures"), await self.proxy.ask("figures")
             self._last = snapshot(self.metrics, *figures)
         return {**self._last, "elapsed_s": self._last.get("elapsed_s", time.time() - self.metrics.begun)}
 
