@@ -194,10 +194,12 @@ def left_over(client: Client) -> list[str]:
 
     def on_worker(dask_worker: Worker) -> list[str]:
         gc.collect()
-        ours = ("Runner", "Predictor", "Rank", "SourceActor", "LiveImage", "Samples", "RehearsalBuffer")
-        objects = [type(thing).__name__ for thing in gc.get_objects() if type(thing).__name__ in ours]
+        kinds = [type(thing) for thing in gc.get_objects()]
+        ours = ("runner.runner", "runner.source_actor", "inference.predictor", "inference.live", "learning.rank")
+        objects = [kind.__name__ for kind in kinds if kind.__module__ in [f"steering.{room}" for room in ours]]
         return [*map(str, dask_worker.state.actors), *map(str, dask_worker.data), *objects]
 
+    gc.collect()  # this process holds the runner by what it was told
     held = client.run_on_scheduler(on_scheduler) + list(client.list_datasets())
     return held + [thing for things in client.run(on_worker).values() for thing in things]
 

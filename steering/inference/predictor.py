@@ -7,6 +7,7 @@ their work at the end of that thread's queue.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import sys
@@ -103,12 +104,11 @@ class Predictor:
         gc.freeze()  # a full collection that looked through all that is there now would stop the frames for 0.2 s
 
     async def receive(self, chunk: xr.Dataset) -> None:
-        """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
+        """Take a chunk; returns (the acknowledgement) once it is in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
         self._inbox.put(chunk, arrived)
-        # One turn takes all that waits. With a turn for each chunk a question would wait for those of all chunks before
-        # its own, which predict what has come since: after a pause that never catches up.
+        # One turn takes all that waits: with one for each chunk a question would wait for those of all before its own.
         if not self._turn_due:
             self._turn_due = True
             self._thread.submit(self._guarded, self._predict_waiting)
@@ -185,6 +185,7 @@ class Predictor:
 
     async def close(self) -> None:
         """Give thread, memory and the process's settings back: the worker may serve other runs."""
+        self._events.put_nowait(_Failed(time=time.time(), error=RuntimeError("the run has ended")))  # a call waits
         self._thread.shutdown(wait=False, cancel_futures=True)
         gc.unfreeze()
         sys.setswitchinterval(self._switch_before)
@@ -361,7 +362,8 @@ class Predictor:
         self._loop.call_soon_threadsafe(self._loop.call_later, rest, self._look_again)
 
     def _look_again(self) -> None:
-        self._thread.submit(self._guarded, self._predict_again)
+        with contextlib.suppress(RuntimeError):  # the run has ended
+            self._thread.submit(self._guarded, self._predict_again)
 
     def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         live = self._scans.get(scan)

@@ -13,7 +13,7 @@ from distributed import Client
 from steering.campaign import DecisionSuggested, Declined, Event, FrameSetAside, PredictionReady, PredictorReplaced
 from steering.clusters.roles import INFERENCE, addresses, workers_now
 from steering.inference import Installed, PolicyAnswer, Predictor, ResumeState
-from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, retrieved, while_there
+from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
 
 _ATTEMPTS = 3
 """Predictors that are tried one after the other when each is lost before it is ready."""
@@ -124,11 +124,8 @@ class PredictorProxy:
         self._aside.pop(scan, None)
 
     async def close(self) -> None:
-        """Let the predictor go, if it is still there."""
-        try:
-            await asyncio.wait_for(call(self.actor, "close"), 5)
-        except Exception:  # what is gone already needs no closing
-            return
+        """Let go of the predictor."""
+        await release(self._client, self._handle, "close")
 
     async def replaced(self, number: int) -> bool:
         """Replace the predictor of this number if it is lost; False where it is not. True where it is replaced already.

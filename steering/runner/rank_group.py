@@ -13,12 +13,22 @@ from distributed import Client
 from steering.campaign import GroupChanged
 from steering.learning import GroupLost, MeetingPoint, Rank, Round
 from steering.records import ModelVersion
-from steering.runner.actors import LOOK_S, ActorHandle, CallsFailed, LostForGood, call, every, gone, losses, place
-from steering.runner.actors import retrieved as _retrieved
+from steering.runner.actors import (
+    LOOK_S,
+    ActorHandle,
+    CallsFailed,
+    LostForGood,
+    call,
+    every,
+    gone,
+    losses,
+    place,
+    release,
+    retrieved,
+)
 
 _ATTEMPTS = 5
 """Groups that are tried one after the other when each loses ranks while it forms."""
-_CLOSE_S = 5.0
 
 T = TypeVar("T")
 
@@ -132,11 +142,7 @@ class RankGroup:
     async def close(self) -> None:
         """Let the ranks leave their group, and let go of them."""
         members, self._members = self._members, []
-        for member in members:
-            try:
-                await asyncio.wait_for(call(member.actor, "close"), _CLOSE_S)
-            except Exception:  # noqa: S112 - what is gone already needs no closing
-                continue
+        await asyncio.gather(*(release(self._client, member, "close") for member in members))
 
     async def _together(
         self, work: Callable[[list[Any]], Awaitable[T]], generation: int | None = None
@@ -150,7 +156,7 @@ class RankGroup:
         if generation is not None and generation != mine and self._change is not None:
             return self._change
         job = asyncio.ensure_future(work([member.actor for member in members]))
-        job.add_done_callback(_retrieved)
+        job.add_done_callback(retrieved)
         try:
             error: Exception | None = None
             while not job.done():
@@ -229,7 +235,7 @@ class RankGroup:
             for number, member in enumerate(members)
         )
         job = asyncio.ensure_future(every(calls))
-        job.add_done_callback(_retrieved)
+        job.add_done_callback(retrieved)
         try:
             while not job.done():
                 await asyncio.wait({job}, timeout=LOOK_S)

@@ -19,7 +19,7 @@ from steering.labels.external import waiting
 from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.actors import ActorHandle, LostForGood, call, place, retrieved
+from steering.runner.actors import ActorHandle, LostForGood, call, place, release, retrieved
 from steering.runner.describe import describe
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
@@ -39,9 +39,6 @@ _LOOK_S = 0.5
 """Between two looks whether all of a scan was reported."""
 _SET_UP_S = 300.0
 """How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""
-
-_CLOSE_S = 5.0
-"""How long an actor may take to close."""
 
 T = TypeVar("T")
 
@@ -348,13 +345,13 @@ class Runner:
         for job in self._jobs:
             job.cancel()
         self._over = True
+        client = await get_client()
         closing = [part.close() for part in (self._proxy, self._ranks) if part is not None]
         if self._source is not None:
-            closing.append(asyncio.wait_for(call(self.source, "close"), _CLOSE_S))
-        await asyncio.gather(*closing, return_exceptions=True)
+            closing.append(release(client, self._source, "release"))
+        await asyncio.gather(*closing)
         self._proxy = self._ranks = self._source = self._executor = None
         if name is not None:
-            client = await get_client()
             await client.unpublish_dataset(name)
 
 

@@ -143,6 +143,11 @@ class SourceActor:
         async with self._turn:
             self._turn.notify_all()
 
+    async def release(self) -> None:
+        """End the source, and answer the call that waits for its events: the run has ended."""
+        await self.close()
+        self._events.put_nowait(RuntimeError("the run has ended"))
+
     def _pull(self) -> None:
         """The source's own thread. It waits for frames, so that the event loop need not, and then until they are with
         the predictor: what cannot be sent in time stays with the source, which drops its oldest and counts."""
