@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -258,11 +258,11 @@ class Runner:
             self._next.set_result(None)
             self._next = None
 
-    async def _event(self) -> None:
-        """Wait for the next event."""
+    def _event(self) -> asyncio.Future:
+        """Done with the next event after this call."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._next)
+        return asyncio.shield(self._next)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         job = asyncio.ensure_future(self._guarded(work))
@@ -280,7 +280,7 @@ class Runner:
             self._failed.set_exception(error)
             self._failed.exception()  # it may come when nobody waits any more
 
-    async def _unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _unless_failed(self, work: Awaitable[T]) -> T:
         """The result of some work; raises at once what any other part of the run has raised."""
         job = asyncio.ensure_future(work)
         if self._failed is None:
