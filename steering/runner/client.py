@@ -143,12 +143,14 @@ def _refuse_second(client: Client) -> None:
         return
     try:
         name = other.result(timeout=_ANSWER_S).folder_name().result(timeout=_ANSWER_S)
+    except TimeoutError:
+        name = "of another folder (its runner is busy: it has not said its name)"
     except Exception:  # its worker is gone, and the run with it
         client.unpublish_dataset(PUBLISHED)
         return
     raise RuntimeError(
         f"found the campaign {name} running on the cluster at {client.scheduler.address}, expected a cluster without "
-        f"one: wait for its end, stop it with `steering stop {name}`, or start another cluster"
+        "one: wait for its end, end it with `steering stop` and its folder, or start another cluster"
     )
 
 

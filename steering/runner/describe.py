@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from steering.campaign import (
     DecisionLimited,
     DecisionProposed,
@@ -18,6 +20,7 @@ from steering.campaign import (
     RollBackRefused,
     RolledBack,
     ScanRevisited,
+    TrainingSkipped,
     VersionRefused,
     WorkFailed,
 )
@@ -44,7 +47,7 @@ def _of_models(event: Event) -> str | None:
         case DriftLowered():
             return f"trust is back: {event.trust:.2f} with model {event.version}"
         case ModelPublished() if event.version:
-            return f"model {event.version} published, validation error {event.validation_error:.4f}"
+            return f"model {event.version} published, {_judged(event.validation_error)}"
         case RolledBack():
             return f"back to model {event.version}: {event.reason}"
         case RollBackRefused():
@@ -63,8 +66,16 @@ def _of_models(event: Event) -> str | None:
     return None
 
 
+def _judged(error: float | None) -> str:
+    if error is None or not isfinite(error):
+        return "without a held-out frame to judge by"
+    return f"validation error {error:.4f}"
+
+
 def _of_labels(event: Event) -> str | None:
     match event:
+        case TrainingSkipped():
+            return f"no training round: {event.reason}"
         case LabelsReady() if event.count:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
         case FrameSetAside():

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -170,7 +171,7 @@ class Runner:
         client = await get_client()
         await self._assemble(client)
         labelling = self._executor_of(client).labelling
-        self._log(self.campaign.began)
+        self._log(replace(self.campaign.began, time=time.time()))
         self.take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
         self._start(self._hear_the_source())
         self._start(self._hear_the_predictor())

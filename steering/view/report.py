@@ -23,7 +23,15 @@ from steering.view.tables import key_figures, measured, number, phase_errors, wa
 logger = logging.getLogger(__name__)
 
 LOG_LINES = 18
-CHATTER = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady", "BacklogChanged", "Tick")
+CHATTER = (
+    "CampaignBegan",
+    "ChunkArrived",
+    "PredictionReady",
+    "DecisionSuggested",
+    "LabelsReady",
+    "BacklogChanged",
+    "Tick",
+)
 
 
 def write_report(folder: RunFolder) -> Path:
