@@ -549,6 +549,22 @@ def test_another_group_voids_the_round_and_labels_are_due_at_once():
     assert campaign.raised == [AnswerIgnored(time=0.0, kind="CandidateReady", action=2)]
 
 
+def test_what_fails_again_and_again_at_the_same_place_ends_the_run():
+    lost = PredictorReplaced(time=0.0, frames=0, seconds=1.0)
+    campaign = training()
+    feed(campaign, lost, lost, lost, predicted(0.5), lost, lost, lost)
+    assert campaign.hopeless is None
+    feed(campaign, lost)
+    assert "lost 4 times in a row at the same place" in campaign.hopeless
+    campaign = training()
+    for generation in range(1, 9):
+        feed(campaign, changed(generation))  # ranks are lost: there is an end to that
+    for generation in range(9, 13):
+        assert campaign.hopeless is None
+        feed(campaign, replace(changed(generation), lost=()))
+    assert "raise TrainerSettings.deadline" in campaign.hopeless
+
+
 @pytest.mark.parametrize("over", [False, True])
 def test_ranks_without_samples_get_labels_before_the_next_round(over):
     campaign = training()

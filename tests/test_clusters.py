@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, Scheduler, Worker
 
 from steering.clusters import existing, local
+from steering.runner import RunFolder, start
+from tests.test_runner import experiment
 
 pytestmark = pytest.mark.slow
 DASK = [sys.executable, "-m", "dask"]
@@ -181,6 +184,39 @@ def test_existing_goes_on_running_and_takes_an_address(scheduler_file: Path) -> 
         address = client.scheduler.address
     with existing(address, ranks=2, timeout=60) as client:
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+
+
+def left_over(client: Client) -> list[str]:
+    """What of a campaign is still on the cluster: keys, actors, data, and the objects themselves."""
+
+    def on_scheduler(dask_scheduler: Scheduler) -> list[str]:
+        return [str(key) for key in dask_scheduler.tasks]
+
+    def on_worker(dask_worker: Worker) -> list[str]:
+        gc.collect()
+        kinds = [type(thing) for thing in gc.get_objects()]
+        ours = ("runner.runner", "runner.source_actor", "inference.predictor", "inference.live", "learning.rank")
+        objects = [kind.__name__ for kind in kinds if kind.__module__ in [f"steering.{room}" for room in ours]]
+        return [*map(str, dask_worker.state.actors), *map(str, dask_worker.data), *objects]
+
+    gc.collect()  # this process holds the runner by what it was told
+    held = client.run_on_scheduler(on_scheduler) + list(client.list_datasets())
+    return held + [thing for things in client.run(on_worker).values() for thing in things]
+
+
+def test_a_campaign_leaves_nothing_on_a_cluster_where_another_one_follows(scheduler_file: Path, tmp_path: Path) -> None:
+    """A second one at the same time is refused, and disturbs nothing."""
+    with existing(str(scheduler_file), ranks=2, timeout=60) as client:
+        for number in range(2):
+            run = start(experiment(), client, RunFolder.create(tmp_path / f"run-{number}"))
+            with pytest.raises(RuntimeError, match=f"found the campaign run-{number} running on the cluster at tcp:"):
+                start(experiment(), client, RunFolder.create(tmp_path / f"beside-{number}"))
+            figures = run.result()
+            assert figures["frames_predicted"] == figures["frames_acquired"] == 150
+            assert run.snapshot()["status"] == "finished"  # who comes late is still answered
+            assert run.live() is not None
+            del run
+            wait_until(lambda: not left_over(client), "the cluster to be as it was")
 
 
 def test_existing_names_the_roles_that_are_missing(scheduler_file: Path) -> None:

@@ -205,6 +205,36 @@ def test_a_vetoed_decision_moves_nothing_and_another_one_is_asked_for():
     assert handled(campaign, suggested([(3, 3)], time=131.0)) == [Remind(191.0)]
 
 
+def asked(actions):
+    [ask] = [action for action in actions if isinstance(action, AskPolicy)]
+    return [(part.decision.positions, part.decision.stop, part.reason) for part in ask.declined]
+
+
+def test_the_policy_is_told_once_what_was_vetoed_limited_or_refused_by_the_source():
+    campaign = campaign_with(Limits(area=AREA), approval_s=60.0)
+    events = [
+        suggested([(0, 0), (99, 0)], stop=True, time=100.0),
+        command("veto", time=130.0),
+        suggested([(1, 1), (2, 2)], time=131.0),
+        command("approve", time=132.0),
+    ]
+    told = [campaign.handle(addressed(campaign, event)) for event in events]
+    assert asked(told[1]) == [
+        (((99.0, 0.0),), False, "outside the allowed area"),
+        (((0.0, 0.0),), True, "vetoed: a person"),
+    ]
+    assert asked(told[3]) == []  # once
+    refused = FrameRefused(time=133.0, count=1, reason="no stage there", positions=((2.0, 2.0),))
+    campaign.handle(refused)
+    assert campaign.outstanding == 1
+    settled = campaign.handle(addressed(campaign, suggested([(3, 3)], time=134.0)))
+    assert settled  # it waits for a word
+    assert asked(campaign.handle(command("veto", time=135.0))) == [
+        (((2.0, 2.0),), False, "no stage there"),
+        (((3.0, 3.0),), False, "vetoed: a person"),
+    ]
+
+
 @pytest.mark.parametrize(("unanswered", "moves"), [("approve", 1), ("veto", 0)])
 def test_without_an_answer_the_stated_default_holds(unanswered, moves):
     campaign = proposing(unanswered=unanswered)

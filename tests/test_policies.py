@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from steering.policies import Adaptive, GradientResidual, Random, Raster, SpaceFilling
-from steering.records import Prediction
+from steering.policies import Adaptive, GradientResidual, Random, Raster, SpaceFilling, StopRule
+from steering.records import Decision, Prediction
 
 BEAM = 2.0
 LOOKING = {"gradient_residual": partial(GradientResidual, beam=BEAM), "adaptive": partial(Adaptive, beam=BEAM)}
@@ -37,24 +37,24 @@ def grid(rows, columns, step=1.0, jitter=0.0, seed=0):
     return rng.permutation(np.clip(moved, 0, places.max(0)))
 
 
-def prediction(scan, n, prior_residual=0.5):
+def prediction(scan, n, prior_residual=0.5, residual=0.0):
     return Prediction(
         frame_id=np.arange(n),
         scan=scan,
         position=np.zeros((n, 2)),
         amplitude=np.ones((n, 4, 4), np.float32),
         phase=np.zeros((n, 4, 4), np.float32),
-        residual=np.zeros(n, np.float32),
+        residual=np.full(n, residual, np.float32),
         offset=np.zeros(n, np.float32),
         model_version=np.zeros(n, np.int64),
         prior_residual=np.full(n, prior_residual, np.float32),
     )
 
 
-def told(policy, scan, n):
+def told(policy, scan, n, **figures):
     """The predictor says that it has predicted n frames of a scan, one by one."""
     for _ in range(n):
-        policy.ingest(prediction(scan, 1), flat())
+        policy.ingest(prediction(scan, 1, **figures), flat())
 
 
 def walk(policy, n=7):
@@ -187,6 +187,52 @@ def test_a_scan_that_stops_and_goes_on_under_its_name_does_not_shorten_the_next(
     told(policy, "zinc", 10)  # a drift inside the scan: measured again under the same name
     told(policy, "brick", 1)
     same_walk(kind, walk(policy), whole)
+
+
+def declined(policy, positions, *, stop=False):
+    """A person vetoes, the limits or the source refuse."""
+    where = np.reshape(positions, (-1, 2))
+    reasons = ("because",) * max(len(where), int(stop))
+    policy.declined(Decision(positions=where, reasons=reasons, stop=stop), "because")
+
+
+def test_what_is_declined_is_neither_suggested_again_nor_waited_for(kind):
+    """Of the first walk five positions bring no frame; the next scan's walk is whole and begins once."""
+    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
+    first = policy.suggest(12).positions
+    declined(policy, first[:5])
+    told(policy, "zinc", 7)
+    rest = walk(policy)
+    assert sorted_rows([*first, *rest]) == sorted_rows(whole)
+    told(policy, "zinc", 13)
+    found = policy.suggest(5).positions.tolist()
+    told(policy, "brick", 5)  # not more than were suggested: the walk goes on
+    same_walk(kind, [*found, *walk(policy)], whole)
+
+
+def test_a_vetoed_stop_is_not_the_end_of_a_scan(kind):
+    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
+    told(policy, "zinc", 0)
+    while not (last := policy.suggest(7)).stop:
+        pass
+    declined(policy, last.positions, stop=True)
+    told(policy, "zinc", 25 - len(last.positions))
+    again = policy.suggest(7)  # nothing is left to measure, and no walk was begun
+    assert (len(again.positions), again.stop) == (0, True)
+    same_walk(kind, walk(policy), whole)  # that one was carried out
+
+
+def test_after_a_vetoed_stop_the_rule_looks_at_new_frames_only():
+    policy = SpaceFilling(grid(10, 10), stop=StopRule(ratio=10.0, half_life=2.0))
+    policy.suggest(20)
+    told(policy, "zinc", 20, residual=0.5)
+    last = policy.suggest(7)
+    assert (len(last.positions), last.stop) == (0, True)
+    declined(policy, [], stop=True)
+    goes_on = policy.suggest(7)
+    assert (len(goes_on.positions), goes_on.stop) == (7, False)
+    told(policy, "zinc", 7, residual=0.5)
+    assert policy.suggest(7).stop
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.2])

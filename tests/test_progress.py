@@ -12,7 +12,7 @@ from rich.console import Console
 from steering.campaign import Command, DecisionProposed, DecisionSettled, ModelPublished, encode
 from steering.runner import RunFolder
 from steering.runner.client import show_all
-from steering.runner.describe import tell
+from steering.runner.describe import describe
 from steering.view.display import draw, sparkline
 from steering.view.progress import KEPT, Progress
 from steering.view.status import status_lines
@@ -171,7 +171,7 @@ def interrupted():
 
 def test_a_version_that_nothing_could_judge_is_told_in_words():
     for unknown in (None, float("nan")):
-        told = tell(ModelPublished(time=0.0, version=13, validation_error=unknown, validation_residual=None))
+        told = describe(ModelPublished(time=0.0, version=13, validation_error=unknown, validation_residual=None))
         assert told == "model 13 published, validation error unknown: no held-out frame was labelled"
 
 
@@ -189,7 +189,7 @@ def test_the_status_tells_a_proposal_in_the_words_of_the_display(tmp_path):
     asked = DecisionProposed(time=0.0, positions=0, reason="enough", stop=True, until=time.time() + 50, default="veto")
     folder.append_event(encode(asked))
     (waits,) = (line for line in status_lines(folder) if line.startswith("  waits"))
-    assert f"{tell(asked)}; approve or veto within" in waits
+    assert f"{describe(asked)}; approve or veto within" in waits
     folder.append_event(encode(DecisionSettled(time=1.0, approved=True, by="a person")))
     folder.append_event(encode(Command(time=2.0, name="pause")))
     assert "  waits    paused: continue with `steering resume`" in status_lines(folder)

@@ -1,5 +1,6 @@
 """The report and the comparison, on run folders with pictures of scikit-image and made-up curves."""
 
+import shutil
 import time
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from steering.view.history import curves, history, running_median
 from steering.view.notebook import LivePanel
 from steering.view.pictures import live_picture, shown
 from steering.view.report import write_report
+from steering.view.status import status_lines
 
 START = time.time() - 30
 PICTURES = {"camera": data.camera, "coins": data.coins, "bricks": data.brick}
@@ -258,8 +260,24 @@ def test_a_part_that_cannot_be_made_is_told_and_the_others_are_made(tmp_path, ca
     assert page.count("This part could not be made.") == 2
     for heading in ("Objects", "Where the time went", "Key figures", "Last events"):
         assert f"<h2>{heading}</h2>" in page
-    assert "the part 'Objects' of the report could not be made" in caplog.text
+    assert "the part 'Objects' of the report failed" in caplog.text
     assert "Traceback" in caplog.text
+
+
+def test_a_picture_that_fails_is_said_and_logged_once_and_the_report_is_there(run, tmp_path, monkeypatch):
+    folder = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+
+    def broken(*_):
+        raise ZeroDivisionError("found no ink")
+
+    monkeypatch.setattr("steering.view.report.course_picture", broken)
+    for _ in range(2):
+        html = write_report(folder).read_text()
+        assert "ZeroDivisionError: found no ink" in html
+        assert "The live object" in html
+    [event] = [e for e in folder.events() if e["event"] == "WorkFailed"]
+    assert "in broken" in event["traceback"]
+    assert any("found no ink" in line for line in status_lines(folder))
 
 
 def test_a_run_whose_process_is_gone_says_so(tmp_path):

@@ -277,8 +277,8 @@ def test_replay_answers_with_the_nearest_frame_and_its_own_position() -> None:
 
 def test_replay_gives_each_frame_once() -> None:
     source = Replay(recording(), tolerance=100.0, frame_rate=5000)
-    for _ in range(3):
-        source.apply(ask(np.full((9, 2), 15.0)))
+    refused = [len(source.apply(ask(np.full((9, 2), 15.0)))) for _ in range(3)]
+    assert refused == [0, 0, 7]
     ids = np.concatenate([chunk["frame"].values for chunk in source.chunks()])
     assert sorted(ids) == list(range(20))
     assert source.positions_refused == 7

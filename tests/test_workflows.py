@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from steering.campaign import replay
+from steering.campaign import fingerprint, replay
 from steering.models import ModelStore
 from steering.runner.folder import RunFolder
 
@@ -132,8 +133,11 @@ def test_the_log_replays_to_the_same_decisions(tmp_path):
 
 
 def replays(folder):
-    """The campaign comes to the same actions from the log alone."""
+    """The campaign comes to the same actions from the log alone, by the settings that stand in it: all of them."""
     campaign, actions = replay(folder.events())
+    given = folder.summary()["actions"]
+    assert Counter(type(action).__name__ for action in actions) == given["given"]
+    assert fingerprint(actions) == given["sha256"]
     assert campaign.finished
     assert campaign.frames == 3 * FRAMES
     steered = [a.decision.positions for a in actions if type(a).__name__ == "Steer"]

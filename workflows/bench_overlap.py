@@ -21,6 +21,7 @@ from torch import nn
 
 from pictures.overlap import overlap_picture
 from steering.clusters import local
+from steering.clusters.roles import INFERENCE, addresses, workers_of
 from steering.learning import Classification, Loop, Objective, Place, Reconstruction, TrainerSettings
 from steering.learning.strategies import ER, Incremental, Strategy
 from steering.models import ProbeFirst, ResNet18
@@ -119,7 +120,7 @@ def waiting(place: Place) -> float:
 
 def idle(client: Client) -> float:
     """Share of a core that an idle worker uses: the one for inference, which has no task here."""
-    [home] = [key for key, w in client.scheduler_info(n_workers=-1)["workers"].items() if "inference" in w["resources"]]
+    [home] = addresses(workers_of(client), INFERENCE)
     worker = psutil.Process(client.run(_pid, workers=[home])[home])
     before, begun = worker.cpu_times(), time.perf_counter()
     time.sleep(2 * LATE_S)

@@ -73,7 +73,7 @@ class ChunkArrived(Event):
 class PredictionReady(Event):
     """The predictor has seen frames; residual is their median far-field residual under `version`.
 
-    Trust is told frame by frame, by residual and by neighbour offset, as shares of the version's `validation_frames`
+    Trust is given frame by frame, by residual and by neighbour offset, as shares of the version's `validation_frames`
     held-out frames that look as bad or worse; None or NaN where a frame is no evidence. `why_not` has the reason for
     each frame, empty where it is evidence.
     """
@@ -108,7 +108,7 @@ class DecisionLimited(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionProposed(Event):
-    """What the safe limits leave of a suggested decision waits for a person's word until `until`; then `default`
+    """A decision, as far as the safe limits allow it, waits for a person's answer until `until`; then `default`
     (approve or veto) holds."""
 
     positions: int
@@ -128,7 +128,7 @@ class DecisionSettled(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Tick(Answer):
-    """The time that the campaign asked to be told has come."""
+    """The time of a reminder has come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +148,9 @@ class LabelsReady(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalLabelsRead(Event):
-    """A file of labels came through the door: of `count` frames they are with the ranks, `refused` were not taken, for
-    these reasons. Medians over those taken: seconds since the frame was acquired, model versions published since then.
+    """A file of external labels was read: labels of `count` frames are with the ranks, `refused` were refused, for
+    these reasons. Medians over those accepted: seconds since the frame was acquired, model versions published since
+    then.
     """
 
     file: str
@@ -329,7 +330,7 @@ class SourceEnded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Event):
-    """A person's word. Pause: ask for no further positions until resume. Stop: end the campaign without further
+    """A person's command. Pause: ask for no further positions until resume. Stop: end the campaign without further
     training. Approve, veto: the decision that waits for it. Rollback: put `version` into service again, or where that
     is None the one served before. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
 

@@ -1,4 +1,4 @@
-"""Between the policy and the source: how much is asked for, what the safe limits leave, and what a person says."""
+"""Between the policy and the source: how many positions to ask for, the safe limits, and a person's approval."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _FRUITLESS = 1000
 
 @dataclass
 class Gate:
-    """Every decision that goes to the source has come through here, once. What of a decision is not carried out, the
-    policy is told when it is asked the next time.
+    """Every decision passes through here once before it goes to the source. The part of a decision that is not carried
+    out is reported to the policy with the next question.
 
     actions: those of the whole campaign. approval_s: seconds that a proposed decision waits for a person; 0: none is
     asked for. unanswered: what holds then.

@@ -1,4 +1,4 @@
-"""What no decision may exceed, whatever a policy suggests. Pure: what was allowed so far is all it knows."""
+"""Safe limits that hold for every decision, whatever a policy suggests. Pure: only what was allowed so far counts."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ RAISED = (DriftRaised, DriftLowered, DecisionLimited, DecisionProposed, Decision
 """Events that the campaign itself brings about."""
 
 MOST_LOSSES = 3
-"""Losses in a row, without a predicted frame or a training round between them, that may be chance."""
+"""So often in a row the predictor may be lost without a predicted frame in between, and the group of ranks fail
+without a training round in between: more is not chance."""
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Campaign:
     """Decides from events alone; the same events in the same order give the same actions.
 
     `handle` returns the actions that an event calls for. Events that the campaign itself brings about (see RAISED)
-    wait in `raised` until the runner takes them into the log; they call for no action.
+    wait in `raised` until the runner logs them; they call for no action.
 
     frame_time: seconds of a position whose decision names no dwell, for the safe limits.
 
@@ -76,8 +77,8 @@ class Campaign:
     frames: int = 0
     generation: int = 0
     """Of the group of ranks."""
-    group_changes: int = 0
-    """In a row, without a training round between them."""
+    interruptions: int = 0
+    """Groups of the same ranks in a row, without a training round between them."""
     predictor_losses: int = 0
     """In a row, without a predicted frame between them."""
     drift: bool = False
@@ -150,10 +151,11 @@ class Campaign:
                 f"found the predictor lost {self.predictor_losses} times in a row at the same place, expected one that "
                 "lives: look at the log of the worker with the role inference, and at its memory"
             )
-        if self.group_changes > MOST_LOSSES:
+        if self.interruptions > MOST_LOSSES:
             return (
-                f"found {self.group_changes} training rounds in a row that ranks did not finish, expected ranks that "
-                "live and answer: look at the logs of the workers with the role trainer, and at their memory"
+                f"found {self.interruptions} training rounds in a row that failed though no rank was lost, expected "
+                "ranks that reach one another within the deadline: look at the logs of the workers with the role "
+                "trainer, or raise TrainerSettings.deadline"
             )
         return None
 
@@ -182,7 +184,7 @@ class Campaign:
                 return self.gate.tick(event.time) if self.actions.answered(event, Remind) else None
             case CandidateReady():
                 train = self.actions.answered(event, Train)
-                self.group_changes = 0 if train else self.group_changes
+                self.interruptions = 0 if train else self.interruptions
                 return self.models.weigh(train, event) if isinstance(train, Train) else None
             case TrainingSkipped():
                 return [] if self._skipped(event) else None
@@ -253,7 +255,7 @@ class Campaign:
         """What the ranks of the group before were doing is void, and due again; their newest labels went with those
         that are lost."""
         self.generation = event.generation
-        self.group_changes += not event.joined
+        self.interruptions += not (event.lost or event.joined)
         if self.actions.void(Train) and Train in self._counted:
             self._rounds_left += 1
         if self.actions.void(Label) and Label in self._counted:

@@ -113,14 +113,13 @@ class Predictor:
         )
 
     async def receive(self, chunk: xr.Dataset) -> None:
-        """Take a chunk; returns (the acknowledgement) once it stands in the queue."""
+        """Take a chunk; returns (the acknowledgement) once it is in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
         while self._memory.full:
             await asyncio.sleep(_FULL_S)
         self._fast.inbox.put(chunk, arrived)
-        # One turn takes all that waits. With a turn for each chunk a question would wait for those of all chunks before
-        # its own, which predict what has come since: after a pause that never catches up.
+        # One turn takes all that waits: with one for each chunk a question would wait for those of all before its own.
         if not self._turn_due:
             self._turn_due = True
             self._thread.submit(self._guarded, self._predict_waiting)
@@ -139,7 +138,7 @@ class Predictor:
         """Put a published version into service, between two frames, if it does no worse on held-out frames.
 
         canary: whether that is asked; not where a person wants an older version back. margin: see Serving.make_ready.
-        A version that is refused leaves the one in service where it is. Raises as `ModelStore.weights` does.
+        A refused version leaves the one in service. Raises as `ModelStore.weights` does.
         """
         async with self._installing:
             frames = await self._read(self._canary) if canary and self.settings.canary else None
@@ -226,7 +225,8 @@ class Predictor:
         return await self._read(lambda: scan in self._scans.images and self._scans.images[scan].retired)
 
     async def close(self) -> None:
-        """Give the threads and the settings of the process back: the worker may serve other runs."""
+        """Give threads, memory and the process's settings back: the worker may serve other runs."""
+        self._events.put_nowait(_Failed(time=time.time(), error=RuntimeError("the run has ended")))  # a call waits
         for pool in (self._thread, self._readers, self._mover):
             pool.shutdown(wait=False, cancel_futures=True)
         gc.unfreeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,7 +20,12 @@ _NOTICED_S = 5.0
 _SETTLED_S = 1.0
 """Losses are complete once no further one was noticed for so long: the workers of a node are lost one by one."""
 
+_CLOSE_S = 5.0
+"""How long an actor may take to close."""
+
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class LostForGood(RuntimeError):
@@ -64,6 +70,19 @@ async def place(client: Client, thing: Any, *, worker: str) -> ActorHandle:
     [there] = await client.scatter([thing], workers=[worker], hash=False, direct=True)
     future = client.submit(_same, there, actor=True, workers=[worker], pure=False, allow_other_workers=False)
     return ActorHandle(await while_there(client, worker, future), future, worker)
+
+
+async def release(client: Client, handle: ActorHandle, method: str) -> None:
+    """Call an actor's last method and let its worker forget it, whoever still holds a handle. Never raises: what is
+    gone already needs no closing."""
+    try:
+        await asyncio.wait_for(call(handle.actor, method), _CLOSE_S)
+    except Exception as error:
+        logger.info("an actor at %s did not close: %s", handle.address, error)
+    try:
+        await asyncio.wait_for(client.cancel([handle.future], force=True), _CLOSE_S)
+    except Exception as error:
+        logger.info("an actor at %s was not released: %s", handle.address, error)
 
 
 async def while_there(client: Client, worker: str, answer: Awaitable[T]) -> T:

@@ -26,7 +26,7 @@ _LAST_WORDS_S = 20.0
 
 
 class Attached:
-    """A run that goes on at the cluster, as any process may ask it and tell it."""
+    """A running campaign, as any process can watch it and give it commands."""
 
     def __init__(self, runner: Any) -> None:
         self._runner = runner
@@ -56,7 +56,7 @@ class Attached:
 
 
 class Handle(Attached):
-    """A run that this process has started: it alone hears of the end."""
+    """A run that this process has started: only this process gets its result."""
 
     def __init__(self, runner: Any, result: Any) -> None:
         super().__init__(runner)
@@ -155,12 +155,14 @@ def _refuse_second(client: Client) -> None:
         return
     try:
         name = other.result(timeout=_ANSWER_S).folder_name().result(timeout=_ANSWER_S)
+    except TimeoutError:
+        name = "of another folder (its runner is busy: it has not said its name)"
     except Exception:  # its worker is gone, and the run with it
         client.unpublish_dataset(PUBLISHED)
         return
     raise RuntimeError(
         f"found the campaign {name} running on the cluster at {client.scheduler.address}, expected a cluster without "
-        f"one: wait for its end, stop it with `steering stop {name}`, or start another cluster"
+        "one: wait for its end, end it with `steering stop` and its folder, or start another cluster"
     )
 
 

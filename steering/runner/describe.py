@@ -1,4 +1,4 @@
-"""Events of note in words, for the display, for the status and for the person who gives a command."""
+"""Notable events in words, for the display, for the status and for the person who gives a command."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from steering.campaign import (
     RolledBack,
     ScanRefined,
     ScanRevisited,
+    TrainingSkipped,
     VersionRefused,
     WorkFailed,
 )
 
-_NO_ERROR = "validation error unknown: no held-out frame was labelled"
 
-
-def tell(event: Event) -> str | None:
-    """An event of note in a line; None for the everyday ones."""
+def describe(event: Event) -> str | None:
+    """A notable event in one line; None for the others."""
     return _of_models(event) or _of_labels(event) or _of_decisions(event) or _of_the_run(event)
 
 
@@ -48,9 +47,8 @@ def _of_models(event: Event) -> str | None:
             return f"trust in model {event.version} fell to {event.trust:.2f} by the {event.by}, {event.worse} far off"
         case DriftLowered():
             return f"trust is back: {event.trust:.2f} with model {event.version}"
-        case ModelPublished(version=number, validation_error=error) if number:
-            known = error is not None and isfinite(error)
-            return f"model {number} published, {f'validation error {error:.4f}' if known else _NO_ERROR}"
+        case ModelPublished() if event.version:
+            return f"model {event.version} published, {_judged(event.validation_error)}"
         case RolledBack():
             return f"back to model {event.version}: {event.reason}"
         case RollBackRefused():
@@ -69,8 +67,16 @@ def _of_models(event: Event) -> str | None:
     return None
 
 
+def _judged(error: float | None) -> str:
+    if error is None or not isfinite(error):
+        return "validation error unknown: no held-out frame was labelled"
+    return f"validation error {error:.4f}"
+
+
 def _of_labels(event: Event) -> str | None:
     match event:
+        case TrainingSkipped():
+            return f"no training round: {event.reason}"
         case LabelsReady() if event.count:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
         case ScanRefined() if event.reason:

@@ -1,4 +1,4 @@
-"""Carries the campaign's actions out: each in a task of its own, answered by one event."""
+"""Carries out the campaign's actions, each in a task of its own; one event answers each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class Executor:
-    """Does what the campaign asks for, and takes each answer to `take`."""
+    """Carries out actions, and gives each answer to `take`."""
 
     experiment: Experiment
     folder: RunFolder
@@ -70,7 +70,7 @@ class Executor:
     _candidate: tuple[int, CandidateReady | None, list[Round]] = (0, None, [])
     """Of the newest training round: its action, and what the ranks said of it."""
     _to_source: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while the source is told something: decisions reach it in the order in which they were made."""
+    """Held during a call of the source: decisions reach it in the order in which they were made."""
 
     async def carry_out(self, action: Action) -> None:
         """Do what an action asks for; the event that answers it carries its id."""
@@ -162,16 +162,16 @@ class Executor:
         )
 
     async def _take_back(self, action: TakeBack) -> None:
-        """The version is gone, and its number free for the next one; later candidates are held against the version
-        that serves."""
+        """Remove a version, so that its number is free for the next one. Later candidates are compared with the version
+        in service."""
         store = ModelStore(self.folder.models)
         await asyncio.to_thread(store.withdraw, action.version, action.serving)
         await _answered(lambda: self.ranks.serve(self.folder.models, action.serving))
         self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))
 
     async def _roll_back(self, action: RollBack) -> None:
-        """Serve an older version, and let the ranks go on from it: candidates that descend from the other one would
-        bring back what it was."""
+        """Put an older version into service, and have the ranks train on from it: candidates that descend from the
+        newer one would bring its faults back."""
         number, margin = action.version, -_BETTER if action.if_better else None
         installed: Installed = await self.proxy.install(number, canary=action.if_better, margin=margin)
         if not installed.accepted:
@@ -187,7 +187,7 @@ class Executor:
         )
 
     def _version(self, action: Publish) -> ModelVersion:
-        """What is published: described by the figures of the round that made its weights."""
+        """The description of a version, with the figures of the round that made its weights."""
         number, candidate, rounds = self._candidate
         if number != action.candidate or candidate is None:
             raise RuntimeError(
@@ -214,7 +214,7 @@ class Executor:
 
 
 async def _answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
-    """What the ranks answer: asked again for as long as the group changes meanwhile."""
+    """The ranks' answer; the verb is repeated for as long as the group changes meanwhile."""
     while isinstance(answer := await verb(), GroupChanged):
         pass
     return answer

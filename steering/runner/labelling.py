@@ -24,7 +24,7 @@ from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 
 _LOOK_S = 0.5
-"""Between two looks at the door for labels from outside."""
+"""Between two looks into the inbox for external labels."""
 _REST_S = 0.1
 """Least rest between two refinements of the live image."""
 
@@ -95,23 +95,21 @@ class Labelling:
                     raise
 
     async def watch_external_labels(self) -> None:
-        """Take in what others put into the folder `labels` of the run, file by file."""
+        """Read the files that others put into the folder `labels` of the run, one by one."""
         stuck: set[str] = set()  # opened, and impossible to move away
         while not self.campaign.finished:
             await asyncio.sleep(_LOOK_S)
-            found = await self.optional.run(
-                "looking for labels from outside", asyncio.to_thread(waiting, self.folder.path)
-            )
+            found = await self.optional.run("looking for external labels", asyncio.to_thread(waiting, self.folder.path))
             for path in found or ():
                 if path.name not in stuck and not await self._take_in(path):
                     stuck.add(path.name)
 
     async def _take_in(self, path: Path) -> bool:
-        """Take in a file of labels; False where it cannot be moved away afterwards."""
+        """Read a file of labels; False where it cannot be moved away afterwards."""
         scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
         failures = self.optional.failures
         report = await self.optional.run(
-            "taking in labels from outside",
+            "reading external labels",
             self._sent(
                 self.ranks.generation,
                 lambda ranks: self._task(
@@ -125,7 +123,7 @@ class Labelling:
             ),
         )
         if self.optional.failures > failures:
-            report = ExternalReport(file=path.name, refused={"its taking in failed: see the log": 1})
+            report = ExternalReport(file=path.name, refused={"reading it failed: see the log": 1})
         if report is None:
             return True  # the group of ranks changed: it is taken in again
         self.metrics.outside.append(report)
@@ -133,7 +131,7 @@ class Labelling:
         return await asyncio.to_thread(put_away, path, report)
 
     async def refine_as_time_allows(self) -> None:
-        """Take the live image further while labels are not being made: never more than a share of the time."""
+        """Refine the live image while no labels are being made, for at most a share of the time."""
         settings, seen, took = self.experiment.labels.live, 0, 0.0
         while settings.window and not self.campaign.finished:
             await asyncio.sleep(max(_REST_S, took * (1 / settings.share - 1)))

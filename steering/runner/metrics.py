@@ -27,7 +27,7 @@ from steering.labels.external import ExternalReport, external_figures
 from steering.labels.make import LabelReport
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
-from steering.runner.describe import tell
+from steering.runner.describe import describe
 from steering.runner.experiment import Experiment
 from steering.runner.predictor_proxy import PredictorProxy
 
@@ -42,7 +42,7 @@ _OF_PREDICTION = (
 
 @dataclass
 class Metrics:
-    """What the runner notes while it conducts."""
+    """What the runner counts while a run goes on."""
 
     experiment: Experiment
     campaign: Campaign
@@ -56,8 +56,8 @@ class Metrics:
     """Versions that the predictor has tried and not put into service."""
     arrived: Counter[str] = field(default_factory=Counter)
     """Frames on their way to the predictor, or there, by scan."""
-    heard: Counter[str] = field(default_factory=Counter)
-    """Those of them of which it was said what became of them."""
+    reported: Counter[str] = field(default_factory=Counter)
+    """Those of them that were reported as predicted or as set aside."""
     predicted: int = 0
     """Frames."""
     aside: Counter[str] = field(default_factory=Counter)
@@ -68,7 +68,7 @@ class Metrics:
     labels: int = 0
     """Frames in the newest labels."""
     left_out: int = 0
-    """Labels that were made and were too bad to teach, so far."""
+    """Labels that were made and were too bad to train on, so far."""
     outside: list[ExternalReport] = field(default_factory=list)
     """Of every file of labels that came from outside."""
     refinements: list[float] = field(default_factory=list)
@@ -81,8 +81,8 @@ class Metrics:
     """Such files that nobody opened before the end."""
     reason: str = ""
     """The policy's, for its newest decision."""
-    told: deque[Event] = field(default_factory=lambda: deque(maxlen=6))
-    """The newest events of note."""
+    noted: deque[Event] = field(default_factory=lambda: deque(maxlen=6))
+    """The newest notable events."""
     own_end: dict[str, int] = field(default_factory=dict)
     """The version in service when each scan was left."""
     strata: dict[str, int] = field(default_factory=dict)
@@ -92,15 +92,15 @@ class Metrics:
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
 
     def note(self, event: Event) -> None:
-        """Keep what the display and the summary tell of an event."""
+        """Take in an event: what the display and the summary show of it."""
         match event:
             case ChunkArrived():
                 self.arrived[event.scan] += len(event.frame_ids)
             case PredictionReady():
-                self.heard[event.scan] += len(event.frame_ids)
+                self.reported[event.scan] += len(event.frame_ids)
                 self.predicted += len(event.frame_ids)
             case FrameSetAside():
-                self.heard[event.scan] += len(event.frame_ids)
+                self.reported[event.scan] += len(event.frame_ids)
                 self.aside[event.reason] += len(event.frame_ids)
             case PredictorReplaced():
                 self.replaced += 1
@@ -110,30 +110,30 @@ class Metrics:
                 self.stopped = True
             case GroupChanged():
                 self.ranks_lost += len(event.lost)
-        if tell(event) is not None:
-            self.told.append(event)
+        if describe(event) is not None:
+            self.noted.append(event)
 
     def trained(self, rounds: list[Round]) -> None:
-        """Keep what the ranks say of a training round."""
+        """Take in the ranks' reports of a training round."""
         self.rounds.append(rounds)
         for part in PARTS:
             self.seconds[part] += sum(r.seconds[part] for r in rounds) / len(rounds)
 
     def labelled(self, report: LabelReport) -> None:
-        """Keep what came of a making of labels."""
+        """Take in the report of label making."""
         self.seconds["label"] += report.seconds
         self.labels = report.count
         self.left_out += report.left_out
 
     def asked(self, actions: list[Action]) -> None:
-        """Keep what the campaign asked for: how often each, and a digest of all in their order."""
+        """Count the campaign's actions by kind, and add them to the digest of all actions."""
         for action in actions:
             self.actions[type(action).__name__] += 1
             self.fingerprint.update(action)
 
-    def unheard(self, scan: str) -> int:
-        """Frames of a scan that arrived and are neither predicted nor set aside yet."""
-        return max(0, self.arrived[scan] - self.heard[scan])
+    def unreported(self, scan: str) -> int:
+        """Frames of a scan that arrived and were reported neither as predicted nor as set aside yet."""
+        return max(0, self.arrived[scan] - self.reported[scan])
 
 
 def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
         "remote_share": remote_share(metrics),
         "reason": metrics.reason,
         "paused": campaign.gate.paused,
-        "events": [(event.time - metrics.begun, told) for event in metrics.told for told in (tell(event),) if told],
+        "events": [(event.time - metrics.begun, text) for event in metrics.noted if (text := describe(event))],
     }
 
 
@@ -214,7 +214,7 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
         "frames_acquired": source["frames_acquired"],
         "frames_predicted": metrics.predicted,
         "frames_dropped": source["frames_dropped"],
-        "frames_unheard": sum(metrics.unheard(scan) for scan in metrics.arrived),
+        "frames_unheard": sum(metrics.unreported(scan) for scan in metrics.arrived),
         "versions_published": metrics.published,
         "remote_representatives_share": remote_share(metrics),
         "rehearsal_buffer": composition(metrics),
@@ -229,7 +229,7 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
         "actions": {"given": dict(metrics.actions), "sha256": metrics.fingerprint.hexdigest()},
         "frames_no_evidence": dict(metrics.campaign.unjudged),
         "phase_error": errors,
-        # Of one scan; of several it would have to be told which.
+        # Of one scan; of several it would not be clear which.
         "phase_correlation": correlations if len(metrics.campaign.scans) == 1 else {},
         "wall_s": {
             "acquire": source["acquire_s"],

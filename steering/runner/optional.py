@@ -1,4 +1,4 @@
-"""Work that a run can do without: where it fails, that is logged once with its traceback, and the run goes on."""
+"""Work that a run can do without: a failure is logged once with its traceback, and the run goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Optional:
-    """Does optional work."""
+    """Carries out optional work."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         """emit: where WorkFailed goes, once for each kind of work and of error."""

@@ -13,7 +13,7 @@ from distributed import Client
 from steering.campaign import DecisionSuggested, Declined, Event, FrameSetAside, PredictionReady, PredictorReplaced
 from steering.clusters.roles import INFERENCE, addresses, workers_now
 from steering.inference import Installed, PolicyAnswer, Predictor, ResumeState
-from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, retrieved, while_there
+from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
 
 _ATTEMPTS = 3
 """Predictors that are tried one after the other when each is lost before it is ready."""
@@ -102,7 +102,7 @@ class PredictorProxy:
         return answer.decision
 
     async def install(self, number: int, **settings: Any) -> Installed:
-        """What came of the wish to put a version into service, see Predictor.install."""
+        """Put a version into service if the predictor accepts it, see Predictor.install."""
         installed: Installed = await self.ask("install", number, **settings)
         self._version = installed.version
         return installed
@@ -119,30 +119,28 @@ class PredictorProxy:
         return events
 
     async def let_go(self, scan: str) -> None:
-        """A scan is over, saved, and all of it was reported: a predictor that starts again need not know its frames."""
+        """Forget a scan that is over, saved, and reported whole: the next predictor need not know its frames."""
         self._over.append(scan)
         await call(self._source, "let_go", scan)
         self._predicted.pop(scan, None)
         self._aside.pop(scan, None)
 
     async def close(self) -> None:
-        """Let the predictor go, if it is still there."""
-        try:
-            await asyncio.wait_for(call(self.actor, "close"), 5)
-        except Exception:  # what is gone already needs no closing
-            return
+        """Let go of the predictor."""
+        await release(self._client, self._handle, "close")
 
     async def replaced(self, number: int) -> bool:
-        """See to it that another sits where the predictor of this number sat, if it is lost; False where it is not.
+        """Replace the predictor of this number if it is lost; False where it is not. True where it is replaced already.
 
         Raises LostForGood where none can.
         """
+        handle, begun = self._handle, time.perf_counter()
+        # Nobody else has to wait while this is found out: most errors are no losses.
+        if self.number == number and not await losses(self._client, [handle]):
+            return self.number != number
         async with self._changing:
             if self.number != number:
                 return True
-            begun = time.perf_counter()
-            if not await losses(self._client, [self._handle]):
-                return False
             self._replaced.set()
             try:
                 frames = await asyncio.wait_for(self._replace(), _READY_S)

@@ -23,12 +23,11 @@ from steering.runner.actors import (
     gone,
     losses,
     place,
-    retrieved as _retrieved,
+    release,
 )
 
 _ATTEMPTS = 5
 """Groups that are tried one after the other when each loses ranks while it forms."""
-_CLOSE_S = 5.0
 
 T = TypeVar("T")
 
@@ -142,11 +141,7 @@ class RankGroup:
     async def close(self) -> None:
         """Let the ranks leave their group, and let go of them."""
         members, self._members = self._members, []
-        for member in members:
-            try:
-                await asyncio.wait_for(call(member.actor, "close"), _CLOSE_S)
-            except Exception:  # noqa: S112 - what is gone already needs no closing
-                continue
+        await asyncio.gather(*(release(self._client, member, "close") for member in members))
 
     async def _together(
         self, work: Callable[[list[Any]], Awaitable[T]], generation: int | None = None
@@ -160,7 +155,7 @@ class RankGroup:
         if generation is not None and generation != mine and self._change is not None:
             return self._change
         job = asyncio.ensure_future(work([member.actor for member in members]))
-        job.add_done_callback(_retrieved)
+        job.add_done_callback(retrieved)
         try:
             error: Exception | None = None
             while not job.done():
@@ -183,10 +178,12 @@ class RankGroup:
 
         error: what was raised; None: nothing yet.
         """
+        members = self._members
+        # Nobody else has to wait while this is found out: some errors are no losses.
+        lost = await losses(self._client, members) if self.generation == generation else []
         async with self._changing:
             if self.generation != generation and self._change is not None:
                 return self._change
-            lost = await losses(self._client, self._members)
             if not lost and error is not None:
                 cause = await error.cause() if isinstance(error, CallsFailed) else error
                 if not isinstance(cause, GroupLost):
@@ -237,7 +234,7 @@ class RankGroup:
             for number, member in enumerate(members)
         )
         job = asyncio.ensure_future(every(calls))
-        job.add_done_callback(_retrieved)
+        job.add_done_callback(retrieved)
         try:
             while not job.done():
                 await asyncio.wait({job}, timeout=LOOK_S)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,8 +20,8 @@ from steering.labels.external import waiting
 from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.actors import ActorHandle, LostForGood, call, place, retrieved
-from steering.runner.describe import tell
+from steering.runner.actors import ActorHandle, LostForGood, call, place, release, retrieved
+from steering.runner.describe import describe
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
@@ -42,14 +43,11 @@ _LOOK_S = 0.5
 _SET_UP_S = 300.0
 """How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""
 
-_CLOSE_S = 5.0
-"""How long an actor may take to close."""
-
 T = TypeVar("T")
 
 
 class Runner:
-    """Conducts one campaign. Its methods are async: it answers while the campaign runs, and after its end."""
+    """Runs one campaign. Its methods are async: it answers while the campaign runs, and after its end."""
 
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment = experiment
@@ -94,7 +92,7 @@ class Runner:
     async def save(self) -> None:
         """Write the live image of every scan so far, and all events, into the run's folder."""
         await asyncio.to_thread(self._event_log.flush)
-        for scan in self.campaign.scans if self._proxy is not None else ():
+        for scan in self.campaign.scans if self._executor is not None else ():
             await self._save(scan)
 
     async def _save(self, scan: str) -> bool:
@@ -110,11 +108,12 @@ class Runner:
         if self._over:
             images = await asyncio.to_thread(self.folder.objects)
             return images.get(str(self.campaign.scan))
-        image: xr.Dataset | None = None if self._proxy is None else await self._proxy.ask("live")
+        image: xr.Dataset | None = None if self._executor is None else await self.proxy.ask("live")
         return image
 
     async def command(self, name: str, version: int | None = None) -> str:
-        """A person's word, see Command. Returns what will be done; raises ValueError where it cannot be done now."""
+        """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot be
+        done now."""
         order = Command(time=time.time(), name=name, version=version)
         objection = self.campaign.objection(order)
         if objection is not None:
@@ -122,7 +121,7 @@ class Runner:
         proposed = self.campaign.gate.proposed
         self.take(order)
         if name in ("approve", "veto") and proposed is not None:
-            return f"{name}: {tell(proposed)}"
+            return f"{name}: {describe(proposed)}"
         return name
 
     async def folder_name(self) -> str:
@@ -135,8 +134,8 @@ class Runner:
 
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
-        if not self._over and self._proxy is not None:
-            figures = await call(self.source, "figures"), await self._proxy.ask("figures")
+        if not self._over and self._executor is not None:
+            figures = await call(self.source, "figures"), await self.proxy.ask("figures")
             self._last = snapshot(self.metrics, *figures)
         return {**self._last, "elapsed_s": self._last.get("elapsed_s", time.time() - self.metrics.begun)}
 
@@ -186,7 +185,7 @@ class Runner:
         await self._assemble(client)
         labelling = self._executor_of(client).labelling
         self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self._log)
-        self._log(self.campaign.began)
+        self._log(replace(self.campaign.began, time=time.time()))
         self.take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
         self._start(self._hear_the_source())
         self._start(self._hear_the_predictor())
@@ -245,7 +244,7 @@ class Runner:
     # Events in, actions out.
 
     def take(self, event: Event) -> None:
-        """Log an event, and begin what follows from it. Where that fails the run ends."""
+        """Log an event, and start the actions that follow from it. A failure here ends the run."""
         try:
             self._log(event)
             before = self.campaign.scan
@@ -274,11 +273,11 @@ class Runner:
             self._next.set_result(None)
             self._next = None
 
-    async def _event(self) -> None:
-        """Wait for the next event."""
+    def _event(self) -> asyncio.Future:
+        """Done with the next event after this call."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._next)
+        return asyncio.shield(self._next)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         job = asyncio.ensure_future(self._guarded(work))
@@ -296,7 +295,7 @@ class Runner:
             self._failed.set_exception(error)
             self._failed.exception()  # it may come when nobody waits any more
 
-    async def _unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _unless_failed(self, work: Awaitable[T]) -> T:
         """The result of some work; raises at once what any other part of the run has raised."""
         job = asyncio.ensure_future(work)
         if self._failed is None:
@@ -311,16 +310,16 @@ class Runner:
             job.add_done_callback(retrieved)
 
     async def _hear_the_last_frames(self) -> None:
-        """A person's stop finishes the campaign while frames are on their way: they still belong to the run."""
+        """Wait for frames that are still on their way when a person stops the campaign: they belong to the run."""
         await call(self.source, "close")
-        while not self._source_ended or any(map(self.metrics.unheard, self.metrics.arrived)):
+        while not self._source_ended or any(map(self.metrics.unreported, self.metrics.arrived)):
             try:
                 await asyncio.wait_for(self._unless_failed(self._event()), _LAST_FRAMES_S)
             except TimeoutError:
                 if self.proxy.replacing:
                     continue
                 if self._source_ended:
-                    return  # the summary says how many were never heard of
+                    return  # the summary says how many were never reported
                 raise RuntimeError(
                     f"found a source that goes on {_LAST_FRAMES_S:.0f} s after it was closed, expected its end"
                 ) from None
@@ -339,9 +338,9 @@ class Runner:
                 self.take(event)
 
     async def _leave(self, scan: str) -> None:
-        """A scan is over: what came of it is written down, so that no loss can take it away."""
+        """Save the live image of a scan that is over, so that no loss can take it away."""
         saved = await self.optional.run("saving the live image of a scan that is over", self._save(scan))
-        while self.metrics.unheard(scan):
+        while self.metrics.unreported(scan):
             await asyncio.sleep(_LOOK_S)
         if saved and await self.proxy.ask("is_over", scan):  # else it was only interrupted
             await self.finishing.finish(scan)
@@ -359,17 +358,17 @@ class Runner:
         return figures
 
     async def _close(self, name: str | None) -> None:
-        """Let go of all that the run holds on the cluster."""
+        """Release everything that the run holds on the cluster."""
         for job in self._jobs:
             job.cancel()
         self._over = True
+        client = await get_client()
         closing = [part.close() for part in (self._proxy, self._ranks) if part is not None]
         if self._source is not None:
-            closing.append(asyncio.wait_for(call(self.source, "close"), _CLOSE_S))
-        await asyncio.gather(*closing, return_exceptions=True)
+            closing.append(release(client, self._source, "release"))
+        await asyncio.gather(*closing)
         self._proxy = self._ranks = self._source = self._executor = None
         if name is not None:
-            client = await get_client()
             await client.unpublish_dataset(name)
 
 

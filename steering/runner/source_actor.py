@@ -1,4 +1,4 @@
-"""The source's actor: frames go straight from here to the predictor, each acknowledged."""
+"""The source's actor: it sends chunks of frames to the predictor, which acknowledges each."""
 
 from __future__ import annotations
 
@@ -142,6 +142,11 @@ class SourceActor:
         self._closed = True
         async with self._turn:
             self._turn.notify_all()
+
+    async def release(self) -> None:
+        """End the source, and answer the call that waits for its events: the run has ended."""
+        await self.close()
+        self._events.put_nowait(RuntimeError("the run has ended"))
 
     def _pull(self) -> None:
         """The source's own thread. It waits for frames, so that the event loop need not, and then until they are with

@@ -10,7 +10,9 @@ from typing import Any
 
 import xarray as xr
 
+from steering.campaign import encode
 from steering.runner.folder import RunFolder
+from steering.runner.optional import failure
 from steering.view.curves import buffer_picture, course_picture, versions_picture
 from steering.view.history import Curve, History, curves, history
 from steering.view.page import bars, page, picture, table, text
@@ -21,56 +23,71 @@ from steering.view.tables import key_figures, measured, number, phase_errors, wa
 logger = logging.getLogger(__name__)
 
 LOG_LINES = 18
-FREQUENT = ("ChunkArrived", "PredictionReady", "DecisionSuggested", "LabelsReady", "BacklogChanged", "Tick")
+FREQUENT = (
+    "CampaignBegan",
+    "ChunkArrived",
+    "PredictionReady",
+    "DecisionSuggested",
+    "LabelsReady",
+    "BacklogChanged",
+    "Tick",
+)
 
 
 def write_report(folder: RunFolder) -> Path:
-    """Write report.html into the folder and return its path: a pure function of what the folder holds.
+    """Write report.html into the folder and return its path: a function of what the folder holds.
 
-    A run that failed, was interrupted or still runs gets a report of what there is, and the report says so; so does it
-    of a part that cannot be made, whose traceback goes to the log. Raises OSError where it cannot be written.
+    A run that failed, was interrupted or still runs gets a report of what there is, and the report says so. A part that
+    cannot be made is named in its place; its traceback is logged, and added to the run's events once. Raises OSError
+    where the report cannot be written.
     """
     summary, events = folder.summary(), folder.events()
     past = history(events)
-    objects, lines, unread = _measured_objects(folder)
-    body = [
-        _heading(folder.name, summary, past),
-        _notice(summary, past),
-        unread,
-        _tried("The live object", _objects, objects, summary),
-        _tried("Error and trust, frame by frame", _course, lines, past),
-        _tried("Where it scanned", _positions, lines),
-        _tried("Key figures", _figures, summary),
-        _tried("Model versions", _versions, past, summary),
-        _tried("What is rehearsed", _buffer, summary),
-        _tried("Where the time went", _time, summary),
-        _tried("Measured", _measured, summary),
-        _tried("Pictures", _pictures, folder),
-        _tried("The end of the log", _log, events, summary),
-    ]
+    parts = _Parts(folder, events)
+    objects, lines = parts.objects()
+    parts.add("The live object", _objects, objects, summary)
+    parts.add("Error and trust, frame by frame", _course, lines, past)
+    parts.add("Where it scanned", _positions, lines)
+    parts.add("Key figures", _figures, summary)
+    parts.add("Model versions", _versions, past, summary)
+    parts.add("What is rehearsed", _buffer, summary)
+    parts.add("Where the time went", _time, summary)
+    parts.add("Measured", _measured, summary)
+    parts.add("Pictures", _pictures, folder)
+    parts.add("Last events", _log, folder.events(), summary)
+    body = [_heading(folder.name, summary, past), _notice(summary, past), *parts.made]
     return folder.write_file("report.html", page(f"{folder.name} - steering", body))
 
 
-def _measured_objects(folder: RunFolder) -> tuple[dict[str, xr.Dataset], list[Curve], str]:
-    """The objects, the curves of their frames, and what is to be said where they cannot be read."""
-    found: list[Any] = []
+class _Parts:
+    """The parts of a report. One that fails costs the others nothing."""
 
-    def read() -> str:
-        objects = folder.objects()
-        found.extend((objects, curves(objects)))
-        return ""
+    def __init__(self, folder: RunFolder, events: list[dict[str, Any]]) -> None:
+        self.made: list[str] = []
+        self._folder = folder
+        self._known = {event.get("what") for event in events if event.get("event") == "WorkFailed"}
 
-    said = _tried("Objects", read)
-    objects, lines = found or ({}, [])
-    return objects, lines, said
+    def add(self, title: str, make: Callable[..., str], *given: Any) -> None:
+        """Make a part of the report."""
+        try:
+            self.made.append(make(*given))
+        except Exception as error:  # a report of a run that went wrong must not be lost to one picture
+            self.made.append(self._missing(title, error))
 
+    def objects(self) -> tuple[dict[str, xr.Dataset], list[Curve]]:
+        """The objects by scan, and the curves of their frames; none where they cannot be read."""
+        try:
+            objects = self._folder.objects()
+            return objects, curves(objects)
+        except Exception as error:  # as above
+            self.made.append(self._missing("Objects", error))
+            return {}, []
 
-def _tried(title: str, make: Callable[..., str], *given: Any) -> str:
-    """A part of the report; where it cannot be made, that is said in its place, and the others are made."""
-    try:
-        return make(*given)
-    except Exception as error:  # a report of a run that went wrong must not be lost to one picture
-        logger.exception("the part %r of the report could not be made", title)
+    def _missing(self, title: str, error: Exception) -> str:
+        what = f"making the part {title!r} of the report"
+        logger.warning("%s failed; the report goes without it", what, exc_info=error)
+        if what not in self._known:
+            self._folder.append_event(encode(failure(what, error)))
         why = text(f"{type(error).__name__}: {error}")
         return (
             f'<section><h2>{text(title)}</h2><div class="notice failed" role="status">'
@@ -223,7 +240,8 @@ def _log(events: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
         return ""
     start = datetime.fromisoformat(summary["started"]).timestamp() if "started" in summary else shown[0].get("time", 0)
     lines = "\n".join(_line(event, start) for event in shown[-LOG_LINES:])
-    trace = str(shown[-1].get("traceback", ""))
+    traces = {str(event.get("event")): str(event["traceback"]) for event in shown if event.get("traceback")}
+    trace = traces.get("RunEnded") or next(iter(traces.values()), "")
     detail = f"<details><summary>Traceback</summary><pre>{text(trace)}</pre></details>" if trace else ""
     return f"<section><h2>Last events</h2><pre>{text(lines)}</pre>{detail}</section>"
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from steering.campaign import DecisionProposed, decode
-from steering.runner.describe import tell
+from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
 from steering.view.history import History, history
 
@@ -24,6 +24,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("model", _model(past)),
         ("trust", _trust(past)),
         ("waits", _waits(summary, folder.events())),
+        *(("failed", failed) for failed in _failed(folder.events())),
         ("last", _last(past)),
         ("report", str(folder.path / "report.html") if (folder.path / "report.html").exists() else ""),
     ]
@@ -117,8 +118,13 @@ def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     if not isinstance(proposed, DecisionProposed):
         return paused
     left = duration(proposed.until - time.time())
-    proposal = f"{tell(proposed)}; approve or veto within {left}, else {proposed.default}"
+    proposal = f"{describe(proposed)}; approve or veto within {left}, else {proposed.default}"
     return f"{proposal}; {paused}" if paused else proposal
+
+
+def _failed(events: list[dict[str, Any]]) -> list[str]:
+    """Optional work that failed while the run went on."""
+    return [f"{e.get('what')}: {e.get('error')}" for e in events if e.get("event") == "WorkFailed"]
 
 
 def _last(past: History) -> str:

@@ -1,0 +1,67 @@
+"""Laws of how actions are carried out: decisions keep their order, and optional work never ends a run."""
+
+import asyncio
+
+import pytest
+
+from steering.campaign import DecisionSuggested, Finish, Steer, WorkFailed
+from steering.runner.actors import LostForGood
+from steering.runner.executor import Executor
+from steering.runner.metrics import Metrics
+from steering.runner.optional import Optional
+
+
+class Slow:
+    """A source that takes the longer for a decision the earlier it comes."""
+
+    def __init__(self, decisions):
+        self.left, self.heard = decisions, []
+
+    async def apply(self, decision):
+        self.left -= 1
+        await asyncio.sleep(0.01 * self.left)
+        self.heard.append(decision.reasons[0])
+
+    async def close(self):
+        self.heard.append("close")
+
+
+def test_decisions_reach_the_source_in_the_order_in_which_they_were_made():
+    async def main():
+        source = Slow(5)
+        parts = dict.fromkeys(("experiment", "folder", "campaign", "proxy", "ranks", "labelling"))
+        executor = Executor(**parts, metrics=Metrics(None, None), source=source, take=None)
+        actions = [
+            Steer(DecisionSuggested(time=0.0, positions=(), reasons=(str(number),), stop=True)) for number in range(5)
+        ]
+        await asyncio.gather(*(asyncio.create_task(executor.carry_out(a)) for a in [*actions, Finish("over")]))
+        return source.heard
+
+    assert asyncio.run(main()) == ["0", "1", "2", "3", "4", "close"]
+
+
+def test_optional_work_that_fails_is_told_once_with_its_traceback():
+    told = []
+
+    async def fails(error):
+        raise error
+
+    async def works():
+        return 3
+
+    async def main():
+        optional = Optional(told.append)
+        assert await optional.run("adding", works()) == 3
+        for _ in range(3):
+            assert await optional.run("dividing", fails(ZeroDivisionError("by nothing"))) is None
+        assert await optional.run("dividing", fails(OSError("no disk"))) is None
+        assert optional.failures == 4
+        with pytest.raises(LostForGood):
+            await optional.run("dividing", fails(LostForGood("no predictor")))
+
+    asyncio.run(main())
+    assert [(event.what, event.error) for event in told] == [
+        ("dividing", "ZeroDivisionError: by nothing"),
+        ("dividing", "OSError: no disk"),
+    ]
+    assert all(isinstance(event, WorkFailed) and "in fails" in event.traceback for event in told)

@@ -1,0 +1,74 @@
+"""Laws of the source's actor: each scan that is measured has a name of its own, and its frames come in order."""
+
+import asyncio
+
+import numpy as np
+
+from steering.campaign import ChunkArrived, DecisionSuggested, PredictionReady, ScanRevisited, SourceEnded
+from steering.inference import Predictor
+from steering.policies import SpaceFilling
+from steering.ptychography import zone_plate
+from steering.runner.source_actor import SourceActor
+from steering.sources import SimulatedBeamline, Stage
+from tests.test_inference import publish
+
+FRAMES = 12
+
+
+class Returning(SimulatedBeamline):
+    """It names its scans by their first letters: the names of its stages must differ."""
+
+    def chunks(self):
+        for chunk in super().chunks():
+            chunk.attrs["scan"] = chunk.attrs["scan"][0]
+            yield chunk
+
+
+def beamline(*names):
+    """Each sample for a few frames."""
+    rng = np.random.default_rng(0)
+    names = [f"{name}{number}" for number, name in enumerate(names)]
+    stages = [Stage(name, np.exp(1j * rng.uniform(-1, 1, (96, 96))), FRAMES) for name in names]
+    return Returning(stages, probe=zone_plate(32, 10.0, counts=1e5), step=9.0, frame_rate=2000, chunk_frames=4)
+
+
+async def measured(tmp_path, *names):
+    """What happens at source and predictor while these samples are measured one after the other."""
+    publish(tmp_path, 0)
+    source = beamline(*names)
+    predictor = Predictor(
+        field=source.field,
+        geometry=source.geometry,
+        probe=source.probe,
+        policy=SpaceFilling(source.candidates),
+        store=tmp_path,
+        truths={"a": source.truth("a0")},
+    )
+    actor = SourceActor(source)
+    await predictor.start()
+    await actor.start(predictor)
+    where = tuple(map(tuple, np.tile(source.candidates[:FRAMES], (len(names), 1)).tolist()))
+    await actor.apply(DecisionSuggested(time=0.0, positions=where, reasons=("why",) * len(where)))
+    events = []
+    while not any(isinstance(event, SourceEnded) for event in events):
+        events += await actor.events()
+    said = []
+    while sum(len(event.frame_ids) for event in said) < FRAMES * len(names):
+        said += [event for event in await predictor.events() if isinstance(event, PredictionReady)]
+    images = {scan: await predictor.live(scan) for scan in dict.fromkeys(event.scan for event in said)}
+    await predictor.close()
+    return events, images
+
+
+def test_a_scan_name_that_returns_is_a_new_visit_and_every_frame_is_used(tmp_path):
+    events, images = asyncio.run(measured(tmp_path, "a", "b", "a", "b", "a"))
+    names = ["a", "b", "a-visit-2", "b-visit-2", "a-visit-3"]
+    arrived = [event for event in events if isinstance(event, ChunkArrived)]
+    assert list(dict.fromkeys(event.scan for event in arrived)) == names
+    told = [(event.scan, event.visit) for event in events if isinstance(event, ScanRevisited)]
+    assert told == [("a", "a-visit-2"), ("b", "b-visit-2"), ("a", "a-visit-3")]
+    ids = [i for event in arrived for i in event.frame_ids]
+    assert ids == list(range(FRAMES * len(names)))
+    assert {scan: image.sizes["frame"] for scan, image in images.items()} == dict.fromkeys(names, FRAMES)
+    assert "truth_phase" in images["a-visit-3"]  # the sample is the same
+    assert "truth_phase" not in images["b-visit-2"]
