@@ -13,7 +13,6 @@ from steering.models import ModelStore
 from steering.ptychography import Stitcher, align, extract_patches, phase_correlation
 from steering.records import Field
 
-
 _TOGETHER = 64
 """Frames that a version predicts in one go here."""
 

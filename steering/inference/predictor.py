@@ -57,6 +57,8 @@ class Predictor:
     truths: Mapping[str, Truth] = dataclasses.field(default_factory=dict)
     """What is known of scans beforehand: used to report errors, never to predict."""
     settings: PredictorSettings = dataclasses.field(default_factory=PredictorSettings)
+    frame_rate: float = 0.0
+    """Frames per second that are expected: the way in which the network is run follows from it. 0: not known."""
 
     async def start(self, resume: ResumeState | None = None) -> None:
         """Load the newest model and be ready for frames.
@@ -83,7 +85,7 @@ class Predictor:
 
     def _assembled(self, resume: ResumeState, resumed: bool) -> FastLoop:
         settings, mask = self.settings, ~self.geometry.good()
-        serving = Serving.begin(self._models, settings, resume.version)
+        serving = Serving.begin(self._models, settings, resume.version, frame_rate=self.frame_rate)
         serving.engine.serving.mask(mask)
         canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
         self._scans = Scans(canvas, self.geometry, self.truths, over=resume.over, retired=self._retired)

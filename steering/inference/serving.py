@@ -66,8 +66,11 @@ class Serving:
         engine.serving.load(store.weights(number), number=number, expected=described.validation_residual or 0.0)
 
     @classmethod
-    def begin(cls, store: ModelStore, settings: PredictorSettings, number: int | None = None) -> Serving:
-        """A version of a store, by default the newest, in service, run in the backend that is fastest here.
+    def begin(
+        cls, store: ModelStore, settings: PredictorSettings, number: int | None = None, *, frame_rate: float = 0.0
+    ) -> Serving:
+        """A version of a store, by default the newest, in service, run in the backend that is fastest here for a stream
+        of so many frames per second (0: not known).
 
         Raises FileNotFoundError for a store without a version.
         """
@@ -75,7 +78,14 @@ class Serving:
         if number is None:
             raise FileNotFoundError(f"found no model in {store.path}, expected version 0 before the first frame")
         network = store.load(number)
-        engine = Engine(network, frames=settings.batch, device=settings.device, compiled=settings.compiled)
+        engine = Engine(
+            network,
+            frames=settings.batch,
+            device=settings.device,
+            compiled=settings.compiled,
+            together=max(1, round(frame_rate * settings.gather_ms / 1e3)) if frame_rate else None,
+            frame_rate=frame_rate,
+        )
         return cls(store, engine, number, margin=settings.canary_margin)
 
     @property

@@ -174,8 +174,7 @@ class Stitcher:
         if not old.any():
             return
         for row, column in np.argwhere(old).tolist():
-            row, column = row + tiles[0].start, column + tiles[1].start
-            here = (slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE))
+            y, x = (row + tiles[0].start) * TILE, (column + tiles[1].start) * TILE
             for values in self._sums:
-                values[here] = 0
-            self._since[row, column] = self._forgotten
+                values[y : y + TILE, x : x + TILE] = 0
+        self._since[tiles] = self._forgotten

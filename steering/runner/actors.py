@@ -155,6 +155,7 @@ def _predictor(experiment: Experiment, folder: RunFolder) -> Predictor:
         hold_out=experiment.hold_out,
         truths=experiment.truths(),
         settings=experiment.prediction,
+        frame_rate=source.frame_rate,
     )
 
 
