@@ -33,10 +33,20 @@ _STEPS = (2, 3)
 takes as long as predicting twenty frames."""
 _TRIAL_FRAMES = (1, 4, 16, 64)
 """Batch sizes that backends are timed with."""
-_USUAL = 16
-"""Batch size that counts where nothing is known of the stream."""
+_JUDGED = 16
+"""Frames that a backend's errors are measured on."""
 _HOPELESS = 2.0
 """A backend that takes so many times as long as the reference is not measured further."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """How frames come."""
+
+    together: int = 16
+    """Frames that are usually there to be predicted together."""
+    frame_rate: float = 0.0
+    """Frames per second; 0: not known."""
 
 
 @dataclass
@@ -82,9 +92,8 @@ class Engine:
 
     network: any version of the architecture, its optics set; the serving slot begins with it. frames: the largest
     batch. device: as torch names it. compiled: whether compiled backends and, where it is installed, ONNX Runtime may
-    be tried, which takes minutes at the start. together: frames that usually come together; None: not known.
-    frame_rate: frames per second that have to be kept up with. measure_s: seconds that the choice may take besides.
-    backends: those to choose from; by default all that the machine may have.
+    be tried, which takes minutes at the start. stream: what is known of the frames to come. measure_s: seconds that
+    the choice may take besides. backends: those to choose from; by default all that the machine may have.
 
     The fastest backend at the usual batch size is used. Where none keeps up with the stream at that size, frames queue
     up and batches fill: then it is the fastest at the largest.
@@ -97,15 +106,14 @@ class Engine:
         frames: int = 64,
         device: str = "cpu",
         compiled: bool = False,
-        together: int | None = None,
-        frame_rate: float = 0.0,
+        stream: Stream | None = None,
         measure_s: float = 0.5,
         backends: Sequence[Backend] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self._packages: Path | None = None
         self._template = network
-        self._together, self._frame_rate = min(frames, together or _USUAL), frame_rate
+        self._stream = stream or Stream()
         self._trial_frames = [n for n in _TRIAL_FRAMES if n < frames] + [frames]
         self.trials: dict[str, Trial] = {}
         wanted = possible(self.device, compiled=compiled) if backends is None else [REFERENCE, *backends]
@@ -187,8 +195,9 @@ class Engine:
 
     def _choice(self, only: list[Backend] | None) -> Backend:
         allowed = [b for b in self.backends if not self.trials[b.name].refused and (only is None or b in only)]
-        best = max(allowed or [REFERENCE], key=lambda b: self.trials[b.name].rate(self._together))
-        if self.trials[best.name].rate(self._together) < self._frame_rate:
+        together = self._stream.together
+        best = max(allowed or [REFERENCE], key=lambda b: self.trials[b.name].rate(together))
+        if self.trials[best.name].rate(together) < self._stream.frame_rate:
             best = max(allowed or [REFERENCE], key=lambda b: self.trials[b.name].frames_per_s)
         return best
 
@@ -196,7 +205,7 @@ class Engine:
         """Try the backends on frames whose truth is known, and time them in turns."""
         counts, truth, weight = _known_frames(self._template, max(self._trial_frames))
         there = torch.from_numpy(counts).to(self.device)
-        judged = slice(min(_USUAL, len(counts)))
+        judged = slice(min(_JUDGED, len(counts)))
         standard = float("nan")
         for backend, slot in list(slots.items()):
             try:

@@ -40,7 +40,7 @@ class LiveImage:
         self.frames = Table()
         self.stitcher = Stitcher(canvas, weight)
         self._of_version = Stitcher(canvas, weight, single=True)
-        """What the version in service has said, and nothing else: neighbours that a phase offset is evidence against."""
+        """What the version in service has said, and nothing else: what a phase offset is measured against."""
         self._unrevised = 0
         """Rows below this one were not looked at by the version in service."""
         self.refined_labels: Refined | None = None

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,10 +99,8 @@ class Memory:
             if self.held <= self.budget:
                 return
             if live.frames.bulk(block):
-                first = block * live.frames.block_rows
-                self._freed += live.frames.leave(
-                    block, lambda c, row=first: self._write(c, number, f"counts-{row:08d}")
-                )  # type: ignore[misc]
+                name = f"counts-{block * live.frames.block_rows:08d}"
+                self._freed += live.frames.leave(block, partial(self._write, number=number, name=name))
 
     def _moved(self, values: NDArray, number: int, name: str) -> NDArray:
         """The same values in a file; where that fails, in memory as before."""

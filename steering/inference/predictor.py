@@ -139,11 +139,9 @@ class Predictor:
         A version that is refused leaves the one in service where it is. Raises as `ModelStore.weights` does.
         """
         async with self._installing:
-            frames = await self._read(self._canary) if canary and self.settings.canary else None
+            frames = await self._read(self._canary, self.settings.canary if canary else 0)
             # Loading and trying happen beside the thread that predicts: frames do not wait for them.
-            installed = await asyncio.to_thread(
-                self._fast.serving.make_ready, number, frames, margin, lambda: len(self._fast.inbox) > 0
-            )
+            installed = await asyncio.to_thread(self._fast.serving.make_ready, number, frames, margin, self._fast.room)
             if installed.accepted:
                 await self._do(self._fast.swap)
         return installed
@@ -268,12 +266,12 @@ class Predictor:
 
     # What follows runs in the threads that read.
 
-    def _canary(self) -> Canary | None:
-        """The newest frames of this scan that nobody was trained on."""
+    def _canary(self, most: int) -> Canary | None:
+        """The newest frames of this scan that nobody was trained on, up to so many."""
         live = self._scans.get()
         if live is None:
             return None
-        (counts,) = live.frames.read("counts", rows=never_trained(live, self.settings.canary))
+        (counts,) = live.frames.read("counts", rows=never_trained(live, most))
         return Canary(counts=counts, mask=self._fast.mask)
 
     def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:

@@ -148,4 +148,5 @@ def never_trained(live: LiveImage, most: int, *, among: int = 4096) -> NDArray[n
     """Rows of the newest frames that nobody was trained on, of so many newest frames at most."""
     rows = newest_rows(live, among)
     held_out, withheld = live.frames.read("held_out", "withheld", rows=rows)
-    return rows[held_out | withheld][-most:]
+    found = rows[held_out | withheld]
+    return found[max(0, len(found) - most) :]

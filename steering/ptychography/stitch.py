@@ -146,8 +146,8 @@ class Stitcher:
         """The two sums under the pixels that patches at these corners (n, 2) touch, each (n, size + 1, size + 1)."""
         size = len(self.patch_weight) + 1
         if self._forgotten:
-            for at in corner.tolist():
-                self._clear(self.tiles.under(*at, size))
+            for y, x in corner.tolist():
+                self._clear(self.tiles.under(y, x, size))
         windows = np.lib.stride_tricks.sliding_window_view
         y, x = corner.T
         return windows(self._light, (size, size))[y, x], windows(self._weight, (size, size))[y, x]

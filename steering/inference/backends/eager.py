@@ -1,4 +1,4 @@
-"""Plain torch: `eager`, the network as it is trained, and `channels_last`, which keeps a pixel's channels side by side."""
+"""Plain torch: `eager`, the network as it is trained; `channels_last`, which keeps a pixel's channels side by side."""
 
 from __future__ import annotations
 
