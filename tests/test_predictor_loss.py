@@ -15,7 +15,7 @@ from skimage import data as pictures
 
 from steering.campaign import CampaignSettings
 from steering.clusters import local
-from steering.inference import Predictor, ResumeState
+from steering.inference import Predictor, PredictorSettings, ResumeState
 from steering.inference.policy_host import PolicyHost
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
@@ -34,7 +34,9 @@ KINDS = {
 
 
 def new(store, policy):
-    return Predictor(field=FIELD, geometry=GEOMETRY, probe=PROBE, policy=policy, store=store)
+    """One that saves its policy with the first answer only: what came after that is asked again."""
+    settings = PredictorSettings(policy_share=1e-12)
+    return Predictor(field=FIELD, geometry=GEOMETRY, probe=PROBE, policy=policy, store=store, settings=settings)
 
 
 def resume(told, answer):
