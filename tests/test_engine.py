@@ -108,7 +108,7 @@ def test_more_frames_than_fit_are_predicted_in_parts(make):
 
 
 def test_the_backend_is_measured_and_reported(make, monkeypatch):
-    """The fastest of those that are as good as float32 is used; a backend that fails is told, and is not used."""
+    """The fastest of those that are as good as float32 is used; a backend that fails is reported, and is not used."""
 
     def fail(*_):
         raise RuntimeError("found no C++ compiler")

@@ -242,6 +242,6 @@ def test_the_view_is_the_image(tmp_path):
     np.testing.assert_allclose(view["weight"], live.stitcher.weight, atol=1e-6)
 
 
-def test_dials_that_cannot_be_are_refused():
+def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="expected 1 or more chunks"):
         PredictorSettings(batch=0)

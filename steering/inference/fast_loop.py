@@ -56,7 +56,7 @@ class FastLoop:
     emit: Callable[[Event], None]
     """Takes events, in any thread."""
     taken: Callable[[int], None]
-    """Told of chunks that have left the inbox."""
+    """Called with the number of chunks that have left the inbox."""
     later: Callable[[float], None]
     """Calls `revise` in this thread, so many seconds later."""
     relieve: Callable[[], None]

@@ -35,7 +35,7 @@ class Memory:
         self.folder = folder
         self.keep = keep
         self.busy = False
-        """Whether somebody has been told to relieve it."""
+        """Whether `relieve` was started and has not returned."""
         self._taken = 0
         """Bytes ever asked for: written by the thread that predicts alone."""
         self._freed = 0

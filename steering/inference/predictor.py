@@ -58,7 +58,7 @@ class Predictor:
     """What is known of scans beforehand: used to report errors, never to predict."""
     settings: PredictorSettings = dataclasses.field(default_factory=PredictorSettings)
     frame_rate: float = 0.0
-    """Frames per second that are expected: the way in which the network is run follows from it. 0: not known."""
+    """Frames per second that are expected; the backend is chosen for it. 0: not known."""
 
     async def start(self, resume: ResumeState | None = None) -> None:
         """Load the newest model and be ready for frames.
@@ -209,7 +209,7 @@ class Predictor:
         return await self._read(lambda: scan in self._scans.images and self._scans.images[scan].retired)
 
     async def figures(self) -> dict[str, Any]:
-        """What the predictor has to say in numbers."""
+        """The predictor's figures: counters, times, percentiles, the backend, memory."""
         cpu_s = await self._do(time.thread_time)
         return await self._reading(self._figures) | {"fast_thread_cpu_s": cpu_s}
 
@@ -231,7 +231,7 @@ class Predictor:
         return await self._loop.run_in_executor(self._readers, work, *arguments)
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Nobody waits for a job that was only left in the queue: what it raises travels with the events."""
+        """Run a job that nobody waits for; an exception that it raises is handed to whoever reads the events."""
         try:
             work(*arguments)
         except Exception as error:  # handed on to whoever reads the events
@@ -314,15 +314,15 @@ class Predictor:
             "latency_ms": {f"p{q}": 1e3 * fast.latency.percentile(q) for q in (50, 99)},
             "backend": fast.serving.engine.backend.name,
             "backends": {name: trial.figures() for name, trial in fast.serving.engine.trials.items()},
-            "frames_out_of_order": fast.intake.register.out_of_order,
-            "frame_ids_missing": fast.intake.register.missing,
+            "frames_out_of_order": fast.intake.order.out_of_order,
+            "frame_ids_missing": fast.intake.order.missing,
             "network_cpu_s": fast.network_cpu_s,
             "memory": {"held_bytes": self._memory.held, "moved_bytes": self._memory.written},
         }
 
 
 def _nothing() -> None:
-    """Done by the thread that predicts when it has done all that came before."""
+    """A job without work: when it is done, everything queued before it is done."""
 
 
 @dataclass(frozen=True, kw_only=True)

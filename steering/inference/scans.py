@@ -28,9 +28,9 @@ class Scans:
         retired: Callable[[LiveImage], None] = lambda live: None,
     ) -> None:
         """geometry: where a chunk's own cannot be used. over: scans of which nothing is known, and of which no frame is
-        used any more. retired: told of each scan that is over."""
+        used any more. retired: called with each scan that is over."""
         self.images: dict[str, LiveImage] = {}
-        """In the order in which they were measured; looked at by whoever has this."""
+        """In the order in which they were measured; read by other modules too."""
         self._canvas = canvas
         self._geometry = geometry
         self._truths = truths

@@ -1,4 +1,4 @@
-"""What an image says of frames that it has not seen: an error on data that nothing was fitted to."""
+"""The prior residual: how well an image predicts frames that it has not seen. Nothing was fitted to these data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def prior_residual(
     probe: NDArray[np.complex64],
     mask: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """Far-field residual of frames as the stitched image foretells them; call it before they are added.
+    """Far-field residual of frames as the stitched image predicts them; call it before they are added.
 
     positions_px: (n, 2) of (y, x), object pixels. counts: (n, N, N). probe: complex64 (mode, N, N). mask: bool (N, N),
     True = do not use. Where a patch is not seen yet it is taken to go on like the rest of it, and to be transparent

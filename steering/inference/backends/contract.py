@@ -1,4 +1,4 @@
-"""What a backend is: a way of running a network on a machine, in a precision."""
+"""The contract of a backend: it runs a network on a machine, in a stated precision."""
 
 from __future__ import annotations
 
