@@ -15,7 +15,7 @@ from steering.ptychography import zone_plate
 
 WINDOW, PATCH = 32, 16
 CPU = torch.device("cpu")
-WAYS = possible(CPU)
+BACKENDS = possible(CPU)
 ONNX = Backend("onnx", torch.float32)
 NETWORKS = {
     "ProbeFirst": lambda: ProbeFirst(window=WINDOW, patch=PATCH, width=8),
@@ -51,15 +51,15 @@ def tolerance(backend):
     return 1e-4 if backend.dtype == torch.float32 else 4e-2
 
 
-@pytest.mark.parametrize("backend", WAYS, ids=lambda backend: backend.name)
-def test_every_way_says_what_the_network_says(make, backend):
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_every_backend_says_what_the_network_says(make, backend):
     network, counts = make(), frames()
     said = Engine(network, backends=[backend], measure_s=0).predict(counts)
     assert said.dtype == np.complex64
     np.testing.assert_allclose(said, plain(network, counts), atol=tolerance(backend))
 
 
-@pytest.mark.parametrize("backend", WAYS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 def test_another_flux_changes_nothing(make, backend):
     engine = Engine(make(), backends=[backend], measure_s=0)
     weak = engine.predict(frames()).copy()
@@ -67,7 +67,7 @@ def test_another_flux_changes_nothing(make, backend):
     np.testing.assert_array_equal(engine.predict(4 * frames()), weak)  # a power of two is exact in every precision
 
 
-@pytest.mark.parametrize("backend", WAYS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 def test_a_version_takes_the_place_of_another_in_the_same_memory(make, backend):
     """In place: what is compiled or captured around this memory stays valid, and is never made again."""
     engine = Engine(make(0), backends=[backend], measure_s=0)
@@ -87,7 +87,7 @@ def test_a_version_takes_the_place_of_another_in_the_same_memory(make, backend):
 
 def places_of(slot):
     """Addresses of all that a version consists of."""
-    return [tensor.data_ptr() for tensor in [*slot.network.state_dict().values(), *slot._known]]
+    return [tensor.data_ptr() for tensor in [*slot.network.state_dict().values(), *slot._constants]]
 
 
 def test_masked_pixels_are_of_no_meaning_after_a_new_mask(make):
@@ -107,25 +107,25 @@ def test_more_frames_than_fit_are_predicted_in_parts(make):
     np.testing.assert_allclose(engine.predict(counts), plain(make(), counts), atol=1e-4)
 
 
-def test_the_way_is_measured_and_told(make, monkeypatch):
-    """The fastest of those that are as good as float32 is used; a backend that fails is told, and is not used."""
+def test_the_backend_is_measured_and_reported(make, monkeypatch):
+    """The fastest of those that are as good as float32 is used; a backend that fails is reported, and is not used."""
 
     def fail(*_):
         raise RuntimeError("found no C++ compiler")
 
-    monkeypatch.setattr(engines, "compile_package", fail)
+    monkeypatch.setattr(engines, "make_package", fail)
     packaged = [Backend("compiled", torch.float32), ONNX]
-    engine = Engine(make(), backends=[*WAYS, *packaged], measure_s=0.05)
-    assert set(engine.trials) == {backend.name for backend in [*WAYS, *packaged]}
+    engine = Engine(make(), backends=[*BACKENDS, *packaged], measure_s=0.05)
+    assert set(engine.trials) == {backend.name for backend in [*BACKENDS, *packaged]}
     for backend in packaged:
         assert "RuntimeError: found no C++ compiler" in engine.trials[backend.name].refused
     usable = {name: trial for name, trial in engine.trials.items() if not trial.refused}
-    assert engine.backend.name == max(usable, key=lambda name: usable[name].frames_per_s)
+    assert engine.backend.name == max(usable, key=lambda name: usable[name].rate(16))
     assert all(trial.frames_per_s > 0 and trial.error_over_float32 <= MOST_WORSE for trial in usable.values())
     assert engine.trials[REFERENCE.name].error_over_float32 == 1
 
 
-def test_a_way_that_errs_is_not_used(make, monkeypatch):
+def test_a_backend_that_errs_is_not_used(make, monkeypatch):
     true = Slot.__call__
 
     def false(slot, counts):
@@ -149,8 +149,8 @@ def test_weights_of_another_network_are_refused(make):
 def test_compiled_once_for_all_versions_and_batch_sizes(make, monkeypatch):
     """Ahead-of-time compiled code takes new weights and any batch: it is compiled once and never again."""
     compiled = []
-    true = engines.compile_package
-    monkeypatch.setattr(engines, "compile_package", lambda *a: (compiled.append(a), true(*a)))
+    true = engines.make_package
+    monkeypatch.setattr(engines, "make_package", lambda *a: (compiled.append(a), true(*a)))
     backend = Backend("compiled", torch.float32)
     engine = Engine(make(0), backends=[backend], compiled=True, measure_s=0)
     assert engine.backend == backend, engine.trials
@@ -170,8 +170,8 @@ needs_onnx = pytest.mark.skipif(not onnx.installed(), reason="needs the extra `o
 def test_exported_once_for_all_versions_batch_sizes_and_masks(make, monkeypatch):
     """ONNX Runtime takes new weights, any batch and another mask, and nothing is exported again."""
     exported = []
-    true = engines.compile_package
-    monkeypatch.setattr(engines, "compile_package", lambda *a: (exported.append(a), true(*a)))
+    true = engines.make_package
+    monkeypatch.setattr(engines, "make_package", lambda *a: (exported.append(a), true(*a)))
     engine = Engine(make(0), backends=[ONNX], measure_s=0)
     assert engine.backend == ONNX, engine.trials
     threads = psutil.Process().num_threads()
@@ -206,7 +206,7 @@ def test_an_export_that_keeps_weights_is_refused(make, monkeypatch):
 
 
 def test_onnx_is_left_out_where_it_is_not_installed_or_not_wanted(monkeypatch):
-    assert ONNX not in WAYS
+    assert ONNX not in BACKENDS
     monkeypatch.setattr(onnx, "installed", lambda: True)
     assert ONNX in possible(CPU, compiled=True)
     monkeypatch.undo()

@@ -74,7 +74,7 @@ async def predicted(me, n):
 
 
 def test_every_frame_is_predicted_once_with_its_version_across_swaps(tmp_path):
-    """Versions are swapped while frames arrive: none is lost, none doubled, each is told with its version."""
+    """Versions are swapped while frames arrive: none is lost, none doubled, each is reported with its version."""
 
     async def main():
         me = predictor(tmp_path)
@@ -200,7 +200,7 @@ class TestHoldOut:
 
 
 class TestScore:
-    """Errors that do not depend on what a frame cannot tell."""
+    """Errors that do not depend on what a frame cannot show."""
 
     def live(self, truth):
         """An empty live image with a known truth."""
@@ -256,14 +256,14 @@ def test_what_it_predicts_comes_with_its_trust_and_with_why_there_is_none(tmp_pa
         await me.receive(second)
         return [*events, *await predicted(me, 5), before, await me.live()]
 
-    aside, told, before, live = asyncio.run(course())
+    aside, event, before, live = asyncio.run(course())
     assert aside.reason == "no counts at all"
-    assert told.version == 1
-    assert told.validation_frames == 19
-    assert told.why_not == ("", "saturated", "", "")
-    assert np.isnan(told.trust_by_residual).tolist() == [False, True, False, False]
-    assert all(0.5 <= trust <= 1 for trust in np.array(told.trust_by_residual)[[0, 2, 3]])
-    assert np.isnan(told.trust_by_offset)[1]
+    assert event.version == 1
+    assert event.validation_frames == 19
+    assert event.why_not == ("", "saturated", "", "")
+    assert np.isnan(event.trust_by_residual).tolist() == [False, True, False, False]
+    assert all(0.5 <= trust <= 1 for trust in np.array(event.trust_by_residual)[[0, 2, 3]])
+    assert np.isnan(event.trust_by_offset)[1]
     assert np.isnan(before["trust"]).all()
     shone_on = np.isfinite(live["phase"].values)
     assert np.isfinite(live["pixel_residual"].values[shone_on]).all()

@@ -25,7 +25,7 @@ def good(n=1, seed=0):
     return np.random.default_rng(seed).poisson(9, (n, WINDOW, WINDOW)).astype(np.uint16)
 
 
-def sifted(chunk, known=(), mask=None):
+def validated(chunk, known=(), mask=None):
     mask = np.zeros((WINDOW, WINDOW), bool) if mask is None else mask
     return validate(chunk, known=dict.fromkeys(known, 0), mask=mask, canvas=CANVAS)
 
@@ -34,20 +34,20 @@ def sifted(chunk, known=(), mask=None):
 def test_a_bad_frame_is_set_aside_and_its_neighbours_are_used(reason):
     counts = good(3)
     BAD[reason](counts[1])
-    keep, aside = sifted(chunk_of(counts, [5, 6, 7]))
+    keep, aside = validated(chunk_of(counts, [5, 6, 7]))
     assert keep.tolist() == [True, False, True]
     assert aside == {reason: (6,)}
 
 
 def test_an_id_counts_once_and_a_position_lies_inside():
-    keep, aside = sifted(chunk_of(good(3), [5, 6, 7], np.array([[0, 0], [0, 0], [500.0, 0]])), known=(5,))
+    keep, aside = validated(chunk_of(good(3), [5, 6, 7], np.array([[0, 0], [0, 0], [500.0, 0]])), known=(5,))
     assert keep.tolist() == [False, True, False]
     assert aside == {"an id that the scan has already": (5,), "a position outside the field": (7,)}
 
 
 def test_frames_of_another_size_are_set_aside_whole():
     large = np.ones((2, 64, 64), np.uint16)
-    keep, aside = sifted(chunk_of(large, [1, 2], geometry=Geometry(shape=(64, 64))))
+    keep, aside = validated(chunk_of(large, [1, 2], geometry=Geometry(shape=(64, 64))))
     assert not keep.any()
     assert aside == {"frames of 64 x 64 pixels, expected 32 x 32": (1, 2)}
 
@@ -57,13 +57,13 @@ def test_counts_that_are_none_are_set_aside(value):
     counts = good(2).astype(np.float32)
     chunk = chunk_of(counts, [1, 2])
     chunk["counts"].values[0, 3, 3] = value  # no source makes such a chunk; one from elsewhere may hold it
-    assert sifted(chunk)[1] == {"counts that are negative or not finite": (1,)}
+    assert validated(chunk)[1] == {"counts that are negative or not finite": (1,)}
 
 
 @pytest.mark.parametrize("level", [1, 3, 30])
 def test_weak_and_strong_frames_are_not_taken_for_bad(level):
     rng = np.random.default_rng(level)
-    keep, _ = sifted(chunk_of(rng.poisson(level, (20, WINDOW, WINDOW)).astype(np.uint16), np.arange(20)))
+    keep, _ = validated(chunk_of(rng.poisson(level, (20, WINDOW, WINDOW)).astype(np.uint16), np.arange(20)))
     assert keep.all()
 
 
@@ -84,8 +84,8 @@ def stream(rng):
 
 
 def test_a_run_goes_on_whatever_comes(tmp_path):
-    """Every good frame is predicted once, every bad one is told once with its reason, and the mask learns nothing from
-    a frame that was set aside."""
+    """Every good frame is predicted once, every bad one is reported once with its reason, and a frame that was set
+    aside changes nothing in the mask."""
     order, wanted = stream(np.random.default_rng(0))
 
     async def main():

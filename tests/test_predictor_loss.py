@@ -1,4 +1,4 @@
-"""Laws of a predictor that is lost: another goes on, and no decision and no frame is lost or said twice."""
+"""Laws of a predictor that is lost: another goes on, and no decision and no frame is lost or reported twice."""
 
 import asyncio
 import collections
@@ -15,7 +15,7 @@ from skimage import data as pictures
 
 from steering.campaign import CampaignSettings
 from steering.clusters import local
-from steering.inference import Predictor, ResumeState
+from steering.inference import Predictor, PredictorSettings, ResumeState
 from steering.inference.policy_host import PolicyHost
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
@@ -34,13 +34,15 @@ KINDS = {
 
 
 def new(store, policy):
-    return Predictor(field=FIELD, geometry=GEOMETRY, probe=PROBE, policy=policy, store=store)
+    """One that saves its policy with the first answer only: what came after that is asked again."""
+    settings = PredictorSettings(policy_share=1e-12)
+    return Predictor(field=FIELD, geometry=GEOMETRY, probe=PROBE, policy=policy, store=store, settings=settings)
 
 
-def resume(told, answer):
+def resume(reported, answer):
     """What a runner would hand over that has heard these events and this newest answer."""
     predicted = collections.defaultdict(dict)
-    for event in told:
+    for event in reported:
         predicted[event.scan].update(dict.fromkeys(event.frame_ids, event.version))
     return ResumeState(version=0, answer=answer, predicted=predicted, aside={})
 
@@ -56,13 +58,13 @@ async def heard(me):
 @pytest.mark.parametrize("deaf", [False, True], ids=["answered", "not answered"])
 def test_another_predictor_goes_on_where_the_lost_one_was(tmp_path, kind, lost, deaf):
     """Lost after any chunk; its last answer, and what it said of its last frames, may never have been heard. The
-    positions decided on are distinct, in the policy's own order, and all of them; every frame is told once."""
+    positions decided on are distinct, in the policy's own order, and all of them; every frame is reported once."""
     publish(tmp_path, 0)
     publish(tmp_path, 1, noise=0.01)  # not in service when the predictor was lost
     sent = list(chunks(n=60))
 
     async def main():
-        newest, told, decided = None, [], []
+        newest, reported, decided = None, [], []
         me = new(tmp_path, KINDS[kind]())
         await me.start(ResumeState(version=0))
         for number, chunk in enumerate(sent):
@@ -72,9 +74,9 @@ def test_another_predictor_goes_on_where_the_lost_one_was(tmp_path, kind, lost, 
                 if not deaf:
                     newest = answer.following(newest)
                     decided += answer.decision.positions
-                    told += await heard(me)
+                    reported += await heard(me)
                 me = new(tmp_path, KINDS[kind]())
-                await me.start(resume(told, newest))
+                await me.start(resume(reported, newest))
                 for again in sent[: number + 1]:
                     await me.receive(again)
                 if not deaf:
@@ -82,15 +84,15 @@ def test_another_predictor_goes_on_where_the_lost_one_was(tmp_path, kind, lost, 
                 answer = await me.suggest(5)  # asked again, because nothing was heard
             newest = answer.following(newest)
             decided += answer.decision.positions
-            told += await heard(me)
-        return decided, told, await me.live(), me._fast.policy_host._awake(), await me.figures()
+            reported += await heard(me)
+        return decided, reported, await me.live(), me._fast.policy_host._awake(), await me.figures()
 
-    decided, told, live, policy, figures = asyncio.run(main())
+    decided, reported, live, policy, figures = asyncio.run(main())
     assert len(decided) == len(set(decided)) == len(CANDIDATES)
     if kind == "space-filling":
         order = SpaceFilling(CANDIDATES).suggest(len(CANDIDATES)).positions
         np.testing.assert_array_equal(decided, order)
-    assert [i for event in told for i in event.frame_ids] == list(range(60))
+    assert [i for event in reported for i in event.frame_ids] == list(range(60))
     assert live["frame"].values.tolist() == list(range(60))
     assert policy._measured == 60  # each frame was ingested once
     assert figures["version"] == 0
@@ -132,7 +134,7 @@ def test_a_policy_that_cannot_travel_says_so_with_its_answer():
 
 
 class Deadly(SpaceFilling):
-    """Ends whatever process it is told of frames in, or only complains."""
+    """Ends whatever process it is given frames in, or only complains."""
 
     def __init__(self, candidates, *, complains):
         super().__init__(candidates)
@@ -174,7 +176,7 @@ def home(client):
     return None
 
 
-def told(folder, name):
+def logged(folder, name):
     return [event for event in folder.events() if event["event"] == name]
 
 
@@ -197,14 +199,14 @@ def test_the_campaign_goes_on_when_the_predictor_is_killed(tmp_path):
             mine = [scan]
             until(lambda mine=mine: len(predicted(folder, *mine)) > 40, run)
             os.kill(until(lambda: home(client), run)[1], signal.SIGKILL)
-            until(lambda losses=losses: len(told(folder, "PredictorReplaced")) == losses, run)
+            until(lambda losses=losses: len(logged(folder, "PredictorReplaced")) == losses, run)
         figures = run.result()
         assert run.snapshot()["status"] == "finished"  # who comes late is still answered
         assert run.live() is not None
     assert figures["prediction"]["predictors_lost"] == 2
     assert figures["frames_predicted"] == figures["frames_acquired"] == 300
     assert figures["frames_unheard"] == 0
-    decided = [tuple(p) for e in told(folder, "DecisionSuggested") for p in e["positions"]]
+    decided = [tuple(p) for e in logged(folder, "DecisionSuggested") for p in e["positions"]]
     measured = {}
     for scan, image in folder.objects().items():
         assert len(predicted(folder, scan)) == len(set(predicted(folder, scan))) == 150
@@ -213,11 +215,11 @@ def test_the_campaign_goes_on_when_the_predictor_is_killed(tmp_path):
         measured[scan] = np.stack([by_id["position_y"], by_id["position_x"]], 1)
         assert len(np.unique(measured[scan].round(12), axis=0)) == 150  # no position was decided on twice
     np.testing.assert_allclose(measured["brick"], decided[:150], atol=1e-10)  # and none was left out
-    assert any(event["version"] for event in told(folder, "ModelPublished"))
+    assert any(event["version"] for event in logged(folder, "ModelPublished"))
 
 
 def predicted(folder, scan):
-    return [i for e in told(folder, "PredictionReady") if e["scan"] == scan for i in e["frame_ids"]]
+    return [i for e in logged(folder, "PredictionReady") if e["scan"] == scan for i in e["frame_ids"]]
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_another_architecture_and_weights_that_are_no_numbers_are_refused(tmp_pa
     assert figures["version"] == 0
 
 
-def test_a_way_that_costs_a_version_its_quality_is_left(tmp_path, trained, monkeypatch):
+def test_a_backend_that_costs_a_version_its_quality_is_left(tmp_path, trained, monkeypatch):
     """What bfloat16 is worth depends on the weights: it is held against float32 on held-out frames at every swap."""
 
     async def main():
@@ -172,15 +172,20 @@ def test_a_way_that_costs_a_version_its_quality_is_left(tmp_path, trained, monke
         await me.start()
         engine = me._fast.serving.engine
         for slot in (engine.serving, engine.spare):
-            monkeypatch.setattr(slot, "_read", coarse(slot._read))
+            monkeypatch.setattr(slot, "_decode", Coarse(slot._decode))
         for chunk in chunks(n=60):
             await me.receive(chunk)
         await me.live()
         first, again = await me.install(1), await me.install(1)
         return engine, first, again
 
-    def coarse(read):
-        return lambda *views: (read(*views)[0], read(*views)[1] + torch.linspace(0, 2, PATCH))
+    class Coarse:
+        def __init__(self, true):
+            self.true, self.renew = true, true.renew
+
+        def __call__(self, *views):
+            amplitude, phase = self.true(*views)
+            return amplitude, phase + torch.linspace(0, 2, PATCH)
 
     engine, first, again = asyncio.run(main())
     assert first.accepted
@@ -237,6 +242,6 @@ def test_the_view_is_the_image(tmp_path):
     np.testing.assert_allclose(view["weight"], live.stitcher.weight, atol=1e-6)
 
 
-def test_dials_that_cannot_be_are_refused():
+def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="expected 1 or more chunks"):
         PredictorSettings(batch=0)

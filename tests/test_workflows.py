@@ -332,7 +332,7 @@ def test_bench_recovery_keeps_its_keys(tmp_path):
 def test_the_benchmark_of_inference_runs_and_keeps_its_keys(tmp_path):
     """At a tiny size, the part beside training ranks included."""
     quick = ["--repeats", "1", "--frames", "40", "--passes", "0", "--train-s", "0.1", "--part", "1.5", "--turns", "1"]
-    quick += ["--batches", "1", "64", "--width", "4"]
+    quick += ["--batches", "1", "64", "--width", "4", "--no-compiled"]
     finished(steering("run", "workflows/bench_inference.py", "--out", tmp_path, *quick))
     figures = RunFolder(tmp_path).summary()
     rates = figures["batch64"]["frames_per_s"]
@@ -343,12 +343,25 @@ def test_the_benchmark_of_inference_runs_and_keeps_its_keys(tmp_path):
     assert figures["swap"]["swaps"] == 2
     assert figures["swap"]["frames_dropped"] == 0
     assert figures["swap"]["delay_over_p99"] > 0
+    assert figures["swap"]["median_over_without"] > 0
+    assert 0 <= figures["swap"]["share_above_p90"] <= 1
+    assert figures["batch1"]["share_of_peak"] > 0
     assert figures["frame_to_decision_ms"]["p50"] <= figures["frame_to_decision_ms"]["p99"]
     for network in ("ProbeFirst", "PtychoNN"):
         for told in (figures["networks"][network], figures["while_training"][network]):
             assert set(told["frames_per_s"]) == {"1", "64"}
             assert told["latency_ms"]["eager_float32"]["p50"] <= told["latency_ms"]["eager_float32"]["p99"]
     assert 'alt="inference"' in (tmp_path / "report.html").read_text()
+
+
+def test_the_benchmark_of_scale_runs_and_keeps_its_keys(tmp_path):
+    finished(steering("run", "workflows/bench_scale.py", "--out", tmp_path, "--tiny"))
+    figures = RunFolder(tmp_path).summary()
+    assert min(figures["cost_over_smallest"][key] for key in ("frames_1e5", "canvas_4096")) > 0
+    assert all(delay > 0 for delay in figures["delay_ms"]["p99"].values())
+    assert {"memory_per_frame_bytes", "held_over_budget"} <= set(figures)
+    assert figures["onlookers"]["p99_over_without"] > 0
+    assert (tmp_path / "scale.png").exists()
 
 
 def test_the_benchmark_of_trust_runs_and_keeps_its_keys(tmp_path):

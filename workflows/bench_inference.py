@@ -1,6 +1,6 @@
 """How fast frames are predicted, in every backend that this machine has, and what a change of the model costs them.
 
-    steering run workflows/bench_inference.py [--repeats 15] [--turns 6] [--compiled] [--no-training] ...
+    steering run workflows/bench_inference.py [--repeats 15] [--turns 6] [--no-compiled] [--no-training] ...
 
 Frames per second at batches of 1 to 256 and the latency at batch 1, alone and while two ranks train; the share of what
 a matrix product reaches on one core in the same minute; the phase error of each backend over plain float32's, of
@@ -119,7 +119,7 @@ def as_fields(frames: Frames) -> dict[str, torch.Tensor]:
 
 
 def slots(engine: Engine) -> dict[str, Slot]:
-    """A slot for every backend that runs here, by name."""
+    """A slot for every backend that runs here, by name; each cuts batches into the pieces that suit it."""
     return {
         backend.name: engine.slot(backend) for backend in engine.backends if not engine.trials[backend.name].refused
     }
@@ -180,9 +180,9 @@ def flops_of(network: Network) -> int:
     return counter.get_total_flops()
 
 
-def summed_up(measured: dict[str, Any], flops: int) -> dict[str, Any]:
-    """What a network's speeds at batch 64 come to."""
-    rates = measured["frames_per_s"]["64"]
+def summed_up(measured: dict[str, Any], batch: int, flops: int) -> dict[str, Any]:
+    """What a network's speeds at a batch size come to."""
+    rates = measured["frames_per_s"][str(batch)]
     best = max(rates, key=lambda name: rates[name])
     peak = measured["peak_flops"]["bfloat16" if best.endswith("bfloat16") else "float32"]
     return {
@@ -264,6 +264,7 @@ async def live(folder: Path, network: Network, frames: Frames, options: argparse
         policy=SpaceFilling(frames.position),
         store=folder,
         settings=PredictorSettings(compiled=options.compiled),
+        frame_rate=options.rate,
     )
     await me.start()
     asked: list[tuple[float, float, bool]] = []  # frame handed over, decision there, in a part with swaps
@@ -323,6 +324,7 @@ def judged(told: dict[str, Any]) -> dict[str, Any]:
     # As many frames in a row without a swap: what the machine does by itself.
     length = max(1, round(float(np.mean([rows.sum() for rows in near]))))
     calm = [float(quiet[i : i + length].max() / p99) for i in range(0, len(quiet) - length + 1, length)]
+    usual = float(np.median(calm))
     missing = set(told["sent"]) - set(told["predicted"])
     return {
         "frame_to_decision_ms": percentiles(quiet),
@@ -332,7 +334,9 @@ def judged(told: dict[str, Any]) -> dict[str, Any]:
             "frames_dropped": len(missing) + len(told["predicted"]) - len(set(told["predicted"])),
             "delay_over_p99": max(worst),
             "delay_over_p99_median": float(np.median(worst)),
-            "without_swap_over_p99": {"median": float(np.median(calm)), "max": max(calm)},
+            "median_over_without": float(np.median(worst)) / usual,
+            "share_above_p90": float(np.mean(np.array(worst) > np.percentile(calm, 90))),
+            "without_swap_over_p99": {"median": usual, "max": max(calm)},
             "install_ms": 1e3 * float(np.median([end - start for start, end in told["swaps"]])),
         },
     }
@@ -350,16 +354,17 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         ready[kind.__name__] = slots(Engine(network, compiled=options.compiled, measure_s=0.2))
         flops = flops_of(network)
         measured = speeds(ready[kind.__name__], frames, options)
-        at64 = summed_up(measured, flops)
+        at1, at64 = (summed_up(measured, batch, flops) for batch in (1, 64))
         at64["phase_error_over_float32"] = {"simulated": errors(ready[kind.__name__], frames)}
         if real is not None:
             on_real = slots(Engine(trained(kind, real, options), compiled=False, measure_s=0))
             at64["phase_error_over_float32"]["recorded"] = errors(on_real, real)
-        figures["networks"][kind.__name__] = {"flops_per_frame": flops, **measured, "batch64": at64}
+        figures["networks"][kind.__name__] = {"flops_per_frame": flops, **measured, "batch1": at1, "batch64": at64}
         print(f"{kind.__name__}: {at64['best']} {at64['best_over_eager']:.2f} x eager at batch 64,", end=" ")
-        print(f"{at64['share_of_peak']:.2f} of a matrix product's speed", flush=True)
+        print(f"{at64['share_of_peak']:.2f} of a matrix product's speed; at batch 1 {at1['best']},", end=" ")
+        print(f"{at1['share_of_peak']:.2f}", flush=True)
         if kind is ProbeFirst:
-            figures["batch64"] = at64
+            figures |= {"batch1": at1, "batch64": at64}
             told = asyncio.run(live(folder.path / "versions", network, frames, options))
             figures |= {"chosen": told["backend"], **judged(told)}
             print(f"frame to decision: {figures['frame_to_decision_ms']}; swap: {figures['swap']}", flush=True)
@@ -383,7 +388,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256], help="1 and 64 at least")
     parser.add_argument("--width", type=int, default=32, help="of the networks: their own default is 32")
     parser.add_argument(
-        "--compiled", action="store_true", help="try compiled backends and ONNX Runtime too: minutes more"
+        "--no-compiled", dest="compiled", action="store_false", help="leave out compiled backends and ONNX Runtime"
     )
     parser.add_argument("--no-training", dest="training", action="store_false", help="leave out the part beside ranks")
     return parser.parse_args(arguments)

@@ -56,7 +56,7 @@ class FastLoop:
     emit: Callable[[Event], None]
     """Takes events, in any thread."""
     taken: Callable[[int], None]
-    """Told of chunks that have left the inbox."""
+    """Called with the number of chunks that have left the inbox."""
     later: Callable[[float], None]
     """Calls `revise` in this thread, so many seconds later."""
     relieve: Callable[[], None]
@@ -69,6 +69,7 @@ class FastLoop:
     predicted: int = 0
     """Frames."""
     _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS))
+    _predicting: bool = False
     _rest_until: float = 0.0
     """Until then nothing is predicted again."""
     _woken_at: float = 0.0
@@ -79,14 +80,21 @@ class FastLoop:
     def predict_waiting(self) -> None:
         """Predict what waits in the inbox now."""
         left = len(self.inbox)
+        self._predicting = True
         while left > 0:
             taken = self.inbox.take()
             left -= len(taken)
             if taken:
                 self._predict_taken(taken)
+        self._predicting = False
         live = self.scans.get()
         if live is not None and live.unrevised and time.perf_counter() >= self._rest_until:
             self.later(0.0)  # the moment after a frame is when the next one is farthest off
+
+    def room(self, seconds: float) -> bool:
+        """Whether no frame is being predicted, waits, or is expected within that time. For any thread."""
+        idle = not (self._predicting or len(self.inbox))
+        return idle and self._time_left(time.perf_counter()) >= seconds
 
     def _predict_taken(self, taken: list[tuple[xr.Dataset, float]]) -> None:
         begun = time.perf_counter()
@@ -235,7 +243,7 @@ class FastLoop:
 
     def _time_left(self, now: float) -> float:
         """Seconds until the next chunk is expected; infinite in a pause."""
-        times = self._arrivals
+        times = tuple(self._arrivals)
         if len(times) < 2:
             return float("inf")
         gap = (times[-1] - times[0]) / (len(times) - 1)

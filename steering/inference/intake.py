@@ -29,29 +29,30 @@ class Intake:
     """Makes batches of chunks. One thread owns it."""
 
     def __init__(self, canvas: Canvas, resume: ResumeState) -> None:
-        """canvas: where the windows of frames have to lie. resume: what was told of frames already."""
-        self.register = FrameOrder()
+        """canvas: where the windows of frames have to lie. resume: which results were reported before."""
+        self.order = FrameOrder()
         self._canvas = canvas
         self._resume = resume
 
     def batch(
         self, taken: list[tuple[xr.Dataset, float]], live: LiveImage, mask: NDArray[np.bool_]
     ) -> tuple[Batch | None, NDArray[np.bool_], list[FrameSetAside]]:
-        """What can be used of chunks of a scan (None: nothing), the mask (y, x) then, and what is to be told."""
+        """The usable frames of chunks of a scan (None: there are none), the mask (y, x) with what they bring into it, and
+        the events to report."""
         if live.retired:
             batch = None
             aside = {"a scan that is over": tuple(i for chunk, _ in taken for i in chunk["frame"].values.tolist())}
         else:
             batch, mask, aside = make_batch(taken, known=live.frames.row, mask=mask, canvas=self._canvas)
         used = np.zeros(0, np.int64) if batch is None else batch.frame_id
-        self.register.note(live.scan, used, aside, known=live.frames.row)
+        self.order.note(live.scan, used, aside, known=live.frames.row)
         return (
             batch,
             mask,
             [
                 FrameSetAside(time=time.time(), scan=live.scan, frame_ids=new, reason=reason)
                 for reason, ids in aside.items()
-                if (new := self._resume.news(live.scan, ids))
+                if (new := self._resume.unreported(live.scan, ids))
             ],
         )
 

@@ -104,11 +104,10 @@ class FrameMaps:
         at, _, _ = self._under(rows)
         self._version[at] = -1.0
         size = self._live.weight.shape[0] + self._factor
-        corners = self._corners[: max(self._rows, int(rows.max()) + 1)]
-        near = np.zeros(len(corners), bool)
+        near = np.zeros(len(self._corners), bool)
         for corner in self._corners[rows]:
-            near |= (np.abs(corners - corner) < size).all(1)
-        others = np.flatnonzero(near & np.isfinite(self._known["version"][: len(corners)]))
+            near |= (np.abs(self._corners - corner) < size).all(1)
+        others = np.flatnonzero(near & np.isfinite(self._known["version"]))
         for start in range(0, len(others), _TOGETHER):
             part = others[start : start + _TOGETHER]
             where, _, says = self._under(part)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class Memory:
         self.folder = folder
         self.keep = keep
         self.busy = False
-        """Whether somebody has been told to relieve it."""
+        """Whether `relieve` was started and has not returned."""
         self._taken = 0
         """Bytes ever asked for: written by the thread that predicts alone."""
         self._freed = 0
@@ -105,10 +106,8 @@ class Memory:
             if self.held <= self.budget:
                 return
             if live.frames.bulk(block):
-                first = block * live.frames.block_rows
-                self._freed += live.frames.leave(
-                    block, lambda c, row=first: self._write(c, number, f"counts-{row:08d}")
-                )  # type: ignore[misc]
+                name = f"counts-{block * live.frames.block_rows:08d}"
+                self._freed += live.frames.leave(block, partial(self._write, number=number, name=name))
 
     def _moved(self, values: NDArray, number: int, name: str) -> NDArray:
         """The same values in a file; where that fails, in memory as before."""

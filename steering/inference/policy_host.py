@@ -1,4 +1,4 @@
-"""The policy beside the predictor: what it takes in, what it answers, and what of it outlives the predictor."""
+"""The policy beside the predictor: it takes in frames, answers, and is saved for a predictor that takes over."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class PolicyHost:
         file = io.BytesIO()
         try:
             _Saver(file, self._scans).dump((policy, self._again.open))
-        except Exception:  # whatever a socket, a file, a thread or a lock says to that
+        except Exception:  # the type depends on what it holds: a socket, a file, a thread or a lock
             self._bound = True
             return None
         self._saved_at = time.perf_counter()
@@ -196,7 +196,7 @@ class _Loader(pickle.Unpickler):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResumeState:
-    """What a predictor is told that takes the place of a lost one, before the frames come again."""
+    """What a predictor needs that takes the place of a lost one, before the frames come again."""
 
     version: int | None = None
     """To be put into service; None: the newest."""
@@ -214,8 +214,8 @@ class ResumeState:
         known = self.predicted.get(scan, {})
         return np.array([known.get(i, -1) for i in ids.tolist()], np.int64)
 
-    def news(self, scan: str, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Those of the frames set aside that were not told yet; each time that one was told counts once."""
+    def unreported(self, scan: str, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the frames set aside that were not reported yet; each earlier report counts for one."""
         known, new = self.aside.get(scan, Counter()), []
         for frame in ids:
             if known[frame]:

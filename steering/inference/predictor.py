@@ -61,6 +61,8 @@ class Predictor:
     settings: PredictorSettings = dataclasses.field(default_factory=PredictorSettings)
     network: type[Network] | None = None
     """Class of the versions in the store; None: one of our own, by its name."""
+    frame_rate: float = 0.0
+    """Frames per second that are expected; the backend is chosen for it. 0: not known."""
 
     async def start(self, resume: ResumeState | None = None) -> None:
         """Load the newest model and be ready for frames.
@@ -88,7 +90,9 @@ class Predictor:
 
     def _assembled(self, resume: ResumeState, resumed: bool) -> FastLoop:
         settings, mask = self.settings, ~self.geometry.good()
-        serving = Serving.begin(self._models, settings, resume.version, network=self.network)
+        serving = Serving.begin(
+            self._models, settings, resume.version, network=self.network, frame_rate=self.frame_rate
+        )
         serving.engine.serving.mask(mask)
         canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
         self._scans = Scans(canvas, self.geometry, self.truths, over=resume.over, retired=self._retired)
@@ -141,11 +145,9 @@ class Predictor:
         A refused version leaves the one in service. Raises as `ModelStore.weights` does.
         """
         async with self._installing:
-            frames = await self._read(self._canary) if canary and self.settings.canary else None
+            frames = await self._read(self._canary, self.settings.canary if canary else 0)
             # Loading and trying happen beside the thread that predicts: frames do not wait for them.
-            installed = await asyncio.to_thread(
-                self._fast.serving.make_ready, number, frames, margin, lambda: len(self._fast.inbox) > 0
-            )
+            installed = await asyncio.to_thread(self._fast.serving.make_ready, number, frames, margin, self._fast.room)
             if installed.accepted:
                 await self._do(self._fast.swap)
         return installed
@@ -233,7 +235,7 @@ class Predictor:
         sys.setswitchinterval(self._switch_before)
 
     async def figures(self) -> dict[str, Any]:
-        """What the predictor has to say in numbers."""
+        """The predictor's figures: counters, times, percentiles, the backend, memory."""
         cpu_s = await self._do(time.thread_time)
         return await self._reading(self._figures) | {"fast_thread_cpu_s": cpu_s}
 
@@ -250,7 +252,7 @@ class Predictor:
         return await self._loop.run_in_executor(self._readers, work, *arguments)
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Nobody waits for a job that was only left in the queue: what it raises travels with the events."""
+        """Run a job that nobody waits for; an exception that it raises is handed to whoever reads the events."""
         try:
             work(*arguments)
         except Exception as error:  # handed on to whoever reads the events
@@ -285,12 +287,12 @@ class Predictor:
 
     # What follows runs in the threads that read.
 
-    def _canary(self) -> Canary | None:
-        """The newest frames of this scan that nobody was trained on."""
+    def _canary(self, most: int) -> Canary | None:
+        """The newest frames of this scan that nobody was trained on, up to so many."""
         live = self._scans.get()
         if live is None:
             return None
-        (counts,) = live.frames.read("counts", rows=never_trained(live, self.settings.canary))
+        (counts,) = live.frames.read("counts", rows=never_trained(live, most))
         return Canary(counts=counts, mask=self._fast.mask)
 
     def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
@@ -333,15 +335,15 @@ class Predictor:
             "latency_ms": {f"p{q}": 1e3 * fast.latency.percentile(q) for q in (50, 99)},
             "backend": fast.serving.engine.backend.name,
             "backends": {name: trial.figures() for name, trial in fast.serving.engine.trials.items()},
-            "frames_out_of_order": fast.intake.register.out_of_order,
-            "frame_ids_missing": fast.intake.register.missing,
+            "frames_out_of_order": fast.intake.order.out_of_order,
+            "frame_ids_missing": fast.intake.order.missing,
             "network_cpu_s": fast.network_cpu_s,
             "memory": {"held_bytes": self._memory.held, "moved_bytes": self._memory.written},
         }
 
 
 def _nothing() -> None:
-    """Done by the thread that predicts when it has done all that came before."""
+    """A job without work: when it is done, everything queued before it is done."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,7 +135,7 @@ class Replay:
 
     def _given(self, n: int) -> Decision:
         first = self._spare[0][2] is None
-        given = []
+        given: list[Item] = []
         while self._spare and len(given) < n and (self._spare[0][2] is None) == first:
             given.append(self._spare.popleft())
         where, reasons, dwell = zip(*given, strict=True)

@@ -29,9 +29,9 @@ class Scans:
         retired: Callable[[LiveImage], None] = lambda live: None,
     ) -> None:
         """geometry: where a chunk's own cannot be used. over: scans of which nothing is known, and of which no frame is
-        used any more. retired: told of each scan that is over."""
+        used any more. retired: called with each scan that is over."""
         self.images: dict[str, LiveImage] = {}
-        """In the order in which they were measured; looked at by whoever has this."""
+        """In the order in which they were measured; read by other modules too."""
         self._canvas = canvas
         self._geometry = geometry
         self._truths = truths
@@ -165,4 +165,5 @@ def never_trained(live: LiveImage, most: int, *, among: int = 4096) -> NDArray[n
     """Rows of the newest frames that nobody was trained on, of so many newest frames at most."""
     rows = newest_rows(live, among)
     held_out, withheld = live.frames.read("held_out", "withheld", rows=rows)
-    return rows[held_out | withheld][-most:]
+    found = rows[held_out | withheld]
+    return found[max(0, len(found) - most) :]

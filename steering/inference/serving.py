@@ -5,23 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from steering.inference.backends import REFERENCE, Slot
-from steering.inference.engine import MOST_WORSE, Engine, run
+from steering.inference.engine import MOST_WORSE, Engine, Stream, run
 from steering.inference.settings import PredictorSettings
 from steering.models import ModelStore, Network
 from steering.ptychography import far_field_residual
 from steering.records import ModelVersion
 
-_SLICE = 4
-"""Canary frames that are predicted in one go; then comes a rest of four times as long, for the thread that serves: the
-two share an interpreter, and often a core."""
+T = TypeVar("T")
+_REST = 4
+"""So many times as long as a canary frame took, or a load, nothing is done, for the thread that serves: the two share
+an interpreter, and often a core."""
 _PATIENCE_S = 0.1
-"""How long such a slice waits for a moment in which no frame waits."""
+"""How long such a step waits for a moment in which no frame is there or expected."""
+
+Room = Callable[[float], bool]
+"""Whether no frame is being predicted, waits, or is expected within so many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +78,10 @@ class Serving:
         number: int | None = None,
         *,
         network: type[Network] | None = None,
+        frame_rate: float = 0.0,
     ) -> Serving:
-        """A version of a store, by default the newest, in service, run in the backend that is fastest here.
+        """A version of a store, by default the newest, in service, run in the backend that is fastest here for a stream
+        of so many frames per second (0: not known).
 
         network: its class, see ModelStore.load. Raises FileNotFoundError for a store without a version.
         """
@@ -82,7 +89,15 @@ class Serving:
         if number is None:
             raise FileNotFoundError(f"found no model in {store.path}, expected version 0 before the first frame")
         loaded = store.load(number, network=network)
-        engine = Engine(loaded, frames=settings.batch, device=settings.device, compiled=settings.compiled)
+        engine = Engine(
+            loaded,
+            frames=settings.batch,
+            device=settings.device,
+            compiled=settings.compiled,
+            stream=Stream(together=max(1, round(frame_rate * settings.gather_ms / 1e3)), frame_rate=frame_rate)
+            if frame_rate
+            else None,
+        )
         return cls(store, engine, number, margin=settings.canary_margin)
 
     @property
@@ -105,12 +120,12 @@ class Serving:
         number: int,
         canary: Canary | None,
         margin: float | None = None,
-        waiting: Callable[[], int] = lambda: 0,
+        room: Room = lambda seconds: True,
     ) -> Installed:
         """Load a version into the spare slot, warm it, and say whether it may serve; for a thread of its own.
 
         margin: share by which its residual may be higher; below 0, by which it must be lower. None: the usual one.
-        waiting: how many chunks wait to be predicted, for which the trial makes room.
+        room: asked before each step, so that frames do not meet it.
 
         Where frames are given, the version in service is tried on them in the spare slot too, so that both are run
         alike and the serving slot is left alone. Raises as `ModelStore.weights` does.
@@ -124,29 +139,31 @@ class Serving:
         weights, expected = self._store.weights(number), described.validation_residual or 0.0
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
             return self._refused(f"version {number} has weights that are not finite")
-        spare = self.engine.spare
+        spare, steps = self.engine.spare, _Steps(room)
         if canary is None or not len(canary.counts):
-            spare.load(weights, number=number, expected=expected)
+            steps.do(lambda: spare.load(weights, number=number, expected=expected))
+            if canary is not None:
+                spare.mask(canary.mask)
             warm = np.zeros((1, *spare.network.optics.bad.shape), np.float32)
-            _patches(spare, warm)
+            steps.do(lambda: _patches(spare, warm))
             return Installed(accepted=True, version=number, reason="taken without a trial: no frame to try it on")
-        spare.load(self.engine.serving.network.state_dict())
-        before = _residual(spare, canary, waiting)
-        spare.load(weights, number=number, expected=expected)
-        after = _residual(spare, canary, waiting)
+        steps.do(lambda: spare.load(self.engine.serving.network.state_dict()))
+        before = _residual(spare, canary, steps)
+        steps.do(lambda: spare.load(weights, number=number, expected=expected))
+        after = _residual(spare, canary, steps)
         if spare.backend != REFERENCE:
             exact = self._exact = self._exact or self.engine.slot(REFERENCE)
-            exact.load(weights, number=number, expected=expected)
-            standard = _residual(exact, canary, waiting)
+            steps.do(lambda: exact.load(weights, number=number, expected=expected))
+            standard = _residual(exact, canary, steps)
             if after > MOST_WORSE * standard:
                 self._exact = None  # it is the spare slot now
                 self.engine.go_without(spare.backend, exact, f"residual {after:.4g}, {standard:.4g} in float32")
                 after = standard
         n = len(canary.counts)
-        told = f"residual {after:.4g} on {n} held-out frames, version {self.version} has {before:.4g}"
+        found = f"residual {after:.4g} on {n} held-out frames, version {self.version} has {before:.4g}"
         if not after <= (1 + (self.margin if margin is None else margin)) * before:
-            return self._refused(told, frames=n, before=before, after=after)
-        return Installed(accepted=True, version=number, reason=told, frames=n, before=before, after=after)
+            return self._refused(found, frames=n, before=before, after=after)
+        return Installed(accepted=True, version=number, reason=found, frames=n, before=before, after=after)
 
     def swap(self, mask: NDArray[np.bool_]) -> None:
         """Put what `make_ready` has accepted into service; for the thread that predicts, between two frames."""
@@ -157,18 +174,35 @@ class Serving:
         return Installed(accepted=False, version=self.version, reason=reason, **figures)  # type: ignore[arg-type]
 
 
-def _residual(slot: Slot, canary: Canary, waiting: Callable[[], int]) -> float:
-    """Median far-field residual of canary frames."""
-    slot.mask(canary.mask)
-    probe, found = slot.probe, []
-    for start in range(0, len(canary.counts), _SLICE):
+class _Steps:
+    """Does one short thing after another, each when there is room for it, and rests in between."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._cost_s = 0.0
+
+    def do(self, step: Callable[[], T]) -> T:
+        """Do it; what it returns."""
         patience = time.perf_counter() + _PATIENCE_S
-        while waiting() and time.perf_counter() < patience:
-            time.sleep(1e-3)
+        while not self._room(self._cost_s) and time.perf_counter() < patience:
+            time.sleep(5e-4)
         begun = time.perf_counter()
-        counts = canary.counts[start : start + _SLICE]
-        found.append(far_field_residual(_patches(slot, counts), counts, probe, canary.mask))
-        time.sleep(4 * (time.perf_counter() - begun))
+        done = step()
+        took = time.perf_counter() - begun
+        self._cost_s = max(took, 0.9 * self._cost_s)
+        time.sleep(_REST * took)
+        return done
+
+
+def _residual(slot: Slot, canary: Canary, steps: _Steps) -> float:
+    """Median far-field residual of canary frames, one by one."""
+    steps.do(lambda: slot.mask(canary.mask))
+    probe, found = slot.probe, []
+    for row in range(len(canary.counts)):
+        counts = canary.counts[row : row + 1]
+        found.append(
+            steps.do(lambda now=counts: far_field_residual(_patches(slot, now), now, probe, canary.mask))  # type: ignore[misc]
+        )
     return float(np.median(np.concatenate(found)))
 
 

@@ -153,8 +153,8 @@ class Stitcher:
         """The two sums under the pixels that patches at these corners (n, 2) touch, each (n, size + 1, size + 1)."""
         size = len(self.patch_weight) + 1
         if self._forgotten:
-            for at in corner.tolist():
-                self._clear(self.tiles.under(*at, size))
+            for y, x in corner.tolist():
+                self._clear(self.tiles.under(y, x, size))
         windows = np.lib.stride_tricks.sliding_window_view
         y, x = corner.T
         return windows(self._light, (size, size))[y, x], windows(self._weight, (size, size))[y, x]
@@ -181,8 +181,7 @@ class Stitcher:
         if not old.any():
             return
         for row, column in np.argwhere(old).tolist():
-            row, column = row + tiles[0].start, column + tiles[1].start
-            here = (slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE))
+            y, x = (row + tiles[0].start) * TILE, (column + tiles[1].start) * TILE
             for values in self._sums:
-                values[here] = 0
-            self._since[row, column] = self._forgotten
+                values[y : y + TILE, x : x + TILE] = 0
+        self._since[tiles] = self._forgotten

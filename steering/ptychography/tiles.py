@@ -10,7 +10,7 @@ from torch import Tensor
 TILE = 64
 """Pixels of a tile's side."""
 
-Part = tuple[slice, ...]
+Part = tuple[slice, slice]
 
 
 class Tiles:
@@ -36,8 +36,7 @@ class Tiles:
 
 
 def tiles_of(values: Tensor, which: NDArray[np.int64]) -> Tensor:
-    """Copies (k, side, side) of tiles `which` (k, 2) of (row, column) of a map (rows * side, columns * side), the last
-    axis with one more entry."""
+    """Copies (k, side, side) of these tiles (k, 2) of (row, column). values: (rows, side, columns, side)."""
     rows, columns = (torch.from_numpy(np.ascontiguousarray(axis)) for axis in which.T)
     return values[rows, :, columns, :]
 

@@ -24,6 +24,7 @@ from steering.runner.actors import (
     losses,
     place,
     release,
+    retrieved,
 )
 
 _ATTEMPTS = 5

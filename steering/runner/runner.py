@@ -384,4 +384,5 @@ def _predictor(experiment: Experiment, folder: RunFolder) -> Predictor:
         truths=experiment.truths(),
         settings=experiment.prediction,
         network=type(experiment.network),
+        frame_rate=source.frame_rate,
     )

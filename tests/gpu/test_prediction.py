@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and torch sees none here"),
 ]
-WAYS = possible(torch.device("cuda", 0))
+BACKENDS = possible(torch.device("cuda", 0))
 
 
 def network(seed):
@@ -22,8 +22,8 @@ def network(seed):
     return lit(ProbeFirst(window=32, patch=16, width=8))
 
 
-@pytest.mark.parametrize("backend", WAYS, ids=lambda backend: backend.name)
-def test_every_way_says_what_the_cpu_says_before_and_after_a_swap(backend):
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_every_backend_says_what_the_cpu_says_before_and_after_a_swap(backend):
     engine = Engine(network(0), device="cuda", backends=[backend], measure_s=0)
     assert engine.backend == backend, engine.trials
     atol = 1e-3 if backend.dtype == torch.float32 else 4e-2  # convolutions use TF32 where the GPU has it

@@ -42,7 +42,7 @@ def export_graph(exported: Any, names: set[str], file: str) -> None:
     Path(file).write_bytes(model.SerializeToString())
 
 
-class OnnxReader:
+class OnnxSession:
     """Runs a graph that `export_graph` wrote with the weights of a module, in one thread.
 
     The weights are constants of a session, and another version's make another session, in 5 to 15 ms, beside the one in
@@ -77,7 +77,7 @@ class OnnxReader:
         self._weights = weights  # a session may read them where they lie
 
     def __call__(self, *views: Tensor) -> tuple[Tensor, Tensor]:
-        """Amplitude and phase (n, patch, patch) float32 of the network's views."""
+        """Amplitude and phase of the network's views."""
         given = {name: view.numpy() for name, view in zip(self._inputs, views, strict=True)}
         amplitude, phase = self._session.run(None, given)
         return torch.from_numpy(amplitude), torch.from_numpy(phase)
