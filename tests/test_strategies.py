@@ -271,12 +271,12 @@ def test_ranks_stay_alike_whatever_the_strategy_and_the_look_ahead(look_ahead):
 def test_every_sample_is_seen_once_in_a_pass_over_all_ranks_and_no_minibatch_is_short(ranks):
     """37 samples in minibatches of 4, which divide neither by the ranks nor among them: three passes, all whole."""
     order = [Epochs(37, seed=3, rank=rank, ranks=ranks) for rank in range(ranks)]
-    dealt = []
-    while len(dealt) < 3 * 37:
+    taken = []
+    while len(taken) < 3 * 37:
         parts = [epochs.take(4) for epochs in order]
         assert all(len(part) == 4 for part in parts)
-        dealt += np.concatenate(parts).tolist()
-    passes = [dealt[k * 37 : (k + 1) * 37] for k in range(3)]
+        taken += np.concatenate(parts).tolist()
+    passes = [taken[k * 37 : (k + 1) * 37] for k in range(3)]
     assert all(sorted(one) == list(range(37)) for one in passes)
     assert passes[0] != passes[1]
 

@@ -41,7 +41,7 @@ class RehearsalBuffer:
         self.policy = policy
         self.device = torch.device(device)
         self.capacity = 0
-        """Samples that fit into the budget; 0 until the first insert tells how large a sample is."""
+        """Samples that fit into the budget; 0 until the first insert shows how large a sample is."""
         self.layout: Layout | None = None
         self.strata = Strata()
         self.rows: dict[str, Rows] = {}

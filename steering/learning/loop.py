@@ -30,7 +30,7 @@ Load = Callable[[int, Fields], None]
 
 @dataclass
 class Tally:
-    """What the steps of a while cost and did."""
+    """Time, losses and representatives of a number of steps."""
 
     seconds: Counter[str] = field(default_factory=Counter)
     """For each of PARTS."""
@@ -47,7 +47,7 @@ class Tally:
         return sum(self.losses) / max(1, len(self.losses))
 
     def __add__(self, other: Tally) -> Tally:
-        """Both whiles together."""
+        """The sum of both."""
         return Tally(
             seconds=self.seconds + other.seconds,
             representatives=self.representatives + other.representatives,
@@ -164,7 +164,7 @@ class Loop:
         return digest(self.network, self.optimiser, self.steps)
 
     def disconnect(self) -> None:
-        """Let go of the group, so that it can be left."""
+        """Drop what holds the group, so that it can be left."""
         self._module = None
         self.rehearsal.disconnect()
 
@@ -177,11 +177,11 @@ class Loop:
         self.rehearsal.prefetch()
 
     def _fields(self, example: Fields) -> Specification:
-        """Shape and dtype of each field of an augmented minibatch: the sample's own, and what is remembered of it."""
+        """Shape and dtype of each field of an augmented minibatch, with what the strategy stores of a sample."""
         fields = {name: value.to(self.device)[None] for name, value in example.items()}
         if self.strategy.rehearses:
             training = self.network.training
-            self.network.eval()  # a look at the outputs must leave no trace in running means
+            self.network.eval()  # this pass must not change running means
             with torch.no_grad():
                 outputs = self.strategy.objective.outputs(self.network, fields)
             self.network.train(training)

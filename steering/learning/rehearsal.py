@@ -1,12 +1,12 @@
-"""Rehearsal for any training loop: a distributed rehearsal buffer with two verbs, `augment` and `offer`.
+"""Rehearsal for any training loop: a distributed rehearsal buffer with two methods, `augment` and `offer`.
 
 It works in one process, or on torch's default process group, whoever started the processes. Samples are mappings of
-tensors (n, ...); it knows nothing of networks and losses.
+tensors (n, ...); it is independent of networks and losses.
 
 What holds on several ranks:
 - `augment` is a collective, as `backward` of DDP is: all ranks call it equally often. Where their data loaders are of
   unequal length, `with Join([model, rehearsal]):` of torch.distributed.algorithms.join lets the ranks that have ended
-  go on answering the others. Without it the others raise GroupLost after `deadline`.
+  go on serving the others. Without it the others raise GroupLost after `deadline`.
 - With gradient accumulation each micro-batch is augmented, and offered, by itself.
 - The first minibatches are shorter, for little is stored yet: n + s rows, with s from 0 up to r. torch.compile with its
   default settings compiles once for the first number of rows and once for any number.
@@ -58,7 +58,7 @@ class Rehearsal(Joinable):
     sampling: Mode = "uniform"
     """How representatives are drawn: `uniform`, `balanced` over strata, or by samples `seen`; see sampling."""
     strata: str = STRATUM
-    """The field, int64 (n,), that says to which stratum a sample belongs, such as its class; where a minibatch has no
+    """The field, int64 (n,), with the stratum of each sample, such as its class; where a minibatch has no
     such field all samples are of one stratum."""
     look_ahead: int = 1
     """Steps that an exchange is started before it is needed; more than 1 where a step is shorter than an exchange."""
@@ -184,7 +184,7 @@ class Rehearsal(Joinable):
         self._exchange = Exchange(self.buffer, group, self.r, seed=self.seed, mode=self.sampling, device=device)
 
     def disconnect(self) -> None:
-        """Let go of the group, so that it can be left."""
+        """Drop what holds the group, so that it can be left."""
         self._exchange = None
 
     def prefetch(self) -> None:
@@ -203,12 +203,12 @@ class Rehearsal(Joinable):
         return self.delivered
 
     def join_hook(self, **kwargs: Any) -> JoinHook:
-        """For torch's Join: a rank without further minibatches answers the others."""
+        """For torch's Join: a rank without further minibatches serves the others."""
         return _Shadow(self)
 
     @property
     def join_device(self) -> torch.device:
-        """For torch's Join: where the ranks tell one another that they have ended."""
+        """For torch's Join: the device of its own collectives."""
         nccl = "nccl" in str(dist.get_backend())
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""The contract of the plug."""
+"""The contract that every strategy fulfils."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Strategy:
     def gradient(self, network: nn.Module, minibatch: Minibatch) -> Loss:
         """Leave in `.grad` of the parameters, which are empty before, what the optimiser is to follow.
 
-        Every call of `backward` is a meeting of all ranks: how many there are must not depend on what one rank sees.
+        Every call of `backward` is a collective of all ranks: their number must not depend on the data of one rank.
         """
         loss = self.loss(network, minibatch)
         loss.value.backward()
