@@ -89,7 +89,6 @@ def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
     assert any(event["time"] > change["time"] for event in told(folder, "ModelPublished"))
     assert figures["ranks"] == figures["ranks_lost"] == 1
     assert figures["frames_predicted"] == figures["frames_acquired"] == 150
-    assert figures["live_image"]["refinements"] == 0
     [failed] = told(folder, "WorkFailed")
     assert failed["what"] == "refining the live image"
     assert any("refining the live image" in line for line in status_lines(folder))
