@@ -34,32 +34,42 @@ class FrameMaps:
         self._light, self._residual, self._evidence, self._trust = (torch.zeros(self._shape).view(-1) for _ in range(4))
         self._version = torch.full(self._shape, -1.0).view(-1)
         self._weights, self._says = _variants(live.weight, factor, self._cells)
+        self.maps = {
+            name: torch.full(self._shape, torch.nan).view(-1) for name in ("trust", "pixel_residual", "model_version")
+        }
+        """As `update` left them, flat."""
         self._rows = 0
         self._changes = 0
         self._known = {"residual": np.zeros(0), "trust": np.zeros(0), "version": np.zeros(0)}
         self._corners = np.zeros((0, 2), np.int64)
 
-    def update(self) -> None:
-        """Take in what has come since the last call."""
+    def update(self) -> NDArray[np.int64]:
+        """Take in what has come since the last call. Returns the tiles, (k, 2) of (row, column), that it may change."""
         frames = self._live.frames
         changes, rows = len(frames.changes), len(frames)
         changed = np.unique(np.concatenate([np.zeros(0, np.int64), *frames.changes[self._changes : changes]]))
+        changed = changed[changed < self._rows]
         self._make_room(rows)
         for start in range(self._rows, rows, _TOGETHER):
             self._take(np.arange(start, min(rows, start + _TOGETHER)), new=True)
-        changed = changed[changed < self._rows]
         for start in range(0, len(changed), _TOGETHER):
             self._take(changed[start : start + _TOGETHER], new=False)
+        low = self._corners[np.concatenate([np.arange(self._rows, rows), changed])]
         self._rows, self._changes = rows, changes
+        high = low + len(self._live.weight) - 1
+        ends = [np.stack([y, x], 1) // TILE for y in (low[:, 0], high[:, 0]) for x in (low[:, 1], high[:, 1])]
+        # A window wider than a tile has others in its middle.
+        middle = [(low + high) // 2 // TILE] if len(self._live.weight) > TILE else []
+        return np.unique(np.concatenate([*ends, *middle]), axis=0)
 
-    def maps(self) -> dict[str, NDArray]:
-        """Copies (Y, X) / factor: trust, pixel_residual and model_version."""
-        evidence, light = self._evidence, self._light
-        trust = torch.where(evidence > _EVIDENCE, self._trust / evidence.clamp_min(_EVIDENCE), torch.nan)
-        version = torch.where(self._version < 0, torch.nan, self._version)
-        found = {"trust": trust, "pixel_residual": self._residual / light.clamp_min(1e-6), "model_version": version}
-        sides = tuple(slice(-(-size // self._factor)) for size in self._live.canvas.shape)
-        return {name: value.view(self._shape).numpy()[sides] for name, value in found.items()}
+    def parts(self, name: str, tiles: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Copies (k, side, side) of these tiles (k, 2) of a map: trust, pixel_residual or model_version."""
+        side = TILE // self._factor
+        rows, columns = self._live.stitcher.tiles.grid
+        whole = self.maps[name].view(self._shape)[: rows * side, : columns * side]
+        four = whole.unflatten(0, (rows, side)).unflatten(2, (columns, side))
+        y, x = (torch.from_numpy(np.ascontiguousarray(axis)) for axis in tiles.T)
+        return four[y, :, x, :].numpy()
 
     def _make_room(self, rows: int) -> None:
         have = len(self._corners)
@@ -94,6 +104,15 @@ class FrameMaps:
         if len(lowered):
             self._version_again(lowered)
         self._newest(at, says, now["version"])
+        self._draw(at)
+
+    def _draw(self, at: torch.Tensor) -> None:
+        """Compute the maps in these pixels."""
+        evidence, light, version = self._evidence[at], self._light[at], self._version[at]
+        trust = self._trust[at] / evidence.clamp_min(_EVIDENCE)
+        self.maps["trust"][at] = torch.where(evidence > _EVIDENCE, trust, torch.nan)
+        self.maps["pixel_residual"][at] = self._residual[at] / light.clamp_min(1e-6)
+        self.maps["model_version"][at] = torch.where(version < 0, torch.nan, version)
 
     def _newest(self, at: torch.Tensor, says: torch.Tensor, version: NDArray) -> None:
         number = torch.where(says, torch.from_numpy(version).float()[:, None], -1.0)
@@ -112,6 +131,7 @@ class FrameMaps:
             part = others[start : start + _TOGETHER]
             where, _, says = self._under(part)
             self._newest(where, says, self._known["version"][part])
+            self._draw(where)
 
     def _under(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the windows of these rows: indices of the pixels, one after the other, the light (n, pixels), and where it

@@ -18,6 +18,10 @@ MOST_PIXELS = 1024
 """Of a side of what `picture` returns."""
 MOST_FRAMES = 4096
 """Newest frames of whose table `picture` returns the rows."""
+_OF_IMAGE = {"amplitude": np.abs, "phase": np.angle}
+_DRAWN = (*_OF_IMAGE, "trust", "pixel_residual", "model_version")
+_TOGETHER = 64
+"""Tiles that are drawn in one go."""
 _SEEN = 0.05
 """Weight of the stitched patches from which on the network has said something of a pixel."""
 
@@ -80,29 +84,33 @@ class _Picture:
         self._live = live
         self._stitched = live.stitcher.copy(factor)
         self._of_frames = FrameMaps(live, factor)
-        shape = self._stitched.image.shape
-        self._network = {name: np.full(shape, np.nan, np.float32) for name in ("amplitude", "phase")}
+        rows, columns = live.stitcher.tiles.grid
+        side = TILE // factor
+        self._drawn = {name: np.full((rows, side, columns, side), np.nan, np.float32) for name in _DRAWN}
+        self._crop = tuple(slice(-(-size // factor)) for size in live.canvas.shape)
         self._refinements = -1
         self._refined: dict[str, NDArray] = {}
         self._truth = {} if live.truth is None else _parts(live.truth, live.truth != 0, factor, "truth_{}")
 
     def fields(self) -> dict[str, NDArray]:
         """Every map as it is now, float32, NaN where nothing is known. They are the picture's own memory."""
-        side = TILE // self.factor
-        image, weight = self._stitched.image, self._stitched.weight
-        for row, column in self._stitched.update().tolist():
-            part = (slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
-            hidden = weight[part] <= _SEEN
-            for name, of in (("amplitude", np.abs), ("phase", np.angle)):
-                self._network[name][part] = np.where(hidden, np.nan, of(image[part]))
-        self._of_frames.update()
-        hidden = np.isnan(self._network["amplitude"])
-        maps = {name: np.where(hidden, np.nan, value) for name, value in self._of_frames.maps().items()}
+        tiles = np.unique(np.concatenate([self._of_frames.update(), self._stitched.update()]), axis=0)
+        for start in range(0, len(tiles), _TOGETHER):
+            self._draw(tiles[start : start + _TOGETHER])
         refined, refinements = self._live.refined, self._live.refinements
         if refined is not None and refinements != self._refinements:
             self._refined = _parts(refined.object, refined.covered, self.factor, "{}_refined")
             self._refinements = refinements
-        return self._network | maps | self._refined | self._truth
+        flat = {name: four.reshape(four.shape[0] * four.shape[1], -1)[self._crop] for name, four in self._drawn.items()}
+        return flat | self._refined | self._truth
+
+    def _draw(self, tiles: NDArray[np.int64]) -> None:
+        image, weight = self._stitched.parts(tiles)
+        y, x = tiles.T
+        hidden = weight <= _SEEN
+        for name in _DRAWN:
+            value = _OF_IMAGE[name](image) if name in _OF_IMAGE else self._of_frames.parts(name, tiles)
+            self._drawn[name][y, :, x, :] = np.where(hidden, np.nan, value)
 
 
 def _parts(image: NDArray[np.complex64], known: NDArray[np.bool_], factor: int, name: str) -> dict[str, NDArray]:

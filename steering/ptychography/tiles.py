@@ -75,6 +75,10 @@ class TileCopy:
         """(Y, X) / factor: the mean weight of the pixels. The copy's own memory."""
         return self._flat(self._seen)
 
+    def parts(self, which: NDArray[np.int64]) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+        """Image and weight (k, side, side) of these tiles (k, 2), as the copy has them."""
+        return tiles_of(self._image, which).numpy(), tiles_of(self._seen, which).numpy()
+
     def update(self, *, together: int = 64) -> NDArray[np.int64]:
         """Copy the tiles that have changed, so many at a time. Returns which, (k, 2) of (row, column).
 
