@@ -84,13 +84,8 @@ def stream(rng):
 
 
 def test_a_run_goes_on_whatever_comes(tmp_path):
-<<<<<<< HEAD
-    """Every good frame is predicted once, every bad one is reported once with its reason, and a frame that was set
-    aside changes nothing in the mask."""
-=======
     """Good frames are predicted once, bad ones are reported once with the reason, and a frame that was set aside
     changes nothing in the mask."""
->>>>>>> work/C
     order, wanted = stream(np.random.default_rng(0))
 
     async def main():

@@ -37,13 +37,8 @@ class Intake:
     def batch(
         self, taken: list[tuple[xr.Dataset, float]], live: LiveImage, mask: NDArray[np.bool_]
     ) -> tuple[Batch | None, NDArray[np.bool_], list[FrameSetAside]]:
-<<<<<<< HEAD
-        """The usable frames of chunks of a scan (None: there are none), the mask (y, x) with what they bring into it, and
-        the events to report."""
-=======
         """The usable frames of chunks of one scan (None: there are none), the mask (y, x) with what they bring into it,
         and the events to report."""
->>>>>>> work/C
         if live.retired:
             batch = None
             aside = {"a scan that is over": tuple(i for chunk, _ in taken for i in chunk["frame"].values.tolist())}
