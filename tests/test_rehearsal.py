@@ -279,7 +279,7 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path):
     assert len(example.splitlines()) <= 25
     (tmp_path / "train.py").write_text(example)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "train.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     stores = re.findall(r"^rank (\d) stores \{(.*)\}$", done.stdout, re.MULTILINE)
     assert sorted(rank for rank, _ in stores) == ["0", "1"]
