@@ -25,7 +25,7 @@ def state(me):
     scan = me.samples.scans["a"]
     return {
         "digest": asyncio.run(me.digest()),
-        "served": torch.cat([p.flatten() for p in me._served.parameters()]).sum().item(),
+        "served": torch.cat([p.flatten() for p in me.served.parameters()]).sum().item(),
         "probe": me.network.optics.probe.sum().item(),
         "train": sorted(scan.train),
         "given": sorted(scan.residual),

@@ -279,9 +279,9 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path):
     assert len(example.splitlines()) <= 25
     (tmp_path / "train.py").write_text(example)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "train.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
-    stores = re.findall(r"^rank (\d) stores \{(.*)\}$", done.stdout, re.MULTILINE)
+    stores = re.findall(r"rank (\d) stores \{([^}]*)\}", done.stdout)  # two processes write, also into one line
     assert sorted(rank for rank, _ in stores) == ["0", "1"]
     for _, fills in stores:  # five classes of the first task are still there, though it was over long ago
         assert len(fills.split(",")) == 10

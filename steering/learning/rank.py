@@ -84,11 +84,12 @@ class Rank:
     settings: TrainerSettings = field(default_factory=TrainerSettings)
 
     def _awake(self, rank: int) -> None:
+        """Make what the process of the rank keeps between groups."""
         torch.set_num_threads(self.settings.threads)
         os.nice(max(0, self.settings.niceness - os.nice(0)))  # os.nice adds: a process may hold a second rank later
         self._loop = Loop(self.network, self.strategy, self.settings, rank=rank)
         self._initial = copy.deepcopy(self.network.state_dict())
-        self._served = copy.deepcopy(self.network)
+        self.served = copy.deepcopy(self.network)
         self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts)
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
@@ -131,11 +132,11 @@ class Rank:
         """Take over what else `source` has: the served weights, and those that a strategy restarts from."""
         packed = Packed()
         if self.rank == source:
-            packed.add("served.", self._served.state_dict())
+            packed.add("served.", self.served.state_dict())
             if self.strategy.restarts:
                 packed.add("initial.", self._initial)
         packed = Packed.from_bytes(group.broadcast_bytes(packed.to_bytes(), source))
-        self._served.load_state_dict(packed.named("served."))
+        self.served.load_state_dict(packed.named("served."))
         if self.strategy.restarts:
             self._initial = packed.named("initial.")
 
@@ -219,7 +220,7 @@ class Rank:
     def _return_to_served(self) -> None:
         """After a round that diverged: every rank takes the weights that rank 0 last published."""
         if self.rank == 0:
-            self.network.load_state_dict(self._served.state_dict())
+            self.network.load_state_dict(self.served.state_dict())
         for weight in self.network.parameters():
             dist.broadcast(weight, 0)
         self._loop.optimiser.state.clear()
@@ -230,11 +231,11 @@ class Rank:
         held_out = self.samples.held_out(scan)
         if held_out is None:
             return {}
-        self._served.optics.load_state_dict(self.network.optics.state_dict())
+        self.served.optics.load_state_dict(self.network.optics.state_dict())
         objective = Reconstruction(
             patch_weight(self.network.optics.modes().cpu().numpy(), self.network.hyperparameters["patch"])
         )
-        served = float(_outputs(self._served, held_out, objective)[1].mean())
+        served = float(_outputs(self.served, held_out, objective)[1].mean())
         return {"served_error": served, **_quality(self.network, held_out, objective)}
 
     def publish(self, store: Path, version: ModelVersion) -> None:
@@ -251,17 +252,17 @@ class Rank:
             if not all(torch.equal(written[name], p.detach().cpu()) for name, p in self.network.named_parameters()):
                 raise
             models.point_to(version.number)
-        self._served.load_state_dict(self.network.state_dict())
+        self.served.load_state_dict(self.network.state_dict())
 
     def serve(self, store: Path, number: int) -> None:
         """Take a published version as the one that candidates are compared with."""
-        self._served.load_state_dict(ModelStore(store).weights(number))
+        self.served.load_state_dict(ModelStore(store).weights(number))
 
     def go_back(self, store: Path, number: int) -> None:
         """Go on from a published version, as all other ranks do: its weights, and an optimiser without a past."""
         weights = ModelStore(store).weights(number)
         self.network.load_state_dict(weights)
-        self._served.load_state_dict(weights)
+        self.served.load_state_dict(weights)
         self._loop.optimiser.state.clear()
 
     async def digest(self) -> str:
