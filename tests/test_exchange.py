@@ -12,8 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from scipy.stats import chi2
 
+from steering.learning.buffer import RehearsalBuffer
 from steering.learning.exchange import Exchange
-from steering.learning.rehearsal import RehearsalBuffer
 from steering.learning.sampling import MODES, Fills, StepRNG, draw
 
 UNEVEN = np.array([[900, 60, 40], [0, 10, 0], [0, 0, 0]])  # ranks filled 1000 : 10 : 0, strata unevenly

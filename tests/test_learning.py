@@ -85,7 +85,7 @@ def two_scans(rank, ranks, where, folder):
 
 @pytest.mark.slow
 def test_rehearsal_over_two_ranks(tmp_path):
-    """Representatives come from all ranks alike; the past stays in the buffer; what is published loads."""
+    """Representatives come from all ranks equally; the past stays in the buffer; what is published loads."""
     answers = on_ranks(2, two_scans, tmp_path)
     used = sum(r.representatives for reports, _ in answers for r in reports)
     remote = sum(r.remote for reports, _ in answers for r in reports)
@@ -113,7 +113,7 @@ def alone(strategy, **settings):
 
 
 @pytest.mark.parametrize(
-    ("devices", "spoken"),
+    ("devices", "wanted"),
     [
         (["cuda a", "cuda b"], "cpu:gloo,cuda:nccl"),
         (["cuda a", "cuda b", "cuda a"], "gloo"),
@@ -121,8 +121,8 @@ def alone(strategy, **settings):
         (["cpu", "cpu"], "gloo"),
     ],
 )
-def test_ranks_that_share_a_gpu_speak_gloo(devices, spoken):
-    assert backend(devices) == spoken
+def test_ranks_that_share_a_gpu_use_gloo(devices, wanted):
+    assert backend(devices) == wanted
 
 
 def test_learning_lowers_the_error_of_held_out_frames():
@@ -185,8 +185,8 @@ def test_every_sample_once_per_epoch_and_the_last_minibatch_is_not_lost():
 def test_shares_are_disjoint_and_complete_and_held_out_frames_go_to_all_ranks():
     whole = labels(n=21)
     shares = [whole.share(rank, 3) for rank in range(3)]
-    taught = np.concatenate([s.frame_id[~s.held_out] for s in shares])
-    assert sorted(taught) == sorted(whole.frame_id[~whole.held_out])
+    to_train_on = np.concatenate([s.frame_id[~s.held_out] for s in shares])
+    assert sorted(to_train_on) == sorted(whole.frame_id[~whole.held_out])
     for share in shares:
         assert set(share.frame_id[share.held_out]) == set(whole.frame_id[whole.held_out])
 
@@ -194,13 +194,13 @@ def test_shares_are_disjoint_and_complete_and_held_out_frames_go_to_all_ranks():
 def test_a_frame_that_is_labelled_again_goes_to_the_same_rank():
     first, again = labels(n=40), labels(n=30, first=12)
 
-    def taught(part):
+    def to_train_on(part):
         return set(part.frame_id[~part.held_out].tolist())
 
-    both = taught(first) & taught(again)
+    both = to_train_on(first) & to_train_on(again)
     assert len(both) > 10
     for rank in range(3):
-        assert taught(first.share(rank, 3)) & both == taught(again.share(rank, 3)) & both
+        assert to_train_on(first.share(rank, 3)) & both == to_train_on(again.share(rank, 3)) & both
 
 
 def test_a_newer_label_replaces_the_older_one():

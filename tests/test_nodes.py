@@ -67,7 +67,7 @@ def nodes():
 def test_ranks_of_two_nodes_train_and_rehearse_together(nodes, tmp_path):
     """Nothing but the cable joins them: half of what each rehearses comes from the other, and their weights agree.
 
-    One rank is told its interface, the other finds the one that leads to the meeting point.
+    One rank is given its interface, the other finds the one that leads to the meeting point.
     """
     processes = [
         subprocess.Popen(

@@ -43,6 +43,7 @@ def test_its_workflow_runs_as_it_stands(tmp_path):
 
 
 def example():
-    """The one Python file that README.md shows."""
-    [found] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """The Python file that the section on workflows shows."""
+    section = README.split("\n## Write a workflow\n")[1].split("\n## ")[0]
+    [found] = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     return found

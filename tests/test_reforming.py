@@ -113,12 +113,12 @@ def test_ranks_that_were_kept_and_joined_are_alike_after_joining_and_after_more_
 def test_samples_belong_to_the_ranks_that_their_frames_name_and_all_keep_what_is_held_out(members):
     whole = labels(n=40)
     held_out = whole.frame_id[whole.held_out].tolist()
-    taught = whole.frame_id[~whole.held_out]
-    before, after = owner_of(taught, 3), owner_of(taught, 3)
+    to_train_on = whole.frame_id[~whole.held_out]
+    before, after = owner_of(to_train_on, 3), owner_of(to_train_on, 3)
     for number, member in {1: members[1], 2: members[2], 0: members[3]}.items():
         kept = member[-3]
         assert kept["held_out"] == held_out
-        assert kept["train"] == kept["given"] == taught[(before != 0) & (after == number)].tolist()
+        assert kept["train"] == kept["given"] == to_train_on[(before != 0) & (after == number)].tolist()
 
 
 def test_the_source_is_the_lowest_of_the_most_advanced_and_never_a_fresh_one_beside_others():

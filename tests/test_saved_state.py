@@ -1,4 +1,4 @@
-"""Laws of the consistent cut: training goes on from it as if it had never stopped, on any number of ranks."""
+"""Laws of the saved state: training goes on from it as if it had never stopped, on any number of ranks."""
 
 import json
 import signal
@@ -72,23 +72,23 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert stored(one) == stored(other)
 
 
-def test_without_a_cut_nothing_is_restored(tmp_path):
+def test_without_a_saved_state_nothing_is_restored(tmp_path):
     loop = loop_of()
     assert not SavedState(tmp_path / "new", loop, ranks=1).restore()
     assert loop.steps == 0
 
 
-def test_a_cut_writes_what_has_changed_and_keeps_no_more_than_it_needs(tmp_path):
-    """Fifty cuts of a buffer of 400 of which a few change at a time: files stay below three times the buffer."""
+def test_a_state_writes_what_has_changed_and_keeps_no_more_than_it_needs(tmp_path):
+    """Fifty states of a buffer of 400 of which a few change at a time: files stay below three times the buffer."""
     loop = loop_of(capacity=400)
     loop.connect(None)
-    cuts = SavedState(tmp_path, loop, ranks=1)
+    states = SavedState(tmp_path, loop, ranks=1)
     train(loop, 110)
-    cuts.write()
+    states.write()
     whole = sum(path.stat().st_size for path in tmp_path.glob("*.rank-0.safetensors"))
     for _ in range(50):
         train(loop, 2)
-        cuts.write()
+        states.write()
         newest = tmp_path / f"{loop.steps:08d}.rank-0.safetensors"
         files = list(tmp_path.glob("*.rank-0.safetensors"))
         assert newest.stat().st_size < 0.2 * whole or len(files) == 1
@@ -102,20 +102,20 @@ def test_a_cut_writes_what_has_changed_and_keeps_no_more_than_it_needs(tmp_path)
 
 
 def write_on(rank, ranks, where, folder):
-    """Train and cut twice, so that there are changes too; what this rank stores."""
+    """Train and save twice, so that there are changes too; what this rank stores."""
     loop = loop_of(rank=rank, capacity=30 + 20 * rank)
     loop.connect(Place(rank=rank, ranks=ranks, where=where, deadline=30.0).join(device="cpu"))
-    cuts = SavedState(folder, loop, ranks=ranks)
+    states = SavedState(folder, loop, ranks=ranks)
     for _ in range(2):
         train(loop, 15)
-        cuts.write()
+        states.write()
     loop.disconnect()
     leave()
     return stored(loop), loop.buffer.seen
 
 
 @pytest.mark.slow
-def test_a_cut_of_two_ranks_goes_on_on_one_two_or_three(tmp_path):
+def test_a_state_of_two_ranks_goes_on_on_one_two_or_three(tmp_path):
     """Every stored sample is there once, and what was seen is not counted twice."""
     before = on_ranks(2, write_on, tmp_path)
     everything = sorted(sample for samples, _ in before for sample in samples)
@@ -137,16 +137,16 @@ from tests.test_saved_state import loop_of, train
 
 loop = loop_of(capacity=300)
 loop.connect(None)
-cuts = SavedState(Path(sys.argv[1]), loop, ranks=1)
+states = SavedState(Path(sys.argv[1]), loop, ranks=1)
 while True:
     train(loop, 3)
-    cuts.write()
+    states.write()
 """
 
 
 @pytest.mark.slow
-def test_a_writer_that_is_killed_leaves_a_whole_cut(tmp_path):
-    """kill -9 while one cut after the other is written; what is there is whole, and training goes on from it."""
+def test_a_writer_that_is_killed_leaves_a_whole_state(tmp_path):
+    """kill -9 while one state after the other is written; what is there is whole, and training goes on from it."""
     root = Path(__file__).parents[1]
     for attempt in range(2):
         folder = tmp_path / str(attempt)
@@ -166,7 +166,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_cut(tmp_path):
         assert stored(straight) == stored(loop)
 
 
-def test_a_cut_of_another_network_is_refused_in_words(tmp_path):
+def test_a_state_of_another_network_is_refused_in_words(tmp_path):
     loop = loop_of()
     loop.connect(None)
     train(loop, 3)

@@ -120,8 +120,8 @@ def waiting(place: Place) -> float:
 
 def idle(client: Client) -> float:
     """Share of a core that an idle worker burns: the one for inference, which has nothing to do here."""
-    [home] = addresses(workers_of(client), INFERENCE)
-    worker = psutil.Process(client.run(_pid, workers=[home])[home])
+    [address] = addresses(workers_of(client), INFERENCE)
+    worker = psutil.Process(client.run(_pid, workers=[address])[address])
     before, begun = worker.cpu_times(), time.perf_counter()
     time.sleep(2 * LATE_S)
     after, lasted = worker.cpu_times(), time.perf_counter() - begun
@@ -138,22 +138,23 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     figures = {}
     for workload in options.workload or WORKLOADS:
         with local(ranks=options.ranks) as client:
-            said = on_ranks(client, measure, workload, options.repeats, ranks=options.ranks)
+            reports = on_ranks(client, measure, workload, options.repeats, ranks=options.ranks)
             at_rest = idle(client)
-        figures[workload] = summed_up(said, at_rest)
+        figures[workload] = summed_up(reports, at_rest)
         folder.write_summary({"ranks": options.ranks, **figures})
-        told = figures[workload]
+        one = figures[workload]
         print(
-            f"{workload}: er {told['step_ms']['er']:.1f} ms, {told['er_over_same_work']:.3f} of the same work;", end=" "
+            f"{workload}: er {one['step_ms']['er']:.1f} ms, {one['er_over_same_work']:.3f} of the same work;",
+            end=" ",
         )
-        print(f"exposed wait {told['exposed_wait_ms']['p50']:.2f} ms", flush=True)
+        print(f"exposed wait {one['exposed_wait_ms']['p50']:.2f} ms", flush=True)
     folder.write_file("steps.png", overlap_picture(figures))
 
 
-def summed_up(said: list[dict[str, Any]], at_rest: float) -> dict[str, Any]:
+def summed_up(reports: list[dict[str, Any]], at_rest: float) -> dict[str, Any]:
     """The figures of a workload: a step takes as long as its slowest rank; ratios are of neighbours in time."""
-    times = {name: np.max([one["times"][name] for one in said], axis=0) for name in said[0]["times"]}
-    waits = 1e3 * np.concatenate([one["waits"] for one in said])
+    times = {name: np.max([one["times"][name] for one in reports], axis=0) for name in reports[0]["times"]}
+    waits = 1e3 * np.concatenate([one["waits"] for one in reports])
     er, same = times["er"], times["incremental_same_work"]
     wait = float(np.percentile(waits, 50))
     step = 1e3 * float(np.median(er))
@@ -163,8 +164,8 @@ def summed_up(said: list[dict[str, Any]], at_rest: float) -> dict[str, Any]:
         "er_over_same_work_by_turn": float(np.median(er / same)),
         "exposed_wait_ms": {"p50": wait, "p99": float(np.percentile(waits, 99))},
         "exposed_wait_over_step": wait / step,
-        "idle_cpu_share": statistics.median(one["waiting_cpu_share"] for one in said[:-1]) - at_rest
-        if len(said) > 1
+        "idle_cpu_share": statistics.median(one["waiting_cpu_share"] for one in reports[:-1]) - at_rest
+        if len(reports) > 1
         else 0.0,
     }
 

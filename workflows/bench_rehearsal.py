@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from steering.learning.buffer import RehearsalBuffer
 from steering.learning.exchange import Exchange
-from steering.learning.rehearsal import RehearsalBuffer
 
 if TYPE_CHECKING:
     from steering.runner.folder import RunFolder

@@ -29,7 +29,7 @@ from steering.view.scaling import scaling_picture
 IMAGE = (3, 32, 32)
 SAMPLE = int(np.prod(IMAGE)) + 2 * 8  # image, label, stratum
 MANY = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-HEADER = 8 * (5 + 3 * 16)  # what every message tells of fills, in bytes
+HEADER = 8 * (5 + 3 * 16)  # the announcement of fills in every message, in bytes
 
 
 def measure(place: Place, steps: int, r: int) -> dict[str, float]:
@@ -63,7 +63,7 @@ def measure(place: Place, steps: int, r: int) -> dict[str, float]:
     return {
         "step_ms": 1e3 * statistics.median(times),
         "exposed_wait_ms": 1e3 * statistics.median(waits),
-        # Of several sizes, for messages and bytes to be told apart.
+        # Of several sizes, to separate the cost of messages from that of bytes.
         **{
             f"exchange_{size}_ms": 1e3 * statistics.median(alone(Exchange(loop.buffer, group, size), steps, size))
             for size in sizes(r)
@@ -122,11 +122,11 @@ def fit(measured: dict[str, dict[str, float]], r: int) -> dict[str, Any]:
     scale = matrix.max(0) + 1e-12
     solution, rest = nnls(matrix / scale, found)
     fixed, latency, per_byte = (solution / scale).tolist()
-    said = matrix @ (solution / scale)
+    modelled = matrix @ (solution / scale)
     return {
         "exchange_ms": {
             str(n): float(value * max(1.0, n / cores))
-            for (n, size), value in zip(cases, said, strict=True)
+            for (n, size), value in zip(cases, modelled, strict=True)
             if size == r
         },
         "fixed_ms": fixed,
@@ -143,10 +143,10 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     measured: dict[str, dict[str, float]] = {}
     for ranks in (int(n) for n in options.ranks.split(",")):
         with local(ranks=ranks) as client:
-            said = on_ranks(client, measure, options.steps, r, ranks=ranks)
+            reports = on_ranks(client, measure, options.steps, r, ranks=ranks)
         measured[str(ranks)] = {
-            **{name: statistics.median(one[name] for one in said) for name in said[0]},
-            "exchange_ms": statistics.median(one[f"exchange_{r}_ms"] for one in said),
+            **{name: statistics.median(one[name] for one in reports) for name in reports[0]},
+            "exchange_ms": statistics.median(one[f"exchange_{r}_ms"] for one in reports),
             "messages": messages(ranks),
             "bytes": sent_bytes(ranks, r),
         }

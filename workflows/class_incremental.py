@@ -3,7 +3,7 @@
     steering run workflows/class_incremental.py [--strategies er,derpp] [--ranks 2] [--epochs 4] [--seeds 3] ...
 
 A ResNet-18 sees the classes of one task after the other. After each task it is tested on all classes so far, without
-being told which task an image is from. `incremental` and `from_scratch` are the bounds. The images are those in
+being given the task of an image. `incremental` and `from_scratch` are the bounds. The images are those in
 cifar100/ of the folder that the environment variable STEERING_DATA names.
 """
 
@@ -68,7 +68,7 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace, 
     classes = int(images.train_label.max()) + 1
     network = ResNet18(classes, width=options.width).to(memory_format=torch.channels_last)
     start = {key: value.clone() for key, value in network.state_dict().items()}
-    objective = Classification(mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276), shift=4, bfloat16=True)
+    objective = Classification(mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276), shift=4)
     strategy = STRATEGIES[name](objective)
     sample = images.train[0].nbytes + 2 * 8 + 40 + (4 * classes if name.startswith("der") else 0)
     settings = TrainerSettings(
@@ -76,12 +76,13 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace, 
         candidates=options.candidates,
         representatives=options.representatives,
         buffer_bytes=math.ceil(options.buffer * len(images.train) / place.ranks) * sample,
+        precision="bfloat16",
         seed=seed,
     )
     optimiser = torch.optim.SGD(network.parameters(), options.learning_rate, momentum=0.9, weight_decay=5e-4)
     loop = Loop(network, strategy, settings, rank=place.rank, optimiser=optimiser)
     loop.connect(place.join(device=loop.device))
-    # Ranks draw their own augmentations; weights, made above, are alike.
+    # Ranks draw their own augmentations; weights, made above, are equal.
     torch.manual_seed(seed + 1 + place.rank)
     total, accuracies, seconds = Tally(), [], 0.0
     for task in range(TASKS):
@@ -142,7 +143,8 @@ def test(
     mine = torch.nonzero(images.test_label < classes).ravel()[place.rank :: place.ranks]
     right = torch.zeros(3)
     for part in mine.split(250):
-        (logits,) = objective.outputs(network, {"image": images.test[part]})
+        with torch.autocast("cpu", torch.bfloat16):
+            (logits,) = objective.outputs(network, {"image": images.test[part]})
         hit = logits.topk(5).indices == images.test_label[part, None]
         right += torch.tensor([hit[:, 0].sum(), hit.sum(), len(part)])
     dist.all_reduce(right)
@@ -164,12 +166,12 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     with local(ranks=options.ranks) as client:
         for seed in range(options.seed, options.seed + options.seeds):
             for name in options.strategies.split(","):
-                said = on_ranks(client, learn, images, name, options, seed, ranks=options.ranks)[0]
-                by_seed.setdefault(name, {})[str(seed)] = said
+                report = on_ranks(client, learn, images, name, options, seed, ranks=options.ranks)[0]
+                by_seed.setdefault(name, {})[str(seed)] = report
                 figures = {kind: mean_of(list(runs.values())) for kind, runs in by_seed.items()}
                 folder.write_summary({"strategies": figures, "by_seed": by_seed, "ranks": options.ranks})
-                print(f"{name:13} top-1 {said['top1_final']:5.1f}  top-5 {said['top5_final']:5.1f}", end="  ")
-                print(f"{said['runtime_s']:6.0f} s" + (f"  seed {seed}" if options.seeds > 1 else ""), flush=True)
+                print(f"{name:13} top-1 {report['top1_final']:5.1f}  top-5 {report['top5_final']:5.1f}", end="  ")
+                print(f"{report['runtime_s']:6.0f} s" + (f"  seed {seed}" if options.seeds > 1 else ""), flush=True)
     folder.write_file("accuracy.png", accuracy_picture(figures))
 
 
@@ -200,7 +202,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--images", type=int, help="of each class to train on; fewer for a quick look")
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds (0)")
-    parser.add_argument("--seeds", type=int, default=1, help="how many runs of each strategy; their mean is told (1)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each strategy, whose mean is reported (1)")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"found --seeds {options.seeds}, expected 1 or more")

@@ -1,10 +1,12 @@
 """Continual learning over distributed ranks: samples, rehearsal buffers, their exchange, strategies, the loop."""
 
 from steering.learning.group import GroupLost, MeetingPoint, Place, Rendezvous
-from steering.learning.loop import PARTS, Loop, Tally, TrainerSettings
+from steering.learning.loop import PARTS, Loop, Tally
 from steering.learning.objectives import Classification, Objective, Reconstruction
 from steering.learning.rank import Rank, Round
+from steering.learning.rehearsal import Rehearsal
 from steering.learning.samples import Labels, NoSamples
+from steering.learning.settings import TrainerSettings
 
 __all__ = [
     "PARTS",
@@ -18,6 +20,7 @@ __all__ = [
     "Place",
     "Rank",
     "Reconstruction",
+    "Rehearsal",
     "Rendezvous",
     "Round",
     "Tally",

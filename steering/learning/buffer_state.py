@@ -1,4 +1,4 @@
-"""A rehearsal buffer at rest: on disk without pickle, and dealt out anew to another number of ranks."""
+"""The state of a rehearsal buffer: stored on disk without pickle, and resharded to another number of ranks."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -73,7 +73,7 @@ def _changed(whole: BufferState, change: BufferState) -> BufferState:
 
 
 def reshard(states: Sequence[BufferState], rank: int, ranks: int) -> BufferState:
-    """Return the state with which `rank` of `ranks` goes on after a run on len(states) ranks.
+    """Return the state with which `rank` of `ranks` continues after a run on len(states) ranks.
 
     All ranks' parts together hold the samples of all the states, each once; every rank gets an even part of every
     stratum, and of what was seen of it in proportion. With the same number of ranks each keeps its own state. The
@@ -119,7 +119,7 @@ def _seen(states: Sequence[BufferState], stored: np.ndarray, rank: int, ranks: i
     """Return what counts as seen by a rank, int64 (strata, 2: key, seen).
 
     Every stored sample stands for its part of what was seen of its stratum; `stored` are the sorted strata of all,
-    dealt out in turn.
+    assigned to the ranks in turn.
     """
     totals: dict[int, int] = {}
     for state in states:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 class Epochs:
-    """Endless passes over samples, dealt to the ranks: each sample once in a pass, whatever the number of ranks.
+    """Endless passes over samples, shared by the ranks: each sample once in a pass, whatever the number of ranks.
 
     Passes are joined end to end, so that no last minibatch is short or lost: it runs on into the next pass. The order
     follows from the seed alone; every rank computes all of it and takes its part, so nothing is sent.
@@ -23,16 +23,16 @@ class Epochs:
                 f"found count={count}, rank={rank}, ranks={ranks}; expected samples, and a rank among them"
             )
         self.count, self.seed, self.rank, self.ranks = count, seed, rank, ranks
-        self._dealt = 0
+        self._taken = 0
         self._pass = -1
         self._order = np.zeros(0, np.int64)
 
     def take(self, n: int) -> NDArray[np.int64]:
         """The next n samples of this rank, int64 (n,). Every rank asks for as many."""
-        places = self._dealt + self.rank * n + np.arange(n)
-        self._dealt += n * self.ranks
-        which, inside = np.divmod(places, self.count)
-        return np.array([self._at(*place) for place in zip(which.tolist(), inside.tolist(), strict=True)], np.int64)
+        positions = self._taken + self.rank * n + np.arange(n)
+        self._taken += n * self.ranks
+        which, inside = np.divmod(positions, self.count)
+        return np.array([self._at(*one) for one in zip(which.tolist(), inside.tolist(), strict=True)], np.int64)
 
     def _at(self, which: int, inside: int) -> int:
         if which != self._pass:

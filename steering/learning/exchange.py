@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from steering.learning.buffer import RehearsalBuffer
 from steering.learning.channel import Channel, Messages
-from steering.learning.rehearsal import RehearsalBuffer
 from steering.learning.rows import Layout, as_rows
 from steering.learning.sampling import MODES, Fills, Mode, StepRNG, draw, draw_slots
 
@@ -54,10 +54,10 @@ class Exchange:
     """Draws r representatives per rank and step, and brings them into the augmented minibatch.
 
     All ranks of the group call `start` and `finish` in the same order, with the same arguments of the constructor but
-    the buffer. Several exchanges may be under way: a trainer that starts k of them before it finishes the first looks
+    the buffer. Several exchanges may be under way: a trainer that starts k of them before it finishes the first is
     k steps ahead, for slow networks. What is drawn rests on the announcements of the last finished exchange, so a
     sample can be drawn two exchanges after it was stored. A buffer that was filled before the first `start` is known at
-    once: the first start of every group tells all fills, and is the only one that waits.
+    once: the first start of every group announces all fills, and is the only one that waits.
 
     Args:
         buffer: of this rank.
@@ -65,7 +65,7 @@ class Exchange:
         r: representatives per rank and step.
         seed: of the draws, the same on every rank.
         mode: `uniform`, `balanced` or `seen`, see sampling.
-        device: where the augmented minibatches are. On a GPU whose group speaks NCCL, samples travel from GPU to GPU,
+        device: where the augmented minibatches are. On a GPU with the NCCL backend samples travel from GPU to GPU,
             also those of a buffer in host memory.
     """
 
@@ -103,7 +103,7 @@ class Exchange:
         return len(self._flights)
 
     def start(self, step: int) -> None:
-        """Draw for a step, pack what this rank has to send, and let it go. Waits for nobody, but the first time.
+        """Draw for a step, pack what this rank has to send, and start the exchange. Only the first call waits.
 
         Raises:
             RuntimeError: a rank is gone. ValueError: ranks differ in what they store or how they draw (first time).
@@ -130,13 +130,13 @@ class Exchange:
         self._channel.launch(messages)
         self._flights.append(_Flight(step, local, coming, header, messages))
 
-    def finish(self, out: Mapping[str, Tensor], start: int = 0) -> Delivered:
+    def finish(self, out: Mapping[str, Tensor] | None, start: int = 0) -> Delivered:
         """Wait for the oldest exchange and write its representatives into rows start, start + 1, ... of `out`.
 
         Args:
             out: the augmented minibatch: tensors (rows, ...) of the stored shapes and dtypes, contiguous, any device.
                 If `stratum` (int64) is among them, it is written too. Rows behind the last representative are left
-                as they are.
+                as they are. None: what arrives is dropped.
             start: first row to write; usually the number of new samples.
 
         Raises:
@@ -152,10 +152,11 @@ class Exchange:
             headers = flight.messages.wait()
             headers[self.rank] = flight.header
             self._learn(flight.step, headers)
-            if remote:
+            if remote and out is not None:
                 self._unpack(flight, flight.messages, out, start + len(flight.local))
             self._channel.give_back(flight.messages)
-        self.buffer.gather_at(flight.local, out, start)
+        if out is not None:
+            self.buffer.gather_at(flight.local, out, start)
         return Delivered(len(flight.local) + remote, remote)
 
     def _draw_alone(self, rng: np.random.Generator) -> np.ndarray:
@@ -182,11 +183,11 @@ class Exchange:
             header.nbytes,
         )
         with channel.packing():
-            on_lane = torch.from_numpy(header).view(torch.uint8).to(channel.device)
+            packed_header = torch.from_numpy(header).view(torch.uint8).to(channel.device)
             position = 0
             for rank, size in enumerate(messages.send_sizes):
                 if size:
-                    messages.send[position : position + header.nbytes].copy_(on_lane)
+                    messages.send[position : position + header.nbytes].copy_(packed_header)
                 if rank in going:
                     self._pack_rows(going[rank], messages.send[position + header.nbytes : position + size])
                 position += size
@@ -234,7 +235,7 @@ class Exchange:
         return header
 
     def _introduce(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        """Tell every rank all fills, and see that all ranks draw alike."""
+        """Announce all fills to every rank, and check that all ranks draw with the same settings."""
         strata = self.buffer.strata
         strata.touch_all()
         room = torch.tensor([max(strata.touched, FEW)], device=device)
@@ -250,7 +251,7 @@ class Exchange:
         self._room = FEW
 
     def _learn(self, mark: int, headers: list[np.ndarray]) -> None:
-        """Take in what all ranks announced."""
+        """Update the fills with what all ranks announced."""
         for rank, header in enumerate(headers):
             found, row_bytes, digest, waiting, news = header[:HEAD].tolist()
             if found != mark:
@@ -270,6 +271,6 @@ class Exchange:
 
 
 def _wire(group: dist.ProcessGroup, device: torch.device) -> torch.device:
-    """Where messages are packed: the minibatches' GPU where the group speaks NCCL for it, the host elsewhere."""
+    """Where messages are packed: the minibatches' GPU where the group's backend for it is NCCL, the host elsewhere."""
     nccl = device.type == "cuda" and "cuda:nccl" in str(dist.get_backend_config(group))
     return device if nccl else torch.device("cpu")

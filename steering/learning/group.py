@@ -40,8 +40,11 @@ def group_errors(place: str) -> Iterator[None]:
 
 
 def is_of_group(error: BaseException) -> bool:
-    """Whether an error says that a collective failed. Backward raises what DDP's collectives raise: the type alone or,
-    where gloo raises a plain RuntimeError, its source file in the message tells them from errors of the network."""
+    """Whether an error says that a collective failed.
+
+    DDP's collectives raise out of `backward`, as the network's own errors do. torch has types of its own for them; a
+    plain RuntimeError of gloo names gloo's source file.
+    """
     if isinstance(error, dist.DistError):
         return True
     return type(error) is RuntimeError and "/gloo/" in str(error)

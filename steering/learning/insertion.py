@@ -22,7 +22,7 @@ Policy = Literal["reservoir", "replacement", "balanced"]
 
 
 class Insertion:
-    """Decides for one buffer; `strata` is kept up to date on the way.
+    """Decides for one buffer, and keeps `strata` up to date.
 
     Attributes:
         capacity: number of slots.

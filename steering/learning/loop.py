@@ -8,19 +8,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from steering.learning.exchange import Exchange
+from steering.learning.buffer import RehearsalBuffer
 from steering.learning.group import broadcast_bytes, group_errors
-from steering.learning.insertion import Policy
-from steering.learning.objectives import Fields
-from steering.learning.rehearsal import RehearsalBuffer
-from steering.learning.sampling import Mode
-from steering.learning.strategies import Minibatch, Strategy
+from steering.learning.minibatch import Fields, Minibatch, Ring, Specification
+from steering.learning.rehearsal import Rehearsal
+from steering.learning.settings import TrainerSettings
+from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed, capture, digest, restore
 
 PARTS = ("load", "train", "populate", "augment", "wait")
@@ -28,53 +28,9 @@ Load = Callable[[int, Fields], None]
 """Write that many new samples into the first rows of these tensors."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """The settings of training."""
-
-    batch: int = 16
-    """New samples per rank and step (b)."""
-    candidates: int = 8
-    """How many of them are offered to the local buffer (c)."""
-    representatives: int = 24
-    """Stored samples, drawn from the buffers of all ranks, that join each minibatch (r)."""
-    learning_rate: float = 1e-3
-    buffer_bytes: int = 16 * 2**20
-    """Budget of each rank's local buffer."""
-    insertion: Policy = "reservoir"
-    """What the buffer keeps: `reservoir`, `replacement` (the paper's) or `balanced` over strata."""
-    sampling: Mode = "uniform"
-    """How representatives are drawn: `uniform`, `balanced` over strata, or by samples `seen`."""
-    look_ahead: int = 1
-    """Steps that an exchange is started before it is needed (k); more than 1 for slow networks."""
-    deadline: float = 30.0
-    """Seconds after which a collective that a rank does not enter raises on the others."""
-    seed: int = 0
-    threads: int = 1
-    """Of torch on each rank. Ranks share a machine's cores, and steps on small frames gain nothing from more; more for
-    ranks that have cores of their own and larger networks."""
-    niceness: int = 5
-    """Of a rank's process, as of `nice`: where cores are shared, training yields to prediction. 0: it does not."""
-    device: str = "cpu"
-    """Where networks are trained: `cpu`, or `cuda` (NCCL where every rank has a GPU of its own, gloo elsewhere)."""
-    buffer_device: str = "cpu"
-    """Where samples are stored: `cpu` (pinned where there is CUDA), or `cuda` for the memory of the rank's GPU."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.representatives < 0 or not 0 <= self.candidates <= self.batch:
-            raise ValueError(
-                f"found batch={self.batch}, candidates={self.candidates}, representatives={self.representatives}; "
-                "expected a batch of 1 or more, candidates among its samples, representatives not below 0"
-            )
-        if self.look_ahead < 1:
-            raise ValueError(f"found look_ahead={self.look_ahead}, expected 1 or more")
-        if self.buffer_device.startswith("cuda") and not self.device.startswith("cuda"):
-            raise ValueError(f"found device={self.device!r} with a buffer on the GPU, expected device='cuda' beside it")
-
-
 @dataclass
 class Tally:
-    """What the steps of a while cost and did."""
+    """Time, losses and representatives of a number of steps."""
 
     seconds: Counter[str] = field(default_factory=Counter)
     """For each of PARTS."""
@@ -91,7 +47,7 @@ class Tally:
         return sum(self.losses) / max(1, len(self.losses))
 
     def __add__(self, other: Tally) -> Tally:
-        """Both whiles together."""
+        """The sum of both."""
         return Tally(
             seconds=self.seconds + other.seconds,
             representatives=self.representatives + other.representatives,
@@ -118,7 +74,7 @@ class Loop:
         strategy: how new samples and representatives are used.
         settings: the same on every rank.
         rank: of this process; it seeds what the local buffer keeps.
-        optimiser: of the network's parameters; None: AdamW.
+        optimiser: of the network's parameters; None: the one of the settings.
     """
 
     def __init__(
@@ -134,20 +90,30 @@ class Loop:
         kind = settings.device
         self.device = torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
         network.to(self.device)
-        self.optimiser = optimiser or torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-4)
-        self.buffer = RehearsalBuffer(
-            settings.buffer_bytes,
-            policy=settings.insertion,
-            seed=settings.seed + rank,
-            device=self.device if settings.buffer_device == "cuda" else settings.buffer_device,
+        self.optimiser = optimiser or settings.make_optimiser(network.parameters())
+        self.rehearsal = Rehearsal(
+            r=settings.representatives,
+            candidates=settings.candidates,
+            budget=settings.buffer_bytes,
+            insertion=settings.insertion,
+            sampling=settings.sampling,
+            look_ahead=settings.look_ahead,
+            storage=str(self.device) if settings.buffer_device == "cuda" else settings.buffer_device,
+            seed=settings.seed,
+            group=None,
+            rank=rank,
         )
         self.steps = 0
         """Taken so far; the same on every rank."""
         self._fresh = True
         self._module: nn.Module | None = None
-        self._exchange: Exchange | None = None
-        self._ring: list[dict[str, torch.Tensor]] = []
+        self._ring: Ring | None = None
         self._loaded: tuple[str, ...] = ()
+
+    @property
+    def buffer(self) -> RehearsalBuffer:
+        """The local rehearsal buffer."""
+        return self.rehearsal.buffer
 
     def connect(self, group: dist.ProcessGroup | None) -> int:
         """Train with the other ranks of torch's default group from now on.
@@ -171,17 +137,11 @@ class Loop:
                 # The argument's new name is not known to the torch of many clusters yet.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._module = DistributedDataParallel(self.network, broadcast_buffers=False)
+        if self.settings.precision == "bfloat16":
+            self._module = Autocast(self._module, self.device.type)
         self._fresh = False
         if self.strategy.rehearses:
-            settings = self.settings
-            self._exchange = Exchange(
-                self.buffer,
-                group,
-                settings.representatives,
-                seed=settings.seed,
-                mode=settings.sampling,
-                device=self.device,
-            )
+            self.rehearsal.connect(group, step=self.steps, device=self.device)
         return source
 
     def _align(self) -> int:
@@ -204,34 +164,29 @@ class Loop:
         return digest(self.network, self.optimiser, self.steps)
 
     def disconnect(self) -> None:
-        """Let go of the group, so that it can be left."""
+        """Drop what holds the group, so that it can be left."""
         self._module = None
-        self._exchange = None
+        self.rehearsal.disconnect()
 
     def prepare(self, example: Fields) -> None:
         """Be ready for samples like this one, tensors without a sample axis; `stratum` int64 () is among them."""
-        if not self._ring:
+        if self._ring is None:
             self._loaded = tuple(example)
             rows = self.settings.batch + self.settings.representatives
-            # Two minibatches in turn: one is trained on while the next is filled.
-            self._ring = [
-                {name: torch.zeros(shape, dtype=dtype, device=self.device) for name, (shape, dtype) in fields.items()}
-                for fields in [self._fields(rows, example)] * 2
-            ]
-        while self._exchange is not None and self._exchange.in_flight < self.settings.look_ahead:
-            self._exchange.start(self.steps + self._exchange.in_flight)
+            self._ring = Ring(self._fields(example), rows, self.device)
+        self.rehearsal.prefetch()
 
-    def _fields(self, rows: int, example: Fields) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each field of an augmented minibatch: the sample's own, and what is remembered of it."""
+    def _fields(self, example: Fields) -> Specification:
+        """Shape and dtype of each field of an augmented minibatch, with what the strategy stores of a sample."""
         fields = {name: value.to(self.device)[None] for name, value in example.items()}
         if self.strategy.rehearses:
             training = self.network.training
-            self.network.eval()  # a look at the outputs must leave no trace in running means
+            self.network.eval()  # this pass must not change running means
             with torch.no_grad():
                 outputs = self.strategy.objective.outputs(self.network, fields)
             self.network.train(training)
             fields = {**fields, **(self.strategy.remember(fields, outputs) or {})}
-        return {name: ((rows, *value.shape[1:]), value.dtype) for name, value in fields.items()}
+        return {name: (tuple(value.shape[1:]), value.dtype) for name, value in fields.items()}
 
     def run(self, steps: int, load: Load) -> Tally:
         """Take that many steps, together with all other ranks.
@@ -247,41 +202,66 @@ class Loop:
 
     def _step(self, load: Load, tally: Tally) -> None:
         """Load, wait, start the exchange of a later step, loss, backward, step, populate."""
-        b, c = self.settings.batch, self.settings.candidates
+        b, ring = self.settings.batch, self._ring
+        if ring is None:
+            raise RuntimeError("found no example of a sample, expected `prepare` before the first step")
         with tally.timed("load"):
-            fields = self._ring[self.steps % 2]
+            fields = ring.next()
             load(b, fields)
         delivered = 0
-        if self._exchange is not None:
+        if self.strategy.rehearses:
             before = tally.seconds["wait"]
             with tally.timed("wait"):
-                arrived = self._exchange.finish(fields, b)
+                arrived = self.rehearsal.finish(fields, b)
             tally.waits.append(tally.seconds["wait"] - before)
             delivered = arrived.count
             tally.representatives += arrived.count
             tally.remote += arrived.remote
             with tally.timed("augment"):
-                self._exchange.start(self.steps + self.settings.look_ahead)
+                self.rehearsal.prefetch()
         minibatch = Minibatch({name: value[: b + delivered] for name, value in fields.items()}, new=b)
         with tally.timed("train"):
             self.optimiser.zero_grad(set_to_none=True)
             loss = self.strategy.gradient(self._trained, minibatch)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            if self.settings.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
+            if self.settings.schedule is not None:
+                factor = self.settings.schedule(self.steps)
+                for group in self.optimiser.param_groups:
+                    group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
             self.optimiser.step()
             tally.losses.append(loss.value.item())
         with tally.timed("populate"), torch.no_grad():
             new = {name: fields[name][:b] for name in self._loaded}
             kept = self.strategy.remember(new, loss.outputs)
             if kept is not None:
-                rows = {name: value[:c] for name, value in kept.items() if name != "stratum"}
-                self.buffer.insert(rows, kept["stratum"][:c])
+                self.rehearsal.store(kept)
         self.steps += 1
 
     @property
     def _trained(self) -> nn.Module:
         if self._module is None:
             raise RuntimeError("found no group, expected `connect` before the first step")
+        self._module.training = self.network.training  # wrappers do not follow the network's `train` and `eval`
         return self._module
+
+
+class Autocast(nn.Module):
+    """A network that runs in bfloat16 where its layers allow it; float outputs are float32."""
+
+    def __init__(self, network: nn.Module, device_type: str) -> None:
+        super().__init__()
+        self.network, self.device_type = network, device_type
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """The network's outputs, a tensor or a tuple of tensors."""
+        with torch.autocast(self.device_type, torch.bfloat16):
+            outputs = self.network(*inputs)
+        return tuple(map(_float32, outputs)) if isinstance(outputs, tuple) else _float32(outputs)
+
+
+def _float32(output: torch.Tensor) -> torch.Tensor:
+    return output.float() if output.is_floating_point() else output
 
 
 def most_advanced(standings: Sequence[tuple[bool, int]]) -> int:

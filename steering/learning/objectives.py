@@ -1,8 +1,8 @@
-"""What a network is asked to get right. A strategy mixes new and stored samples; the objective says what is wrong."""
+"""Objectives: the error of a network's outputs. A strategy combines new and stored samples; the objective measures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-Fields = Mapping[str, Tensor]
+from steering.learning.minibatch import Fields
+
 Outputs = tuple[Tensor, ...]
-"""What a network says of n samples: tensors (n, ...)."""
+"""A network's outputs for n samples: tensors (n, ...)."""
 
 
 class Objective(Protocol):
-    """How a sample's fields go into a network, and how wrong the outputs are."""
+    """How a sample's fields enter a network, and the error of its outputs."""
 
     names: tuple[str, ...]
     """Of the outputs, in their order."""
@@ -36,9 +37,10 @@ class Reconstruction:
     """Diffraction in, amplitude and phase out; errors weighted by the illumination.
 
     weight: (patch, patch) float32, 1 where the probe is strongest: where no photon went, nothing can be known.
-    absolute: weight of the part of the error that sees a constant phase. A far-field frame does not tell it; only what
-    the samples have in common does. So most of the error is taken after the best constant phase is removed, and the
-    rest keeps the patches of one sample in step.
+    absolute: share of the error that is sensitive to a constant phase, 0 to 1. A far-field frame does not determine
+    this constant; only what the patches of a sample have in common does. So most of the error is taken after the best
+    constant is removed. 0.3 is enough to keep the patches of one sample in step: 0 lets each drift by itself, and 1
+    spends the network on a constant that its input does not contain.
     """
 
     names = ("amplitude", "phase")
@@ -60,7 +62,7 @@ class Reconstruction:
         amplitude, phase = outputs
         share = (self.weight / self.weight.sum()).to(phase.device)
         turn = phase - fields["phase"]
-        # The best constant is the angle of the mean phasor; it is no way for the gradient to go.
+        # The best constant is the angle of the mean phasor; no gradient flows through it.
         with torch.no_grad():
             constant = torch.atan2((turn.sin() * share).sum((-2, -1)), (turn.cos() * share).sum((-2, -1)))
         free = _chord(turn - constant[:, None, None])
@@ -83,14 +85,13 @@ class Classification:
         mean, std: of each channel, of values between 0 and 1; images are normalised to them.
         shift: while a network trains, images are moved by up to so many pixels along each axis, edges filled with the
             mean, and mirrored at random; 0: they are taken as they are.
-        bfloat16: run the network in bfloat16 where its layers allow it, which pays on processors that have it.
     """
 
     names = ("logits",)
 
-    def __init__(self, *, mean: Sequence[float], std: Sequence[float], shift: int = 0, bfloat16: bool = False) -> None:
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float], shift: int = 0) -> None:
         self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-        self.shift, self.bfloat16 = shift, bfloat16
+        self.shift = shift
 
     def outputs(self, network: nn.Module, fields: Fields) -> Outputs:
         """(logits,), float32 (n, classes)."""
@@ -101,9 +102,7 @@ class Classification:
             image = _moved(image, self.shift)
         # Several times faster for small images on a CPU, and what tensor cores want.
         image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
-            logits = network(image)
-        return (logits.float(),)
+        return (network(image).float(),)
 
     def error(self, outputs: Outputs, fields: Fields) -> Tensor:
         """(n,) cross entropy in nats."""

@@ -18,11 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from steering.learning import group
-from steering.learning.loop import PARTS, Loop, TrainerSettings
-from steering.learning.objectives import Fields, Reconstruction
+from steering.learning.buffer import RehearsalBuffer
+from steering.learning.loop import PARTS, Loop
+from steering.learning.minibatch import Fields
+from steering.learning.objectives import Reconstruction
 from steering.learning.redistribution import redistribute
-from steering.learning.rehearsal import RehearsalBuffer
 from steering.learning.samples import Labels, NoSamples, Samples
+from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed
 from steering.models import ModelStore, Network
@@ -41,7 +43,7 @@ from steering.records import ModelVersion
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What a rank says of a training round."""
+    """A rank's report of a training round."""
 
     steps: int
     loss: float
@@ -74,7 +76,7 @@ class Round:
 class Rank:
     """One rank: it outlives the groups it joins. Weights, optimiser, samples and buffer belong to it, not to a group.
 
-    Made on the driver, it is a plain description; `join` brings it to life where it is to run.
+    Made by the client it is a plain description; the first `join` makes loop and samples, in the process where it runs.
     """
 
     network: Network
@@ -126,7 +128,7 @@ class Rank:
             raise
 
     def _align(self, source: int) -> None:
-        """Take up what else `source` has: the served weights, and those that a strategy restarts from."""
+        """Take over what else `source` has: the served weights, and those that a strategy restarts from."""
         packed = Packed()
         if self.rank == source:
             packed.add("served.", self._served.state_dict())
@@ -151,7 +153,7 @@ class Rank:
         """Train for that many steps on the labelled frames of a scan, together with all other ranks.
 
         Raises:
-            NoSamples: on all ranks alike, where any of them has no labelled frame of the scan; the group stands.
+            NoSamples: on all ranks, where any of them has no labelled frame of the scan; they stay in the group.
             GroupLost: another rank is gone, or raised something itself. Weights, buffer and optimiser are as after
                 the last whole step; join again.
             What network, objective or strategy raise, as they raise it; this rank has then left the group.
@@ -205,7 +207,7 @@ class Rank:
             self.network.optics.set(self._probe.probe, self._probe.mask)
             self._probe = None
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
-            self._return_to_served()  # the ranks' weights are alike: all come here, or none
+            self._return_to_served()  # the ranks' weights are equal: all come here, or none
         # Labels may have reached the ranks at different times; rank 0's optics hold for all.
         dist.broadcast(self.network.optics.probe, 0)
         bad = self.network.optics.bad.to(torch.uint8)
@@ -215,7 +217,7 @@ class Rank:
 
     @torch.no_grad()
     def _return_to_served(self) -> None:
-        """After a round that diverged: every rank takes up the weights that rank 0 last published."""
+        """After a round that diverged: every rank takes the weights that rank 0 last published."""
         if self.rank == 0:
             self.network.load_state_dict(self._served.state_dict())
         for weight in self.network.parameters():
@@ -280,7 +282,7 @@ def _outputs(network: Network, fields: Fields, objective: Reconstruction) -> tup
 
 
 def _quality(network: Network, fields: Fields, objective: Reconstruction) -> dict[str, Any]:
-    """What a round tells of the candidate: its error, and what trust in it is measured against."""
+    """Quality of the candidate on held-out frames: its error, and the distributions that trust is measured against."""
     probe, mask = network.optics.modes().cpu().numpy(), network.optics.bad.cpu().numpy()
     predicted, error = _outputs(network, fields, objective)
     patches, labels = predicted.numpy(), torch.polar(fields["amplitude"], fields["phase"]).numpy()
@@ -289,11 +291,11 @@ def _quality(network: Network, fields: Fields, objective: Reconstruction) -> dic
     fewer = thinned(counts, mask)
     again = _outputs(network, {**fields, "counts": torch.from_numpy(fewer)}, objective)[0].numpy()
     share = share_of_noise(residual, floor, far_field_residual(again, fewer, probe, mask), poisson_floor(fewer, mask))
-    told = np.array([not reason for reason in no_evidence(counts, floor, mask)])
+    evidence = np.array([not reason for reason in no_evidence(counts, floor, mask)])
     return {
         "error": float(error.mean()),
         "residual": float(np.median(residual)),
-        "residuals": tuple(above_floor(residual, floor, share)[told].tolist()),
+        "residuals": tuple(above_floor(residual, floor, share)[evidence].tolist()),
         "noise_share": share,
-        "offsets": tuple(pair_offsets(patches[told], labels[told], objective.weight.numpy()).tolist()),
+        "offsets": tuple(pair_offsets(patches[evidence], labels[evidence], objective.weight.numpy()).tolist()),
     }

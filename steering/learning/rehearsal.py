@@ -1,278 +1,278 @@
-"""The local rehearsal buffer: a rank's bounded memory of what it has been offered.
+"""Rehearsal for any training loop: a distributed rehearsal buffer with two methods, `augment` and `offer`.
 
-Samples are mappings of named tensors in their native dtype, plus an integer stratum. Storage is allocated once, at the
-first insert, for as many samples as the budget in bytes holds. What to keep is decided with a few integers per sample;
-the samples themselves are copied as rows of bytes, straight to their slots. Policies: see insertion.
+It works in one process, or on torch's default process group, whoever started the processes. Samples are mappings of
+tensors (n, ...); it is independent of networks and losses.
+
+What holds on several ranks:
+- `augment` is a collective, as `backward` of DDP is: all ranks call it equally often. Where their data loaders are of
+  unequal length, `with Join([model, rehearsal]):` of torch.distributed.algorithms.join lets the ranks that have ended
+  go on serving the others. Without it the others raise GroupLost after `deadline`.
+- With gradient accumulation each micro-batch is augmented, and offered, by itself.
+- The first minibatches are shorter, for little is stored yet: n + s rows, with s from 0 up to r. torch.compile with its
+  default settings compiles once for the first number of rows and once for any number.
 """
 
+from __future__ import annotations
+
+import datetime
+import json
+import re
 from collections.abc import Mapping
-from typing import get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 
-from steering.learning.buffer_state import BufferState
-from steering.learning.insertion import Insertion, Policy
-from steering.learning.rows import STRATUM, Layout, Rows
-from steering.learning.strata import BYTES_PER_SLOT, Strata
+from steering.learning.buffer import RehearsalBuffer
+from steering.learning.buffer_state import reshard
+from steering.learning.exchange import Delivered, Exchange
+from steering.learning.group import group_errors
+from steering.learning.insertion import Policy
+from steering.learning.minibatch import Minibatch, Ring, Specification
+from steering.learning.rows import STRATUM
+from steering.learning.sampling import Mode
+from steering.learning.training_state import Packed
 
-BOOKKEEPING = BYTES_PER_SLOT + 8  # the last 8: when the slot was written
+STORED = "stored_"
+"""Prefix of the fields that hold what a network gave for a sample when it was offered."""
 
 
-class RehearsalBuffer:
-    """Bounded memory of one rank.
+@dataclass(kw_only=True, eq=False)
+class Rehearsal(Joinable):
+    """Stored samples that join each minibatch, drawn from the buffers of all ranks.
 
-    Args:
-        budget_bytes: what the stored samples and their bookkeeping (40 bytes each, the stratum included) may take.
-        policy: what is kept, see the module's docstring.
-        seed: of the decisions what to keep; give each rank its own.
-        device: where samples are stored. Memory on the host is pinned where there is CUDA.
+    Make one on every rank, with the same settings, after `torch.distributed.init_process_group` if there is a group.
     """
 
-    def __init__(
-        self, budget_bytes: int, *, policy: Policy = "reservoir", seed: int = 0, device: str | torch.device = "cpu"
-    ) -> None:
-        if policy not in get_args(Policy):
-            raise ValueError(f"found policy {policy!r}, expected one of {get_args(Policy)}")
-        if budget_bytes <= 0:
-            raise ValueError(f"found a budget of {budget_bytes} bytes, expected a positive one")
-        self.budget_bytes = budget_bytes
-        self.policy = policy
-        self.device = torch.device(device)
-        self.capacity = 0
-        """Samples that fit into the budget; 0 until the first insert tells how large a sample is."""
-        self.layout: Layout | None = None
-        self.strata = Strata()
-        self.rows: dict[str, Rows] = {}
-        """The storage as bytes, by field."""
-        self._store: dict[str, Tensor] = {}
-        self._inserted_at = np.zeros(0, dtype=np.int64)
-        self._clock = 0
-        self._insertion = Insertion(policy, self.strata, seed=seed)
+    r: int
+    """Representatives: stored samples that join each minibatch of this rank."""
+    candidates: int | None
+    """How many of the new samples, the first ones, are offered to the local buffer in each step; None: all."""
+    budget: int | str
+    """What the local buffer may take: bytes, or a text such as "2GiB" or "500MB"."""
+    insertion: Policy = "reservoir"
+    """What the buffer keeps: `reservoir`, `replacement` or `balanced` over strata; see insertion."""
+    sampling: Mode = "uniform"
+    """How representatives are drawn: `uniform`, `balanced` over strata, or by samples `seen`; see sampling."""
+    strata: str = STRATUM
+    """The field, int64 (n,), with the stratum of each sample, such as its class; where a minibatch has no
+    such field all samples are of one stratum."""
+    look_ahead: int = 1
+    """Steps that an exchange is started before it is needed; more than 1 where a step is shorter than an exchange."""
+    storage: str = "cpu"
+    """Where samples are stored: `cpu` (pinned where there is CUDA) or a GPU, such as `cuda:0`."""
+    seed: int = 0
+    """Of the draws, the same on every rank; with the rank, of what the local buffer keeps."""
+    deadline: float = 1800.0
+    """Seconds after which an exchange that a rank does not enter raises on the others; torch's own default."""
+    group: Literal["default"] | None = "default"
+    """`default`: torch's default group where there is one; the exchange makes a second one of the same ranks. None:
+    this process alone, until `connect`."""
+    rank: int | None = None
+    """None: that of the group, 0 without one."""
 
-    def __len__(self) -> int:
-        """Return the number of stored samples, which never falls. Slots 0 to len - 1 are filled."""
-        return self.strata.slots
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.r < 0 or (self.candidates is not None and self.candidates < 0):
+            raise ValueError(f"found r={self.r}, candidates={self.candidates}, expected neither below 0")
+        if self.look_ahead < 1:
+            raise ValueError(f"found look_ahead={self.look_ahead}, expected 1 or more")
+        self._grouped = self.group == "default" and dist.is_available() and dist.is_initialized()
+        self.ranks = dist.get_world_size() if self._grouped else 1
+        if self.rank is None:
+            self.rank = dist.get_rank() if self._grouped else 0
+        self.buffer = RehearsalBuffer(
+            bytes_of(self.budget), policy=self.insertion, seed=self.seed + self.rank, device=self.storage
+        )
+        """Of this rank."""
+        self.step = 0
+        """Minibatches augmented so far; the same on every rank."""
+        self.delivered = Delivered(0, 0)
+        """What the last exchange brought."""
+        self._exchange: Exchange | None = None
+        self._ring: Ring | None = None
 
-    @property
-    def seen(self) -> int:
-        """Samples offered so far."""
-        return self._insertion.seen
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated, bookkeeping included; at most the budget."""
-        return sum(t.nbytes for t in self._store.values()) + self.capacity * BOOKKEEPING
-
-    @property
-    def fills(self) -> dict[int, int]:
-        """Stored samples of each stratum that has any."""
-        counts = self.strata.counts.tolist()
-        return {key: count for key, count in zip(self.strata.keys, counts, strict=True) if count}
-
-    @property
-    def ages(self) -> np.ndarray:
-        """How many samples were offered after each stored one, int64 (len,), by slot."""
-        return self._clock - self._inserted_at[: len(self)]
-
-    def composition(self) -> dict[int, dict[str, float]]:
-        """What is stored of each stratum: `count`, and the `age` of its samples, 10 %, median and 90 %."""
-        numbers, ages = self.strata.of_slots, self.ages
-        found = {}
-        for number, key in enumerate(self.strata.keys):
-            own = ages[numbers == number]
-            if len(own):
-                young, middle, old = np.percentile(own, (10, 50, 90)).tolist()
-                found[key] = {"count": float(len(own)), "age_p10": young, "age_p50": middle, "age_p90": old}
-        return found
-
-    def insert(self, samples: Mapping[str, Tensor], stratum: Tensor) -> int:
-        """Offer samples to the buffer.
+    def augment(self, batch: Mapping[str, Tensor]) -> Minibatch:
+        """New samples with representatives behind them, in tensors of their own.
 
         Args:
-            samples: tensors (n, ...) of any dtype and device; names, shapes and dtypes stay those of the first insert.
-            stratum: int64 (n,), any integers.
+            batch: tensors (n, ...) on one device. The last minibatch of an epoch may have fewer samples than others.
 
         Returns:
-            How many of them were stored.
+            `minibatch[name]` (n + s, ...) for each field, with `minibatch.new` = n, and s = r as soon as so many
+            samples are stored. Outputs that were offered are in `stored_NAME`, of which only the rows from n on have a
+            meaning. The tensors are used again by the second call after this one.
 
         Raises:
-            ValueError: fields that differ from those stored, or one sample larger than the budget.
+            GroupLost: a rank is gone, or did not call `augment`. ValueError: fields that differ from those stored.
         """
-        count = self._check(samples, stratum)
-        if self.layout is None:
-            self._allocate(Layout.of(samples))
-        if count == 0:
-            return 0
-        slots, chosen = self._insertion.choose(self.strata.numbers(stratum.tolist()))
-        if len(chosen):
-            for name, rows in self.rows.items():
-                rows.put(slots, (stratum if name == STRATUM else samples[name]).contiguous(), chosen)
-            self._inserted_at[slots] = self._clock + 1 + chosen
-        self._clock += count
-        return len(chosen)
+        Join.notify_join_context(self)
+        n, device = _check(batch)
+        if self._exchange is None:
+            self._connect_default(device)
+        fields = self._room(batch, n)
+        for name, value in batch.items():
+            fields[name][:n].copy_(value)
+        self.prefetch()
+        self.finish(fields, n)
+        self.prefetch()
+        return Minibatch({name: value[: n + self.delivered.count] for name, value in fields.items()}, new=n)
 
-    def gather(self, slots: Tensor, out: Mapping[str, Tensor], start: int = 0) -> None:
-        """Copy stored samples into rows start, start + 1, ... of `out`.
+    def offer(self, batch: Minibatch | Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None) -> int:
+        """Offer new samples to the local buffer; returns how many were stored.
 
         Args:
-            slots: int64 (n,) on the CPU, each below len(self).
-            out: tensors (rows, ...) of the stored shapes and dtypes, contiguous, on any device; `stratum` may be among
-                them, and names that are not stored are left alone.
-            start: first row to write.
-
-        Raises:
-            IndexError: a slot that is not filled. ValueError: `out` does not fit.
+            batch: what `augment` returned, of which the new samples are taken, or tensors (n, ...).
+            outputs: what the network gave, tensors of n or more rows, the first n of the new samples; stored in the
+                dtype they have, as `stored_NAME`, and returned so by `augment`.
         """
-        low, high = (int(slots.min()), int(slots.max())) if len(slots) else (0, -1)
-        if low < 0 or high >= len(self):
-            raise IndexError(f"found slots {low} to {high}, expected 0 to {len(self) - 1}")
-        self.gather_at(slots.numpy(), out, start)
+        new = batch.batch if isinstance(batch, Minibatch) else batch
+        fields = {name: value for name, value in new.items() if not name.startswith(STORED)}
+        n, _ = _check(fields)
+        fields |= {STORED + name: value[:n].detach() for name, value in (outputs or {}).items()}
+        return self.store(fields)
 
-    def gather_at(self, slots: np.ndarray, out: Mapping[str, Tensor], start: int = 0) -> None:
-        """Do the same with slots as an array, int64 (n,), that are known to be filled."""
-        if len(slots) == 0 or self.layout is None:
-            return
-        self.layout.check(out, start + len(slots))
-        for name, rows in self.rows.items():
-            if name in out:
-                rows.take(slots, out[name], start)
+    def store(self, fields: Mapping[str, Tensor]) -> int:
+        """Offer samples whose fields are all named as they shall be stored; returns how many were."""
+        count = self.candidates
+        rows = {name: value[:count] for name, value in fields.items()}
+        if self.strata in rows:
+            stratum = rows[self.strata].to(torch.int64)
+        else:
+            stratum = torch.zeros(len(next(iter(rows.values()))), dtype=torch.int64)
+        rows.pop(STRATUM, None)
+        return self.buffer.insert(rows, stratum)
 
-    def locate(self, keys: list[int], ordinals: list[int]) -> list[int]:
-        """Return distinct slots for distinct (stratum, ordinal) pairs drawn from fills announced a little earlier.
+    def state_dict(self) -> dict[str, Any]:
+        """Step and local buffer. torch.distributed.checkpoint can carry it: each rank's entry has a name of its own."""
+        state = self.buffer.state(copy=False)
+        tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+        scalars = {name: value for name, value in state.items() if name not in tensors}
+        data = Packed(tensors, scalars).to_bytes()
+        return {"step": self.step, "ranks": self.ranks, f"rank-{self.rank}": data}
 
-        Where the stratum has shrunk since, another of its samples stands in, and another stratum's where none is left.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state, before the first `augment`.
+
+        On as many ranks as wrote it each takes its own entry. On more or fewer, `state` must hold the entries
+        `rank-0`, `rank-1`, ... of all that wrote it; the samples are then given out evenly, stratum by stratum.
+
+        Raises ValueError where an entry is missing or this buffer is in use already.
         """
-        slots: list[int] = []
-        late: list[int] = []
-        for key, ordinal in zip(keys, ordinals, strict=True):
-            members = self.strata.members(key)
-            if ordinal < len(members):
-                slots.append(members[ordinal])
-            else:
-                late.append(key)
-        taken = set(slots)
-        for key in late:
-            free = [slot for slot in self.strata.members(key) if slot not in taken]
-            free = free or [slot for slot in range(len(self)) if slot not in taken]
-            slot = free[int(self._insertion.rng.random() * len(free))]
-            taken.add(slot)
-            slots.append(slot)
-        return slots
-
-    def state(self, since: int = 0, *, copy: bool = True) -> BufferState:
-        """Return what `load` needs to restore the buffer: CPU tensors and JSON-able scalars, nothing pickled.
-
-        Args:
-            since: the `clock` of an earlier state: only slots written after it are returned. 0: all of them.
-            copy: False: tensors of a whole state may be views of the storage, true until the next insert.
-        """
-        insertion = self._insertion
-        changed = np.flatnonzero(self._inserted_at[: len(self)] > since) if since else np.arange(len(self))
-        slots = torch.from_numpy(changed)
-        whole = len(changed) == len(self)
-        state: BufferState = {
-            "slot": slots,
-            "inserted_at": torch.from_numpy(self._inserted_at[changed]),
-            "strata": torch.from_numpy(np.stack([np.array(self.strata.keys, dtype=np.int64), self.strata.seen], 1)),
-            "seen": self.seen,
-            "clock": self._clock,
-            "since": since,
-            # what a larger buffer has to go on with; a full one of the same size has no use for it
-            "rate": len(self) / self.seen if 0 < len(self) == self.capacity else insertion.rate,
-            "rng": insertion.rng.bit_generator.state,
-        }
-        for name, tensor in self._store.items():
-            if whole:
-                part = tensor[: len(self)]
-                state[f"field.{name}"] = part.clone().cpu() if copy else part.cpu()
-            else:
-                part = torch.empty((len(slots), *tensor.shape[1:]), dtype=tensor.dtype)
-                if len(slots):
-                    self.rows[name].take(changed, part)
-                state[f"field.{name}"] = part
-        return state
-
-    def load(self, state: BufferState) -> None:
-        """Restore a state, or bring a restored buffer forward by one that holds only what changed `since` then.
-
-        A state with more samples than fit into the budget leaves a uniform random part of them.
-
-        Raises:
-            ValueError: the buffer is not empty, or not at the clock from which the changes were taken.
-        """
-        if state["since"] != self._clock and (state["since"] or self._clock):
+        before, rank = int(state["ranks"]), int(self.rank or 0)
+        needed = [rank] if before == self.ranks else list(range(before))
+        missing = [f"rank-{k}" for k in needed if f"rank-{k}" not in state]
+        if missing:
             raise ValueError(
-                f"found a buffer at clock {self._clock}, expected {state['since']} for this state: load a whole state "
-                "into a new buffer, then the changes in their order"
+                f"found no {', '.join(missing)} in a state of {before} ranks to be loaded by rank {rank} of "
+                f"{self.ranks}, expected them: load the entries of all ranks where their number has changed"
             )
-        self._restore_counters(state)
-        fields = {name.removeprefix("field."): t for name, t in state.items() if name.startswith("field.")}
-        if not fields:
-            return
-        if self.layout is None:
-            self._allocate(Layout.of(fields))
-        if Layout.of(fields) != self.layout:
-            raise ValueError(f"found a state of {Layout.of(fields)}, expected {self.layout} as stored")
-        slots, chosen = state["slot"].numpy(), np.arange(len(state["slot"]))
-        if state["since"] == 0 and len(slots) > self.capacity:
-            chosen = np.sort(self._insertion.rng.permutation(len(slots))[: self.capacity])
-            slots = np.arange(self.capacity)
-        for name, tensor in fields.items():
-            self.rows[name].put(slots, tensor.contiguous(), chosen)
-        self._inserted_at[slots] = state["inserted_at"].numpy()[chosen]
-        self.strata.put(slots.tolist(), self.strata.numbers(fields[STRATUM][torch.from_numpy(chosen)].tolist()))
+        packed = [Packed.from_bytes(state[f"rank-{k}"]) for k in needed]
+        parts = [{**one.tensors, **one.scalars} for one in packed]
+        self.buffer.load(parts[0] if before == self.ranks else reshard(parts, rank, self.ranks))
+        self.step = int(state["step"])
 
-    def _restore_counters(self, state: BufferState) -> None:
-        insertion = self._insertion
-        insertion.seen, insertion.rate, self._clock = state["seen"], state["rate"], state["clock"]
-        if state["rng"] is not None:
-            insertion.rng.bit_generator.state = state["rng"]
-        for key, seen in state["strata"].tolist():
-            (number,) = self.strata.numbers([key])
-            self.strata.see(number, seen - self.strata.offered[number])
+    # What `Loop` uses, and what keeps ranks together.
 
-    def _check(self, samples: Mapping[str, Tensor], stratum: Tensor) -> int:
-        if stratum.dtype != torch.int64 or stratum.ndim != 1:
-            raise ValueError(f"found strata {stratum.dtype} {tuple(stratum.shape)}, expected int64 (n,)")
-        if not samples or STRATUM in samples:
-            raise ValueError(f"found fields {sorted(samples)}, expected at least one, and none called {STRATUM!r}")
-        count = len(stratum)
-        for name, tensor in samples.items():
-            if tensor.ndim == 0 or len(tensor) != count:
-                raise ValueError(f"found {name!r} of shape {tuple(tensor.shape)}, expected {count} samples")
-        if self.layout is not None:
-            self.layout.check(samples)
-            if len(samples) + 1 != len(self.rows):
-                raise ValueError(f"found fields {sorted(samples)}; the buffer stores {self.layout}")
-        return count
+    def connect(self, group: dist.ProcessGroup | None, *, step: int, device: torch.device) -> None:
+        """Exchange with the ranks of this group, for the exchange alone, from this step on; None: without others."""
+        self.step = step
+        self.ranks = 1 if group is None else dist.get_world_size(group)
+        self._exchange = Exchange(self.buffer, group, self.r, seed=self.seed, mode=self.sampling, device=device)
 
-    def _allocate(self, layout: Layout) -> None:
-        sample = sum(layout.row_bytes.values()) + BOOKKEEPING
-        capacity = self.budget_bytes // sample
-        if capacity == 0:
-            raise ValueError(
-                f"found samples of {sample} bytes ({layout}), larger than the budget of {self.budget_bytes} bytes: "
-                "raise the budget"
-            )
-        empty = [name for name, size in layout.row_bytes.items() if size == 0]
-        if empty:
-            raise ValueError(f"found fields without elements: {empty}; leave them out")
-        for name, shape, dtype in layout.fields:
-            tensor = self._empty(capacity * layout.row_bytes[name]).view(dtype).view(capacity, *shape)
-            self._store[name] = tensor
-            self.rows[name] = Rows(tensor)
-        self._inserted_at = np.zeros(capacity, dtype=np.int64)
-        self.layout = layout
-        self.capacity = self._insertion.capacity = capacity
+    def disconnect(self) -> None:
+        """Drop what holds the group, so that it can be left."""
+        self._exchange = None
 
-    def _empty(self, size: int) -> Tensor:
-        """Memory of so many bytes: of the GPU, or of the host, where a GPU's copies want it pinned."""
-        if self.device.type != "cpu" or torch.cuda.is_available():
-            return torch.empty(size, dtype=torch.uint8, device=self.device, pin_memory=self.device.type == "cpu")
-        # numpy asks the system for huge pages, torch does not: rows far apart are then found a tenth faster.
-        return torch.from_numpy(np.empty(size, np.uint8))
+    def prefetch(self) -> None:
+        """Start the exchanges of the next `look_ahead` steps that were not started yet."""
+        while self._exchange is not None and self._exchange.in_flight < self.look_ahead:
+            with group_errors(f"rank {self.rank}, starting the exchange after step {self.step},"):
+                self._exchange.start(self.step + self._exchange.in_flight)
+
+    def finish(self, fields: Mapping[str, Tensor] | None, start: int = 0) -> Delivered:
+        """Wait for this step's representatives and write them into rows start, start + 1, ...; None: not at all."""
+        if self._exchange is None:
+            raise RuntimeError("found no exchange, expected `connect` before the first step")
+        with group_errors(f"rank {self.rank}, in the exchange of step {self.step},"):
+            self.delivered = self._exchange.finish(fields, start)
+        self.step += 1
+        return self.delivered
+
+    def join_hook(self, **kwargs: Any) -> JoinHook:
+        """For torch's Join: a rank without further minibatches serves the others."""
+        return _Shadow(self)
+
+    @property
+    def join_device(self) -> torch.device:
+        """For torch's Join: the device of its own collectives."""
+        nccl = "nccl" in str(dist.get_backend())
+        return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+    @property
+    def join_process_group(self) -> Any:
+        """For torch's Join: the default group, as of DDP."""
+        return dist.group.WORLD
+
+    def _connect_default(self, device: torch.device) -> None:
+        group = None
+        if self._grouped:
+            wait = datetime.timedelta(seconds=self.deadline)
+            # NCCL cannot send what is on the CPU.
+            group = dist.new_group(timeout=wait, backend="gloo" if device.type == "cpu" else None)
+        self.connect(group, step=self.step, device=device)
+
+    def _room(self, batch: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+        """Tensors for n new samples and r representatives: made anew where fields are new or rows too few."""
+        fields: Specification = {}
+        if self.buffer.layout is not None:
+            fields = {name: (shape, dtype) for name, shape, dtype in self.buffer.layout.fields if name != STRATUM}
+        fields |= {name: (tuple(value.shape[1:]), value.dtype) for name, value in batch.items()}
+        device = next(iter(batch.values())).device
+        if self._ring is None or not self._ring.fits(fields, n + self.r, device):
+            self._ring = Ring(fields, n + self.r, device)
+        return self._ring.next()
 
 
-__all__ = ["STRATUM", "Layout", "Policy", "RehearsalBuffer"]
+class _Shadow(JoinHook):
+    """Takes part in the exchanges of ranks that still train."""
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self.rehearsal = rehearsal
+
+    def main_hook(self) -> None:
+        """One step of the others: what this rank stores is sent, what it receives is dropped."""
+        if self.rehearsal._exchange is None:
+            self.rehearsal._connect_default(self.rehearsal.join_device)
+        self.rehearsal.prefetch()
+        self.rehearsal.finish(None)
+        self.rehearsal.prefetch()
+
+
+def bytes_of(budget: int | str) -> int:
+    """A number of bytes from a number or a text: "500MB" is 500 * 10**6, "2GiB" is 2 * 2**30.
+
+    Raises ValueError for another text.
+    """
+    if isinstance(budget, int):
+        return budget
+    found = re.fullmatch(r"([0-9.]+) ?([kMGT]?)(i?)B", budget.strip())
+    if not found:
+        raise ValueError(f'found a budget of {budget!r}, expected bytes, or a text such as "500MB" or "2GiB"')
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kMGT".index(prefix) if prefix else 0))
+
+
+def _check(batch: Mapping[str, Tensor]) -> tuple[int, torch.device]:
+    """(samples, device) of tensors (n, ...)."""
+    wrong = {name: type(value).__name__ for name, value in batch.items() if not isinstance(value, Tensor)}
+    if wrong or not batch:
+        raise ValueError(f"found fields {json.dumps(wrong)}, expected one or more tensors (n, ...) by their names")
+    sizes = {name: tuple(value.shape) for name, value in batch.items()}
+    if len({shape[:1] for shape in sizes.values()}) > 1 or () in sizes.values():
+        raise ValueError(f"found fields of shapes {sizes}, expected (n, ...) with one n for all")
+    first = next(iter(batch.values()))
+    return len(first), first.device

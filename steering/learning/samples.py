@@ -31,7 +31,7 @@ class Labels:
     held_out: NDArray[np.bool_]
     """(n,) True: never train on it."""
     probe: NDArray[np.complex64] | None
-    """(mode, y, x) as refined with these labels; None: they say nothing of it."""
+    """(mode, y, x) as refined with these labels; None: these labels do not change it."""
     mask: NDArray[np.bool_]
     """(y, x), True = do not use."""
 
@@ -83,14 +83,14 @@ class ScanSamples:
 
 
 class NoSamples(ValueError):
-    """A rank has no sample to train on. Ranks train together or not at all, so all raise it alike."""
+    """A rank has no sample to train on. Ranks train together or not at all, so all raise it."""
 
 
 class Samples:
     """What a rank has to train on. A newer label of the same frame replaces the older one, unless it explains its frame
     clearly less well: labels come from refinement and from outside, in any order, and the better ones should stay.
 
-    Without `keep_all` the frames of a scan are let go when the next begins. Labels that come after that are drawn once,
+    Without `keep_all` the frames of a scan are dropped when the next begins. Labels that come later are drawn once,
     among those of the scan that is being learnt, and so are offered to the rehearsal buffer like all others.
     """
 
@@ -118,7 +118,7 @@ class Samples:
                 "stratum": torch.tensor(labels.stratum),
             }
             if labels.held_out[i]:
-                if not scan.over:  # nobody judges by what is over
+                if not scan.over:  # candidates are not judged by scans that are over
                     scan.held_out[frame] = row
                 continue
             if labels.residual[i] > CLEARLY_WORSE * scan.residual.get(frame, np.inf):
@@ -131,13 +131,13 @@ class Samples:
             self._rng.shuffle(self._order)
 
     def begin(self, scan: str) -> None:
-        """Train on this scan from now on; without `keep_all`, frames of the scan before are let go."""
+        """Train on this scan from now on; without `keep_all`, frames of the scan before are dropped."""
         if not self.keep_all and self.scan not in (None, scan):
             self.end(str(self.scan))
         self.scan = scan
 
     def end(self, scan: str) -> None:
-        """Let the frames of a scan go."""
+        """Drop the frames of a scan."""
         ended = self.scans.setdefault(scan, ScanSamples())
         if not ended.over:
             ended.over = True
@@ -165,7 +165,7 @@ class Samples:
         return stacked(list(rows)) if rows else None
 
     def example(self) -> Row:
-        """Any sample: what the fields look like."""
+        """Any sample, as an example of the fields."""
         return next(iter(next(scan.train for scan in self.scans.values() if scan.train).values()))
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The plan of a step: which stored sample goes to which rank, computed alike by every rank.
+"""The plan of a step: which stored sample goes to which rank, computed by every rank in the same way.
 
 Every rank knows how many samples of each stratum every rank holds. From that, the shared seed and the step, each
 computes all ranks' draws, so nobody has to ask for a sample. Pure numpy.

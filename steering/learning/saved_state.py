@@ -1,9 +1,9 @@
-"""A consistent cut of a training: weights, optimiser, step and every rank's rehearsal buffer, all after the same step.
+"""The saved state of a training: weights, optimiser, step and every rank's rehearsal buffer, all after the same step.
 
 What is drawn for a step follows from the seed and the step's number, so the number is the plan's position. Files are
 safetensors with JSON, nothing is pickled. A rank writes its whole buffer once, then only the slots that have changed,
-until the changes weigh more than the whole. `saved_state.json` tells which files belong together and is replaced last:
-a reader finds the cut before or the cut after, never a part of one.
+until the changes weigh more than the whole. `saved_state.json` names the files that belong together, and is replaced
+last: a reader finds the state before or the state after, never a part of one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INDEX = "saved_state.json"
 
 
 class SavedState:
-    """Writes the cuts of one rank's loop into a folder that all ranks share, and goes on from the last one.
+    """Writes the states of one rank's loop into a folder that all ranks share, and restores the last one.
 
     Args:
         folder: made where it is not there.
@@ -38,9 +38,9 @@ class SavedState:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self) -> Path:
-        """Write a cut; returns the file that names it. Blocks until all ranks have written their parts.
+        """Write the state; returns the file that names it. Blocks until all ranks have written their parts.
 
-        Raises OSError where a file cannot be written; the cut before then still stands.
+        Raises OSError where a file cannot be written; the state before remains valid.
         """
         loop, step, index = self.loop, self.loop.steps, self.folder / INDEX
         whole = not self._chain or self._size(self._chain[1:]) >= self._size(self._chain[:1])
@@ -60,18 +60,18 @@ class SavedState:
         return index
 
     def restore(self) -> bool:
-        """Take up the last cut, written by any number of ranks; False where there is none.
+        """Restore the last state, written by any number of ranks; False where there is none.
 
-        With as many ranks as wrote it every rank gets its own buffer back; with more or fewer, the samples are dealt
-        out evenly, stratum by stratum.
+        With as many ranks as wrote it every rank gets its own buffer back; with more or fewer, the samples are
+        distributed evenly, stratum by stratum.
 
-        Raises ValueError for a cut of another network, optimiser or kind of sample.
+        Raises ValueError for a state of another network, optimiser or kind of sample.
         """
         index = self.folder / INDEX
         if not index.is_file():
             return False
-        cut = json.loads(index.read_text())
-        step, before = cut["step"], cut["ranks"]
+        saved = json.loads(index.read_text())
+        step, before = saved["step"], saved["ranks"]
         restore(Packed.read(self.folder / _weights(step)), self.loop.network, self.loop.optimiser)
         if before == self.ranks:
             state = self._state(step, self.loop.rank)
@@ -89,13 +89,13 @@ class SavedState:
         return sum((self.folder / name).stat().st_size for name in names)
 
     def _tidy(self, step: int) -> None:
-        """Remove what the cut of this step does not need."""
+        """Remove the files that the state of this step does not need."""
         needed = {INDEX, _weights(step)}
         for rank in range(self.ranks):
             part = self.folder / _part(step, rank)
             needed |= {part.name, *json.loads(part.read_text())}
         for path in self.folder.iterdir():
-            # A rank that is ahead may be writing the next cut already.
+            # A rank that is ahead may be writing the next state already.
             if path.name not in needed and path.name.split(".")[0] < f"{step:08d}":
                 path.unlink(missing_ok=True)
 

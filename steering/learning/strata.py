@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BYTES_PER_SLOT = 24  # a slot's stratum, its place among the members, and its entry there
+BYTES_PER_SLOT = 24  # a slot's stratum, its position among the members, and its entry there
 
 
 class Strata:

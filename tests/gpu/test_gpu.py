@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from steering.learning import Loop, Place, TrainerSettings
+from steering.learning.buffer import RehearsalBuffer
 from steering.learning.exchange import Exchange
 from steering.learning.group import leave
-from steering.learning.rehearsal import RehearsalBuffer
 from steering.learning.strategies import STRATEGIES
 from tests.ranks import on_ranks
 from tests.test_exchange import RANKS, B, R, improbable, stream, uneven

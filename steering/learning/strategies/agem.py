@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from steering.learning.strategies.contract import Loss, Minibatch, Strategy
+from steering.learning.minibatch import Minibatch
+from steering.learning.strategies.contract import Loss, Strategy
 
 
 class AGEM(Strategy):
@@ -20,7 +21,7 @@ class AGEM(Strategy):
     rehearses = True
 
     def gradient(self, network: nn.Module, minibatch: Minibatch) -> Loss:
-        """Two passes, two meetings of the ranks; the loss is that of the new samples."""
+        """Two passes, two collectives; the loss is that of the new samples."""
         new = Minibatch(dict(minibatch.batch), new=minibatch.new)
         old = Minibatch(dict(minibatch.representatives), new=0)
         if len(next(iter(old.fields.values()))) == 0:  # on every rank at once: draws are planned for all

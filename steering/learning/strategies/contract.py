@@ -1,4 +1,4 @@
-"""The contract of the plug."""
+"""The contract that every strategy fulfils."""
 
 from __future__ import annotations
 
@@ -6,29 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from steering.learning.objectives import Fields, Objective, Outputs
-
-
-@dataclass(frozen=True)
-class Minibatch:
-    """An augmented minibatch: `new` samples first, representatives behind them, in the same tensors.
-
-    They share their tensors because the exchange writes representatives in place: a step copies nothing.
-    """
-
-    fields: dict[str, Tensor]
-    """Each (new + representatives, ...)."""
-    new: int
-
-    @property
-    def batch(self) -> Fields:
-        """The new samples alone."""
-        return {name: value[: self.new] for name, value in self.fields.items()}
-
-    @property
-    def representatives(self) -> Fields:
-        """The stored samples alone; none of them while the buffers are empty."""
-        return {name: value[self.new :] for name, value in self.fields.items()}
+from steering.learning.minibatch import Fields, Minibatch
+from steering.learning.objectives import Objective, Outputs
 
 
 @dataclass(frozen=True)
@@ -66,7 +45,7 @@ class Strategy:
     def gradient(self, network: nn.Module, minibatch: Minibatch) -> Loss:
         """Leave in `.grad` of the parameters, which are empty before, what the optimiser is to follow.
 
-        Every call of `backward` is a meeting of all ranks: how many there are must not depend on what one rank sees.
+        Every call of `backward` is a collective of all ranks: their number must not depend on the data of one rank.
         """
         loss = self.loss(network, minibatch)
         loss.value.backward()

@@ -1,4 +1,4 @@
-"""Dark experience replay: the network is held to what it said of a stored sample when that was new.
+"""Dark experience replay: outputs for a stored sample are kept close to those of the time when it was new.
 
 Source: Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", NeurIPS 2020 (arXiv
 2004.07211), equation 6 for DER.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from steering.learning.objectives import Fields, Objective, Outputs
-from steering.learning.strategies.contract import Loss, Minibatch, Strategy
+from steering.learning.minibatch import Fields, Minibatch
+from steering.learning.objectives import Objective, Outputs
+from steering.learning.strategies.contract import Loss, Strategy
 
 
 class DER(Strategy):

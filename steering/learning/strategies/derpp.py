@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from steering.learning.objectives import Fields, Objective, Outputs
+from steering.learning.minibatch import Fields
+from steering.learning.objectives import Objective, Outputs
 from steering.learning.strategies.der import DER
 
 

@@ -8,6 +8,6 @@ from steering.learning.strategies.contract import Strategy
 
 
 class ER(Strategy):
-    """The mean error over new samples and representatives alike; the samples themselves are remembered."""
+    """The mean error over new samples and representatives together; the samples themselves are remembered."""
 
     rehearses = True

@@ -1,0 +1,93 @@
+"""The settings of training: everything that changes what a training does, with its unit, default and reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from steering.learning.insertion import Policy
+from steering.learning.sampling import Mode
+
+Optimiser = Literal["adamw", "sgd"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """The settings of training. `Loop` does what stands here and nothing else."""
+
+    batch: int = 16
+    """New samples per rank and step (b)."""
+    candidates: int = 8
+    """How many of them are offered to the local buffer (c)."""
+    representatives: int = 24
+    """Stored samples, drawn from the buffers of all ranks, that join each minibatch (r)."""
+    optimiser: Optimiser = "adamw"
+    """`adamw`, which needs little tuning and is torch's with its defaults beside the settings below, or `sgd`."""
+    learning_rate: float = 1e-3
+    """At the start; of each step where there is no schedule."""
+    schedule: Callable[[int], float] | None = None
+    """Factor of the learning rate as a function of the step, 0, 1, ...; None: constant, since a stream has no known
+    end. It travels to the ranks, so it must be picklable: a function of a module."""
+    weight_decay: float = 1e-4
+    """Of the weights in each step, times the learning rate. Small: a stream that does not repeat overfits little."""
+    momentum: float = 0.0
+    """Of `sgd`; `adamw` has its own."""
+    clip_norm: float | None = 1.0
+    """Norm to which the gradient of all weights together is scaled down where it is larger; None: never. 1.0 keeps a
+    network alive through a change of sample, when errors jump. It changes the balance between the terms of DER and
+    DER++ (see bench_digits): use None to reproduce results that were made without it."""
+    precision: Precision = "float32"
+    """Of the network's forward and backward: `bfloat16` runs it under torch.autocast, which pays on processors that
+    have it; weights, losses and optimiser stay float32."""
+    buffer_bytes: int = 16 * 2**20
+    """Budget of each rank's local buffer."""
+    insertion: Policy = "reservoir"
+    """What the buffer keeps: `reservoir`, `replacement` (the paper's) or `balanced` over strata."""
+    sampling: Mode = "uniform"
+    """How representatives are drawn: `uniform`, `balanced` over strata, or by samples `seen`."""
+    look_ahead: int = 1
+    """Steps that an exchange is started before it is needed (k); more than 1 where a step is shorter than one."""
+    deadline: float = 30.0
+    """Seconds after which a collective that a rank does not enter raises on the others."""
+    seed: int = 0
+    """Of what is drawn and kept, and of the order of samples."""
+    threads: int = 1
+    """Of torch on each rank of a campaign. Ranks share a machine's cores, and steps on small frames gain nothing from
+    more; more for ranks that have cores of their own and larger networks."""
+    niceness: int = 5
+    """Of the process of each rank of a campaign, as of `nice`: where cores are shared, training yields to prediction.
+    0: it does not."""
+    device: str = "cpu"
+    """Where networks are trained: `cpu`, or `cuda` (NCCL where every rank has a GPU of its own, gloo elsewhere)."""
+    buffer_device: str = "cpu"
+    """Where samples are stored: `cpu` (pinned where there is CUDA), or `cuda` for the memory of the rank's GPU."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.representatives < 0 or not 0 <= self.candidates <= self.batch:
+            raise ValueError(
+                f"found batch={self.batch}, candidates={self.candidates}, representatives={self.representatives}; "
+                "expected a batch of 1 or more, candidates among its samples, representatives not below 0"
+            )
+        for name, least in (("look_ahead", 1), ("threads", 1), ("weight_decay", 0), ("momentum", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"found {name}={getattr(self, name)}, expected {least} or more")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"found clip_norm={self.clip_norm}, expected a norm above 0, or None for no clipping")
+        for name, kinds in (("optimiser", get_args(Optimiser)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"found {name}={getattr(self, name)!r}, expected one of {', '.join(kinds)}")
+        if self.buffer_device.startswith("cuda") and not self.device.startswith("cuda"):
+            raise ValueError(f"found device={self.device!r} with a buffer on the GPU, expected device='cuda' beside it")
+
+    def make_optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser that these settings describe."""
+        if self.optimiser == "sgd":
+            return torch.optim.SGD(
+                parameters, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+            )
+        return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)

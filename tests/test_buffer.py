@@ -1,0 +1,333 @@
+"""Laws of the local rehearsal buffer: what it keeps, what it holds, how it survives."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+
+from steering.learning.buffer import RehearsalBuffer
+from steering.learning.buffer_state import read_state, reshard, write_state
+
+POLICIES = ("reservoir", "replacement", "balanced")
+BYTES = 8 + 40  # an int64 identifier, the stratum and its bookkeeping
+
+
+def offer(buffer, ids, stratum=0):
+    ids = torch.as_tensor(ids, dtype=torch.int64)
+    strata = torch.as_tensor(stratum, dtype=torch.int64).expand(len(ids))
+    return buffer.insert({"id": ids}, strata)
+
+
+def stored(buffer):
+    out = {"id": torch.empty(len(buffer), dtype=torch.int64), "stratum": torch.empty(len(buffer), dtype=torch.int64)}
+    buffer.gather(torch.arange(len(buffer)), out)
+    return out["id"].tolist(), out["stratum"].tolist()
+
+
+def improbable(found, expected):
+    """Probability of counts at least as far from those expected (chi-square, one constraint)."""
+    found, expected = np.asarray(found, float), np.broadcast_to(np.asarray(expected, float), np.shape(found))
+    return chi2.sf(((found - expected) ** 2 / expected).sum(), len(found) - 1)
+
+
+def stream(buffer, total, batch, stratum=lambda ids: 0):
+    for first in range(0, total, batch):
+        ids = torch.arange(first, min(first + batch, total))
+        offer(buffer, ids, stratum(ids))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 200])
+def test_reservoir_stores_every_sample_of_the_past_equally_often(batch):
+    counts = np.zeros(60)
+    for seed in range(500 if batch > 1 else 200):
+        buffer = RehearsalBuffer(10 * BYTES, seed=seed)
+        stream(buffer, 60, batch)
+        counts[stored(buffer)[0]] += 1
+    assert counts.sum() == 10 * (500 if batch > 1 else 200)
+    assert improbable(counts, counts.sum() / 60) > 1e-3
+
+
+def test_two_ranks_with_half_the_stream_each_store_what_one_with_all_of_it_does():
+    one, two = np.zeros(80), np.zeros(80)
+    for seed in range(400):
+        whole = RehearsalBuffer(16 * BYTES, seed=seed)
+        stream(whole, 80, 8)
+        one[stored(whole)[0]] += 1
+        for rank in range(2):
+            half = RehearsalBuffer(8 * BYTES, seed=2 * seed + rank)
+            for first in range(0, 80, 8):
+                offer(half, torch.arange(first + rank, first + 8, 2))
+            two[stored(half)[0]] += 1
+    expected = 400 * 16 / 80
+    assert one.sum() == two.sum() == expected * 80
+    assert improbable(one, expected) > 1e-3
+    assert improbable(two, expected) > 1e-3
+
+
+def test_replacement_forgets_the_old_exponentially_and_keeps_the_shares_of_strata():
+    ages = []
+    for seed in range(60):
+        buffer = RehearsalBuffer(20 * BYTES, policy="replacement", seed=seed)
+        stream(buffer, 400, 4, lambda ids: ids % 2)
+        assert buffer.fills == {0: 10, 1: 10}
+        ages.extend(399 - i for i in stored(buffer)[0])
+    # A sample survives each later one of its stratum with probability 9/10.
+    assert np.mean(ages) == pytest.approx(2 * 9.5, rel=0.1)
+
+
+def test_balanced_keeps_rare_strata_whole_and_is_fair_within_a_stratum():
+    counts = np.zeros(400)
+    for seed in range(120):
+        buffer = RehearsalBuffer(30 * BYTES, policy="balanced", seed=seed)
+        stream(buffer, 400, 5, lambda ids: torch.where(ids % 80 == 7, 2, torch.where(ids % 10 == 3, 1, 0)))
+        assert buffer.fills[2] == 5
+        assert abs(buffer.fills[0] - buffer.fills[1]) <= 1
+        counts[stored(buffer)[0]] += 1
+    for members in (np.arange(400) % 10 == 3, ~np.isin(np.arange(400) % 10, [3]) & (np.arange(400) % 80 != 7)):
+        assert improbable(counts[members], counts[members].mean()) > 1e-3
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_fills_are_what_is_stored_whatever_arrives(policy):
+    rng = np.random.default_rng(3)
+    buffer = RehearsalBuffer(50 * BYTES, policy=policy)
+    for step in range(200):
+        ids = torch.arange(step * 20, step * 20 + int(rng.integers(0, 20)))
+        key = torch.from_numpy(rng.integers(-2, 3 + step // 40, len(ids)))
+        offer(buffer, ids, key * 10**12)
+        held, strata = stored(buffer)
+        assert len(set(held)) == len(held) <= buffer.capacity
+        assert buffer.fills == {key: strata.count(key) for key in set(strata)}
+        for key, fill in buffer.fills.items():
+            assert sorted(buffer.locate([key] * fill, list(range(fill)))) == [
+                slot for slot, of in enumerate(strata) if of == key
+            ]
+        assert (buffer.ages >= 0).all()
+    assert buffer.seen == sum(buffer.strata.seen)
+    assert len(buffer) == 50
+
+
+def test_composition_tells_how_much_of_each_stratum_is_stored_and_how_old_it_is():
+    """A hundred samples of stratum 3, then fifty of stratum -1, one by one into a buffer that holds them all."""
+    buffer = RehearsalBuffer(200 * (8 + 8 + 40))
+    assert buffer.composition() == {}
+    for key, count in ((3, 100), (-1, 50)):
+        for _ in range(count):
+            buffer.insert({"value": torch.zeros(1, dtype=torch.int64)}, torch.tensor([key]))
+    found = buffer.composition()
+    assert {key: part["count"] for key, part in found.items()} == {3: 100, -1: 50}
+    assert found[3]["age_p50"] == 50 + 49.5
+    assert found[-1]["age_p50"] == 24.5
+    assert found[3]["age_p10"] < found[3]["age_p50"] < found[3]["age_p90"] < 150
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_new_stratum_may_appear_mid_stream(policy):
+    buffer = RehearsalBuffer(40 * BYTES, policy=policy)
+    stream(buffer, 400, 8)
+    for first in range(400, 800, 8):
+        offer(buffer, torch.arange(first, first + 8), -7)
+    assert set(buffer.fills) == {0, -7}
+    assert buffer.fills[-7] >= 8
+
+
+def test_budget_is_never_exceeded_and_storage_never_moves():
+    sample = {"counts": torch.zeros(5, 64, 64, dtype=torch.uint16), "phase": torch.zeros(5, 64, 64)}
+    buffer = RehearsalBuffer(1_000_000)
+    assert buffer.capacity == 0
+    places = set()
+    for step in range(30):
+        buffer.insert(sample, torch.full((5,), step))
+        assert buffer.nbytes <= 1_000_000
+        places.add(tuple(rows.tensor.data_ptr() for rows in buffer.rows.values()))
+    assert len(places) == 1
+    assert len(buffer) == buffer.capacity == 1_000_000 // (64 * 64 * 6 + 40)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.uint16, torch.uint32, torch.int64, torch.bool, torch.bfloat16, torch.float64, torch.complex64],
+    ids=str,
+)
+@pytest.mark.parametrize("width", [1, 3, 3000])
+def test_every_dtype_survives_bit_for_bit(dtype, width):
+    torch.manual_seed(0)
+    content = torch.randint(0, 2 if dtype == torch.bool else 256, (40, width * dtype.itemsize), dtype=torch.uint8)
+    samples = content.view(dtype)
+    buffer = RehearsalBuffer(30 * (width * dtype.itemsize + 8 + 40))
+    ids = torch.arange(40)
+    for part in (slice(0, 25), slice(25, 40)):
+        buffer.insert({"x": samples[part], "id": ids[part]}, ids[part] % 3)
+    out = {"x": torch.zeros(30, width, dtype=dtype), "id": torch.zeros(30, dtype=torch.int64)}
+    slots = torch.randperm(30)
+    buffer.gather(slots, out)
+    assert torch.equal(out["x"].view(torch.uint8), content[out["id"]])
+
+
+def test_gather_writes_its_rows_and_no_others():
+    buffer = RehearsalBuffer(10 * BYTES)
+    offer(buffer, torch.arange(100, 110))
+    out = {"id": torch.full((6,), -1), "other": torch.full((6,), -1)}
+    buffer.gather(torch.tensor([3, 3, 0]), out, 2)
+    assert out["id"].tolist() == [-1, -1, 103, 103, 100, -1]
+    assert out["other"].tolist() == [-1] * 6
+
+
+def test_samples_that_are_strided_or_need_gradients_are_taken_as_they_are():
+    buffer = RehearsalBuffer(10_000)
+    x = torch.arange(24.0).view(4, 6).requires_grad_()
+    buffer.insert({"x": x.T}, torch.arange(6))
+    out = {"x": torch.zeros(6, 4)}
+    buffer.gather(torch.arange(6), out)
+    assert torch.equal(out["x"], x.T)
+
+
+def test_wrong_samples_are_refused_and_leave_the_buffer_as_it_was():
+    with pytest.raises(ValueError, match="larger than the budget"):
+        RehearsalBuffer(1000).insert({"x": torch.zeros(1, 1000)}, torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="expected a positive"):
+        RehearsalBuffer(0)
+    with pytest.raises(ValueError, match="policy 'fifo'"):
+        RehearsalBuffer(10, policy="fifo")
+    buffer = RehearsalBuffer(10_000)
+    key = torch.zeros(2, dtype=torch.int64)
+    buffer.insert({"x": torch.zeros(2, 3), "y": torch.zeros(2)}, key)
+    wrong = {
+        "samples torch.float64": {"x": torch.zeros(2, 3, dtype=torch.float64), "y": torch.zeros(2)},
+        r"torch.float32 \(4,\)": {"x": torch.zeros(2, 4), "y": torch.zeros(2)},
+        "no field 'y'": {"x": torch.zeros(2, 3)},
+        "buffer stores": {"x": torch.zeros(2, 3), "y": torch.zeros(2), "z": torch.zeros(2)},
+        "expected 2 samples": {"x": torch.zeros(2, 3), "y": torch.zeros(3)},
+        "none called 'stratum'": {"x": torch.zeros(2, 3), "y": torch.zeros(2), "stratum": key},
+    }
+    for message, samples in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            buffer.insert(samples, key)
+    with pytest.raises(ValueError, match="expected int64"):
+        buffer.insert({"x": torch.zeros(2, 3), "y": torch.zeros(2)}, key.int())
+    with pytest.raises(IndexError, match="expected 0 to 1"):
+        buffer.gather(torch.tensor([2]), {"x": torch.zeros(1, 3), "y": torch.zeros(1)})
+    with pytest.raises(ValueError, match="expected 3 or more"):
+        buffer.gather(torch.tensor([1]), {"x": torch.zeros(2, 3), "y": torch.zeros(2)}, 2)
+    with pytest.raises(ValueError, match=r"expected torch\.float32"):
+        buffer.gather(torch.tensor([1]), {"x": torch.zeros(2, 3).half(), "y": torch.zeros(2)})
+    assert (len(buffer), buffer.seen, buffer.fills) == (2, 2, {0: 2})
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_restored_buffer_goes_on_as_if_it_had_never_stopped(policy, tmp_path):
+    first = RehearsalBuffer(20 * BYTES, policy=policy, seed=5)
+    stream(first, 100, 7, lambda ids: ids % 3)
+    write_state(tmp_path / "buffer.safetensors", first.state())
+    second = RehearsalBuffer(20 * BYTES, policy=policy, seed=99)
+    second.load(read_state(tmp_path / "buffer.safetensors"))
+    for buffer in (first, second):
+        offer(buffer, torch.arange(100, 150), torch.arange(50) % 5)
+    assert (
+        sorted(zip(*stored(first), strict=True)) == sorted(zip(*stored(second), strict=True)) or policy != "reservoir"
+    )
+    assert first.fills == second.fills
+    assert (first.seen, list(first.strata.seen)) == (second.seen, list(second.strata.seen))
+
+
+def test_a_state_of_changes_brings_a_restored_buffer_forward():
+    buffer = RehearsalBuffer(50 * BYTES)
+    stream(buffer, 40, 8)
+    whole = buffer.state()
+    offer(buffer, torch.arange(40, 90), 4)
+    changes = buffer.state(since=whole["clock"])
+    assert 0 < len(changes["slot"]) < 50
+    restored = RehearsalBuffer(50 * BYTES)
+    restored.load(whole)
+    restored.load(changes)
+    assert stored(restored) == stored(buffer)
+    assert restored.fills == buffer.fills
+    with pytest.raises(ValueError, match="clock"):
+        restored.load(changes)
+
+
+def four_ranks():
+    buffers = [RehearsalBuffer(30 * BYTES, seed=rank) for rank in range(4)]
+    for rank, buffer in enumerate(buffers[:3]):  # the last has never been offered anything
+        stream(buffer, 100 * (rank + 1), 10, lambda ids, rank=rank: ids % (rank + 2))
+    return buffers
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 4, 5, 200])
+def test_saved_on_four_ranks_and_restored_on_others_holds_the_same_samples(ranks):
+    saved = four_ranks()
+    states = [buffer.state() for buffer in saved]
+    restored = [RehearsalBuffer(120 * BYTES, seed=rank) for rank in range(ranks)]
+    for rank, buffer in enumerate(restored):
+        buffer.load(reshard(states, rank, ranks))
+    before = sorted(pair for buffer in saved for pair in zip(*stored(buffer), strict=True))
+    after = sorted(pair for buffer in restored if len(buffer) for pair in zip(*stored(buffer), strict=True))
+    assert before == after
+    assert sum(buffer.seen for buffer in restored) == sum(buffer.seen for buffer in saved)
+    if ranks != 4:
+        fills = [len(buffer) for buffer in restored]
+        assert max(fills) - min(fills) <= 1
+    for buffer in restored:
+        offer(buffer, torch.arange(1000, 1005))
+
+
+def test_a_state_larger_than_the_budget_is_thinned_at_random():
+    counts = np.zeros(40)
+    source = RehearsalBuffer(40 * BYTES)
+    stream(source, 40, 10)
+    state = source.state() | {"rng": None}
+    for seed in range(400):
+        small = RehearsalBuffer(10 * BYTES, seed=seed)
+        small.load(state)
+        offer(small, torch.arange(40, 80))
+        held = [i for i in stored(small)[0] if i < 40]
+        counts[held] += 1
+    assert improbable(counts, counts.mean()) > 1e-3
+    assert counts.sum() == pytest.approx(400 * 5, rel=0.05)
+
+
+def test_restored_with_room_to_spare_old_and_new_are_stored_equally_often():
+    counts = np.zeros(200)
+    for seed in range(250):
+        full = RehearsalBuffer(10 * BYTES, seed=seed)
+        stream(full, 40, 10)
+        roomy = RehearsalBuffer(40 * BYTES)
+        roomy.load(full.state())
+        for first in range(40, 200, 10):
+            offer(roomy, torch.arange(first, first + 10))
+        counts[stored(roomy)[0]] += 1
+    old, new = counts[:40].mean(), counts[40:].mean()
+    assert new == pytest.approx(old, rel=0.1)
+
+
+def test_states_that_do_not_fit_together_are_refused():
+    buffer, other = RehearsalBuffer(10 * BYTES), RehearsalBuffer(10_000)
+    offer(buffer, [1, 2, 3])
+    other.insert({"x": torch.zeros(2)}, torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="different fields"):
+        reshard([buffer.state(), other.state()], 0, 3)
+    with pytest.raises(ValueError, match="whole ones"):
+        reshard([buffer.state(since=1)], 0, 2)
+
+
+def test_a_file_with_something_else_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="without a rehearsal buffer"):
+        read_state(tmp_path / "weights.safetensors")
+
+
+def test_uint16_and_complex_fields_survive_the_disk(tmp_path):
+    buffer = RehearsalBuffer(100_000)
+    fields = {
+        "counts": torch.arange(60_000, 60_012).to(torch.uint16).view(4, 3),
+        "wave": torch.randn(4, 5, dtype=torch.complex64),
+    }
+    buffer.insert(fields, torch.arange(4))
+    write_state(tmp_path / "s", buffer.state(copy=False))
+    restored = RehearsalBuffer(100_000)
+    restored.load(read_state(tmp_path / "s"))
+    out = {name: torch.zeros_like(value) for name, value in fields.items()}
+    restored.gather(torch.arange(4), out)
+    assert all(torch.equal(out[name], fields[name]) for name in fields)
