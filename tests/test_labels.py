@@ -174,7 +174,7 @@ class TestFromOutside:
         came = {frame for labels in desk.thing.came for frame in labels.frame_id.tolist()}
         assert came
         assert not came & set(ids[withheld].tolist())
-        taught = {frame for rows in desk.thing.samples._train.values() for frame in rows}
+        taught = {frame for scan in desk.thing.samples.scans.values() for frame in scan.train}
         assert all(frame % 10 != 9 for frame in taught)
         assert (folder.path / "labels" / "refused").is_dir()
 
@@ -315,7 +315,7 @@ class TestMade:
             first, again = desk.thing.came
             both, i, j = np.intersect1d(first.frame_id, again.frame_id, return_indices=True)
             assert len(both) > 20
-            kept = desk.thing.samples._train["a"]
+            kept = desk.thing.samples.scans["a"].train
             for frame, old, new in zip(both.tolist(), i, j, strict=True):
                 if frame in kept:
                     np.testing.assert_array_equal(kept[frame]["phase"].numpy(), again.phase[new])
