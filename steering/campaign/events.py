@@ -343,39 +343,9 @@ class Command(Event):
 
 
 _KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind
-    for kind in (
-        CampaignBegan,
-        AnswerIgnored,
-        WorkFailed,
-        ScanRevisited,
-        ChunkArrived,
-        PredictionReady,
-        DecisionSuggested,
-        DecisionLimited,
-        DecisionProposed,
-        DecisionSettled,
-        Tick,
-        LabelsReady,
-        ExternalLabelsRead,
-        ScanRefined,
-        CandidateReady,
-        TrainingSkipped,
-        ModelPublished,
-        VersionRefused,
-        CandidateRefused,
-        RolledBack,
-        RollBackRefused,
-        FrameRefused,
-        FrameSetAside,
-        DriftRaised,
-        DriftLowered,
-        GroupChanged,
-        PredictorReplaced,
-        SourceEnded,
-        Command,
-    )
+    name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, Event)
 }
+"""Every kind of event above, by its name."""
 
 
 def encode(event: Event) -> dict[str, Any]:
