@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steering.inference.backends import onnx
-from steering.models import Network, is_split
+from steering.models import Network, as_split
 
 Read = Callable[..., tuple[Tensor, Tensor]]
 GRAPH_FRAMES = (1, 4, 16, 64, 256)
@@ -81,8 +81,9 @@ class Slot:
         self.expected = 0.0
         """Residual that this version should reach."""
         self.network = prepared(network, backend, device)
-        self._constants, self._preprocess, self._read = _parts(self.network)
-        self._known = [tensor.clone() for tensor in self._constants()]
+        self._parts = as_split(self.network)
+        self._known = [tensor.clone() for tensor in self._parts.constants()]
+        self._read: Read = self._parts.decode
         self._graphs: dict[int, _Graph] = {}
         self._onnx: onnx.OnnxReader | None = None
         if package is not None and backend.kind == "onnx":
@@ -137,11 +138,11 @@ class Slot:
         return self._graphs[size](counts)
 
     def _run(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._read(*self._preprocess(counts, *self._known))
+        return self._read(*self._parts.preprocess(counts, *self._known))
 
     def _learn_optics(self) -> None:
         # In place: a captured graph reads this memory.
-        for mine, new in zip(self._known, self._constants(), strict=True):
+        for mine, new in zip(self._known, self._parts.constants(), strict=True):
             mine.copy_(new)
 
 
@@ -178,13 +179,6 @@ class _Reader(nn.Module):
     def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """What the network's `preprocess` makes of n frames -> amplitude and phase (n, patch, patch)."""
         return self.network.decode(*views)
-
-
-def _parts(network: Network) -> tuple[Callable[[], tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]], Read]:
-    """Constants, preprocess and decode; of a network that is not split, `decode` is all of it."""
-    if is_split(network):
-        return network.constants, network.preprocess, network.decode
-    return tuple, lambda counts: (counts,), network
 
 
 def compile_package(network: Network, backend: Backend, device: torch.device, file: str) -> None:
