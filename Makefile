@@ -1,6 +1,6 @@
 # The two commands: make demo, make test. The first of either sets up .venv in this folder.
 #
-#   make demo       the main workflow on a simulated beamline; it ends by telling where the report is
+#   make demo       the main workflow on a simulated beamline; it prints the path of its report at the end
 #   make test       every test, the notebooks too (those on recorded scans where STEERING_DATA names their folder)
 #   make test-fast  the tests that start no processes
 #   make lint       ruff and mypy

@@ -1,4 +1,4 @@
-"""Steering: continual learning that keeps a reconstruction network true while the beam is on.
+"""Steering: continual learning that keeps a reconstruction network accurate while the beam is on.
 
 What a workflow needs is here, as in `from steering import ER, Experiment, local, run`; a name is imported with what it
 needs when it is first used, so that `import steering` alone loads neither torch nor dask. The rooms that the names come

@@ -1,4 +1,4 @@
-"""Loads a workflow file, and the modules that stand beside it: `import helper` finds helper.py or helper/ there.
+"""Loads a workflow file, and the modules that stand beside it: `import helper` finds helper.py or helper/__init__.py.
 
 Workers can import neither, those of a cluster that somebody else started cannot even see the folder. So what these
 files define is pickled by value, which pickle and cloudpickle do for whatever says that it is from a module that cannot
@@ -82,7 +82,9 @@ class _Beside(MetaPathFinder):
         if parent and parent not in self._names:
             return None
         spec = PathFinder.find_spec(fullname, path if parent else [self._folder])
-        if spec is None or (not parent and self._elsewhere(fullname, spec)):
+        if spec is None or spec.loader is None:  # a folder of data is no package because it has a name
+            return None
+        if not parent and self._elsewhere(fullname, spec):
             return None
         self._names.add(fullname)
         if type(spec.loader) is SourceFileLoader:

@@ -60,6 +60,8 @@ def test_one_strategy_may_stand_in_two_experiments():
     assert first.strategy.alpha == 0.5
     with pytest.raises(RuntimeError, match="the strategy DER without an objective"):
         strategy.objective  # noqa: B018
+    with pytest.raises(ValueError, match=r"for patches of \(20, 20\) pixels, expected \(8, 8\)"):
+        experiment(strategy=first.strategy, network=second.network)
 
 
 class Own(torch.nn.Module):

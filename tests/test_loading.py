@@ -1,5 +1,6 @@
 """A workflow imports what stands beside it: here, in processes that cannot see it, and without a trace afterwards."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -44,6 +45,7 @@ def work(tmp_path, monkeypatch):
     """A workflow with a module, a package and a random.py beside it, seen from another folder."""
     (tmp_path / "pack").mkdir()
     (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "onnx_data").mkdir()
     files = {
         "work.py": WORKFLOW,
         "helper.py": HELPER,
@@ -65,6 +67,7 @@ def test_what_stands_beside_a_workflow_is_imported_and_leaves_no_trace(work):
         assert doubled(given).number == twice(4) == 8
         assert 0 <= drawn < 1
         assert late == "late"
+        assert importlib.util.find_spec("onnx_data") is None  # a folder is not taken for an installed package
     assert set(sys.modules) - before <= {"random"}
     assert sys.path == path
     assert not cloudpickle.list_registry_pickle_by_value()

@@ -13,7 +13,7 @@ from steering.records import Decision, Prediction
 
 BEAM = 2.0
 LOOKING = {"gradient_residual": partial(GradientResidual, beam=BEAM), "adaptive": partial(Adaptive, beam=BEAM)}
-"""Kinds whose order depends on what they are told."""
+"""Kinds whose order depends on the predictions."""
 POLICIES = {"raster": Raster, "random": Random, "space_filling": SpaceFilling, **LOOKING}
 
 
@@ -51,13 +51,13 @@ def prediction(scan, n, prior_residual=0.5, residual=0.0):
     )
 
 
-def told(policy, scan, n, **figures):
+def feed(policy, scan, n, **figures):
     """The predictor says that it has predicted n frames of a scan, one by one."""
     for _ in range(n):
         policy.ingest(prediction(scan, 1, **figures), flat())
 
 
-def walk(policy, n=7):
+def positions_of(policy, n=7):
     """What a policy suggests up to its stop."""
     found = []
     while True:
@@ -71,7 +71,7 @@ def sorted_rows(positions):
     return sorted(map(tuple, np.asarray(positions).tolist()))
 
 
-def same_walk(kind, found, whole):
+def same_positions(kind, found, whole):
     """Fixed orders are the same; one that looks has seen something else, and still goes everywhere once."""
     if kind in LOOKING.values():
         assert sorted_rows(found) == sorted_rows(whole)
@@ -104,8 +104,8 @@ def test_each_candidate_comes_once_with_a_reason_and_the_last_with_a_stop(kind, 
         1e-9 * grid(4, 4),
     ],
 )
-def test_odd_candidates_are_walked_like_others(kind, candidates):
-    assert sorted_rows(walk(kind(candidates))) == sorted_rows(candidates)
+def test_odd_candidates_are_visited_like_others(kind, candidates):
+    assert sorted_rows(positions_of(kind(candidates))) == sorted_rows(candidates)
 
 
 @pytest.mark.parametrize(
@@ -126,67 +126,67 @@ def test_candidates_that_change_later_change_no_decision(kind):
     candidates = grid(3, 3)
     policy, before = kind(candidates), candidates.copy()
     candidates[:] = np.nan
-    assert sorted_rows(walk(policy)) == sorted_rows(before)
+    assert sorted_rows(positions_of(policy)) == sorted_rows(before)
 
 
 def test_a_policy_travels_with_its_state(kind):
     policy = kind(grid(5, 5))
     policy.suggest(7)
     copy = pickle.loads(pickle.dumps(policy))
-    np.testing.assert_array_equal(walk(copy), walk(policy))
+    np.testing.assert_array_equal(positions_of(copy), positions_of(policy))
 
 
-def test_another_scan_begins_the_walk_anew(kind):
-    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
-    told(policy, "zinc", 0)
+def test_another_scan_begins_a_new_pass(kind):
+    policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
+    feed(policy, "zinc", 0)
     policy.suggest(12)
-    told(policy, "zinc", 10)
-    told(policy, "brick", 2)  # the source went on by itself; two positions were still in its hands
-    same_walk(kind, walk(policy), whole)
+    feed(policy, "zinc", 10)
+    feed(policy, "brick", 2)  # the source went on by itself; two positions were still to be measured
+    same_positions(kind, positions_of(policy), whole)
 
 
 def test_the_same_scan_goes_on(kind):
-    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
+    policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
     before = policy.suggest(12).positions
-    told(policy, "zinc", 12)
-    same_walk(kind, [*before, *walk(policy)], whole)
+    feed(policy, "zinc", 12)
+    same_positions(kind, [*before, *positions_of(policy)], whole)
 
 
 @pytest.mark.parametrize("late", [0, 10, 25])
 def test_after_a_stop_the_next_scan_is_begun_once(kind, late):
     """The campaign asks again once all is measured; `late` frames of the scan before are predicted only then."""
-    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
-    told(policy, "zinc", 0)
-    walk(policy)
-    told(policy, "zinc", 25 - late)
+    policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
+    feed(policy, "zinc", 0)
+    positions_of(policy)
+    feed(policy, "zinc", 25 - late)
     found = policy.suggest(5).positions.tolist()
-    told(policy, "zinc", late)
+    feed(policy, "zinc", late)
     found += policy.suggest(5).positions.tolist()
-    told(policy, "brick", 8)  # the first of the new scan: its walk goes on
-    found += walk(policy).tolist()
-    same_walk(kind, found, whole)
-    same_walk(kind, walk(policy), whole)
+    feed(policy, "brick", 8)  # the first of the new scan: its pass goes on
+    found += positions_of(policy).tolist()
+    same_positions(kind, found, whole)
+    same_positions(kind, positions_of(policy), whole)
 
 
-def test_walks_may_be_ahead_by_more_than_one_scan(kind):
+def test_passes_may_be_ahead_by_more_than_one_scan(kind):
     """Few candidates, and a predictor that is far behind."""
-    policy, whole = kind(grid(2, 3)), walk(kind(grid(2, 3)))
-    walk(policy)
-    walk(policy)
+    policy, whole = kind(grid(2, 3)), positions_of(kind(grid(2, 3)))
+    positions_of(policy)
+    positions_of(policy)
     first = policy.suggest(2).positions
     for scan in ("zinc", "brick", "coins"):
-        told(policy, scan, 6 if scan != "coins" else 1)
-    same_walk(kind, [*first, *walk(policy)], whole)
+        feed(policy, scan, 6 if scan != "coins" else 1)
+    same_positions(kind, [*first, *positions_of(policy)], whole)
 
 
 def test_a_scan_that_stops_and_goes_on_under_its_name_does_not_shorten_the_next(kind):
-    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
-    walk(policy)
-    told(policy, "zinc", 25)
+    policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
+    positions_of(policy)
+    feed(policy, "zinc", 25)
     policy.suggest(10)
-    told(policy, "zinc", 10)  # a drift inside the scan: measured again under the same name
-    told(policy, "brick", 1)
-    same_walk(kind, walk(policy), whole)
+    feed(policy, "zinc", 10)  # a drift inside the scan: measured again under the same name
+    feed(policy, "brick", 1)
+    same_positions(kind, positions_of(policy), whole)
 
 
 def declined(policy, positions, *, stop=False):
@@ -198,47 +198,47 @@ def declined(policy, positions, *, stop=False):
 
 def test_what_is_declined_is_neither_suggested_again_nor_waited_for(kind):
     """Of the first walk five positions bring no frame; the next scan's walk is whole and begins once."""
-    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
+    policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
     first = policy.suggest(12).positions
     declined(policy, first[:5])
-    told(policy, "zinc", 7)
-    rest = walk(policy)
+    feed(policy, "zinc", 7)
+    rest = positions_of(policy)
     assert sorted_rows([*first, *rest]) == sorted_rows(whole)
-    told(policy, "zinc", 13)
+    feed(policy, "zinc", 13)
     found = policy.suggest(5).positions.tolist()
-    told(policy, "brick", 5)  # not more than were suggested: the walk goes on
-    same_walk(kind, [*found, *walk(policy)], whole)
+    feed(policy, "brick", 5)  # not more than were suggested: the walk goes on
+    same_positions(kind, [*found, *positions_of(policy)], whole)
 
 
 def test_a_vetoed_stop_is_not_the_end_of_a_scan(kind):
-    policy, whole = kind(grid(5, 5)), walk(kind(grid(5, 5)))
-    told(policy, "zinc", 0)
+    policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
+    feed(policy, "zinc", 0)
     while not (last := policy.suggest(7)).stop:
         pass
     declined(policy, last.positions, stop=True)
-    told(policy, "zinc", 25 - len(last.positions))
+    feed(policy, "zinc", 25 - len(last.positions))
     again = policy.suggest(7)  # nothing is left to measure, and no walk was begun
     assert (len(again.positions), again.stop) == (0, True)
-    same_walk(kind, walk(policy), whole)  # that one was carried out
+    same_positions(kind, positions_of(policy), whole)  # that one was carried out
 
 
 def test_after_a_vetoed_stop_the_rule_looks_at_new_frames_only():
     policy = SpaceFilling(grid(10, 10), stop=StopRule(ratio=10.0, half_life=2.0))
     policy.suggest(20)
-    told(policy, "zinc", 20, residual=0.5)
+    feed(policy, "zinc", 20, residual=0.5)
     last = policy.suggest(7)
     assert (len(last.positions), last.stop) == (0, True)
     declined(policy, [], stop=True)
     goes_on = policy.suggest(7)
     assert (len(goes_on.positions), goes_on.stop) == (7, False)
-    told(policy, "zinc", 7, residual=0.5)
+    feed(policy, "zinc", 7, residual=0.5)
     assert policy.suggest(7).stop
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.2])
 @pytest.mark.parametrize("shape", [(6, 6), (36, 36), (10, 40), (40, 10), (3, 20), (20, 3), (7, 5)])
 def test_a_raster_never_jumps_further_than_to_the_next_row(shape, jitter):
-    found = walk(Raster(grid(*shape, step=3.0, jitter=jitter)), 100)
+    found = positions_of(Raster(grid(*shape, step=3.0, jitter=jitter)), 100)
     jumps = np.hypot(*np.diff(found, axis=0).T)
     # Neighbours are one step apart, in the row and at its end; jitter moves both ends of a jump.
     assert jumps.max() <= 3.0 * math.hypot(1 + 2 * jitter, 2 * jitter) + 1e-9
@@ -247,7 +247,7 @@ def test_a_raster_never_jumps_further_than_to_the_next_row(shape, jitter):
 
 def test_a_raster_of_scattered_candidates_ends_each_row_before_the_next():
     candidates = np.random.default_rng(0).uniform(0, 10, (400, 2))
-    found = walk(Raster(candidates, rows=5))
+    found = positions_of(Raster(candidates, rows=5))
     rows = np.round((found[:, 0] - candidates[:, 0].min()) / np.ptp(candidates[:, 0]) * 4)
     assert (np.diff(rows) >= 0).all()
     for row in range(5):
@@ -259,8 +259,10 @@ def test_a_raster_of_scattered_candidates_ends_each_row_before_the_next():
 
 def test_a_random_walk_depends_on_its_seed_alone():
     candidates = grid(6, 6)
-    np.testing.assert_array_equal(walk(Random(candidates, seed=3), 1), walk(Random(candidates, seed=3), 36))
-    assert not np.array_equal(walk(Random(candidates, seed=3)), walk(Random(candidates, seed=4)))
+    np.testing.assert_array_equal(
+        positions_of(Random(candidates, seed=3), 1), positions_of(Random(candidates, seed=3), 36)
+    )
+    assert not np.array_equal(positions_of(Random(candidates, seed=3)), positions_of(Random(candidates, seed=4)))
 
 
 def covering_radius(candidates, chosen):
@@ -273,7 +275,7 @@ def covering_radius(candidates, chosen):
 )
 def test_space_filling_covers_at_most_twice_as_coarsely_as_the_best(candidates):
     """k + 1 points that are pairwise r apart cannot be covered by k discs of a radius below r / 2 (Gonzalez 1985)."""
-    found = walk(SpaceFilling(candidates))
+    found = positions_of(SpaceFilling(candidates))
     for k in range(1, len(found)):
         apart = np.hypot(*(found[: k + 1, None] - found[None, : k + 1]).T)[np.triu_indices(k + 1, 1)].min()
         best_possible = apart / 2
@@ -282,7 +284,7 @@ def test_space_filling_covers_at_most_twice_as_coarsely_as_the_best(candidates):
 
 def test_space_filling_covers_the_field_sooner_than_the_others():
     candidates = grid(16, 16)
-    space, raster, random = (walk(make(candidates)) for make in (SpaceFilling, Raster, Random))
+    space, raster, random = (positions_of(make(candidates)) for make in (SpaceFilling, Raster, Random))
     for share in (0.1, 0.25, 0.5):
         k = int(share * len(candidates))
         mine = covering_radius(candidates, space[:k])

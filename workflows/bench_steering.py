@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data, io
 
-from pictures.steering import errors_picture, seen_picture
+from pictures.policies import errors_picture, seen_picture
 from steering.inference.live import Truth, place
 from steering.learning import Reconstruction
 from steering.models import ProbeFirst

@@ -1,6 +1,6 @@
 """Networks that predict a patch of the object from a diffraction frame, and the store of their published versions."""
 
-from steering.models.networks import Network, SplitNetwork, build_network, check_network, is_split
+from steering.models.networks import Network, SplitNetwork, as_split, build_network, check_network, is_split
 from steering.models.optics import Optics
 from steering.models.probe_first import ProbeFirst
 from steering.models.ptychonn import PtychoNN
@@ -15,6 +15,7 @@ __all__ = [
     "PtychoNN",
     "ResNet18",
     "SplitNetwork",
+    "as_split",
     "build_network",
     "check_network",
     "is_split",

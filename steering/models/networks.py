@@ -110,6 +110,30 @@ def is_split(network: Network) -> TypeGuard[SplitNetwork]:
     return all(callable(getattr(network, name, None)) for name in _SPLIT)
 
 
+class WholeNetwork:
+    """A network with `forward` alone in the form of SplitNetwork's three methods: `decode` is all of it."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """None."""
+        return ()
+
+    def preprocess(self, counts: Tensor) -> tuple[Tensor, ...]:
+        """The counts (n, window, window) as they are."""
+        return (counts,)
+
+    def decode(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward`."""
+        return self._network(counts)
+
+
+def as_split(network: Network) -> SplitNetwork | WholeNetwork:
+    """The network's own three methods, or those of WholeNetwork."""
+    return network if is_split(network) else WholeNetwork(network)
+
+
 def build_network(kind: type[Network], hyperparameters: Mapping[str, float]) -> Network:
     """A network of a class with fresh weights. Numbers without a fraction are given as integers.
 

@@ -1,4 +1,4 @@
-"""Each next position as far as can be from all before it: the field is covered coarsely at once, then finer."""
+"""Each next position as far as possible from all before it: the field is covered coarsely first, then finer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from steering.policies.candidates import Ordered, checked
 from steering.policies.dwell import DwellRule
 from steering.policies.stop import StopRule
 
-SPACE_FILLING = "space-filling: the middle of the largest hole"
+SPACE_FILLING = "space-filling: as far as possible from all positions before"
 """The reason for a position."""
 
 

@@ -23,7 +23,8 @@ class Experiment:
     What follows from other parts need not be said: the strategy's objective from network and probe, the number of ranks
     from the cluster, the names of the scans and the number of frames from the source.
 
-    Raises ValueError for a network that the source's frames do not fit, see `check_network`.
+    Raises ValueError for a network that does not fit the source's frames, see `check_network`, and for an objective
+    that does not fit the network.
     """
 
     source: Source
@@ -45,11 +46,18 @@ class Experiment:
     """Frames to come in all, for the progress display; None: as the source says."""
 
     def __post_init__(self) -> None:
-        probe, known = self.source.probe, self.network
-        check_network(known, window=self.source.geometry.shape[0], modes=len(probe))
-        objective = Reconstruction(patch_weight(probe, int(known.hyperparameters["patch"])))
+        probe = self.source.probe
+        check_network(self.network, window=self.source.geometry.shape[0], modes=len(probe))
+        patch = int(self.network.hyperparameters["patch"])
+        strategy = self.strategy.bound(Reconstruction(patch_weight(probe, patch)))
+        weight = getattr(strategy.objective, "weight", None)
+        if weight is not None and weight.shape != (patch, patch):
+            raise ValueError(
+                f"found an objective for patches of {tuple(weight.shape)} pixels, expected ({patch}, {patch}) as the "
+                "network has: make the strategy without an objective"
+            )
         derived = {
-            "strategy": self.strategy.bound(objective),
+            "strategy": strategy,
             "scans": tuple(self.source.scans) if self.scans is None else self.scans,
             "frames": self.source.frames if self.frames is None else self.frames,
         }

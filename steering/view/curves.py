@@ -93,7 +93,7 @@ def _trust(ax: Axes, curves: Sequence[Curve], past: History) -> None:
             zorder=0,
             label="drift alarm" if place == 0 else None,
         )
-    ax.set_ylabel("residual, low is trusted")
+    ax.set_ylabel("far-field residual")
     if past.expected or past.drifts:
         ax.legend(loc="upper right", fontsize=8.5, labelcolor=INK)
 

@@ -215,7 +215,7 @@ def _buffer(summary: Mapping[str, Any]) -> str:
 
 def _measured(summary: Mapping[str, Any]) -> str:
     tables = [f"<h3>{text(name)}</h3>{table(head, rows)}" for name, head, rows in measured(summary)]
-    return f"<section><h2>Measured</h2>{''.join(tables)}</section>" if tables else ""
+    return f"<section><h2>Further figures</h2>{''.join(tables)}</section>" if tables else ""
 
 
 def _pictures(folder: RunFolder) -> str:

@@ -69,7 +69,7 @@ ELSEWHERE = ("phase_error", "phase_correlation", "prediction_latency_ms", "wall_
 
 
 def measured(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Tables (name, head, rows) of the nested figures that only a benchmark writes.
+    """Tables (name, head, rows) of all further nested figures of a summary.
 
     A mapping of mappings becomes a table with a row for each of them.
     """
@@ -77,7 +77,7 @@ def measured(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
     for name, value in summary.items():
         if not isinstance(value, Mapping) or name in ELSEWHERE:
             continue
-        subjects = {key: flat(inner) for key, inner in value.items() if isinstance(inner, Mapping)}
+        subjects = {key: flat(inner) for key, inner in value.items() if isinstance(inner, Mapping) and inner}
         single = {key: inner for key, inner in flat(value).items() if key.split(".")[0] not in subjects}
         columns = list(dict.fromkeys(key for figures in subjects.values() for key in figures))
         if subjects:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from steering.models import Network, is_split
+from steering.models import Network
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,6 @@ class Decoder(nn.Module):
     def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """What the network's `preprocess` makes of n frames -> amplitude and phase (n, patch, patch)."""
         return self.network.decode(*views)
-
-
-def parts(
-    network: Network,
-) -> tuple[Callable[[], tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, Tensor]]]:
-    """Constants, preprocess and decode; of a network that is not split, `decode` is all of it."""
-    if is_split(network):
-        return network.constants, network.preprocess, network.decode
-    return tuple, lambda counts: (counts,), network
 
 
 def prepared(network: Network, backend: Backend, device: torch.device) -> Network:

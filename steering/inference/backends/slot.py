@@ -12,10 +12,10 @@ from torch import Tensor
 
 from steering.inference.backends import onnx
 from steering.inference.backends.compiled import Compiled, available, compile_to
-from steering.inference.backends.contract import REFERENCE, Backend, Decode, Decoder, parts, prepared
+from steering.inference.backends.contract import REFERENCE, Backend, Decode, Decoder, prepared
 from steering.inference.backends.eager import Eager
 from steering.inference.backends.graphs import Graphs
-from steering.models import Network
+from steering.models import Network, as_split
 
 
 def possible(device: torch.device, *, compiled: bool = False, split: bool = True) -> list[Backend]:
@@ -51,9 +51,9 @@ class Slot:
         self.piece: int | None = None
         """Frames that are run at a time; a larger batch is cut into such pieces. None: all at once."""
         self.network = prepared(network, backend, device)
-        self._constants_of, self._preprocess, decode = parts(self.network)
-        self._constants = [tensor.clone() for tensor in self._constants_of()]
-        self._decode: Decode = Eager(decode)
+        self._parts = as_split(self.network)
+        self._constants = [tensor.clone() for tensor in self._parts.constants()]
+        self._decode: Decode = Eager(self._parts.decode)
         if package is not None and backend.kind == "onnx":
             self._decode = onnx.OnnxSession(package, Decoder(self.network))
         elif package is not None:
@@ -107,11 +107,11 @@ class Slot:
         return torch.cat(amplitude), torch.cat(phase)
 
     def _run(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._decode(*self._preprocess(counts, *self._constants))
+        return self._decode(*self._parts.preprocess(counts, *self._constants))
 
     def _renew_constants(self) -> None:
         # In place: a captured graph reads this memory.
-        for mine, new in zip(self._constants, self._constants_of(), strict=True):
+        for mine, new in zip(self._constants, self._parts.constants(), strict=True):
             mine.copy_(new)
 
 
