@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ MOST_PIXELS = 1024
 """Of a side of what `picture` returns."""
 MOST_FRAMES = 4096
 """Newest frames of whose table `picture` returns the rows."""
-_OF_IMAGE = {"amplitude": np.abs, "phase": np.angle}
+_OF_IMAGE: dict[str, Callable[[NDArray], NDArray]] = {"amplitude": np.abs, "phase": np.angle}
 _DRAWN = (*_OF_IMAGE, "trust", "pixel_residual", "model_version")
 _TOGETHER = 64
 """Tiles that are drawn in one go."""
