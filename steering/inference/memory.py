@@ -136,7 +136,8 @@ class Memory:
                     "%s: old frames could not be moved to disk (%s), late labels for them are refused", path, error
                 )
             self._warned = True
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             return None
         self._written += values.nbytes
         if not self.keep:
