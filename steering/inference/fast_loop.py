@@ -81,12 +81,14 @@ class FastLoop:
         """Predict what waits in the inbox now."""
         left = len(self.inbox)
         self._predicting = True
-        while left > 0:
-            taken = self.inbox.take()
-            left -= len(taken)
-            if taken:
-                self._predict_taken(taken)
-        self._predicting = False
+        try:
+            while left > 0:
+                taken = self.inbox.take()
+                left -= len(taken)
+                if taken:
+                    self._predict_taken(taken)
+        finally:
+            self._predicting = False
         live = self.scans.get()
         if live is not None and live.unrevised and time.perf_counter() >= self._rest_until:
             self.later(0.0)  # the moment after a frame is when the next one is farthest off

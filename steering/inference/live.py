@@ -81,6 +81,11 @@ class LiveImage:
         self._of_version.sums = (nothing, nothing)
         self._view = xr.Dataset()
 
+    def arrays(self) -> list[NDArray]:
+        """The images that patches are added to, as large as the canvas."""
+        shown = [self._view.variables[name].values for name in self._view.data_vars]
+        return [*self.stitcher.sums, *self._of_version.sums, *shown]
+
     def show_labelled(self, labels: Refined, shown: Refined, residual: float) -> None:
         """Keep what labels were cut from, their median residual, and the refined object to show, unless the scan is
         concluded."""

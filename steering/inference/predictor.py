@@ -95,8 +95,15 @@ class Predictor:
         )
         serving.engine.serving.mask(mask)
         canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
-        self._scans = Scans(canvas, self.geometry, self.truths, over=resume.over, retired=self._retired)
         self._memory = Memory(settings.memory_bytes, Path(self.store).parent / "frames", keep=settings.keep_frames)
+        self._scans = Scans(
+            canvas,
+            self.geometry,
+            self.truths,
+            over=resume.over,
+            begun=lambda live: self._move(self._memory.prepare, live),
+            retired=self._retired,
+        )
         images, share = self._scans.images, settings.policy_share
         return FastLoop(
             serving=serving,
@@ -284,6 +291,7 @@ class Predictor:
         if reader is not None:
             self._move(reader.let_go)
         self._move(self._memory.retire, live)
+        self._move(self._memory.relieve, list(self._scans.images.values()))
 
     # What follows runs in the threads that read.
 

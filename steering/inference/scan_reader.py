@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -18,7 +18,7 @@ MOST_PIXELS = 1024
 """Of a side of what `picture` returns."""
 MOST_FRAMES = 4096
 """Newest frames of whose table `picture` returns the rows."""
-_OF_IMAGE = {"amplitude": np.abs, "phase": np.angle}
+_OF_IMAGE: dict[str, Callable[[NDArray], NDArray]] = {"amplitude": np.abs, "phase": np.angle}
 _DRAWN = (*_OF_IMAGE, "trust", "pixel_residual", "model_version")
 _TOGETHER = 64
 """Tiles that are drawn in one go."""
@@ -90,7 +90,8 @@ class _Picture:
         self._crop = tuple(slice(-(-size // factor)) for size in live.canvas.shape)
         self._refinements = -1
         self._refined: dict[str, NDArray] = {}
-        self._truth = {} if live.truth is None else _parts(live.truth, live.truth != 0, factor, "truth_{}")
+        truth = live.truth
+        self._truth = {} if truth is None else _parts(truth, truth != 0, factor, "truth_{}")
 
     def fields(self) -> dict[str, NDArray]:
         """Every map as it is now, float32, NaN where nothing is known. They are the picture's own memory."""
@@ -114,18 +115,10 @@ class _Picture:
 
 
 def _parts(image: NDArray[np.complex64], known: NDArray[np.bool_], factor: int, name: str) -> dict[str, NDArray]:
-    """Amplitude and phase of an image, the mean of the pixels that are known; NaN where none is."""
-    if factor > 1:
-        sides = [-(-size // factor) for size in image.shape]
-        whole = torch.zeros(sides[0] * factor, sides[1] * factor, dtype=torch.complex64)
-        there = torch.zeros(whole.shape)
-        part = tuple(slice(size) for size in image.shape)
-        there[part] = torch.from_numpy(known.astype(np.float32))
-        whole[part] = torch.from_numpy(np.asarray(image)) * there[part]
-        blocks = (sides[0], factor, sides[1], factor)
-        count = there.view(blocks).sum((1, 3))
-        image = (whole.view(blocks).sum((1, 3)) / count.clamp_min(1)).numpy()
-        known = (count > 0).numpy()
+    """Amplitude and phase of an image, of one pixel in the middle of every `factor` x `factor`; NaN where it is not
+    known. The mean of them all would take a second for each new image of 4096 x 4096."""
+    y, x = (np.minimum(np.arange(0, size, factor) + factor // 2, size - 1) for size in image.shape)
+    image, known = image[np.ix_(y, x)], known[np.ix_(y, x)]
     return {
         name.format("amplitude"): np.where(known, np.abs(image), np.nan).astype(np.float32),
         name.format("phase"): np.where(known, np.angle(image), np.nan).astype(np.float32),

@@ -26,16 +26,17 @@ class Scans:
         truths: Mapping[str, Truth],
         *,
         over: Iterable[str] = (),
+        begun: Callable[[LiveImage], None] = lambda live: None,
         retired: Callable[[LiveImage], None] = lambda live: None,
     ) -> None:
         """geometry: where a chunk's own cannot be used. over: scans of which nothing is known, and of which no frame is
-        used any more. retired: called with each scan that is over."""
+        used any more. begun, retired: called with each scan that begins and that is over."""
         self.images: dict[str, LiveImage] = {}
         """In the order in which they were measured; read by other modules too."""
         self._canvas = canvas
         self._geometry = geometry
         self._truths = truths
-        self._retired = retired
+        self._begun, self._retired = begun, retired
         self._readers: dict[str, ScanReader] = {}
         self._over = frozenset(over)
         self._now: str | None = None
@@ -53,6 +54,7 @@ class Scans:
                 return live
             self.retire(self._now)
             self._readers[scan] = ScanReader(live)
+            self._begun(live)
             self.images[scan] = live
             self._now = scan
         return self.images[scan]

@@ -85,17 +85,19 @@ class Table:
         return asked
 
     def set(self, rows: NDArray[np.int64], **columns: NDArray) -> None:
-        """Write these rows of some columns."""
+        """Write these rows of some columns; what is gone of them is left out."""
         self.edits += 1
         for name, column in columns.items():
             for block, at, where in self._parts(rows):
-                self._there(block, name)[at] = column[where]
+                there = self.blocks[block][name]
+                if there is not None:
+                    there[at] = column[where]
         self.edits += 1
         self.changes.append(rows)
 
     def read(self, *names: str, rows: Rows = slice(None)) -> tuple[NDArray, ...]:
         """Copies of these rows of some columns, each row whole. Raises KeyError for rows that are gone."""
-        which = np.arange(self._rows)[rows] if isinstance(rows, slice) else rows
+        which = np.arange(*rows.indices(self._rows)) if isinstance(rows, slice) else rows
         parts: list[list[NDArray]] = [[] for _ in names]
         order = []
         for block, at, where in self._parts(which):
@@ -116,8 +118,10 @@ class Table:
 
     def kept(self, rows: NDArray[np.int64], name: str) -> NDArray[np.bool_]:
         """(n,) True for rows of which this column is still there, in memory or in the run folder."""
-        there = np.array([block[name] is not None for block in self.blocks], bool)
-        return there[rows // self.block_rows] if len(rows) else np.zeros(0, bool)
+        if not len(rows):
+            return np.zeros(0, bool)
+        blocks, place = np.unique(rows // self.block_rows, return_inverse=True)
+        return np.array([self.blocks[block][name] is not None for block in blocks.tolist()])[place]
 
     def leave(self, block: int, move: Callable[[NDArray], NDArray | None]) -> int:
         """Let the bulky columns of a block that is full leave memory. Returns the bytes that they took.
