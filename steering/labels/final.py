@@ -6,6 +6,7 @@ that was shown by then nor the probe that labels improved is gone on from.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -80,12 +81,14 @@ class FinalWork:
         return self._refinement is not None and self._refinement.over
 
     def go_on(self) -> None:
-        """Work until it is over, or for about `part_s`."""
+        """Work until it is over, or for about `part_s`, but for a batch at least."""
         begun = time.perf_counter()
         end = begun + self._settings.part_s
 
+        asked = itertools.count()
+
         def late() -> bool:
-            return time.perf_counter() > end
+            return next(asked) > 0 and time.perf_counter() > end
 
         self._predicted.go_on(late)
         if self._predicted.over:
