@@ -30,7 +30,8 @@ def measured(actors, folder, **parts):  # noqa: F811
 def finished(me, folder, **settings):  # noqa: F811
     """The report, and the scan as it is saved then: by version 1."""
     network = ProbeFirst(window=WINDOW, patch=PATCH, width=4)
-    work = begin(me, "a", network=network, store=folder.models, version=1, settings=FinalSettings(**settings))
+    parts = {"network": network, "store": folder.models, "version": 1, "probe": PROBE}
+    work = begin(me, "a", **parts, settings=FinalSettings(**settings))
     while not work.over:
         work = go_on(work)
     return hand_over(work, me, "a"), me.live("a").result()

@@ -59,7 +59,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             window=len(recording.counts),
             first=RefineSettings(passes=10, probe_from_pass=1),
             again=RefineSettings(passes=5, probe_from_pass=0),
-            final=FinalSettings(refine=replace(FinalSettings().refine, probe_from_pass=1)),
+            final=FinalSettings(refine=replace(FinalSettings().refine, alpha=0.3, probe_from_pass=1)),
         ),
         hold_out=HoldOut(region=corner(recording.positions / pixel), margin=options.margin),
         scans=(scan,),

@@ -14,10 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.inference import LabelFrames
-from steering.ptychography import Canvas, Refined, RefineSettings, extract_patches, far_field_residual, refine
-
-_JUDGES = 32
-"""Newest frames by which a start is chosen."""
+from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, refine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,32 +74,16 @@ def yield_to_frames() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
-def better_start(
-    predicted: NDArray[np.complex64],
-    canvas: Canvas,
-    counts: NDArray,
-    position: NDArray[np.float64],
-    probe: NDArray[np.complex64],
-    mask: NDArray[np.bool_],
-) -> NDArray[np.complex64]:
-    """The network's image (Y, X), or an empty beam where that explains the frames better.
-
-    counts: (n, N, N). position: (n, 2), object pixels. probe: (mode, N, N). mask: (N, N), True = do not use.
-    """
-    flat = np.ones_like(predicted)
-    agreement = []
-    for image in (predicted, flat):
-        patches = extract_patches(image, canvas, position, probe.shape[-1])
-        agreement.append(np.median(far_field_residual(patches, counts, probe, mask)))
-    return predicted if agreement[0] < agreement[1] else flat
-
-
 def _start(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | None) -> NDArray[np.complex64]:
     predicted = np.where(frames.seen, frames.predicted, 1).astype(np.complex64)
-    rows = np.flatnonzero(use)[-_JUDGES:]
-    start = better_start(
-        predicted, frames.canvas, frames.counts[rows], frames.position[rows], frames.probe, frames.mask
-    )
+    flat = np.ones_like(predicted)
+    rows = np.flatnonzero(use)[-32:]
+    window = frames.probe.shape[-1]
+    agreement = []
+    for image in (predicted, flat):
+        patches = extract_patches(image, frames.canvas, frames.position[rows], window)
+        agreement.append(np.median(far_field_residual(patches, frames.counts[rows], frames.probe, frames.mask)))
+    start = predicted if agreement[0] < agreement[1] else flat
     if before is None:
         return start
     both = before.covered & frames.seen

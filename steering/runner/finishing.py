@@ -82,6 +82,7 @@ class Finishing:
             network=experiment.network,
             store=self.folder.models,
             version=version,
+            probe=experiment.source.probe,
             settings=settings,
         )
         # Tasks of a second each, not one of a minute: labels of the scan being measured go in between.
