@@ -476,3 +476,4 @@ def test_a_running_campaign_takes_labels_in_and_tells_how_late_they_were(tmp_pat
     assert figures["frames_predicted"] == figures["frames_acquired"]
     assert (folder.path / "labels" / "refused" / "rubbish.npz").is_file()
     assert replay(folder.events())[0].finished
+    assert [event["reason"] for event in told(folder, "ScanRefined")] == ["the run was stopped by a person"]

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,9 +20,9 @@ from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
 from steering.models import ProbeFirst
 from steering.policies import SpaceFilling
-from steering.ptychography import patch_weight, zone_plate
+from steering.ptychography import RefineSettings, patch_weight, zone_plate
 from steering.records import Field
-from steering.runner import Experiment, RunFolder, on_ranks, start
+from steering.runner import Experiment, FinalSettings, LabelSettings, RunFolder, on_ranks, start
 from steering.sources import SimulatedBeamline, Stage, sample
 from steering.view.status import status_lines
 
@@ -64,10 +66,12 @@ def test_decisions_stay_inside_the_field_of_the_source_unless_another_area_is_se
 
 
 def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
-    """kill -9 of one of two ranks: the other goes on alone, with its weights; no frame is lost."""
+    """kill -9 of one of two ranks: the other goes on alone, with its weights; no frame is lost. Nor does the run end
+    where the last refinement fails, here by an engine that is not installed."""
     folder = RunFolder.create(tmp_path / "run")
+    labels = LabelSettings(final=FinalSettings(refine=RefineSettings(engine="ptychi", passes=1)))
     with local(ranks=2) as client:
-        run = start(experiment(rounds_after_end=4), client, folder)
+        run = start(replace(experiment(rounds_after_end=4), labels=labels), client, folder)
         wait_for(folder, "CandidateReady", run)
         workers = client.scheduler_info(n_workers=-1)["workers"]
         home = next(address for address, worker in workers.items() if worker["name"] == "trainer-1")
@@ -79,6 +83,12 @@ def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
     assert [event for event in told(folder, "CandidateReady") if event["time"] > after]
     assert figures["ranks"] == 1
     assert figures["frames_predicted"] == figures["frames_acquired"] == 150
+    [refined] = told(folder, "ScanRefined")
+    live = folder.objects()["brick"]
+    assert np.isfinite(live["phase_refined"]).any()
+    if find_spec("ptychi") is None:
+        assert "found no working Pty-Chi" in refined["reason"] == figures["final_refinement"]["brick"]["reason"]
+        assert live.attrs["refinement"] == "as time allowed while the scan was measured"
 
 
 def test_pause_resume_and_stop(tmp_path):

@@ -1,11 +1,14 @@
 """Each workflow end to end at small size, through the command line: real processes, real files."""
 
 import bz2
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,12 +27,32 @@ SMALL = ["--frames", str(FRAMES), "--frame-rate", "100", "--size", "128", "--ste
 PARTS = ["acquire", "predict", "label", "load", "train", "populate", "augment", "wait", "publish"]
 
 
-def steering(*arguments, **options):
+def steering(*arguments, stdout=subprocess.PIPE, **options):
     """Start the command line in a process group of its own."""
     command = [sys.executable, "-m", "steering.cli", *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT, **options
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT, **options
     )
+
+
+class Terminal:
+    """Reads what is written to a terminal, so that no writer waits for it."""
+
+    def __init__(self, ours):
+        self._ours, self._text = ours, b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        with contextlib.suppress(OSError):  # its other side is closed
+            while piece := os.read(self._ours, 4096):
+                self._text += piece
+        os.close(self._ours)
+
+    def text(self):
+        """All of it, once nobody writes any more."""
+        self._reader.join()
+        return self._text.decode()
 
 
 def finished(process, code=0):
@@ -78,6 +101,10 @@ def test_the_demo_leaves_a_whole_run(tmp_path):
         assert {"amplitude", "phase", "trust", "model_version", "truth_phase"} <= set(live.data_vars), name
         assert live["phase"].attrs["units"] == "rad"
         assert live.sizes["frame"] == FRAMES
+        assert (live["frame_model_version"] == figures["final_refinement"][name]["version"]).all()
+        assert live.attrs["refinement"].endswith(
+            f"{figures['final_refinement'][name]['passes']} passes over all frames"
+        )
     assert {"summary.json", "events.jsonl", "scheduler.json", "workflow.py", "report.html"} <= names(folder.path)
     store = ModelStore(folder.models)
     versions = store.versions()
@@ -119,14 +146,23 @@ def replays(folder):
 
 
 def test_ctrl_c_ends_in_order(tmp_path):
-    """No process is left, the folder says what happened, and what was seen by then is there."""
-    process = steering("run", "workflows/simulated_drift.py", "--out", tmp_path / "run", "--frame-rate", "100")
+    """No process is left, the folder says what happened, what was seen by then is there, and the terminal is given
+    back: the cursor, and a line of its own to whatever is said next."""
+    ours, theirs = pty.openpty()
+    command = ["run", "workflows/simulated_drift.py", "--out", tmp_path / "run", "--frame-rate", "100"]
+    process = steering(*command, stdout=theirs, env={**os.environ, "TERM": "xterm-256color"})
+    os.close(theirs)
+    shown = Terminal(ours)
     events = tmp_path / "run" / "events.jsonl"
     while not events.exists() or "PredictionReady" not in events.read_text():
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     _, err = finished(process, 130)
+    text = shown.text()
+    assert "\x1b[?25l" in text
+    assert text.rindex("\x1b[?25l") < text.rindex("\x1b[?25h") < text.rindex("report: ")
+    assert text.splitlines()[-1].removeprefix("\x1b[?25h").startswith("report: ")
     assert "Traceback" not in err
     folder = RunFolder(tmp_path / "run")
     assert folder.summary()["status"] == "interrupted"

@@ -1,7 +1,7 @@
 """The last work on a scan that is over: its network image by one version, and its refined object to convergence.
 
-What a scan leaves does not depend on how much time was left for it while it was measured: neither the refined object
-that was shown by then nor the probe that labels improved is gone on from.
+What a scan leaves does not depend on how much time was left for refinement while it was measured: the object that was
+shown by then is not gone on from.
 """
 
 from __future__ import annotations
