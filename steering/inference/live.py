@@ -107,11 +107,9 @@ class LiveImage:
 
     def retire(self) -> None:
         """The scan is over: nothing of it is predicted again. Its counts stay for labels that come late."""
-        if self.retired or not len(self.frames):
-            self.retired = True
-            return
+        if not self.retired and len(self.frames):
+            self.frames.release("patch", np.zeros(0, np.int64))
         self.retired = True
-        self.frames.release("patch", np.zeros(0, np.int64))
 
     def forget(self) -> None:
         """Of a scan that is over, keep the counts of the frames only that errors are reported from."""
@@ -131,13 +129,17 @@ class LiveImage:
         self.frames["version"][:n] = final.network.version
 
     def show_labelled(self, labels: Refined, shown: Refined, residual: float) -> None:
-        """Keep what labels were cut from, their median residual, and the refined object to show."""
-        self.refined_labels, self.refined, self.label_residual = labels, shown, residual
-        self.refinements += 1
+        """Keep what labels were cut from, their median residual, and the refined object to show, unless the scan is
+        concluded."""
+        self.refined_labels, self.label_residual = labels, residual
+        if not self.concluded:
+            self.refined = shown
+            self.refinements += 1
 
     def show(self, refined: Refined, refinements: int) -> bool:
-        """Show an object that went on from that many refinements; False, and nothing is done, after a newer one."""
-        if self.refinements != refinements:
+        """Show an object that went on from that many refinements; False, and nothing is done, after a newer one, or
+        where the scan is concluded."""
+        if self.refinements != refinements or self.concluded:
             return False
         self.refined = refined
         self.refinements += 1

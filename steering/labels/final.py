@@ -85,9 +85,7 @@ class FinalWork:
     def go_on(self) -> None:
         """Work until it is over, or for about `part_s`, but for a batch at least."""
         begun = time.perf_counter()
-        end = begun + self._settings.part_s
-
-        asked = itertools.count()
+        end, asked = begun + self._settings.part_s, itertools.count()
 
         def late() -> bool:
             return next(asked) > 0 and time.perf_counter() > end

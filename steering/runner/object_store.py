@@ -32,7 +32,7 @@ def write_scan(store: Path, scan: str, image: xr.Dataset) -> None:
     try:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        whole = {name: {"chunks": value.shape} for name, value in image.variables.items() if value.size}
+        whole = {name: {"chunks": value.shape} for name, value in image.variables.items() if value.ndim and value.size}
         image.to_zarr(fresh, mode="w", consolidated=False, zarr_format=3, encoding=whole)
         members = {path.parent.name: json.loads(path.read_text()) for path in sorted(fresh.glob("*/zarr.json"))}
         group = json.loads((fresh / "zarr.json").read_text())
