@@ -1,4 +1,4 @@
-"""The door for labels from outside: files that another process puts into RUN/labels while the run goes on.
+"""External labels: files that another process writes into RUN/labels while the run goes on.
 
 A file is an .npz without pickled objects. It holds `scan` (a name), `frame_id` (n,), and either `patches`, complex
 (n, patch, patch) around the frames' positions as the network predicts them, or `object`, complex (Y, X), with `origin`
@@ -32,11 +32,12 @@ from steering.ptychography import Canvas, extract_patches, far_field_residual
 logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 2**31
-"""Of a file, unpacked."""
+"""Largest size of a file once it is unpacked."""
 _LEAST_SCALE = 0.5
-"""Amplitude of labels over that of the network's image, and the other way round: the residual sees no scale."""
+"""Least ratio of the amplitude of labels to that of the network's image, and of the latter to the former: the far-field
+residual does not depend on scale."""
 _SETTLED_S = 1.0
-"""A file is opened once nothing was written to it for so long: another program may write it in place."""
+"""Seconds without a write after which a file is opened: another program may write it in place."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,20 +71,20 @@ class ExternalLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalReport:
-    """What became of a file."""
+    """What was read from a file."""
 
     file: str
     scan: str = ""
     count: int = 0
-    """Labels to train on that are with the ranks."""
+    """Labels sent to the ranks for training."""
     held_out: int = 0
-    """Labels to judge by, never to train on."""
+    """Labels sent to the ranks for validation, never trained on."""
     refused: Mapping[str, int] = field(default_factory=dict)
-    """Labels, or files that cannot be read, by the reason."""
+    """Number of rejected labels, or of files that cannot be read, by reason."""
     late_s: tuple[float, ...] = ()
-    """Of each label taken: from its frame's acquisition to its being with the ranks."""
+    """Seconds from the acquisition of the frame of each accepted label to its arrival at the ranks."""
     versions_late: tuple[int, ...] = ()
-    """Of each label taken: model versions published in between."""
+    """Model versions published in that time, for each accepted label."""
 
 
 def hand_in(
@@ -95,8 +96,10 @@ def hand_in(
     object: NDArray | None = None,
     origin: tuple[float, float] = (0.0, 0.0),
 ) -> Path:
-    """Put labels into the door of a run, whole; arguments as in `ExternalLabels`. Raises ValueError where they do not
-    fit."""
+    """Write labels for a run that goes on; the file appears whole. Arguments as in `ExternalLabels`.
+
+    Raises ValueError where they do not fit each other.
+    """
     arrays: dict[str, Any] = {"scan": np.array(scan), "frame_id": np.asarray(frame_id), "origin": np.array(origin)}
     arrays |= {name: value for name, value in (("patches", patches), ("object", object)) if value is not None}
     packed = io.BytesIO()
@@ -113,7 +116,7 @@ def hand_in(
 
 
 def waiting(run: Path) -> list[Path]:
-    """Files in the door of the run in this folder that are ready to be opened, the oldest first."""
+    """Label files of the run in this folder that are ready to be read, oldest first."""
     found = []
     for path in (run / "labels").glob("[!.]*.npz"):
         with contextlib.suppress(OSError):  # who put it there may take it away again
@@ -122,8 +125,10 @@ def waiting(run: Path) -> list[Path]:
 
 
 def put_away(path: Path, report: ExternalReport) -> bool:
-    """Move a file out of the door, into `taken` or, where no label of it was, `refused`. Where that is not possible,
-    say so in the log, leave it there, and return False."""
+    """Move a file that was read into the folder `taken` or, if none of its labels was accepted, `refused`.
+
+    If that is not possible, log it, leave the file where it is and return False.
+    """
     place = path.parent / ("taken" if report.count + report.held_out else "refused")
     try:
         place.mkdir(exist_ok=True)
@@ -137,17 +142,17 @@ def put_away(path: Path, report: ExternalReport) -> bool:
 def take_in(
     predictor: Any, ranks: Sequence[Any], path: Path, *, strata: Mapping[str, int], patch: int, settings: LabelSettings
 ) -> ExternalReport:
-    """Open a file, find its frames, leave bad labels out, and send each rank its share: a Dask task.
+    """Read a file, find its frames, reject bad labels and send each rank its share: a Dask task.
 
-    predictor, ranks: actors. strata: of the scans so far, their keys in the rehearsal buffer. Whatever is wrong with a
-    file is told in the report; it never ends the run.
+    predictor, ranks: actors. strata: keys of the scans so far in the rehearsal buffer. Whatever is wrong with a file
+    stands in the report; it never ends the run.
     """
     yield_to_frames()
     try:
         given = _unpacked(path)
         if given.patches is not None and given.patches.shape[1:] != (patch, patch):
             raise ValueError(f"found patches of {given.patches.shape[1:]}, expected ({patch}, {patch}) as predicted")
-    except Exception as error:  # what strangers write must not end a run
+    except Exception as error:  # a file written by another program must not end a run
         return ExternalReport(file=path.name, refused={f"{type(error).__name__}: {error}": 1})
     frames: LabelFrames | None
     frames, gone = predictor.late_frames(given.scan, given.frame_id).result()
@@ -161,7 +166,7 @@ def take_in(
             refused["amplitude not of a transmission's scale"] = len(rows)
             rows, patches, own = rows[:0], patches[:0], own[:0]
     if len(rows):
-        # No reconstruction knows its constant phase, and labels of one scan must agree on it: all are turned together.
+        # A reconstruction leaves its constant phase open; labels of one scan must agree on it: all are turned alike.
         patches = (patches * np.exp(1j * np.angle(np.vdot(patches, own)))).astype(np.complex64)
         residual = far_field_residual(patches, frames.counts[rows], frames.probe, frames.mask)
     good = fit_to_teach(residual, worst=settings.worst, usual=frames.label_residual, predicted=frames.residual[rows])
@@ -181,7 +186,7 @@ def take_in(
 
 
 def arrival(report: ExternalReport) -> ExternalLabelsRead:
-    """The event that tells of a file."""
+    """The event that reports a file."""
     return ExternalLabelsRead(
         time=time.time(),
         file=report.file,
@@ -195,7 +200,7 @@ def arrival(report: ExternalReport) -> ExternalLabelsRead:
 
 
 def external_figures(reports: Sequence[ExternalReport], too_late: int) -> dict[str, Any]:
-    """What came from outside, for the summary. too_late: files that were in the door when the run ended."""
+    """Figures of external labels for the summary. too_late: number of files not yet read when the run ended."""
     refused: Counter[str] = Counter()
     for report in reports:
         refused.update(report.refused)
@@ -215,9 +220,9 @@ def external_figures(reports: Sequence[ExternalReport], too_late: int) -> dict[s
 def match(
     given: ExternalLabels, frames: LabelFrames, gone: int, patch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.complex64], Counter[str]]:
-    """Rows of the frames that a label is there for, the labels in that order, and how many were refused by reason.
+    """Rows of the frames that have a label, the labels in that order, and the number of rejected labels by reason.
 
-    frames: those of the given ids that are kept; gone: how many of them were, and are no longer.
+    frames: the frames of the given ids whose counts are kept. gone: number of those whose counts are no longer kept.
     """
     ids, first = np.unique(given.frame_id, return_index=True)
     refused = Counter({"frame given a second time": len(given.frame_id) - len(ids), "frame no longer kept": gone})
@@ -227,14 +232,14 @@ def match(
     if given.patches is not None:
         place = first[np.searchsorted(ids, frames.frame_id[rows])]
         return rows, given.patches[place], refused
-    thing = np.asarray(given.object)
-    canvas = Canvas((thing.shape[0], thing.shape[1]), given.origin)
+    image = np.asarray(given.object)
+    canvas = Canvas((image.shape[0], image.shape[1]), given.origin)
     low = np.array(canvas.origin) + patch // 2
     high = low + np.array(canvas.shape) - patch
     inside = ((frames.position[rows] >= low) & (frames.position[rows] <= high)).all(1)
     refused["frame outside the object"] = int((~inside).sum())
     rows = rows[inside]
-    return rows, extract_patches(thing, canvas, frames.position[rows], patch), refused
+    return rows, extract_patches(image, canvas, frames.position[rows], patch), refused
 
 
 def _median(values: Sequence[float]) -> float | None:

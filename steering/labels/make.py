@@ -1,4 +1,4 @@
-"""The label maker: a Dask task that refines the newest frames and hands labelled frames to the ranks."""
+"""Labels by refinement: a Dask task that refines the newest frames and sends labelled frames to the ranks."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ class LabelSettings:
     window: int = 400
     """Newest frames of a scan that are refined together."""
     first: RefineSettings = field(default_factory=lambda: RefineSettings(passes=20, alpha=0.1))
-    """For the first labels of a scan."""
+    """Refinement for the first labels of a scan."""
     again: RefineSettings = field(default_factory=lambda: RefineSettings(passes=8, alpha=0.1))
-    """For those that go on from the labels before."""
+    """Refinement for later labels, which continues from the earlier one."""
     worst: float = 4.0
-    """Labels whose own residual is above so many medians are left out: they would teach errors."""
+    """Labels whose residual exceeds this many times the median are left out: training on them would teach errors."""
     live: LiveSettings = field(default_factory=LiveSettings)
-    """Of the live image, between two makings of labels."""
+    """Refinement of the live image while no labels are made."""
     final: FinalSettings = field(default_factory=FinalSettings)
-    """Of a scan that is over."""
+    """Refinement of a scan that is over."""
 
 
 _LEAST_SEEN = 0.9
-"""Share of a held-out patch, by illumination, that must be refined for it to be a label."""
+"""Least refined share of a held-out patch, weighted by illumination, for it to be used as a label."""
 
 _NO_WORSE = 1.1
-"""Residual of a label from outside over that of the network's prediction, at most: noise alone makes some difference
+"""Highest ratio of an external label's residual to that of the network's prediction: noise alone makes some difference
 where both are right."""
 
 
 @dataclass(frozen=True)
 class LabelReport:
-    """What came of it."""
+    """The outcome of making labels."""
 
     count: int
     residual: float
     seconds: float
     left_out: int = 0
-    """Labels that were made and are too bad to teach."""
+    """Labels that were made and explain their frames too badly to be trained on."""
 
 
 def make_labels(
@@ -70,8 +70,8 @@ def make_labels(
     shares = send(labels, ranks)
     shown = refined
     if frames.withheld.any():
-        # What must not be learnt may still be looked at: the object that is shown is refined from every frame. Until
-        # labels have improved the probe, what the live refinement made of it is no better start than none.
+        # Frames kept from training are still shown: the object on display is refined from every frame. Until labels
+        # have improved the probe, the live refinement's object is no better start than none.
         before = None if frames.refined_labels is None else frames.refined
         shown = refine_on(frames, np.ones_like(frames.withheld), before, _passes(frames, settings))
     residual = float(np.median(labels.residual)) if len(labels.residual) else float("nan")
@@ -83,17 +83,17 @@ def make_labels(
 
 
 def teaching(frames: LabelFrames) -> NDArray[np.bool_]:
-    """(n,) True for the frames that labels are refined from: those that training may see."""
+    """(n,) True for the frames that labels are refined from: those that training may use."""
     return ~(frames.held_out | frames.withheld)
 
 
 def label(frames: LabelFrames, *, stratum: int, patch: int, settings: LabelSettings) -> tuple[Labels, Refined, int]:
-    """Labels for the frames that teach, and for held-out frames by their neighbours' light.
+    """Labels for the frames of `teaching`, and for held-out frames that neighbouring frames illuminate enough.
 
-    Returns them, what they were cut from, and how many were left out by `fit_to_teach`.
+    Returns the labels, the refined object they were cut from, and the number left out by `fit_to_teach`.
     """
     refined = refine_on(frames, teaching(frames), frames.refined_labels, _passes(frames, settings))
-    # A held-out frame is labelled by the light of its neighbours: where too little of it fell, there is no label.
+    # The label of a held-out frame comes from its neighbours alone: where they illuminate too little, there is none.
     weight = patch_weight(refined.probe, patch)
     seen = extract_patches(refined.covered.astype(np.complex64), frames.canvas, frames.position, patch).real
     lit = (seen * weight).sum((-2, -1)) >= _LEAST_SEEN * weight.sum()

@@ -22,11 +22,11 @@ class LiveSettings:
     """The settings of the live image's refinement."""
 
     window: int = 64
-    """Newest frames that are refined together; 0: the live image is refined only where labels are made."""
+    """Newest frames that are refined together; 0: the live image is refined only when labels are made."""
     refine: RefineSettings = field(default_factory=lambda: RefineSettings(passes=2, alpha=0.1))
     """`probe_from_pass` improves the probe too, from one refinement to the next; the network's stays as published."""
     share: float = 0.15
-    """Of a core, at most: after each refinement the next one waits."""
+    """Largest share of one core: after each refinement the next one waits accordingly."""
 
     def __post_init__(self) -> None:
         if self.window < 0 or not 0 < self.share <= 1:
@@ -36,8 +36,8 @@ class LiveSettings:
 def refine_live(predictor: Any, scan: str, settings: LiveSettings) -> float:
     """Take the object that is shown a few passes further with the newest frames. Returns the seconds it took.
 
-    predictor: its actor. Frames come first: it hands out nothing while any of them waits, and this thread yields to
-    others. Nothing is waited for on the way from a frame to its prediction.
+    predictor: its actor. Prediction has priority: the predictor returns no frames here while any frame waits to be
+    predicted, and this thread runs at a lower priority.
     """
     begun = time.perf_counter()
     yield_to_frames()
@@ -49,9 +49,10 @@ def refine_live(predictor: Any, scan: str, settings: LiveSettings) -> float:
 
 
 def refine_on(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | None, settings: RefineSettings) -> Refined:
-    """Refine by the frames in use: on from what was refined before and, where that is not, from the network's image.
+    """Refine by the frames in use, starting from the object refined before and, outside it, from the network's image.
 
-    An empty beam takes its place where the network has not been, and everywhere where it explains the frames better.
+    An empty beam replaces that image where the network has no prediction, and everywhere if it explains the frames
+    better.
     """
     refined = refine(
         frames.counts[use],
@@ -64,12 +65,12 @@ def refine_on(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | Non
     )
     if before is None:
         return refined
-    # What older frames have shown is still there: these frames went on from it.
+    # These frames continued from what older frames covered.
     return dataclasses.replace(refined, covered=refined.covered | before.covered)
 
 
 def yield_to_frames() -> None:
-    """Refinement belongs to the slow loop: where cores are shared, this thread alone yields to the fast one."""
+    """Lower this thread's priority (Linux): refinement must not delay prediction where they share cores."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
@@ -87,6 +88,6 @@ def _start(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | None) 
     if before is None:
         return start
     both = before.covered & frames.seen
-    # Neither knows its constant phase: the new ground is brought to that of the ground refined before.
+    # Each has an unknown constant phase: that of the new region is matched to the region refined before.
     turn = np.angle(np.vdot(start[both], before.object[both]))
     return np.where(before.covered, before.object, start * np.exp(1j * turn)).astype(np.complex64)

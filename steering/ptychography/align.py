@@ -1,4 +1,4 @@
-"""Compare two reconstructions of one object: what ptychography cannot know is removed first.
+"""Compare two reconstructions of one object after removing the ambiguities of ptychography.
 
 A reconstruction is known up to a small shift, a global phase and a linear phase ramp. All three are fitted to the
 phases, within `max_shift`; the amplitude is never scaled.

@@ -1,4 +1,4 @@
-"""What an image probably is where it has not been seen: a guess for comparisons, never shown as measured."""
+"""Smooth continuation of an image where it has not been measured: for comparisons, never shown as measured."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LITTLE = 0.02
-"""Weight, of a frame's strongest light, of the guess beside what was seen."""
+"""Weight of the continuation relative to a frame's strongest illumination."""
 
 
 def filled(image: NDArray, weight: NDArray) -> NDArray[np.complex64]:
-    """The image (..., Y, X), complex, with coarser and coarser means of it where it is hardly seen.
+    """The image (..., Y, X), complex, continued by ever coarser means of it where it was hardly measured.
 
-    weight: (..., Y, X) as of a Stitcher, 0 where nothing was seen; more than 1 counts as 1. An image that is not seen
-    at all is transparent: 1 everywhere. Source: pull-push, Gortler et al., The Lumigraph, SIGGRAPH 1996.
+    weight: (..., Y, X) as of a Stitcher, 0 where nothing was measured; more than 1 counts as 1. An image without any
+    weight is transparent: 1 everywhere. Source: pull-push, Gortler et al., The Lumigraph, SIGGRAPH 1996.
     """
     seen = np.minimum(weight, 1.0).astype(np.float32)
     nothing = ~seen.any((-2, -1), keepdims=True)

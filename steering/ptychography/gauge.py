@@ -1,4 +1,4 @@
-"""What frames cannot tell of object and probe together, held where it was at the start.
+"""The ambiguities that frames leave between object and probe, held where they were at the start.
 
 Moving both, tilting both against each other, scaling one up and the other down, turning their phases against each
 other, or mixing the modes of the probe leaves every frame as it is. An update of both drifts along these directions

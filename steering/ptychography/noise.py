@@ -1,9 +1,9 @@
-"""What photon noise alone does to the far-field residual, so that a change of flux does not look like a bad model.
+"""The far-field residual due to photon noise alone, so that a change of flux does not look like a bad model.
 
-There are two floors of what a perfect patch leaves. `expected_floor` is for frames that are to be measured: patch and
-probe are given, and so are the counts to expect. `poisson_floor` is for a frame that was measured: what was to be
-expected is not known, and each pixel's own count stands for it. Over frames of one patch the mean of the second comes
-to the first, within 2 % from 300 to 1e6 counts a frame.
+There are two floors, the residuals that a perfect patch leaves. `expected_floor` is for frames that are still to be
+measured: it computes the expected counts from patch and probe. `poisson_floor` is for a measured frame: its expected
+counts are not known, and each pixel's own count stands for them. Over frames of one patch the mean of the second equals
+the first within 2 %, from 300 to 1e6 counts a frame.
 """
 
 from __future__ import annotations
@@ -114,11 +114,12 @@ def above_floor(residual: ArrayLike, floor: ArrayLike, noise_share: float = 1.0)
     any correlation (Spearman, Am. J. Psychol. 15, 72 (1904)); dividing by it leaves a residual that a change of flux
     does not move. A patch that was made from the frame's own counts has fitted part of their noise: `noise_share` is
     the part that is left, 1 for a patch that knows nothing of them (see `share_of_noise`).
-    NaN where the floor is above one half: such a frame tells more of its noise than of the patch.
+    NaN where the floor is above one half: noise dominates such a frame.
     """
     room = 1 - np.asarray(floor, np.float64)
-    told = room >= LEAST_ROOM
-    return np.where(told, 1 - (1 - np.asarray(residual, np.float64)) / np.where(told, room, 1.0) ** noise_share, np.nan)
+    usable = room >= LEAST_ROOM
+    agreement = (1 - np.asarray(residual, np.float64)) / np.where(usable, room, 1.0) ** noise_share
+    return np.where(usable, 1 - agreement, np.nan)
 
 
 def thinned(counts: NDArray, mask: NDArray[np.bool_] | None = None, *, kept: float = 0.75) -> NDArray[np.float32]:
@@ -137,11 +138,11 @@ def share_of_noise(residual: NDArray, floor: NDArray, thinned_residual: NDArray,
     residual, floor: (n,) of frames as measured. The thinned ones: of the same frames `thinned`, predicted anew.
     Returns the median ratio of what both have changed; 1 where no frame has counts enough to be thinned.
     """
-    told = thinned_floor <= 1 - LEAST_ROOM
-    if not told.any():
+    usable = thinned_floor <= 1 - LEAST_ROOM
+    if not usable.any():
         return 1.0
-    lost = np.log((1 - residual[told]) / np.maximum(1 - thinned_residual[told], 1e-6))
-    by_noise = np.log((1 - floor[told]) / (1 - thinned_floor[told]))
+    lost = np.log((1 - residual[usable]) / np.maximum(1 - thinned_residual[usable], 1e-6))
+    by_noise = np.log((1 - floor[usable]) / (1 - thinned_floor[usable]))
     return float(np.clip(np.median(lost / np.maximum(by_noise, 1e-9)), 0.0, 1.0))
 
 

@@ -1,4 +1,4 @@
-"""What an image says of frames that it has not seen: an error on data that nothing was fitted to."""
+"""How well an image predicts frames that were not used for it: an error on data that nothing was fitted to."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def prior_residual(
     probe: NDArray[np.complex64],
     mask: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """Far-field residual of frames as the stitched image foretells them; call it before they are added.
+    """Far-field residual of frames as predicted by the stitched image before they are added to it.
 
     positions_px: (n, 2) of (y, x), object pixels. counts: (n, N, N). probe: complex64 (mode, N, N). mask: bool (N, N),
-    True = do not use. Where a patch is not seen yet it is taken to go on like the rest of it, and to be transparent
-    where nothing of it is seen (`filled`). Returns (n,): 0 where the frame is just what the image says, as in
-    `far_field_residual`.
+    True = do not use. Where the image does not cover a patch yet, the patch is continued smoothly, and is transparent
+    where the image covers nothing of it (`filled`). Returns (n,) as `far_field_residual`: 0 for a frame that the image
+    predicts exactly.
     """
     corner, fraction = stitcher.canvas.cells(positions_px, len(stitcher.patch_weight))
     light, weight = stitcher.under(corner)

@@ -60,7 +60,7 @@ def beam_diameter(probe: NDArray[np.complex64]) -> float:
 def rescale_probe(
     probe: NDArray[np.complex64], counts: NDArray, mask: NDArray[np.bool_] | None = None
 ) -> NDArray[np.complex64]:
-    """The probe with the power that the frames tell, so that sum |probe|^2 is the counts of a bright frame.
+    """The probe scaled to the measured power: sum |probe|^2 is the counts of a bright frame.
 
     probe: complex (mode, N, N), its power arbitrary. counts: (n, N, N). mask: bool (N, N), True = do not use. The
     brightest tenth of the frames stands for the transparent object; pixels under the mask are left out on both sides.

@@ -15,12 +15,12 @@ from steering.ptychography.settings import RefineSettings
 from steering.records import Canvas
 
 _LEAST_COVER = 0.05
-"""Light a pixel must have seen, as a share of the probe's highest intensity, to count as reconstructed."""
+"""Least illumination of a pixel, relative to the probe's highest intensity, to count as reconstructed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Refined:
-    """What refinement leaves."""
+    """The result of a refinement."""
 
     object: NDArray[np.complex64]
     """(Y, X) on the canvas; outside `covered` it is the start, untouched."""
@@ -29,7 +29,7 @@ class Refined:
     residual: NDArray[np.float32]
     """(n,) far-field residual of each frame when it was last used, before its own update; 1 where it never was."""
     covered: NDArray[np.bool_]
-    """(Y, X), True where these frames brought enough light to tell the object."""
+    """(Y, X), True where these frames illuminate the object enough to determine it."""
 
 
 class Refinement:
@@ -68,7 +68,7 @@ class Refinement:
             self.passes = self.settings.passes
         self._engine = Rpie(counts, mask, corner, fraction, found, probe)
         if self.over:
-            self._engine.look()
+            self._engine.measure_residuals()
         self._order = np.random.default_rng(self.settings.seed)
         self._left = np.zeros(0, np.int64)
         """Frames of the pass under way that are still to be used."""
@@ -98,7 +98,7 @@ class Refinement:
                 batch, self._left = self._left[: settings.batch], self._left[settings.batch :]
                 self._engine.step(batch, settings.alpha, settings.probe_alpha if improve else None)
             self.passes += 1
-            self._look_whether_converged()
+            self._check_convergence()
 
     def result(self) -> Refined:
         """What there is by now."""
@@ -106,7 +106,7 @@ class Refinement:
         found, probe = engine.object.copy(), engine.probe.clone()
         if self.settings.probe_from_pass is not None:
             self._gauge.hold(torch.from_numpy(found), probe)
-        covered = engine.seen() >= _LEAST_COVER
+        covered = engine.illumination() >= _LEAST_COVER
         return Refined(
             object=np.where(covered, found, self._before),
             probe=probe.numpy(),
@@ -114,7 +114,7 @@ class Refinement:
             covered=covered,
         )
 
-    def _look_whether_converged(self) -> None:
+    def _check_convergence(self) -> None:
         if not self.settings.least_gain or self.passes % self.settings.gain_passes:
             return
         self._medians.append(self.residual)

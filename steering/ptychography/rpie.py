@@ -69,7 +69,7 @@ class Rpie:
         self.probe_changed = False
 
     def with_light(self) -> NDArray[np.int64]:
-        """The frames that have counts; the others tell nothing."""
+        """The frames that have counts; the others hold no information."""
         return np.flatnonzero(self._power.numpy() > 0)
 
     def step(self, frames: NDArray[np.int64], alpha: float, probe_alpha: float | None = None) -> None:
@@ -98,20 +98,20 @@ class Rpie:
             self.probe += torch.fft.ifft2(probe_change) / weight.clamp_min(1e-20)
             self.probe_changed = True
 
-    def look(self) -> None:
-        """Measure the residual of every frame and change nothing."""
+    def measure_residuals(self) -> None:
+        """Measure the residual of every frame; object and probe stay as they are."""
         for start in range(0, len(self._corner), 16):
             self._revised(np.arange(start, min(start + 16, len(self._corner))))
 
-    def seen(self) -> NDArray[np.float32]:
-        """(Y, X), light that all frames together brought to each pixel, over the probe's highest intensity."""
+    def illumination(self) -> NDArray[np.float32]:
+        """(Y, X), illumination of each pixel summed over all frames, relative to the probe's highest intensity."""
         light = light_of(self.probe)
         tile = (light / light.max()).numpy()
         window = len(tile)
-        seen = np.zeros(self.object.shape, np.float32)
+        total = np.zeros(self.object.shape, np.float32)
         for y, x in self._corner.tolist():
-            seen[y : y + window, x : x + window] += tile
-        return seen
+            total[y : y + window, x : x + window] += tile
+        return total
 
     def _revised(self, frames: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """Patches (b, N, N), shifted probes and the change of psi that the frames ask for, both (b, m, N, N)."""

@@ -47,7 +47,7 @@ def spread(values: NDArray, fraction: NDArray[np.float32]) -> NDArray:
 
 
 def patch_weight(probe: NDArray[np.complex64], size: int) -> NDArray[np.float32]:
-    """How far to believe each pixel of a patch: the probe's intensity, summed over modes, 1 at its maximum.
+    """Weight of each pixel of a patch: the probe's intensity, summed over modes, 1 at its maximum.
 
     probe: complex64 (mode, N, N). Returns (size, size) float32, the central pixels.
     """
@@ -65,8 +65,8 @@ class Stitcher:
     """The live object: the weighted average of the patches that overlap.
 
     With B the interpolation of `extract_patches` and w the weight of a patch's pixels, the image is
-    sum B^T(w patch) / sum B^T(w). Patches may be taken out again, so that a better model replaces what an older one
-    said. Sums are kept in double precision: what `remove` leaves of a patch is rounding (1e-16).
+    sum B^T(w patch) / sum B^T(w). Patches may be removed again, so that a better model replaces the predictions of an
+    older one. Sums are kept in double precision: what `remove` leaves of a patch is rounding (1e-16).
     """
 
     def __init__(self, canvas: Canvas, weight: NDArray[np.float32]) -> None:

@@ -1,4 +1,4 @@
-"""How far to believe a prediction without knowing the truth: two checks that need only what was measured."""
+"""How far to trust a prediction without knowing the truth: two checks that need only the measured frames."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from steering.ptychography.forward import diffract, intensity
 from steering.ptychography.stitch import Stitcher
 
 _LEAST_OVERLAP = 0.3
-"""Of a patch's own weight: less of it tells more of the neighbours' rims than of the patch's phase."""
+"""Least overlap, as a share of the patch's own weight: with less, the rims of neighbours dominate the phase offset."""
 
 
 def far_field_residual(
     patches: NDArray, counts: NDArray, probe: NDArray[np.complex64], mask: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
-    """How much of each frame its predicted patch does not explain, whatever the flux: 0 all agrees, 1 nothing does.
+    """The part of each frame that its predicted patch does not explain, whatever the flux: 0 none of it, 1 all of it.
 
     patches: complex (n, h, w), sampled around the exact positions, filled up to the window by its edge values.
     counts: (n, N, N) of any real dtype. probe: complex64 (mode, N, N). mask: bool (N, N), True = do not use.

@@ -1,4 +1,4 @@
-"""What trust makes of a frame: how its prediction compares with those of the validation frames of its model."""
+"""Trust in the prediction of a frame: its residuals compared with those of its model's validation frames."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BAD = 0.05
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdict:
-    """How far to believe the predictions of n frames, against the held-out validation frames of their model version.
+    """Trust in the predictions of n frames, by the held-out validation frames of their model version.
 
     With m validation frames, `by_residual` and `by_offset` (n,) are (1 + those of them that look as bad)/(m + 1), the
     conformal p-value (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005). For a frame like
     the validation frames P(value <= a) <= a, however few they are and whatever their distribution. NaN: no evidence,
-    because the frame tells nothing (see `why_not`), no patch overlaps its own, or there are no validation frames.
+    because the frame is no evidence (see `why_not`), no patch overlaps its own, or there are no validation frames.
     """
 
     by_residual: NDArray[np.float64]
