@@ -114,8 +114,9 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
     campaign = metrics.campaign
     rounds = metrics.rounds[-1] if metrics.rounds else []
     seconds = source["acquire_s"]
+    over = campaign.finished and all(scan in metrics.finals for scan in campaign.scans)
     return {
-        "status": "finished" if campaign.finished else "running",
+        "status": "finished" if over else "running",
         "elapsed_s": time.time() - metrics.begun,
         "scan": campaign.scan,
         "scan_index": len(campaign.scans) - 1,
