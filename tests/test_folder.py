@@ -170,7 +170,7 @@ def test_a_reader_sees_an_object_as_it_was_or_as_it_is(folder):
     path, over, seen = folder.path / "object.zarr", threading.Event(), []
 
     def write():
-        for turn in range(1, 40):
+        for turn in range(1, 20):
             folder.write_object("a", image(turn, size=4 + turn % 3))
         over.set()
 

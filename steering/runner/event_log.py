@@ -41,7 +41,7 @@ class EventLog:
         """Of all lines that wait, those being written included."""
         self._due = 0.0
         """When the lines that wait are to be written."""
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -91,7 +91,7 @@ class EventLog:
         """Write what waits, and end. Raises as `flush`, unless an error is on its way already."""
         try:
             await asyncio.to_thread(self.flush)
-        except OSError as late:
+        except Exception as late:
             if error is None:
                 raise
             logger.warning("the last events of the run could not be written: %s", late)
@@ -108,7 +108,7 @@ class EventLog:
                     with self._changed:
                         self._bytes -= sum(map(len, lines))
                         self._changed.notify_all()
-        except OSError as error:
+        except Exception as error:  # raised again by `append` and `flush`
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
