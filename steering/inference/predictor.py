@@ -71,7 +71,7 @@ class Predictor:
         # version being made ready, messages) must hand it back at once, not after the usual 5 ms.
         sys.setswitchinterval(_SWITCH_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix="reader")
+        self._readers = ThreadPoolExecutor(3, thread_name_prefix="reader")
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="mover")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
