@@ -76,7 +76,7 @@ class Predictor:
         self._switch_before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix="reader")
+        self._readers = ThreadPoolExecutor(3, thread_name_prefix="reader")
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="mover")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()

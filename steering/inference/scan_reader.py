@@ -33,7 +33,7 @@ class ScanReader:
         self.live = live
         self._picture: _Picture | None = None
         self._whole: TileCopy | None = None
-        self._reading = threading.Lock()
+        self._drawing, self._copying = threading.Lock(), threading.Lock()
 
     def picture(self, region: tuple[slice, slice] | None = None) -> xr.Dataset:
         """The live image, made smaller until it has at most MOST_PIXELS a side, and its newest frames.
@@ -47,7 +47,7 @@ class ScanReader:
             else tuple(r.indices(n)[1] - r.indices(n)[0] for r, n in zip(region, shape, strict=True))
         )
         factor = _factor(max(sides))
-        with self._reading:
+        with self._drawing:
             drawn = self._picture
             if drawn is None or drawn.factor != factor:
                 drawn = _Picture(self.live, factor)
@@ -64,7 +64,7 @@ class ScanReader:
 
     def network_image(self) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
         """(Y, X) complex as the network sees it, and where it has seen enough to say anything."""
-        with self._reading:
+        with self._copying:
             whole = self._whole or self.live.stitcher.copy()
             self._whole = None if self.live.retired else whole
             whole.update()
@@ -72,7 +72,7 @@ class ScanReader:
 
     def let_go(self) -> None:
         """The scan is over: free the copies. They are made anew for whoever asks, and not kept."""
-        with self._reading:
+        with self._drawing, self._copying:
             self._picture = self._whole = None
 
 
