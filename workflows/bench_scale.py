@@ -131,7 +131,7 @@ async def measure(me: Predictor, chunks: Iterator[xr.Dataset], frames: int, *, w
     onlookers = None
     for chunk in chunks:
         scan = str(chunk.attrs["scan"])
-        if sent >= (1 - LAST) * frames and not before:
+        if sent + chunk.sizes["frame"] > (1 - LAST) * frames and not before:
             before, begun, rss = await me.figures(), sent, process.memory_info().rss
         handed = time.perf_counter()
         await me.receive(chunk)
