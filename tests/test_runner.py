@@ -161,7 +161,7 @@ def test_a_person_takes_part_from_another_process(tmp_path):
 def test_a_cluster_with_too_few_ranks_is_refused_in_words(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
     with local(ranks=1) as client:
-        run = start(experiment(), client, folder)
+        run = start(replace(experiment(), ranks=2), client, folder)
         with pytest.raises(RuntimeError, match="missing 1 with the resource trainer"):
             run.result()
 

@@ -240,14 +240,14 @@ def recovery(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], di
     old, new = scans(options, seed)
     base = learnt(old, options, seed)
     settings = _settings(options, seed)
-    images = {"truth": new.object, "before": predicted(base.network, new).network_image()[0]}
+    images = {"truth": new.object, "before": predicted(base.network, new).stitcher.image()}
     loop = again(base, ER, settings)
     make = SelfMade(new, loop.network)
     arms = {"self-made labels": go_on(loop, make, old, new, options)}
     arms["self-made labels"].left_out = make.left_out
     images |= {
         "labels": np.where(make.refined.covered, make.refined.object, 0),
-        "after": predicted(loop.network, new).network_image()[0],
+        "after": predicted(loop.network, new).stitcher.image(),
     }
     true = [new.labelled(NEW)]
     arms["true labels"] = go_on(again(base, ER, settings), lambda: true, old, new, options)

@@ -58,6 +58,7 @@ class PredictorProxy:
         self._over: list[str] = []
         self._replaced = asyncio.Event()
         """Set when the predictor that is asked now is given up."""
+        self._released = False
         self._changing = asyncio.Lock()
         """Held while another predictor is made ready."""
 
@@ -126,7 +127,8 @@ class PredictorProxy:
         self._aside.pop(scan, None)
 
     async def close(self) -> None:
-        """Let go of the predictor."""
+        """Release the predictor: the run has ended, and nobody takes its place."""
+        self._released = True
         await release(self._client, self._handle, "close")
 
     async def replaced(self, number: int) -> bool:
@@ -135,6 +137,8 @@ class PredictorProxy:
         Raises LostForGood where none can.
         """
         handle, begun = self._handle, time.perf_counter()
+        if self._released:
+            return False
         # Nobody else has to wait while this is found out: most errors are no losses.
         if self.number == number and not await losses(self._client, [handle]):
             return self.number != number

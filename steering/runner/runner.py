@@ -105,11 +105,15 @@ class Runner:
     async def live(self) -> xr.Dataset | None:
         """The live image of the scan being measured; None before the first frame. After the end it is the one in the
         run's folder."""
-        if self._over:
-            images = await asyncio.to_thread(self.folder.objects)
-            return images.get(str(self.campaign.scan))
-        image: xr.Dataset | None = None if self._executor is None else await self.proxy.ask("live")
-        return image
+        if not self._over:
+            try:
+                image: xr.Dataset | None = None if self._executor is None else await self.proxy.ask("live")
+                return image
+            except Exception:  # the run has ended meanwhile
+                if not self._over:
+                    raise
+        images = await asyncio.to_thread(self.folder.objects)
+        return images.get(str(self.campaign.scan))
 
     async def command(self, name: str, version: int | None = None) -> str:
         """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot be
@@ -135,8 +139,12 @@ class Runner:
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
         if not self._over and self._executor is not None:
-            figures = await call(self.source, "figures"), await self.proxy.ask("figures")
-            self._last = snapshot(self.metrics, *figures)
+            try:
+                figures = await call(self.source, "figures"), await self.proxy.ask("figures")
+                self._last = snapshot(self.metrics, *figures)
+            except Exception:  # the run has ended meanwhile: the last one stands
+                if not self._over:
+                    raise
         return {**self._last, "elapsed_s": self._last.get("elapsed_s", time.time() - self.metrics.begun)}
 
     @property
