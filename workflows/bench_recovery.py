@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from skimage import data
 
 from pictures.recovery import recovery_picture
-from steering.inference import LiveImage
+from steering.inference import LiveImage, ScanReader
 from steering.inference.evaluate import patch_phase_error
 from steering.inference.scans import frames_of
 from steering.labels.make import label
@@ -169,7 +169,8 @@ class SelfMade:
     def __call__(self) -> list[Labels]:
         """Labels of all frames, better each time."""
         self.live = self.live or predicted(self.network, self.scan)
-        frames = frames_of(self.live, slice(None), version=0, probe=PROBE, mask=MASK)
+        rows = np.arange(len(self.scan.counts))
+        frames = frames_of(ScanReader(self.live), rows, version=0, probe=PROBE, mask=MASK)
         labels, self.refined, left_out = label(frames, stratum=NEW, patch=PATCH, settings=LabelSettings())
         self.live.refined_labels = self.refined
         self.left_out += left_out
