@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,30 @@ def test_a_policy_that_cannot_travel_says_so_with_its_answer():
     answer = PolicyHost(Bound(CANDIDATES), {}).suggest(3)
     assert answer.policy is None
     assert len(answer.decision.positions) == 3
+
+
+class Attentive(SpaceFilling):
+    """Remembers what it hears of its decisions."""
+
+    heard = ()
+
+    def declined(self, decision, reason):
+        super().declined(decision, reason)
+        self.heard = (*self.heard, (len(decision.positions), reason))
+
+
+def test_what_was_declined_after_the_policy_was_saved_is_heard_again():
+    """Saved with its first answer alone; the declined positions are still not suggested again, and no other is lost."""
+    host = PolicyHost(Attentive(CANDIDATES), {}, share=1e-12)
+    first = host.suggest(8).following(None)
+    vetoed = replace(first.decision, positions=first.decision.positions[:3], reasons=first.decision.reasons[:3])
+    second = host.suggest(8, [(vetoed, "vetoed")]).following(first)
+    assert second.since
+    other = PolicyHost(Attentive(CANDIDATES), {}, second)
+    rest = [other.suggest(100)]
+    assert other._awake().heard == host._awake().heard == ((3, "vetoed"),)
+    given = [where for each in (first, second, *rest) for where in each.decision.positions]
+    assert len(given) == len(set(given)) == len(CANDIDATES)
 
 
 class Deadly(SpaceFilling):

@@ -13,6 +13,7 @@ from distributed import Client, wait
 
 from steering.campaign import Event, ScanRefined
 from steering.labels.final import FinalReport, begin, go_on, hand_over, is_over
+from steering.runner.actors import LostForGood
 from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
 from steering.runner.predictor_proxy import PredictorProxy
@@ -54,6 +55,8 @@ class Finishing:
             self._begun.add(scan)
             try:
                 event = await self._work(scan, version)
+            except LostForGood:  # no matter of this work alone
+                raise
             except Exception as error:  # optional work: the scan is there without it
                 logger.exception("%s: its last refinement failed, it is saved as the live image had it", scan)
                 event = _not_refined(scan, version, f"{type(error).__name__}: {error}")
