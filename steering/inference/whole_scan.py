@@ -14,7 +14,9 @@ from steering.ptychography import Canvas, Refined, Stitcher, far_field_residual,
 from steering.records import ModelVersion
 
 _FRAMES_AT_ONCE = 32
-"""Predicted together: their patches are all that is held of the scan's."""
+"""Predicted together."""
+_KEPT_BYTES = 2**28
+"""Patches of a scan are kept up to so many bytes from the first time to the second; the others are predicted again."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +75,8 @@ class WholeScan:
         n = len(frames.counts)
         self._residual, self._offset = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
         self._trust = np.full(n, np.nan)
+        self._patches: dict[int, NDArray[np.complex64]] = {}
+        """Of the first time, by the first of their frames."""
         self._done = 0
         """Frames, those of both turns counted."""
 
@@ -93,9 +97,13 @@ class WholeScan:
             second, first = divmod(self._done, n)
             rows = np.arange(first, min(first + _FRAMES_AT_ONCE, n))
             counts, where = self._frames.counts[rows], self._frames.position[rows]
-            with torch.inference_mode():
-                outputs = self._network(torch.from_numpy(counts.astype(np.float32)))
-            patches = torch.polar(*outputs).numpy()
+            patches = self._patches.pop(first, None) if second else None
+            if patches is None:
+                with torch.inference_mode():
+                    outputs = self._network(torch.from_numpy(counts.astype(np.float32)))
+                patches = torch.polar(*outputs).numpy()
+                if not second and (first + len(rows)) * patches[0].nbytes <= _KEPT_BYTES:
+                    self._patches[first] = patches
             if second:
                 self._look(rows, patches, counts, where)
             else:

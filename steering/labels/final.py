@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from steering.models import ModelStore, Network
 from steering.ptychography import Refinement, RefineSettings
 from steering.records import ModelVersion
 
+_LAST = 19
+"""Niceness of the last work on a scan: the lowest priority there is."""
 _BLOCK_BYTES = 2**25
 """Counts that the predictor hands out at once."""
 
@@ -144,8 +147,9 @@ def begin(
 
 def go_on(work: FinalWork) -> FinalWork:
     """A part of the work: a Dask task. It changes what it was given, which nobody uses again, and returns it."""
-    yield_to_frames()
-    work.go_on()
+    # A thread of its own, since no thread may raise its priority again: others that train or label go before it.
+    with ThreadPoolExecutor(1, initializer=yield_to_frames, initargs=(_LAST,)) as last:
+        last.submit(work.go_on).result()
     return work
 
 

@@ -69,10 +69,10 @@ def refine_on(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | Non
     return dataclasses.replace(refined, covered=refined.covered | before.covered)
 
 
-def yield_to_frames() -> None:
+def yield_to_frames(niceness: int = 5) -> None:
     """Lower this thread's priority (Linux): refinement must not delay prediction where they share cores."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _start(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | None) -> NDArray[np.complex64]:
