@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from steering.inference import PredictorSettings
-from steering.labels.final import FinalSettings, begin, go_on, hand_over
+from steering.labels.final import ALONE, FinalSettings, begin, go_on, hand_over
 from steering.labels.make import make_labels
 from steering.labels.refinement import LiveSettings, refine_live
 from steering.models import ModelStore, ProbeFirst
@@ -32,7 +32,7 @@ def finished(me, folder, **settings):  # noqa: F811
     parts = {"network": network, "store": folder.models, "version": 1, "probe": PROBE}
     work = begin(me, "a", **parts, settings=FinalSettings(**settings))
     while not work.over:
-        work = go_on(work)
+        work = go_on(work, ALONE)
     return hand_over(work, me, "a"), me.live("a").result()
 
 

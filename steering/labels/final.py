@@ -23,8 +23,8 @@ from steering.models import ModelStore, Network
 from steering.ptychography import Refinement, RefineSettings
 from steering.records import ModelVersion
 
-_LAST = 19
-"""Niceness of the last work on a scan: the lowest priority there is."""
+ASIDE, ALONE = 19, 5
+"""Niceness of the last work on a scan: while others are measured, and once the run waits for nothing else."""
 _BLOCK_BYTES = 2**25
 """Counts that the predictor hands out at once."""
 
@@ -145,10 +145,10 @@ def begin(
     return FinalWork(frames, network, models.describe(version), probe, settings)
 
 
-def go_on(work: FinalWork) -> FinalWork:
+def go_on(work: FinalWork, niceness: int) -> FinalWork:
     """A part of the work: a Dask task. It changes what it was given, which nobody uses again, and returns it."""
-    # A thread of its own, since no thread may raise its priority again: others that train or label go before it.
-    with ThreadPoolExecutor(1, initializer=yield_to_frames, initargs=(_LAST,)) as last:
+    # A thread of its own, since no thread may raise its priority again.
+    with ThreadPoolExecutor(1, initializer=yield_to_frames, initargs=(niceness,)) as last:
         last.submit(work.go_on).result()
     return work
 

@@ -12,7 +12,7 @@ from typing import Any
 from distributed import Client, wait
 
 from steering.campaign import Event, ScanRefined
-from steering.labels.final import FinalReport, begin, go_on, hand_over, is_over
+from steering.labels.final import ALONE, ASIDE, FinalReport, begin, go_on, hand_over, is_over
 from steering.runner.actors import LostForGood
 from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
@@ -35,11 +35,13 @@ class Finishing:
     proxy: PredictorProxy
     log: Callable[[Event], None]
     """Where events go: they call for no action."""
+    _niceness: int = ASIDE
     _begun: set[str] = field(default_factory=set)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def finish_all(self) -> None:
         """The run is over, and with it every scan."""
+        self._niceness = ALONE
         for scan in self.metrics.campaign.scans:
             await self.finish(scan)
 
@@ -93,7 +95,7 @@ class Finishing:
         while not await (await self._done(is_over, work)):
             if self.metrics.stopped:
                 return _not_refined(scan, version, "the run was stopped by a person")
-            work = await self._done(go_on, work)
+            work = await self._done(go_on, work, self._niceness)
         report: FinalReport = await (await self._done(hand_over, work, predictor, scan))
         return ScanRefined(
             time=time.time(),
