@@ -61,7 +61,7 @@ class FinalImage:
 
 
 class WholeScan:
-    """Predicts all frames of a scan by one version, twice: to stitch them, and to hold each against the whole image."""
+    """Predicts all frames of a scan by one version: first to stitch them, then to compare each with the whole image."""
 
     def __init__(self, frames: ScanFrames, network: Network, version: ModelVersion) -> None:
         """network: with the weights and the optics of the version."""

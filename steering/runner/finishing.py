@@ -12,6 +12,7 @@ from typing import Any
 from distributed import Client, wait
 
 from steering.campaign import Event, ScanRefined
+from steering.clusters.roles import LABEL
 from steering.labels.final import ALONE, ASIDE, FinalReport, begin, go_on, hand_over, is_over
 from steering.runner.actors import LostForGood
 from steering.runner.folder import RunFolder
@@ -26,8 +27,8 @@ _PRIORITY = -2
 
 @dataclass
 class Finishing:
-    """Takes each scan to its final state, once. It never ends a run: what cannot be done is told, and the scan is saved
-    as the live image had it."""
+    """Takes each scan to its final state, once. A failure does not end the run, unless the predictor is lost for good:
+    it is reported, and the scan is saved as the live image had it."""
 
     client: Client
     metrics: Metrics
@@ -110,9 +111,7 @@ class Finishing:
 
     async def _done(self, task: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         """The future of a task of the role label, once it is done: its result stays there. Raises what it raised."""
-        future = self.client.submit(
-            task, *arguments, **settings, resources={"label": 1}, pure=False, priority=_PRIORITY
-        )
+        future = self.client.submit(task, *arguments, **settings, resources={LABEL: 1}, pure=False, priority=_PRIORITY)
         await wait(future)
         if future.status == "error":
             await future
