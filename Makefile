@@ -39,7 +39,7 @@ demo: $(STAMP)
 	@$(BIN)/steering run $(if $(OUT),--out "$(OUT)") workflows/simulated_drift.py $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --nbmake --nbmake-kernel=python3 tests $(NOTEBOOKS) $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --nbmake --nbmake-kernel=python3 $(NOTEBOOKS) tests $(ARGS)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -q -m "not slow" tests $(ARGS)

@@ -11,6 +11,7 @@ import pytest
 
 from steering import cli
 from steering.runner.folder import RunFolder
+from tests import command_line
 
 GOOD = """
 import time
@@ -254,7 +255,7 @@ def test_a_run_that_is_stopped_closes_down_says_so_and_is_reported(number, name,
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert "run folder" in process.stdout.readline()
         assert process.stdout.readline() == "measuring\n"
-        assert steering("status", "out").stdout.startswith("out: running for")
+        assert command_line.said("status", "out")[0].startswith("out: running for")
         process.send_signal(number)
         said, complained = process.communicate(timeout=60)
     assert process.returncode == code
@@ -273,7 +274,7 @@ def test_a_run_killed_outright_is_told_as_gone():
         process.stdout.readline()
         process.stdout.readline()
         process.kill()
-    assert "out: ended without a message" in steering("status", "out").stdout
+    assert "out: ended without a message" in command_line.said("status", "out")[0]
 
 
 @pytest.mark.slow

@@ -2,10 +2,7 @@
 
 import asyncio
 import contextlib
-import os
-import signal
-import subprocess
-import sys
+import itertools
 import threading
 import time
 
@@ -14,6 +11,7 @@ import pytest
 from steering.runner import event_log
 from steering.runner.event_log import EventLog
 from steering.runner.folder import RunFolder
+from tests.ranks import killed_at_the_end
 from tests.test_folder import fill, small_disk  # noqa: F401 - a fixture
 
 
@@ -126,25 +124,20 @@ def test_the_end_of_a_run_writes_what_waits_and_hides_no_error(folder):
     assert numbers(folder) == [1, 1]
 
 
-WRITER = """
-import itertools, sys
-from steering.runner.event_log import EventLog
-from steering.runner.folder import RunFolder
-log = EventLog(RunFolder(sys.argv[1]))
-for n in itertools.count():
-    log.append({"event": "Tick", "n": n, "filler": "x" * 5000})
-    if n == 100:
-        print("ready", flush=True)
-    if n % 100 == 0:
-        log.flush()
-"""
+def write_for_ever(begun, folder):
+    log = EventLog(folder)
+    for n in itertools.count():
+        log.append({"event": "Tick", "n": n, "filler": "x" * 5000})
+        if n == 100:
+            begun.set()
+        if n % 100 == 0:
+            log.flush()
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_leaves_whole_lines_without_a_gap(folder):
-    command = [sys.executable, "-c", WRITER, str(folder.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as writer:
-        assert writer.stdout.readline() == "ready\n"
-        writer.send_signal(signal.SIGKILL)
+    with killed_at_the_end(write_for_ever, folder):
+        pass
     folder.append_event({"event": "Last", "n": -1})
     found = numbers(folder)
     assert found[-1] == -1

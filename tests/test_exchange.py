@@ -1,7 +1,6 @@
 """Laws of global sampling: the plan, in one process; the exchange, between real gloo processes."""
 
 import datetime
-import json
 from collections import Counter
 from itertools import combinations
 
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from scipy.stats import chi2
 
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.exchange import Exchange
 from steering.learning.sampling import MODES, Fills, StepRNG, draw
+from tests.ranks import on_ranks
 
 UNEVEN = np.array([[900, 60, 40], [0, 10, 0], [0, 0, 0]])  # ranks filled 1000 : 10 : 0, strata unevenly
 
@@ -307,11 +306,11 @@ def lost(rank, group):
     return {"said": said(lambda: exchange.start(0))}
 
 
-def rank_main(rank, port, folder):
+def rank_main(rank, ranks, where):
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    store = dist.TCPStore(where.address, where.port, is_master=False)
     wait = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=wait)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=wait)
     group = dist.new_group(timeout=wait)
     results = {
         "uneven": uneven(rank, group),
@@ -323,18 +322,15 @@ def rank_main(rank, port, folder):
         "disagreements": disagreements(rank, group),
         "lost": lost(rank, dist.new_group(timeout=datetime.timedelta(seconds=1))),
     }
-    (folder / f"{rank}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks():
     """What every rank of one run reports, by scenario: starting the processes once serves all tests."""
-    folder = tmp_path_factory.mktemp("ranks")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    mp.spawn(rank_main, (store.port, folder), nprocs=RANKS)
-    reports = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    reports = on_ranks(RANKS, rank_main)
     return {name: [report[name] for report in reports] for name in reports[0]}
 
 

@@ -1,12 +1,10 @@
 """Laws of the run folder: every file whole or not there, and the folder says how the run ended."""
 
 import contextlib
+import itertools
 import json
-import os
 import pickle
-import signal
 import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -18,6 +16,7 @@ import xarray as xr
 import zarr
 
 from steering.runner.folder import BALLAST_BYTES, RunFolder
+from tests.ranks import killed_at_the_end
 
 
 def image(value, size=8):
@@ -263,31 +262,20 @@ def test_a_read_only_disk_is_refused_with_advice(tmp_path):
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-WRITER = """
-import sys
-from steering.runner.folder import RunFolder
-folder = RunFolder(sys.argv[1])
-print("ready", flush=True)
-n = 0
-while True:
-    n += 1
-    folder.write_summary({"n": n, "filler": "x" * 200_000})
-    folder.append_event({"event": "Tick", "time": n, "filler": "x" * 50_000})
-"""
+def write_for_ever(begun, folder):
+    begun.set()
+    for n in itertools.count(1):
+        folder.write_summary({"n": n, "filler": "x" * 200_000})
+        folder.append_event({"event": "Tick", "time": n, "filler": "x" * 50_000})
 
 
 @pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_whole_summary_and_readable_events(folder):
     for turn in range(3):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder.path)], stdout=subprocess.PIPE, text=True, env=os.environ
-        )
-        with writer:
-            assert writer.stdout.readline() == "ready\n"
+        with killed_at_the_end(write_for_ever, folder):
             until = time.monotonic() + 0.1 + 0.07 * turn
             while time.monotonic() < until:
                 assert folder.summary()["status"] == "running"
-            writer.send_signal(signal.SIGKILL)
         assert len(folder.summary().get("filler", "x" * 200_000)) == 200_000
         folder.append_event({"event": "Last", "time": 0})
         events = folder.events()

@@ -12,6 +12,7 @@ from distributed.protocol import pickle
 
 from steering import ModelStore, RunFolder
 from steering.loading import loaded
+from tests.command_line import ran
 
 HELPER = """
 from __future__ import annotations
@@ -153,9 +154,7 @@ def test_a_network_of_ones_own_beside_the_workflow_learns_serves_and_is_loaded(t
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "plain.py").write_text(PLAIN)
     (tmp_path / "own" / "work.py").write_text(CAMPAIGN)
-    command = [sys.executable, "-m", "steering.cli", "run", "own/work.py", "--out", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    ran(tmp_path / "own" / "work.py", tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     figures = folder.summary()
     assert figures["ranks"] == 1

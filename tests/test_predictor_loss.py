@@ -171,11 +171,14 @@ class Deadly(SpaceFilling):
         os._exit(1)
 
 
+FRAMES = 100
+
+
 def experiment(policy=SpaceFilling, **settings):
     """Two small samples, one after the other."""
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     stages = [
-        Stage(name, sample(getattr(pictures, name)(), phase=-2.0, absorption=0.1, size=128), 150)
+        Stage(name, sample(getattr(pictures, name)(), phase=-2.0, absorption=0.1, size=128), FRAMES)
         for name in ("brick", "coins")
     ]
     source = SimulatedBeamline(stages, probe=probe, step=5.0, frame_rate=25.0)
@@ -185,7 +188,7 @@ def experiment(policy=SpaceFilling, **settings):
         network=ProbeFirst(window=64, patch=40, width=8),
         strategy=ER(Reconstruction(patch_weight(probe, 40))),
         trainer=TrainerSettings(batch=4, candidates=2, representatives=4, deadline=10.0),
-        campaign=CampaignSettings(steps=10, **settings),
+        campaign=CampaignSettings(steps=10, lookahead=20, **settings),
         scans=("brick", "coins"),
         ranks=1,
     )
@@ -222,24 +225,24 @@ def test_the_campaign_goes_on_when_the_predictor_is_killed(tmp_path):
         run = start(experiment(), client, folder)
         for losses, scan in enumerate(("brick", "coins"), 1):
             mine = [scan]
-            until(lambda mine=mine: len(predicted(folder, *mine)) > 40, run)
+            until(lambda mine=mine: len(predicted(folder, *mine)) > 30, run)
             os.kill(until(lambda: home(client), run)[1], signal.SIGKILL)
             until(lambda losses=losses: len(logged(folder, "PredictorReplaced")) == losses, run)
         figures = run.result()
         assert run.snapshot()["status"] == "finished"  # who comes late is still answered
         assert run.live() is not None
     assert figures["prediction"]["predictors_lost"] == 2
-    assert figures["frames_predicted"] == figures["frames_acquired"] == 300
+    assert figures["frames_predicted"] == figures["frames_acquired"] == 2 * FRAMES
     assert figures["frames_unheard"] == 0
     decided = [tuple(p) for e in logged(folder, "DecisionSuggested") for p in e["positions"]]
     measured = {}
     for scan, image in folder.objects().items():
-        assert len(predicted(folder, scan)) == len(set(predicted(folder, scan))) == 150
+        assert len(predicted(folder, scan)) == len(set(predicted(folder, scan))) == FRAMES
         assert sorted(image["frame"].values) == sorted(predicted(folder, scan))
         by_id = image.sortby("frame")
         measured[scan] = np.stack([by_id["position_y"], by_id["position_x"]], 1)
-        assert len(np.unique(measured[scan].round(12), axis=0)) == 150  # no position was decided on twice
-    np.testing.assert_allclose(measured["brick"], decided[:150], atol=1e-10)  # and none was left out
+        assert len(np.unique(measured[scan].round(12), axis=0)) == FRAMES  # no position was decided on twice
+    np.testing.assert_allclose(measured["brick"], decided[:FRAMES], atol=1e-10)  # and none was left out
     assert any(event["version"] for event in logged(folder, "ModelPublished"))
 
 

@@ -25,6 +25,7 @@ from steering.records import Field
 from steering.runner import Experiment, FinalSettings, LabelSettings, RunFolder, on_ranks, start
 from steering.sources import SimulatedBeamline, Stage, sample
 from steering.view.status import status_lines
+from tests.command_line import said
 
 pytestmark = pytest.mark.slow
 
@@ -113,11 +114,12 @@ def test_pause_resume_and_stop(tmp_path):
     assert figures["frames_predicted"] == figures["frames_acquired"]
 
 
-def word(name, folder, *arguments):
-    """A command from a process of its own; (what it said, what it complained of, exit code)."""
-    command = [sys.executable, "-m", "steering.cli", name, str(folder.path), *arguments]
+def word_from_elsewhere(name, folder):
+    """What a command of a process of its own has said."""
+    command = [sys.executable, "-m", "steering.cli", name, str(folder.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    return done.stdout, done.stderr, done.returncode
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
 def test_a_person_takes_part_from_another_process(tmp_path):
@@ -130,9 +132,7 @@ def test_a_person_takes_part_from_another_process(tmp_path):
         wait_for(folder, "DecisionProposed", run)
         assert told(folder, "DecisionLimited")[0]["reason"] == "outside the allowed area"
         assert any("approve or veto" in line for line in status_lines(folder))
-        said, _, code = word("veto", folder)
-        assert code == 0
-        assert "positions" in said
+        assert "positions" in word_from_elsewhere("veto", folder)
         while len(told(folder, "DecisionProposed")) < 2:
             time.sleep(0.05)
         assert not told(folder, "ChunkArrived")  # vetoed: nothing was measured
@@ -141,21 +141,16 @@ def test_a_person_takes_part_from_another_process(tmp_path):
             if waits and run.snapshot()["frames_acquired"] < 100:  # of some 350: the scan goes on
                 run.command("approve")
             time.sleep(0.05)
-        word("pause", folder)
-        said, complaint, code = word("rollback", folder, "--version", "99")
-        assert code == 1
-        assert "expected one of" in complaint
-        said, complaint, code = word("rollback", folder)
-        assert (code, complaint) == (0, "")
+        said("pause", folder.path)
+        assert "expected one of" in said("rollback", folder.path, "--version", 99, code=1)[1]
+        assert said("rollback", folder.path)[1] == ""
         wait_for(folder, "RolledBack", run)
-        word("stop", folder)
+        assert word_from_elsewhere("stop", folder)
         figures = run.result()
     folder.end("finished")
     assert np.abs(folder.objects()["brick"]["position_y"]).max() <= 1.0001e-7
     assert figures["frames_predicted"] == figures["frames_acquired"] > 0
-    _, complaint, code = word("pause", folder)
-    assert code == 1
-    assert "expected one that goes on" in complaint
+    assert "expected one that goes on" in said("pause", folder.path, code=1)[1]
 
 
 def test_a_cluster_with_too_few_ranks_is_refused_in_words(tmp_path):

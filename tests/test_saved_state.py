@@ -1,11 +1,7 @@
 """Laws of the saved state: training goes on from it as if it had never stopped, on any number of ranks."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +12,7 @@ from steering.learning import Classification, Loop, TrainerSettings
 from steering.learning.group import Place, leave
 from steering.learning.saved_state import INDEX, SavedState
 from steering.learning.strategies import DERpp
-from tests.ranks import on_ranks
+from tests.ranks import killed_at_the_end, on_ranks
 
 SAMPLE = 3 * 8 * 8 + 8 + 8 + 4 * 5 + 40
 
@@ -129,34 +125,23 @@ def test_a_state_of_two_ranks_goes_on_on_one_two_or_three(tmp_path):
         assert all(torch.equal(weights(loop), weights(loops[0])) for loop in loops)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from steering.learning.saved_state import SavedState
-from tests.test_saved_state import loop_of, train
-
-loop = loop_of(capacity=300)
-loop.connect(None)
-states = SavedState(Path(sys.argv[1]), loop, ranks=1)
-while True:
-    train(loop, 3)
-    states.write()
-"""
+def write_for_ever(begun, folder):
+    loop = loop_of(capacity=300)
+    loop.connect(None)
+    states = SavedState(folder, loop, ranks=1)
+    while True:
+        train(loop, 3)
+        states.write()
+        begun.set()
 
 
 @pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_a_whole_state(tmp_path):
     """kill -9 while one state after the other is written; what is there is whole, and training goes on from it."""
-    root = Path(__file__).parents[1]
     for attempt in range(2):
         folder = tmp_path / str(attempt)
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], cwd=root)
-        while not (folder / INDEX).exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.2 + 0.037 * attempt)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with killed_at_the_end(write_for_ever, folder):
+            time.sleep(0.2 + 0.037 * attempt)
         loop = loop_of(capacity=300)
         assert SavedState(folder, loop, ranks=1).restore()
         assert loop.steps == json.loads((folder / INDEX).read_text())["step"]

@@ -1,11 +1,7 @@
 """Policies that look at what was measured: what they follow, when they stop, and how long they stay."""
 
-import json
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,8 +27,7 @@ from steering.ptychography import (
 )
 from steering.records import Prediction, Travel
 from steering.runner import RunFolder
-
-ROOT = Path(__file__).parents[1]
+from tests.command_line import ran
 
 WINDOW, PATCH, SIZE = 32, 24, 160
 PROBE = zone_plate(WINDOW, 20.0, aperture=0.52, counts=1e5)
@@ -80,6 +75,12 @@ def dense():
     return trial(textured())
 
 
+@pytest.fixture(scope="module")
+def orders(sparse):
+    """The way of each policy over separate pieces of content."""
+    return {kind: sparse.run(looking(kind, sparse)) for kind in (GradientResidual, Adaptive)}
+
+
 def near(tried, rows, mask):
     """(n,) True for rows whose beam touches the mask."""
     y, x = np.nonzero(mask)
@@ -92,8 +93,8 @@ def looking(kind, tried, **settings):
 
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
-def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse):
-    order = sparse.run(looking(kind, sparse))
+def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse, orders):
+    order = orders[kind]
     early = order[: len(order) // 4]
     share = near(sparse, order, TWO_SPOTS).mean()
     assert near(sparse, early, TWO_SPOTS).mean() > 2 * share
@@ -103,8 +104,8 @@ def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse):
 
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
-def test_it_covers_the_field_before_it_is_half_done(kind, sparse):
-    order = sparse.run(looking(kind, sparse))
+def test_it_covers_the_field_before_it_is_half_done(kind, sparse, orders):
+    order = orders[kind]
     half = sparse.where[order[: len(order) // 2]]
     hole = np.sqrt(((sparse.where[:, None] - half[None]) ** 2).sum(-1)).min(1).max()
     assert hole < BEAM
@@ -303,17 +304,7 @@ def test_dwell_is_within_its_limits_and_longer_where_light_is_lacking(dense):
 def test_the_benchmark_runs_and_keeps_its_keys(tmp_path):
     """At a tiny size: whether its bars are reached is another matter."""
     tiny = ["--sets", "sparse,dense", "--seeds", "1", "--size", "160", "--step", "10", "--frames", "8", "--steps", "2"]
-    command = [
-        sys.executable,
-        "-m",
-        "steering.cli",
-        "run",
-        "--out",
-        str(tmp_path / "run"),
-        "workflows/bench_steering.py",
-    ]
-    ended = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert ended.returncode == 0, ended.stderr
+    ran("bench_steering.py", tmp_path / "run", *tiny)
     figures = RunFolder(tmp_path / "run").summary()
     for key in ("frames_saved_over_raster", "frames_saved_over_space_filling", "time_saved_over_raster"):
         assert key in figures["sparse"]
@@ -328,30 +319,3 @@ def test_the_benchmark_runs_and_keeps_its_keys(tmp_path):
     report = (tmp_path / "run" / "report.html").read_text()
     assert 'alt="errors"' in report
     assert 'alt="seen"' in report
-
-
-@pytest.mark.slow
-def test_a_campaign_is_steered_by_what_it_sees(tmp_path):
-    tiny = [
-        "--policy",
-        "adaptive",
-        "--velocity",
-        "50",
-        "--frames",
-        "80",
-        "--size",
-        "144",
-        "--ranks",
-        "1",
-        "--steps",
-        "2",
-    ]
-    command = [sys.executable, "-m", "steering.cli", "run", "workflows/simulated_drift.py", "--out", tmp_path / "run"]
-    command += ["--policy", "adaptive"]
-    ended = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert ended.returncode == 0, ended.stderr
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    decisions = [event for event in events if event["event"] == "DecisionSuggested"]
-    assert all(len(one["reasons"]) == max(1, len(one["positions"])) for one in decisions)
-    assert all(len(one["positions"]) <= 10 for one in decisions)
-    assert RunFolder(tmp_path / "run").summary()["status"] == "finished"

@@ -21,7 +21,6 @@ class Replay:
     geometry, probe (m, N, N) complex64 (rescaled to the recorded counts), field, candidates (n, 2) = the recorded
     positions, frame_rate: see the contract, `Source`. A frame's id is its index in the recording, and
     its position the recorded one. No frame is given twice; the scan ends when all are given.
-    `positions_refused` counts the positions that had no such frame within the tolerance: nothing comes for them.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class Replay:
         self.scan = scan
         self.scans = (scan,)
         self.frames = len(recording.counts)
-        self.positions_refused = 0
         self._reference = reference
         self._free = np.ones(len(recording.positions), bool)
         self._pacer: Pacer[int] = Pacer([len(recording.positions)], frame_rate=frame_rate, chunk_frames=chunk_frames)
@@ -68,7 +66,6 @@ class Replay:
         with self._pacer.lock:
             found = [self._claim(position) for position in decision.positions]
             kept = [k for k, index in enumerate(found) if index is not None]
-            self.positions_refused += len(found) - len(kept)
             dwell = None if decision.dwell is None else np.asarray(decision.dwell, np.float64)[kept]
             self._pacer.add([index for index in found if index is not None], dwell=dwell, stop=decision.stop)
             return decision.positions[[index is None for index in found]]
