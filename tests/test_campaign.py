@@ -150,8 +150,8 @@ class World:
     def __init__(self, seed, *, parts=(("a", 10**6),), candidates=60, trouble=0.0, commands=(), settings=SETTINGS):
         self.draws = random.Random(seed)
         self.campaign = Campaign(settings=settings)
-        places = np.random.default_rng(seed).normal(size=(candidates, 2))
-        self.policy = SpaceFilling(places)
+        self.places = np.random.default_rng(seed).normal(size=(candidates, 2))
+        self.policy = SpaceFilling(self.places)
         self.trouble = trouble
         self.commands = deque(commands)
         self.parts, self.part, self.left = parts, 0, parts[0][1]
@@ -392,7 +392,7 @@ def test_whatever_happens_it_ends_once_and_replays(kind, seed):
 def test_policy_and_campaign_agree_on_what_follows_a_stop(seed, candidates):
     """Each scan of a row is walked once, whole, however late predictions come."""
     world = World(seed, parts=tuple((name, 10**6) for name in "abcd"), candidates=candidates).run()
-    everything = sorted_rows(world.policy._candidates)
+    everything = sorted_rows(world.places)
     assert [sorted_rows(found) for found in world.measured.values()] == [everything] * 4
     assert world.campaign.scans == list("abcd")
 

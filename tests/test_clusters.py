@@ -99,18 +99,18 @@ def test_local_leaves_nothing_behind_when_the_body_raises() -> None:
     assert not any(Path(folder).exists() for folder in folders)
 
 
-def test_local_workers_see_todays_environment_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_local_clusters_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of each see the environment of the moment when it was started, and one thread."""
     monkeypatch.setenv("SAID_JUST_NOW", "yes")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with local(ranks=1) as client:
-        said = client.run(lambda: (os.environ["SAID_JUST_NOW"], os.environ["OMP_NUM_THREADS"]))
-        assert set(said.values()) == {("yes", "1")}
-
-
-def test_two_local_clusters_do_not_disturb_each_other() -> None:
-    with local(ranks=1) as one, local(ranks=1) as other:
-        assert one.scheduler.address != other.scheduler.address
-        assert not set(one.run(os.getpid).values()) & set(other.run(os.getpid).values())
+    with local(ranks=1) as one:
+        monkeypatch.setenv("SAID_JUST_NOW", "no")
+        with local(ranks=1) as other:
+            assert one.scheduler.address != other.scheduler.address
+            assert not set(one.run(os.getpid).values()) & set(other.run(os.getpid).values())
+            for client, word in ((one, "yes"), (other, "no")):
+                said = client.run(lambda: (os.environ["SAID_JUST_NOW"], os.environ["OMP_NUM_THREADS"]))
+                assert set(said.values()) == {(word, "1")}
 
 
 def test_a_lost_rank_comes_back() -> None:

@@ -267,6 +267,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="all of it in seconds: says whether it runs, not how fast")
     options = parser.parse_args(arguments)
     if options.tiny:
-        options.frames, options.canvases, options.chunks = [40, 60, 200], [192, 200, 256], [1, 10]
+        options.frames, options.canvases, options.chunks = [40, 60, 200], [192, 200, 256], [10]
         options.pairs, options.pair_frames, options.memory, options.width = 1, 40, 2**20, 4
     return options
