@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from steering.inference import LabelFrames
 from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, refine
 
-_ANSWER_S = 60.0
+ANSWER_S = 60.0
+"""How long a task waits for what an actor answers: seconds at most, where it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,9 @@ def answer_of(asked: Any) -> Any:
     """What an actor answers. Raises OSError where there is no answer within a minute: Dask may wait for ever for one
     whose worker was lost, and a task that waits keeps its role from all others."""
     try:
-        return asked.result(timeout=_ANSWER_S)
+        return asked.result(timeout=ANSWER_S)
     except TimeoutError:
-        raise OSError(f"found no answer of an actor within {_ANSWER_S:.0f} s, expected one: it may be lost") from None
+        raise OSError(f"found no answer of an actor within {ANSWER_S:.0f} s, expected one: it may be lost") from None
 
 
 def yield_to_frames(niceness: int = 5) -> None:
