@@ -286,7 +286,7 @@ def test_class_incremental_tells_what_each_strategy_keeps_and_costs(tmp_path, da
     few_of_each(data / "cifar100" / "cifar100_250x50.zip", tmp_path / "cifar100" / "cifar100_250x50.zip", 6)
     monkeypatch.setenv("STEERING_DATA", str(tmp_path))
     names = ["derpp", "from_scratch"]
-    quick = f"--strategies {','.join(names)} --epochs 1 --width 2 --batch 14 --candidates 7".split()
+    quick = f"--strategies {','.join(names)} --images 5 --epochs 1 --width 2 --batch 14 --candidates 7".split()
     run = tmp_path / "run"
     out, _ = ran("class_incremental.py", run, *quick, "--representatives", "7")
     strategies = RunFolder(run).summary()["strategies"]

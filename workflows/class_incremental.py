@@ -166,7 +166,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         raise RuntimeError("found no STEERING_DATA, expected this environment variable to name the folder of the data")
     images = read_cifar(Path(data) / "cifar100" / "cifar100_250x50.zip")
     if options.images:
-        chosen = torch.arange(len(images.train)) % 250 < options.images
+        each = len(images.train) // (int(images.train_label.max()) + 1)
+        chosen = torch.arange(len(images.train)) % each < options.images
         images = Images(images.train[chosen], images.train_label[chosen], images.test, images.test_label)
     print(f"{len(images.train)} images, {int(images.train_label.max()) + 1} classes, {TASKS} tasks")
     by_seed: dict[str, dict[str, Any]] = {}
