@@ -154,7 +154,7 @@ class Predictor:
         async with self._installing:
             frames = await self._read(self._canary, self.settings.canary if canary else 0)
             # Loading and trying happen beside the thread that predicts: frames do not wait for them.
-            installed = await asyncio.to_thread(self._fast.serving.make_ready, number, frames, margin, self._fast.room)
+            installed = await asyncio.to_thread(self._fast.serving.make_ready, number, frames, margin, self._fast.idle)
             if installed.accepted:
                 await self._do(self._fast.swap)
         return installed
@@ -300,8 +300,9 @@ class Predictor:
         live = self._scans.get()
         if live is None:
             return None
-        (counts,) = live.frames.read("counts", rows=never_trained(live, most))
-        return Canary(counts=counts, mask=self._fast.mask)
+        fast, rows = self._fast, never_trained(live, most)
+        (counts,) = live.frames.read("counts", rows=rows)
+        return Canary(counts=counts, mask=fast.mask, known=fast.known(live, rows))
 
     def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         live = self._scans.get(scan)
