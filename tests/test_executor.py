@@ -17,7 +17,7 @@ class Slow:
     def __init__(self, decisions):
         self.left, self.heard = decisions, []
 
-    async def apply(self, decision):
+    async def apply(self, decision, scan):
         self.left -= 1
         await asyncio.sleep(0.01 * self.left)
         self.heard.append(decision.reasons[0])
@@ -32,7 +32,8 @@ def test_decisions_reach_the_source_in_the_order_in_which_they_were_made():
         parts = dict.fromkeys(("experiment", "folder", "campaign", "proxy", "ranks", "labelling"))
         executor = Executor(**parts, metrics=Metrics(None, None), source=source, take=None)
         actions = [
-            Steer(DecisionSuggested(time=0.0, positions=(), reasons=(str(number),), stop=True)) for number in range(5)
+            Steer(DecisionSuggested(time=0.0, positions=(), reasons=(str(number),), stop=True), 0)
+            for number in range(5)
         ]
         await asyncio.gather(*(asyncio.create_task(executor.carry_out(a)) for a in [*actions, Finish("over")]))
         return source.heard

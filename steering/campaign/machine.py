@@ -103,7 +103,13 @@ class Campaign:
         settings = self.settings
         guard = Guard(settings.limits, self.frame_time)
         self.gate = Gate(
-            guard, self.actions, settings.lookahead, settings.approval_s, settings.unanswered, raised=self.raised
+            guard,
+            self.actions,
+            settings.lookahead,
+            self.scans,
+            settings.approval_s,
+            settings.unanswered,
+            raised=self.raised,
         )
         self.models = Transitions(self.actions, settings.gain)
         self._trust = DriftTest(settings.drift_window, settings.drift_false_alarm)
@@ -281,7 +287,7 @@ class Campaign:
         stop = DecisionSuggested(time=event.time, positions=(), reasons=("stopped by a person",), stop=True)
         self._rounds_left = self._labels_left = 0
         self._counted.clear()
-        return [self.actions.give(Steer(stop))] if self._end(0, 0) else []
+        return [self.actions.give(Steer(stop, None))] if self._end(0, 0) else []
 
     def _end(self, rounds: int, labels: int) -> bool:
         """No further position is asked for; False where that is so already."""
