@@ -83,6 +83,8 @@ class Campaign:
     """In a row, without a predicted frame between them."""
     drift: bool = False
     finished: bool = False
+    stopped: bool = False
+    """By a person."""
     raised: list[Event] = field(default_factory=list)
     actions: OpenActions = field(default_factory=OpenActions)
     _alarmed: bool = False
@@ -284,6 +286,7 @@ class Campaign:
             return []
         if event.name != "stop":
             return self.gate.obey(event)
+        self.stopped = True
         stop = DecisionSuggested(time=event.time, positions=(), reasons=("stopped by a person",), stop=True)
         self._rounds_left = self._labels_left = 0
         self._counted.clear()
