@@ -34,7 +34,7 @@ class FinalSettings:
     """The settings of the last refinement of a scan."""
 
     refine: RefineSettings = field(
-        default_factory=lambda: RefineSettings(passes=40, alpha=0.1, least_gain=0.02, gain_passes=10)
+        default_factory=lambda: RefineSettings(passes=40, alpha=0.1, least_gain=0.01, gain_passes=5)
     )
     """From an empty beam to convergence. The network's image is no start: what its patches do not know of each other's
     constant phase stays in the object as slow waves (on a recorded scan a phase correlation of 0.971 in place of
