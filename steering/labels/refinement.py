@@ -44,7 +44,7 @@ def refine_live(predictor: Any, scan: str, settings: LiveSettings) -> float:
     frames: LabelFrames | None = predictor.spare_frames(scan, settings.window).result()
     if frames is not None:
         refined = refine_on(frames, np.ones(len(frames.frame_id), bool), frames.refined, settings.refine)
-        predictor.take_live(scan, refined, frames.refinements).result()
+        predictor.take_live(scan, refined, frames.canvas, frames.refinements).result()
     return time.perf_counter() - begun
 
 
