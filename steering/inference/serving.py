@@ -24,8 +24,11 @@ _REST = 4
 an interpreter, and often a core."""
 _EXACTLY = 4
 """Newest canary frames on which a backend is held against the reference: an error of the backend is in all of them."""
-_PATIENCE_S = 0.1
-"""How long such a step waits for a moment in which no frame is there or expected."""
+_PATIENCE_S, _MOMENT_S = 0.1, 0.02
+"""How long such a step waits until no frame is there or expected while it lasts; where frames come too fast for that,
+only for a moment in which none is there: just after one, when the next is farthest off."""
+_POLL_S = 5e-4
+"""Between two looks."""
 _TOGETHER = (4, 2)
 """Canary frames that are predicted together where there is time for so many: each size has kernels of its own."""
 
@@ -197,6 +200,7 @@ class _Steps:
 
     def __init__(self, idle: Idle) -> None:
         self._idle = idle
+        self._patience_s = _PATIENCE_S
         self._cost_s: dict[int, float] = {}
         """Of a step, at most lately, by the frames that it predicts; 0 frames: of any other step."""
 
@@ -222,9 +226,18 @@ class _Steps:
         return next((n for n in _TOGETHER if n <= most and self._cost_s.get(n, n * one) <= left), 1)
 
     def _wait(self, seconds: float) -> None:
-        patience = time.perf_counter() + _PATIENCE_S
-        while self._idle() < seconds and time.perf_counter() < patience:
-            time.sleep(5e-4)
+        if not self._comes(seconds, self._patience_s):
+            self._patience_s = 0.0  # what was not there once is not waited for again
+            self._comes(1e-4, _MOMENT_S)
+
+    def _comes(self, seconds: float, within: float) -> bool:
+        """Wait until there are so many seconds without a frame; False where there are not, within that time."""
+        until = time.perf_counter() + within
+        while self._idle() < seconds:
+            if time.perf_counter() >= until:
+                return False
+            time.sleep(_POLL_S)
+        return True
 
 
 def _residuals(slot: Slot, counts: NDArray, mask: NDArray[np.bool_], steps: _Steps) -> NDArray[np.float32]:
