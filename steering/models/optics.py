@@ -55,6 +55,5 @@ class Optics(nn.Module):
     def root(self, counts: Tensor) -> Tensor:
         """Square root of the counts (n, y, x), 0 on bad pixels."""
         # What a bad pixel reads, NaN too, becomes a finite number, and 0 times that is 0: masked_fill is slow on a CPU.
-        floor = torch.zeros((), dtype=self.probe.dtype, device=counts.device)
-        finite = torch.fmax(counts.to(self.probe.dtype), floor).clamp_max_(torch.finfo(self.probe.dtype).max)
-        return finite.sqrt_().mul_((~self.bad).to(self.probe.dtype))
+        finite = torch.nan_to_num(counts.to(self.probe.dtype), nan=0.0)
+        return finite.clamp_min_(0).sqrt_().mul_((~self.bad).to(self.probe.dtype))
