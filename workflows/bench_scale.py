@@ -167,7 +167,7 @@ def case(folder: Path, canvas: int, frames: int, chunk: int, options: argparse.N
         warm = stream(options.counts, 200, chunk, reach, "warm-up")
         await measure(me, warm, 200, watched=False)
         found = await measure(me, stream(options.counts, frames, chunk, reach, "scan"), frames, watched=True)
-        me.close()
+        await me.close()
         return {"canvas": canvas, "chunk": chunk, **found}
 
     found = asyncio.run(run())
@@ -189,7 +189,7 @@ def pairs(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 scan = stream(options.counts, frames, 1, reach, name)
                 p99[watched] = (await measure(me, scan, frames, watched=watched))["delay_ms"]["p99"]
             found.append((p99[False], p99[True]))
-        me.close()
+        await me.close()
         return found[1:]  # the first one warms up
 
     found = asyncio.run(run())
