@@ -126,7 +126,7 @@ def started(settings=SETTINGS):
     """A campaign that has asked, been answered, and has its first version in service."""
     campaign = Campaign(settings=settings)
     assert feed(campaign, published(0, residual=None)) == [AskPolicy(settings.lookahead)]
-    assert feed(campaign, decision(100)) == [Steer(decision(100))]
+    assert feed(campaign, decision(100)) == [Steer(decision(100), 0)]
     return campaign
 
 
@@ -156,6 +156,7 @@ class World:
         self.commands = deque(commands)
         self.parts, self.part, self.left = parts, 0, parts[0][1]
         self.queue = deque()  # (position, part that ends after it)
+        self.known = None  # scan of which the policy knew a frame last
         self.unpredicted = deque()
         self.measured = {name: [] for name, _ in parts}
         self.frames = 0
@@ -176,8 +177,8 @@ class World:
             self.given[name] += 1
             assert self.given["Finish"] == (name == "Finish"), "something was asked for after the end"
             match action:
-                case Steer(chosen):
-                    self.steer(chosen)
+                case Steer(chosen, scan):
+                    self.steer(chosen, scan)
                 case AskPolicy():
                     assert allowed, "the policy was asked though paused or over"
                     self.wait("ask", action)
@@ -200,8 +201,8 @@ class World:
         assert what not in self.waiting, f"a second {what} before the first was answered"
         self.waiting[what] = action
 
-    def steer(self, chosen):
-        part, last = self.part, len(chosen.positions) - 1
+    def steer(self, chosen, scan):
+        part, last = self.part if scan is None else scan, len(chosen.positions) - 1
         refusals = 0
         for k, position in enumerate(chosen.positions):
             ends = part if chosen.stop and k == last else None
@@ -245,7 +246,9 @@ class World:
         self.waiting.pop("ask")
         chosen = self.policy.suggest(SETTINGS.lookahead)
         positions = tuple(map(tuple, chosen.positions.tolist()))
-        self.take(DecisionSuggested(time=0.0, positions=positions, reasons=chosen.reasons, stop=chosen.stop))
+        self.take(
+            DecisionSuggested(time=0.0, positions=positions, reasons=chosen.reasons, stop=chosen.stop, scan=self.known)
+        )
 
     def measure(self):
         taken, over = [], False
@@ -270,6 +273,7 @@ class World:
     def predict(self):
         event = self.unpredicted.popleft()
         n = len(event.frame_ids)
+        self.known = event.scan
         self.policy.ingest(
             Prediction(
                 frame_id=np.array(event.frame_ids),
@@ -397,6 +401,32 @@ def test_policy_and_campaign_agree_on_what_follows_a_stop(seed, candidates):
     assert world.campaign.scans == list("abcd")
 
 
+@pytest.mark.parametrize("candidates", [100, 104, 130])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_stop_ends_no_other_scan_than_the_one_it_was_made_for(seed, candidates):
+    """The source goes on to the next scan by itself. A policy that has not seen its first frame yet suggests the last
+    candidates of the scan before, with a stop: no scan loses a frame by it."""
+    world = World(seed, parts=tuple((name, 100) for name in "abc"), candidates=candidates).run()
+    assert [len(found) for found in world.measured.values()] == [100] * 3
+
+
+def test_decisions_name_the_scan_that_they_were_made_for():
+    campaign = started(SETTINGS)
+    feed(campaign, chunk(100))
+
+    def made_for(**said):
+        (steer,) = of_kind(feed(campaign, replace(decision(2), **said)), Steer)
+        return steer.scan
+
+    assert made_for() == 0  # the policy knows no frame yet
+    feed(campaign, chunk(2, "b", 100))  # the source has gone on by itself
+    assert made_for(scan="a", stop=True) == 0
+    feed(campaign, chunk(2, "b", 102))
+    assert made_for(scan="a") == 1  # what follows the policy's own stop
+    feed(campaign, chunk(2, "b", 104))
+    assert made_for(scan="c") == 2  # its first frame reached the policy before the campaign heard of it
+
+
 # One thing at a time.
 
 
@@ -405,7 +435,7 @@ def test_it_asks_before_the_source_runs_dry_and_never_twice():
     assert of_kind(feed(campaign, chunk(90)), AskPolicy) == []  # 10 are still to come
     assert AskPolicy(10) in feed(campaign, chunk(1))
     assert of_kind(feed(campaign, chunk(9)), AskPolicy) == []  # not answered yet
-    assert feed(campaign, decision(10)) == [Steer(decision(10))]
+    assert feed(campaign, decision(10)) == [Steer(decision(10), 0)]
 
 
 def test_more_frames_than_asked_for_leave_none_outstanding():
@@ -426,7 +456,7 @@ def test_a_stop_without_positions_asks_for_the_next_scan():
     campaign = Campaign(settings=SETTINGS)
     feed(campaign, published(0))
     bare = decision(0, stop=True)
-    assert feed(campaign, bare) == [Steer(bare), AskPolicy(10)]
+    assert feed(campaign, bare) == [Steer(bare, 0), AskPolicy(10)]
 
 
 def test_pause_stops_asking_and_resume_asks_again():
@@ -436,7 +466,7 @@ def test_pause_stops_asking_and_resume_asks_again():
     assert feed(campaign, command("pause")) == []
     assert feed(campaign, command("resume")) == [AskPolicy(10)]
     assert feed(campaign, command("pause")) == []
-    assert feed(campaign, decision(3)) == [Steer(decision(3))]  # asked for before the pause
+    assert feed(campaign, decision(3)) == [Steer(decision(3), 0)]  # asked for before the pause
     assert feed(campaign, command("resume")) == [AskPolicy(10)]
 
 

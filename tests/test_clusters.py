@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from distributed import Client, Scheduler, Worker
@@ -78,6 +80,21 @@ def test_workers_carry_the_roles(open_cluster: Callable, request: pytest.Fixture
 
         ranks = client.map(rank_process, range(2), resources={"trainer": 1})
         assert len(set(client.gather(ranks))) == 2, "one process for each rank"
+
+
+def pages_of_a_hundred_arrays() -> int:
+    """Pages that the system gave for arrays of 1 MiB, made and freed one after the other, of 256 pages each."""
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(100):
+        np.ones(2**17)
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+
+def test_workers_keep_the_memory_that_they_use_again() -> None:
+    """As Dask starts workers, each array would be made of new pages: 25,600."""
+    with local(ranks=1) as client:
+        for role in ("trainer", "label", "inference"):
+            assert client.submit(pages_of_a_hundred_arrays, resources={role: 1}, pure=False).result() < 2000
 
 
 def test_local_leaves_nothing_behind_when_the_body_raises() -> None:

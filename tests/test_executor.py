@@ -17,7 +17,7 @@ class Slow:
     def __init__(self, decisions):
         self.left, self.heard = decisions, []
 
-    async def apply(self, decision):
+    async def apply(self, decision, scan):
         self.left -= 1
         await asyncio.sleep(0.01 * self.left)
         self.heard.append(decision.reasons[0])
@@ -32,7 +32,8 @@ def test_decisions_reach_the_source_in_the_order_in_which_they_were_made():
         parts = dict.fromkeys(("experiment", "folder", "campaign", "proxy", "ranks", "labelling"))
         executor = Executor(**parts, metrics=Metrics(None, None), source=source, take=None)
         actions = [
-            Steer(DecisionSuggested(time=0.0, positions=(), reasons=(str(number),), stop=True)) for number in range(5)
+            Steer(DecisionSuggested(time=0.0, positions=(), reasons=(str(number),), stop=True), 0)
+            for number in range(5)
         ]
         await asyncio.gather(*(asyncio.create_task(executor.carry_out(a)) for a in [*actions, Finish("over")]))
         return source.heard
@@ -54,8 +55,9 @@ def test_optional_work_that_fails_is_told_once_with_its_traceback():
         assert await optional.run("adding", works()) == 3
         for _ in range(3):
             assert await optional.run("dividing", fails(ZeroDivisionError("by nothing"))) is None
-        assert await optional.run("dividing", fails(OSError("no disk"))) is None
-        assert optional.failures == 4
+        assert await optional.run("dividing", fails(OSError("no disk")), lambda failed: failed.error) == (
+            "OSError: no disk"
+        )
         with pytest.raises(LostForGood):
             await optional.run("dividing", fails(LostForGood("no predictor")))
 

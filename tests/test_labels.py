@@ -195,7 +195,7 @@ class TestFromOutside:
         assert not came & set(ids[wrong].tolist())
         assert len(came) > 25
         own = me.label_frames("a", 40).result()
-        shown = extract_patches(own.predicted, CANVAS, own.position, PATCH)
+        shown = extract_patches(own.predicted, own.canvas, own.position, PATCH)
         labels = desk.thing.came[0]
         rows = [own.frame_id.tolist().index(frame) for frame in labels.frame_id.tolist()]
         turn = np.vdot(labels.amplitude * np.exp(1j * labels.phase), shown[rows])
@@ -399,10 +399,10 @@ class TestLive:
         begun = me.label_frames("a", 100).result()
         refine_live(me, "a", LiveSettings())
         newer = me.label_frames("a", 100).result()
-        assert not me.take_live("a", newer.refined, begun.refinements).result()
+        assert not me.take_live("a", newer.refined, newer.canvas, begun.refinements).result()
         make_labels(me, [desk], "a", stratum=0, patch=PATCH, settings=SETTINGS)
-        assert not me.take_live("a", newer.refined, newer.refinements).result()
-        assert me.take_live("a", newer.refined, newer.refinements + 1).result()
+        assert not me.take_live("a", newer.refined, newer.canvas, newer.refinements).result()
+        assert me.take_live("a", newer.refined, newer.canvas, newer.refinements + 1).result()
 
     def test_bad_dials_are_refused(self):
         with pytest.raises(ValueError, match="part of a core"):

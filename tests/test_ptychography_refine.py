@@ -57,6 +57,32 @@ def _error(refined, truth, **gauge):
     return phase_error(refined.object[INNER], truth[INNER], weight=refined.covered[INNER], **gauge)
 
 
+def test_a_part_of_the_canvas_gives_what_the_whole_one_gives(scene):
+    """Only the pixels under the windows of the frames count, and a result of a part takes its place in the whole. Where
+    the probe is improved, the middle of the canvas sets the phase."""
+    canvas, _, probe, positions = scene
+    frames, settings = _frames(scene), RefineSettings(passes=2)
+    mine = (positions < -4).all(1)
+    smaller = canvas.around_windows(positions[mine], N)
+    part = canvas.part(smaller)
+    assert np.prod(smaller.shape) < 0.7 * np.prod(canvas.shape)
+    before = refine(frames, positions, probe, canvas, settings=settings)
+    whole, small = (
+        refine(frames[mine], positions[mine], probe, each, start=start, settings=settings)
+        for each, start in ((canvas, before.object), (smaller, before.of_part(part).object))
+    )
+    np.testing.assert_array_equal(small.object, whole.object[part])
+    np.testing.assert_array_equal(small.covered, whole.covered[part])
+    np.testing.assert_array_equal(small.probe, whole.probe)
+    kept = small.put_into(before, canvas.shape, part)
+    np.testing.assert_array_equal(kept.object, whole.object)
+    fresh = small.put_into(None, canvas.shape, part)
+    assert fresh.covered.sum() == small.covered.sum()
+    assert canvas.around_windows(np.zeros((0, 2)), N) == canvas
+    with pytest.raises(ValueError, match="expected a part of"):
+        smaller.part(canvas)
+
+
 def test_a_known_object_comes_back_where_it_was(scene):
     canvas, truth, probe, positions = scene
     counts = _frames(scene)

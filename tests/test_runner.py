@@ -90,6 +90,8 @@ def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
     [refined] = told(folder, "ScanRefined")
     if find_spec("ptychi") is None:
         assert "found no working Pty-Chi" in refined["reason"] == figures["final_refinement"]["brick"]["reason"]
+        [failed] = told(folder, "WorkFailed")
+        assert (failed["what"], failed["error"]) == ("the last refinement of brick", refined["reason"])
         assert folder.objects()["brick"].attrs["refinement"] == "as time allowed while the scan was measured"
 
 

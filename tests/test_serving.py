@@ -9,6 +9,7 @@ import torch
 
 from steering.campaign import PredictionReady
 from steering.inference import PredictorSettings
+from steering.inference.serving import Canary, Serving
 from steering.models import ModelStore, ProbeFirst
 from steering.policies import SpaceFilling
 from steering.ptychography import extract_patches, simulate
@@ -119,6 +120,29 @@ def test_a_version_that_does_worse_is_refused_and_the_old_one_serves(tmp_path, t
     assert better.version == 3
     assert forced.accepted  # a person, or a campaign that goes back, knows why
     assert figures["version"] == 2
+
+
+@pytest.mark.parametrize("idle", [0.0, float("inf")], ids=["no time", "time"])
+def test_the_version_in_service_is_judged_by_what_it_said_when_the_frames_came(tmp_path, trained, idle):
+    """It is not tried on them again; that would give the same, one by one or several together."""
+
+    async def main():
+        me = predictor(tmp_path)
+        put(tmp_path, 1, trained)
+        await me.start()
+        put(tmp_path, 2, spoilt(trained, 0.1))
+        for chunk in chunks(n=60):
+            await me.receive(chunk)
+        return await me.install(2)
+
+    known = asyncio.run(main())
+    held_out = np.concatenate([chunk["counts"].values for chunk in chunks(n=60)])[9::10]
+    mask = np.zeros((WINDOW, WINDOW), bool)
+    frames = Canary(counts=held_out, mask=mask, known=np.full(6, np.nan, np.float32))
+    tried = Serving.begin(ModelStore(tmp_path), PredictorSettings(), 1).make_ready(2, frames, idle=lambda: idle)
+    assert not known.accepted
+    assert not tried.accepted
+    assert (known.before, known.after) == pytest.approx((tried.before, tried.after), rel=0.02)
 
 
 async def said(me):

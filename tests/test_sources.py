@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,11 +83,13 @@ def test_it_measures_exactly_where_it_is_told() -> None:
     assert misfit(0.2) > 2.0, "a fifth of a pixel shows"
 
 
-def test_a_position_outside_the_field_is_refused_whole() -> None:
+def test_a_position_outside_the_field_is_refused() -> None:
     source = beamline()
     outside = np.array([[0.0, 0.0], [source.field.y1 + source.geometry.object_pixel, 0.0]])
-    with pytest.raises(ValueError, match="outside the field"):
-        source.apply(ask(outside))
+    dwell = np.array([0.5, 1.0]) / source.frame_rate
+    np.testing.assert_array_equal(source.apply(ask(outside, stop=True, dwell=dwell)), outside[1:])
+    assert len(frames(source.chunks())) == 1
+    source = beamline()
     edge = np.array([[source.field.y0, source.field.x1], [source.field.y1, source.field.x0]])
     assert len(frames(run(source, edge))) == 2
 
@@ -154,6 +157,18 @@ def test_a_stop_ends_the_stage_it_was_told_in_only() -> None:
     source.apply(ask(np.zeros((3, 2)), stop=True))
     source.apply(ask(np.zeros((9, 2)), stop=True))  # told in "a" as well, so it does not end "b"
     assert [(c.attrs["scan"], c.sizes["frame"]) for c in source.chunks()] == [("a", 3), ("b", 4), ("b", 1)]
+
+
+def test_a_stop_that_names_its_scan_ends_no_other_one() -> None:
+    """Not one that has begun meanwhile, and not one that has not: there it waits."""
+    source = beamline([Stage("a", thing(), 4), Stage("b", thing(1), 6), Stage("c", thing(), 2)])
+    decision = ask(np.zeros((5, 2)), stop=True)
+    source.apply(replace(decision, scan=0))  # four of them are all of "a"
+    source.apply(replace(decision, positions=np.zeros((1, 2)), reasons=("test",), scan=0))
+    source.apply(replace(decision, positions=np.zeros((2, 2)), reasons=("test",) * 2, scan=1))
+    source.apply(replace(decision, positions=np.zeros((2, 2)), reasons=("test",) * 2, scan=1))
+    found = [(c.attrs["scan"], c.sizes["frame"]) for c in source.chunks()]
+    assert found == [("a", 4), ("b", 4), ("c", 2)]
 
 
 def test_dwell_brings_light() -> None:

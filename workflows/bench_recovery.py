@@ -171,8 +171,8 @@ class SelfMade:
         self.live = self.live or predicted(self.network, self.scan)
         rows = np.arange(len(self.scan.counts))
         frames = frames_of(ScanReader(self.live), rows, version=0, probe=PROBE, mask=MASK)
-        labels, self.refined, left_out = label(frames, stratum=NEW, patch=PATCH, settings=LabelSettings())
-        self.live.refined_labels = self.refined
+        labels, refined, left_out = label(frames, stratum=NEW, patch=PATCH, settings=LabelSettings())
+        self.live.show_labelled(refined, refined, frames.canvas, 0.0)
         self.left_out += left_out
         return [labels]
 
@@ -246,8 +246,9 @@ def recovery(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], di
     make = SelfMade(new, loop.network)
     arms = {"self-made labels": go_on(loop, make, old, new, options)}
     arms["self-made labels"].left_out = make.left_out
+    made = make.live.refined_labels
     images |= {
-        "labels": np.where(make.refined.covered, make.refined.object, 0),
+        "labels": np.where(made.covered, made.object, 0),
         "after": predicted(loop.network, new).stitcher.image(),
     }
     true = [new.labelled(NEW)]

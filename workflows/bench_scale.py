@@ -115,7 +115,7 @@ class Onlookers:
         if frames is not None:
             residual = np.zeros(len(frames.frame_id), np.float32)
             made = Refined(object=frames.predicted, probe=frames.probe, residual=residual, covered=frames.seen)
-            await self._me.take_refined(self._scan, made, made, 0.1)
+            await self._me.take_refined(self._scan, made, made, frames.canvas, 0.1)
 
     async def _old(self) -> None:
         frames, gone = await self._me.late_frames(self._scan, np.arange(0, 2000, 50))

@@ -91,6 +91,8 @@ class Steer(Action):
     """Tell the source where to measure next. Decisions reach it in the order of these actions."""
 
     decision: DecisionSuggested
+    scan: int | None
+    """Number of the scan that it was made for, see `Decision`; None: the one that is measured now."""
 
 
 @dataclass(frozen=True)

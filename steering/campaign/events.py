@@ -96,6 +96,8 @@ class DecisionSuggested(Answer):
     reasons: tuple[str, ...]
     dwell: tuple[float, ...] | None = None
     stop: bool = False
+    scan: str | None = None
+    """The newest scan of which the policy knew a frame; None: it knew none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,8 @@ class Gate:
     guard: Guard
     actions: OpenActions
     lookahead: int
+    scans: list[str]
+    """The scans of the campaign so far, in their order; somebody else adds to it."""
     approval_s: float = 0.0
     unanswered: Word = "approve"
     outstanding: int = 0
@@ -45,7 +47,10 @@ class Gate:
     """What waits for a person's word."""
     raised: list[Event] = field(default_factory=list)
     """Events to be logged; they call for no action."""
-    _held: DecisionSuggested | None = None
+    _held: tuple[DecisionSuggested, int] | None = None
+    """And the scan that it was made for."""
+    _first: int = 0
+    """The scan after the last one that was stopped: no decision is for an earlier one."""
     _declined: list[Declined] = field(default_factory=list)
     _stopped: bool = False
     _fruitless: int = 0
@@ -79,10 +84,11 @@ class Gate:
             why = f"the limits left nothing of {_FRUITLESS} decisions in a row"
             allowed = replace(allowed, reasons=(why,), stop=True)
         self._fruitless = 0
+        scan = self._scan_of(suggested)
         if not self.approval_s:
-            return self._carry_out(allowed)
+            return self._carry_out(allowed, scan)
         until = suggested.time + self.approval_s
-        self._held = allowed
+        self._held = allowed, scan
         self.proposed = DecisionProposed(
             time=suggested.time,
             positions=len(allowed.positions),
@@ -145,16 +151,27 @@ class Gate:
         if held is None:
             return []
         self.raised.append(DecisionSettled(time=time, approved=approved, by=by))
+        decision, scan = held
         if approved:
-            return self._carry_out(held)
-        self.decline(held, held.positions, f"vetoed: {by}", stop=held.stop)
+            return self._carry_out(decision, scan)
+        self.decline(decision, decision.positions, f"vetoed: {by}", stop=decision.stop)
         return []
 
-    def _carry_out(self, decision: DecisionSuggested) -> list[Action]:
+    def _scan_of(self, decision: DecisionSuggested) -> int:
+        """Number of the scan that a decision was made for. The source may have gone on to another one by itself, which
+        the policy learns from its first frame."""
+        if decision.scan is None:
+            return self._first
+        known = self.scans.index(decision.scan) if decision.scan in self.scans else len(self.scans)
+        return max(self._first, known)
+
+    def _carry_out(self, decision: DecisionSuggested, scan: int) -> list[Action]:
         self.guard.allow(decision)
         self.outstanding += len(decision.positions)
         self._stopped = decision.stop
-        return [self.actions.give(Steer(decision))]
+        if decision.stop:
+            self._first = scan + 1
+        return [self.actions.give(Steer(decision, scan))]
 
 
 def checked(approval_s: float, unanswered: str) -> None:

@@ -83,6 +83,8 @@ class Campaign:
     """In a row, without a predicted frame between them."""
     drift: bool = False
     finished: bool = False
+    stopped: bool = False
+    """By a person."""
     raised: list[Event] = field(default_factory=list)
     actions: OpenActions = field(default_factory=OpenActions)
     _alarmed: bool = False
@@ -103,7 +105,13 @@ class Campaign:
         settings = self.settings
         guard = Guard(settings.limits, self.frame_time)
         self.gate = Gate(
-            guard, self.actions, settings.lookahead, settings.approval_s, settings.unanswered, raised=self.raised
+            guard,
+            self.actions,
+            settings.lookahead,
+            self.scans,
+            settings.approval_s,
+            settings.unanswered,
+            raised=self.raised,
         )
         self.models = Transitions(self.actions, settings.gain)
         self._trust = DriftTest(settings.drift_window, settings.drift_false_alarm)
@@ -278,10 +286,11 @@ class Campaign:
             return []
         if event.name != "stop":
             return self.gate.obey(event)
+        self.stopped = True
         stop = DecisionSuggested(time=event.time, positions=(), reasons=("stopped by a person",), stop=True)
         self._rounds_left = self._labels_left = 0
         self._counted.clear()
-        return [self.actions.give(Steer(stop))] if self._end(0, 0) else []
+        return [self.actions.give(Steer(stop, None))] if self._end(0, 0) else []
 
     def _end(self, rounds: int, labels: int) -> bool:
         """No further position is asked for; False where that is so already."""

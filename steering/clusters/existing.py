@@ -10,6 +10,7 @@ from pathlib import Path
 
 from distributed import Client
 
+from steering.clusters.memory import give_memory_back, keep_memory
 from steering.clusters.roles import missing, refusal, workers_of
 
 
@@ -25,7 +26,9 @@ def existing(where: str, *, ranks: int = 2, timeout: float = 10.0) -> Iterator[C
         raise ValueError(f"found ranks={ranks}, expected 1 or more")
     with _connect(where, timeout) as client:
         _refuse_missing_roles(client, ranks, timeout)
+        keep_memory(client)
         yield client
+        give_memory_back(client)
 
 
 def _connect(where: str, timeout: float) -> Client:

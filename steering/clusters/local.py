@@ -15,6 +15,7 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.utils import get_mp_context
 
+from steering.clusters.memory import keep_memory
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
 
 CONFIG = {
@@ -54,6 +55,7 @@ def local(ranks: int = 2) -> Iterator[Client]:
             Client(cluster) as client,
         ):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            keep_memory(client)
             yield client
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

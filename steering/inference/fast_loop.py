@@ -70,6 +70,8 @@ class FastLoop:
     """Frames."""
     _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS))
     _predicting: bool = False
+    _masked: tuple[str, int] = ("", 0)
+    """The scan in which the mask changed last, and its first row after that."""
     _rest_until: float = 0.0
     """Until then nothing is predicted again."""
     _woken_at: float = 0.0
@@ -93,10 +95,18 @@ class FastLoop:
         if live is not None and live.unrevised and time.perf_counter() >= self._rest_until:
             self.later(0.0)  # the moment after a frame is when the next one is farthest off
 
-    def room(self, seconds: float) -> bool:
-        """Whether no frame is being predicted, waits, or is expected within that time. For any thread."""
-        idle = not (self._predicting or len(self.inbox))
-        return idle and self._time_left(time.perf_counter()) >= seconds
+    def idle(self) -> float:
+        """Seconds until the next frame is expected, infinite in a pause; 0 while one is being predicted or waits. For
+        any thread."""
+        return 0.0 if self._predicting or len(self.inbox) else self._time_left(time.perf_counter())
+
+    def known(self, live: LiveImage, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n,) residual of rows by the version in service, NaN where it is not known for the mask of now. For any
+        thread."""
+        residual, version = live.frames.read("residual", "version", rows=rows)
+        scan, first = self._masked
+        here = (version == self.serving.version) & ((rows >= first) | (live.scan != scan))
+        return np.where(here, residual, np.nan).astype(np.float32)
 
     def _predict_taken(self, taken: list[tuple[xr.Dataset, float]]) -> None:
         begun = time.perf_counter()
@@ -109,7 +119,7 @@ class FastLoop:
         if batch is None:
             return
         if (mask & ~self.mask).any():
-            self.mask = mask
+            self.mask, self._masked = mask, (live.scan, len(live.frames))
             self.serving.engine.serving.mask(mask)
         self._predict_batch(batch, live)
         now = time.perf_counter()

@@ -86,20 +86,22 @@ class LiveImage:
         shown = [self._view.variables[name].values for name in self._view.data_vars]
         return [*self.stitcher.sums, *self._of_version.sums, *shown]
 
-    def show_labelled(self, labels: Refined, shown: Refined, residual: float) -> None:
+    def show_labelled(self, labels: Refined, shown: Refined, canvas: Canvas, residual: float) -> None:
         """Keep what labels were cut from, their median residual, and the refined object to show, unless the scan is
-        concluded."""
-        self.refined_labels, self.label_residual = labels, residual
+        concluded. canvas: the part of this image's that both are of."""
+        part = self.canvas.part(canvas)
+        self.refined_labels = labels.put_into(self.refined_labels, self.canvas.shape, part)
+        self.label_residual = residual
         if not self.concluded:
-            self.refined = shown
+            self.refined = shown.put_into(self.refined, self.canvas.shape, part)
             self.refinements += 1
 
-    def show(self, refined: Refined, refinements: int) -> bool:
-        """Show an object that went on from that many refinements; False, and nothing is done, after a newer one, or
-        where the scan is concluded."""
+    def show(self, refined: Refined, canvas: Canvas, refinements: int) -> bool:
+        """Show an object that went on from that many refinements, of a part of the canvas; False, and nothing is done,
+        after a newer one, or where the scan is concluded."""
         if self.refinements != refinements or self.concluded:
             return False
-        self.refined = refined
+        self.refined = refined.put_into(self.refined, self.canvas.shape, self.canvas.part(canvas))
         self.refinements += 1
         return True
 

@@ -80,6 +80,8 @@ class PolicyHost:
         self._lost = last is not None and last.bound
         self._again = Replay()
         self._ingested = {} if last is None else dict(last.saved_ingested)
+        self._newest = None if last is None else last.decision.scan
+        """Scan of which the policy has taken in a frame last."""
         self._bound = False
         self._saved_at: float | None = None
         """When the policy was last saved, by time.perf_counter; None: it is to be saved with the next answer."""
@@ -102,6 +104,7 @@ class PolicyHost:
             part = prediction if stop - done == n else prediction.rows(slice(done, stop))
             policy.ingest(part, live.view())
             self._ingested[live.scan] = first + stop
+            self._newest = live.scan
             done = stop
 
     def suggest(self, n: int, declined: Sequence[DeclinedPart] = ()) -> PolicyAnswer:
@@ -124,6 +127,7 @@ class PolicyHost:
                 reasons=decision.reasons,
                 dwell=None if decision.dwell is None else tuple(float(d) for d in decision.dwell),
                 stop=decision.stop,
+                scan=self._newest,
             ),
             asked=n,
             declined=tuple(declined),

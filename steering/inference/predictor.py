@@ -154,7 +154,7 @@ class Predictor:
         async with self._installing:
             frames = await self._read(self._canary, self.settings.canary if canary else 0)
             # Loading and trying happen beside the thread that predicts: frames do not wait for them.
-            installed = await asyncio.to_thread(self._fast.serving.make_ready, number, frames, margin, self._fast.room)
+            installed = await asyncio.to_thread(self._fast.serving.make_ready, number, frames, margin, self._fast.idle)
             if installed.accepted:
                 await self._do(self._fast.swap)
         return installed
@@ -194,14 +194,15 @@ class Predictor:
         if live is not None and final is not None:
             await self._loop.run_in_executor(self._mover, self._memory.conclude, live, final)
 
-    async def take_refined(self, scan: str, labels: Refined, shown: Refined, residual: float) -> None:
-        """Keep what the labels of a scan were cut from, their median residual, and the refined object to show."""
-        self._scans.images[scan].show_labelled(labels, shown, residual)
+    async def take_refined(self, scan: str, labels: Refined, shown: Refined, canvas: Canvas, residual: float) -> None:
+        """Keep what the labels of a scan were cut from, their median residual, and the refined object to show, both of
+        the part of the scan's canvas that `LabelFrames` has named."""
+        self._scans.images[scan].show_labelled(labels, shown, canvas, residual)
 
-    async def take_live(self, scan: str, refined: Refined, refinements: int) -> bool:
-        """Show an object refined on from the one of that many refinements; False, and nothing is done, where a newer
-        one is shown by now."""
-        return self._scans.images[scan].show(refined, refinements)
+    async def take_live(self, scan: str, refined: Refined, canvas: Canvas, refinements: int) -> bool:
+        """Show an object refined on from the one of that many refinements, of that part; False, and nothing is done,
+        where a newer one is shown by now."""
+        return self._scans.images[scan].show(refined, canvas, refinements)
 
     async def live(self, scan: str | None = None, region: tuple[slice, slice] | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured, at most 1024 x 1024 pixels, and its newest
@@ -300,8 +301,9 @@ class Predictor:
         live = self._scans.get()
         if live is None:
             return None
-        (counts,) = live.frames.read("counts", rows=never_trained(live, most))
-        return Canary(counts=counts, mask=self._fast.mask)
+        fast, rows = self._fast, never_trained(live, most)
+        (counts,) = live.frames.read("counts", rows=rows)
+        return Canary(counts=counts, mask=fast.mask, known=fast.known(live, rows))
 
     def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         live = self._scans.get(scan)

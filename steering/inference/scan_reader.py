@@ -62,13 +62,14 @@ class ScanReader:
         object.zarr holds of a scan."""
         return _dataset(self.live, _Picture(self.live, 1))
 
-    def network_image(self) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
-        """(Y, X) complex as the network sees it, and where it has seen enough to say anything."""
+    def network_image(self, part: tuple[slice, slice]) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
+        """These rows and columns (Y, X), complex as the network sees them, and where it has seen enough to say
+        anything."""
         with self._copying:
             whole = self._whole or self.live.stitcher.copy()
             self._whole = None if self.live.retired else whole
             whole.update()
-            return whole.image.copy(), whole.weight > _SEEN
+            return whole.image[part].copy(), whole.weight[part] > _SEEN
 
     def let_go(self) -> None:
         """The scan is over: free the copies. They are made anew for whoever asks, and not kept."""

@@ -111,6 +111,7 @@ class LabelFrames:
     mask: NDArray[np.bool_]
     probe: NDArray[np.complex64]
     canvas: Canvas
+    """The part of the scan's that the windows of these frames lie in: what follows is of this part."""
     refined_labels: Refined | None
     """What the last labels were cut from."""
     refined: Refined | None
@@ -130,18 +131,22 @@ def frames_of(
 ) -> LabelFrames:
     """Copies of these rows of a scan's table, whose counts are still kept, and what belongs to them."""
     live = reader.live
-    predicted, seen = reader.network_image()
     names = ("frame_id", "counts", "position", "held_out", "withheld", "residual", "acquired", "first_version")
+    columns = dict(zip(names, live.frames.read(*names, rows=rows), strict=True))
+    canvas = live.canvas.around_windows(columns["position"], probe.shape[-1])
+    part = live.canvas.part(canvas)
+    predicted, seen = reader.network_image(part)
+    refinements, refined, labelled = live.refinements, live.refined, live.refined_labels
     return LabelFrames(
         scan=live.scan,
-        **dict(zip(names, live.frames.read(*names, rows=rows), strict=True)),
+        **columns,
         version=version,
         mask=mask.copy(),
         probe=probe,
-        canvas=live.canvas,
-        refined_labels=live.refined_labels,
-        refined=live.refined,
-        refinements=live.refinements,
+        canvas=canvas,
+        refined_labels=None if labelled is None else labelled.of_part(part),
+        refined=None if refined is None else refined.of_part(part),
+        refinements=refinements,
         label_residual=live.label_residual,
         predicted=predicted,
         seen=seen,

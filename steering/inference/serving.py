@@ -24,11 +24,16 @@ _REST = 4
 an interpreter, and often a core."""
 _EXACTLY = 4
 """Newest canary frames on which a backend is held against the reference: an error of the backend is in all of them."""
-_PATIENCE_S = 0.1
-"""How long such a step waits for a moment in which no frame is there or expected."""
+_PATIENCE_S, _MOMENT_S = 0.1, 0.02
+"""How long such a step waits until no frame is there or expected while it lasts; where frames come too fast for that,
+only for a moment in which none is there: just after one, when the next is farthest off."""
+_POLL_S = 5e-4
+"""Between two looks."""
+_TOGETHER = (4, 2)
+"""Canary frames that are predicted together where there is time for so many: each size has kernels of its own."""
 
-Room = Callable[[float], bool]
-"""Whether no frame is being predicted, waits, or is expected within so many seconds."""
+Idle = Callable[[], float]
+"""Seconds until the next frame is expected, infinite in a pause; 0 while one is being predicted or waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,9 @@ class Canary:
     """(n, y, x)"""
     mask: NDArray[np.bool_]
     """(y, x), True = do not use."""
+    known: NDArray[np.float32]
+    """(n,) their far-field residual by the version in service, as it was found when they came; NaN where another
+    version predicted them, or with another mask."""
 
 
 class Serving:
@@ -122,15 +130,16 @@ class Serving:
         number: int,
         canary: Canary | None,
         margin: float | None = None,
-        room: Room = lambda seconds: True,
+        idle: Idle = lambda: float("inf"),
     ) -> Installed:
         """Load a version into the spare slot, warm it, and say whether it may serve; for a thread of its own.
 
         margin: share by which its residual may be higher; below 0, by which it must be lower. None: the usual one.
-        room: asked before each step, so that frames do not meet it.
+        idle: asked before each step, so that frames do not meet it.
 
-        Where frames are given, the version in service is tried on them in the spare slot too, so that both are run
-        alike and the serving slot is left alone. Raises as `ModelStore.weights` does.
+        Where the version in service has not predicted all of the frames when they came, it is tried on those others in
+        the spare slot, so that both are run alike and the serving slot is left alone. Raises as `ModelStore.weights`
+        does.
         """
         described = self._known[number] = self._store.describe(number)
         if (described.network, described.hyperparameters) != self._kind:
@@ -141,7 +150,7 @@ class Serving:
         weights, expected = self._store.weights(number), described.validation_residual or 0.0
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
             return self._refused(f"version {number} has weights that are not finite")
-        spare, steps = self.engine.spare, _Steps(room)
+        spare, steps = self.engine.spare, _Steps(idle)
         if canary is None or not len(canary.counts):
             steps.do(lambda: spare.load(weights, number=number, expected=expected))
             if canary is not None:
@@ -149,20 +158,19 @@ class Serving:
             warm = np.zeros((1, *spare.network.optics.bad.shape), np.float32)
             steps.do(lambda: _patches(spare, warm))
             return Installed(accepted=True, version=number, reason="taken without a trial: no frame to try it on")
-        steps.do(lambda: spare.load(self.engine.serving.network.state_dict()))
-        before = float(np.median(_residuals(spare, canary, steps)))
+        before = float(np.median(self._served(canary, steps)))
         steps.do(lambda: spare.load(weights, number=number, expected=expected))
-        found = _residuals(spare, canary, steps)
+        found = _residuals(spare, canary.counts, canary.mask, steps)
         after = float(np.median(found))
         if spare.backend != REFERENCE:
             exact = self._exact = self._exact or self.engine.slot(REFERENCE)
             steps.do(lambda: exact.load(weights, number=number, expected=expected))
-            few = Canary(counts=canary.counts[-_EXACTLY:], mask=canary.mask)
-            own, standard = np.median(found[-_EXACTLY:]), np.median(_residuals(exact, few, steps))
+            few = canary.counts[-_EXACTLY:]
+            own, standard = np.median(found[-_EXACTLY:]), np.median(_residuals(exact, few, canary.mask, steps))
             if own > MOST_WORSE * standard:
                 self._exact = None  # it is the spare slot now
                 self.engine.go_without(spare.backend, exact, f"residual {own:.4g}, {standard:.4g} in float32")
-                after = float(np.median(_residuals(exact, canary, steps)))
+                after = float(np.median(_residuals(exact, canary.counts, canary.mask, steps)))
         n = len(canary.counts)
         said = f"residual {after:.4g} on {n} held-out frames, version {self.version} has {before:.4g}"
         if not after <= (1 + (self.margin if margin is None else margin)) * before:
@@ -174,38 +182,72 @@ class Serving:
         self.engine.spare.mask(mask)
         self.engine.swap()
 
+    def _served(self, canary: Canary, steps: _Steps) -> NDArray[np.float32]:
+        """(n,) residual of canary frames by the version in service."""
+        found, spare = canary.known.copy(), self.engine.spare
+        lacking = np.isnan(found)
+        if lacking.any():
+            steps.do(lambda: spare.load(self.engine.serving.network.state_dict()))
+            found[lacking] = _residuals(spare, canary.counts[lacking], canary.mask, steps)
+        return found
+
     def _refused(self, reason: str, **figures: float) -> Installed:
         return Installed(accepted=False, version=self.version, reason=reason, **figures)  # type: ignore[arg-type]
 
 
 class _Steps:
-    """Does one short thing after another, each when there is room for it, and rests in between."""
+    """Does one short thing after another, each when there is time for it, and rests in between."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._cost_s = 0.0
+    def __init__(self, idle: Idle) -> None:
+        self._idle = idle
+        self._patience_s = _PATIENCE_S
+        self._cost_s: dict[int, float] = {}
+        """Of a step, at most lately, by the frames that it predicts; 0 frames: of any other step."""
 
-    def do(self, step: Callable[[], T]) -> T:
-        """Do it; what it returns."""
-        patience = time.perf_counter() + _PATIENCE_S
-        while not self._room(self._cost_s) and time.perf_counter() < patience:
-            time.sleep(5e-4)
+    def do(self, step: Callable[[], T], frames: int = 0) -> T:
+        """Do it; what it returns. frames: how many it predicts."""
+        self._wait(self._cost_s.get(frames, 0.0))
         begun = time.perf_counter()
         done = step()
         took = time.perf_counter() - begun
-        self._cost_s = max(took, 0.9 * self._cost_s)
-        time.sleep(_REST * took)
+        self._cost_s[frames] = max(took, 0.9 * self._cost_s.get(frames, 0.0))
+        if np.isfinite(self._idle()):
+            time.sleep(_REST * took)
         return done
 
+    def fitting(self, most: int) -> int:
+        """How many frames there is time to predict together now, of at most so many. The first one goes alone: what it
+        takes is not known yet."""
+        one = self._cost_s.get(1)
+        if one is None:
+            return 1
+        self._wait(one)
+        left = self._idle()
+        return next((n for n in _TOGETHER if n <= most and self._cost_s.get(n, n * one) <= left), 1)
 
-def _residuals(slot: Slot, canary: Canary, steps: _Steps) -> NDArray[np.float32]:
-    """(n,) far-field residual of canary frames, one by one."""
-    steps.do(lambda: slot.mask(canary.mask))
-    probe, found = slot.probe, []
-    for row in range(len(canary.counts)):
-        counts = canary.counts[row : row + 1]
+    def _wait(self, seconds: float) -> None:
+        if not self._comes(seconds, self._patience_s):
+            self._patience_s = 0.0  # what was not there once is not waited for again
+            self._comes(1e-4, _MOMENT_S)
+
+    def _comes(self, seconds: float, within: float) -> bool:
+        """Wait until there are so many seconds without a frame; False where there are not, within that time."""
+        until = time.perf_counter() + within
+        while self._idle() < seconds:
+            if time.perf_counter() >= until:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+
+def _residuals(slot: Slot, counts: NDArray, mask: NDArray[np.bool_], steps: _Steps) -> NDArray[np.float32]:
+    """(n,) far-field residual of counts (n, y, x), a few together."""
+    steps.do(lambda: slot.mask(mask))
+    probe, found, left = slot.probe, [], counts
+    while len(left):
+        some, left = np.split(left, [steps.fitting(len(left))])
         found.append(
-            steps.do(lambda now=counts: far_field_residual(_patches(slot, now), now, probe, canary.mask))  # type: ignore[misc]
+            steps.do(lambda now=some: far_field_residual(_patches(slot, now), now, probe, mask), len(some))  # type: ignore[misc]
         )
     return np.concatenate(found)
 

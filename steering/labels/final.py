@@ -34,7 +34,7 @@ class FinalSettings:
     """The settings of the last refinement of a scan."""
 
     refine: RefineSettings = field(
-        default_factory=lambda: RefineSettings(passes=40, alpha=0.1, least_gain=0.02, gain_passes=10)
+        default_factory=lambda: RefineSettings(passes=40, alpha=0.1, least_gain=0.01, gain_passes=5)
     )
     """From an empty beam to convergence. The network's image is no start: what its patches do not know of each other's
     constant phase stays in the object as slow waves (on a recorded scan a phase correlation of 0.971 in place of
@@ -79,11 +79,32 @@ class FinalWork:
         self._predicted = WholeScan(frames, network, version)
         self._refinement: Refinement | None = None
         self._seconds = 0.0
+        self._thread: ThreadPoolExecutor | None = None
+        self._niceness = 0
+        """Of that thread."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_thread": None}  # another worker starts its own
 
     @property
     def over(self) -> bool:
         """Nothing more is to be done."""
         return self._refinement is not None and self._refinement.over
+
+    def go_on_at(self, niceness: int) -> None:
+        """`go_on` in a thread of this niceness: of its own, since no thread may raise its priority again."""
+        if self._thread is None or self._niceness != niceness:
+            self._end_thread()
+            self._thread = ThreadPoolExecutor(1, "last-work", initializer=yield_to_frames, initargs=(niceness,))
+            self._niceness = niceness
+        self._thread.submit(self.go_on).result()
+        if self.over:
+            self._end_thread()
+
+    def _end_thread(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
     def go_on(self) -> None:
         """Work until it is over, or for about `part_s`, but for a batch at least."""
@@ -147,9 +168,7 @@ def begin(
 
 def go_on(work: FinalWork, niceness: int) -> FinalWork:
     """A part of the work: a Dask task. It changes what it was given, which nobody uses again, and returns it."""
-    # A thread of its own, since no thread may raise its priority again.
-    with ThreadPoolExecutor(1, initializer=yield_to_frames, initargs=(niceness,)) as last:
-        last.submit(work.go_on).result()
+    work.go_on_at(niceness)
     return work
 
 

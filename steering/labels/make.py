@@ -75,7 +75,7 @@ def make_labels(
         before = None if frames.refined_labels is None else frames.refined
         shown = refine_on(frames, np.ones_like(frames.withheld), before, _passes(frames, settings))
     residual = float(np.median(labels.residual)) if len(labels.residual) else float("nan")
-    answer_of(predictor.take_refined(scan, refined, shown, residual))
+    answer_of(predictor.take_refined(scan, refined, shown, frames.canvas, residual))
     # Ranks train together or not at all: one without labels would have nothing to train on.
     ready = all((~share.held_out).any() for share in shares)
     count = int((~labels.held_out).sum()) if ready else 0

@@ -47,7 +47,7 @@ def refine_live(predictor: Any, scan: str, settings: LiveSettings) -> float:
     frames: LabelFrames | None = answer_of(predictor.spare_frames(scan, settings.window))
     if frames is not None:
         refined = refine_on(frames, np.ones(len(frames.frame_id), bool), frames.refined, settings.refine)
-        answer_of(predictor.take_live(scan, refined, frames.refinements))
+        answer_of(predictor.take_live(scan, refined, frames.canvas, frames.refinements))
     return time.perf_counter() - begun
 
 

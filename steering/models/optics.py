@@ -54,4 +54,6 @@ class Optics(nn.Module):
 
     def root(self, counts: Tensor) -> Tensor:
         """Square root of the counts (n, y, x), 0 on bad pixels."""
-        return counts.to(self.probe.dtype).clamp_min(0).sqrt().masked_fill(self.bad, 0.0)
+        # What a bad pixel reads, NaN too, becomes a finite number, and 0 times that is 0: masked_fill is slow on a CPU.
+        finite = torch.nan_to_num(counts.to(self.probe.dtype), nan=0.0)
+        return finite.clamp_min_(0).sqrt_().mul_((~self.bad).to(self.probe.dtype))

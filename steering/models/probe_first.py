@@ -50,14 +50,14 @@ class ProbeFirst(nn.Module):
     def constants(self) -> tuple[Tensor, ...]:
         """What follows from probe and mask alone, and need not be computed for every batch.
 
-        Returns, zero frequency first: the bare probe's amplitude in the far field, 0 on bad pixels, and the factor of
-        its phase (window, window); the factor of the back-projection and the probe's relative amplitude (patch, patch);
-        and the root mean square of the bare amplitude.
+        Returns, the zero frequency in the middle as in the frames: the bare probe's amplitude in the far field, 0 on
+        bad pixels, and the real and the imaginary part of the factor of its phase (window, window); the factor of the
+        back-projection and the probe's relative amplitude (patch, patch); and the root mean square of the bare
+        amplitude.
         """
         modes = self.optics.modes()
         wave = torch.fft.fft2(modes, norm="ortho")
-        bare = (wave.abs() ** 2).sum(0).sqrt()
-        bare = bare.masked_fill(torch.fft.ifftshift(self.optics.bad), 0.0)
+        bare = torch.fft.fftshift((wave.abs() ** 2).sum(0).sqrt()).masked_fill(self.optics.bad, 0.0)
         main = modes[0]
         # A Wiener-like division: where the probe is weak the frame has little information, and the guess goes to zero.
         divide = main.conj() / (main.abs() ** 2 + 0.02 * main.abs().max() ** 2).clamp_min(1e-12)
@@ -65,11 +65,14 @@ class ProbeFirst(nn.Module):
         lo = (len(main) - self.hyperparameters["patch"]) // 2
         keep = slice(lo, lo + self.hyperparameters["patch"])
         rms = bare.square().mean().sqrt().clamp_min(1e-12)
-        turn = torch.polar(torch.ones_like(bare), wave[0].angle())
-        return bare, turn, divide[keep, keep].contiguous(), strength[keep, keep].contiguous(), rms
+        phase = torch.fft.fftshift(wave[0].angle())
+        # A transform of what has its zero frequency in the middle is that of the shifted one, every other sign turned.
+        sign = 1 - 2 * (torch.arange(len(main), device=main.device) % 2)
+        divide = divide * (sign[:, None] * sign)
+        return bare, phase.cos(), phase.sin(), divide[keep, keep].contiguous(), strength[keep, keep].contiguous(), rms
 
     def preprocess(
-        self, counts: Tensor, bare: Tensor, turn: Tensor, divide: Tensor, strength: Tensor, rms: Tensor
+        self, counts: Tensor, bare: Tensor, cos: Tensor, sin: Tensor, divide: Tensor, strength: Tensor, rms: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The CNN's two inputs made of counts (n, window, window) and the `constants`.
 
@@ -81,7 +84,8 @@ class ProbeFirst(nn.Module):
         # Only a part of the probe's power falls on good pixels: an empty beam has no contrast, with a gap either.
         measured = root * (bare.square().sum() / root.square().sum((-2, -1), keepdim=True).clamp_min(1e-12)).sqrt()
         context = adaptive_avg_pool2d(measured[:, None], 16).flatten(1) / rms
-        back = torch.fft.ifft2((torch.fft.ifftshift(measured, dim=(-2, -1)) - bare) * turn, norm="ortho")
+        contrast = measured - bare
+        back = torch.fft.ifft2(torch.complex(contrast * cos, contrast * sin), norm="ortho")
         lo = (back.shape[-1] - len(divide)) // 2
         keep = slice(lo, lo + len(divide))
         back = back[:, keep, keep] * divide
@@ -93,8 +97,8 @@ class ProbeFirst(nn.Module):
         first = relu_(self.enter(pixel_unshuffle(guess.to(dtype), 2).contiguous(memory_format=torch.channels_last)))
         first = self.before(first)
         whole = self.whole_frame(context.to(dtype))
-        deep = self.middle(relu_(self.down(first) + whole[:, :, None, None]))
-        last = self.after(relu_(first + pixel_shuffle(self.up(deep), 2)))
+        deep = self.middle(relu_(self.down(first).add_(whole[:, :, None, None])))
+        last = self.after(relu_(pixel_shuffle(self.up(deep), 2).add_(first)))
         out = pixel_shuffle(self.leave(last), 2).float()
         return 1.2 * torch.sigmoid(out[:, 0] + 1.5), torch.pi * torch.tanh(out[:, 1])
 
@@ -107,4 +111,4 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w), and the same again."""
-        return relu_(x + self.two(relu_(self.one(x))))
+        return relu_(self.two(relu_(self.one(x))).add_(x))

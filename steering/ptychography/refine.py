@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,20 @@ class Refined:
     """(n,) far-field residual of each frame when it was last used, before its own update; 1 where it never was."""
     covered: NDArray[np.bool_]
     """(Y, X), True where these frames illuminate the object enough to determine it."""
+
+    def of_part(self, part: tuple[slice, slice]) -> Refined:
+        """Copies of these rows and columns."""
+        return replace(self, object=self.object[part].copy(), covered=self.covered[part].copy())
+
+    def put_into(self, whole: Refined | None, shape: tuple[int, int], part: tuple[slice, slice]) -> Refined:
+        """This result, of a part of a canvas, in the place of what `whole`, which is changed, says of that part.
+
+        None: nothing is known of the canvas of that shape yet.
+        """
+        if whole is None:
+            whole = replace(self, object=np.ones(shape, np.complex64), covered=np.zeros(shape, bool))
+        whole.object[part], whole.covered[part] = self.object, self.covered
+        return replace(self, object=whole.object, covered=whole.covered)
 
 
 class Refinement:

@@ -40,6 +40,31 @@ class Canvas:
         shape = (high[0] - low[0] + window + 2 * margin + 1, high[1] - low[1] + window + 2 * margin + 1)
         return cls(shape, (float(low[0] - window // 2 - margin), float(low[1] - window // 2 - margin)))
 
+    def around_windows(self, positions_px: ArrayLike, window: int) -> Canvas:
+        """The part of this canvas that the windows of these positions (n, 2) lie in; all of it where there are none.
+
+        A pixel more on every side, so that patches of the windows can be interpolated.
+        """
+        corner, _ = self.corners(positions_px, window)
+        if not len(corner):
+            return self
+        low = np.maximum(corner.min(0) - 1, 0)
+        high = np.minimum(corner.max(0) + window + 1, self.shape)
+        (top, left), (bottom, right) = low.tolist(), high.tolist()
+        return Canvas((bottom - top, right - left), (self.origin[0] + top, self.origin[1] + left))
+
+    def part(self, other: Canvas) -> tuple[slice, slice]:
+        """Rows and columns of this canvas that are those of another one, of which this canvas holds every pixel.
+
+        Raises ValueError where it does not.
+        """
+        low = np.subtract(other.origin, self.origin).round().astype(int)
+        high = low + other.shape
+        if (low < 0).any() or (high > self.shape).any():
+            raise ValueError(f"found {other}, expected a part of {self}")
+        (top, left), (bottom, right) = low.tolist(), high.tolist()
+        return slice(top, bottom), slice(left, right)
+
     def corners(self, positions_px: ArrayLike, window: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Where the windows of these positions start, in whole pixels, and what is left over.
 

@@ -67,7 +67,10 @@ class Decision:
     dwell: NDArray[np.float64] | None = None
     """(n,) seconds at each position; None: the source's own frame time."""
     stop: bool = False
-    """End the scan once these positions are measured."""
+    """End the scan that it was made for once these positions are measured."""
+    scan: int | None = None
+    """Which scan it was made for, counted from 0 in the order in which they are measured; None: the one that is
+    measured now. A policy need not say it."""
 
     def __post_init__(self) -> None:
         where = np.asarray(self.positions, np.float64)

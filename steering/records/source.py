@@ -57,7 +57,8 @@ class Source(Protocol):
     def apply(self, decision: Decision) -> NDArray[np.float64] | None:
         """Queue the positions of a decision, to be measured in their order, and wake a waiting chunks().
 
-        With `stop` the scan that is measured now is over after them. Returns the positions (m, 2) of which no frame
+        With `stop` the scan number `decision.scan`, or where that is None the one that is measured now, is over after
+        them: where another one is measured by then, stop means nothing. Returns the positions (m, 2) of which no frame
         will come, so that the campaign does not wait for them; None: all are queued. An exception ends the run.
         """
 

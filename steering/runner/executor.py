@@ -110,7 +110,7 @@ class Executor:
                 return
             if action.decision.reasons:
                 self.metrics.reason = action.decision.reasons[0]
-            await call(self.source, "apply", action.decision)
+            await call(self.source, "apply", action.decision, action.scan)
 
     async def _label(self, action: Label) -> None:
         labels = await self.labelling.make(action.scan, action.generation)

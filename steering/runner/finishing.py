@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +13,10 @@ from distributed import Client, wait
 from steering.campaign import Event, ScanRefined
 from steering.clusters.roles import LABEL
 from steering.labels.final import ALONE, ASIDE, FinalReport, begin, go_on, hand_over, is_over
-from steering.runner.actors import LostForGood
 from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
+from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
-
-logger = logging.getLogger(__name__)
 
 _PRIORITY = -2
 """Below labels (0) and the live image of the scan being measured (-1)."""
@@ -27,13 +24,13 @@ _PRIORITY = -2
 
 @dataclass
 class Finishing:
-    """Takes each scan to its final state, once. A failure does not end the run, unless the predictor is lost for good:
-    it is reported, and the scan is saved as the live image had it."""
+    """Takes each scan to its final state, once. A scan of which that fails is saved as the live image had it."""
 
     client: Client
     metrics: Metrics
     folder: RunFolder
     proxy: PredictorProxy
+    optional: Optional
     log: Callable[[Event], None]
     """Where events go: they call for no action."""
     _niceness: int = ASIDE
@@ -56,29 +53,18 @@ class Finishing:
             if scan in self._begun:
                 return
             self._begun.add(scan)
-            try:
-                event = await self._work(scan, version)
-            except LostForGood:  # no matter of this work alone
-                raise
-            except Exception as error:  # optional work: the scan is there without it
-                logger.exception("%s: its last refinement failed, it is saved as the live image had it", scan)
-                event = _not_refined(scan, version, f"{type(error).__name__}: {error}")
+            what = f"the last refinement of {scan}"
+            event = await self.optional.run(
+                what,
+                self.proxy.outlived(lambda predictor: self._work(predictor, scan, version)),
+                lambda failed: _not_refined(scan, version, failed.error),
+            )
             if event.reason:
                 await self.proxy.ask("conclude", scan, None)
             self.log(event)
 
-    async def _work(self, scan: str, version: int) -> ScanRefined:
-        while True:
-            number = self.proxy.number
-            try:
-                return await self._attempt(scan, version)
-            except Exception:
-                if not await self.proxy.replaced(number):
-                    raise
-                # The predictor died meanwhile: another one has the frames by now.
-
-    async def _attempt(self, scan: str, version: int) -> ScanRefined:
-        experiment, predictor = self.metrics.experiment, self.proxy.actor
+    async def _work(self, predictor: Any, scan: str, version: int) -> ScanRefined:
+        experiment = self.metrics.experiment
         settings = experiment.labels.final
         if not settings.refine.passes:
             return _not_refined(scan, version, "the settings ask for no pass")
@@ -94,7 +80,7 @@ class Finishing:
         )
         # Tasks of a second each, not one of a minute: labels of the scan being measured go in between.
         while not await (await self._done(is_over, work)):
-            if self.metrics.stopped:
+            if self.metrics.campaign.stopped:
                 return _not_refined(scan, version, "the run was stopped by a person")
             work = await self._done(go_on, work, self._niceness)
         report: FinalReport = await (await self._done(hand_over, work, predictor, scan))

@@ -81,18 +81,15 @@ class Labelling:
         return None if isinstance(answer, GroupChanged) else answer
 
     async def _task(self, task: Callable[..., T], *arguments: Any, priority: int = 0, **settings: Any) -> T:
-        """The result of a task where labels are made: its first argument is the predictor. Where that is lost meanwhile
-        the task is done again with the next one."""
-        while True:
-            number = self.proxy.number
-            try:
-                result: T = await self.client.submit(
-                    task, self.proxy.actor, *arguments, **settings, resources={LABEL: 1}, pure=False, priority=priority
-                )
-                return result
-            except Exception:
-                if not await self.proxy.replaced(number):
-                    raise
+        """The result of a task where labels are made: its first argument is the predictor."""
+
+        async def work(predictor: Any) -> T:
+            result: T = await self.client.submit(
+                task, predictor, *arguments, **settings, resources={LABEL: 1}, pure=False, priority=priority
+            )
+            return result
+
+        return await self.proxy.outlived(work)
 
     async def watch_external_labels(self) -> None:
         """Read the files that others put into the folder `labels` of the run, one by one."""
@@ -107,7 +104,6 @@ class Labelling:
     async def _take_in(self, path: Path) -> bool:
         """Read a file of labels; False where it cannot be moved away afterwards."""
         scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
-        failures = self.optional.failures
         report = await self.optional.run(
             "reading external labels",
             self._sent(
@@ -121,9 +117,8 @@ class Labelling:
                     settings=self.experiment.labels,
                 ),
             ),
+            lambda failed: ExternalReport(file=path.name, refused={"reading it failed: see the log": 1}),
         )
-        if self.optional.failures > failures:
-            report = ExternalReport(file=path.name, refused={"reading it failed: see the log": 1})
         if report is None:
             return True  # the group of ranks changed: it is taken in again
         self.metrics.outside.append(report)

@@ -12,7 +12,6 @@ from steering.campaign import (
     Action,
     Campaign,
     ChunkArrived,
-    Command,
     Event,
     Fingerprint,
     FrameSetAside,
@@ -75,8 +74,6 @@ class Metrics:
     """Seconds that each refinement of the live image took."""
     finals: dict[str, ScanRefined] = field(default_factory=dict)
     """What the last refinement of each scan came to."""
-    stopped: bool = False
-    """A person has stopped the run."""
     too_late: int = 0
     """Such files that nobody opened before the end."""
     reason: str = ""
@@ -106,8 +103,6 @@ class Metrics:
                 self.replaced += 1
             case ScanRefined():
                 self.finals[event.scan] = event
-            case Command(name="stop"):
-                self.stopped = True
             case GroupChanged():
                 self.ranks_lost += len(event.lost)
         if describe(event) is not None:

@@ -6,7 +6,7 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from steering.campaign import Event, WorkFailed
 from steering.runner.actors import LostForGood
@@ -21,13 +21,18 @@ class Optional:
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         """emit: where WorkFailed goes, once for each kind of work and of error."""
-        self.failures = 0
-        """So far."""
         self._emit = emit
         self._known: set[tuple[str, type[BaseException]]] = set()
 
-    async def run(self, what: str, work: Awaitable[T]) -> T | None:
-        """The result of the work; None where it failed. what: it, in words, as in "saving the live image".
+    @overload
+    async def run(self, what: str, work: Awaitable[T]) -> T | None: ...
+
+    @overload
+    async def run(self, what: str, work: Awaitable[T], otherwise: Callable[[WorkFailed], T]) -> T: ...
+
+    async def run(self, what: str, work: Awaitable[T], otherwise: Callable[[WorkFailed], T] | None = None) -> T | None:
+        """The result of the work. what: it, in words, as in "saving the live image". otherwise: gives what stands for
+        the result where the work failed; without it, None does.
 
         Raises LostForGood: actors that nothing can replace are no matter of this work alone.
         """
@@ -36,12 +41,12 @@ class Optional:
         except LostForGood:
             raise
         except Exception as error:  # whatever it is, the run does not depend on it
-            self.failures += 1
+            failed = failure(what, error)
             if (what, type(error)) not in self._known:
                 self._known.add((what, type(error)))
                 logger.warning("%s failed; the run goes on without it", what, exc_info=error)
-                self._emit(failure(what, error))
-            return None
+                self._emit(failed)
+            return None if otherwise is None else otherwise(failed)
 
 
 def failure(what: str, error: BaseException) -> WorkFailed:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from distributed import Client
 
@@ -21,6 +21,8 @@ _READY_S = 300.0
 """How long the next predictor may take to be there, as at the start of a run."""
 _RESTART_S = 120.0
 """How long a worker may take to be there again: importing torch from a slow disk needs a minute."""
+
+T = TypeVar("T")
 
 
 class PredictorProxy:
@@ -94,6 +96,17 @@ class PredictorProxy:
                 over.cancel()
                 answer.cancel()
                 answer.add_done_callback(retrieved)
+
+    async def outlived(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """The result of work that asks the predictor itself, given its actor; where that is lost meanwhile the work is
+        done again with the next one. Raises what the work raised."""
+        while True:
+            number = self.number
+            try:
+                return await work(self.actor)
+            except Exception:
+                if not await self.replaced(number):
+                    raise
 
     async def suggest(self, positions: int, declined: tuple[Declined, ...]) -> DecisionSuggested:
         """The policy's answer, once it knows what was declined of its earlier ones."""

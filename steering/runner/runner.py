@@ -192,7 +192,7 @@ class Runner:
         client = await get_client()
         await self._assemble(client)
         labelling = self._executor_of(client).labelling
-        self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self._log)
+        self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self.optional, self._log)
         self._log(replace(self.campaign.began, time=time.time()))
         self.take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
         self._start(self._hear_the_source())

@@ -98,12 +98,17 @@ class SourceActor:
         self._kept = [chunk for chunk in self._kept if chunk.attrs["scan"] != scan]
         self._kept_bytes = sum(chunk["counts"].nbytes for chunk in self._kept)
 
-    async def apply(self, decision: DecisionSuggested) -> None:
+    async def apply(self, decision: DecisionSuggested, scan: int | None = None) -> None:
         """Tell the source where to measure next. Positions that it refuses must be known, or the campaign waits for
-        them."""
-        dwell = None if decision.dwell is None else np.array(decision.dwell)
+        them. scan: the number of the one that the decision was made for, see `Decision`."""
         refused = self.source.apply(
-            Decision(positions=np.array(decision.positions), reasons=decision.reasons, dwell=dwell, stop=decision.stop)
+            Decision(
+                positions=np.array(decision.positions),
+                reasons=decision.reasons,
+                dwell=None if decision.dwell is None else np.array(decision.dwell),
+                stop=decision.stop,
+                scan=scan,
+            )
         )
         if refused is not None and len(refused):
             self._refuse(len(refused), "the source cannot measure there", refused)

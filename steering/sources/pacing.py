@@ -32,8 +32,8 @@ class _Request(Generic[Target]):
     """Exposure."""
     before: float
     """Seconds of travel before it, without exposure."""
-    ends_part: int | None
-    """The part that is over after this request; None: no part is."""
+    ends: int | None
+    """The scan of which the part measured then is over after this request; None: none is."""
 
 
 class Pacer(Generic[Target]):
@@ -51,8 +51,17 @@ class Pacer(Generic[Target]):
     called.
     """
 
-    def __init__(self, parts: Sequence[int], *, frame_rate: float, chunk_frames: int, queue_chunks: int = 64) -> None:
-        """parts: frames of each part. frame_rate: frames per second."""
+    def __init__(
+        self,
+        parts: Sequence[int],
+        *,
+        frame_rate: float,
+        chunk_frames: int,
+        queue_chunks: int = 64,
+        scans: Sequence[int] | None = None,
+    ) -> None:
+        """parts: frames of each part. frame_rate: frames per second. scans: number of the scan that each part belongs
+        to; None: each is a scan."""
         if not parts or min(parts) < 1:
             raise ValueError(
                 f"found parts of {list(parts)} frames, expected at least one part, each of 1 frame or more"
@@ -64,6 +73,7 @@ class Pacer(Generic[Target]):
         self.frame_rate = float(frame_rate)
         self.frames_dropped = 0
         self._parts = tuple(parts)
+        self._scans = tuple(range(len(parts)) if scans is None else scans)
         self._chunk_frames = chunk_frames
         self._queue_chunks = queue_chunks
         self._part = 0
@@ -91,18 +101,21 @@ class Pacer(Generic[Target]):
         dwell: NDArray[np.float64] | None = None,
         travel: NDArray[np.float64] | None = None,
         stop: bool = False,
+        scan: int | None = None,
     ) -> None:
         """Queue targets; dwell: seconds of exposure of each (None: one frame time); travel: seconds before each (None:
-        none); stop: the part that is measured now is over after them."""
+        none); stop: the part that is measured then is over after them, if it belongs to that scan (None: the scan of
+        the part that is measured now)."""
         before = np.zeros(len(targets)) if travel is None else travel
         with self.lock:
-            part = self._part if stop else None
+            now = self._scans[min(self._part, len(self._scans) - 1)] if scan is None else scan
+            ends = now if stop else None
             seconds = np.full(len(targets), 1 / self.frame_rate) if dwell is None else dwell
             last = len(targets) - 1
             for k, (target, exposure, moving) in enumerate(zip(targets, seconds, before, strict=True)):
-                self._requests.append(_Request(target, float(exposure), float(moving), part if k == last else None))
+                self._requests.append(_Request(target, float(exposure), float(moving), ends if k == last else None))
             if stop and not targets:
-                self._requests.append(_Request(None, 0.0, 0.0, part))
+                self._requests.append(_Request(None, 0.0, 0.0, ends))
             self.lock.notify_all()
 
     def close(self) -> None:
@@ -159,7 +172,7 @@ class Pacer(Generic[Target]):
                     due = max(due, time.monotonic())
                 while self._requests and len(taken) < room and not over:
                     request = self._requests.popleft()
-                    over = request.ends_part == part
+                    over = request.ends == self._scans[part]
                     if request.target is not None:
                         due += request.before + request.seconds
                         taken.append(request)

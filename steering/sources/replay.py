@@ -67,7 +67,8 @@ class Replay:
             found = [self._claim(position) for position in decision.positions]
             kept = [k for k, index in enumerate(found) if index is not None]
             dwell = None if decision.dwell is None else np.asarray(decision.dwell, np.float64)[kept]
-            self._pacer.add([index for index in found if index is not None], dwell=dwell, stop=decision.stop)
+            targets = [index for index in found if index is not None]
+            self._pacer.add(targets, dwell=dwell, stop=decision.stop, scan=decision.scan)
             return decision.positions[[index is None for index in found]]
 
     def close(self) -> None:

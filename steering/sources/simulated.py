@@ -145,7 +145,10 @@ class SimulatedBeamline:
         self._in_beam = 0
         self._next_id = 0
         self._pacer: Pacer[tuple[float, float]] = Pacer(
-            [stage.frames for stage in self.stages], frame_rate=frame_rate, chunk_frames=chunk_frames
+            [stage.frames for stage in self.stages],
+            frame_rate=frame_rate,
+            chunk_frames=chunk_frames,
+            scans=[names.index(scan) for scan in self._scans],
         )
 
     @property
@@ -157,24 +160,18 @@ class SimulatedBeamline:
         """Measure; yield chunks of uint16 counts until the stages are over or close() is called."""
         return self._pacer.run(self._measure)
 
-    def apply(self, decision: Decision) -> None:
-        """Queue the positions of a decision; dwell, where given, sets the time and the photons of each.
-
-        Raises ValueError, and queues none of them, when a position is outside `field`.
-        """
-        where = decision.positions
-        inside = self.field.contains(where, tolerance=1e-6 * self.geometry.object_pixel)
-        if not inside.all():
-            y, x = where[~inside][0]
-            raise ValueError(
-                f"found position ({y:.4g}, {x:.4g}) {self.geometry.length_unit} and {int((~inside).sum()) - 1} others "
-                f"outside the field {self.field}, expected all inside: choose among `candidates` or within `field`"
-            )
+    def apply(self, decision: Decision) -> NDArray[np.float64]:
+        """Queue the positions of a decision; dwell, where given, sets the time and the photons of each. Returns the
+        positions (m, 2) outside `field`: nothing is measured there."""
+        inside = self.field.contains(decision.positions, tolerance=1e-6 * self.geometry.object_pixel)
+        where = decision.positions[inside]
+        dwell = None if decision.dwell is None else decision.dwell[inside]
         with self._pacer.lock:
             moving = self._moving(where)
             self.travel_s += float(moving.sum())
             targets = [(float(y), float(x)) for y, x in where]
-            self._pacer.add(targets, dwell=decision.dwell, travel=moving, stop=decision.stop)
+            self._pacer.add(targets, dwell=dwell, travel=moving, stop=decision.stop, scan=decision.scan)
+        return decision.positions[~inside]
 
     def close(self) -> None:
         """End the campaign; a waiting chunks() hands out what was measured and ends."""
