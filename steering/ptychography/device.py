@@ -36,6 +36,11 @@ def find_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", index)
 
 
+def describe_device(device: torch.device) -> str:
+    """A device in words, for people and for summaries: which GPU gave a figure."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def local_ranks(hosts: Sequence[str]) -> list[int]:
     """Number of each process among those on its host, in their order; hosts: of each process."""
     return [hosts[:number].count(host) for number, host in enumerate(hosts)]
