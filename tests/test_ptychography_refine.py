@@ -22,6 +22,7 @@ from steering.ptychography import (
     simulate,
     zone_plate,
 )
+from steering.ptychography.windows import DeviceWindows, HostWindows
 from steering.records import Field
 
 N, SPAN = 64, 26
@@ -298,3 +299,25 @@ def test_the_siemens_star_comes_back_from_a_flat_object(siemens, modes, passes):
     refined = refine(counts, positions, add_modes(probe, modes), canvas, settings=settings)
     inner = (slice(70, -70), slice(70, -70))
     assert phase_correlation(refined.object[inner], trusted[inner]) >= 0.97
+
+
+def test_an_object_in_the_memory_of_a_device_is_the_one_in_that_of_the_host():
+    rng = np.random.default_rng(0)
+    thing = (rng.normal(size=(40, 50)) + 1j * rng.normal(size=(40, 50))).astype(np.complex64)
+    host, device = HostWindows(thing.copy()), DeviceWindows(thing, torch.device("cpu"))
+    for _ in range(3):
+        corner = np.stack([rng.integers(0, 33, 20), rng.integers(0, 43, 20)], 1)
+        tile = torch.from_numpy(rng.uniform(0, 1, (8, 8)).astype(np.float32))
+        part = torch.from_numpy((rng.normal(size=(20, 8, 8)) + 1j).astype(np.complex64))
+        for windows in (host, device):
+            windows.begin()
+            windows.add(corner, part, tile)
+            windows.apply(0.3, tile.max())
+        assert torch.equal(
+            host.take(corner, 8),
+            torch.from_numpy(
+                host.object()[corner[:, 0, None, None] + np.arange(8)[:, None], corner[:, 1, None, None] + np.arange(8)]
+            ),
+        )
+        np.testing.assert_allclose(device.take(corner, 8), host.take(corner, 8), atol=1e-5)
+        np.testing.assert_allclose(device.object(), host.object(), atol=1e-5)

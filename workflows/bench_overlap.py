@@ -1,6 +1,6 @@
 """The cost of rehearsal over several ranks: time of a step, beside steps on as many new samples; exposed wait.
 
-    steering run workflows/bench_overlap.py [--ranks 2] [--workload reconstruction] [--repeats 30]
+    steering run workflows/bench_overlap.py [--ranks 2] [--workload reconstruction] [--repeats 30] [--device auto]
 
 Three loops take turns in the same processes, a few steps each: `er` (b new samples and r representatives),
 `incremental_same_work` (b + r new samples) and `incremental_b` (b new samples). idle_cpu_share is the CPU time of a
@@ -26,6 +26,7 @@ from steering.learning import Classification, Loop, Objective, Place, Reconstruc
 from steering.learning.strategies import ER, Incremental, Strategy
 from steering.models import ProbeFirst, ResNet18
 from steering.ptychography import patch_weight, zone_plate
+from steering.ptychography.device import describe_device, find_device
 from steering.runner import RunFolder, on_ranks
 
 POOL = 256  # samples that new ones are taken from
@@ -65,17 +66,18 @@ def classification(seed: int) -> Problem:
 WORKLOADS = {"reconstruction": reconstruction, "classification": classification}
 
 
-def measure(place: Place, workload: str, repeats: int) -> dict[str, Any]:
+def measure(place: Place, workload: str, repeats: int, device: str) -> dict[str, Any]:
     """What this rank measures: seconds of each step by loop, waits, and its share of a core while it waits."""
     torch.set_num_threads(1)  # ranks share this machine's cores
-    group = place.join(device="cpu")
+    there = find_device(device, local_rank=place.rank)
+    group = place.join(device=there) if place.ranks > 1 else None
     b, r = (WORKLOADS[workload](0)[3][key] for key in ("batch", "representatives"))
     loops = {
-        "incremental_same_work": loop_of(place, group, workload, Incremental, batch=b + r, candidates=0),
-        "er": loop_of(place, group, workload, ER),
-        "incremental_b": loop_of(place, group, workload, Incremental),
+        "incremental_same_work": loop_of(place, group, workload, Incremental, device, batch=b + r, candidates=0),
+        "er": loop_of(place, group, workload, ER, device),
+        "incremental_b": loop_of(place, group, workload, Incremental, device),
     }
-    pool = WORKLOADS[workload](place.rank)[2]
+    pool = {name: value.to(there) for name, value in WORKLOADS[workload](place.rank)[2].items()}
     turn = np.random.default_rng(place.rank)
 
     def load(n: int, out: dict[str, torch.Tensor]) -> None:
@@ -90,16 +92,22 @@ def measure(place: Place, workload: str, repeats: int) -> dict[str, Any]:
         for name, loop in loops.items():
             begun = time.perf_counter()
             tally = loop.run(BLOCK, load)
+            if there.type == "cuda":
+                torch.cuda.synchronize(there)
             if repeat >= warm:
                 times[name].append((time.perf_counter() - begun) / BLOCK)
                 waits += tally.waits if name == "er" else []
-    return {"times": times, "waits": waits, "waiting_cpu_share": waiting(place)}
+    idle_share = waiting(place) if place.ranks > 1 else 0.0
+    return {"times": times, "waits": waits, "waiting_cpu_share": idle_share, "device": describe_device(there)}
 
 
-def loop_of(place: Place, group: dist.ProcessGroup, workload: str, kind: type[Strategy], **settings: int) -> Loop:
-    """A loop with a network of its own, ready to run."""
+def loop_of(
+    place: Place, group: dist.ProcessGroup | None, workload: str, kind: type[Strategy], device: str, **settings: int
+) -> Loop:
+    """A loop with a network of its own, ready to run; on a GPU its buffer is there too."""
     network, objective, samples, usual = WORKLOADS[workload](0)
-    settings = TrainerSettings(**{**usual, **settings}, buffer_bytes=2**24)
+    storage = find_device(device, local_rank=place.rank).type
+    settings = TrainerSettings(**{**usual, **settings}, buffer_bytes=2**24, device=device, buffer_device=storage)
     loop = Loop(network, kind(objective), settings, rank=place.rank)
     loop.connect(group)
     loop.prepare({name: value[0] for name, value in samples.items()})
@@ -138,10 +146,10 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     figures = {}
     for workload in options.workload or WORKLOADS:
         with local(ranks=options.ranks) as client:
-            by_rank = on_ranks(client, measure, workload, options.repeats, ranks=options.ranks)
+            by_rank = on_ranks(client, measure, workload, options.repeats, options.device, ranks=options.ranks)
             at_rest = idle(client)
         figures[workload] = summed_up(by_rank, at_rest)
-        folder.write_summary({"ranks": options.ranks, **figures})
+        folder.write_summary({"ranks": options.ranks, "devices": [one["device"] for one in by_rank], **figures})
         found = figures[workload]
         print(
             f"{workload}: er {found['step_ms']['er']:.1f} ms, {found['er_over_same_work']:.3f} of the same work;",
@@ -175,4 +183,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append", help="one of them (both)")
     parser.add_argument("--repeats", type=int, default=30, help="turns of each loop (30)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
     return parser.parse_args(arguments)

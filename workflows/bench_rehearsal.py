@@ -3,9 +3,10 @@
 A step inserts 14 samples of a minibatch of 56 and draws 7 into the augmented minibatch, which also receives the 56. The
 buffer is full and its policy is `replacement`, which stores every candidate, so that the raw step moves the same bytes
 to the same places: by plain row copies, or by index_copy_ and index_select on preallocated tensors, whichever is
-faster. One torch thread; medians of repeats that take turns, each of a few calls in a row.
+faster. One torch thread; medians of repeats that take turns, each of a few calls in a row. With minibatches on a GPU
+the buffer is in its memory, and once more in pinned memory of the host (`host` in the summary).
 
-    steering run workflows/bench_rehearsal.py [--payload NAME] [--repeats N] [--fraction F]
+    steering run workflows/bench_rehearsal.py [--payload NAME] [--repeats N] [--fraction F] [--device auto]
 """
 
 import argparse
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.exchange import Exchange
+from steering.ptychography.device import describe_device, find_device
 
 if TYPE_CHECKING:
     from steering.runner.folder import RunFolder
@@ -39,14 +41,17 @@ PAYLOADS: dict[str, tuple[dict[str, tuple[tuple[int, ...], torch.dtype]], int, i
 class Ours:
     """The rehearsal buffer with the exchange of a single rank."""
 
-    def __init__(self, fields: dict[str, Tensor], capacity: int, strata: int) -> None:
+    def __init__(
+        self, fields: dict[str, Tensor], capacity: int, strata: int, storage: str | torch.device = "cpu"
+    ) -> None:
         sample = sum(t[0].nbytes for t in fields.values()) + 40
+        device = next(iter(fields.values())).device
         self._strata = strata
-        self.buffer = RehearsalBuffer(capacity * sample, policy="replacement")
+        self.buffer = RehearsalBuffer(capacity * sample, policy="replacement", device=storage)
         while len(self.buffer) < capacity:
             self.insert(fields)
-        self._exchange = Exchange(self.buffer, None, R)
-        self._draw = Exchange(self.buffer, None, DRAW)
+        self._exchange = Exchange(self.buffer, None, R, device=device)
+        self._draw = Exchange(self.buffer, None, DRAW, device=device)
         self._steps = 0
 
     def insert(self, fields: dict[str, Tensor]) -> None:
@@ -71,7 +76,7 @@ class Ours:
 
 
 class Raw:
-    """Copies alone, to random slots of the storage of a rehearsal buffer."""
+    """Copies alone, to random slots of a storage where minibatches are, or in pinned memory of the host."""
 
     def __init__(self, storage: dict[str, Tensor], by_row: bool) -> None:
         self._storage, self._by_row = {name: _signed(t) for name, t in storage.items()}, by_row
@@ -80,9 +85,11 @@ class Raw:
     def insert(self, fields: dict[str, Tensor]) -> None:
         """Offer samples of random strata."""
         count = len(next(iter(fields.values())))
-        slots = torch.randint(0, self._capacity, (count,))
+        slots = self._slots(count)
         for name, tensor in fields.items():
-            if self._by_row:
+            if tensor.device != self._storage[name].device:
+                self._storage[name].index_copy_(0, slots, _signed(tensor).cpu())
+            elif self._by_row:
                 for row, slot in enumerate(slots.tolist()):
                     self._storage[name][slot].copy_(_signed(tensor)[row])
             else:
@@ -90,10 +97,14 @@ class Raw:
 
     def draw(self, out: dict[str, Tensor], first: int = 0, count: int = DRAW) -> None:
         """Draw into the rows of `out`."""
-        slots = torch.randint(0, self._capacity, (count,))
+        slots = self._slots(count)
         for name, storage in self._storage.items():
             to = _signed(out[name])
-            if self._by_row:
+            if to.device != storage.device:
+                staging = torch.empty((count, *to.shape[1:]), dtype=to.dtype, pin_memory=True)
+                torch.index_select(storage, 0, slots, out=staging)
+                to[first : first + count].copy_(staging, non_blocking=True)
+            elif self._by_row:
                 for row, slot in enumerate(slots.tolist(), first):
                     to[row].copy_(storage[slot])
             else:
@@ -105,6 +116,10 @@ class Raw:
             out[name][:B].copy_(tensor)
         self.draw(out, B, R)
         self.insert(candidates)
+
+    def _slots(self, count: int) -> Tensor:
+        device = next(iter(self._storage.values())).device
+        return torch.randint(0, self._capacity, (count,), device="cpu" if self._by_row else device)
 
 
 def _signed(tensor: Tensor) -> Tensor:
@@ -177,8 +192,10 @@ class Avalanche:
         self.insert(candidates)
 
 
-def measure(payload: str, repeats: int, fraction: float) -> dict[str, Any]:
+def measure(payload: str, repeats: int, fraction: float, device: torch.device) -> dict[str, Any]:
     """All figures of a payload; `fraction` of its samples are stored."""
+    if device.type == "cuda":
+        return _on_gpu(payload, repeats, fraction, device)
     shapes, stored, strata = PAYLOADS[payload]
     capacity = max(2 * DRAW, int(stored * fraction))
     minibatch = {name: torch.ones(B, *shape).to(dtype) for name, (shape, dtype) in shapes.items()}
@@ -205,6 +222,27 @@ def measure(payload: str, repeats: int, fraction: float) -> dict[str, Any]:
     for own in (figures["ours"], *peers.values()):
         own |= {"raw_step_us": raw, "step_over_raw": own["step_us"] / raw}
     return {**figures["ours"], "peers": peers | absent}
+
+
+def _on_gpu(payload: str, repeats: int, fraction: float, device: torch.device) -> dict[str, Any]:
+    """Of minibatches on a GPU: with the buffer in its memory, and with the buffer in pinned memory of the host."""
+    shapes, stored, strata = PAYLOADS[payload]
+    capacity = max(2 * DRAW, int(stored * fraction))
+    minibatch = {name: torch.ones(B, *shape).to(dtype).to(device) for name, (shape, dtype) in shapes.items()}
+    out = {name: torch.zeros(DRAW, *shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
+    found = {}
+    for place in (device, torch.device("cpu")):
+        there = {name: torch.ones(capacity, *shape).to(dtype) for name, (shape, dtype) in shapes.items()}
+        there = {name: t.to(place) if place.type == "cuda" else t.pin_memory() for name, t in there.items()}
+        subjects = {"ours": Ours(minibatch, capacity, strata, place), "raw": Raw(there, False)}
+        figures = {name: _figures(parts) for name, parts in _medians(subjects, minibatch, out, repeats).items()}
+        raw = figures["raw"]["step_us"]
+        found[place.type] = {
+            **figures["ours"],
+            "raw_step_us": raw,
+            "step_over_raw": figures["ours"]["step_us"] / raw,
+        }
+    return {**found["cuda"], "host": found["cpu"]}
 
 
 def _figures(seconds: dict[str, float]) -> dict[str, float]:
@@ -238,6 +276,8 @@ def _time(act: Callable[[], None]) -> float:
     start = time.perf_counter()
     for _ in range(ROW):
         act()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return (time.perf_counter() - start) / ROW
 
 
@@ -247,9 +287,11 @@ def main(folder: "RunFolder", arguments: list[str]) -> None:
     parser.add_argument("--payload", choices=list(PAYLOADS), action="append")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--fraction", type=float, default=1.0, help="of the samples stored; less for a quick run")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where minibatches are (auto)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    device = find_device(options.device)
     for payload in options.payload or PAYLOADS:
-        figures = measure(payload, options.repeats, options.fraction)
-        folder.write_summary({payload: figures})
+        figures = measure(payload, options.repeats, options.fraction, device)
+        folder.write_summary({"device": describe_device(device), payload: figures})
         print(payload, {name: value for name, value in figures.items() if name != "peers"})

@@ -85,10 +85,12 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace, 
         buffer_bytes=math.ceil(options.buffer * len(images.train) / place.ranks) * sample,
         precision="bfloat16",
         seed=seed,
+        device=options.device,
     )
     optimiser = torch.optim.SGD(network.parameters(), options.learning_rate, momentum=0.9, weight_decay=5e-4)
     loop = Loop(network, strategy, settings, rank=place.rank, optimiser=optimiser)
     loop.connect(place.join(device=loop.device))
+    images = Images(**{name: value.to(loop.device) for name, value in vars(images).items()})
     # Ranks draw their own augmentations; weights, made above, are alike.
     torch.manual_seed(seed + 1 + place.rank)
     total, accuracies, seconds = Tally(), [], 0.0
@@ -120,7 +122,7 @@ def train(loop: Loop, images: Images, pool: torch.Tensor, place: Place, options:
     epochs = Epochs(len(pool), seed=loop.settings.seed, rank=place.rank, ranks=place.ranks)
 
     def load(n: int, out: dict[str, torch.Tensor]) -> None:
-        chosen = pool[torch.from_numpy(epochs.take(n))]
+        chosen = pool[torch.from_numpy(epochs.take(n)).to(loop.device)]
         torch.index_select(images.train, 0, chosen, out=out["image"][:n])
         torch.index_select(images.train_label, 0, chosen, out=out["label"][:n])
         out["stratum"][:n] = out["label"][:n]
@@ -150,7 +152,7 @@ def test(
     mine = torch.nonzero(images.test_label < classes).ravel()[place.rank :: place.ranks]
     right = torch.zeros(3)
     for part in mine.split(250):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(part.device.type, torch.bfloat16):
             (logits,) = objective.outputs(network, {"image": images.test[part]})
         hit = logits.topk(5).indices == images.test_label[part, None]
         right += torch.tensor([hit[:, 0].sum(), hit.sum(), len(part)])
@@ -201,6 +203,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="class_incremental.py", description=__doc__.split("\n")[0])
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="names, with commas between them (all)")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
     parser.add_argument("--epochs", type=float, default=4, help="passes over each task's images (4)")
     parser.add_argument("--batch", type=int, default=56, help="new images per rank and step (56)")
     parser.add_argument("--candidates", type=int, default=14, help="of them offered to the buffer (14)")

@@ -40,6 +40,7 @@ from steering import (
 )
 from steering.inference.evaluate import patch_phase_error
 from steering.learning.epochs import Epochs
+from steering.learning.rows import as_rows
 from steering.ptychography import extract_patches, patch_weight, simulate
 
 HELD_OUT = 10  # every tenth frame is never trained on
@@ -122,6 +123,7 @@ def learn(place: Place, course: Course, name: str, options: argparse.Namespace) 
         learning_rate=options.learning_rate,
         buffer_bytes=math.ceil(stored) * bytes_each,
         seed=options.seed,
+        device=options.device,
     )
     loop = Loop(network, strategy, settings, rank=place.rank)
     loop.connect(place.join(device=loop.device))
@@ -161,14 +163,14 @@ def as_fields(task: Task, stratum: int) -> dict[str, torch.Tensor]:
 
 def train(loop: Loop, parts: list[dict[str, torch.Tensor]], place: Place, options: argparse.Namespace) -> Tally:
     """So many passes over the samples of these tasks."""
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole = {name: torch.cat([part[name] for part in parts]).to(loop.device) for name in parts[0]}
     count = len(whole["stratum"])
     epochs = Epochs(count, seed=options.seed, rank=place.rank, ranks=place.ranks)
 
     def load(n: int, out: dict[str, torch.Tensor]) -> None:
-        for row, index in enumerate(epochs.take(n).tolist()):
-            for name, value in whole.items():
-                out[name][row] = value[index]
+        rows = torch.from_numpy(epochs.take(n)).to(loop.device)
+        for name, value in whole.items():
+            torch.index_select(as_rows(value), 0, rows, out=as_rows(out[name][:n]))  # torch cannot select from uint16
 
     loop.prepare({name: value[0] for name, value in whole.items()})
     return loop.run(math.ceil(options.epochs * count / (options.batch * place.ranks)), load)
@@ -178,8 +180,9 @@ def train(loop: Loop, parts: list[dict[str, torch.Tensor]], place: Place, option
 def judge(network: ProbeFirst, task: Task, weight: NDArray[np.float32]) -> float:
     """Median phase error on the frames of a task that were never trained on, radians."""
     held_out = np.arange(len(task.counts)) % HELD_OUT == 0
-    amplitude, phase = network(torch.from_numpy(task.counts[held_out]))
-    return float(np.median(patch_phase_error(torch.polar(amplitude, phase).numpy(), task.patches[held_out], weight)))
+    amplitude, phase = network(torch.from_numpy(task.counts[held_out]).to(network.optics.probe.device))
+    patches = torch.polar(amplitude, phase).cpu().numpy()
+    return float(np.median(patch_phase_error(patches, task.patches[held_out], weight)))
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
@@ -203,6 +206,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", choices=("simulated", "siemens"), default="simulated")
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="names, with commas between them (all)")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
     parser.add_argument("--frames", type=int, default=500, help="of each simulated sample (500)")
     parser.add_argument("--passes", type=int, default=20, help="of refinement over the recorded scan (20)")
     parser.add_argument("--epochs", type=float, default=8, help="passes over each task's frames (8)")

@@ -68,6 +68,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             final=FinalSettings(refine=replace(FinalSettings().refine, alpha=0.3, probe_from_pass=1)),
         ),
         hold_out=HoldOut(region=corner(recording.positions / pixel), margin=options.margin),
+        device=options.device,
     )
     with local(ranks=options.ranks) as client:
         run(experiment, client, folder, show=Progress())
@@ -107,6 +108,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategy", choices=STRATEGIES, default="er")
     parser.add_argument("--policy", choices=POLICIES, default="space_filling")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where is computed (auto)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of training after the last frame (10)")
     parser.add_argument("--margin", type=float, default=64.0, help="object pixels around the held-out corner (64)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")

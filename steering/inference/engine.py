@@ -23,6 +23,7 @@ from steering.inference.backends import REFERENCE, Backend, Slot, make_package, 
 from steering.inference.evaluate import patch_phase_error
 from steering.models import Network, is_split
 from steering.ptychography import Canvas, extract_patches, patch_weight, simulate
+from steering.ptychography.device import find_device
 from steering.records import Field
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Engine:
     """Runs the version in service, and makes the next one ready beside it.
 
     network: any version of the architecture, its optics set; the serving slot begins with it. frames: the largest
-    batch. device: as torch names it. compiled: whether compiled backends and, where it is installed, ONNX Runtime may
+    batch. device: see `find_device`. compiled: whether compiled backends and, where it is installed, ONNX Runtime may
     be tried, which takes minutes at the start. stream: what is known of the frames to come. measure_s: seconds that
     the choice may take besides. backends: those to choose from; by default all that the machine may have.
 
@@ -110,7 +111,7 @@ class Engine:
         measure_s: float = 0.5,
         backends: Sequence[Backend] | None = None,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = find_device(device, local_rank=-1)
         self._packages: Path | None = None
         self._template = network
         self._stream = stream or Stream()
@@ -131,6 +132,7 @@ class Engine:
         window, patch = network.hyperparameters["window"], network.hyperparameters["patch"]
         pinned = self.device.type == "cuda"
         self._counts = torch.zeros(frames, window, window, pin_memory=pinned)
+        self._raw = torch.zeros(frames, window, window, dtype=torch.int16, pin_memory=True) if pinned else None
         self._patches = torch.zeros(frames, patch, patch, dtype=torch.complex64, pin_memory=pinned)
         self._sizes = sorted(
             {1, frames, *(n for step in _STEPS for k in range(frames.bit_length()) if (n := step << k) < frames)}
@@ -159,7 +161,8 @@ class Engine:
         if len(counts) > most:
             return np.concatenate([self.predict(counts[i : i + most]).copy() for i in range(0, len(counts), most)])
         size = next(size for size in self._sizes if size >= len(counts))
-        return run(self.serving, counts, self._counts[:size], self._patches)
+        frames = self._counts if self._raw is None or counts.dtype != np.uint16 else self._raw
+        return run(self.serving, counts, frames[:size], self._patches)
 
     def slot(self, backend: Backend) -> Slot:
         """Another slot that runs on this backend, holding the network that the engine was made with."""
@@ -256,12 +259,19 @@ class Engine:
 def run(slot: Slot, counts: NDArray, frames: torch.Tensor, out: torch.Tensor) -> NDArray[np.complex64]:
     """Patches (n, patch, patch) of counts (n, window, window) in `out`, by way of `frames`: both on the host.
 
-    What `frames` holds beyond n is predicted with them, and left.
+    frames: float32, or int16 with the bits of uint16 counts, which is half to send to a GPU. What it holds beyond n is
+    predicted with them, and left.
     """
     n = len(counts)
-    np.copyto(frames[:n].numpy(), counts, casting="unsafe")
+    if frames.dtype == torch.int16:
+        frames[:n].numpy()[...] = counts.view(np.int16)
+    else:
+        np.copyto(frames[:n].numpy(), counts, casting="unsafe")
     with torch.inference_mode():
-        amplitude, phase = (each[:n] for each in slot(frames.to(slot.device, non_blocking=True)))
+        there = frames.to(slot.device, non_blocking=True)
+        if there.dtype == torch.int16:
+            there = (there.to(torch.int32) & 0xFFFF).to(torch.float32)  # most operators do not know uint16
+        amplitude, phase = (each[:n] for each in slot(there))
         if slot.device.type == "cpu":
             torch.polar(amplitude, phase, out=out[:n])
         else:

@@ -17,8 +17,9 @@ class PredictorSettings:
     """Most frames that are predicted together."""
     gather_ms: float = 2.0
     """How long a frame may wait for others to be predicted together with, milliseconds."""
-    device: str = "cpu"
-    """As torch names it."""
+    device: str = "auto"
+    """`auto`, a GPU where the predictor sees one; `cpu`; or `cuda`. Of several GPUs it takes the last, since the ranks
+    on its host begin with the first."""
     compiled: bool = False
     """Whether compiled backends may be tried: minutes at the start, and a C++ compiler; and ONNX Runtime: 3 seconds,
     and the extra `onnx`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,16 @@ class LabelSettings:
     """Refinement of the live image while no labels are made."""
     final: FinalSettings = field(default_factory=FinalSettings)
     """Refinement of a scan that is over."""
+
+    def on(self, device: str) -> LabelSettings:
+        """The same, computed on this device, see `RefineSettings.device`."""
+        return replace(
+            self,
+            first=replace(self.first, device=device),
+            again=replace(self.again, device=device),
+            live=replace(self.live, refine=replace(self.live.refine, device=device)),
+            final=replace(self.final, refine=replace(self.final.refine, device=device)),
+        )
 
 
 _LEAST_SEEN = 0.9

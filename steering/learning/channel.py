@@ -2,7 +2,8 @@
 
 What a rank sends to another is a message: a header of the same size for everyone, then any number of bytes. On CUDA all
 work is queued on the channel's stream and ordered with the training stream by events; the host waits for headers only,
-which arrived while the step before was computed.
+which arrived while the step before was computed. Buffers belong to the channel's stream: torch gives their memory to
+nobody else before what is queued there is done, also where a group breaks with exchanges under way.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from steering.learning.group import deadline_of, nccl_of, settle
 
 
 @dataclass
@@ -30,21 +33,25 @@ class Messages:
     send_sizes: list[int]
     receive_sizes: list[int]
     header_bytes: int
+    group: dist.ProcessGroup
     _work: dist.Work | None = None
     _headers: Tensor | None = None
     _arrived: "torch.cuda.Event | None" = None
 
     def wait(self) -> list[np.ndarray]:
-        """Wait until everything has arrived, or raise where a peer is gone or the group's timeout has passed.
+        """Wait until everything has arrived; raise where a peer is gone or the group's timeout has passed.
 
         Returns the header from each rank, int64, empty from the rank itself. The bytes of `received` may then be used
         on the current stream.
         """
         if self._arrived is not None and self._headers is not None:
-            self._arrived.synchronize()
-            torch.cuda.current_stream().wait_event(self._arrived)
-            headers = self._headers.numpy()
-            return [h if size else h[:0] for h, size in zip(headers, self.receive_sizes, strict=True)]
+            nccl = nccl_of(self.group, self.received.device)
+            settle(self._arrived, [nccl], deadline=deadline_of(nccl))
+            training = torch.cuda.current_stream(self.received.device)
+            training.wait_event(self._arrived)
+            self.received.record_stream(training)
+            rows = iter(self._headers.numpy())
+            return [next(rows) if size else np.zeros(0, np.int64) for size in self.receive_sizes]
         if self._work is not None:
             self._work.wait()
         bytes_, start, messages = self.received.numpy(), 0, []
@@ -77,19 +84,20 @@ class Channel:
         if self._stream is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream())
+        training = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(training)
         packed = torch.cuda.Event()
         with torch.cuda.stream(self._stream):
             yield
-            packed.record()
+            packed.record(self._stream)
         # Slots that are being read must not be overwritten by the insert that follows on the training stream.
-        torch.cuda.current_stream().wait_event(packed)
+        training.wait_event(packed)
 
     def messages(self, send_sizes: list[int], receive_sizes: list[int], header_bytes: int) -> Messages:
         """Provide buffers of the given sizes, not initialised."""
         send, received = self._spare.pop() if self._spare else (self._empty(0), self._empty(0))
         send, received = self._at_least(send, sum(send_sizes)), self._at_least(received, sum(receive_sizes))
-        return Messages(send, received, send_sizes, receive_sizes, header_bytes)
+        return Messages(send, received, send_sizes, receive_sizes, header_bytes, self.group)
 
     def launch(self, messages: Messages) -> None:
         """Start the collective; returns at once. Every rank must call it in the same order."""
@@ -101,16 +109,15 @@ class Channel:
         with torch.cuda.stream(self._stream):
             work = self._all_to_all(received, send, messages)
             work.wait()  # orders the stream, not the host
-            shape = (len(messages.receive_sizes), messages.header_bytes // 8)
-            headers = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
-            start = 0
-            for row, size in zip(headers.view(torch.uint8), messages.receive_sizes, strict=True):
-                if size:
-                    row.copy_(received[start : start + messages.header_bytes], non_blocking=True)
-                start += size
+            starts = np.cumsum([0, *messages.receive_sizes[:-1]])[np.array(messages.receive_sizes) > 0]
+            headers = torch.stack([received[start : start + messages.header_bytes] for start in starts.tolist()])
+            messages._headers = torch.empty(
+                (len(headers), messages.header_bytes // 8), dtype=torch.int64, pin_memory=True
+            )
+            messages._headers.view(torch.uint8).copy_(headers, non_blocking=True)
             messages._arrived = torch.cuda.Event()
-            messages._arrived.record()
-            messages._headers = headers
+            messages._arrived.record(self._stream)
+            messages._work = work  # keeps what it holds until the host has seen the end
 
     def give_back(self, messages: Messages) -> None:
         """Let a later exchange use the buffers again."""
@@ -121,11 +128,10 @@ class Channel:
         return dist.all_to_all_single(received, send, *sizes, group=self.group, async_op=True)
 
     def _empty(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.uint8, device=self.device)
+        if self._stream is None:
+            return torch.empty(size, dtype=torch.uint8)
+        with torch.cuda.stream(self._stream):
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def _at_least(self, buffer: Tensor, size: int) -> Tensor:
-        if len(buffer) >= size:
-            return buffer
-        if self._stream is not None:
-            torch.cuda.synchronize(self.device)  # rare; the old memory may still be in use on either stream
-        return self._empty(size + size // 4)
+        return buffer if len(buffer) >= size else self._empty(size + size // 4)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.channel import Channel, Messages
-from steering.learning.rows import Layout, as_rows
+from steering.learning.group import nccl_of
+from steering.learning.rows import Layout, as_rows, on_device
 from steering.learning.sampling import MODES, Fills, Mode, StepRNG, draw, draw_slots
 
 # A header is int64: step, bytes of a sample, digest of its layout, strata that changed, announcements that follow (all
@@ -183,7 +184,7 @@ class Exchange:
             header.nbytes,
         )
         with channel.packing():
-            packed_header = torch.from_numpy(header).view(torch.uint8).to(channel.device)
+            packed_header = on_device(header, channel.device).view(torch.uint8)
             position = 0
             for rank, size in enumerate(messages.send_sizes):
                 if size:
@@ -272,5 +273,4 @@ class Exchange:
 
 def _wire(group: dist.ProcessGroup, device: torch.device) -> torch.device:
     """Where messages are packed: the minibatches' GPU where the group's backend for it is NCCL, the host elsewhere."""
-    nccl = device.type == "cuda" and "cuda:nccl" in str(dist.get_backend_config(group))
-    return device if nccl else torch.device("cpu")
+    return torch.device("cpu") if nccl_of(group, device) is None else device

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import datetime
 import gc
+import logging
 import os
 import socket
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import psutil
 import torch
 import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
 
 
 class GroupLost(RuntimeError):
@@ -96,9 +101,13 @@ class Place:
             os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
         wait = datetime.timedelta(seconds=self.deadline)
         meeting = dist.TCPStore(self.where.address, self.where.port, is_master=False, timeout=wait)
+        _prepare_nccl()
         store = dist.PrefixStore(f"generation-{generation}", meeting)
         store.set(f"device-{self.rank}", identity(torch.device(device)))
         everyone = [store.get(f"device-{other}").decode() for other in range(self.ranks)]
+        shared = sorted({name for name in everyone if name != "cpu" and everyone.count(name) > 1})
+        if shared and self.rank == 0:
+            logger.warning("found ranks that share %s: they speak gloo, by way of the host", ", ".join(shared))
         dist.init_process_group(
             backend(everyone),
             store=store,
@@ -142,9 +151,79 @@ def leave() -> None:
 
     What holds the group (DDP, an exchange, the frames of a traceback) must be dropped before; else it stays open.
     """
-    if dist.is_initialized():
-        gc.collect()
+    if not dist.is_initialized():
+        return
+    gc.collect()
+    if "nccl" in str(dist.get_backend_config()):
+        # A destroyed group waits for what is under way, and an exchange is always under way: a lost peer would never
+        # end it.
+        dist.distributed_c10d._abort_process_group()
+    else:
         dist.destroy_process_group()
+
+
+def _prepare_nccl() -> None:
+    """Settings that NCCL and torch read when the first group with it is made.
+
+    By default torch ends the process in which a collective of NCCL fails: a lost rank would take all others with it.
+    With 2 it aborts the collective and leaves the process alone; `settle` raises. The second: two groups are used
+    from one thread, and NCCL is told that the order of their launches is the same on all ranks.
+    """
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "2"
+    os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
+
+
+class Waitable(Protocol):
+    """What `settle` needs of a CUDA event."""
+
+    def query(self) -> bool:
+        """Whether all that was queued before it is done."""
+
+
+class Collectives(Protocol):
+    """What `settle` needs of a backend of torch.distributed."""
+
+    def get_error(self) -> Any:
+        """What a collective of this backend failed with, an enumeration; its name is SUCCESS where none has."""
+
+
+def settle(event: Waitable, backends: Sequence[Collectives], *, deadline: float, pause: float = 2e-5) -> None:
+    """Wait on the host for an event, and see that no collective before it failed.
+
+    A collective of NCCL that was aborted looks done to the GPU, with garbage in its result: nothing may be computed
+    from it before this has returned. deadline, pause: seconds. Raises torch's DistBackendError where a collective
+    failed, or the event does not come within the deadline.
+    """
+    until = time.monotonic() + deadline
+    while True:
+        done = event.query()
+        found = [name for each in backends if (name := each.get_error().name) != "SUCCESS"]
+        if found:
+            raise dist.DistBackendError(f"found {', '.join(found)} in a collective, expected all ranks to take part")
+        if done:
+            return
+        if time.monotonic() > until:
+            raise dist.DistBackendError(
+                f"found work on the GPU that is not done after {deadline:.0f} s, expected all ranks to take part in "
+                "its collectives"
+            )
+        time.sleep(pause)
+
+
+def nccl_of(group: dist.ProcessGroup | None, device: torch.device) -> Any:
+    """The backend by which a group sends what is on this device, where that is NCCL; None elsewhere.
+
+    group: None for the default one.
+    """
+    group = group or dist.group.WORLD
+    if group is None or device.type != "cuda" or "cuda:nccl" not in str(dist.get_backend_config(group)):
+        return None
+    return group._get_backend(device)
+
+
+def deadline_of(backend: Any) -> float:
+    """Seconds after which a collective of this backend fails."""
+    return float(backend.options._timeout.total_seconds())
 
 
 def broadcast_bytes(data: bytes, source: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections import Counter
@@ -16,12 +17,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from steering.learning.buffer import RehearsalBuffer
-from steering.learning.group import broadcast_bytes, group_errors
+from steering.learning.group import broadcast_bytes, deadline_of, group_errors, nccl_of, settle
 from steering.learning.minibatch import Fields, Minibatch, Ring, Specification
 from steering.learning.rehearsal import Rehearsal
 from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed, capture, digest, restore
+from steering.ptychography.device import find_device
 
 PARTS = ("load", "train", "populate", "augment", "wait")
 Load = Callable[[int, Fields], None]
@@ -40,6 +42,8 @@ class Tally:
     losses: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     """Seconds that each step waited for representatives."""
+    _losses: list[torch.Tensor] = field(default_factory=list)
+    """Of the newest steps, which `settle` reads."""
 
     @property
     def loss(self) -> float:
@@ -55,6 +59,16 @@ class Tally:
             losses=self.losses + other.losses,
             waits=self.waits + other.waits,
         )
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Count the loss () of a step. One on a GPU stays there, for reading it would make the host wait."""
+        self._losses.append(loss)
+
+    def settle(self) -> None:
+        """Read the losses that were counted."""
+        if self._losses:
+            self.losses += torch.stack(self._losses).tolist()
+            self._losses = []
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -74,6 +88,8 @@ class Loop:
         strategy: how new samples and representatives are used.
         settings: the same on every rank.
         rank: of this process; it seeds what the local buffer keeps.
+        local_rank: of this process among the ranks on its host, which share out its GPUs; None: LOCAL_RANK, as
+            torchrun says it, or else the rank.
         optimiser: of the network's parameters; None: the one of the settings.
     """
 
@@ -84,11 +100,14 @@ class Loop:
         settings: TrainerSettings,
         *,
         rank: int = 0,
+        local_rank: int | None = None,
         optimiser: torch.optim.Optimizer | None = None,
     ) -> None:
         self.network, self.strategy, self.settings, self.rank = network, strategy, settings, rank
-        kind = settings.device
-        self.device = torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
+        on_host = int(os.environ.get("LOCAL_RANK", rank)) if local_rank is None else local_rank
+        self.device = find_device(settings.device, local_rank=on_host)
+        if settings.buffer_device == "cuda" and self.device.type != "cuda":
+            raise ValueError("found a buffer on the GPU and training on the CPU, expected both on the GPU")
         network.to(self.device)
         self.optimiser = optimiser or settings.make_optimiser(network.parameters())
         self.rehearsal = Rehearsal(
@@ -106,6 +125,8 @@ class Loop:
         self.steps = 0
         """Taken so far; the same on every rank."""
         self._fresh = True
+        self._nccl: list[Any] = []
+        """The backend of the gradients, where it is NCCL."""
         self._module: nn.Module | None = None
         self._ring: Ring | None = None
         self._loaded: tuple[str, ...] = ()
@@ -137,6 +158,8 @@ class Loop:
                 # The argument's new name is not known to the torch of many clusters yet.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._module = DistributedDataParallel(self.network, broadcast_buffers=False)
+        found = None if group is None else nccl_of(None, self.device)
+        self._nccl = [] if found is None else [found]
         if self.settings.precision == "bfloat16":
             self._module = Autocast(self._module, self.device.type)
         self._fresh = False
@@ -166,6 +189,7 @@ class Loop:
     def disconnect(self) -> None:
         """Drop what holds the group, so that it can be left."""
         self._module = None
+        self._nccl = []
         self.rehearsal.disconnect()
 
     def prepare(self, example: Fields) -> None:
@@ -198,6 +222,7 @@ class Loop:
         for _ in range(steps):
             with group_errors(f"rank {self.rank}, at step {self.steps},"):
                 self._step(load, tally)
+        tally.settle()
         return tally
 
     def _step(self, load: Load, tally: Tally) -> None:
@@ -223,6 +248,10 @@ class Loop:
         with tally.timed("train"):
             self.optimiser.zero_grad(set_to_none=True)
             loss = self.strategy.gradient(self._trained, minibatch)
+            if self._nccl:  # no garbage of a collective that failed may reach the weights
+                backward = torch.cuda.Event()
+                backward.record(torch.cuda.current_stream(self.device))
+                settle(backward, self._nccl, deadline=deadline_of(self._nccl[0]))
             if self.settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
             if self.settings.schedule is not None:
@@ -230,7 +259,7 @@ class Loop:
                 for group in self.optimiser.param_groups:
                     group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
             self.optimiser.step()
-            tally.losses.append(loss.value.item())
+            tally.add(loss.value.detach())
         with tally.timed("populate"), torch.no_grad():
             new = {name: fields[name][:b] for name in self._loaded}
             kept = self.strategy.remember(new, loss.outputs)

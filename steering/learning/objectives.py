@@ -48,6 +48,7 @@ class Reconstruction:
     def __init__(self, weight: NDArray[np.float32], *, absolute: float = 0.3) -> None:
         self.weight = torch.from_numpy(np.asarray(weight, np.float32))
         self.absolute = absolute
+        self._share = self.weight / self.weight.sum()
 
     def outputs(self, network: nn.Module, fields: Fields) -> Outputs:
         """(amplitude, phase), each (n, patch, patch)."""
@@ -60,7 +61,7 @@ class Reconstruction:
         wherever the phase is more than 60 degrees off: a network that starts there never recovers.
         """
         amplitude, phase = outputs
-        share = (self.weight / self.weight.sum()).to(phase.device)
+        share = self._share_on(phase.device)
         turn = phase - fields["phase"]
         # The best constant is the angle of the mean phasor; no gradient flows through it.
         with torch.no_grad():
@@ -71,9 +72,15 @@ class Reconstruction:
 
     def distance(self, outputs: Outputs, stored: Outputs) -> Tensor:
         """(n,) illumination-weighted mean of |amplitude difference|^2 + |exp(i phase difference) - 1|^2."""
-        share = (self.weight / self.weight.sum()).to(outputs[0].device)
+        share = self._share_on(outputs[0].device)
         chord = 2 - 2 * (outputs[1] - stored[1]).cos()
         return (((outputs[0] - stored[0]).square() + chord) * share).sum((-2, -1))
+
+    def _share_on(self, device: torch.device) -> Tensor:
+        """The weight, its sum 1: moved to a device once, and not in each step."""
+        if self._share.device != device:
+            self._share = self._share.to(device)
+        return self._share
 
 
 class Classification:
@@ -96,8 +103,9 @@ class Classification:
     def outputs(self, network: nn.Module, fields: Fields) -> Outputs:
         """(logits,), float32 (n, classes)."""
         image = fields["image"]
-        mean, std = self.mean.to(image.device), self.std.to(image.device)
-        image = (image.float() / 255 - mean) / std
+        if self.mean.device != image.device:  # once, and not in each step
+            self.mean, self.std = self.mean.to(image.device), self.std.to(image.device)
+        image = (image.float() / 255 - self.mean) / self.std
         if network.training and self.shift:
             image = _moved(image, self.shift)
         # Several times faster for small images on a CPU, and what tensor cores want.

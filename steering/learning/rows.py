@@ -105,7 +105,7 @@ class Rows:
             self._host.take(slots, 0, staging.numpy(), "clip")
             rows.copy_(staging, non_blocking=True)
             return
-        index = torch.from_numpy(slots).to(self.tensor.device, non_blocking=True)
+        index = on_device(slots, self.tensor.device)
         if rows.device == self.tensor.device:
             source, rows = _widest(self.tensor, rows)
             torch.index_select(source, 0, index, out=rows)
@@ -121,7 +121,12 @@ class Rows:
             return
         whole = len(chosen) == samples.shape[0]
         if self._host is not None:
-            rows = host_rows(samples if samples.is_cpu else samples.cpu())
+            if not samples.is_cpu:
+                # Only the chosen ones leave the GPU. The host waits for them: it is to write them now.
+                samples = as_rows(samples)
+                samples = samples if whole else samples.index_select(0, on_device(chosen, samples.device))
+                samples, whole = samples.cpu(), True
+            rows = host_rows(samples)
             if whole:
                 self._host[slots] = rows
             elif self.width < LONG_ROW:
@@ -132,9 +137,20 @@ class Rows:
             return
         source = as_rows(samples)
         if not whole:
-            source = source.index_select(0, torch.from_numpy(chosen).to(source.device, non_blocking=True))
+            source = source.index_select(0, on_device(chosen, source.device))
         storage, source = _widest(self.tensor, source.to(self.tensor.device, non_blocking=True))
-        storage.index_copy_(0, torch.from_numpy(slots).to(storage.device, non_blocking=True), source)
+        storage.index_copy_(0, on_device(slots, storage.device), source)
+
+
+def on_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of an array, also of a read-only one, on a device. The host does not wait for a GPU.
+
+    It goes through pinned memory of torch's caching allocator, which hands that out again only when the copy is done; a
+    copy of what is not pinned would wait for all that the GPU was given before.
+    """
+    copy = torch.empty(numbers.shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+    copy.numpy()[...] = numbers
+    return copy.to(device, non_blocking=True)
 
 
 def host_rows(tensor: Tensor) -> np.ndarray:

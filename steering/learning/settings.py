@@ -62,8 +62,9 @@ class TrainerSettings:
     niceness: int = 5
     """Of the process of each rank of a campaign, as of `nice`: where cores are shared, training yields to prediction.
     0: it does not."""
-    device: str = "cpu"
-    """Where networks are trained: `cpu`, or `cuda` (NCCL where every rank has a GPU of its own, gloo elsewhere)."""
+    device: str = "auto"
+    """Where networks are trained: `auto`, a GPU where the rank sees one; `cpu`; or `cuda`. Ranks speak NCCL where each
+    has a GPU of its own, gloo elsewhere."""
     buffer_device: str = "cpu"
     """Where samples are stored: `cpu` (pinned where there is CUDA), or `cuda` for the memory of the rank's GPU."""
 
@@ -81,8 +82,8 @@ class TrainerSettings:
         for name, kinds in (("optimiser", get_args(Optimiser)), ("precision", get_args(Precision))):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"found {name}={getattr(self, name)!r}, expected one of {', '.join(kinds)}")
-        if self.buffer_device.startswith("cuda") and not self.device.startswith("cuda"):
-            raise ValueError(f"found device={self.device!r} with a buffer on the GPU, expected device='cuda' beside it")
+        if self.buffer_device.startswith("cuda") and self.device == "cpu":
+            raise ValueError("found device='cpu' with a buffer on the GPU, expected device='cuda' beside it")
 
     def make_optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser that these settings describe."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from steering.ptychography.device import find_device
 from steering.ptychography.gauge import Gauge
 from steering.ptychography.rpie import Rpie
 from steering.ptychography.settings import RefineSettings
@@ -80,7 +81,7 @@ class Refinement:
 
             found, probe = reconstruct(counts, positions_px, probe, canvas, self._before, mask, self.settings)
             self.passes = self.settings.passes
-        self._engine = Rpie(counts, mask, corner, fraction, found, probe)
+        self._engine = Rpie(counts, mask, corner, fraction, found, probe, find_device(self.settings.device))
         if self.over:
             self._engine.measure_residuals()
         self._order = np.random.default_rng(self.settings.seed)
@@ -117,14 +118,14 @@ class Refinement:
     def result(self) -> Refined:
         """What there is by now."""
         engine = self._engine
-        found, probe = engine.object.copy(), engine.probe.clone()
+        found, probe = engine.object.copy(), engine.probe.cpu().clone()
         if self.settings.probe_from_pass is not None:
             self._gauge.hold(torch.from_numpy(found), probe)
         covered = engine.illumination() >= _LEAST_COVER
         return Refined(
             object=np.where(covered, found, self._before),
             probe=probe.numpy(),
-            residual=engine.residual.numpy().copy(),
+            residual=engine.residual.cpu().numpy().copy(),
             covered=covered,
         )
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from steering.ptychography.forward import shift_ramps
 from steering.ptychography.trust import good_pixels, measured_amplitude
+from steering.ptychography.windows import DeviceWindows, HostWindows, Windows
 
-_BLOCK_PIXELS = 2**16
-"""Frames of a batch go through the Fourier transforms in blocks of so many pixels, so that a block stays in cache."""
+_BLOCK_PIXELS = {"cpu": 2**16, "cuda": 2**24}
+"""Frames of a batch go through the Fourier transforms in blocks of so many pixels: on a CPU so that a block stays in
+cache, on a GPU as many as fill it."""
 _CACHE_BYTES = 2**28
 """Up to here the amplitudes of all frames are kept, and while the probe is fixed their shifted probes; beyond, they are
 made anew from the counts for each batch, so that a scan of 1e5 frames needs little more memory than its counts."""
@@ -29,8 +31,8 @@ class Rpie:
     """Object and probe on their way to agreement with frames.
 
     counts: (n, N, N) of any real dtype, centred. mask: bool (N, N), True = do not use; None: all pixels count.
-    corner, fraction: of `Canvas.corners`. object: (Y, X) complex64, changed in place. probe: (mode, N, N). Raises
-    ValueError for counts that are negative or not finite.
+    corner, fraction: of `Canvas.corners`. object: (Y, X) complex64; on the CPU it is changed in place. probe: (mode, N,
+    N). device: where all of it is computed. Raises ValueError for counts that are negative or not finite.
     """
 
     def __init__(
@@ -41,12 +43,16 @@ class Rpie:
         fraction: NDArray[np.float32],
         object: NDArray[np.complex64],
         probe: NDArray[np.complex64],
+        device: torch.device | None = None,
     ) -> None:
         window = probe.shape[-1]
-        self.object = object
-        self.probe = torch.from_numpy(np.array(probe, np.complex64))
-        self.residual = torch.ones(len(corner))
-        self._good = None if mask is None else torch.fft.ifftshift(good_pixels(mask, window))
+        self.device = torch.device("cpu") if device is None else device
+        self._windows: Windows = (
+            HostWindows(object) if self.device.type == "cpu" else DeviceWindows(object, self.device)
+        )
+        self.probe = torch.from_numpy(np.array(probe, np.complex64)).to(self.device)
+        self.residual = torch.ones(len(corner), device=self.device)
+        self._good = None if mask is None else torch.fft.ifftshift(good_pixels(mask, window)).to(self.device)
         self._counts, self._mask = counts, mask
         self._amplitude: Tensor | None = None
         """(n, N, N), the zero frequency at the corner."""
@@ -58,30 +64,31 @@ class Rpie:
             kept += [block] if small else []
         if kept:
             self._amplitude = torch.cat(kept)
-        self._power = torch.cat(power) if power else torch.zeros(0)
-        self._corner = corner
-        self._ramps = shift_ramps(torch.from_numpy(fraction), window)
-        self._change = np.zeros_like(object)
-        self._weight = np.zeros(object.shape, np.float32)
+        self._power = torch.cat(power) if power else torch.zeros(0, device=self.device)
+        self._corner, self._shape = corner, object.shape
+        self._ramps = shift_ramps(torch.from_numpy(fraction).to(self.device), window)
         # Keeps 0 / 0 away where the model has no light; a millionth of the mean amplitude changes no digit elsewhere.
         self._floor = 1e-6 * float(self._power.mean().sqrt()) / window + 1e-20
         self._known: Tensor | None = None
         self.probe_changed = False
 
+    @property
+    def object(self) -> NDArray[np.complex64]:
+        """(Y, X), on the host."""
+        return self._windows.object()
+
     def with_light(self) -> NDArray[np.int64]:
         """The frames that have counts; the others hold no information."""
-        return np.flatnonzero(self._power.numpy() > 0)
+        return np.flatnonzero(self._power.cpu().numpy() > 0)
 
     def step(self, frames: NDArray[np.int64], alpha: float, probe_alpha: float | None = None) -> None:
         """Update the object by a batch of frames, and the probe too where `probe_alpha` is given."""
         window = self.probe.shape[-1]
         light = light_of(self.probe)
-        tile = light.numpy()
-        self._change.fill(0)
-        self._weight.fill(0)
+        self._windows.begin()
         probe_change = torch.zeros_like(self.probe)
-        object_light = torch.zeros(window, window)
-        block = max(1, _BLOCK_PIXELS // (window * window * len(self.probe)))
+        object_light = torch.zeros(window, window, device=self.device)
+        block = max(1, _BLOCK_PIXELS[self.device.type] // (window * window * len(self.probe)))
         for start in range(0, len(frames), block):
             here = frames[start : start + block]
             patches, probes, wave = self._revised(here)
@@ -89,10 +96,8 @@ class Rpie:
                 spectrum = torch.fft.fft2(wave * patches.conj().unsqueeze(1))
                 probe_change += self._shift(spectrum, here, back=True).sum(0)
                 object_light += (patches * patches.conj()).real.sum(0)
-            self._put(here, wave.mul_(probes.conj()).sum(1).numpy(), tile)
-        weight = torch.from_numpy(self._weight)
-        weight = weight.clamp_min(light.max()).mul_(alpha).add_(weight, alpha=1 - alpha)
-        torch.from_numpy(self.object).add_(torch.from_numpy(self._change).mul_(weight.reciprocal_()))
+            self._windows.add(self._corner[here], wave.mul_(probes.conj()).sum(1), light)
+        self._windows.apply(alpha, light.max())
         if probe_alpha is not None:
             weight = (1 - probe_alpha) * object_light + probe_alpha * object_light.max()
             self.probe += torch.fft.ifft2(probe_change) / weight.clamp_min(1e-20)
@@ -106,18 +111,16 @@ class Rpie:
     def illumination(self) -> NDArray[np.float32]:
         """(Y, X), illumination of each pixel summed over all frames, relative to the probe's highest intensity."""
         light = light_of(self.probe)
-        tile = (light / light.max()).numpy()
+        tile = (light / light.max()).cpu().numpy()
         window = len(tile)
-        total = np.zeros(self.object.shape, np.float32)
+        total = np.zeros(self._shape, np.float32)
         for y, x in self._corner.tolist():
             total[y : y + window, x : x + window] += tile
         return total
 
     def _revised(self, frames: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """Patches (b, N, N), shifted probes and the change of psi that the frames ask for, both (b, m, N, N)."""
-        corner = self._corner[frames]
-        windows = np.lib.stride_tricks.sliding_window_view(self.object, self.probe.shape[-2:])
-        patches = torch.from_numpy(windows[corner[:, 0], corner[:, 1]])
+        patches = self._windows.take(self._corner[frames], self.probe.shape[-1])
         probes = self._probes(frames)
         wave = torch.fft.fft2(patches.unsqueeze(1) * probes, norm="ortho")
         light = (wave * wave.conj()).real
@@ -137,13 +140,15 @@ class Rpie:
         """Amplitudes (b, N, N) of these frames, a copy: 0 on masked pixels, the zero frequency at the corner."""
         if self._amplitude is not None:
             return self._amplitude[frames]
-        return torch.fft.ifftshift(measured_amplitude(self._counts[frames], self._mask), dim=(-2, -1))
+        measured = measured_amplitude(self._counts[frames], self._mask).to(self.device)
+        return torch.fft.ifftshift(measured, dim=(-2, -1))
 
     def _probes(self, frames: NDArray[np.int64]) -> Tensor:
         if self.probe_changed:
             self._known = None
         elif self._known is None and 8 * len(self._corner) * self.probe.numel() <= _CACHE_BYTES:
-            self._known = torch.empty(len(self._corner), *self.probe.shape, dtype=torch.complex64)
+            shape = (len(self._corner), *self.probe.shape)
+            self._known = torch.empty(shape, dtype=torch.complex64, device=self.device)
             spectrum = torch.fft.fft2(self.probe)
             for k in range(0, len(self._corner), 16):
                 some = np.arange(k, min(k + 16, len(self._corner)))
@@ -157,14 +162,6 @@ class Rpie:
         if back:
             along_y, along_x = along_y.conj(), along_x.conj()
         return (spectrum * along_y.unsqueeze(3)).mul_(along_x.unsqueeze(2))
-
-    def _put(self, frames: NDArray[np.int64], part: NDArray[np.complex64], tile: NDArray[np.float32]) -> None:
-        # A slice per frame in numpy: faster on a CPU than index_add_ on flat views, and the sum has a fixed order.
-        window = len(tile)
-        for (y, x), change in zip(self._corner[frames].tolist(), part, strict=True):
-            here = (slice(y, y + window), slice(x, x + window))
-            self._change[here] += change
-            self._weight[here] += tile
 
 
 def light_of(probe: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class RefineSettings:
     """The same regularisation for the probe."""
     engine: str = "rpie"
     """`rpie`, or `ptychi` for the LSQML engine of Pty-Chi where that is installed."""
+    device: str = "auto"
+    """Of rPIE: `auto`, a GPU where this process sees one; `cpu`; or `cuda`."""
     seed: int = 0
     """Of the order of frames."""
 

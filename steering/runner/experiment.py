@@ -39,6 +39,9 @@ class Experiment:
     prediction: PredictorSettings = field(default_factory=PredictorSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     hold_out: HoldOut = field(default_factory=HoldOut)
+    device: str | None = None
+    """Where training, prediction and label making compute: `auto`, `cpu` or `cuda`, see `find_device`, decided on each
+    worker; None: as the settings of each say, which is `auto` by default."""
     scans: tuple[str, ...] | None = None
     """Names of the scans to come, empty where they are not known; None: as the source says. The truth of each, if the
     source has one, is used to report errors."""
@@ -57,12 +60,23 @@ class Experiment:
                 "network has: make the strategy without an objective"
             )
         derived = {
+            **self._on_device(),
             "strategy": strategy,
             "scans": tuple(self.source.scans) if self.scans is None else self.scans,
             "frames": self.source.frames if self.frames is None else self.frames,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    def _on_device(self) -> dict[str, Any]:
+        """The settings that name a device, with the experiment's own where it has one."""
+        if self.device is None:
+            return {}
+        return {
+            "trainer": replace(self.trainer, device=self.device),
+            "prediction": replace(self.prediction, device=self.device),
+            "labels": self.labels.on(self.device),
+        }
 
     @property
     def safe_campaign(self) -> CampaignSettings:

@@ -40,8 +40,12 @@ class _Graph:
                 run(counts)
         torch.cuda.current_stream(counts.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile: the version in service goes on.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        # On this stream, for torch captures on the current device's otherwise. Other threads may use the GPU meanwhile:
+        # the version in service goes on.
+        with (
+            torch.cuda.device(counts.device),
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+        ):
             self._out = run(counts)
 
     def __call__(self, counts: Tensor) -> tuple[Tensor, Tensor]:

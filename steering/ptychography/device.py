@@ -1,0 +1,51 @@
+"""Which device torch uses: said once as `auto`, `cpu` or `cuda`, decided in the process that computes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def find_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
+    """The device to compute on, in this process.
+
+    device: `auto`, a GPU where torch sees one; `cpu`; `cuda`, a GPU; or with its number, as `cuda:1`. local_rank: this
+    process's number among those on its host that compute, which share out its GPUs in their order; processes beyond
+    the last GPU begin again with the first, and -1 takes the last.
+
+    Raises ValueError for a GPU that is not there. Logs a GPU that is there and not used.
+    """
+    count = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and not count):
+        if count:
+            logger.warning("found %d GPU(s) that device='cpu' leaves unused, expected device='auto' or 'cuda'", count)
+        return torch.device("cpu")
+    kind, _, number = device.partition(":")
+    if device not in ("auto", "cuda") and not (kind == "cuda" and number.isdecimal()):
+        raise ValueError(f"found device {device!r}, expected auto, cpu, cuda, or cuda:NUMBER")
+    index = int(number) if number else local_rank % count if count else 0
+    if index >= count:
+        raise ValueError(
+            f"found {count} GPU(s) that torch sees, expected one for device={device!r}: use device='cpu', or look at "
+            "CUDA_VISIBLE_DEVICES and at the build of torch"
+        )
+    return torch.device("cuda", index)
+
+
+def describe_device(device: torch.device) -> str:
+    """A device in words, for people and for summaries: which GPU gave a figure."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def local_ranks(hosts: Sequence[str]) -> list[int]:
+    """Number of each process among those on its host, in their order; hosts: of each process."""
+    return [hosts[:number].count(host) for number, host in enumerate(hosts)]
+
+
+def free_local_rank(taken: Sequence[int]) -> int:
+    """For one that joins later: the lowest number that no process on its host has."""
+    return next(number for number in range(len(taken) + 1) if number not in taken)

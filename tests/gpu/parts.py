@@ -1,0 +1,140 @@
+"""Run the parts of run.sh one after the other, each guarded, and put their figures on one screen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command, its limit, and which of its figures are shown."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    shown: tuple[str, ...] = ()
+    """Keys of the run's summary.json, with dots."""
+
+
+def workflow(name: str, out: Path, *arguments: str) -> tuple[str, ...]:
+    """The command of a workflow, its run in a folder of OUT."""
+    file, _, label = name.partition(":")
+    run = ("-m", "steering.cli", "run", "--out", str(out / (label or file)))
+    return (sys.executable, *run, f"workflows/{file}.py", *arguments)
+
+
+def parts(out: Path, kind: str) -> list[Part]:
+    """What is run, in the order of importance."""
+    if kind == "class":
+        wider = ("--device", "cuda", "--ranks", "1", "--width", "64", "--strategies", "er,derpp,from_scratch")
+        command = workflow("class_incremental", out, *wider, "--epochs", os.environ.get("EPOCHS", "10"))
+        return [Part("class_incremental", command, 540, ("er", "derpp", "from_scratch"))]
+    tiny = kind == "cpu"
+    device = ("--device", "cpu" if tiny else "cuda")
+    frames = ("--frames", "60", "--frame-rate", "100", "--size", "128", "--steps", "3") if tiny else ("--frames", "500")
+    inference = ("--no-training", "--turns", "2" if tiny else "4", "--part", "1" if tiny else "3")
+    if tiny:
+        inference += ("--repeats", "1", "--frames", "60", "--passes", "1", "--train-s", "0.1", "--no-compiled")
+        inference += ("--width", "4", "--batches", "1", "64")
+    else:
+        inference += ("--train-s", "5", "--batches", "1", "16", "64", "256", "1024")
+    quick = ("--repeats", "2", "--fraction", "0.02") if tiny else ("--repeats", "30", "--fraction", "0.5")
+    overlap = ("--repeats", "2" if tiny else "20", "--workload", "reconstruction")
+    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x" if tiny else "-rA", "tests/gpu")
+    rates = ("batch1.frames_per_s", "batch64.frames_per_s", "batch64.share_of_peak", "frame_to_decision_ms", "chosen")
+    rehearsal = ("image.step_over_raw", "ptycho.step_over_raw", "ptycho.host.step_over_raw")
+    ratios = ("reconstruction.er_over_same_work", "reconstruction.exposed_wait_ms", "devices")
+    return [
+        Part("tests", pytest, 100),
+        Part("campaign", workflow("simulated_drift:campaign", out, *device, *frames), 75, ("errors", "versions")),
+        Part("inference", workflow("bench_inference:inference", out, *device, *inference), 90, rates),
+        Part("rehearsal", workflow("bench_rehearsal:rehearsal", out, *device, *quick), 60, ("device", *rehearsal)),
+        Part("overlap-1", workflow("bench_overlap:overlap-1", out, *device, *overlap, "--ranks", "1"), 45, ratios),
+        Part("overlap-2", workflow("bench_overlap:overlap-2", out, *device, *overlap, "--ranks", "2"), 45, ratios),
+        Part("refine", (sys.executable, "tests/gpu/refine.py", str(out / "refine"), device[1]), 45, ("figures",)),
+    ]
+
+
+def run(part: Part, out: Path) -> dict[str, Any]:
+    """How a part ended, in how many seconds."""
+    begun = time.monotonic()
+    with (out / f"{part.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            part.command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(part.seconds)
+            ended = "ok" if code == 0 else f"exit {code}"
+        except subprocess.TimeoutExpired:
+            ended = f"stopped after {part.seconds:.0f} s"
+        finally:  # its workers too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return {"ended": ended, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def figures(part: Part, out: Path) -> dict[str, Any]:
+    """What a part wrote of what is shown."""
+    file = out / part.name / "summary.json"
+    if not file.is_file():
+        return {}
+    summary, found = json.loads(file.read_text()), {}
+    for key in part.shown:
+        value: Any = summary
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            found[key] = value
+    return found or summary
+
+
+def short(value: Any) -> str:
+    """A figure on a line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} {short(one)}" for name, one in value.items()) + "}"
+    return str(value)
+
+
+def main() -> int:
+    """Run all parts. Returns 0 where every one ended well."""
+    out, kind = Path(sys.argv[1]), sys.argv[2]
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    machine = {"gpu": gpu, "torch": torch.__version__, "python": sys.version.split()[0], "cores": os.cpu_count()}
+    summary: dict[str, Any] = {"machine": machine, "parts": {}}
+    lines = [", ".join(f"{name} {value}" for name, value in machine.items())]
+    for part in parts(out, kind):
+        told = {**run(part, out), "figures": figures(part, out)}
+        summary["parts"][part.name] = told
+        lines.append(f"{part.name}: {told['ended']}, {told['seconds']} s")
+        lines += [f"    {key}: {short(value)}"[:200] for key, value in told["figures"].items()]
+        if told["ended"] != "ok" or part.name == "tests":
+            lines += ["    | " + line[:190] for line in (out / f"{part.name}.log").read_text().splitlines()[-4:]]
+        (out / "summary.json").write_text(json.dumps(summary, indent=1))
+        (out / "summary.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    return int(any(told["ended"] != "ok" for told in summary["parts"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
