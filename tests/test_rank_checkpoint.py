@@ -18,10 +18,10 @@ from tests.test_learning import labels, rank_of
 pytestmark = pytest.mark.slow
 
 
-async def formed(client, ranks, **restore):
+async def formed(client, ranks, **before):
     where = addresses(await workers_now(client), TRAINER)[:ranks]
     rank = rank_of(ER, deadline=60.0)
-    return await RankGroup.form(client, rank, where, meeting=MeetingPoint(), emit=lambda _: None, **restore)
+    return await RankGroup.form(client, rank, where, meeting=MeetingPoint(), emit=lambda _: None, **before)
 
 
 async def taught(group, found):
@@ -46,7 +46,7 @@ async def three_then_others(client, folder):
     found = {"steps": (part.step, rounds[0].steps, last.step, again[0].step), "digest": digest[0], "last": last}
     last = RanksPart.from_json(json.loads(json.dumps(last.to_json())))
     for ranks in (3, 2):
-        group = await formed(client, ranks, restore=(folder, last))
+        group = await formed(client, ranks, before=("restore", folder, last))
         digests = await group.digest()
         more = await group.fit("a", 10, 0)
         found[ranks] = digests, [one.seen for one in more], [one.error for one in more], [one.stored for one in more]

@@ -249,7 +249,7 @@ class RehearsalBuffer:
         """
         if self._clock or len(self):
             raise ValueError(f"found a buffer of {len(self)} samples, expected an empty one: make another to load into")
-        if state.policy != self.policy:
+        if not _follows(state, self.policy):
             state = merge([state], self.policy)
         if state.layout is not None:
             self._allocate(state.layout)
@@ -335,6 +335,13 @@ def _identity(identity: Tensor, count: int) -> np.ndarray:
     if identity.dtype != torch.int64 or identity.shape != (count,):
         raise ValueError(f"found identities {identity.dtype} {tuple(identity.shape)}, expected int64 ({count},)")
     return identity.cpu().numpy()
+
+
+def _follows(state: BufferState, policy: Policy) -> bool:
+    """Whether a buffer of this policy can go on from the state as it is."""
+    if policy == "reservoir":
+        return state.policy == policy and set(state.bounds().values()) <= {state.bound}
+    return policy == "replacement" or state.policy != "replacement"
 
 
 def _none() -> np.ndarray:

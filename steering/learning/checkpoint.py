@@ -158,8 +158,8 @@ class Recorder:
             cut.close()
             raise
         self.written = Future()
-        parts = (folder, number, self.loop.rank, self.loop.steps, cut, weights, samples, whole)
-        threading.Thread(target=self._record, args=(self.written, parts), name="checkpoint", daemon=True).start()
+        job = _Job(folder, number, self.loop.rank, self.loop.steps, cut, weights, samples, whole)
+        threading.Thread(target=self._record, args=(self.written, job), name="checkpoint", daemon=True).start()
         return self.loop.steps
 
     def _weights(self) -> Packed:
@@ -176,41 +176,45 @@ class Recorder:
         there = all((folder / name).is_file() for name, _ in self._chain)
         return changes >= self._chain[0][1] or len(self._chain) >= _LONGEST_CHAIN or not there
 
-    def _record(self, answer: Future[RankFiles], parts: tuple[Any, ...]) -> None:
+    def _record(self, answer: Future[RankFiles], job: _Job) -> None:
         try:
-            answer.set_result(self._write(*parts))
+            answer.set_result(self._write(job))
         except BaseException as error:  # whoever waits for the files raises it
             answer.set_exception(error)
 
-    def _write(
-        self,
-        folder: Path,
-        number: int,
-        rank: int,
-        step: int,
-        cut: Cut,
-        weights: Packed | None,
-        samples: SamplesCut | None,
-        whole: bool,
-    ) -> RankFiles:
+    def _write(self, job: _Job) -> RankFiles:
+        folder, prefix = job.folder, f"{FOLDER}/{job.number:08d}"
         try:
             (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-            name = f"{FOLDER}/{number:08d}.rank-{rank}.buffer.safetensors"
-            size = write_cut(cut, folder / name)
+            name = f"{prefix}.rank-{job.rank}.buffer.safetensors"
+            size = total = write_cut(job.cut, folder / name)
         finally:
-            cut.close()
-        total = size
-        chain = [(name, size)] if whole else [*self._chain, (name, size)]
+            job.cut.close()
+        chain = [(name, size)] if job.whole else [*self._chain, (name, size)]
         samples_name = weights_name = None
-        if samples is not None:
-            samples_name = f"{FOLDER}/{number:08d}.rank-{rank}.samples.safetensors"
-            total += samples.write(folder / samples_name)
-        if weights is not None:
-            weights_name = f"{FOLDER}/{number:08d}.weights.safetensors"
-            total += _write_weights(folder / weights_name, weights)
-        self._chain, self._folder, self._clock = chain, folder, cut.counters["clock"]
+        if job.samples is not None:
+            samples_name = f"{prefix}.rank-{job.rank}.samples.safetensors"
+            total += job.samples.write(folder / samples_name)
+        if job.weights is not None:
+            weights_name = f"{prefix}.weights.safetensors"
+            total += write_training(folder / weights_name, job.weights)
+        self._chain, self._folder, self._clock = chain, folder, job.cut.counters["clock"]
         names = tuple(one for one, _ in chain)
-        return RankFiles(step=step, buffer=names, samples=samples_name, weights=weights_name, bytes=total)
+        return RankFiles(step=job.step, buffer=names, samples=samples_name, weights=weights_name, bytes=total)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a thread writes."""
+
+    folder: Path
+    number: int
+    rank: int
+    step: int
+    cut: Cut
+    weights: Packed | None
+    samples: SamplesCut | None
+    whole: bool
 
 
 def prune(folder: Path, kept: Iterable[RanksPart]) -> int:
@@ -227,7 +231,8 @@ def prune(folder: Path, kept: Iterable[RanksPart]) -> int:
     return freed
 
 
-def _write_weights(path: Path, packed: Packed) -> int:
+def write_training(path: Path, packed: Packed) -> int:
+    """Write weights, optimiser and step to a file, whole or not at all; returns its bytes. Raises OSError."""
     tensors = {name: (value.dtype, tuple(value.shape)) for name, value in packed.tensors.items()}
     with TensorWriter(path, tensors, {"kind": KIND, **packed.scalars}) as file:
         for name, value in packed.tensors.items():

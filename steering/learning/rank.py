@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +21,15 @@ from torch import Tensor
 
 from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
+from steering.learning.buffer_state import ScanName
 from steering.learning.checkpoint import RankFiles, RanksPart, Recorder
 from steering.learning.loop import PARTS, Loop
 from steering.learning.minibatch import Fields
 from steering.learning.objectives import Reconstruction
+from steering.learning.origin import Origin, Started, earlier_held_out, take_up_buffers, take_up_model
 from steering.learning.redistribution import redistribute
 from steering.learning.restore import read_labelled, read_training, restore_buffer, restore_training
-from steering.learning.samples import Labels, NoSamples, Samples
+from steering.learning.samples import Labels, NoSamples, Samples, stacked
 from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed
@@ -65,6 +68,8 @@ class Round:
     """On held-out frames; rank 0 only."""
     served_error: float | None = None
     """The same for the weights last published."""
+    earlier_error: float | None = None
+    """On held-out frames of the runs that this one was started from."""
     residual: float | None = None
     """Median far-field residual on the held-out frames."""
     residuals: tuple[float, ...] = ()
@@ -85,6 +90,8 @@ class Rank:
     network: Network
     strategy: Strategy
     settings: TrainerSettings = field(default_factory=TrainerSettings)
+    run: str = ""
+    """Identity of the run, by which its samples are known from those of others."""
 
     def _awake(self, rank: int) -> None:
         """Make what the process of the rank keeps between groups."""
@@ -93,7 +100,7 @@ class Rank:
         self._loop = Loop(self.network, self.strategy, self.settings, rank=rank)
         self._initial = copy.deepcopy(self.network.state_dict())
         self.served = copy.deepcopy(self.network)
-        self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts)
+        self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts, run=self.run)
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
         self._recorder = Recorder(self._loop, self.samples, self._others)
@@ -135,6 +142,24 @@ class Rank:
         """What this rank has written for the newest checkpoint, once it is on the disk. Raises OSError, and Overrun
         where the disk is too slow; the next checkpoint is whole all the same."""
         return await asyncio.wrap_future(self._recorder.written)
+
+    def start(self, origins: Sequence[Origin], *, rank: int, ranks: int) -> Started:
+        """Begin with what earlier runs and memories have learnt, before the first `join`.
+
+        Model and optimiser are those of the first origin that has any, the buffers' samples are united within the
+        budget. Steps count from 0. Raises OSError, and ValueError for files that are damaged or do not fit.
+        """
+        if not hasattr(self, "samples"):
+            self._awake(rank)
+        optics = copy.deepcopy(self.network.optics.state_dict())
+        reason = take_up_model(origins, self._loop, {"served": self.served})
+        for network in (self.network, self.served):  # the probe is this run's, not an earlier one's
+            network.optics.load_state_dict(optics)
+        take_up_buffers(origins, self._loop, rank=rank, ranks=ranks)
+        for name, rows in earlier_held_out(origins).items():
+            self.samples.restore({name: rows}, None)
+        self._loop.trained = True
+        return Started(model=not reason, reason=reason, samples=len(self.buffer))
 
     async def recorded(self) -> None:
         """Wait until nothing is being written, however that ends."""
@@ -228,6 +253,8 @@ class Rank:
         while self._arrived:
             labels = self._arrived.popleft()
             self.samples.add(labels)
+            name = ScanName(self.run, labels.scan, time.time())
+            self.buffer.scans.setdefault(labels.stratum, name)
             self._probe = labels if labels.probe is not None else self._probe
 
     def _without_samples(self, scan: str) -> list[int]:
@@ -277,7 +304,9 @@ class Rank:
             patch_weight(self.network.optics.modes().cpu().numpy(), self.network.hyperparameters["patch"])
         )
         served = float(_outputs(self.served, held_out, objective)[1].mean())
-        return {"served_error": served, **_quality(self.network, held_out, objective)}
+        earlier = [row for name, scan in self.samples.scans.items() if "/" in name for row in scan.held_out.values()]
+        old = float(_outputs(self.network, stacked(earlier), objective)[1].mean()) if earlier else None
+        return {"served_error": served, "earlier_error": old, **_quality(self.network, held_out, objective)}
 
     def publish(self, store: Path, version: ModelVersion) -> None:
         """Write the weights as they are now, and take them as those that later candidates are compared with.

@@ -17,8 +17,6 @@ from steering.learning.identity import identities
 class Labels:
     """Labelled frames of one scan, on their way from the label maker to a rank."""
 
-    run: str = ""
-    """Identity of the run: with scan and frame id it says who a sample is."""
     scan: str
     stratum: int
     """The scan's key in the rehearsal buffer, see `stratum_of`."""
@@ -47,7 +45,6 @@ class Labels:
         """
         mine = self.held_out | (owner_of(self.frame_id, ranks) == rank)
         return Labels(
-            run=self.run,
             scan=self.scan,
             stratum=self.stratum,
             frame_id=self.frame_id[mine],
@@ -99,8 +96,9 @@ class Samples:
     among those of the scan that is being learnt, and so are offered to the rehearsal buffer like all others.
     """
 
-    def __init__(self, *, seed: int, keep_all: bool) -> None:
-        self.keep_all = keep_all
+    def __init__(self, *, seed: int, keep_all: bool, run: str = "") -> None:
+        """run: its identity, which says with scan and frame id who a sample is."""
+        self.keep_all, self.run = keep_all, run
         self.scans: dict[str, ScanSamples] = {}
         self.scan: str | None = None
         """The one that is trained on."""
@@ -116,7 +114,7 @@ class Samples:
     def add(self, labels: Labels) -> None:
         """Take labels in."""
         scan = self.scans.setdefault(labels.scan, ScanSamples())
-        identity = torch.from_numpy(identities(labels.run, labels.scan, labels.frame_id))
+        identity = torch.from_numpy(identities(self.run, labels.scan, labels.frame_id))
         for i, frame in enumerate(labels.frame_id.tolist()):
             row = {
                 "counts": torch.from_numpy(labels.counts[i]),

@@ -61,6 +61,8 @@ class RankGroup:
         """Held by the verb in which all ranks take part."""
         self._recording = asyncio.Lock()
         """Held while a checkpoint is made."""
+        self._number = 0
+        """Of the newest checkpoint."""
         self._changing = asyncio.Lock()
         """Held while the group forms anew."""
 
@@ -73,19 +75,20 @@ class RankGroup:
         *,
         meeting: MeetingPoint,
         emit: Callable[[GroupChanged], None],
-        restore: tuple[Path, RanksPart] | None = None,
+        before: tuple[Any, ...] | None = None,
     ) -> RankGroup:
         """The first group: a rank on each of these workers. Raises what a rank raises.
 
-        restore: folder and ranks' part of the checkpoint that they go on from, written by any number of ranks.
+        before: a verb of the rank with its arguments, asked of each before the group forms: `("restore", folder, part)`
+        for the ranks' part of a checkpoint, written by any number of ranks; `("start", origins)` for earlier runs.
         """
         group = cls(client, rank, meeting, emit=emit)
         group._members = await group._placed(addresses)
         ranks = len(addresses)
         try:
-            if restore is not None:
+            if before is not None:
                 await every(
-                    call(member.actor, "restore", *restore, rank=number, ranks=ranks)
+                    call(member.actor, *before, rank=number, ranks=ranks)
                     for number, member in enumerate(group._members)
                 )
             await group._join(group._members)
@@ -142,18 +145,20 @@ class RankGroup:
         """Of each rank, a digest of weights, optimiser state and step: equal on all ranks of a sound group."""
         return await self._together(lambda ranks: every(call(rank, "digest") for rank in ranks))
 
-    async def checkpoint(self, folder: Path, number: int) -> RanksPart | GroupChanged:
+    async def checkpoint(self, folder: Path, number: int | None = None) -> RanksPart | GroupChanged:
         """Write what the ranks hold, all of them as after the same step, into a folder that all can write.
 
         Ranks wait for their turn only while they make their cuts, some milliseconds between two rounds; they train on
         while the files are written. Returns when these are on the disk. Where the group changes meanwhile there is no
-        checkpoint, and the answer is the change. Numbers rise, also after one that failed; checkpoints come one at a
-        time. The part names what to keep, see `prune`.
+        checkpoint, and the answer is the change. Numbers rise, also after one that failed; None: the next one.
+        Checkpoints come one at a time. The part names what to keep, see `prune`.
 
         Raises OSError where a rank cannot write, and Overrun where its disk is slower than the inserts: nothing else is
         lost by that, and the next one may succeed.
         """
         async with self._recording:
+            number = self._number + 1 if number is None else number
+            self._number = max(number, self._number)
 
             async def cut(ranks: list[Any]) -> int:
                 generation = self.generation
