@@ -45,14 +45,17 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a workflow file, and write a report at the end",
-        usage="steering run [-h] [--out DIR] WORKFLOW.py [arguments of the workflow ...]",
+        usage="steering run [-h] [--out DIR] [--from RUN] [--memory DIR] WORKFLOW.py [arguments of the workflow ...]",
         description="Run main(folder, arguments) of a workflow file and write DIR/report.html.",
         epilog="steering run WORKFLOW.py --help lists the arguments of the workflow itself.",
     )
     run.add_argument("--out", metavar="DIR", help="folder of the run, new or empty (runs/WORKFLOW-date-time)")
+    run.add_argument("--from", metavar="RUN", action="append", dest="start", help="begin with what this run has learnt")
+    run.add_argument("--memory", metavar="DIR", help="begin with this memory, and add to it at the end")
     run.add_argument("workflow", metavar="WORKFLOW.py", help="a Python file with main(folder, arguments)")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the workflow unchanged")
     run.set_defaults(command=_run)
+    _add_memory(commands)
     report = commands.add_parser(
         "report",
         help="write the report of a run again, or compare several runs",
@@ -73,6 +76,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_memory(commands: Any) -> None:
+    memory = commands.add_parser("memory", help="say what a memory holds, or take something out of it")
+    verbs = memory.add_subparsers(required=True, metavar="VERB")
+    listed = verbs.add_parser("list", help="one line for each memory in these folders")
+    listed.add_argument("folders", metavar="DIR", nargs="+", help="a memory, or a folder of memories")
+    listed.set_defaults(command=_memory_list)
+    show = verbs.add_parser("show", help="the samples of a memory by scan, and its model")
+    show.add_argument("folder", metavar="DIR", help="a memory")
+    show.set_defaults(command=_memory_show)
+    prune = verbs.add_parser("prune", help="take scans out with every sample, or keep fewer samples")
+    prune.add_argument("folder", metavar="DIR", help="a memory")
+    prune.add_argument("--scan", metavar="RUN/SCAN", action="append", default=[], help="a scan, as `show` names it")
+    prune.add_argument("--keep", metavar="SIZE", help="samples to keep from now on at most, such as 2GiB")
+    prune.set_defaults(command=_memory_prune)
+
+
 _COMMANDS = {
     "pause": "pause a run: what is decided is still measured, nothing more is decided",
     "resume": "continue a paused run",
@@ -86,14 +105,28 @@ _COMMANDS = {
 def _run(chosen: argparse.Namespace) -> int:
     from steering.loading import loaded  # noqa: PLC0415
 
-    out, arguments = _take_out(chosen.arguments, chosen.out)
+    own, arguments = _taken_out(chosen.arguments)
+    out = (own["--out"] or [chosen.out])[-1]
+    runs = [*(chosen.start or []), *own["--from"]]
+    memory = (own["--memory"] or [chosen.memory])[-1]
+    start = _start(runs, memory) if runs or memory else None
     workflow = Path(chosen.workflow)
     with loaded(workflow) as entry:
-        return _run_main(entry, workflow, out, arguments)
+        return _run_main(entry, workflow, _folder(workflow, out, start), arguments)
 
 
-def _run_main(entry: Callable[..., Any], workflow: Path, out: str | None, arguments: list[str]) -> int:
-    folder = _folder(workflow, out)
+def _start(runs: list[str], memory: str | None) -> dict[str, Any]:
+    """What the run's folder says of its start. Raises FileNotFoundError where an earlier run is not there."""
+    for run in runs:
+        if not any((Path(run) / name).is_file() for name in ("summary.json", "memory.json")):
+            raise FileNotFoundError(f"{run}: found no run and no memory there, expected a folder to start from")
+    return {
+        "from": [str(Path(run).absolute()) for run in runs],
+        "memory": str(Path(memory).absolute()) if memory else None,
+    }
+
+
+def _run_main(entry: Callable[..., Any], workflow: Path, folder: RunFolder, arguments: list[str]) -> int:
     if not {"-h", "--help"} & set(arguments):
         _say(f"run folder: {_short(folder.path)}")
     sys.argv = [f"steering run {workflow.name}", *arguments]  # the name that the workflow's own --help prints
@@ -150,32 +183,66 @@ def _command(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _take_out(arguments: Sequence[str], out: str | None) -> tuple[str | None, list[str]]:
-    """--out may also come after the workflow's name: it is taken out, the rest is the workflow's."""
+_OWN = ("--out", "--from", "--memory")
+
+
+def _taken_out(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Our own options may also come after the workflow's name: they are taken out, the rest is the workflow's."""
+    own: dict[str, list[str]] = {name: [] for name in _OWN}
     rest = []
     words = iter(arguments)
     for word in words:
-        if word == "--out":
-            out = next(words, None)
-            if out is None:
-                raise ValueError("found --out without a folder, expected --out DIR")
-        elif word.startswith("--out="):
-            out = word.removeprefix("--out=")
-        else:
+        name, given, value = word.partition("=")
+        if name not in own:
             rest.append(word)
-    return out, rest
+            continue
+        folder = value if given else next(words, None)
+        if folder is None:
+            raise ValueError(f"found {name} without a folder, expected {name} DIR")
+        own[name].append(folder)
+    return own, rest
 
 
-def _folder(workflow: Path, out: str | None) -> RunFolder:
+def _folder(workflow: Path, out: str | None, start: dict[str, Any] | None) -> RunFolder:
     from steering.runner.folder import RunFolder  # noqa: PLC0415
 
     if out is not None:
-        return RunFolder.create(out, workflow)
+        return RunFolder.create(out, workflow, start=start)
     name = f"{workflow.stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     for again in range(1, 100):
         with contextlib.suppress(FileExistsError):  # another run began in the same second
-            return RunFolder.create(Path("runs") / (name if again == 1 else f"{name}_{again}"), workflow)
+            return RunFolder.create(Path("runs") / (name if again == 1 else f"{name}_{again}"), workflow, start=start)
     raise FileExistsError(f"runs/{name}: found 99 runs of this second, expected a free name: use --out DIR")
+
+
+def _memory_list(chosen: argparse.Namespace) -> int:
+    from steering.view.memories import memory_line  # noqa: PLC0415
+
+    lines = memory_line([Path(folder) for folder in chosen.folders])
+    for line in lines:
+        _say(line)
+    return 0
+
+
+def _memory_show(chosen: argparse.Namespace) -> int:
+    from steering.view.memories import memory_lines  # noqa: PLC0415
+
+    for line in memory_lines(Path(chosen.folder)):
+        _say(line)
+    return 0
+
+
+def _memory_prune(chosen: argparse.Namespace) -> int:
+    from steering.learning import Memory, bytes_of  # noqa: PLC0415
+
+    if not chosen.scan and chosen.keep is None:
+        raise ValueError("found nothing to prune, expected --scan RUN/SCAN or --keep SIZE")
+    memory = Memory(Path(chosen.folder))
+    for scan in chosen.scan:
+        _say(f"{scan}: {memory.remove(scan)} samples taken out; models that learnt from them stay as they are")
+    if chosen.keep is not None:
+        _say(f"{memory.keep(bytes_of(chosen.keep))} samples left")
+    return 0
 
 
 @dataclass(frozen=True)

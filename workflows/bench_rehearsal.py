@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steering.learning.buffer import RehearsalBuffer
+from steering.learning.buffer import BOOKKEEPING, RehearsalBuffer
 from steering.learning.exchange import Exchange
 from steering.ptychography.device import describe_device, find_device
 
@@ -44,7 +44,7 @@ class Ours:
     def __init__(
         self, fields: dict[str, Tensor], capacity: int, strata: int, storage: str | torch.device = "cpu"
     ) -> None:
-        sample = sum(t[0].nbytes for t in fields.values()) + 40
+        sample = sum(t[0].nbytes for t in fields.values()) + 8 + BOOKKEEPING
         device = next(iter(fields.values())).device
         self._strata = strata
         self.buffer = RehearsalBuffer(capacity * sample, policy="replacement", device=storage)

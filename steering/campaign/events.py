@@ -36,6 +36,16 @@ class CampaignBegan(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """The run begins with what others have learnt."""
+
+    origins: tuple[str, ...]
+    """Identities of earlier runs, and names of memories."""
+    model: str
+    """What its first model is, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerIgnored(Event):
     """An event of this kind answered `action`, which is not open (any more): it changed nothing."""
 

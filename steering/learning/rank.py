@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
+import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +21,15 @@ from torch import Tensor
 
 from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
+from steering.learning.buffer_state import ScanName
+from steering.learning.checkpoint import RankFiles, RanksPart, Recorder
 from steering.learning.loop import PARTS, Loop
 from steering.learning.minibatch import Fields
 from steering.learning.objectives import Reconstruction
+from steering.learning.origin import Origin, Started, earlier_held_out, take_up_buffers, take_up_model
 from steering.learning.redistribution import redistribute
-from steering.learning.samples import Labels, NoSamples, Samples
+from steering.learning.restore import read_labelled, read_training, restore_buffer, restore_training
+from steering.learning.samples import Labels, NoSamples, Samples, stacked
 from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed
@@ -62,6 +68,8 @@ class Round:
     """On held-out frames; rank 0 only."""
     served_error: float | None = None
     """The same for the weights last published."""
+    earlier_error: float | None = None
+    """On held-out frames of the runs that this one was started from."""
     residual: float | None = None
     """Median far-field residual on the held-out frames."""
     residuals: tuple[float, ...] = ()
@@ -82,6 +90,8 @@ class Rank:
     network: Network
     strategy: Strategy
     settings: TrainerSettings = field(default_factory=TrainerSettings)
+    run: str = ""
+    """Identity of the run, by which its samples are known from those of others."""
 
     def _awake(self, rank: int) -> None:
         """Make what the process of the rank keeps between groups."""
@@ -90,9 +100,10 @@ class Rank:
         self._loop = Loop(self.network, self.strategy, self.settings, rank=rank)
         self._initial = copy.deepcopy(self.network.state_dict())
         self.served = copy.deepcopy(self.network)
-        self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts)
+        self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts, run=self.run)
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
+        self._recorder = Recorder(self._loop, self.samples, self._others)
 
     def join(self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0) -> int:
         """Join a group of ranks; returns the rank. Blocks until all are there, at most `settings.deadline` seconds.
@@ -116,6 +127,61 @@ class Rank:
             self._take_in()
             redistribute(self.samples, rank=rank, ranks=ranks, source=source)
         return rank
+
+    @property
+    def _others(self) -> dict[str, Any]:
+        """What a checkpoint holds of rank 0 beside the loop's own."""
+        return {"served": self.served} | ({"initial": self._initial} if self.strategy.restarts else {})
+
+    def cut(self, folder: Path, number: int) -> int:
+        """Begin checkpoint `number`, between two rounds; returns the step. See `Recorder.cut`."""
+        self._take_in()
+        return self._recorder.cut(folder, number)
+
+    async def written(self) -> RankFiles:
+        """What this rank has written for the newest checkpoint, once it is on the disk. Raises OSError, and Overrun
+        where the disk is too slow; the next checkpoint is whole all the same."""
+        return await asyncio.wrap_future(self._recorder.written)
+
+    def start(self, origins: Sequence[Origin], *, rank: int, ranks: int) -> Started:
+        """Begin with what earlier runs and memories have learnt, before the first `join`.
+
+        Model and optimiser are those of the first origin that has any, the buffers' samples are united within the
+        budget. Steps count from 0. Raises OSError, and ValueError for files that are damaged or do not fit.
+        """
+        if not hasattr(self, "samples"):
+            self._awake(rank)
+        optics = copy.deepcopy(self.network.optics.state_dict())
+        reason = take_up_model(origins, self._loop, {"served": self.served})
+        for network in (self.network, self.served):  # the probe is this run's, not an earlier one's
+            network.optics.load_state_dict(optics)
+        take_up_buffers(origins, self._loop, rank=rank, ranks=ranks)
+        for name, rows in earlier_held_out(origins).items():
+            self.samples.restore({name: rows}, None)
+        self._loop.trained = True
+        return Started(model=not reason, reason=reason, samples=len(self.buffer))
+
+    async def recorded(self) -> None:
+        """Wait until nothing is being written, however that ends."""
+        await asyncio.gather(asyncio.wrap_future(self._recorder.written), return_exceptions=True)
+
+    def restore(self, folder: Path, part: RanksPart, *, rank: int, ranks: int) -> int:
+        """Take up what a checkpoint holds of the ranks, before the first `join`; returns the samples of its buffer.
+
+        On as many ranks as wrote it each takes its own; on more or fewer the samples are given out evenly.
+
+        Raises OSError, and ValueError for a checkpoint of another network or optimiser, or a damaged one.
+        """
+        if not hasattr(self, "samples"):
+            self._awake(rank)
+        restore_training(read_training(folder / part.weights, self.network, self._others), self._loop, self._others)
+        restore_buffer(folder, part, self._loop, rank=rank, ranks=ranks)
+        for held in read_labelled(folder, part, rank=rank, ranks=ranks):
+            self.samples.restore(held.scans, held.scan)
+            if part.ranks == ranks:
+                self.samples.rng.bit_generator.state = held.rng
+        self._loop.trained = True
+        return len(self.buffer)
 
     @contextmanager
     def _leaving(self, place: str) -> Iterator[None]:
@@ -187,6 +253,8 @@ class Rank:
         while self._arrived:
             labels = self._arrived.popleft()
             self.samples.add(labels)
+            name = ScanName(self.run, labels.scan, time.time())
+            self.buffer.scans.setdefault(labels.stratum, name)
             self._probe = labels if labels.probe is not None else self._probe
 
     def _without_samples(self, scan: str) -> list[int]:
@@ -236,7 +304,9 @@ class Rank:
             patch_weight(self.network.optics.modes().cpu().numpy(), self.network.hyperparameters["patch"])
         )
         served = float(_outputs(self.served, held_out, objective)[1].mean())
-        return {"served_error": served, **_quality(self.network, held_out, objective)}
+        earlier = [row for name, scan in self.samples.scans.items() if "/" in name for row in scan.held_out.values()]
+        old = float(_outputs(self.network, stacked(earlier), objective)[1].mean()) if earlier else None
+        return {"served_error": served, "earlier_error": old, **_quality(self.network, held_out, objective)}
 
     def publish(self, store: Path, version: ModelVersion) -> None:
         """Write the weights as they are now, and take them as those that later candidates are compared with.

@@ -96,7 +96,11 @@ class ModelStore:
         Raises FileNotFoundError for a number that is not there, ValueError for a file that is damaged or not ours.
         """
         path = self._file(number, "model.json")
-        found = _read_object(path)
+        return self.description(_read_object(path), path)
+
+    @staticmethod
+    def description(found: dict[str, Any], path: Path) -> ModelVersion:
+        """A version from the content of its description at this path. Raises ValueError for what is none."""
         if "dials" in found:  # the key of versions that were written before 0.1.0
             found["hyperparameters"] = found.pop("dials")
         known = {f.name for f in fields(ModelVersion)}

@@ -19,6 +19,7 @@ from steering.campaign import (
     PredictorReplaced,
     RollBackRefused,
     RolledBack,
+    RunStarted,
     ScanRefined,
     ScanRevisited,
     TrainingSkipped,
@@ -36,6 +37,8 @@ def _of_the_run(event: Event) -> str | None:
     match event:
         case WorkFailed():
             return f"{event.what} failed, and the run goes on without it: {event.error}"
+        case RunStarted():
+            return f"begins {event.model}, with the samples of {', '.join(event.origins)}"
         case ScanRevisited():
             return f"back at {event.scan}: its new frames are the scan {event.visit}"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from steering.campaign import CampaignSettings
@@ -45,6 +46,13 @@ class Experiment:
     scans: tuple[str, ...] | None = None
     """Names of the scans to come, empty where they are not known; None: as the source says. The truth of each, if the
     source has one, is used to report errors."""
+    start_from: tuple[Path, ...] = ()
+    """Folders of earlier runs, or memories: the run begins with the model and optimiser of the first that has any, with
+    the samples of all of them, each once, and predicts from the first frame. Given here they take the place of those
+    of `steering run --from`."""
+    memory: Path | None = None
+    """A folder that the run begins with too, and adds its samples and model to when it has ended; made where it is not
+    there. Given here it takes the place of that of `steering run --memory`."""
     frames: int | None = None
     """Frames to come in all, for the progress display; None: as the source says."""
 
@@ -59,8 +67,10 @@ class Experiment:
                 f"found an objective for patches of {tuple(weight.shape)} pixels, expected ({patch}, {patch}) as the "
                 "network has: make the strategy without an objective"
             )
+        starts = (self.start_from,) if isinstance(self.start_from, str | Path) else self.start_from
         derived = {
             **self._on_device(),
+            "start_from": tuple(map(Path, starts)),
             "strategy": strategy,
             "scans": tuple(self.source.scans) if self.scans is None else self.scans,
             "frames": self.source.frames if self.frames is None else self.frames,

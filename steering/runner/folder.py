@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -44,8 +45,12 @@ class RunFolder:
             )
 
     @classmethod
-    def create(cls, path: str | Path, workflow: Path | None = None) -> RunFolder:
+    def create(
+        cls, path: str | Path, workflow: Path | None = None, *, start: Mapping[str, Any] | None = None
+    ) -> RunFolder:
         """Make the folder of a new run and prove that it can be written; `workflow` is copied into it as workflow.py.
+
+        start: what the method of this name returns later.
 
         Raises OSError where that is not possible; what was begun is taken away again.
         """
@@ -61,7 +66,17 @@ class RunFolder:
                 (path / "models").mkdir()
                 if workflow is not None:
                     shutil.copyfile(workflow, path / "workflow.py")
-                started = {"status": "running", "started": _now(), "pid": os.getpid(), "host": socket.gethostname()}
+                # Names of folders repeat; samples must not be taken for those of another run.
+                if start is not None:
+                    _write_whole(path / "start.json", encoded(start, indent=1))
+                identity = f"{path.name}-{secrets.token_hex(4)}"
+                started = {
+                    "status": "running",
+                    "identity": identity,
+                    "started": _now(),
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                }
                 _write_whole(path / "summary.json", encoded(started, indent=1))
             except OSError:
                 _unmake(path, made)
@@ -72,6 +87,24 @@ class RunFolder:
     def name(self) -> str:
         """The folder's own name."""
         return self.path.name
+
+    def start(self) -> dict[str, Any]:
+        """What the command line has said of its start: `from`, folders of earlier runs, and `memory`, a folder."""
+        try:
+            found = json.loads((self.path / "start.json").read_bytes())
+        except FileNotFoundError:
+            found = {}
+        return {"from": found.get("from") or [], "memory": found.get("memory")}
+
+    @property
+    def identity(self) -> str:
+        """By which its samples are known in other runs and in memories: the folder's first name, and a random part."""
+        return str(self.summary().get("identity") or self.name)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are."""
+        return self.path / "checkpoints"
 
     @property
     def models(self) -> Path:
@@ -204,7 +237,7 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 def _unmake(path: Path, made: list[Path]) -> None:
     """Take away what `create` began; made: the folders that were missing before, deepest first."""
-    for entry in (".ballast", "workflow.py", "summary.json"):
+    for entry in (".ballast", "workflow.py", "start.json", "summary.json"):
         with contextlib.suppress(OSError):
             (path / entry).unlink()
     for folder in (path / "models", *made):

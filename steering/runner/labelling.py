@@ -16,6 +16,7 @@ from steering.clusters.roles import LABEL
 from steering.labels.external import ExternalReport, arrival, put_away, take_in, waiting
 from steering.labels.make import make_labels
 from steering.labels.refinement import refine_live
+from steering.learning import stratum_of
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
@@ -74,7 +75,7 @@ class Labelling:
         )
 
     def _stratum(self, scan: str) -> int:
-        return self.metrics.strata.setdefault(scan, len(self.metrics.strata))
+        return self.metrics.strata.setdefault(scan, stratum_of(self.folder.identity, scan))
 
     async def _sent(self, generation: int, work: Callable[[list[Any]], Awaitable[T]]) -> T | None:
         answer = await self.ranks.send(work, generation)

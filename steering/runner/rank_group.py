@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from steering.campaign import GroupChanged
-from steering.learning import GroupLost, MeetingPoint, Rank, Round
+from steering.learning import GroupLost, MeetingPoint, Rank, RanksPart, Round, joined
 from steering.records import ModelVersion
 from steering.runner.actors import (
     LOOK_S,
@@ -59,6 +59,10 @@ class RankGroup:
         """The newest."""
         self._turn = asyncio.Lock()
         """Held by the verb in which all ranks take part."""
+        self._recording = asyncio.Lock()
+        """Held while a checkpoint is made."""
+        self._number = 0
+        """Of the newest checkpoint."""
         self._changing = asyncio.Lock()
         """Held while the group forms anew."""
 
@@ -71,11 +75,22 @@ class RankGroup:
         *,
         meeting: MeetingPoint,
         emit: Callable[[GroupChanged], None],
+        before: tuple[Any, ...] | None = None,
     ) -> RankGroup:
-        """The first group: a rank on each of these workers. Raises what a rank raises."""
+        """The first group: a rank on each of these workers. Raises what a rank raises.
+
+        before: a verb of the rank with its arguments, asked of each before the group forms: `("restore", folder, part)`
+        for the ranks' part of a checkpoint, written by any number of ranks; `("start", origins)` for earlier runs.
+        """
         group = cls(client, rank, meeting, emit=emit)
         group._members = await group._placed(addresses)
+        ranks = len(addresses)
         try:
+            if before is not None:
+                await every(
+                    call(member.actor, *before, rank=number, ranks=ranks)
+                    for number, member in enumerate(group._members)
+                )
             await group._join(group._members)
         except CallsFailed as failed:
             raise await failed.cause() from None
@@ -129,6 +144,35 @@ class RankGroup:
     async def digest(self) -> list[str] | GroupChanged:
         """Of each rank, a digest of weights, optimiser state and step: equal on all ranks of a sound group."""
         return await self._together(lambda ranks: every(call(rank, "digest") for rank in ranks))
+
+    async def checkpoint(self, folder: Path, number: int | None = None) -> RanksPart | GroupChanged:
+        """Write what the ranks hold, all of them as after the same step, into a folder that all can write.
+
+        Ranks wait for their turn only while they make their cuts, some milliseconds between two rounds; they train on
+        while the files are written. Returns when these are on the disk. Where the group changes meanwhile there is no
+        checkpoint, and the answer is the change. Numbers rise, also after one that failed; None: the next one.
+        Checkpoints come one at a time. The part names what to keep, see `prune`.
+
+        Raises OSError where a rank cannot write, and Overrun where its disk is slower than the inserts: nothing else is
+        lost by that, and the next one may succeed.
+        """
+        async with self._recording:
+            number = self._number + 1 if number is None else number
+            self._number = max(number, self._number)
+
+            async def cut(ranks: list[Any]) -> int:
+                generation = self.generation
+                await every(call(rank, "cut", folder, number) for rank in ranks)
+                return generation
+
+            idle = await self._ask(lambda ranks: every(call(rank, "recorded") for rank in ranks), None)
+            if isinstance(idle, GroupChanged):
+                return idle
+            begun = await self._together(cut)
+            if isinstance(begun, GroupChanged):
+                return begun
+            files = await self._ask(lambda ranks: every(call(rank, "written") for rank in ranks), begun)
+            return files if isinstance(files, GroupChanged) else joined(number, files)
 
     async def admit(self, addresses: Sequence[str]) -> GroupChanged:
         """Let new ranks join, one on each of these workers: they take over weights, optimiser and step.

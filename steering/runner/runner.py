@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import xarray as xr
 from distributed import Client, get_client
 
-from steering.campaign import Campaign, Command, Event, ModelPublished, SourceEnded, encode
+from steering.campaign import Campaign, Command, Event, ModelPublished, RunStarted, SourceEnded, encode
 from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
 from steering.inference import Predictor
 from steering.labels.external import waiting
@@ -33,6 +33,7 @@ from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 from steering.runner.source_actor import SourceActor, Undelivered
+from steering.runner.start import Start, find_start, first_version, leave, names_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Runner:
         self._next: asyncio.Future | None = None
         """Done with the next event."""
         self._event_log = EventLog(folder)
+        self._begin = Start()
 
     async def run(self, name: str | None = None) -> dict[str, Any]:
         """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised.
@@ -85,7 +87,8 @@ class Runner:
                 await self._hear_the_last_frames()
                 await self._unless_failed(self.finishing.finish_all())
                 await self._unless_failed(self.save())
-                return await self._unless_failed(self._sum_up())
+                figures = await self._unless_failed(self._sum_up())
+                return figures | await self._unless_failed(self._leave_behind())
             finally:
                 await self._close(name)
 
@@ -182,11 +185,15 @@ class Runner:
     async def _set_up(self) -> None:
         experiment = self.experiment
         network = experiment.network
-        network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
-        first = ModelVersion(
-            number=0, network=type(network).__name__, hyperparameters=dict(network.hyperparameters), parents=()
-        )
-        await asyncio.to_thread(ModelStore(self.folder.models).publish, network, first)
+        self._begin = await asyncio.to_thread(find_start, experiment, self.folder)
+        with self._begin.reading():
+            first, said = await asyncio.to_thread(first_version, network, self._begin)
+            network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
+            await asyncio.to_thread(ModelStore(self.folder.models).publish, network, first)
+            await self._begin_with(first, said)
+
+    async def _begin_with(self, first: ModelVersion, said: str) -> None:
+        """Start everything, with version 0 in the store. said: what the model is."""
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
         # scheduler, and then hears nothing of its futures for ever.
         client = await get_client()
@@ -194,7 +201,16 @@ class Runner:
         labelling = self._executor_of(client).labelling
         self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self.optional, self._log)
         self._log(replace(self.campaign.began, time=time.time()))
-        self.take(ModelPublished(time=time.time(), version=0, validation_error=None, validation_residual=None))
+        if self._begin.origins:
+            self._log(RunStarted(time=time.time(), origins=tuple(names_of(self._begin.origins)), model=said))
+        self.take(
+            ModelPublished(
+                time=time.time(),
+                version=0,
+                validation_error=first.validation_error,
+                validation_residual=first.validation_residual,
+            )
+        )
         self._start(self._hear_the_source())
         self._start(self._hear_the_predictor())
         self._start(labelling.watch_external_labels())
@@ -214,10 +230,11 @@ class Runner:
         self._proxy = PredictorProxy(client, predictor, handle, self._source.actor, emit=self.take)
         forming = RankGroup.form(
             client,
-            Rank(experiment.network, experiment.strategy, experiment.trainer),
+            Rank(experiment.network, experiment.strategy, experiment.trainer, self.folder.identity),
             where[TRAINER][: experiment.ranks],
             meeting=MeetingPoint(str(urlsplit(where[RUNNER][0]).hostname)),
             emit=self.take,
+            before=("start", self._begin.origins) if self._begin.origins else None,
         )
         self._ranks, _ = await asyncio.gather(forming, self._proxy.start())
         await call(self.source, "start", handle.actor)
@@ -363,6 +380,17 @@ class Runner:
         figures = await summary(self.metrics, source, ranks, self.proxy)
         self.folder.write_summary(figures)
         await self.snapshot()
+        return figures
+
+    async def _leave_behind(self) -> dict[str, Any]:
+        """What later runs start from. That it cannot be written costs nothing else."""
+        if self._ranks is None:
+            return {}
+        found = await self.optional.run(
+            "writing what later runs start from", leave(self._ranks, self.folder, self._begin)
+        )
+        figures = {"left_behind": found or {"failed": "see the log"}}
+        await asyncio.to_thread(self.folder.write_summary, figures)
         return figures
 
     async def _close(self, name: str | None) -> None:

@@ -1,0 +1,136 @@
+"""What a new run begins with: model, optimiser, buffer and held-out frames of earlier runs, or of a memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from steering.learning.buffer_file import read_buffer
+from steering.learning.buffer_state import BufferState, merge, reshard
+from steering.learning.loop import Loop
+from steering.learning.restore import OtherNetwork, read_training
+from steering.learning.samples import ScanSamples
+from steering.learning.samples_file import read_samples
+from steering.learning.training_state import Packed, restore
+
+_EARLIER = 4
+"""Scans of earlier runs whose held-out frames are kept: those of the runs started from, not of all before them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Files that a run begins with; names are relative to the folder."""
+
+    folder: Path
+    run: str
+    """Identity of the run, or name of the memory."""
+    buffers: tuple[tuple[str, ...], ...]
+    """Of each rank that wrote it: its whole buffer, then the changes after it, in order."""
+    weights: str | None = None
+    samples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What became of it on a rank."""
+
+    model: bool
+    """False: it begins untrained."""
+    reason: str
+    """Why."""
+    samples: int
+    """In its buffer."""
+
+
+def take_up_model(origins: Sequence[Origin], loop: Loop, others: Mapping[str, nn.Module]) -> str:
+    """Weights and the optimiser's memory, from the first origin that has weights; its settings stay those of the loop.
+
+    Returns why it was not possible, in words; empty where it was. Raises OSError, and ValueError for a damaged file.
+    """
+    found = next(((origin, origin.weights) for origin in origins if origin.weights), None)
+    if found is None:
+        return "there are no weights to begin with"
+    origin, weights = found
+    try:
+        packed = read_training(origin.folder / weights, loop.network, others)
+    except OtherNetwork as other:
+        return f"only the samples of {origin.run} are used: {other}"
+    loop.network.load_state_dict(packed.named("network."))
+    for name, network in others.items():
+        network.load_state_dict(packed.named(f"{name}.") or packed.named("network."))
+    _take_up_optimiser(packed, loop)
+    return ""
+
+
+def _take_up_optimiser(packed: Packed, loop: Loop) -> None:
+    """The moments, where the optimiser is of the same kind: another one begins anew."""
+    own = loop.optimiser.state_dict()["param_groups"]
+    theirs = packed.scalars["groups"]
+    if not isinstance(theirs, list) or _settings(theirs) != _settings(own):
+        return
+    tensors = {name: value for name, value in packed.tensors.items() if not name.startswith(("served.", "rng"))}
+    restore(Packed(tensors, {"groups": own, "state": {}}), loop.network, loop.optimiser)
+
+
+def _settings(groups: Sequence[object]) -> list[set[str]]:
+    return [set(group) - {"initial_lr"} if isinstance(group, dict) else set() for group in groups]
+
+
+def take_up_buffers(origins: Sequence[Origin], loop: Loop, *, rank: int, ranks: int) -> None:
+    """This rank's part of the samples of all origins, each once.
+
+    Raises ValueError for buffers that cannot be united, or whose samples do not fit the network.
+    """
+    with ExitStack() as stack:
+        states = [
+            [read_buffer([origin.folder / name for name in chain], stack) for chain in origin.buffers]
+            for origin in origins
+        ]
+        every = [state for of_origin in states for state in of_origin]
+        for state in every:
+            _check_fits(state, loop.network)
+        if len(origins) == 1 and (len(every) == ranks or every[0].policy == "replacement"):
+            loop.buffer.load(reshard(every, rank, ranks))
+        elif every:
+            loop.buffer.load(reshard([merge(every, loop.settings.insertion)], rank, ranks))
+
+
+def _check_fits(state: BufferState, network: nn.Module) -> None:
+    sizes = getattr(network, "hyperparameters", {})
+    fields = {name: shape for name, shape, _ in state.layout.fields} if state.layout is not None else {}
+    for name, key in (("counts", "window"), ("amplitude", "patch")):
+        if name in fields and key in sizes and fields[name] != (sizes[key], sizes[key]):
+            raise ValueError(
+                f"found stored samples whose {name} have {fields[name]} pixels, expected ({sizes[key]}, {sizes[key]}) "
+                "as this run's network and detector: start from a run of the same sizes"
+            )
+
+
+def earlier_held_out(origins: Sequence[Origin]) -> dict[str, ScanSamples]:
+    """Held-out frames of the runs started from, under the names RUN/SCAN."""
+    found: dict[str, ScanSamples] = {}
+    for origin in origins:
+        for name in origin.samples[:1]:  # every rank has all that are held out
+            scans = read_samples(origin.folder / name).scans
+            for scan, held in scans.items():
+                if held.held_out and "/" not in scan:
+                    found[f"{origin.run}/{scan}"] = ScanSamples(held_out=held.held_out)
+    return dict(list(found.items())[-_EARLIER:])
+
+
+@torch.no_grad()
+def best_weights(origin: Origin, network: nn.Module) -> str:
+    """Have a network hold the weights that the origin's run had in service; why not, in words, empty where it was."""
+    if origin.weights is None:
+        return "there are no weights to begin with"
+    try:
+        packed = read_training(origin.folder / origin.weights, network, {"served": network})
+    except OtherNetwork as other:
+        return f"only the samples of {origin.run} are used: {other}"
+    network.load_state_dict(packed.named("served.") or packed.named("network."))
+    return ""

@@ -1,0 +1,157 @@
+"""What a run starts from: earlier runs, a memory, or an untrained network; and what it leaves for later ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from steering.campaign import GroupChanged
+from steering.learning import Memory, Origin, RanksPart, best_weights
+from steering.learning.memory import INDEX
+from steering.models import ModelStore, Network
+from steering.records import ModelVersion
+from steering.runner.experiment import Experiment
+from steering.runner.folder import RunFolder
+
+LAST = "ranks.json"
+"""Below RUN/checkpoints: the ranks' part of the last checkpoint, written when a run has ended."""
+_MOST_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run begins."""
+
+    origins: tuple[Origin, ...] = ()
+    """None: it begins untrained."""
+    version: ModelVersion | None = None
+    """Description of the model of the first origin that has one."""
+    memory: Memory | None = None
+    """That it adds to at its end."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Keeps the files of the memory while they are read."""
+        return nullcontext() if self.memory is None else self.memory.reading()
+
+
+def find_start(experiment: Experiment, folder: RunFolder) -> Start:
+    """What this run starts from, as the experiment says, or as the command line has said for the folder.
+
+    Raises OSError, and ValueError for a run without a checkpoint, for files that are damaged, and for a policy of
+    the buffer that cannot be added to a memory.
+    """
+    said = folder.start()
+    runs = experiment.start_from or tuple(map(Path, said["from"]))
+    place = experiment.memory or said["memory"]
+    memory = None if place is None else Memory(Path(place))
+    found = [_earlier(Path(run)) for run in runs]
+    if memory is not None:
+        if experiment.trainer.insertion == "replacement":
+            raise ValueError(
+                "found insertion='replacement' in a run with a memory, expected 'reservoir' or 'balanced': what it "
+                "keeps fades with its age, and cannot be united with what other runs have kept"
+            )
+        memory.check_writable()
+        found += [_of_memory(memory)]
+    origins = tuple(origin for origin, _ in found if origin is not None)
+    version = next((version for origin, version in found if origin is not None and origin.weights is not None), None)
+    return Start(origins=origins, version=version, memory=memory)
+
+
+def _earlier(path: Path) -> tuple[Origin | None, ModelVersion | None]:
+    if (path / INDEX).is_file():
+        return _of_memory(Memory(path))
+    run = RunFolder(path)
+    return origin_of(run), _served(run)
+
+
+def _of_memory(memory: Memory) -> tuple[Origin | None, ModelVersion | None]:
+    contents = memory.contents()
+    version = None if contents.version is None else ModelStore.description(contents.version, memory.path / INDEX)
+    return memory.origin(), version
+
+
+def origin_of(run: RunFolder) -> Origin:
+    """The ranks' part of a run's last checkpoint. Raises ValueError where there is none or it is damaged, OSError."""
+    root = run.checkpoints
+    numbered = sorted(int(p.parent.name) for p in root.glob("*/manifest.json") if p.parent.name.isdecimal())
+    places = [root / LAST, *(root / str(number) / LAST for number in reversed(numbered))]
+    for place in places:
+        if not place.is_file():
+            continue
+        if place.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"found {place} of {place.stat().st_size} bytes, expected {_MOST_BYTES} at most")
+        try:
+            content = json.loads(place.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"found {place} damaged ({error}), expected the ranks' part of a checkpoint") from None
+        if content is not None:
+            part = RanksPart.from_json(content)
+            return Origin(
+                folder=root, run=run.identity, buffers=part.buffers, weights=part.weights, samples=part.samples
+            )
+    raise ValueError(
+        f"{run.path}: found no checkpoint of its ranks, expected one to start from: a run writes it while it goes on "
+        "and at its end; runs of versions before 0.2 have none"
+    )
+
+
+def _served(run: RunFolder) -> ModelVersion | None:
+    store = ModelStore(run.models)
+    number = store.newest()
+    return None if number is None else store.describe(number)
+
+
+def first_version(network: Network, start: Start) -> tuple[ModelVersion, str]:
+    """Have the network hold what the run begins with; the description of version 0, and what to say of it.
+
+    Raises OSError, and ValueError for a file that is damaged.
+    """
+    untrained = ModelVersion(
+        number=0, network=type(network).__name__, hyperparameters=dict(network.hyperparameters), parents=()
+    )
+    origin = next((origin for origin in start.origins if origin.weights is not None), None)
+    if origin is None:
+        return untrained, "from an untrained network"
+    reason = best_weights(origin, network)
+    if reason:
+        return untrained, f"from an untrained network: {reason}"
+    said = f"from the model of {origin.run}"
+    if start.version is None or start.version.network != untrained.network:
+        return untrained, said
+    seen = {name if "/" in name else f"{origin.run}/{name}": n for name, n in start.version.trained_on.items()}
+    return replace(start.version, number=0, parents=(), trained_on=seen), said
+
+
+async def leave(ranks: Any, folder: RunFolder, start: Start) -> dict[str, Any]:
+    """The last checkpoint of a run's ranks, and what it adds to its memory; figures for the summary. Raises OSError."""
+    root = folder.checkpoints
+    while isinstance(part := await ranks.checkpoint(root), GroupChanged):
+        pass
+    _write(root / LAST, json.dumps(part.to_json()).encode())
+    figures: dict[str, Any] = {"last_checkpoint_bytes": part.bytes}
+    if start.memory is not None:
+        version = _served(folder)
+        described = None if version is None else asdict(version)
+        figures["memory"] = str(start.memory.path)
+        figures["memory_samples"] = start.memory.add(folder.identity, origin_of(folder), described)
+    return figures
+
+
+def _write(path: Path, data: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(draft, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def names_of(origins: Sequence[Origin]) -> list[str]:
+    """Identities of the runs, and names of the memories."""
+    return [origin.run for origin in origins]
