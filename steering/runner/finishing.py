@@ -14,7 +14,7 @@ from distributed import Client, wait
 from steering.campaign import Event, ScanRefined
 from steering.clusters.roles import LABEL
 from steering.labels.final import ALONE, ASIDE, FinalReport, begin, go_on, hand_over, is_over
-from steering.runner.actors import LostForGood
+from steering.runner.actors import LOOK_S, LostForGood
 from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
 from steering.runner.predictor_proxy import PredictorProxy
@@ -71,18 +71,19 @@ class Finishing:
         while True:
             number = self.proxy.number
             try:
-                return await self._attempt(scan, version)
+                return await self._attempt(scan, version, number)
             except Exception:
                 if not await self.proxy.replaced(number):
                     raise
                 # The predictor died meanwhile: another one has the frames by now.
 
-    async def _attempt(self, scan: str, version: int) -> ScanRefined:
+    async def _attempt(self, scan: str, version: int, number: int) -> ScanRefined:
         experiment, predictor = self.metrics.experiment, self.proxy.actor
         settings = experiment.labels.final
         if not settings.refine.passes:
             return _not_refined(scan, version, "the settings ask for no pass")
         work = await self._done(
+            number,
             begin,
             predictor,
             scan,
@@ -93,11 +94,11 @@ class Finishing:
             settings=settings,
         )
         # Tasks of a second each, not one of a minute: labels of the scan being measured go in between.
-        while not await (await self._done(is_over, work)):
+        while not await (await self._done(number, is_over, work)):
             if self.metrics.stopped:
                 return _not_refined(scan, version, "the run was stopped by a person")
-            work = await self._done(go_on, work, self._niceness)
-        report: FinalReport = await (await self._done(hand_over, work, predictor, scan))
+            work = await self._done(number, go_on, work, self._niceness)
+        report: FinalReport = await (await self._done(number, hand_over, work, predictor, scan))
         return ScanRefined(
             time=time.time(),
             scan=scan,
@@ -109,10 +110,16 @@ class Finishing:
             seconds=report.seconds,
         )
 
-    async def _done(self, task: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        """The future of a task of the role label, once it is done: its result stays there. Raises what it raised."""
+    async def _done(self, number: int, task: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+        """The future of a task of the role label, once it is done: its result stays there. Raises what it raised, and
+        OSError where the predictor of this number is no longer there."""
         future = self.client.submit(task, *arguments, **settings, resources={LABEL: 1}, pure=False, priority=_PRIORITY)
-        await wait(future)
+        done = asyncio.ensure_future(wait(future))
+        # A task that was given a lost predictor never begins.
+        while not (await asyncio.wait({done}, timeout=LOOK_S))[0]:
+            if await self.proxy.replaced(number):
+                done.cancel()
+                raise OSError("found another predictor in service, expected the one whose frames are worked on")
         if future.status == "error":
             await future
         return future
