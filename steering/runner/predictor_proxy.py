@@ -80,10 +80,15 @@ class PredictorProxy:
 
     async def ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         """The predictor's answer. Raises what the predictor raised, and LostForGood where nothing can replace it."""
+        return await self.outlived(lambda predictor: call(predictor, method, *arguments, **named))
+
+    async def outlived(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """The result of work that asks the predictor itself, given its actor; where that is lost meanwhile the work is
+        given up, for it may wait for ever, and done again with the next one. Raises what the work raised."""
         while True:
             async with self._changing:
                 actor, number, replaced = self.actor, self.number, self._replaced
-            answer = asyncio.ensure_future(call(actor, method, *arguments, **named))
+            answer = asyncio.ensure_future(work(actor))
             over = asyncio.ensure_future(replaced.wait())
             try:
                 await asyncio.wait({answer, over}, return_when=asyncio.FIRST_COMPLETED)
@@ -96,17 +101,6 @@ class PredictorProxy:
                 over.cancel()
                 answer.cancel()
                 answer.add_done_callback(retrieved)
-
-    async def outlived(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        """The result of work that asks the predictor itself, given its actor; where that is lost meanwhile the work is
-        done again with the next one. Raises what the work raised."""
-        while True:
-            number = self.number
-            try:
-                return await work(self.actor)
-            except Exception:
-                if not await self.replaced(number):
-                    raise
 
     async def suggest(self, positions: int, declined: tuple[Declined, ...]) -> DecisionSuggested:
         """The policy's answer, once it knows what was declined of its earlier ones."""
