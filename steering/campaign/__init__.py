@@ -23,6 +23,7 @@ from steering.campaign.events import (
     CampaignBegan,
     CandidateReady,
     CandidateRefused,
+    CheckpointWritten,
     ChunkArrived,
     Command,
     DecisionLimited,
@@ -35,6 +36,7 @@ from steering.campaign.events import (
     ExternalLabelsRead,
     FrameRefused,
     FrameSetAside,
+    FramesLost,
     GroupChanged,
     LabelsReady,
     ModelPublished,
@@ -42,6 +44,7 @@ from steering.campaign.events import (
     PredictorReplaced,
     RollBackRefused,
     RolledBack,
+    RunRecovered,
     ScanRefined,
     ScanRevisited,
     SourceEnded,
@@ -55,6 +58,7 @@ from steering.campaign.events import (
 from steering.campaign.limits import Guard, Limits
 from steering.campaign.machine import Campaign, replay
 from steering.campaign.settings import CampaignSettings
+from steering.campaign.state import campaign_from, state_of
 
 __all__ = [
     "COMMANDS",
@@ -67,6 +71,7 @@ __all__ = [
     "CampaignSettings",
     "CandidateReady",
     "CandidateRefused",
+    "CheckpointWritten",
     "ChunkArrived",
     "Command",
     "DecisionLimited",
@@ -82,6 +87,7 @@ __all__ = [
     "Finish",
     "FrameRefused",
     "FrameSetAside",
+    "FramesLost",
     "GroupChanged",
     "Guard",
     "Label",
@@ -96,6 +102,7 @@ __all__ = [
     "RollBack",
     "RollBackRefused",
     "RolledBack",
+    "RunRecovered",
     "ScanRefined",
     "ScanRevisited",
     "SourceEnded",
@@ -106,8 +113,10 @@ __all__ = [
     "TrainingSkipped",
     "VersionRefused",
     "WorkFailed",
+    "campaign_from",
     "decode",
     "encode",
     "fingerprint",
     "replay",
+    "state_of",
 ]

@@ -96,6 +96,8 @@ class DecisionSuggested(Answer):
     reasons: tuple[str, ...]
     dwell: tuple[float, ...] | None = None
     stop: bool = False
+    ingested: tuple[tuple[str, int], ...] = ()
+    """How many frames of each scan the policy had taken in, as far as the predictor says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +323,35 @@ class PredictorReplaced(Event):
 
     frames: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointWritten(Event):
+    """Checkpoint `number` is on disk. It includes every event up to the line `event` of the log. `bytes` were written
+    for it, those that an earlier checkpoint shares with it left out, in `seconds`."""
+
+    number: int
+    event: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecovered(Event):
+    """After the loss of everything the run goes on, from checkpoint `number` and the events after it. `remarks` say
+    what is not as it was before."""
+
+    number: int
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesLost(Event):
+    """Frames that had arrived are gone for good: they are in no checkpoint, and the source cannot give them again."""
+
+    scan: str
+    frame_ids: tuple[int, ...]
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
