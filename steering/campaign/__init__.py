@@ -18,6 +18,7 @@ from steering.campaign.actions import (
 )
 from steering.campaign.events import (
     COMMANDS,
+    EVENTS,
     Answer,
     AnswerIgnored,
     CampaignBegan,
@@ -56,12 +57,14 @@ from steering.campaign.events import (
     encode,
 )
 from steering.campaign.limits import Guard, Limits
-from steering.campaign.machine import Campaign, replay
+from steering.campaign.machine import RAISED, Campaign, replay
 from steering.campaign.settings import CampaignSettings
 from steering.campaign.state import campaign_from, state_of
 
 __all__ = [
     "COMMANDS",
+    "EVENTS",
+    "RAISED",
     "Action",
     "Answer",
     "AnswerIgnored",

@@ -373,10 +373,11 @@ class Command(Event):
             raise ValueError(f"found command {self.name!r}, expected one of {', '.join(COMMANDS)}")
 
 
-_KINDS: dict[str, type[Event]] = {
-    name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, Event)
-}
-"""Every kind of event above, by its name."""
+EVENTS: tuple[type[Event], ...] = tuple(
+    kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, Event)
+)
+"""Every kind of event above."""
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in EVENTS}
 
 
 def encode(event: Event) -> dict[str, Any]:

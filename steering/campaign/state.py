@@ -6,21 +6,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from steering.campaign import actions, events
+from steering.campaign import actions
 from steering.campaign.actions import Action, Declined
 from steering.campaign.drift import Window
-from steering.campaign.events import Event
+from steering.campaign.events import EVENTS
 from steering.campaign.machine import Campaign
 from steering.campaign.settings import CampaignSettings
 from steering.records.plain import plain, whole
 
 FORMAT = "steering-campaign 1"
-_RECORDS = tuple(
-    kind
-    for room in (actions, events)
-    for kind in vars(room).values()
-    if isinstance(kind, type) and issubclass(kind, Action | Event)
-) + (Declined, Window)
+_ACTIONS = (kind for kind in vars(actions).values() if isinstance(kind, type) and issubclass(kind, Action))
+_RECORDS = (*_ACTIONS, *EVENTS, Declined, Window)
 _NOT_STATE = {
     "campaign": {"settings", "frame_time", "raised", "actions", "_trust"},
     "actions": set(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from steering.campaign import (
     Campaign,
     CandidateReady,
     CandidateRefused,
+    DecisionSuggested,
     Event,
     Finish,
     GroupChanged,
@@ -72,11 +73,34 @@ class Executor:
     _to_source: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held during a call of the source: decisions reach it in the order in which they were made."""
 
+    unsent: dict[int, DecisionSuggested] = field(default_factory=dict)
+    """Decisions that have not reached the source yet, by the ids of their actions."""
+
+    def start(self, action: Action) -> Coroutine[Any, Any, None]:
+        """What carries out an action."""
+        if isinstance(action, Steer):
+            self.unsent[action.id] = action.decision
+        return self.carry_out(action)
+
+    async def again(self, action: Action) -> None:
+        """Carry out an action that may have been carried out in part, before everything was lost."""
+        store = ModelStore(self.folder.models)
+        match action:
+            case Publish() if not store.folder(action.version).exists():
+                why = "its candidate was lost with all processes of the run"
+                self._answer(action, CandidateRefused(time=time.time(), reason=why))
+            case Publish():
+                await self._put_into_service(action, store.describe(action.version))
+            case TakeBack() if not store.folder(action.version).exists():
+                self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))
+            case _:
+                await self.carry_out(action)
+
     async def carry_out(self, action: Action) -> None:
         """Do what an action asks for; the event that answers it carries its id."""
         match action:
             case AskPolicy():
-                self._answer(action, await self.proxy.suggest(action.positions, action.declined))
+                self._answer(action, await self.proxy.suggest(action.positions, action.declined, action.id))
             case Steer() | Finish():
                 await self._tell_source(action)
             case Label():
@@ -110,7 +134,8 @@ class Executor:
                 return
             if action.decision.reasons:
                 self.metrics.reason = action.decision.reasons[0]
-            await call(self.source, "apply", action.decision)
+            await call(self.source, "apply", action.decision, action.id)
+            self.unsent.pop(action.id, None)
 
     async def _label(self, action: Label) -> None:
         labels = await self.labelling.make(action.scan, action.generation)
@@ -143,14 +168,15 @@ class Executor:
         begun = time.perf_counter()
         version = self._version(action)
         await _answered(lambda: self.ranks.publish(self.folder.models, version))
-        installed: Installed = await self.proxy.install(action.version)
+        await self._put_into_service(action, version)
         self.metrics.seconds["publish"] += time.perf_counter() - begun
+
+    async def _put_into_service(self, action: Publish, version: ModelVersion) -> None:
+        installed: Installed = await self.proxy.install(action.version)
         if not installed.accepted:
-            self.metrics.refused += 1
             reason = f"refused by the predictor: {installed.reason}"
             self._answer(action, VersionRefused(time=time.time(), version=action.version, reason=reason))
             return
-        self.metrics.published += 1
         self._answer(
             action,
             ModelPublished(
@@ -175,7 +201,6 @@ class Executor:
         number, margin = action.version, -_BETTER if action.if_better else None
         installed: Installed = await self.proxy.install(number, canary=action.if_better, margin=margin)
         if not installed.accepted:
-            self.metrics.refused += 1
             self._answer(action, RollBackRefused(time=time.time(), version=number, reason=installed.reason))
             return
         store = ModelStore(self.folder.models)

@@ -71,9 +71,11 @@ class RankGroup:
         *,
         meeting: MeetingPoint,
         emit: Callable[[GroupChanged], None],
+        generation: int = 0,
     ) -> RankGroup:
-        """The first group: a rank on each of these workers. Raises what a rank raises."""
+        """The first group: a rank on each of these workers. generation: its number. Raises what a rank raises."""
         group = cls(client, rank, meeting, emit=emit)
+        group.generation = generation
         group._members = await group._placed(addresses)
         try:
             await group._join(group._members)

@@ -1,0 +1,131 @@
+"""Checkpoints of the whole loop, written while it goes on: nobody stops for one.
+
+Each part is taken at its own moment, in an order that leaves no gap: first the campaign, with the number of its last
+event; then the source's position; then, once all frames that were acknowledged by then are predicted, policy and scans;
+and the ranks between two rounds. So what a part does not include is in the log after that number, or the source has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steering.campaign import Campaign, CheckpointWritten, Event, state_of
+from steering.inference import SavedPolicy, SavedPredictor
+from steering.records.plain import plain
+from steering.runner.actors import call
+from steering.runner.event_log import EventLog
+from steering.runner.executor import Executor
+from steering.runner.folder import RunFolder
+from steering.runner.manifest import Manifest, checkpoints, commit, prune, write_part
+from steering.runner.metrics import Metrics
+from steering.runner.optional import Optional
+from steering.runner.predictor_proxy import PredictorProxy
+from steering.runner.rank_group import RankGroup
+from steering.runner.spool import drop_spooled
+
+FRAMES = "frames"
+"""Below RUN/checkpoints: what predictors have written of each frame."""
+_LOOK_S = 0.25
+"""Between two looks whether a checkpoint is due."""
+
+
+@dataclass(kw_only=True)
+class Checkpoints:
+    """Writes one after the other. Failure costs a checkpoint, not the run."""
+
+    folder: RunFolder
+    campaign: Campaign
+    metrics: Metrics
+    log: EventLog
+    source: Any
+    """Its actor."""
+    proxy: PredictorProxy
+    ranks: RankGroup
+    executor: Executor
+    optional: Optional
+    emit: Callable[[Event], None]
+    every_s: float
+    keep: int
+    source_ended: Callable[[], bool]
+    number: int = 0
+    """Of the newest folder of one, whole or not."""
+    _written: list[float] = field(default_factory=list)
+    """When those that are kept were begun."""
+    _predictor_bytes: tuple[int, int] = (0, 0)
+    """By the predictor of that number: all that it has written."""
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def as_time_goes(self) -> None:
+        """Write one whenever it is due: after so many seconds, and at the end of a scan."""
+        last, scan = time.monotonic(), self.campaign.scan
+        while not self.campaign.finished:
+            await asyncio.sleep(min(_LOOK_S, self.every_s))
+            if time.monotonic() - last >= self.every_s or self.campaign.scan != scan:
+                await self.optional.run("writing a checkpoint", self.write())
+                last, scan = time.monotonic(), self.campaign.scan
+
+    async def write(self) -> None:
+        """Write one. Raises OSError, and what an actor raises."""
+        async with self._turn:
+            begun, root, number = time.time(), checkpoints(self.folder), self.number + 1
+            self.number, event = number, self.log.number
+            reported = dict(self.proxy.reported)
+            parts: dict[str, Any] = {"campaign": state_of(self.campaign), "metrics": self.metrics.state()}
+            parts["runner"] = {
+                "unsent": plain(list(self.executor.unsent.items())),
+                "over": list(self.proxy.over),
+                "reported": reported,
+                "source_ended": self.source_ended(),
+            }
+            await asyncio.to_thread((root / FRAMES).mkdir, parents=True, exist_ok=True)
+            parts["source"] = await call(self.source, "position")
+            maker = self.proxy.number
+            parts["predictor"] = await self.proxy.ask("checkpoint", root / FRAMES, f"{number:06d}-{maker}")
+            ranks, files = await self._of_ranks(root, number)
+            parts["ranks"] = ranks
+            files |= {f"{FRAMES}/{name}": -1 for name in _names(parts["predictor"])}
+            before = self._predictor_bytes[1] if self._predictor_bytes[0] == maker else 0
+            self._predictor_bytes = (maker, parts["predictor"]["bytes"])
+            written = await asyncio.to_thread(
+                self._commit, root, number, event, begun, parts, files, parts["predictor"]["bytes"] - before
+            )
+            saved = SavedPredictor(
+                folder=root / FRAMES, part=parts["predictor"], policy=SavedPolicy.read(parts["predictor"]["policy"])
+            )
+            self.proxy.rebase(saved, reported)
+            now = time.time()
+            self.emit(CheckpointWritten(time=now, number=number, event=event, bytes=written, seconds=now - begun))
+
+    async def _of_ranks(self, root: Path, number: int) -> tuple[Any, dict[str, int]]:
+        """The ranks' part, and its files; none where the group changes again and again."""
+        return None, {}
+
+    def _commit(
+        self, root: Path, number: int, event: int, begun: float, parts: dict[str, Any], files: dict[str, int], more: int
+    ) -> int:
+        """Write what the runner itself has to write, and the manifest; in a thread. Returns the bytes in all."""
+        self.log.flush()
+        written = {name: write_part(root, number, name, part) for name, part in parts.items()}
+        sizes = {name: (root / name).stat().st_size if size < 0 else size for name, size in files.items()}
+        total = more + sum(size for _, size in written.values())
+        digests = {name: digest for name, (digest, _) in written.items()}
+        commit(
+            root,
+            Manifest(number=number, event=event, time=begun, parts=digests, files=sizes, bytes=total),
+        )
+        prune(root, self.keep)
+        self._written = [*self._written, begun][-self.keep :]
+        if len(self._written) == self.keep:
+            drop_spooled(root / "spool", self._written[0])
+        return total
+
+
+def _names(part: dict[str, Any]) -> set[str]:
+    """The files that a predictor's part names."""
+    found = {name for scan in part["scans"] for name in scan["blocks"]}
+    return found | {scan["image"] for scan in part["scans"] if scan["image"]}
