@@ -21,10 +21,8 @@ from steering.campaign.events import (
     EVENTS,
     Answer,
     AnswerIgnored,
-    CampaignBegan,
     CandidateReady,
     CandidateRefused,
-    CheckpointWritten,
     ChunkArrived,
     Command,
     DecisionLimited,
@@ -33,11 +31,9 @@ from steering.campaign.events import (
     DecisionSuggested,
     DriftLowered,
     DriftRaised,
-    Event,
     ExternalLabelsRead,
     FrameRefused,
     FrameSetAside,
-    FramesLost,
     GroupChanged,
     LabelsReady,
     ModelPublished,
@@ -45,19 +41,25 @@ from steering.campaign.events import (
     PredictorReplaced,
     RollBackRefused,
     RolledBack,
-    RunRecovered,
     ScanRefined,
     ScanRevisited,
     SourceEnded,
     Tick,
     TrainingSkipped,
     VersionRefused,
-    WorkFailed,
     decode,
     encode,
 )
 from steering.campaign.limits import Guard, Limits
 from steering.campaign.machine import RAISED, Campaign, replay
+from steering.campaign.run_events import (
+    CampaignBegan,
+    CheckpointWritten,
+    Event,
+    FramesLost,
+    RunRecovered,
+    WorkFailed,
+)
 from steering.campaign.settings import CampaignSettings
 from steering.campaign.state import campaign_from, state_of
 

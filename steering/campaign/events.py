@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from steering.campaign import run_events
+from steering.campaign.run_events import Event
+
 COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something that happened at `time`, seconds since the epoch."""
-
-    time: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,30 +23,11 @@ class Answer(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CampaignBegan(Event):
-    """The first line of a log: the settings by which the campaign decides, so that the log replays by itself."""
-
-    settings: Mapping[str, Any]
-    """Fields of CampaignSettings, nested records as mappings."""
-    frame_time: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class AnswerIgnored(Event):
     """An event of this kind answered `action`, which is not open (any more): it changed nothing."""
 
     kind: str
     action: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkFailed(Event):
-    """Optional work failed, for the first time in this run; the run goes on without it."""
-
-    what: str
-    """Which work, in words."""
-    error: str
-    traceback: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,35 +303,6 @@ class PredictorReplaced(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointWritten(Event):
-    """Checkpoint `number` is on disk. It includes every event up to the line `event` of the log. `bytes` were written
-    for it, those that an earlier checkpoint shares with it left out, in `seconds`."""
-
-    number: int
-    event: int
-    bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecovered(Event):
-    """After the loss of everything the run goes on, from checkpoint `number` and the events after it. `remarks` say
-    what is not as it was before."""
-
-    number: int
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramesLost(Event):
-    """Frames that had arrived are gone for good: they are in no checkpoint, and the source cannot give them again."""
-
-    scan: str
-    frame_ids: tuple[int, ...]
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class SourceEnded(Event):
     """No further frame will come."""
 
@@ -374,9 +322,9 @@ class Command(Event):
 
 
 EVENTS: tuple[type[Event], ...] = tuple(
-    kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, Event)
+    kind for kind in {**vars(run_events), **globals()}.values() if isinstance(kind, type) and issubclass(kind, Event)
 )
-"""Every kind of event above."""
+"""Every kind of event."""
 _KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in EVENTS}
 
 

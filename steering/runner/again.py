@@ -84,10 +84,10 @@ def _workflow(folder: RunFolder, remarks: list[str]) -> tuple[Path, tuple[str, .
         original, arguments = Path(noted["workflow"]), tuple(map(str, noted["arguments"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RuntimeError(
-            f"{folder.name}: found no {_FILE} that can be read ({error}), expected it to name the workflow: recover runs "
-            "that were started by `steering run`"
+            f"{folder.name}: found no {_FILE} that can be read ({error}), expected it to name the workflow: recover "
+            "runs that were started by `steering run`"
         ) from error
     if original.is_file() and original.read_bytes() == copy.read_bytes():
         return original, arguments
-    remarks.append(f"{original} is gone or was changed since: the run goes on with {copy}, as it was")
+    remarks.append(f"{original} is gone or was changed since: the run goes on with its copy {copy}")
     return copy, arguments

@@ -14,18 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steering.campaign import Campaign, CheckpointWritten, Event, state_of
+from steering.campaign import CheckpointWritten, Event, state_of
 from steering.inference import SavedPolicy, SavedPredictor
 from steering.records.plain import plain
 from steering.runner.actors import call
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
-from steering.runner.folder import RunFolder
-from steering.runner.manifest import Manifest, checkpoints, commit, prune, write_part
-from steering.runner.metrics import Metrics
+from steering.runner.manifest import Manifest, checkpoints, commit, newest_number, prune, write_part
 from steering.runner.optional import Optional
-from steering.runner.predictor_proxy import PredictorProxy
-from steering.runner.rank_group import RankGroup
 from steering.runner.spool import drop_spooled
 
 FRAMES = "frames"
@@ -38,21 +34,13 @@ _LOOK_S = 0.25
 class Checkpoints:
     """Writes one after the other. Failure costs a checkpoint, not the run."""
 
-    folder: RunFolder
-    campaign: Campaign
-    metrics: Metrics
     log: EventLog
-    source: Any
-    """Its actor."""
-    proxy: PredictorProxy
-    ranks: RankGroup
     executor: Executor
+    """Who knows all parts."""
     optional: Optional
     emit: Callable[[Event], None]
-    every_s: float
-    keep: int
     source_ended: Callable[[], bool]
-    number: int = 0
+    number: int = field(init=False)
     """Of the newest folder of one, whole or not."""
     _written: list[float] = field(default_factory=list)
     """When those that are kept were begun."""
@@ -60,32 +48,39 @@ class Checkpoints:
     """By the predictor of that number: all that it has written."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def __post_init__(self) -> None:
+        self.number = newest_number(self.executor.folder)
+
     async def as_time_goes(self) -> None:
         """Write one whenever it is due: after so many seconds, and at the end of a scan."""
-        last, scan = time.monotonic(), self.campaign.scan
-        while not self.campaign.finished:
-            await asyncio.sleep(min(_LOOK_S, self.every_s))
-            if time.monotonic() - last >= self.every_s or self.campaign.scan != scan:
+        campaign, every_s = self.executor.campaign, self.executor.experiment.checkpoint_s
+        last, scan = time.monotonic(), campaign.scan
+        while every_s is not None and not campaign.finished:
+            await asyncio.sleep(min(_LOOK_S, every_s))
+            if time.monotonic() - last >= every_s or campaign.scan != scan:
                 await self.optional.run("writing a checkpoint", self.write())
-                last, scan = time.monotonic(), self.campaign.scan
+                last, scan = time.monotonic(), campaign.scan
 
     async def write(self) -> None:
         """Write one. Raises OSError, and what an actor raises."""
         async with self._turn:
-            begun, root, number = time.time(), checkpoints(self.folder), self.number + 1
+            begun, root, number = time.time(), checkpoints(self.executor.folder), self.number + 1
             self.number, event = number, self.log.number
-            reported = dict(self.proxy.reported)
-            parts: dict[str, Any] = {"campaign": state_of(self.campaign), "metrics": self.metrics.state()}
+            reported = dict(self.executor.proxy.reported)
+            parts: dict[str, Any] = {
+                "campaign": state_of(self.executor.campaign),
+                "metrics": self.executor.metrics.state(),
+            }
             parts["runner"] = {
                 "unsent": plain(list(self.executor.unsent.items())),
-                "over": list(self.proxy.over),
+                "over": list(self.executor.proxy.over),
                 "reported": reported,
                 "source_ended": self.source_ended(),
             }
             await asyncio.to_thread((root / FRAMES).mkdir, parents=True, exist_ok=True)
-            parts["source"] = await call(self.source, "position")
-            maker = self.proxy.number
-            parts["predictor"] = await self.proxy.ask("checkpoint", root / FRAMES, f"{number:06d}-{maker}")
+            parts["source"] = await call(self.executor.source, "position")
+            maker = self.executor.proxy.number
+            parts["predictor"] = await self.executor.proxy.ask("checkpoint", root / FRAMES, f"{number:06d}-{maker}")
             ranks, files = await self._of_ranks(root, number)
             parts["ranks"] = ranks
             files |= {f"{FRAMES}/{name}": -1 for name in _names(parts["predictor"])}
@@ -97,7 +92,7 @@ class Checkpoints:
             saved = SavedPredictor(
                 folder=root / FRAMES, part=parts["predictor"], policy=SavedPolicy.read(parts["predictor"]["policy"])
             )
-            self.proxy.rebase(saved, reported)
+            self.executor.proxy.rebase(saved, reported)
             now = time.time()
             self.emit(CheckpointWritten(time=now, number=number, event=event, bytes=written, seconds=now - begun))
 
@@ -118,9 +113,10 @@ class Checkpoints:
             root,
             Manifest(number=number, event=event, time=begun, parts=digests, files=sizes, bytes=total),
         )
-        prune(root, self.keep)
-        self._written = [*self._written, begun][-self.keep :]
-        if len(self._written) == self.keep:
+        keep = self.executor.experiment.checkpoints
+        prune(root, keep)
+        self._written = [*self._written, begun][-keep:]
+        if len(self._written) == keep:
             drop_spooled(root / "spool", self._written[0])
         return total
 

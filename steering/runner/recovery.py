@@ -145,7 +145,7 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
         manifest=manifest,
         campaign=campaign,
         metrics=metrics,
-        source=_source(part, tail, ended, root),
+        source=_source(part, tail, metrics, ended, root),
         predictor=_predictor(part, tail, campaign, root),
         ranks=part["ranks"],
         rolled_back=tail.rolled_back,
@@ -155,13 +155,14 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
     )
 
 
-def _source(part: dict[str, Any], tail: _Tail, ended: bool, root: Path) -> SourceResume:
+def _source(part: dict[str, Any], tail: _Tail, metrics: Metrics, ended: bool, root: Path) -> SourceResume:
     newest = {i for scan in part["predictor"]["scans"] for i in scan["newest"]}
     return SourceResume(
         position=part["source"],
         decisions=tuple(tail.decisions),
         handed=tail.handed,
         there=frozenset(newest),
+        frames=metrics.arrived.total(),
         ended=ended,
         spooled=root / "spool",
     )

@@ -34,7 +34,6 @@ from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
 from steering.runner.lock import RUNNER, held
-from steering.runner.manifest import newest_number
 from steering.runner.metrics import Metrics, advance, snapshot, summary
 from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
@@ -86,10 +85,14 @@ class Runner:
         name: under which this actor is published on the cluster, to be withdrawn when the run has ended.
         """
         self._failed = asyncio.get_running_loop().create_future()
-        with held(self.folder, RUNNER):
-            if self.folder.recovering:
-                await self._recover()
-            return await self._run(name)
+        try:
+            with held(self.folder, RUNNER):
+                if self.folder.recovering:
+                    await self._recover()
+                async with self._event_log:
+                    return await self._run()
+        finally:
+            await self._close(name)
 
     async def _recover(self) -> None:
         """Take up state and figures of the run, from its newest checkpoint and the log after it."""
@@ -98,18 +101,18 @@ class Runner:
         self._event_log = EventLog(self.folder, number=recovery.last)
         self._source_ended = recovery.source.ended
 
-    async def _run(self, name: str | None) -> dict[str, Any]:
-        async with self._event_log:
-            try:
-                await self._unless_failed(self._be_ready())
-                while not self.campaign.finished:
-                    await self._unless_failed(self._event())
-                await self._hear_the_last_frames()
-                await self._unless_failed(self.finishing.finish_all())
-                await self._unless_failed(self.save())
-                return await self._unless_failed(self._sum_up())
-            finally:
-                await self._close(name)
+    async def _run(self) -> dict[str, Any]:
+        try:
+            await self._unless_failed(self._be_ready())
+            while not self.campaign.finished:
+                await self._unless_failed(self._event())
+            await self._hear_the_last_frames()
+            await self._unless_failed(self.finishing.finish_all())
+            await self._unless_failed(self.save())
+            return await self._unless_failed(self._sum_up())
+        finally:
+            for job in self._jobs:
+                job.cancel()
 
     async def save(self) -> None:
         """Write the live image of every scan so far, and all events, into the run's folder."""
@@ -218,44 +221,29 @@ class Runner:
         self._start(self._hear_the_predictor())
         self._start(executor.labelling.watch_external_labels())
         self._start(executor.labelling.refine_as_time_allows())
-        if self.experiment.checkpoint_s is not None:
-            self._start(self._checkpoints(executor, self.experiment.checkpoint_s).as_time_goes())
+        checkpoints = Checkpoints(
+            log=self._event_log,
+            executor=executor,
+            optional=self.optional,
+            emit=self.take,
+            source_ended=lambda: self._source_ended,
+        )
+        self._start(checkpoints.as_time_goes())
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
         for event in recovery.unlogged:
             self._log(event)
-        ranks = 0 if self._ranks is None else len(self._ranks)
-        before, generation, now = recovery.open, self.campaign.generation + 1, time.time()
+        ranks, before, now = executor.ranks, recovery.open, time.time()
         self.take(RunRecovered(time=now, number=recovery.manifest.number, remarks=recovery.remarks))
-        joined = tuple(range(ranks))
-        self.take(GroupChanged(time=now, lost=(), joined=joined, ranks=ranks, generation=generation))
+        joined = tuple(range(len(ranks)))
+        self.take(GroupChanged(time=now, lost=(), joined=joined, ranks=len(ranks), generation=ranks.generation))
         for action in before:
             if action in self.campaign.actions.open:
                 self._start(executor.again(action))
         for scan in self.campaign.scans[:-1]:
             if scan not in self.proxy.over:
                 self._start(self._leave(scan))
-
-    def _checkpoints(self, executor: Executor, every_s: float) -> Checkpoints:
-        if self._ranks is None:
-            raise RuntimeError("found no ranks yet, expected `assemble` to have started them")
-        return Checkpoints(
-            folder=self.folder,
-            campaign=self.campaign,
-            metrics=self.metrics,
-            log=self._event_log,
-            source=self.source,
-            proxy=self.proxy,
-            ranks=self._ranks,
-            executor=executor,
-            optional=self.optional,
-            emit=self.take,
-            every_s=every_s,
-            keep=self.experiment.checkpoints,
-            source_ended=lambda: self._source_ended,
-            number=newest_number(self.folder),
-        )
 
     def _executor_of(self, client: Client) -> Executor:
         if self._ranks is None:
@@ -399,8 +387,6 @@ class Runner:
 
     async def _close(self, name: str | None) -> None:
         """Release everything that the run holds on the cluster."""
-        for job in self._jobs:
-            job.cancel()
         self._over = True
         client = await get_client()
         closing = [part.close() for part in (self._proxy, self._ranks) if part is not None]

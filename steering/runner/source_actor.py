@@ -42,6 +42,8 @@ class SourceResume:
     """Frames that the log knows to have arrived since then, and the scan of each."""
     there: frozenset[int] = frozenset()
     """Those frames since then that the predictor has."""
+    frames: int = 0
+    """That had arrived in all."""
     ended: bool = False
     """The source had no further frame."""
     spooled: Path | None = None
@@ -103,17 +105,16 @@ class SourceActor:
             "source": None if there is None else there(),
             "visits": self._visits.state,
             "steered": self._steered,
-            "frames": self.frames,
             "acquire_s": self.last - self.first,
         }
 
     def _resume(self, resume: SourceResume) -> None:
         position = resume.position or {}
         self._visits = Visits(position.get("visits"))
-        self.frames = int(position.get("frames", 0)) + len(resume.handed)
+        self.frames = resume.frames
         self.first, self.last = time.time() - float(position.get("acquire_s", 0.0)), time.time()
         if position.get("source") is not None:
-            self.source.resume(position["source"], resume.handed.keys() | resume.there)
+            self.source.resume(position["source"], resume.handed.keys())
         for action, decision in resume.decisions:
             if action > int(position.get("steered", 0)):
                 self._apply(decision)
