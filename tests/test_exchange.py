@@ -134,7 +134,7 @@ def test_fills_take_any_number_of_strata():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_single_rank_needs_no_group(mode):
-    buffer = RehearsalBuffer(20 * 48)
+    buffer = RehearsalBuffer(20 * 64)
     exchange = Exchange(buffer, None, 5, mode=mode)
     out = {"id": torch.full((9,), -1), "stratum": torch.full((9,), -1)}
     exchange.start(0)
@@ -158,7 +158,7 @@ def test_a_single_rank_needs_no_group(mode):
 
 
 def test_slots_that_were_drawn_before_a_stratum_shrank_are_replaced_by_others():
-    buffer = RehearsalBuffer(10 * 48, policy="balanced")
+    buffer = RehearsalBuffer(10 * 64, policy="balanced")
     buffer.insert({"id": torch.arange(10)}, torch.zeros(10, dtype=torch.int64))
     buffer.insert({"id": torch.arange(4)}, torch.ones(4, dtype=torch.int64))
     assert buffer.fills == {0: 6, 1: 4}
@@ -237,7 +237,7 @@ def uneven(rank, group, *, device="cpu", storage="cpu"):
 
 def stream(rank, group, mode, ahead, policy, *, device="cpu", storage="cpu"):
     """A pipeline as a trainer runs it, with strata that appear on the way, many at once, on different ranks."""
-    buffer = RehearsalBuffer(40 * (30 + 8 + 16 + 40), seed=rank, policy=policy, device=storage)
+    buffer = RehearsalBuffer(40 * (30 + 8 + 16 + 56), seed=rank, policy=policy, device=storage)
     exchange = Exchange(buffer, group, R, mode=mode, seed=1, device=device)
     good, counts = [], []
     for step in range(ahead):
@@ -260,7 +260,7 @@ def stream(rank, group, mode, ahead, policy, *, device="cpu", storage="cpu"):
 
 def many_strata(rank, group, mode):
     """Hundreds of strata at once, then in every step more changes than a header has room for, in a full buffer."""
-    buffer = RehearsalBuffer(300 * 48, seed=rank)
+    buffer = RehearsalBuffer(300 * 64, seed=rank)
     exchange = Exchange(buffer, group, R, mode=mode)
     good, known = [], []
     for step in range(30):

@@ -16,7 +16,7 @@ import json, sys, time
 from pathlib import Path
 from steering.learning import MeetingPoint, Rendezvous
 from steering.learning.group import Place, leave
-from tests.test_saved_state import loop_of, train
+from tests.test_checkpoint import loop_of, train
 
 rank, folder, interface = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None
 if rank == 0:

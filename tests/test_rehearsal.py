@@ -113,7 +113,7 @@ def test_wrong_minibatches_are_refused_in_words():
 
 
 def test_state_goes_on_bit_for_bit():
-    one, other = (Rehearsal(r=4, candidates=6, budget=20 * (48 + 8 + 48)) for _ in range(2))
+    one, other = (Rehearsal(r=4, candidates=6, budget=20 * (48 + 8 + 56)) for _ in range(2))
     for step in range(10):
         one.offer(one.augment(samples(seed=step)))
     other.load_state_dict(one.state_dict())
@@ -222,7 +222,8 @@ def on_two(rank, ranks, where, folder):
 
 
 def stored(rehearsal):
-    return [row.tobytes() for row in rehearsal.buffer.state()["field.image"].numpy()]
+    state = rehearsal.buffer.state()
+    return [row.tobytes() for row in state.read("image", np.arange(len(state))).numpy()]
 
 
 @pytest.fixture(scope="module")

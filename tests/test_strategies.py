@@ -97,7 +97,7 @@ class TestStrategyContract:
         # The first exchange knew of nothing; then every minibatch gets what there is, up to r.
         stored = [0, 2, 4, 6, 8][: SMALL.representatives]
         assert (tally.representatives >= sum(stored)) == loop.strategy.rehearses
-        for name, value in loop.buffer.state().items():
+        for name, value in loop.buffer.state().packed().tensors.items():
             if name.startswith("field."):
                 assert torch.isfinite(value.float()).all(), name
 

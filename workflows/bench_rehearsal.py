@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steering.learning.buffer import RehearsalBuffer
+from steering.learning.buffer import BOOKKEEPING, RehearsalBuffer
 from steering.learning.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Ours:
     """The rehearsal buffer with the exchange of a single rank."""
 
     def __init__(self, fields: dict[str, Tensor], capacity: int, strata: int) -> None:
-        sample = sum(t[0].nbytes for t in fields.values()) + 40
+        sample = sum(t[0].nbytes for t in fields.values()) + 8 + BOOKKEEPING
         self._strata = strata
         self.buffer = RehearsalBuffer(capacity * sample, policy="replacement")
         while len(self.buffer) < capacity:

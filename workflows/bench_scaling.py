@@ -21,6 +21,7 @@ from torch import nn
 from pictures.scaling import scaling_picture
 from steering.clusters import local
 from steering.learning import Classification, Loop, Place, TrainerSettings
+from steering.learning.buffer import BOOKKEEPING
 from steering.learning.exchange import Exchange
 from steering.learning.sampling import StepRNG, draw
 from steering.learning.strategies import ER
@@ -38,7 +39,7 @@ def measure(place: Place, steps: int, r: int) -> dict[str, float]:
     group = place.join(device="cpu")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(IMAGE)), 64), nn.ReLU(), nn.Linear(64, 10))
-    settings = TrainerSettings(batch=56, candidates=14, representatives=r, buffer_bytes=2000 * (SAMPLE + 40))
+    settings = TrainerSettings(batch=56, candidates=14, representatives=r, buffer_bytes=2000 * (SAMPLE + BOOKKEEPING))
     objective = Classification(mean=[0.5] * 3, std=[0.25] * 3)
     loop = Loop(network, ER(objective), settings, rank=place.rank)
     loop.connect(group)

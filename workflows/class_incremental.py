@@ -36,6 +36,7 @@ from steering import (
     local,
     on_ranks,
 )
+from steering.learning.buffer import BOOKKEEPING
 from steering.learning.epochs import Epochs
 
 TASKS = 4
@@ -77,7 +78,7 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace, 
     start = {key: value.clone() for key, value in network.state_dict().items()}
     objective = Classification(mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276), shift=4)
     strategy = STRATEGIES[name](objective)
-    sample = images.train[0].nbytes + 2 * 8 + 40 + (4 * classes if name.startswith("der") else 0)
+    sample = images.train[0].nbytes + 2 * 8 + BOOKKEEPING + (4 * classes if name.startswith("der") else 0)
     settings = TrainerSettings(
         batch=options.batch,
         candidates=options.candidates,

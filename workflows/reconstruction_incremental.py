@@ -39,6 +39,7 @@ from steering import (
     zone_plate,
 )
 from steering.inference.evaluate import patch_phase_error
+from steering.learning.buffer import BOOKKEEPING
 from steering.learning.epochs import Epochs
 from steering.ptychography import extract_patches, patch_weight, simulate
 
@@ -113,7 +114,7 @@ def learn(place: Place, course: Course, name: str, options: argparse.Namespace) 
     strategy = STRATEGIES[name](Reconstruction(weight))
     fields = [as_fields(task, number) for number, task in enumerate(course.tasks)]
     stored = options.buffer * sum(len(task.counts) for task in course.tasks) / place.ranks
-    bytes_each = sum(value[0].nbytes for value in fields[0].values()) + 40
+    bytes_each = sum(value[0].nbytes for value in fields[0].values()) + BOOKKEEPING
     bytes_each += 8 * patch * patch if name.startswith("der") else 0
     settings = TrainerSettings(
         batch=options.batch,

@@ -1,5 +1,6 @@
 """Continual learning over distributed ranks: samples, rehearsal buffers, their exchange, strategies, the loop."""
 
+from steering.learning.checkpoint import RankFiles, RanksPart, joined, prune
 from steering.learning.group import GroupLost, MeetingPoint, Place, Rendezvous
 from steering.learning.loop import PARTS, Loop, Tally
 from steering.learning.objectives import Classification, Objective, Reconstruction
@@ -19,10 +20,14 @@ __all__ = [
     "Objective",
     "Place",
     "Rank",
+    "RankFiles",
+    "RanksPart",
     "Reconstruction",
     "Rehearsal",
     "Rendezvous",
     "Round",
     "Tally",
     "TrainerSettings",
+    "joined",
+    "prune",
 ]

@@ -6,25 +6,28 @@ the samples themselves are copied as rows of bytes, straight to their slots. Pol
 """
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from steering.learning.buffer_state import BufferState
+from steering.learning.buffer_cut import Cut
+from steering.learning.buffer_state import BufferState, ScanName, merge, thin
 from steering.learning.insertion import Insertion, Policy
+from steering.learning.key_index import KeyIndex
 from steering.learning.rows import STRATUM, Layout, Rows
 from steering.learning.strata import BYTES_PER_SLOT, Strata
 
-BOOKKEEPING = BYTES_PER_SLOT + 8  # the last 8: when the slot was written
+BOOKKEEPING = BYTES_PER_SLOT + KeyIndex.BYTES_PER_SLOT + 16  # the last 16: when the slot was written, and its key
+_BLOCK = 2**22  # bytes that `load` reads at once
 
 
 class RehearsalBuffer:
     """Bounded memory of one rank.
 
     Args:
-        budget_bytes: what the stored samples and their bookkeeping (40 bytes each, the stratum included) may take.
+        budget_bytes: what the stored samples and their bookkeeping (56 bytes each, the stratum included) may take.
         policy: what is kept, see the module's docstring.
         seed: of the decisions what to keep; give each rank its own.
         device: where samples are stored. Memory on the host is pinned where there is CUDA.
@@ -46,10 +49,13 @@ class RehearsalBuffer:
         self.strata = Strata()
         self.rows: dict[str, Rows] = {}
         """The storage as bytes, by field."""
+        self.scans: dict[int, ScanName] = {}
+        """What strata stand for, as far as somebody has said it here; it goes into states."""
         self._store: dict[str, Tensor] = {}
         self._inserted_at = np.zeros(0, dtype=np.int64)
         self._clock = 0
         self._insertion = Insertion(policy, self.strata, seed=seed)
+        self._cut: Cut | None = None
 
     def __len__(self) -> int:
         """Return the number of stored samples, which never falls. Slots 0 to len - 1 are filled."""
@@ -87,12 +93,14 @@ class RehearsalBuffer:
                 found[key] = {"count": float(len(own)), "age_p10": young, "age_p50": middle, "age_p90": old}
         return found
 
-    def insert(self, samples: Mapping[str, Tensor], stratum: Tensor) -> int:
+    def insert(self, samples: Mapping[str, Tensor], stratum: Tensor, identity: Tensor | None = None) -> int:
         """Offer samples to the buffer.
 
         Args:
             samples: tensors (n, ...) of any dtype and device; names, shapes and dtypes stay those of the first insert.
             stratum: int64 (n,), any integers.
+            identity: int64 (n,), the same for a sample whenever it is offered, see identity; None: all are different.
+                Given always or never.
 
         Returns:
             How many of them were stored.
@@ -101,12 +109,21 @@ class RehearsalBuffer:
             ValueError: fields that differ from those stored, or one sample larger than the budget.
         """
         count = self._check(samples, stratum)
+        own = None if identity is None else _identity(identity, count)
+        if self._insertion.identified is (own is None) and self.seen:
+            raise ValueError(
+                f"found samples {'without' if own is None else 'with'} an identity, expected the other as in inserts "
+                "before: give all of them one, or none"
+            )
         if self.layout is None:
             self._allocate(Layout.of(samples))
         if count == 0:
             return 0
-        slots, chosen = self._insertion.choose(self.strata.numbers(stratum.tolist()))
+        slots, chosen = self._insertion.choose(self.strata.numbers(stratum.tolist()), own)
         if len(chosen):
+            cut = self._cut  # its reader may close it at any time
+            if cut is not None:
+                cut.keep(slots)
             for name, rows in self.rows.items():
                 rows.put(slots, (stratum if name == STRATUM else samples[name]).contiguous(), chosen)
             self._inserted_at[slots] = self._clock + 1 + chosen
@@ -161,77 +178,115 @@ class RehearsalBuffer:
             slots.append(slot)
         return slots
 
-    def state(self, since: int = 0, *, copy: bool = True) -> BufferState:
-        """Return what `load` needs to restore the buffer: CPU tensors and JSON-able scalars, nothing pickled.
+    def state(self) -> BufferState:
+        """What `load` needs to restore the buffer. Samples are read from the storage: true until the next insert."""
+        insertion, count = self._insertion, len(self)
+
+        def read(name: str, rows: np.ndarray) -> Tensor:
+            tensor = self._store[name]
+            part = torch.empty((len(rows), *tensor.shape[1:]), dtype=tensor.dtype)
+            if len(rows):
+                self.rows[name].take(rows, part)
+            return part
+
+        return BufferState(
+            **self.counters(),
+            inserted_at=self._inserted_at[:count].copy(),
+            key=insertion.keys[:count].copy(),
+            stratum=np.array(self.strata.keys, dtype=np.int64)[self.strata.of_slots] if count else _none(),
+            layout=self.layout,
+            read=read,
+        )
+
+    def cut(self, since: int = 0, *, aside: float = 0.25) -> Cut:
+        """What is stored now, for another thread to read while this one goes on inserting; close it afterwards.
 
         Args:
-            since: the `clock` of an earlier state: only slots written after it are returned. 0: all of them.
-            copy: False: tensors of a whole state may be views of the storage, true until the next insert.
+            since: the clock of an earlier cut: only samples stored after it are read. 0: all.
+            aside: share of the storage that may be copied aside at most, of what is overwritten before it was read.
+
+        Raises RuntimeError while an earlier cut is open.
         """
-        insertion = self._insertion
-        changed = np.flatnonzero(self._inserted_at[: len(self)] > since) if since else np.arange(len(self))
-        slots = torch.from_numpy(changed)
-        whole = len(changed) == len(self)
-        state: BufferState = {
-            "slot": slots,
-            "inserted_at": torch.from_numpy(self._inserted_at[changed]),
-            "strata": torch.from_numpy(np.stack([np.array(self.strata.keys, dtype=np.int64), self.strata.seen], 1)),
+        if self._cut is not None:
+            raise RuntimeError("found a cut of the buffer still being read, expected it closed before the next one")
+        self._cut = Cut(
+            self.rows,
+            {**self.counters(), "layout": self.layout},
+            inserted_at=self._inserted_at[: len(self)],
+            key=self._insertion.keys[: len(self)],
+            since=since,
+            most_bytes=int(aside * self.budget_bytes),
+            done=self._cut_is_read,
+        )
+        return self._cut
+
+    def _cut_is_read(self) -> None:
+        self._cut = None
+
+    def counters(self) -> dict[str, Any]:
+        """The part of a state that does not grow with the number of samples."""
+        insertion, strata = self._insertion, self.strata
+        bounds = [insertion.bound_of(number) for number in range(len(strata))]
+        return {
+            "policy": self.policy,
+            "identified": insertion.identified,
             "seen": self.seen,
             "clock": self._clock,
-            "since": since,
+            "bound": insertion.bound,
             # what a larger buffer has to go on with; a full one of the same size has no use for it
             "rate": len(self) / self.seen if 0 < len(self) == self.capacity else insertion.rate,
+            "salt": insertion.maker.salt,
             "rng": insertion.rng.bit_generator.state,
+            "scans": dict(self.scans),
+            "strata": np.stack([np.array(strata.keys, np.int64), strata.seen, np.array(bounds, np.int64)], 1),
         }
-        for name, tensor in self._store.items():
-            if whole:
-                part = tensor[: len(self)]
-                state[f"field.{name}"] = part.clone().cpu() if copy else part.cpu()
-            else:
-                part = torch.empty((len(slots), *tensor.shape[1:]), dtype=tensor.dtype)
-                if len(slots):
-                    self.rows[name].take(changed, part)
-                state[f"field.{name}"] = part
-        return state
 
     def load(self, state: BufferState) -> None:
-        """Restore a state, or bring a restored buffer forward by one that holds only what changed `since` then.
-
-        A state with more samples than fit into the budget leaves a uniform random part of them.
+        """Restore a state. One with more samples than fit into the budget leaves those that this budget would have.
 
         Raises:
-            ValueError: the buffer is not empty, or not at the clock from which the changes were taken.
+            ValueError: the buffer is not empty, or the policy of the state is another one that says nothing of this.
         """
-        if state["since"] != self._clock and (state["since"] or self._clock):
-            raise ValueError(
-                f"found a buffer at clock {self._clock}, expected {state['since']} for this state: load a whole state "
-                "into a new buffer, then the changes in their order"
-            )
+        if self._clock or len(self):
+            raise ValueError(f"found a buffer of {len(self)} samples, expected an empty one: make another to load into")
+        if state.policy != self.policy:
+            state = merge([state], self.policy)
+        if state.layout is not None:
+            self._allocate(state.layout)
+            state = thin(state, self.capacity)
         self._restore_counters(state)
-        fields = {name.removeprefix("field."): t for name, t in state.items() if name.startswith("field.")}
-        if not fields:
+        if self.layout is None or not len(state):
             return
-        if self.layout is None:
-            self._allocate(Layout.of(fields))
-        if Layout.of(fields) != self.layout:
-            raise ValueError(f"found a state of {Layout.of(fields)}, expected {self.layout} as stored")
-        slots, chosen = state["slot"].numpy(), np.arange(len(state["slot"]))
-        if state["since"] == 0 and len(slots) > self.capacity:
-            chosen = np.sort(self._insertion.rng.permutation(len(slots))[: self.capacity])
-            slots = np.arange(self.capacity)
-        for name, tensor in fields.items():
-            self.rows[name].put(slots, tensor.contiguous(), chosen)
-        self._inserted_at[slots] = state["inserted_at"].numpy()[chosen]
-        self.strata.put(slots.tolist(), self.strata.numbers(fields[STRATUM][torch.from_numpy(chosen)].tolist()))
+        slots = np.arange(len(state))
+        block = max(1, _BLOCK // sum(self.layout.row_bytes.values()))
+        for first in range(0, len(state), block):
+            part = slots[first : first + block]
+            for name, rows in self.rows.items():
+                rows.put(part, state.read(name, part).contiguous(), np.arange(len(part)))
+        self._inserted_at[slots] = state.inserted_at
+        insertion = self._insertion
+        insertion.keys[slots] = state.key
+        self.strata.put(slots.tolist(), self.strata.numbers(state.stratum.tolist()))
+        self._restore_bounds(state)
 
     def _restore_counters(self, state: BufferState) -> None:
         insertion = self._insertion
-        insertion.seen, insertion.rate, self._clock = state["seen"], state["rate"], state["clock"]
-        if state["rng"] is not None:
-            insertion.rng.bit_generator.state = state["rng"]
-        for key, seen in state["strata"].tolist():
+        insertion.seen, insertion.rate, self._clock = state.seen, state.rate, state.clock
+        insertion.identified = state.identified
+        self.scans |= state.scans
+        if state.rng is not None:
+            insertion.rng.bit_generator.state = dict(state.rng)
+        # Keys that were made before must not be made again for other samples.
+        insertion.maker.go_on(state.salt if state.salt is not None else insertion.maker.salt ^ (2 * state.clock + 1))
+        for key, seen, _ in state.strata.tolist():
             (number,) = self.strata.numbers([key])
             self.strata.see(number, seen - self.strata.offered[number])
+        self._restore_bounds(state)
+
+    def _restore_bounds(self, state: BufferState) -> None:
+        bounds = state.bounds()
+        numbers = dict(zip(self.strata.keys, range(len(self.strata)), strict=True))
+        self._insertion.restore({numbers[key]: bound for key, bound in bounds.items()}, state.bound)
 
     def _check(self, samples: Mapping[str, Tensor], stratum: Tensor) -> int:
         if stratum.dtype != torch.int64 or stratum.ndim != 1:
@@ -264,8 +319,9 @@ class RehearsalBuffer:
             self._store[name] = tensor
             self.rows[name] = Rows(tensor)
         self._inserted_at = np.zeros(capacity, dtype=np.int64)
+        self._insertion.allocate(capacity)
         self.layout = layout
-        self.capacity = self._insertion.capacity = capacity
+        self.capacity = capacity
 
     def _empty(self, size: int) -> Tensor:
         """Memory of so many bytes: of the GPU, or of the host, where a GPU's copies want it pinned."""
@@ -273,6 +329,16 @@ class RehearsalBuffer:
             return torch.empty(size, dtype=torch.uint8, device=self.device, pin_memory=self.device.type == "cpu")
         # numpy asks the system for huge pages, torch does not: rows far apart are then found a tenth faster.
         return torch.from_numpy(np.empty(size, np.uint8))
+
+
+def _identity(identity: Tensor, count: int) -> np.ndarray:
+    if identity.dtype != torch.int64 or identity.shape != (count,):
+        raise ValueError(f"found identities {identity.dtype} {tuple(identity.shape)}, expected int64 ({count},)")
+    return identity.cpu().numpy()
+
+
+def _none() -> np.ndarray:
+    return np.zeros(0, dtype=np.int64)
 
 
 __all__ = ["STRATUM", "Layout", "Policy", "RehearsalBuffer"]

@@ -1,137 +1,348 @@
-"""The state of a rehearsal buffer: stored on disk without pickle, and resharded to another number of ranks."""
+"""What a rehearsal buffer holds, apart from the buffer: restored, given out to other ranks, or united with others.
 
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+The small columns of a state are in memory; the samples are read as they are needed, from a buffer or from a file.
+Everything here follows from the samples' keys (see identity): the same states give the same samples in any order, and a
+state united with itself is itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from numpy.typing import NDArray
+from torch import Tensor
 
-from steering.learning.rows import host_rows
-
-BufferState = dict[str, Any]
-"""Tensors `slot`, `inserted_at` (n,), `strata` (strata, 2: key, seen), `field.NAME` (n, ...); scalars `seen`, `clock`,
-`since`, `rate`, and `rng`, a mapping of numbers and strings, or None."""
-
-
-def write_state(path: Path, state: BufferState) -> None:
-    """Write a state as one safetensors file, whole or not at all."""
-    tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
-    scalars = {name: value for name, value in state.items() if name not in tensors}
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={"steering.buffer": json.dumps(scalars)})
-    temporary.replace(path)
+from steering.learning.identity import WHOLE
+from steering.learning.insertion import Policy
+from steering.learning.rows import STRATUM, Layout, host_rows
+from steering.learning.training_state import Packed
 
 
-def read_state(path: Path) -> BufferState:
-    """Read what `write_state` wrote.
+class ScanName(NamedTuple):
+    """A scan of a run, and when its first labels came, in seconds since 1970."""
+
+    run: str
+    scan: str
+    begun: float
+
+
+Read = Callable[[str, NDArray[np.int64]], Tensor]
+"""Rows (n,) of a field, as a tensor (n, ...) on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferState:
+    """n samples, and what is known of the past they were kept from."""
+
+    policy: Policy
+    identified: bool | None
+    """Whether the samples came with an identity; None where there was none yet."""
+    seen: int
+    """Samples offered."""
+    clock: int
+    """Of the buffer: `inserted_at` counts by it."""
+    bound: int
+    """Of strata that are not among these, see Insertion."""
+    rate: float
+    salt: int | None
+    """Of the keys of samples without an identity; None: another one than before."""
+    rng: Mapping[str, Any] | None
+    scans: Mapping[int, ScanName]
+    """What is known of strata by name; a library's own strata have none."""
+    strata: NDArray[np.int64]
+    """(strata, 3): stratum, samples of it offered, bound."""
+    inserted_at: NDArray[np.int64]
+    """(n,)"""
+    key: NDArray[np.int64]
+    """(n,)"""
+    stratum: NDArray[np.int64]
+    """(n,)"""
+    layout: Layout | None
+    """None where nothing was ever offered."""
+    read: Read
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def scalars(self) -> dict[str, Any]:
+        """What is no array, for JSON."""
+        found = {name: getattr(self, name) for name in _SCALARS}
+        return {**found, "scans": [[key, *name] for key, name in self.scans.items()]}
+
+    def packed(self) -> Packed:
+        """The whole state in memory."""
+        every = np.arange(len(self))
+        names = [name for name, _, _ in self.layout.fields] if self.layout is not None else []
+        tensors = {f"field.{name}": self.read(name, every).contiguous() for name in names if name != STRATUM}
+        tensors |= {name: torch.from_numpy(getattr(self, name).copy()) for name in COLUMNS}
+        return Packed(tensors, self.scalars())
+
+    @classmethod
+    def of(cls, packed: Packed) -> BufferState:
+        """The state that `packed` returned."""
+        fields = packed.named("field.")
+        columns = {name: packed.tensors[name].numpy() for name in COLUMNS}
+        layout = Layout.of(fields) if fields else None
+
+        def read(name: str, rows: NDArray[np.int64]) -> Tensor:
+            tensor = torch.from_numpy(columns["stratum"]) if name == STRATUM else fields[name]
+            part = torch.empty((len(rows), *tensor.shape[1:]), dtype=tensor.dtype)
+            if len(rows):
+                host_rows(part)[:] = host_rows(tensor)[rows]
+            return part
+
+        scalars = {**packed.scalars, "scans": scan_names(packed.scalars["scans"])}
+        return cls(**scalars, **columns, layout=layout, read=read)
+
+    def bounds(self) -> dict[int, int]:
+        """The bound of each stratum that is known."""
+        return {int(key): int(bound) for key, _, bound in self.strata.tolist()}
+
+    def take(self, rows: NDArray[np.int64], **changes: Any) -> BufferState:
+        """The state with these of its samples alone."""
+        columns = {name: getattr(self, name)[rows] for name in ("inserted_at", "key", "stratum")}
+        return replace(self, **columns, read=lambda name, own: self.read(name, rows[own]), **changes)
+
+
+COLUMNS = ("strata", "inserted_at", "key", "stratum")
+_SCALARS = ("policy", "identified", "seen", "clock", "bound", "rate", "salt", "rng")
+
+
+def scan_names(rows: Sequence[Sequence[Any]]) -> dict[int, ScanName]:
+    """Names of strata, from the JSON of `BufferState.scalars`."""
+    return {int(key): ScanName(str(run), str(scan), float(begun)) for key, run, scan, begun in rows}
+
+
+def thin(state: BufferState, capacity: int) -> BufferState:
+    """The state with at most so many samples: those that the buffer would have kept with that room.
+
+    Where the policy is `replacement`, which has no such samples, those with the smallest keys: a uniform part.
+    """
+    if len(state) <= capacity:
+        return state
+    if state.policy != "balanced":
+        order = np.argsort(state.key, kind="stable")
+        bound = state.bound if state.policy == "replacement" else int(state.key[order[capacity]])
+        strata = state.strata.copy()
+        strata[:, 2] = np.minimum(strata[:, 2], bound)
+        return state.take(np.sort(order[:capacity]), strata=strata, bound=min(bound, state.bound))
+    kept, strata = [], state.strata.copy()
+    names, counts = np.unique(state.stratum, return_counts=True)
+    for name, count in zip(names.tolist(), _level(counts, capacity).tolist(), strict=True):
+        rows = np.flatnonzero(state.stratum == name)
+        rows = rows[np.argsort(state.key[rows], kind="stable")]
+        kept.append(rows[:count])
+        if count < len(rows):
+            strata[strata[:, 0] == name, 2] = state.key[rows[count]]
+    return state.take(np.sort(np.concatenate(kept)), strata=strata)
+
+
+def without(state: BufferState, strata: set[int]) -> BufferState:
+    """The state without any sample of these strata, and without a word of them."""
+    kept = np.flatnonzero(~np.isin(state.stratum, list(strata)))
+    known = ~np.isin(state.strata[:, 0], list(strata))
+    gone = int(state.strata[~known, 1].sum())
+    scans = {key: name for key, name in state.scans.items() if key not in strata}
+    return state.take(kept, strata=state.strata[known], seen=max(0, state.seen - gone), scans=scans)
+
+
+def merge(states: Sequence[BufferState], policy: Policy) -> BufferState:
+    """All states as one, in which every different sample of all their pasts is equally likely to be, once.
+
+    A sample that several states hold counts once. It does not matter in which order they are given, or how often.
+
+    Args:
+        states: one or more, of which none has the policy `replacement` and all came with identities.
+        policy: of the buffer that goes on: equally likely in all (`reservoir`), or within a stratum (`balanced`).
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: states that cannot be united, with the reason.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if "steering.buffer" not in metadata:
-            raise ValueError(f"found {path} without a rehearsal buffer's state, expected a file made by write_state")
-        state: BufferState = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return state | json.loads(metadata["steering.buffer"])
-
-
-def merge(states: Iterable[BufferState]) -> BufferState:
-    """Return the whole state that a whole one and the changes after it, in their order, amount to.
-
-    Raises:
-        ValueError: none is given, the first holds changes only, or changes do not follow from the state before.
-    """
-    merged: BufferState | None = None
-    for state in states:
-        clock = 0 if merged is None else merged["clock"]
-        if state["since"] != clock:
-            raise ValueError(f"found changes since clock {state['since']}, expected {clock} as in the state before")
-        merged = state if merged is None else _changed(merged, state)
-    if merged is None:
-        raise ValueError("found no state, expected a whole one and the changes after it")
-    return merged
-
-
-def _changed(whole: BufferState, change: BufferState) -> BufferState:
-    slots = change["slot"].numpy()
-    count = max(len(whole["slot"]), int(slots.max(initial=-1)) + 1)
-    merged = {**change, "slot": torch.arange(count), "since": 0}
-    for name in [name for name in change if name == "inserted_at" or name.startswith("field.")]:
-        old, new = whole.get(name), change[name]
-        values = torch.empty((count, *new.shape[1:]), dtype=new.dtype)
-        if old is not None and len(old):
-            host_rows(values)[: len(old)] = host_rows(old)
-        if len(new):
-            host_rows(values)[slots] = host_rows(new)
-        merged[name] = values
-    return merged
+    filled = [state for state in states if len(state)]
+    _check_mergeable(filled, policy)
+    bounds = [state.bounds() for state in states]
+    names = sorted({name for known in bounds for name in known})
+    default = min((state.bound for state in states), default=WHOLE)
+    lowest = {n: min(b.get(n, s.bound) for b, s in zip(bounds, states, strict=True)) for n in names}
+    if policy == "reservoir":
+        default = min([default, *lowest.values()])
+        lowest = dict.fromkeys(names, default)
+    source = np.concatenate([np.full(len(s), i) for i, s in enumerate(filled)] or [np.zeros(0, np.int64)])
+    row = np.concatenate([np.arange(len(s)) for s in filled] or [np.zeros(0, np.int64)])
+    key, stratum, at = (_joined(filled, name) for name in ("key", "stratum", "inserted_at"))
+    # The newest copy of a sample, and of equally new ones the same one in whatever order they come.
+    order = np.lexsort((stratum, -at, key))
+    first = np.ones(len(order), bool)
+    first[1:] = np.diff(key[order]) > 0
+    rows = order[first]
+    below = np.array([lowest[name] for name in stratum[rows].tolist()], np.int64) if len(rows) else rows
+    rows = rows[key[rows] < below]
+    found, counts = np.unique(stratum[rows], return_counts=True)
+    stored = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    if policy == "reservoir":  # the bound of all says what is to be known of those that have no sample left
+        names = sorted(stored)
+    offered = {name: _estimated(stored.get(name, 0), lowest[name]) for name in names}
+    return BufferState(
+        policy=policy,
+        identified=True if filled else None,
+        seen=sum(offered.values()),
+        clock=max((state.clock for state in states), default=0),
+        bound=default,
+        rate=1.0,
+        salt=None,
+        rng=None,
+        scans=_named(states),
+        strata=np.array([[n, offered[n], lowest[n]] for n in names], np.int64).reshape(-1, 3),
+        inserted_at=at[rows],
+        key=key[rows],
+        stratum=stratum[rows],
+        layout=filled[0].layout if filled else None,
+        read=_read_from(filled, source[rows], row[rows]),
+    )
 
 
 def reshard(states: Sequence[BufferState], rank: int, ranks: int) -> BufferState:
-    """Return the state with which `rank` of `ranks` continues after a run on len(states) ranks.
+    """The state with which `rank` of `ranks` goes on after a run on len(states) ranks, which saw different samples.
 
-    All ranks' parts together hold the samples of all the states, each once; every rank gets an even part of every
-    stratum, and of what was seen of it in proportion. With the same number of ranks each keeps its own state. The
-    states must be whole ones; a part that a rank's budget does not hold is thinned by `load`.
+    All ranks' parts together hold the samples of all the states below their common bound, each once; every rank gets an
+    even part of every stratum, and of what was seen of it in proportion. Ranks that saw about as much have about the
+    same bound: a few percent of the samples are left out, so that all are equally likely to be there. `replacement`
+    knows no bound: everything is given out. With the same number of ranks each keeps its own state.
 
-    Raises:
-        ValueError: a state that holds changes only, or states with different fields.
+    Raises ValueError for states with different fields.
     """
-    if any(state["since"] for state in states):
-        raise ValueError("found a state with changes only, expected whole ones: load them into a buffer first")
     if ranks == len(states):
         return states[rank]
-    filled = [state for state in states if len(state["slot"])]
-    names = {frozenset(name for name in state if name.startswith("field.")) for state in filled}
-    if len(names) > 1:
-        raise ValueError(f"found states with different fields: {sorted(sorted(n) for n in names)}")
-    keys = [state["field.stratum"].numpy() for state in filled]
-    source = np.concatenate([np.full(len(k), index) for index, k in enumerate(keys)] or [np.zeros(0, np.int64)])
-    row = np.concatenate([np.arange(len(k)) for k in keys] or [np.zeros(0, np.int64)])
-    everything = np.concatenate(keys or [np.zeros(0, np.int64)])
-    order = np.argsort(everything, kind="stable")
+    filled = [state for state in states if len(state)]
+    _check_alike(filled)
+    policy = states[0].policy
+    bounds = [state.bounds() for state in states]
+    names = sorted({name for known in bounds for name in known})
+    lowest = {n: min(b.get(n, s.bound) for b, s in zip(bounds, states, strict=True)) for n in names}
+    source = np.concatenate([np.full(len(s), i) for i, s in enumerate(filled)] or [np.zeros(0, np.int64)])
+    row = np.concatenate([np.arange(len(s)) for s in filled] or [np.zeros(0, np.int64)])
+    key, stratum, at = (_joined(filled, name) for name in ("key", "stratum", "inserted_at"))
+    below = np.array([lowest[name] for name in stratum.tolist()], np.int64)
+    kept = np.flatnonzero(key < below)
+    order = kept[np.argsort(stratum[kept], kind="stable")]
     mine = order[rank::ranks]
-    # Sources in turn, each read once, so that memory-mapped states need not fit into memory together.
-    mine = mine[np.argsort(source[mine], kind="stable")]
-    strata = _seen(states, everything[order], rank, ranks)
-    seen = int(strata[:, 1].sum())
-    state: BufferState = {
-        "slot": torch.arange(len(mine)),
-        "strata": torch.from_numpy(strata),
-        "seen": seen,
-        "clock": max((s["clock"] for s in states), default=0),
-        "since": 0,
-        "rate": min(1.0, len(mine) / seen) if seen else 1.0,
-        "rng": None,
-    }
-    for name in ("inserted_at", *sorted(next(iter(names), ()))):
-        parts = [s[name][torch.from_numpy(row[mine[source[mine] == i]])] for i, s in enumerate(filled)]
-        state[name] = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
-    return state
+    # Sources in turn, each read once, and forwards.
+    mine = mine[np.lexsort((row[mine], source[mine]))]
+    seen = _seen(states, names, stratum[order], rank, ranks)
+    total = sum(seen.values())
+    return BufferState(
+        policy=policy,
+        identified=next((state.identified for state in filled), None),
+        seen=total,
+        clock=max(state.clock for state in states),
+        bound=min(state.bound for state in states),
+        rate=min(1.0, len(mine) / total) if total else 1.0,
+        salt=None,
+        rng=None,
+        scans=_named(states),
+        strata=np.array([[n, seen[n], lowest[n]] for n in names], np.int64).reshape(-1, 3),
+        inserted_at=at[mine],
+        key=key[mine],
+        stratum=stratum[mine],
+        layout=filled[0].layout if filled else None,
+        read=_read_from(filled, source[mine], row[mine]),
+    )
 
 
-def _seen(states: Sequence[BufferState], stored: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """Return what counts as seen by a rank, int64 (strata, 2: key, seen).
+def _check_mergeable(filled: Sequence[BufferState], policy: Policy) -> None:
+    if any("replacement" in (policy, state.policy) for state in filled):
+        raise ValueError(
+            "found a buffer with the policy 'replacement' to be united with others, expected 'reservoir' or "
+            "'balanced': what it keeps fades with its age, and two buffers of different ages have no common measure; "
+            "choose another policy, or start from one run alone"
+        )
+    if not all(state.identified for state in filled):
+        raise ValueError(
+            "found samples without an identity in buffers to be united, expected one for each, so that none counts "
+            "twice: offer them with the field `identity`"
+        )
+    _check_alike(filled)
+
+
+def _check_alike(filled: Sequence[BufferState]) -> None:
+    for state in filled[1:]:
+        if state.layout != filled[0].layout:
+            raise ValueError(
+                f"found buffers with different fields, {state.layout} and {filled[0].layout}, expected the same names, "
+                "shapes and dtypes in all"
+            )
+
+
+def _named(states: Sequence[BufferState]) -> dict[int, ScanName]:
+    found: dict[int, ScanName] = {}
+    for state in states:
+        for key, name in state.scans.items():
+            found[key] = min(name, found.get(key, name))
+    return dict(sorted(found.items()))
+
+
+def _joined(states: Sequence[BufferState], name: str) -> NDArray[np.int64]:
+    return np.concatenate([getattr(state, name) for state in states] or [np.zeros(0, np.int64)])
+
+
+def _read_from(states: Sequence[BufferState], source: NDArray[np.int64], row: NDArray[np.int64]) -> Read:
+    def read(name: str, rows: NDArray[np.int64]) -> Tensor:
+        of, there = source[rows], row[rows]
+        found: Tensor | None = None
+        for number in np.unique(of).tolist():
+            mine = np.flatnonzero(of == number)
+            part = states[number].read(name, there[mine])
+            if len(mine) == len(rows):
+                return part
+            found = torch.empty((len(rows), *part.shape[1:]), dtype=part.dtype) if found is None else found
+            host_rows(found)[mine] = host_rows(part)
+        if found is None:
+            raise ValueError(f"found no rows of {name!r} to read, expected some")
+        return found
+
+    return read
+
+
+def _level(counts: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
+    """How many samples each stratum keeps when the fullest gives way again and again; strata are in their order."""
+    low, high = 0, int(counts.max(initial=0))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(counts, middle).sum() <= capacity else (low, middle - 1)
+    kept = np.minimum(counts, low)
+    rest = np.flatnonzero(counts > low)[: capacity - int(kept.sum())]
+    kept[rest] += 1
+    return kept
+
+
+def _estimated(stored: int, bound: int) -> int:
+    """How many different samples were offered, of which those below the bound are stored (Cohen and Kaplan, 2007)."""
+    return stored if bound == WHOLE else max(stored, round(stored / ((bound + 1) / 2**63)))
+
+
+def _seen(
+    states: Sequence[BufferState], names: Sequence[int], stored: NDArray[np.int64], rank: int, ranks: int
+) -> dict[int, int]:
+    """What counts as seen by a rank of each stratum.
 
     Every stored sample stands for its part of what was seen of its stratum; `stored` are the sorted strata of all,
     assigned to the ranks in turn.
     """
-    totals: dict[int, int] = {}
+    totals = dict.fromkeys(names, 0)
     for state in states:
-        for key, seen in state["strata"].tolist():
-            totals[key] = totals.get(key, 0) + seen
-    rows = np.zeros((len(totals), 2), dtype=np.int64)
-    for index, (key, total) in enumerate(totals.items()):
-        low, high = np.searchsorted(stored, [key, key + 1]).tolist()
+        for name, seen, _ in state.strata.tolist():
+            totals[name] += seen
+    rows = {}
+    for name, total in totals.items():
+        low, high = np.searchsorted(stored, [name, name + 1]).tolist()
         if low == high:
-            rows[index] = key, total if rank == 0 else 0
+            rows[name] = total if rank == 0 else 0
             continue
         each, rest = divmod(total, high - low)
         own, own_rest = (len(range(low + (rank - low) % ranks, end, ranks)) for end in (high, low + rest))
-        rows[index] = key, own * each + own_rest
+        rows[name] = own * each + own_rest
     return rows

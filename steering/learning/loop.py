@@ -105,7 +105,8 @@ class Loop:
         )
         self.steps = 0
         """Taken so far; the same on every rank."""
-        self._fresh = True
+        self.trained = False
+        """It was connected before, or restored: its state counts more than that of loops which were not."""
         self._module: nn.Module | None = None
         self._ring: Ring | None = None
         self._loaded: tuple[str, ...] = ()
@@ -139,13 +140,13 @@ class Loop:
                 self._module = DistributedDataParallel(self.network, broadcast_buffers=False)
         if self.settings.precision == "bfloat16":
             self._module = Autocast(self._module, self.device.type)
-        self._fresh = False
+        self.trained = True
         if self.strategy.rehearses:
             self.rehearsal.connect(group, step=self.steps, device=self.device)
         return source
 
     def _align(self) -> int:
-        mine = torch.tensor([int(not self._fresh), self.steps])
+        mine = torch.tensor([int(self.trained), self.steps])
         everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(everyone, mine)
         source = most_advanced([(bool(trained), steps) for trained, steps in torch.stack(everyone).tolist()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import traceback
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
+from steering.learning.checkpoint import RankFiles, RanksPart, Recorder
 from steering.learning.loop import PARTS, Loop
 from steering.learning.minibatch import Fields
 from steering.learning.objectives import Reconstruction
 from steering.learning.redistribution import redistribute
+from steering.learning.restore import read_labelled, read_training, restore_buffer, restore_training
 from steering.learning.samples import Labels, NoSamples, Samples
 from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
@@ -93,6 +96,7 @@ class Rank:
         self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts)
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
+        self._recorder = Recorder(self._loop, self.samples, self._others)
 
     def join(self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0) -> int:
         """Join a group of ranks; returns the rank. Blocks until all are there, at most `settings.deadline` seconds.
@@ -116,6 +120,43 @@ class Rank:
             self._take_in()
             redistribute(self.samples, rank=rank, ranks=ranks, source=source)
         return rank
+
+    @property
+    def _others(self) -> dict[str, Any]:
+        """What a checkpoint holds of rank 0 beside the loop's own."""
+        return {"served": self.served} | ({"initial": self._initial} if self.strategy.restarts else {})
+
+    def cut(self, folder: Path, number: int) -> int:
+        """Begin checkpoint `number`, between two rounds; returns the step. See `Recorder.cut`."""
+        self._take_in()
+        return self._recorder.cut(folder, number)
+
+    async def written(self) -> RankFiles:
+        """What this rank has written for the newest checkpoint, once it is on the disk. Raises OSError, and Overrun
+        where the disk is too slow; the next checkpoint is whole all the same."""
+        return await asyncio.wrap_future(self._recorder.written)
+
+    async def recorded(self) -> None:
+        """Wait until nothing is being written, however that ends."""
+        await asyncio.gather(asyncio.wrap_future(self._recorder.written), return_exceptions=True)
+
+    def restore(self, folder: Path, part: RanksPart, *, rank: int, ranks: int) -> int:
+        """Take up what a checkpoint holds of the ranks, before the first `join`; returns the samples of its buffer.
+
+        On as many ranks as wrote it each takes its own; on more or fewer the samples are given out evenly.
+
+        Raises OSError, and ValueError for a checkpoint of another network or optimiser, or a damaged one.
+        """
+        if not hasattr(self, "samples"):
+            self._awake(rank)
+        restore_training(read_training(folder / part.weights, self.network, self._others), self._loop, self._others)
+        restore_buffer(folder, part, self._loop, rank=rank, ranks=ranks)
+        for held in read_labelled(folder, part, rank=rank, ranks=ranks):
+            self.samples.restore(held.scans, held.scan)
+            if part.ranks == ranks:
+                self.samples.rng.bit_generator.state = held.rng
+        self._loop.trained = True
+        return len(self.buffer)
 
     @contextmanager
     def _leaving(self, place: str) -> Iterator[None]:

@@ -27,12 +27,12 @@ from torch import Tensor
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 
 from steering.learning.buffer import RehearsalBuffer
-from steering.learning.buffer_state import reshard
+from steering.learning.buffer_state import BufferState, reshard
 from steering.learning.exchange import Delivered, Exchange
 from steering.learning.group import group_errors
 from steering.learning.insertion import Policy
 from steering.learning.minibatch import Minibatch, Ring, Specification
-from steering.learning.rows import STRATUM
+from steering.learning.rows import IDENTITY, STRATUM
 from steering.learning.sampling import Mode
 from steering.learning.training_state import Packed
 
@@ -60,6 +60,10 @@ class Rehearsal(Joinable):
     strata: str = STRATUM
     """The field, int64 (n,), with the stratum of each sample, such as its class; where a minibatch has no
     such field all samples are of one stratum."""
+    identity: str = IDENTITY
+    """The field, int64 (n,), with a number for each sample that is the same whenever it is offered, such as its index
+    in the data set. `reservoir` and `balanced` then count a sample once however often it comes, and buffers of several
+    runs can be united. Where minibatches have no such field every sample counts as a new one."""
     look_ahead: int = 1
     """Steps that an exchange is started before it is needed; more than 1 where a step is shorter than an exchange."""
     storage: str = "cpu"
@@ -144,14 +148,12 @@ class Rehearsal(Joinable):
         else:
             stratum = torch.zeros(len(next(iter(rows.values()))), dtype=torch.int64)
         rows.pop(STRATUM, None)
-        return self.buffer.insert(rows, stratum)
+        own = rows.pop(self.identity, None)
+        return self.buffer.insert(rows, stratum, None if own is None else own.to(torch.int64))
 
     def state_dict(self) -> dict[str, Any]:
         """Step and local buffer. torch.distributed.checkpoint can carry it: each rank's entry has a name of its own."""
-        state = self.buffer.state(copy=False)
-        tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
-        scalars = {name: value for name, value in state.items() if name not in tensors}
-        data = Packed(tensors, scalars).to_bytes()
+        data = self.buffer.state().packed().to_bytes()
         return {"step": self.step, "ranks": self.ranks, f"rank-{self.rank}": data}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -170,8 +172,7 @@ class Rehearsal(Joinable):
                 f"found no {', '.join(missing)} in a state of {before} ranks to be loaded by rank {rank} of "
                 f"{self.ranks}, expected them: load the entries of all ranks where their number has changed"
             )
-        packed = [Packed.from_bytes(state[f"rank-{k}"]) for k in needed]
-        parts = [{**one.tensors, **one.scalars} for one in packed]
+        parts = [BufferState.of(Packed.from_bytes(state[f"rank-{k}"])) for k in needed]
         self.buffer.load(parts[0] if before == self.ranks else reshard(parts, rank, self.ranks))
         self.step = int(state["step"])
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 STRATUM = "stratum"  # the field that every sample has, int64
+IDENTITY = "identity"  # the field with who a sample is, int64; kept beside the samples, not with them
 # Types that numpy knows too; bfloat16 and those of one byte with a point it does not.
 _NUMPY = frozenset(
     {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32}
@@ -111,6 +112,19 @@ class Rows:
             torch.index_select(source, 0, index, out=rows)
         else:
             rows.copy_(self.tensor.index_select(0, index))
+
+    def read(self, slots: np.ndarray, out: np.ndarray) -> None:
+        """Copy the rows of `slots` (int64, ascending) to `out`, uint8 (n, width), complete on return; from any thread.
+
+        Copies of many bytes let other threads run.
+        """
+        if self._host is None:
+            index = torch.from_numpy(slots).to(self.tensor.device)
+            torch.from_numpy(out).copy_(self.tensor.index_select(0, index))
+        elif len(slots) and slots[-1] - slots[0] == len(slots) - 1:
+            np.copyto(out, self._host[slots[0] : slots[-1] + 1])
+        else:
+            self._host.take(slots, 0, out, "clip")
 
     def put(self, slots: np.ndarray, samples: Tensor, chosen: np.ndarray) -> None:
         """Copy samples `chosen` (ascending) to rows `slots` (distinct); int64 arrays of one length.

@@ -10,14 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steering.learning.identity import identities
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
     """Labelled frames of one scan, on their way from the label maker to a rank."""
 
+    run: str = ""
+    """Identity of the run: with scan and frame id it says who a sample is."""
     scan: str
     stratum: int
-    """The scan's key in the rehearsal buffer."""
+    """The scan's key in the rehearsal buffer, see `stratum_of`."""
     frame_id: NDArray[np.int64]
     """(n,)"""
     counts: NDArray
@@ -43,6 +47,7 @@ class Labels:
         """
         mine = self.held_out | (owner_of(self.frame_id, ranks) == rank)
         return Labels(
+            run=self.run,
             scan=self.scan,
             stratum=self.stratum,
             frame_id=self.frame_id[mine],
@@ -99,8 +104,9 @@ class Samples:
         self.scans: dict[str, ScanSamples] = {}
         self.scan: str | None = None
         """The one that is trained on."""
-        self._rng = np.random.default_rng(seed)
-        self._order: list[tuple[str, int]] = []
+        self.rng = np.random.default_rng(seed)
+        self.order: list[tuple[str, int]] = []
+        """Samples still to be drawn, by scan and frame id, the next one last."""
 
     @property
     def seen(self) -> dict[str, int]:
@@ -110,12 +116,14 @@ class Samples:
     def add(self, labels: Labels) -> None:
         """Take labels in."""
         scan = self.scans.setdefault(labels.scan, ScanSamples())
+        identity = torch.from_numpy(identities(labels.run, labels.scan, labels.frame_id))
         for i, frame in enumerate(labels.frame_id.tolist()):
             row = {
                 "counts": torch.from_numpy(labels.counts[i]),
                 "amplitude": torch.from_numpy(labels.amplitude[i]),
                 "phase": torch.from_numpy(labels.phase[i]),
                 "stratum": torch.tensor(labels.stratum),
+                "identity": identity[i],
             }
             if labels.held_out[i]:
                 if not scan.over:  # candidates are not judged by scans that are over
@@ -126,9 +134,9 @@ class Samples:
             scan.residual[frame] = float(labels.residual[i])
             scan.train[frame] = row
             if scan.over:
-                self._order.append((labels.scan, frame))
+                self.order.append((labels.scan, frame))
         if scan.over:
-            self._rng.shuffle(self._order)
+            self.rng.shuffle(self.order)
 
     def begin(self, scan: str) -> None:
         """Train on this scan from now on; without `keep_all`, frames of the scan before are dropped."""
@@ -150,14 +158,24 @@ class Samples:
 
     def shuffle(self) -> None:
         """Begin a new epoch, with the late samples first: after samples were moved between ranks."""
-        self._order = [(name, frame) for name, scan in self.scans.items() if scan.over for frame in scan.train]
-        self._rng.shuffle(self._order)
+        self.order = [(name, frame) for name, scan in self.scans.items() if scan.over for frame in scan.train]
+        self.rng.shuffle(self.order)
 
     def take(self, n: int, out: Mapping[str, Tensor]) -> None:
         """Write n samples into the first rows of `out`: every sample once per epoch, epochs joined end to end."""
         for i in range(n):
             for name, value in self._draw().items():
                 out[name][i] = value
+
+    def restore(self, scans: Mapping[str, ScanSamples], scan: str | None) -> None:
+        """Take over what was held at another time, before anything else is taken in."""
+        for name, held in scans.items():
+            own = self.scans.setdefault(name, ScanSamples())
+            own.train |= held.train
+            own.held_out |= held.held_out
+            own.residual |= held.residual
+            own.over = own.over or held.over
+        self.scan = scan
 
     def held_out(self, scan: str) -> Row | None:
         """The held-out samples of a scan, stacked; None where there are none."""
@@ -173,12 +191,12 @@ class Samples:
 
     def _draw(self) -> Row:
         while True:
-            if not self._order:
+            if not self.order:
                 names = [name for name, scan in self.scans.items() if not scan.over and self.keep_all]
                 names = names or [str(self.scan)]
                 everything = [(name, frame) for name in names for frame in self.scans[name].train]
-                self._order = [everything[i] for i in self._rng.permutation(len(everything))]
-            name, frame = self._order.pop()
+                self.order = [everything[i] for i in self.rng.permutation(len(everything))]
+            name, frame = self.order.pop()
             scan = self.scans[name]
             if frame in scan.train:
                 return scan.train.pop(frame) if scan.over else scan.train[frame]

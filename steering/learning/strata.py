@@ -99,6 +99,10 @@ class Strata:
         self.stored[number] += 1
         self._touched[number] = None
 
+    def number_at(self, slot: int) -> int:
+        """Return the number of the stratum that a filled slot holds."""
+        return self._number_of[slot]
+
     def member(self, number: int, share: float) -> int:
         """Return the slot that stands at `share` (0 <= share < 1) of a stratum's members."""
         members = self._members[number]

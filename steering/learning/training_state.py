@@ -1,4 +1,4 @@
-"""Weights, network buffers, optimiser state and step of a training as tensors and JSON: for the disk and for peers."""
+"""Weights, network buffers, optimiser state and step of a training as tensors and JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load, save, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 _METADATA = "steering.optimiser"
@@ -19,7 +17,7 @@ _METADATA = "steering.optimiser"
 
 @dataclass
 class Packed:
-    """Named tensors with JSON beside them, as one safetensors file or as bytes: nothing is pickled."""
+    """Named tensors with JSON beside them, as bytes in the format of safetensors: nothing is pickled."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
@@ -45,19 +43,6 @@ class Packed:
         """What `to_bytes` returned elsewhere."""
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # as safetensors defines its format
         return cls(load(data), json.loads(header["__metadata__"][_METADATA]))
-
-    def write(self, path: Path) -> None:
-        """Write one file, whole or not at all."""
-        draft = path.with_name(path.name + ".part")
-        save_file(self.tensors, draft, metadata={_METADATA: json.dumps(self.scalars)})
-        draft.replace(path)
-
-    @classmethod
-    def read(cls, path: Path) -> Packed:
-        """What `write` wrote."""
-        with safe_open(path, framework="pt") as file:
-            scalars = json.loads((file.metadata() or {})[_METADATA])
-            return cls({name: file.get_tensor(name) for name in file.keys()}, scalars)  # noqa: SIM118 (not a mapping)
 
 
 def capture(network: nn.Module, optimiser: torch.optim.Optimizer) -> Packed:

@@ -20,7 +20,7 @@ from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.manifest import checkpoints
 from steering.runner.predictor_proxy import PredictorProxy
-from steering.runner.rank_group import RankGroup
+from steering.runner.rank_group import RankGroup, answered
 from steering.runner.recovery import Recovery, clean_store
 from steering.runner.source_actor import SourceActor
 
@@ -68,6 +68,7 @@ async def _ranks(
     recovery: Recovery | None,
     where: dict[str, list[str]],
 ) -> RankGroup:
+    part = None if recovery is None or recovery.ranks is None else (checkpoints(folder), recovery.ranks)
     ranks = await RankGroup.form(
         client,
         Rank(experiment.network, experiment.strategy, experiment.trainer),
@@ -75,9 +76,12 @@ async def _ranks(
         meeting=MeetingPoint(str(urlsplit(where[RUNNER][0]).hostname)),
         emit=emit,
         generation=0 if recovery is None else recovery.campaign.generation + 1,
+        restore=part,
     )
     if recovery is not None:
-        await ranks.go_back(folder.models, recovery.campaign.version)
+        # What descends from a version that was left since then would bring its faults back.
+        verb = ranks.go_back if part is None or recovery.rolled_back else ranks.serve
+        await answered(lambda: verb(folder.models, recovery.campaign.version))
     return ranks
 
 

@@ -22,6 +22,7 @@ from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.manifest import Manifest, checkpoints, commit, newest_number, prune, write_part
 from steering.runner.optional import Optional
+from steering.runner.rank_group import answered
 from steering.runner.spool import drop_spooled
 
 FRAMES = "frames"
@@ -46,10 +47,14 @@ class Checkpoints:
     """When those that are kept were begun."""
     _predictor_bytes: tuple[int, int] = (0, 0)
     """By the predictor of that number: all that it has written."""
+    _attempts: int = field(init=False)
+    """Of the ranks."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.number = newest_number(self.executor.folder)
+        names = (path.name.split(".")[0] for path in (checkpoints(self.executor.folder) / "ranks").glob("[0-9]*"))
+        self._attempts = max((int(name) for name in names if name.isdecimal()), default=0)
 
     async def as_time_goes(self) -> None:
         """Write one whenever it is due: after so many seconds, and at the end of a scan."""
@@ -81,13 +86,19 @@ class Checkpoints:
             parts["source"] = await call(self.executor.source, "position")
             maker = self.executor.proxy.number
             parts["predictor"] = await self.executor.proxy.ask("checkpoint", root / FRAMES, f"{number:06d}-{maker}")
-            ranks, files = await self._of_ranks(root, number)
-            parts["ranks"] = ranks
+            parts["ranks"], files = await self._of_ranks(root)
             files |= {f"{FRAMES}/{name}": -1 for name in _names(parts["predictor"])}
             before = self._predictor_bytes[1] if self._predictor_bytes[0] == maker else 0
             self._predictor_bytes = (maker, parts["predictor"]["bytes"])
             written = await asyncio.to_thread(
-                self._commit, root, number, event, begun, parts, files, parts["predictor"]["bytes"] - before
+                self._commit,
+                root,
+                number,
+                event,
+                begun,
+                parts,
+                files,
+                parts["predictor"]["bytes"] - before + parts["ranks"]["bytes"],
             )
             saved = SavedPredictor(
                 folder=root / FRAMES, part=parts["predictor"], policy=SavedPolicy.read(parts["predictor"]["policy"])
@@ -96,9 +107,15 @@ class Checkpoints:
             now = time.time()
             self.emit(CheckpointWritten(time=now, number=number, event=event, bytes=written, seconds=now - begun))
 
-    async def _of_ranks(self, root: Path, number: int) -> tuple[Any, dict[str, int]]:
-        """The ranks' part, and its files; none where the group changes again and again."""
-        return None, {}
+    async def _of_ranks(self, root: Path) -> tuple[Any, dict[str, int]]:
+        """The ranks' part in JSON's types, and its files."""
+        part = await answered(lambda: self.executor.ranks.checkpoint(root, self._next()))
+        return part.to_json(), dict.fromkeys(part.files, -1)
+
+    def _next(self) -> int:
+        """A number that no attempt had: the ranks count attempts, and one may fail."""
+        self._attempts += 1
+        return self._attempts
 
     def _commit(
         self, root: Path, number: int, event: int, begun: float, parts: dict[str, Any], files: dict[str, int], more: int

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from steering.campaign import (
     Action,
@@ -45,12 +45,10 @@ from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
 from steering.runner.metrics import Metrics
 from steering.runner.predictor_proxy import PredictorProxy
-from steering.runner.rank_group import RankGroup
+from steering.runner.rank_group import RankGroup, answered
 
 _BETTER = 0.1
 """Share by which an older version's residual must be lower for the campaign to go back to it of its own accord."""
-
-T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -167,7 +165,7 @@ class Executor:
     async def _publish(self, action: Publish) -> None:
         begun = time.perf_counter()
         version = self._version(action)
-        await _answered(lambda: self.ranks.publish(self.folder.models, version))
+        await answered(lambda: self.ranks.publish(self.folder.models, version))
         await self._put_into_service(action, version)
         self.metrics.seconds["publish"] += time.perf_counter() - begun
 
@@ -192,7 +190,7 @@ class Executor:
         in service."""
         store = ModelStore(self.folder.models)
         await asyncio.to_thread(store.withdraw, action.version, action.serving)
-        await _answered(lambda: self.ranks.serve(self.folder.models, action.serving))
+        await answered(lambda: self.ranks.serve(self.folder.models, action.serving))
         self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))
 
     async def _roll_back(self, action: RollBack) -> None:
@@ -205,7 +203,7 @@ class Executor:
             return
         store = ModelStore(self.folder.models)
         await asyncio.to_thread(store.point_to, number)
-        await _answered(lambda: self.ranks.go_back(self.folder.models, number))
+        await answered(lambda: self.ranks.go_back(self.folder.models, number))
         residual = store.describe(number).validation_residual
         self._answer(
             action, RolledBack(time=time.time(), version=number, validation_residual=residual, reason=action.reason)
@@ -236,13 +234,6 @@ class Executor:
             noise_share=rounds[0].noise_share,
             validation_offsets=rounds[0].offsets,
         )
-
-
-async def _answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
-    """The ranks' answer; the verb is repeated for as long as the group changes meanwhile."""
-    while isinstance(answer := await verb(), GroupChanged):
-        pass
-    return answer
 
 
 def _number(value: float | None) -> float:

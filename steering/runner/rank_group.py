@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from steering.campaign import GroupChanged
-from steering.learning import GroupLost, MeetingPoint, Rank, Round
+from steering.learning import GroupLost, MeetingPoint, Rank, RanksPart, Round, joined
 from steering.records import ModelVersion
 from steering.runner.actors import (
     LOOK_S,
@@ -59,6 +59,8 @@ class RankGroup:
         """The newest."""
         self._turn = asyncio.Lock()
         """Held by the verb in which all ranks take part."""
+        self._recording = asyncio.Lock()
+        """Held while a checkpoint is made."""
         self._changing = asyncio.Lock()
         """Held while the group forms anew."""
 
@@ -72,12 +74,23 @@ class RankGroup:
         meeting: MeetingPoint,
         emit: Callable[[GroupChanged], None],
         generation: int = 0,
+        restore: tuple[Path, RanksPart] | None = None,
     ) -> RankGroup:
-        """The first group: a rank on each of these workers. generation: its number. Raises what a rank raises."""
+        """The first group: a rank on each of these workers. Raises what a rank raises.
+
+        generation: its number. restore: folder and ranks' part of the checkpoint that they go on from, written by any
+        number of ranks.
+        """
         group = cls(client, rank, meeting, emit=emit)
         group.generation = generation
         group._members = await group._placed(addresses)
+        ranks = len(addresses)
         try:
+            if restore is not None:
+                await every(
+                    call(member.actor, "restore", *restore, rank=number, ranks=ranks)
+                    for number, member in enumerate(group._members)
+                )
             await group._join(group._members)
         except CallsFailed as failed:
             raise await failed.cause() from None
@@ -131,6 +144,33 @@ class RankGroup:
     async def digest(self) -> list[str] | GroupChanged:
         """Of each rank, a digest of weights, optimiser state and step: equal on all ranks of a sound group."""
         return await self._together(lambda ranks: every(call(rank, "digest") for rank in ranks))
+
+    async def checkpoint(self, folder: Path, number: int) -> RanksPart | GroupChanged:
+        """Write what the ranks hold, all of them as after the same step, into a folder that all can write.
+
+        Ranks wait for their turn only while they make their cuts, some milliseconds between two rounds; they train on
+        while the files are written. Returns when these are on the disk. Where the group changes meanwhile there is no
+        checkpoint, and the answer is the change. Numbers rise, also after one that failed; checkpoints come one at a
+        time. The part names what to keep, see `prune`.
+
+        Raises OSError where a rank cannot write, and Overrun where its disk is slower than the inserts: nothing else is
+        lost by that, and the next one may succeed.
+        """
+        async with self._recording:
+
+            async def cut(ranks: list[Any]) -> int:
+                generation = self.generation
+                await every(call(rank, "cut", folder, number) for rank in ranks)
+                return generation
+
+            idle = await self._ask(lambda ranks: every(call(rank, "recorded") for rank in ranks), None)
+            if isinstance(idle, GroupChanged):
+                return idle
+            begun = await self._together(cut)
+            if isinstance(begun, GroupChanged):
+                return begun
+            files = await self._ask(lambda ranks: every(call(rank, "written") for rank in ranks), begun)
+            return files if isinstance(files, GroupChanged) else joined(number, files)
 
     async def admit(self, addresses: Sequence[str]) -> GroupChanged:
         """Let new ranks join, one on each of these workers: they take over weights, optimiser and step.
@@ -249,3 +289,10 @@ class RankGroup:
 
     async def _placed(self, addresses: Sequence[str]) -> list[ActorHandle]:
         return list(await asyncio.gather(*(place(self._client, self._rank, worker=address) for address in addresses)))
+
+
+async def answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
+    """The ranks' answer; the verb is repeated for as long as the group changes meanwhile."""
+    while isinstance(answer := await verb(), GroupChanged):
+        pass
+    return answer

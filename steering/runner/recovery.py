@@ -25,6 +25,7 @@ from steering.campaign import (
     decode,
 )
 from steering.inference import PolicyAnswer, ResumeState, SavedPolicy, SavedPredictor
+from steering.learning import RanksPart
 from steering.models import ModelStore
 from steering.records.plain import whole
 from steering.runner.checkpoint import FRAMES
@@ -45,7 +46,7 @@ class Recovery:
     metrics: Metrics
     source: SourceResume
     predictor: ResumeState
-    ranks: Any
+    ranks: RanksPart | None
     """Their part of the checkpoint; None: there is none."""
     rolled_back: bool
     """An older version came back into service after the ranks' part was written."""
@@ -147,7 +148,7 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
         metrics=metrics,
         source=_source(part, tail, metrics, ended, root),
         predictor=_predictor(part, tail, campaign, root),
-        ranks=part["ranks"],
+        ranks=None if part["ranks"] is None else RanksPart.from_json(part["ranks"]),
         rolled_back=tail.rolled_back,
         unlogged=unlogged,
         last=max(last, manifest.event),

@@ -34,7 +34,7 @@ STORAGES = ["cpu", "cuda"]  # pinned host memory, or the GPU's own
 def test_every_dtype_survives_bit_for_bit(storage, dtype, width):
     torch.manual_seed(0)
     content = torch.randint(0, 256, (40, width * dtype.itemsize), dtype=torch.uint8)
-    buffer = RehearsalBuffer(30 * (width * dtype.itemsize + 8 + 40), device=storage)
+    buffer = RehearsalBuffer(30 * (width * dtype.itemsize + 8 + 56), device=storage)
     ids = torch.arange(40)
     for part in (slice(0, 25), slice(25, 40)):
         buffer.insert({"x": content[part].to(GPU).view(dtype), "id": ids[part].to(GPU)}, ids[part] % 3)

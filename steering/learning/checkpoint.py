@@ -1,0 +1,247 @@
+"""The ranks' part of a checkpoint: what is in it, how it is written while training goes on, and how it is read.
+
+All ranks make their cuts after the same step. A cut copies the weights and marks the buffer; a thread then writes the
+files and waits for the disk. What is drawn for a step follows from the seed and the step's number, so the number is the
+plan's position. A rank writes its whole buffer once, then only the samples stored since, until these weigh more than
+the whole.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steering.learning.buffer_cut import Cut
+from steering.learning.buffer_file import write_cut
+from steering.learning.loop import Loop
+from steering.learning.samples import Samples
+from steering.learning.samples_file import SamplesCut
+from steering.learning.tensor_file import TensorWriter
+from steering.learning.training_state import Packed, capture
+
+FOLDER = "ranks"
+"""Below the folder of all checkpoints."""
+KIND = "training"
+_NAME = re.compile(rf"{FOLDER}/[0-9]{{8}}\.(weights|rank-[0-9]{{1,6}}\.(buffer|samples))\.safetensors")
+_MOST_RANKS, _LONGEST_CHAIN = 100_000, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksPart:
+    """A checkpoint's part of the ranks: what belongs together. Names of files are relative to the folder of all
+    checkpoints."""
+
+    number: int
+    """Of the checkpoint."""
+    step: int
+    """All ranks had taken when they made their cuts."""
+    ranks: int
+    weights: str
+    buffers: tuple[tuple[str, ...], ...]
+    """Of each rank: its whole buffer, then the changes after it, in order."""
+    samples: tuple[str, ...]
+    """Of each rank; empty where there are none, as of a loop without a campaign."""
+    bytes: int
+    """Written for this checkpoint."""
+
+    @property
+    def files(self) -> set[str]:
+        """All of them."""
+        return {self.weights, *self.samples, *(name for chain in self.buffers for name in chain)}
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Any) -> RanksPart:
+        """What `to_json` returned, from outside. Raises ValueError for anything else."""
+        try:
+            counts = {name: _count(found[name]) for name in ("number", "step", "ranks", "bytes")}
+            buffers = tuple(tuple(map(_file_name, chain)) for chain in found["buffers"])
+            part = cls(
+                **counts,
+                weights=_file_name(found["weights"]),
+                buffers=buffers,
+                samples=tuple(map(_file_name, found["samples"])),
+            )
+            fits = len(buffers) == part.ranks > 0 and len(part.samples) in (0, part.ranks) and all(buffers)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"found a ranks' part without what it needs ({type(error).__name__}: {error}), expected one that "
+                "steering wrote"
+            ) from None
+        if not fits or part.ranks > _MOST_RANKS:
+            raise ValueError(f"found a part of {part.ranks} ranks with {len(buffers)} buffers, expected one for each")
+        return part
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankFiles:
+    """What one rank has written."""
+
+    step: int
+    buffer: tuple[str, ...]
+    samples: str | None
+    weights: str | None
+    """Of rank 0 alone: they are the same on all."""
+    bytes: int
+
+
+def joined(number: int, files: Sequence[RankFiles]) -> RanksPart:
+    """The part, from what each rank has written. Raises RuntimeError where they were not at one step."""
+    steps = sorted({one.step for one in files})
+    weights = next((one.weights for one in files if one.weights is not None), None)
+    if len(steps) != 1 or weights is None:
+        raise RuntimeError(
+            f"found ranks at the steps {steps} in one checkpoint, expected one step, and weights with it"
+        )
+    return RanksPart(
+        number=number,
+        step=steps[0],
+        ranks=len(files),
+        weights=weights,
+        buffers=tuple(one.buffer for one in files),
+        samples=tuple(one.samples for one in files if one.samples is not None),
+        bytes=sum(one.bytes for one in files),
+    )
+
+
+@dataclass
+class Recorder:
+    """Writes the checkpoints of one rank's process, one after the other.
+
+    loop: its weights, optimiser, step and buffer. samples, others: what a rank of a campaign has beside it; others are
+    networks and states by name, taken from rank 0.
+    """
+
+    loop: Loop
+    samples: Samples | None = None
+    others: Mapping[str, nn.Module | Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    _chain: list[tuple[str, int]] = field(default_factory=list)
+    """Files of this rank's buffer, with their bytes: a whole state, then changes."""
+    _folder: Path | None = None
+    _clock: int = 0
+    _number: int = -1
+    written: Future[RankFiles] = field(default_factory=Future)
+    """Of the newest checkpoint: done when its files are on the disk."""
+
+    def __post_init__(self) -> None:
+        self.written.set_exception(RuntimeError("found no checkpoint that was begun, expected `cut` before"))
+
+    def cut(self, folder: Path, number: int) -> int:
+        """Begin checkpoint `number` in a folder that all ranks share: the state is as of now; returns the step.
+
+        Numbers rise. The thread that trains calls it, and goes on: `written` says when all is on the disk.
+
+        Raises RuntimeError while the one before is being written, ValueError for a number that was used.
+        """
+        if not self.written.done():
+            raise RuntimeError(f"found checkpoint {self._number} still being written, expected it done before the next")
+        if number <= self._number:
+            raise ValueError(f"found checkpoint {number} after {self._number}, expected numbers that rise")
+        buffer, self._number = self.loop.buffer, number
+        whole = folder != self._folder or not self._chain or self._grown(folder)
+        cut = buffer.cut(0 if whole else self._clock)
+        try:
+            weights = self._weights() if self.loop.rank == 0 else None
+            samples = None if self.samples is None else SamplesCut.of(self.samples)
+        except BaseException:
+            cut.close()
+            raise
+        self.written = Future()
+        parts = (folder, number, self.loop.rank, self.loop.steps, cut, weights, samples, whole)
+        threading.Thread(target=self._record, args=(self.written, parts), name="checkpoint", daemon=True).start()
+        return self.loop.steps
+
+    def _weights(self) -> Packed:
+        packed = capture(self.loop.network, self.loop.optimiser)
+        packed.scalars["step"] = self.loop.steps
+        packed.tensors["rng"] = torch.get_rng_state()
+        for name, one in self.others.items():
+            packed.add(f"{name}.", one.state_dict() if isinstance(one, nn.Module) else one)
+        return packed
+
+    def _grown(self, folder: Path) -> bool:
+        """Whether the changes weigh as much as the whole, or a file is gone."""
+        changes = sum(size for _, size in self._chain[1:])
+        there = all((folder / name).is_file() for name, _ in self._chain)
+        return changes >= self._chain[0][1] or len(self._chain) >= _LONGEST_CHAIN or not there
+
+    def _record(self, answer: Future[RankFiles], parts: tuple[Any, ...]) -> None:
+        try:
+            answer.set_result(self._write(*parts))
+        except BaseException as error:  # whoever waits for the files raises it
+            answer.set_exception(error)
+
+    def _write(
+        self,
+        folder: Path,
+        number: int,
+        rank: int,
+        step: int,
+        cut: Cut,
+        weights: Packed | None,
+        samples: SamplesCut | None,
+        whole: bool,
+    ) -> RankFiles:
+        try:
+            (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+            name = f"{FOLDER}/{number:08d}.rank-{rank}.buffer.safetensors"
+            size = write_cut(cut, folder / name)
+        finally:
+            cut.close()
+        total = size
+        chain = [(name, size)] if whole else [*self._chain, (name, size)]
+        samples_name = weights_name = None
+        if samples is not None:
+            samples_name = f"{FOLDER}/{number:08d}.rank-{rank}.samples.safetensors"
+            total += samples.write(folder / samples_name)
+        if weights is not None:
+            weights_name = f"{FOLDER}/{number:08d}.weights.safetensors"
+            total += _write_weights(folder / weights_name, weights)
+        self._chain, self._folder, self._clock = chain, folder, cut.counters["clock"]
+        names = tuple(one for one, _ in chain)
+        return RankFiles(step=step, buffer=names, samples=samples_name, weights=weights_name, bytes=total)
+
+
+def prune(folder: Path, kept: Iterable[RanksPart]) -> int:
+    """Remove the ranks' files that none of these parts needs; those of a checkpoint that is newer than all stay, for it
+    may be under way. Returns the bytes that are free again."""
+    parts = list(kept)
+    needed = {name for part in parts for name in part.files}
+    newest = f"{max((part.number for part in parts), default=0):08d}"
+    freed = 0
+    for path in (folder / FOLDER).iterdir() if (folder / FOLDER).is_dir() else ():
+        if f"{FOLDER}/{path.name}" not in needed and path.name.split(".")[0] < newest:
+            freed += path.stat().st_size
+            path.unlink(missing_ok=True)
+    return freed
+
+
+def _write_weights(path: Path, packed: Packed) -> int:
+    tensors = {name: (value.dtype, tuple(value.shape)) for name, value in packed.tensors.items()}
+    with TensorWriter(path, tensors, {"kind": KIND, **packed.scalars}) as file:
+        for name, value in packed.tensors.items():
+            file.write_tensor(name, value)
+        return file.finish()
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise TypeError(f"found {str(value)[:50]!r}, expected a count")
+    return value
+
+
+def _file_name(value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise TypeError(f"found {str(value)[:100]!r} for the name of a file")
+    return value
