@@ -20,6 +20,7 @@ from steering.inference.live import LiveImage
 from steering.inference.table import BULKY
 from steering.ptychography import Refined
 from steering.records.array_file import read_arrays, write_arrays
+from steering.records.plain import plain, whole
 
 IMAGE = ("light", "weight")
 _NEWEST = 8192
@@ -74,7 +75,7 @@ class SavedScans:
             "concluded": live.concluded,
             "refinement": live.refinement,
             "refinements": live.refinements,
-            "label_residual": live.label_residual,
+            "label_residual": plain(live.label_residual),
             "block_rows": table.block_rows,
             "rows": n,
             "newest": live.frames.read("frame_id", rows=slice(max(0, n - _NEWEST), n))[0].tolist(),
@@ -139,7 +140,7 @@ def restore_scan(folder: Path, saved: Mapping[str, Any], live: LiveImage) -> Non
         if found:
             setattr(live, name, Refined(**{k: v if v.ndim else v.item() for k, v in found.items()}))
     live.refinements, live.refinement = int(saved["refinements"]), str(saved["refinement"])
-    live.label_residual, live.concluded = saved["label_residual"], bool(saved["concluded"])
+    live.label_residual, live.concluded = whole(saved["label_residual"]), bool(saved["concluded"])
     if saved["retired"]:
         part = tuple(slice(size) for size in live.canvas.shape)
         for sums, name in zip(live.stitcher.sums, IMAGE, strict=True):
