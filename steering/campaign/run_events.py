@@ -35,11 +35,11 @@ class WorkFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointWritten(Event):
-    """Checkpoint `number` is on disk. It includes every event up to the line `event` of the log. `bytes` were written
+    """Checkpoint `number` is on disk. It includes every event of the log up to number `last`. `bytes` were written
     for it, those that an earlier checkpoint shares with it left out, in `seconds`."""
 
     number: int
-    event: int
+    last: int
     bytes: int
     seconds: float
 

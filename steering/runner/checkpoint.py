@@ -105,7 +105,7 @@ class Checkpoints:
             )
             self.executor.proxy.rebase(saved, reported)
             now = time.time()
-            self.emit(CheckpointWritten(time=now, number=number, event=event, bytes=written, seconds=now - begun))
+            self.emit(CheckpointWritten(time=now, number=number, last=event, bytes=written, seconds=now - begun))
 
     async def _of_ranks(self, root: Path) -> tuple[Any, dict[str, int]]:
         """The ranks' part in JSON's types, and its files."""
