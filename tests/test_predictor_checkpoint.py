@@ -91,7 +91,8 @@ def test_another_predictor_goes_on_from_a_checkpoint_and_the_log(tmp_path, kind,
         await other.start(
             ResumeState(
                 version=me._fast.serving.version,
-                saved=saved(folder, part, answers),
+                saved=(goes_on := saved(folder, part, answers)),
+                answered=goes_on.policy.answered,
                 predicted={"a": later},
                 reported={"a": count},
             )

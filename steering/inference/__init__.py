@@ -1,6 +1,6 @@
 """Live inference: predict with the newest published model, judge, keep the live image."""
 
-from steering.inference.answers import PolicyAnswer
+from steering.inference.answers import Answers, PolicyAnswer
 from steering.inference.engine import Engine
 from steering.inference.evaluate import HoldOut, Score
 from steering.inference.live import LiveImage
@@ -15,6 +15,7 @@ from steering.inference.table import Table
 from steering.inference.whole_scan import FinalImage, NetworkImage, ScanFrames, WholeScan, joined
 
 __all__ = [
+    "Answers",
     "Engine",
     "FinalImage",
     "HoldOut",

@@ -38,9 +38,11 @@ class PolicyHost:
         *,
         share: float = 0.02,
         saved: SavedPolicy | None = None,
+        answered: Sequence[PolicyAnswer] = (),
     ) -> None:
         """scans: live images by scan, looked at as they are then. last: go on from there, not from `policy`. share: of
-        the time, for saving the policy. saved: `policy` is new, and goes on from there; `last` counts before it."""
+        the time, for saving the policy. saved: `policy` is new, and goes on from there; `last` counts before it.
+        answered: what was answered since the scan began."""
         self._policy = policy
         self._scans = scans
         self._share = share
@@ -49,10 +51,9 @@ class PolicyHost:
         self._again = Replay()
         self._ingested = {} if last is None else dict(last.saved_ingested)
         self._from_file = saved if last is None else None
-        self._answers = Answers()
+        self._answers = Answers(answered)
         if self._from_file is not None:
             self._ingested = self._from_file.known(scans)
-            self._answers = Answers((*self._from_file.answers, *self._from_file.since))
         self._bound = False
         self._saved_at: float | None = None
         """When the policy was last saved, by time.perf_counter; None: it is to be saved with the next answer."""
@@ -200,6 +201,8 @@ class ResumeState:
     """Scans whose frames do not come again."""
     saved: SavedPredictor | None = None
     """From a checkpoint: scans and policy as they were then."""
+    answered: tuple[PolicyAnswer, ...] = ()
+    """What the policy has answered since the scan began."""
     reported: Mapping[str, int] = field(default_factory=dict)
     """Of each scan, how many of the first frames were reported, beside those in `predicted`."""
 

@@ -120,7 +120,12 @@ class Predictor:
             serving=serving,
             scans=self._scans,
             policy_host=PolicyHost(
-                self.policy, images, resume.answer, share=share, saved=None if saved is None else saved.policy
+                self.policy,
+                images,
+                resume.answer,
+                share=share,
+                saved=None if saved is None else saved.policy,
+                answered=resume.answered,
             ),
             intake=Intake(canvas, resume),
             inbox=Inbox(frames=settings.batch, gather_s=settings.gather_ms / 1e3),

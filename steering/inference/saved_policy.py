@@ -53,6 +53,11 @@ class SavedPolicy:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"found the state of a policy without {error}, expected it whole") from error
 
+    @property
+    def answered(self) -> tuple[PolicyAnswer, ...]:
+        """All that is known to have been answered."""
+        return (*self.answers, *self.since)
+
     def known(self, scans: Mapping[str, LiveImage]) -> dict[str, int]:
         """How many frames of each scan the new policy need not be given."""
         if self.state is not None:

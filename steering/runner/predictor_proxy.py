@@ -12,7 +12,7 @@ from distributed import Client
 
 from steering.campaign import DecisionSuggested, Declined, Event, FrameSetAside, PredictionReady, PredictorReplaced
 from steering.clusters.roles import INFERENCE, addresses, workers_now
-from steering.inference import Installed, PolicyAnswer, Predictor, ResumeState, SavedPredictor
+from steering.inference import Answers, Installed, PolicyAnswer, Predictor, ResumeState, SavedPredictor
 from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
 
 _ATTEMPTS = 3
@@ -58,6 +58,7 @@ class PredictorProxy:
         """In service at the predictor."""
         self.reported: Counter[str] = Counter() if base is None else Counter(base.reported)
         """Frames of each scan whose prediction is known, the first of its rows."""
+        self._answers = Answers(() if base is None else base.answered)
         self._predicted: defaultdict[str, dict[int, int]] = defaultdict(dict)
         self._aside: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self._over: list[str] = [] if base is None else list(base.over)
@@ -120,6 +121,7 @@ class PredictorProxy:
         parts = [(each.decision, each.reason) for each in declined]
         answer: PolicyAnswer = await self.ask("suggest", positions, parts, action)
         self._answer = answer.following(self._answer)
+        self._answers.note(answer)
         return answer.decision
 
     async def install(self, number: int, **settings: Any) -> Installed:
@@ -189,6 +191,7 @@ class PredictorProxy:
             resume = ResumeState(
                 version=self._version,
                 answer=self._answer,
+                answered=tuple(self._answers.kept),
                 predicted={scan: dict(known) for scan, known in self._predicted.items()},
                 aside={scan: Counter(ids) for scan, ids in self._aside.items()},
                 over=tuple(self._over),

@@ -157,12 +157,13 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
 
 
 def _source(part: dict[str, Any], tail: _Tail, metrics: Metrics, ended: bool, root: Path) -> SourceResume:
-    newest = {i for scan in part["predictor"]["scans"] for i in scan["newest"]}
+    there = {i for scan in part["predictor"]["scans"] for i in scan["newest"]}
+    there |= {i for ids in tail.aside.values() for i in ids}  # and nobody needs these again
     return SourceResume(
         position=part["source"],
         decisions=tuple(tail.decisions),
         handed=tail.handed,
-        there=frozenset(newest),
+        there=frozenset(there),
         frames=metrics.arrived.total(),
         ended=ended,
         spooled=root / "spool",
@@ -181,6 +182,7 @@ def _predictor(part: dict[str, Any], tail: _Tail, campaign: Campaign, root: Path
         aside=dict(tail.aside),
         over=tuple(part["runner"]["over"]),
         saved=saved,
+        answered=saved.policy.answered,
         reported=part["runner"]["reported"],
     )
 

@@ -41,7 +41,7 @@ class SourceResume:
     handed: Mapping[int, str] = field(default_factory=dict)
     """Frames that the log knows to have arrived since then, and the scan of each."""
     there: frozenset[int] = frozenset()
-    """Those frames since then that the predictor has."""
+    """Those frames since then that the predictor does not lack: it has them, or has set them aside."""
     frames: int = 0
     """That had arrived in all."""
     ended: bool = False
