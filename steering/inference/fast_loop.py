@@ -167,7 +167,7 @@ class FastLoop:
         Frames whose patches are gone are predicted again; frames that were not reported yet are reported.
         """
         table = live.frames
-        live.version_changed()
+        live.served_by(self.serving.version)
         for block in range(len(table.blocks)):
             rows = np.arange(block * table.block_rows, min((block + 1) * table.block_rows, len(table)))
             bulky = [name for name in BULKY if table.kept(rows[:1], name).all()]

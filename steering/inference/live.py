@@ -124,6 +124,11 @@ class LiveImage:
         self._of_version.forget()
         self._unrevised = len(self.frames)
 
+    def served_by(self, version: int) -> None:
+        """This version is in service, and may have been before: frames of others are to be looked at again."""
+        others = np.flatnonzero(self.frames["version"] != version)
+        self._unrevised = int(others[-1]) + 1 if len(others) else 0
+
     def stitch(self, patches: NDArray[np.complex64], positions: NDArray[np.float64]) -> NDArray[np.float32]:
         """Put patches (n, size, size) into the image. Returns their phase offsets (n,) to those of the version in
         service that overlap them; NaN where there are none."""

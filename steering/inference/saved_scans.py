@@ -145,6 +145,7 @@ def restore_scan(folder: Path, saved: Mapping[str, Any], live: LiveImage) -> Non
         part = tuple(slice(size) for size in live.canvas.shape)
         for sums, name in zip(live.stitcher.sums, IMAGE, strict=True):
             sums[part] = arrays[name]
+        live.stitcher.tiles.edits += 2  # for those who copy what has changed
 
 
 def plain_name(name: Any) -> str:
