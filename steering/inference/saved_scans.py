@@ -87,8 +87,11 @@ class SavedScans:
         columns = live.frames.blocks[block]
         state = (rows, mine.touched.get(block, 0), columns["patch"] is not None)
         before = mine.blocks.get(block)
-        if before is not None and (before[0] == state or (before[0][0] == rows and not state[2])):
-            return before[1]  # patches that have left memory are there as they were last
+        if before is not None:
+            # Patches that have left memory are there as they were last; a scan that is concluded needs none.
+            settled = before[0][0] == rows and not state[2]
+            if before[0] == state or (settled and (not live.concluded or before[0][1] == state[1])):
+                return before[1]
         start = block * live.frames.block_rows
         there = [name for name, values in columns.items() if values is not None]
         try:
