@@ -125,3 +125,24 @@ def test_frames_that_the_source_cannot_give_again_are_spooled_or_told_as_lost(tm
     assert bool(lost) != spool
     check(folder, lost=len(lost))
     assert folder.summary()["recover"]["frame_ids_lost"] == sorted(lost)
+
+
+@pytest.mark.slow
+def test_a_lost_runner_is_followed_by_another_one_while_the_driver_lives(tmp_path):
+    """Source and runner share a worker of a local cluster: both go, ranks and predictor stay."""
+    path = tmp_path / "run"
+    process = start("run", "--out", path, WORKFLOW, "--ranks", 1)
+    try:
+        until = time.monotonic() + 150
+        while not (path / "summary.json").exists() or not ready(RunFolder(path)):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < until, "no checkpoint was written"
+            time.sleep(0.1)
+        os.kill(json.loads((path / ".runner.lock").read_text())["pid"], signal.SIGKILL)
+        said, _ = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    assert "another runner goes on from checkpoint" in said
+    check(RunFolder(path))

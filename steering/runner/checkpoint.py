@@ -121,7 +121,7 @@ class Checkpoints:
         self, root: Path, number: int, event: int, begun: float, parts: dict[str, Any], files: dict[str, int], more: int
     ) -> int:
         """Write what the runner itself has to write, and the manifest; in a thread. Returns the bytes in all."""
-        self.log.flush()
+        self.log.sync()
         written = {name: write_part(root, number, name, part) for name, part in parts.items()}
         sizes = {name: (root / name).stat().st_size if size < 0 else size for name, size in files.items()}
         total = more + sum(size for _, size in written.values())

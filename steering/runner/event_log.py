@@ -92,6 +92,12 @@ class EventLog:
                     "disk that takes them: choose a folder on a faster disk"
                 )
 
+    def sync(self) -> None:
+        """Wait until all that was appended is on the disk itself. Raises as `flush`."""
+        self.flush()
+        with open(self._folder.path / "events.jsonl", "rb") as log:
+            os.fsync(log.fileno())
+
     async def __aenter__(self) -> EventLog:
         return self
 
