@@ -78,10 +78,11 @@ def test_another_predictor_goes_on_from_a_checkpoint_and_the_log(tmp_path, kind,
                 await me.receive(sent[number + 1])  # acknowledged, and not told of
                 count = sum(len(event.frame_ids) for event in reported)
                 part = await me.checkpoint(folder, "000001-0")
+                image = me._scans.images["a"].stitcher.image()
             elif number != cut + 1:
                 reported += await heard(me)
         reported += await heard(me)
-        before, image = columns(me), me._scans.images["a"].stitcher.image()
+        before = columns(me)
         other = new(store, KINDS[kind]())
         tail = [event for event in reported if event.scan == "a"]
         known = {i: event.version for event in tail for i in event.frame_ids}
@@ -96,11 +97,11 @@ def test_another_predictor_goes_on_from_a_checkpoint_and_the_log(tmp_path, kind,
                 reported={"a": count},
             )
         )
-        restored = len(other._scans.images["a"].frames)
+        restored, image_after = len(other._scans.images["a"].frames), other._scans.images["a"].stitcher.image()
         for chunk in sent[: cut + 4]:  # the source gives more again than it need
             await other.receive(chunk)
         again = await heard(other)
-        after, image_after = columns(other), other._scans.images["a"].stitcher.image()
+        after = columns(other)
         rest = []
         while len(decided) + len(rest) < len(CANDIDATES):
             rest += (await other.suggest(7, action=100 + len(rest))).decision.positions

@@ -45,7 +45,10 @@ def whole(data: Any, records: Iterable[type] = ()) -> Any:
 
     Raises ValueError for anything that `plain` does not write.
     """
-    return _whole(data, {each.__name__: each for each in records})
+    try:
+        return _whole(data, {each.__name__: each for each in records})
+    except RecursionError as error:
+        raise ValueError("found values nested without end, expected what steering writes") from error
 
 
 def _tagged(kind: str, value: Any) -> dict[str, Any]:

@@ -215,6 +215,6 @@ def _line_start(log: IO[bytes], end: int) -> int:
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested without end
         return {}
     return event if isinstance(event, dict) and isinstance(event.get("seq", 0), int) else {}

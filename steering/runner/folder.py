@@ -95,7 +95,7 @@ class RunFolder:
         for number, line in enumerate(lines, 1):
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 logger.info("%s/events.jsonl: line %d was cut short, left out", self.path, number)
                 continue
             if isinstance(event, dict):

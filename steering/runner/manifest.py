@@ -141,7 +141,7 @@ def _manifest(root: Path, number: int) -> Manifest:
     try:
         content = json.loads(_read(path))
         found = content.pop("format", None)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"{path}: found no manifest ({error}), expected one") from error
     if found != FORMAT:
         raise ValueError(
