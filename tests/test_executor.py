@@ -17,7 +17,7 @@ class Slow:
     def __init__(self, decisions):
         self.left, self.heard = decisions, []
 
-    async def apply(self, decision):
+    async def apply(self, decision, action):
         self.left -= 1
         await asyncio.sleep(0.01 * self.left)
         self.heard.append(decision.reasons[0])
