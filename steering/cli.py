@@ -56,6 +56,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the workflow unchanged")
     run.set_defaults(command=_run)
     _add_memory(commands)
+    recover = commands.add_parser(
+        "recover",
+        help="continue a run whose processes are all gone, in its folder",
+        usage="steering recover [-h] DIR [-- other arguments of the workflow ...]",
+        description="Run the workflow of DIR again, from its newest checkpoint and the events after it.",
+        epilog="Arguments after -- take the place of those that the run had: another number of ranks, for example.",
+    )
+    recover.add_argument("folder", metavar="DIR", help="folder of a run that was killed")
+    recover.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the workflow in place of its own")
+    recover.set_defaults(command=_recover)
     report = commands.add_parser(
         "report",
         help="write the report of a run again, or compare several runs",
@@ -112,7 +122,7 @@ def _run(chosen: argparse.Namespace) -> int:
     start = _start(runs, memory) if runs or memory else None
     workflow = Path(chosen.workflow)
     with loaded(workflow) as entry:
-        return _run_main(entry, workflow, _folder(workflow, out, start), arguments)
+        return _run_in(_folder(workflow, out, start), entry, workflow, arguments)
 
 
 def _start(runs: list[str], memory: str | None) -> dict[str, Any]:
@@ -126,11 +136,39 @@ def _start(runs: list[str], memory: str | None) -> dict[str, Any]:
     }
 
 
-def _run_main(entry: Callable[..., Any], workflow: Path, folder: RunFolder, arguments: list[str]) -> int:
+def _recover(chosen: argparse.Namespace) -> int:
+    from steering.loading import loaded  # noqa: PLC0415
+    from steering.runner.again import recoverable  # noqa: PLC0415
+
+    given = chosen.arguments[1:] if chosen.arguments[:1] == ["--"] else chosen.arguments
+    begun = recoverable(chosen.folder)
+    for remark in begun.remarks:
+        _complain(remark)
+    _say(f"{begun.folder.name}: goes on from checkpoint {begun.checkpoint}, {begun.age_s:.0f} s before its last event")
+    with loaded(begun.workflow) as entry:
+        return _run_in(begun.folder, entry, begun.workflow, list(given or begun.arguments))
+
+
+def _run_in(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> int:
+    from steering.runner.again import note_workflow  # noqa: PLC0415
+    from steering.runner.lock import DRIVER, held  # noqa: PLC0415
+
+    with held(folder, DRIVER):
+        note_workflow(folder, workflow, arguments)
+        return _run_held(folder, entry, workflow, arguments)
+
+
+def _run_held(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> int:
+    from steering.runner.event_log import events_after  # noqa: PLC0415
+
     if not {"-h", "--help"} & set(arguments):
         _say(f"run folder: {_short(folder.path)}")
     sys.argv = [f"steering run {workflow.name}", *arguments]  # the name that the workflow's own --help prints
+    before = events_after(folder, 0)[1] if folder.recovering else 0
     ending = _attempt(lambda: entry(folder, arguments))
+    if folder.recovering and ending.status != "finished" and events_after(folder, 0)[1] == before:
+        _complain(f"{_short(folder.path)} was not continued, and is as it was: {ending.reason}")
+        return ending.code or 1
     if ending.exited and not folder.events():
         shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
         return ending.code

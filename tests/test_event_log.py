@@ -143,3 +143,37 @@ def test_a_process_killed_while_it_writes_leaves_whole_lines_without_a_gap(folde
     assert found[-1] == -1
     assert found[:-1] == list(range(len(found) - 1))
     assert len(found) > 100
+
+
+def test_events_are_found_by_their_number_without_reading_those_before(folder):
+    """Wherever the search lands, also among lines without a number."""
+    log = EventLog(folder)
+    for n in range(3000):
+        log.append({"event": "ModelPublished", "padding": "x" * (n % 700)})
+        if n % 500 == 0:
+            log.flush()
+            folder.append_event({"event": "RunEnded", "padding": "y" * 100_000})
+    log.flush()
+    for number in (0, 1, 499, 500, 501, 1777, 2999, 3000, 5000):
+        found, last = event_log.events_after(folder, number)
+        assert [event["seq"] for event in found] == list(range(number + 1, 3001))
+        assert last == 3000 or not found
+
+
+@pytest.mark.parametrize("torn", [b'{"event": "Tick", "seq', b"\x00\xff" * 40_000, b'{"event": "Tick", "seq": 3}', b""])
+def test_a_torn_line_is_repaired_and_the_numbers_go_on(folder, torn):
+    log = EventLog(folder)
+    log.append({"event": "ModelPublished"})
+    log.append({"event": "ModelPublished"})
+    log.flush()
+    with open(folder.path / "events.jsonl", "ab") as file:
+        file.write(torn)
+    assert event_log.repaired(folder) == bool(torn)
+    assert not event_log.repaired(folder)
+    events, last = event_log.events_after(folder, 0)
+    whole = torn.endswith(b"}")
+    assert last == len(events) == 2 + whole
+    again = EventLog(folder, number=last)
+    again.append({"event": "ModelPublished"})
+    again.flush()
+    assert [event["seq"] for event in folder.events()] == list(range(1, 4 + whole))

@@ -1,4 +1,4 @@
-"""Laws of buffers that are united, given out, thinned and cleared of a scan: every past sample equally likely, none twice."""
+"""Laws of buffers that are united, given out, thinned and cleared of a scan: every past sample is as likely."""
 
 import itertools
 
@@ -110,7 +110,7 @@ def test_a_restored_buffer_of_another_size_goes_on_as_if_it_had_always_had_it():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_resharding_is_exact(ranks):
-    """What other ranks hold together is what those before held below their common bound, each once; none is unlikely."""
+    """What other ranks hold together is what those before held below their common bound, each once."""
     counts = np.zeros(120)
     for seed in range(150):
         states = []

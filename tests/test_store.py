@@ -7,12 +7,15 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from steering.models import ModelStore, Optics, ProbeFirst, PtychoNN
 from steering.ptychography import zone_plate
@@ -316,3 +319,38 @@ def test_a_reader_never_sees_half_a_model_though_writers_are_killed(store):
     for each in found:
         weights = store.weights(each.number)
         assert all((w == each.number).all() for name, w in weights.items() if not name.startswith("optics."))
+
+
+def test_a_reader_outside_finds_what_newest_json_names_whatever_the_writer_does(store):
+    """As the docstring of ModelStore says: by JSON and safetensors alone; what is gone is looked up once more."""
+    made = network()
+    store.publish(made, version(0, made))
+    over, found = threading.Event(), set()
+
+    def read_on():
+        while not over.is_set():
+            pointer = json.loads((store.path / "newest.json").read_text())
+            folder = store.path / f"{pointer['number']:05d}"
+            try:
+                described = json.loads((folder / "model.json").read_text())
+                weights = load_file(folder / "weights.safetensors")
+            except FileNotFoundError:
+                assert json.loads((store.path / "newest.json").read_text()) != pointer
+                continue
+            assert described["number"] == pointer["number"]
+            assert set(weights) == set(made.state_dict())
+            found.add(pointer["number"])
+
+    with ThreadPoolExecutor(1) as outside:
+        reading = outside.submit(read_on)
+        try:
+            for number in range(1, 30):
+                store.publish(made, version(number, made))
+                if number % 6 == 0:
+                    store.point_to(number - 1)
+                if number % 4 == 0:
+                    store.withdraw(number, number - 1)
+        finally:
+            over.set()
+        reading.result(timeout=60)
+    assert found

@@ -76,6 +76,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3, seed=options.seed),
         campaign=CampaignSettings(steps=options.steps, label_every=150, lookahead=ahead),
         device=options.device,
+        checkpoint_s=options.checkpoint or None,
     )
     with local(ranks=options.ranks) as client:
         run(experiment, client, folder, show=Progress())
@@ -95,5 +96,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
     parser.add_argument("--step", type=float, default=5.5, help="object pixels between candidate positions (5.5)")
     parser.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
+    parser.add_argument("--checkpoint", type=float, default=60.0, help="seconds between two checkpoints; 0: none (60)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)

@@ -18,9 +18,9 @@ from steering.campaign.actions import (
 )
 from steering.campaign.events import (
     COMMANDS,
+    EVENTS,
     Answer,
     AnswerIgnored,
-    CampaignBegan,
     CandidateReady,
     CandidateRefused,
     ChunkArrived,
@@ -31,7 +31,6 @@ from steering.campaign.events import (
     DecisionSuggested,
     DriftLowered,
     DriftRaised,
-    Event,
     ExternalLabelsRead,
     FrameRefused,
     FrameSetAside,
@@ -49,16 +48,26 @@ from steering.campaign.events import (
     Tick,
     TrainingSkipped,
     VersionRefused,
-    WorkFailed,
     decode,
     encode,
 )
 from steering.campaign.limits import Guard, Limits
-from steering.campaign.machine import Campaign, replay
+from steering.campaign.machine import RAISED, Campaign, replay
+from steering.campaign.run_events import (
+    CampaignBegan,
+    CheckpointWritten,
+    Event,
+    FramesLost,
+    RunRecovered,
+    WorkFailed,
+)
 from steering.campaign.settings import CampaignSettings
+from steering.campaign.state import campaign_from, state_of
 
 __all__ = [
     "COMMANDS",
+    "EVENTS",
+    "RAISED",
     "Action",
     "Answer",
     "AnswerIgnored",
@@ -68,6 +77,7 @@ __all__ = [
     "CampaignSettings",
     "CandidateReady",
     "CandidateRefused",
+    "CheckpointWritten",
     "ChunkArrived",
     "Command",
     "DecisionLimited",
@@ -83,6 +93,7 @@ __all__ = [
     "Finish",
     "FrameRefused",
     "FrameSetAside",
+    "FramesLost",
     "GroupChanged",
     "Guard",
     "Label",
@@ -97,6 +108,7 @@ __all__ = [
     "RollBack",
     "RollBackRefused",
     "RolledBack",
+    "RunRecovered",
     "RunStarted",
     "ScanRefined",
     "ScanRevisited",
@@ -108,8 +120,10 @@ __all__ = [
     "TrainingSkipped",
     "VersionRefused",
     "WorkFailed",
+    "campaign_from",
     "decode",
     "encode",
     "fingerprint",
     "replay",
+    "state_of",
 ]

@@ -154,18 +154,20 @@ class OpenActions:
 
 
 class Fingerprint:
-    """A SHA-256 over actions in their order: two runs that asked for the same have the same."""
+    """A chain of SHA-256 over actions in their order: two runs that asked for the same have the same."""
 
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+    def __init__(self, digest: str = "") -> None:
+        """digest: of the actions before, as `hexdigest` returned it."""
+        self._digest = digest
 
     def update(self, action: Action) -> None:
         """Take in the next action."""
-        self._digest.update(json.dumps([type(action).__name__, asdict(action)]).encode())
+        said = json.dumps([self._digest, type(action).__name__, asdict(action)])
+        self._digest = hashlib.sha256(said.encode()).hexdigest()
 
     def hexdigest(self) -> str:
         """Of all actions so far."""
-        return self._digest.hexdigest()
+        return self._digest
 
 
 def fingerprint(actions: Iterable[Action]) -> str:

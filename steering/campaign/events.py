@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from steering.campaign import run_events
+from steering.campaign.run_events import Event
+
 COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something that happened at `time`, seconds since the epoch."""
-
-    time: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,40 +23,11 @@ class Answer(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CampaignBegan(Event):
-    """The first line of a log: the settings by which the campaign decides, so that the log replays by itself."""
-
-    settings: Mapping[str, Any]
-    """Fields of CampaignSettings, nested records as mappings."""
-    frame_time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStarted(Event):
-    """The run begins with what others have learnt."""
-
-    origins: tuple[str, ...]
-    """Identities of earlier runs, and names of memories."""
-    model: str
-    """What its first model is, in words."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class AnswerIgnored(Event):
     """An event of this kind answered `action`, which is not open (any more): it changed nothing."""
 
     kind: str
     action: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkFailed(Event):
-    """Optional work failed, for the first time in this run; the run goes on without it."""
-
-    what: str
-    """Which work, in words."""
-    error: str
-    traceback: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +75,8 @@ class DecisionSuggested(Answer):
     stop: bool = False
     scan: str | None = None
     """The newest scan of which the policy knew a frame; None: it knew none."""
+    ingested: tuple[tuple[str, int], ...] = ()
+    """How many frames of each scan the policy had taken in, as far as the predictor says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,10 +323,11 @@ class Command(Event):
             raise ValueError(f"found command {self.name!r}, expected one of {', '.join(COMMANDS)}")
 
 
-_KINDS: dict[str, type[Event]] = {
-    name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, Event)
-}
-"""Every kind of event above, by its name."""
+EVENTS: tuple[type[Event], ...] = tuple(
+    kind for kind in {**vars(run_events), **globals()}.values() if isinstance(kind, type) and issubclass(kind, Event)
+)
+"""Every kind of event."""
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in EVENTS}
 
 
 def encode(event: Event) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from steering.campaign.drift import DriftTest
 from steering.campaign.events import (
     Answer,
     AnswerIgnored,
-    CampaignBegan,
     CandidateReady,
     ChunkArrived,
     Command,
@@ -44,6 +43,7 @@ from steering.campaign.events import (
 )
 from steering.campaign.gate import Gate
 from steering.campaign.limits import Guard
+from steering.campaign.run_events import CampaignBegan
 from steering.campaign.settings import CampaignSettings
 from steering.campaign.transitions import Transitions
 

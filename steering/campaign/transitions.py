@@ -122,7 +122,7 @@ class Transitions:
             case RollBackRefused():
                 known = self.actions.answered(event, RollBack) is not None
             case CandidateRefused():
-                known = self.actions.answered(event, Refuse, TakeBack) is not None
+                known = self.actions.answered(event, Refuse, TakeBack, Publish) is not None
             case _:
                 known = False
         return known

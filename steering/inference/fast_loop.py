@@ -24,6 +24,7 @@ from steering.inference.memory import Memory
 from steering.inference.policy_host import PolicyHost, ResumeState
 from steering.inference.scans import Scans
 from steering.inference.serving import Serving
+from steering.inference.table import BULKY
 from steering.ptychography import Verdict, far_field_residual, judge, patch_weight, prior_residual
 from steering.records import Prediction
 
@@ -169,6 +170,55 @@ class FastLoop:
         elif new.any():
             rows = prediction.rows(new)
             self._report(rows, self._judge(counts[new], rows.residual, rows.offset))
+
+    def restore(self, live: LiveImage) -> None:
+        """Make the image of a scan from the table that an earlier predictor has left, and go on with its policy.
+
+        Frames whose patches are gone are predicted again; frames that were not reported yet are reported.
+        """
+        table = live.frames
+        live.served_by(self.serving.version)
+        for block in range(len(table.blocks)):
+            rows = np.arange(block * table.block_rows, min((block + 1) * table.block_rows, len(table)))
+            bulky = [name for name in BULKY if table.kept(rows[:1], name).all()]
+            if not bulky:
+                continue  # nothing is left of them but their figures
+            if "patch" not in bulky:
+                patches, residual = self.predict(table.read("counts", rows=rows)[0])
+                patches = patches.copy()
+                table.set(rows, residual=residual, version=np.full(len(rows), self.serving.version))
+            else:
+                (patches,) = table.read("patch", rows=rows)
+            where, version = table.read("position", "version", rows=rows)
+            live.stitch_again(patches, where, version == self.serving.version)
+            prediction = self._restored(live, rows, patches)
+            self.policy_host.ingest(prediction, live, int(rows[0]))
+            self._report_late(live, rows, prediction)
+        self.predicted += len(table)
+
+    def _restored(self, live: LiveImage, rows: NDArray[np.int64], patches: NDArray) -> Prediction:
+        names = ("frame_id", "position", "residual", "offset", "version")
+        frame_id, position, residual, offset, version = live.frames.read(*names, rows=rows)
+        return Prediction(
+            frame_id=frame_id,
+            scan=live.scan,
+            position=position,
+            amplitude=np.abs(patches),
+            phase=np.angle(patches),
+            residual=residual,
+            prior_residual=np.full(len(rows), np.nan, np.float32) if self.policy_host.wants_prior_residual else None,
+            offset=offset,
+            model_version=version,
+        )
+
+    def _report_late(self, live: LiveImage, rows: NDArray[np.int64], prediction: Prediction) -> None:
+        """Report what was predicted and not reported before the earlier predictor was lost."""
+        known = self.resume.first_version(live.scan, prediction.frame_id) >= 0
+        late = (rows >= self.resume.reported.get(live.scan, 0)) & ~known
+        if late.any() and live.frames.kept(rows[:1], "counts").all():
+            part = prediction.rows(late)
+            (counts,) = live.frames.read("counts", rows=rows[late])
+            self._report(part, self._judge(counts, part.residual, part.offset))
 
     def _judge(self, counts: NDArray, residual: NDArray, offset: NDArray) -> Verdict:
         """How far to believe predictions of the version in service."""

@@ -39,6 +39,8 @@ class Intake:
     ) -> tuple[Batch | None, NDArray[np.bool_], list[FrameSetAside]]:
         """The usable frames of chunks of one scan (None: there are none), the mask (y, x) with what they bring into it,
         and the events to report."""
+        if live.restored:
+            taken = [(new, at) for chunk, at in taken if (new := _not_restored(chunk, live)) is not None]
         if live.retired:
             batch = None
             aside = {"a scan that is over": tuple(i for chunk, _ in taken for i in chunk["frame"].values.tolist())}
@@ -153,6 +155,15 @@ class _Either:
 
     def __contains__(self, frame: object) -> bool:
         return frame in self.new or frame in self.known
+
+
+def _not_restored(chunk: xr.Dataset, live: LiveImage) -> xr.Dataset | None:
+    """What of a chunk an earlier predictor had not put into the image; None: nothing."""
+    rows = [live.frames.row.get(frame) for frame in chunk["frame"].values.tolist()]
+    new = [at for at, row in enumerate(rows) if row is None or row >= live.restored]
+    if len(new) == len(rows):
+        return chunk
+    return chunk.isel(frame=new) if new else None
 
 
 def _acquired(chunk: xr.Dataset) -> float:

@@ -50,6 +50,10 @@ class LiveImage:
         self.refinements = 0
         self.refinement = "as time allowed while the scan was measured"
         """How the refined object came about, in words."""
+        self.visit_of = scan
+        """The source's own name of the scan."""
+        self.restored = 0
+        """Rows that an earlier predictor has made: what comes again of them is not a second frame."""
         self.retired = False
         self.concluded = False
         """What the scan leaves is there: nothing that comes later changes it."""
@@ -122,6 +126,11 @@ class LiveImage:
         self._of_version.forget()
         self._unrevised = len(self.frames)
 
+    def served_by(self, version: int) -> None:
+        """This version is in service, and may have been before: frames of others are to be looked at again."""
+        others = np.flatnonzero(self.frames["version"] != version)
+        self._unrevised = int(others[-1]) + 1 if len(others) else 0
+
     def stitch(self, patches: NDArray[np.complex64], positions: NDArray[np.float64]) -> NDArray[np.float32]:
         """Put patches (n, size, size) into the image. Returns their phase offsets (n,) to those of the version in
         service that overlap them; NaN where there are none."""
@@ -130,6 +139,13 @@ class LiveImage:
         self._of_version.put(*shares)
         self._look_again(shares[2], patches.shape[-1])
         return offset_of_shares(*shares, self._of_version)
+
+    def stitch_again(self, patches: NDArray[np.complex64], positions: NDArray[np.float64], served: NDArray) -> None:
+        """Put patches into the image that an earlier predictor had there; served (n,): by the version in service."""
+        self.stitcher.add(patches, positions)
+        if served.any():
+            self._of_version.add(patches[served], positions[served])
+        self._look_again(np.zeros((1, 2), np.int64), max(self.canvas.shape))
 
     def _look_again(self, corner: NDArray[np.int64], size: int) -> None:
         """Bring the view up to date where patches of `size` pixels at these corners (n, 2) have changed it."""

@@ -7,7 +7,7 @@ import pickle
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import cloudpickle
@@ -15,45 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.campaign import DecisionSuggested
+from steering.inference.answers import Answers, PolicyAnswer
 from steering.inference.live import LiveImage
 from steering.inference.replay import DeclinedPart, Replay
+from steering.inference.saved_policy import SavedPolicy, SavedPredictor, policy_state
 from steering.policies import Policy
 from steering.records import Prediction
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PolicyAnswer:
-    """An answer of the policy, and at times the policy as it was after it.
-
-    Whoever has kept them (`following`) can let the policy go on elsewhere: from its saved state, with what it was asked
-    since then. What was answered is not decided again, and an answer that never arrived was not given.
-    """
-
-    decision: DecisionSuggested
-    asked: int
-    """Positions that were asked for."""
-    declined: tuple[DeclinedPart, ...] = ()
-    """What the policy heard of its earlier decisions just before."""
-    ingested: Mapping[str, int]
-    """How many frames of each scan the policy had taken in, the first to arrive."""
-    policy: bytes | None = None
-    """The saved state: pickled, without the live images. None: it was not saved with this answer, see `PolicyHost`."""
-    bound: bool = False
-    """This policy cannot be pickled."""
-    since: tuple[PolicyAnswer, ...] = ()
-    """With a state from `following`: the answers after the one that it was saved with."""
-    saved_ingested: Mapping[str, int] = field(default_factory=dict)
-    """And what the policy had taken in when it was saved."""
-
-    def following(self, last: PolicyAnswer | None) -> PolicyAnswer:
-        """This answer with the newest saved state, and with every answer since then: all that `PolicyHost` goes on
-        from. last: the answer before, as this method returned it."""
-        if self.policy is not None:
-            return replace(self, saved_ingested=self.ingested)
-        if last is None or self.bound:
-            return self
-        since = (*last.since, self)
-        return replace(self, policy=last.policy, bound=last.bound, since=since, saved_ingested=last.saved_ingested)
 
 
 class PolicyHost:
@@ -70,9 +37,12 @@ class PolicyHost:
         last: PolicyAnswer | None = None,
         *,
         share: float = 0.02,
+        saved: SavedPolicy | None = None,
+        answered: Sequence[PolicyAnswer] = (),
     ) -> None:
         """scans: live images by scan, looked at as they are then. last: go on from there, not from `policy`. share: of
-        the time, for saving the policy."""
+        the time, for saving the policy. saved: `policy` is new, and goes on from there; `last` counts before it.
+        answered: what was answered since the scan began."""
         self._policy = policy
         self._scans = scans
         self._share = share
@@ -80,8 +50,10 @@ class PolicyHost:
         self._lost = last is not None and last.bound
         self._again = Replay()
         self._ingested = {} if last is None else dict(last.saved_ingested)
-        self._newest = None if last is None else last.decision.scan
-        """Scan of which the policy has taken in a frame last."""
+        self._from_file = saved if last is None else None
+        self._answers = Answers(answered)
+        if self._from_file is not None:
+            self._ingested = self._from_file.known(scans)
         self._bound = False
         self._saved_at: float | None = None
         """When the policy was last saved, by time.perf_counter; None: it is to be saved with the next answer."""
@@ -89,10 +61,11 @@ class PolicyHost:
         self.wants_prior_residual = bool(getattr(policy, "wants_prior_residual", False))
         """Whether the policy wants to know the residual of the image for each frame before it was added."""
 
-    def ingest(self, prediction: Prediction, live: LiveImage) -> None:
-        """Give the policy frames that stand at the end of the live image's table, unless it knows them."""
+    def ingest(self, prediction: Prediction, live: LiveImage, first: int | None = None) -> None:
+        """Give the policy frames, unless it knows them. first: row of the first of them in the live image's table;
+        None: they stand at its end."""
         n = len(prediction.frame_id)
-        first = len(live.frames) - n
+        first = len(live.frames) - n if first is None else first
         done = max(0, self._ingested.get(live.scan, 0) - first)
         if done >= n or self._lost:
             return
@@ -104,12 +77,21 @@ class PolicyHost:
             part = prediction if stop - done == n else prediction.rows(slice(done, stop))
             policy.ingest(part, live.view())
             self._ingested[live.scan] = first + stop
-            self._newest = live.scan
             done = stop
 
-    def suggest(self, n: int, declined: Sequence[DeclinedPart] = ()) -> PolicyAnswer:
-        """Tell the policy what was declined, and ask for up to n positions. Raises RuntimeError for a policy that was
-        to go on elsewhere and cannot."""
+    def state(self) -> dict[str, Any]:
+        """What `SavedPolicy` makes a new policy go on from, in JSON's types: for a file, so nothing is pickled."""
+        policy = self._awake()
+        self._again.catch_up(policy, None)
+        return policy_state(policy, self._again.open, self._ingested, self._answers.kept)
+
+    def suggest(self, n: int, declined: Sequence[DeclinedPart] = (), action: int = 0) -> PolicyAnswer:
+        """Tell the policy what was declined, and ask for up to n positions. action: by which it is asked; what was
+        answered to it already is answered again. Raises RuntimeError for a policy that was to go on elsewhere and
+        cannot."""
+        known = self._answers.to(action)
+        if known is not None:
+            return known
         if self._lost:
             raise RuntimeError(
                 "found the predictor's worker lost, and a policy that cannot be pickled, expected one that goes on "
@@ -120,14 +102,16 @@ class PolicyHost:
         self._again.decline(policy, declined)
         decision = self._again.suggest(policy, n)
         saved = self._saved(policy, decision.stop)
-        return PolicyAnswer(
+        answer = PolicyAnswer(
+            action=action,
             decision=DecisionSuggested(
+                ingested=tuple(self._ingested.items()),
                 time=time.time(),
                 positions=tuple((float(y), float(x)) for y, x in decision.positions),
                 reasons=decision.reasons,
                 dwell=None if decision.dwell is None else tuple(float(d) for d in decision.dwell),
                 stop=decision.stop,
-                scan=self._newest,
+                scan=next(reversed(self._ingested), None),
             ),
             asked=n,
             declined=tuple(declined),
@@ -135,13 +119,17 @@ class PolicyHost:
             policy=saved,
             bound=self._bound,
         )
+        self._answers.note(answer)
+        return answer
 
     def _awake(self) -> Policy:
         """The policy. One that goes on from elsewhere is made only now, when the images that it knew are there."""
         if self._last is not None and self._last.policy is not None:
             self._policy, account = _Loader(io.BytesIO(self._last.policy), self._scans).load()
             self._again = Replay(self._last.since, account)
-        self._last = None
+        elif self._from_file is not None:
+            self._again = self._from_file.applied(self._policy, self._scans)
+        self._last = self._from_file = None
         return self._policy
 
     def _saved(self, policy: Policy, now: bool) -> bytes | None:
@@ -212,6 +200,12 @@ class ResumeState:
     """And those that are known to be set aside, and how often."""
     over: tuple[str, ...] = ()
     """Scans whose frames do not come again."""
+    saved: SavedPredictor | None = None
+    """From a checkpoint: scans and policy as they were then."""
+    answered: tuple[PolicyAnswer, ...] = ()
+    """What the policy has answered since the scan began."""
+    reported: Mapping[str, int] = field(default_factory=dict)
+    """Of each scan, how many of the first frames were reported, beside those in `predicted`."""
 
     def first_version(self, scan: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) int64 the version that was the first to predict each frame; -1 where none is known."""

@@ -30,14 +30,16 @@ from steering.inference.live import LiveImage, Truth
 from steering.inference.memory import Memory
 from steering.inference.policy_host import PolicyAnswer, PolicyHost, ResumeState
 from steering.inference.replay import DeclinedPart
+from steering.inference.saved_scans import SavedScans
 from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows, never_trained, newest_rows
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
 from steering.inference.whole_scan import FinalImage, ScanFrames
 from steering.models import ModelStore, Network
 from steering.policies import Policy
-from steering.ptychography import Canvas, Refined
+from steering.ptychography import Canvas, Refined, patch_weight
 from steering.records import Field, Geometry
+from steering.records.plain import plain, whole
 
 T = TypeVar("T")
 _SWITCH_S = 2e-4
@@ -82,6 +84,7 @@ class Predictor:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._room = asyncio.Semaphore(self.settings.backlog)
         self._installing = asyncio.Lock()
+        self._saved_scans = SavedScans()
         self._turn_due = False
         self._models = ModelStore(self.store)
         self._fast = await asyncio.to_thread(self._assembled, resume or ResumeState(), resume is not None)
@@ -104,11 +107,26 @@ class Predictor:
             begun=lambda live: self._move(self._memory.prepare, live),
             retired=self._retired,
         )
-        images, share = self._scans.images, settings.policy_share
-        return FastLoop(
+        images, share, saved = self._scans.images, settings.policy_share, resume.saved
+        weight = patch_weight(
+            serving.engine.serving.probe, int(serving.engine.serving.network.hyperparameters["patch"])
+        )
+        for part in () if saved is None else saved.part["scans"]:
+            self._scans.restore(saved.folder, part, weight)
+        if saved is not None:
+            mask = mask | whole(saved.part["mask"])
+            serving.engine.serving.mask(mask)
+        fast = FastLoop(
             serving=serving,
             scans=self._scans,
-            policy_host=PolicyHost(self.policy, images, resume.answer, share=share),
+            policy_host=PolicyHost(
+                self.policy,
+                images,
+                resume.answer,
+                share=share,
+                saved=None if saved is None else saved.policy,
+                answered=resume.answered,
+            ),
             intake=Intake(canvas, resume),
             inbox=Inbox(frames=settings.batch, gather_s=settings.gather_ms / 1e3),
             memory=self._memory,
@@ -122,6 +140,28 @@ class Predictor:
             later=lambda seconds: self._call(self._loop.call_later, seconds, self._revise),
             relieve=lambda: self._move(self._memory.relieve, list(images.values())),
         )
+        for live in list(images.values()):
+            self._memory.took(sum(map(live.frames.bulk, range(len(live.frames.blocks)))))
+            if not live.retired:
+                fast.restore(live)
+        return fast
+
+    async def checkpoint(self, folder: Path, tag: str) -> dict[str, Any]:
+        """Write the scans into a folder that holds those of earlier calls; the thread that predicts does not stop.
+
+        tag: begins the names of new files, and no earlier call had it. Returns the part of a checkpoint, in JSON's
+        types, from which another predictor goes on (see `ResumeState`): all frames that were acknowledged before this
+        call are in it. Raises OSError.
+        """
+        policy = await self._do(self._fast.policy_host.state)
+        scans = await self._read(self._saved_scans.write, folder, self._scans.images.copy(), tag)
+        return {
+            "version": self._fast.serving.version,
+            "mask": plain(self._fast.mask),
+            "policy": policy,
+            "scans": scans,
+            "bytes": self._saved_scans.bytes,
+        }
 
     async def receive(self, chunk: xr.Dataset) -> None:
         """Take a chunk; returns (the acknowledgement) once it is in the queue."""
@@ -159,10 +199,10 @@ class Predictor:
                 await self._do(self._fast.swap)
         return installed
 
-    async def suggest(self, n: int, declined: Sequence[DeclinedPart] = ()) -> PolicyAnswer:
+    async def suggest(self, n: int, declined: Sequence[DeclinedPart] = (), action: int = 0) -> PolicyAnswer:
         """Ask the policy for up to n positions. declined: what of its earlier decisions is not carried out, each with
-        the reason, which it hears first."""
-        return await self._do(self._fast.policy_host.suggest, n, declined)
+        the reason, which it hears first. action: see PolicyHost.suggest."""
+        return await self._do(self._fast.policy_host.suggest, n, declined, action)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage, Truth
+from steering.inference.saved_scans import restore_scan
 from steering.inference.scan_reader import ScanReader
 from steering.inference.whole_scan import ScanFrames
 from steering.ptychography import Canvas, Refined
@@ -49,6 +52,7 @@ class Scans:
             usable = geometry if geometry.shape == self._geometry.shape else self._geometry
             truth = self._truths.get(str(chunk.attrs.get("visit_of", scan)))
             live = LiveImage(scan, self._canvas, weight(), usable, truth)
+            live.visit_of = str(chunk.attrs.get("visit_of", scan))
             if scan in self._over:
                 live.retire()
                 return live
@@ -58,6 +62,22 @@ class Scans:
             self.images[scan] = live
             self._now = scan
         return self.images[scan]
+
+    def restore(self, folder: Path, saved: Mapping[str, Any], weight: NDArray[np.float32]) -> LiveImage:
+        """A scan as an earlier predictor has left it, see `SavedScans`; its image is not stitched yet."""
+        scan, visited = str(saved["scan"]), str(saved["visit_of"])
+        live = LiveImage(scan, self._canvas, weight, self._geometry, self._truths.get(visited))
+        live.visit_of = visited
+        restore_scan(folder, saved, live)
+        live.restored = len(live.frames)
+        self._readers[scan] = ScanReader(live)
+        self.images[scan] = live
+        if saved["retired"]:
+            self.retire(scan)
+        else:
+            self._begun(live)
+            self._now = scan
+        return live
 
     def retire(self, scan: str | None) -> None:
         """A scan is over; nothing is done where it is not known, or over already. For the thread that predicts."""

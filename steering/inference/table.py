@@ -84,6 +84,25 @@ class Table:
         self._rows += n  # from here on others see them
         return asked
 
+    def restore(self, columns: dict[str, NDArray], block_rows: int) -> None:
+        """Add a block of rows as another table had it; bulky columns may lack. Raises ValueError where it does not
+        follow on what is there."""
+        ids = columns["frame_id"]
+        if self._rows % block_rows or self.block_rows not in (0, block_rows) or len(ids) > block_rows:
+            raise ValueError(
+                f"found a block of {len(ids)} rows after {self._rows}, expected full blocks of {block_rows} before it"
+            )
+        self.block_rows = block_rows
+        block: dict[str, NDArray | None] = dict.fromkeys(BULKY)
+        for name, values in columns.items():
+            there = np.empty((block_rows, *values.shape[1:]), values.dtype)
+            there[: len(ids)] = values[: len(ids)]
+            block[name] = there
+        self.blocks.append(block)
+        for i, frame in enumerate(ids.tolist()):
+            self.row.add(frame, self._rows + i)
+        self._rows += len(ids)
+
     def set(self, rows: NDArray[np.int64], **columns: NDArray) -> None:
         """Write these rows of some columns; what is gone of them is left out."""
         self.edits += 1

@@ -23,7 +23,17 @@ from steering.records import ModelVersion
 
 
 class ModelStore:
-    """The versions under one folder; any number of readers, one writer."""
+    """The versions under one folder; any number of readers, one writer.
+
+    A reader outside, such as another inference service, may rely on this, and needs no steering for it. `newest.json`
+    is there from the first version on, and holds an object with the integer `number`: the version in service, which may
+    be an older one than before, after a return to it. It is replaced as a whole: nobody finds it empty or cut. The
+    folder of that version, its number in five digits or more, holds `weights.safetensors` (tensors by the name of the
+    parameter) and `model.json` (the fields of ModelVersion). Both are whole before `newest.json` names the version, and
+    neither ever changes. Only a version that `newest.json` names no more is withdrawn, and its number may be given
+    again: who finds it gone reads `newest.json` again. All this holds while a run goes on, after its end, and after a
+    recovery.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)

@@ -29,6 +29,8 @@ class Adaptive(GradientResidual):
     scan; with `travel`, the positions of one suggestion are sorted into a short path.
     """
 
+    _STATE = (*GradientResidual._STATE, "_measured_at", "_proof")
+
     def __init__(
         self,
         candidates: NDArray[np.float64],

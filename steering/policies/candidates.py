@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +49,15 @@ class Policy(Protocol):
         It is called before the next `suggest`. This method is optional.
         """
 
+    def state(self) -> Mapping[str, Any]:
+        """What this policy has learnt and suggested: numbers, text, numpy arrays of numbers, and collections of these.
+        Optional, together with `restore`; a policy without them is asked again, from the beginning of the scan, for
+        what it had answered when a run is recovered."""
+
+    def restore(self, state: Mapping[str, Any], live: Any) -> None:
+        """On a new policy: go on from what `state` returned elsewhere. live: as in `ingest`, of the scan being
+        measured; None before its first frame."""
+
 
 class CandidatePolicy:
     """Suggests each candidate at most once in a pass; a subclass chooses which.
@@ -59,8 +69,20 @@ class CandidatePolicy:
     Declined candidates are not suggested again in the same pass. After a declined stop the pass goes on; when no
     candidate is left it suggests the stop alone, and a stop rule starts again with new frames.
 
-    A subclass defines `_choose`; one that uses predictions defines `_learn`, `_forget` and `_forgo` too.
+    A subclass defines `_choose`; one that uses predictions defines `_learn`, `_forget` and `_forgo` too, and names the
+    attributes that these change in `_STATE`.
     """
+
+    _STATE: tuple[str, ...] = (
+        "_left",
+        "_over",
+        "_declined",
+        "_suggested_before",
+        "_measured",
+        "_scan",
+        "_stopped_scan",
+    )
+    """Attributes that change while a scan goes on."""
 
     def __init__(
         self, candidates: NDArray[np.float64], *, stop: StopRule | None = None, dwell: DwellRule | None = None
@@ -129,6 +151,30 @@ class CandidatePolicy:
             self._over = False
             if self._stop is not None:
                 self._stop.clear()
+
+    def state(self) -> dict[str, Any]:
+        """See `Policy`."""
+        rules = {name: dict(vars(rule)) for name, rule in self._rules().items()}
+        return {**{name: getattr(self, name) for name in self._STATE}, "rules": rules}
+
+    def restore(self, state: Mapping[str, Any], live: Any) -> None:
+        """See `Policy`. Raises ValueError for a state of other candidates."""
+        if np.shape(state["_left"]) != self._left.shape:
+            raise ValueError(
+                f"found the state of a policy with {len(state['_left'])} candidates, expected {len(self._left)}: "
+                "recover a run with the workflow and the arguments that it had"
+            )
+        for name in self._STATE:
+            setattr(self, name, state[name])
+        for name, rule in self._rules().items():
+            vars(rule).update({key: value for key, value in state["rules"].get(name, {}).items() if key in vars(rule)})
+        self._see(live)
+
+    def _rules(self) -> dict[str, StopRule | DwellRule]:
+        return {name: rule for name, rule in (("stop", self._stop), ("dwell", self._dwell)) if rule is not None}
+
+    def _see(self, live: Any) -> None:
+        """Take the live image of the scan that goes on."""
 
     def _begin(self, stopped: str | None) -> None:
         self._suggested_before += len(self._left) - int(self._left.sum()) - self._declined

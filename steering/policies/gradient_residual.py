@@ -29,6 +29,8 @@ class GradientResidual(CandidatePolicy):
     times `explore`, so that separate features are found. The positions of one suggestion are sorted into a short path.
     """
 
+    _STATE = (*CandidatePolicy._STATE, "_exposure", "_residual", "_frames", "_here")
+
     def __init__(
         self,
         candidates: NDArray[np.float64],
@@ -63,6 +65,9 @@ class GradientResidual(CandidatePolicy):
         """Sum over the frames around each candidate: their residuals times closeness."""
         self._frames = np.zeros(n)
         """And of closeness alone."""
+
+    def _see(self, live: Any) -> None:
+        self._live = live if self._frames.any() else None
 
     def _learn(self, prediction: Prediction, live: Any) -> None:
         self._live = live

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -25,7 +25,8 @@ class Source(Protocol):
     before chunks() and while it waits, and return at once; `frames_dropped` may be read from any thread. The attributes
     do not change once the source is made.
 
-    All of them must be there; a class that inherits from this one has the defaults of `scans` and `frames`.
+    All but `position`, `resume` and `again` must be there; a class that inherits from this one has the defaults of
+    `scans` and `frames`.
     """
 
     geometry: Geometry
@@ -67,3 +68,21 @@ class Source(Protocol):
 
     def truth(self, scan: str) -> tuple[NDArray[np.complex64], Canvas] | None:
         """The object (Y, X) of a scan and where it lies; None where it is not known. Used to report errors only."""
+
+    # What follows is optional. With all three of them a run that was lost with all its processes goes on where it was.
+
+    def position(self) -> Mapping[str, Any]:
+        """Where the source is in its stream, in JSON's types: what it has handed out, and what is queued. The newest
+        chunk counts as not handed out until the next one is asked for."""
+
+    def resume(self, position: Mapping[str, Any], handed: Collection[int]) -> None:
+        """On a new source, before anything else is called: go on from what `position` returned elsewhere.
+
+        The decisions since then come by `apply` after this. handed: ids of frames that were handed out since then, as
+        far as known; chunks() does not yield these, nor any before them. Raises ValueError for a position that does not
+        fit this source.
+        """
+
+    def again(self, ids: Sequence[int]) -> Iterator[xr.Dataset]:
+        """Frames that were handed out before, once more, as chunks; those that it does not have are left out. Called
+        in any thread, also before chunks()."""

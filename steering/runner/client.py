@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,13 +15,19 @@ from distributed import Client
 from steering.clusters.roles import RUNNER, addresses, workers_of
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
+from steering.runner.manifest import NoCheckpoint, newest_whole
 from steering.runner.runner import Runner
+
+logger = logging.getLogger(__name__)
 
 Show = Callable[[dict[str, Any]], None]
 PUBLISHED = "steering-campaign"
 """Under which the runner is published on its cluster: there is one at a time."""
 _ANSWER_S = 30.0
 """How long a command waits to be taken: the runner answers at once, unless its worker is busy starting up."""
+_RESTART_S = 120.0
+"""How long a worker for the runner may take to be there again."""
+_LOOK_S = 0.05
 _LAST_WORDS_S = 20.0
 """How long an interrupted driver waits for the runner to write what there is."""
 
@@ -58,9 +65,16 @@ class Attached:
 class Handle(Attached):
     """A run that this process has started: only this process gets its result."""
 
-    def __init__(self, runner: Any, result: Any) -> None:
+    def __init__(self, runner: Any, result: Any, client: Client, worker: str) -> None:
         super().__init__(runner)
         self._result = result
+        self._client = client
+        self._worker = worker
+
+    @property
+    def lost(self) -> bool:
+        """Whether the runner's worker is gone, and the run with it unless another one goes on."""
+        return self._worker not in workers_of(self._client)
 
     @property
     def done(self) -> bool:
@@ -70,7 +84,12 @@ class Handle(Attached):
     def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
         """Snapshots until the run has ended."""
         while not self.done:
-            yield self.snapshot()
+            state = self._runner.snapshot()
+            while not state.done():
+                if self.lost:  # what is asked of it may never be answered
+                    raise RuntimeError(f"found the runner's worker at {self._worker} gone, expected it to go on")
+                time.sleep(_LOOK_S)
+            yield state.result()
             time.sleep(every)
         with contextlib.suppress(Exception):  # a run that failed says so through `result`
             yield self.snapshot()
@@ -144,7 +163,23 @@ def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
         raise
     attach = {"address": client.scheduler.address, "runner": PUBLISHED, "key": future.key}
     folder.write_file("scheduler.json", json.dumps(attach, indent=1).encode())
-    return Handle(runner, runner.run(PUBLISHED))
+    return Handle(runner, runner.run(PUBLISHED), client, found[0])
+
+
+def _continued(experiment: Experiment, client: Client, folder: RunFolder) -> Handle | None:
+    """Another runner in the place of a lost one, from its newest checkpoint and log; None where there is no checkpoint,
+    or no worker for it within two minutes."""
+    try:
+        manifest, _ = newest_whole(folder)
+    except (NoCheckpoint, ValueError, OSError):
+        return None
+    until = time.monotonic() + _RESTART_S
+    while not addresses(workers_of(client), RUNNER):
+        if time.monotonic() > until:
+            return None
+        time.sleep(_LOOK_S)
+    logger.warning("the runner's worker is lost: another runner goes on from checkpoint %d", manifest.number)
+    return start(experiment, client, RunFolder(folder.path, recovering=True))
 
 
 def _refuse_second(client: Client) -> None:
@@ -171,10 +206,29 @@ def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show
 
     show: called with each snapshot; however the run ends, its `close` is called where it has one. Interrupted from the
     keyboard, `run` first lets the runner write the live images; whatever ends it early ends the run on the cluster too.
+    Where the runner's worker is lost, another runner goes on from the newest checkpoint.
     """
     handle = start(experiment, client, folder)
+
+    def states() -> Iterator[dict[str, Any]]:
+        nonlocal handle
+        while True:
+            try:
+                yield from handle.watch()
+                if handle.done and not handle.lost:
+                    return
+                error: Exception | None = None
+            except Exception as failed:
+                error = failed
+            again = _continued(experiment, client, folder) if handle.lost else None
+            if again is None:
+                if error is not None:
+                    raise error
+                return
+            handle = again
+
     try:
-        show_all(handle.watch(), show)
+        show_all(states(), show)
         return handle.result()
     except BaseException as ending:
         with contextlib.suppress(Exception):  # what ended it is what counts

@@ -13,12 +13,14 @@ from steering.campaign import (
     Event,
     ExternalLabelsRead,
     FrameSetAside,
+    FramesLost,
     GroupChanged,
     LabelsReady,
     ModelPublished,
     PredictorReplaced,
     RollBackRefused,
     RolledBack,
+    RunRecovered,
     RunStarted,
     ScanRefined,
     ScanRevisited,
@@ -39,6 +41,10 @@ def _of_the_run(event: Event) -> str | None:
             return f"{event.what} failed, and the run goes on without it: {event.error}"
         case RunStarted():
             return f"begins {event.model}, with the samples of {', '.join(event.origins)}"
+        case RunRecovered():
+            return f"the run was recovered from checkpoint {event.number}" + "".join(f"; {r}" for r in event.remarks)
+        case FramesLost():
+            return f"{len(event.frame_ids)} frames of {event.scan} lost: {event.reason}"
         case ScanRevisited():
             return f"back at {event.scan}: its new frames are the scan {event.visit}"
     return None

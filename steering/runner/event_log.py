@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +25,8 @@ _MOST_BYTES = 2**26
 """Lines that may wait for a slow disk: ten minutes of 1000 frames per second."""
 _LAST_S = 30.0
 """How long the end of a run waits for a slow disk."""
+_BISECTED = 2**16
+"""Bytes of the log that are read one after the other rather than searched."""
 
 
 class EventLog:
@@ -34,7 +38,10 @@ class EventLog:
     with it, and leaves at worst its last line torn, which readers leave out.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, number: int = 0) -> None:
+        """number: of the last event that is in the file already."""
+        self.number = number
+        """Of the newest event, which stands in its line as `seq`: they count up from 1."""
         self._folder = folder
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -51,10 +58,10 @@ class EventLog:
 
         Raises OSError where an earlier line could not be written, or more than 64 MiB wait.
         """
-        line = encoded(event)
         with self._changed:
             if self._error is not None:
                 raise self._error
+            line = encoded({**event, "seq": self.number + 1})
             if self._bytes + len(line) > _MOST_BYTES:
                 self._error = OSError(
                     f"{self._folder.path}: found a disk that takes no events, and {self._bytes} bytes of them waiting, "
@@ -66,6 +73,7 @@ class EventLog:
                 self._thread.start()
             latest = time.monotonic() + (_EVERY_S if event.get("event") in EVERYDAY else 0.0)
             self._due = min(self._due, latest) if self._lines else latest
+            self.number += 1
             self._lines.append(line)
             self._bytes += len(line)
             self._changed.notify_all()
@@ -83,6 +91,12 @@ class EventLog:
                     f"{self._folder.path}: found events that could not be written within {_LAST_S:.0f} s, expected a "
                     "disk that takes them: choose a folder on a faster disk"
                 )
+
+    def sync(self) -> None:
+        """Wait until all that was appended is on the disk itself. Raises as `flush`."""
+        self.flush()
+        with open(self._folder.path / "events.jsonl", "rb") as log:
+            os.fsync(log.fileno())
 
     async def __aenter__(self) -> EventLog:
         return self
@@ -127,3 +141,80 @@ class EventLog:
 def open_log(folder: RunFolder) -> contextlib.AbstractContextManager[IO[bytes]]:
     """The file, to append to; nothing that is written stays in a buffer of this process."""
     return open(folder.path / "events.jsonl", "ab+", buffering=0)
+
+
+def repaired(folder: RunFolder) -> bool:
+    """Take away the torn line that a killed process has left at the end of the log; False where there is none. A line
+    that lacks nothing but its end gets it."""
+    try:
+        with open(folder.path / "events.jsonl", "rb+") as log:
+            end = log.seek(0, os.SEEK_END)
+            start = _line_start(log, end)
+            if start == end:
+                return False
+            log.seek(start)
+            if _parsed(log.read()):
+                log.write(b"\n")
+            else:
+                log.truncate(start)
+            return True
+    except FileNotFoundError:
+        return False
+
+
+def events_after(folder: RunFolder, number: int) -> tuple[list[dict[str, Any]], int]:
+    """The events of the log after that one, and the number of the last one in the log.
+
+    Numbers only grow along the file, so what comes before is not read. Lines that are damaged or carry no number are
+    left out.
+    """
+    found: list[dict[str, Any]] = []
+    last = 0
+    try:
+        with open(folder.path / "events.jsonl", "rb") as log:
+            low, high = 0, log.seek(0, os.SEEK_END)
+            while high - low > _BISECTED:
+                middle = (low + high) // 2
+                seq = _first_number(log, middle, high)
+                low, high = (middle, high) if seq is not None and seq <= number else (low, middle)
+            log.seek(_line_start(log, low))
+            for line in log:
+                event = _parsed(line)
+                last = max(last, event.get("seq", 0))
+                if event.get("seq", 0) > number:
+                    found.append(event)
+    except FileNotFoundError:
+        pass
+    return found, last
+
+
+def _first_number(log: IO[bytes], start: int, end: int) -> int | None:
+    """Of the first numbered event that begins after `start`; None where none does before `end`."""
+    log.seek(start)
+    log.readline()
+    while log.tell() < end:
+        seq = _parsed(log.readline()).get("seq")
+        if seq is not None:
+            return int(seq)
+    return None
+
+
+def _line_start(log: IO[bytes], end: int) -> int:
+    """Where the line begins in which the byte before `end` stands, or `end` where that byte ends a line."""
+    start = end
+    while start > 0:
+        step = max(0, start - _BISECTED)
+        log.seek(step)
+        cut = log.read(start - step).rfind(b"\n")
+        if cut >= 0:
+            return step + cut + 1
+        start = step
+    return 0
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):  # the latter: nested without end
+        return {}
+    return event if isinstance(event, dict) and isinstance(event.get("seq", 0), int) else {}

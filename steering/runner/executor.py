@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from steering.campaign import (
     Action,
@@ -44,12 +44,10 @@ from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
 from steering.runner.metrics import Metrics
 from steering.runner.predictor_proxy import PredictorProxy
-from steering.runner.rank_group import RankGroup
+from steering.runner.rank_group import RankGroup, answered
 
 _BETTER = 0.1
 """Share by which an older version's residual must be lower for the campaign to go back to it of its own accord."""
-
-T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -72,11 +70,34 @@ class Executor:
     _to_source: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held during a call of the source: decisions reach it in the order in which they were made."""
 
+    unsent: dict[int, Steer] = field(default_factory=dict)
+    """What has not reached the source yet, by id."""
+
+    def start(self, action: Action) -> Coroutine[Any, Any, None]:
+        """What carries out an action."""
+        if isinstance(action, Steer):
+            self.unsent[action.id] = action
+        return self.carry_out(action)
+
+    async def again(self, action: Action) -> None:
+        """Carry out an action that may have been carried out in part, before everything was lost."""
+        store = ModelStore(self.folder.models)
+        match action:
+            case Publish() if not store.folder(action.version).exists():
+                why = "its candidate was lost with all processes of the run"
+                self._answer(action, CandidateRefused(time=time.time(), reason=why))
+            case Publish():
+                await self._put_into_service(action, store.describe(action.version))
+            case TakeBack() if not store.folder(action.version).exists():
+                self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))
+            case _:
+                await self.carry_out(action)
+
     async def carry_out(self, action: Action) -> None:
         """Do what an action asks for; the event that answers it carries its id."""
         match action:
             case AskPolicy():
-                self._answer(action, await self.proxy.suggest(action.positions, action.declined))
+                self._answer(action, await self.proxy.suggest(action.positions, action.declined, action.id))
             case Steer() | Finish():
                 await self._tell_source(action)
             case Label():
@@ -110,7 +131,8 @@ class Executor:
                 return
             if action.decision.reasons:
                 self.metrics.reason = action.decision.reasons[0]
-            await call(self.source, "apply", action.decision, action.scan)
+            await call(self.source, "apply", action)
+            self.unsent.pop(action.id, None)
 
     async def _label(self, action: Label) -> None:
         labels = await self.labelling.make(action.scan, action.generation)
@@ -142,15 +164,16 @@ class Executor:
     async def _publish(self, action: Publish) -> None:
         begun = time.perf_counter()
         version = self._version(action)
-        await _answered(lambda: self.ranks.publish(self.folder.models, version))
-        installed: Installed = await self.proxy.install(action.version)
+        await answered(lambda: self.ranks.publish(self.folder.models, version))
+        await self._put_into_service(action, version)
         self.metrics.seconds["publish"] += time.perf_counter() - begun
+
+    async def _put_into_service(self, action: Publish, version: ModelVersion) -> None:
+        installed: Installed = await self.proxy.install(action.version)
         if not installed.accepted:
-            self.metrics.refused += 1
             reason = f"refused by the predictor: {installed.reason}"
             self._answer(action, VersionRefused(time=time.time(), version=action.version, reason=reason))
             return
-        self.metrics.published += 1
         self._answer(
             action,
             ModelPublished(
@@ -166,7 +189,7 @@ class Executor:
         in service."""
         store = ModelStore(self.folder.models)
         await asyncio.to_thread(store.withdraw, action.version, action.serving)
-        await _answered(lambda: self.ranks.serve(self.folder.models, action.serving))
+        await answered(lambda: self.ranks.serve(self.folder.models, action.serving))
         self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))
 
     async def _roll_back(self, action: RollBack) -> None:
@@ -175,12 +198,11 @@ class Executor:
         number, margin = action.version, -_BETTER if action.if_better else None
         installed: Installed = await self.proxy.install(number, canary=action.if_better, margin=margin)
         if not installed.accepted:
-            self.metrics.refused += 1
             self._answer(action, RollBackRefused(time=time.time(), version=number, reason=installed.reason))
             return
         store = ModelStore(self.folder.models)
         await asyncio.to_thread(store.point_to, number)
-        await _answered(lambda: self.ranks.go_back(self.folder.models, number))
+        await answered(lambda: self.ranks.go_back(self.folder.models, number))
         residual = store.describe(number).validation_residual
         self._answer(
             action, RolledBack(time=time.time(), version=number, validation_residual=residual, reason=action.reason)
@@ -211,13 +233,6 @@ class Executor:
             noise_share=rounds[0].noise_share,
             validation_offsets=rounds[0].offsets,
         )
-
-
-async def _answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
-    """The ranks' answer; the verb is repeated for as long as the group changes meanwhile."""
-    while isinstance(answer := await verb(), GroupChanged):
-        pass
-    return answer
 
 
 def _number(value: float | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,23 @@ class Experiment:
     memory: Path | None = None
     """A folder that the run begins with too, and adds its samples and model to when it has ended; made where it is not
     there. Given here it takes the place of that of `steering run --memory`."""
+    checkpoint_s: float | None = 60.0
+    """Seconds between two checkpoints of the whole run, from which `steering recover` goes on after the loss of all its
+    processes: so much training may be lost. One is written at the end of each scan too. None: none is."""
+    checkpoints: int = 2
+    """How many are kept, the newest."""
+    spool: bool = False
+    """Write every frame to disk before it is acknowledged: for a source that cannot give frames again. Without it, such
+    frames that came after the newest checkpoint are lost with the processes of a run."""
     frames: int | None = None
     """Frames to come in all, for the progress display; None: as the source says."""
 
     def __post_init__(self) -> None:
+        if (self.checkpoint_s is not None and not 0 < self.checkpoint_s < inf) or self.checkpoints < 1:
+            raise ValueError(
+                f"found checkpoint_s={self.checkpoint_s}, checkpoints={self.checkpoints}, expected seconds above 0 or "
+                "None, and 1 or more"
+            )
         probe = self.source.probe
         check_network(self.network, window=self.source.geometry.shape[0], modes=len(probe))
         patch = int(self.network.hyperparameters["patch"])

@@ -35,7 +35,11 @@ class Finishing:
     """Where events go: they call for no action."""
     _niceness: int = ASIDE
     _begun: set[str] = field(default_factory=set)
+
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self._begun |= set(self.metrics.finals)
 
     async def finish_all(self) -> None:
         """The run is over, and with it every scan."""

@@ -35,9 +35,11 @@ class RunFolder:
     One process at a time may write the summary; events may be appended by several.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Open the folder of an existing run. Raises FileNotFoundError where there is none."""
+    def __init__(self, path: str | Path, *, recovering: bool = False) -> None:
+        """Open the folder of an existing run. recovering: a run that is started with it goes on from its newest
+        checkpoint. Raises FileNotFoundError where there is none."""
         self.path = Path(path).absolute()
+        self.recovering = recovering
         if not (self.path / "summary.json").is_file():
             found = "no summary.json in it" if self.path.is_dir() else "no such folder"
             raise FileNotFoundError(
@@ -126,7 +128,7 @@ class RunFolder:
         for number, line in enumerate(lines, 1):
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 logger.info("%s/events.jsonl: line %d was cut short, left out", self.path, number)
                 continue
             if isinstance(event, dict):

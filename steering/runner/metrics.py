@@ -5,20 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict, deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from steering.campaign import (
+    EVENTS,
     Action,
     Campaign,
+    CheckpointWritten,
     ChunkArrived,
     Event,
     Fingerprint,
     FrameSetAside,
+    FramesLost,
     GroupChanged,
+    ModelPublished,
     PredictionReady,
     PredictorReplaced,
+    RollBackRefused,
+    RunRecovered,
     ScanRefined,
+    VersionRefused,
     encode,
 )
 from steering.inference import Score
@@ -26,6 +34,7 @@ from steering.labels.external import ExternalReport, external_figures
 from steering.labels.make import LabelReport
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
+from steering.records.plain import plain, whole
 from steering.runner.describe import describe
 from steering.runner.experiment import Experiment
 from steering.runner.predictor_proxy import PredictorProxy
@@ -36,6 +45,10 @@ _OF_PREDICTION = (
     "frames_out_of_order",
     "frame_ids_missing",
 )
+_NOT_STATE = ("experiment", "campaign", "fingerprint")
+_ROUNDS = 60
+"""Rounds that are kept for the composition of the buffer over the run."""
+_LISTED = 1000
 """What the summary tells of how frames were predicted."""
 
 
@@ -87,6 +100,40 @@ class Metrics:
     actions: Counter[str] = field(default_factory=Counter)
     """That the campaign asked for, by kind."""
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    representatives: int = 0
+    """Used in training so far."""
+    remote: int = 0
+    """Of them, how many came from another rank."""
+    checkpoints: int = 0
+    """Number of the newest."""
+    checkpoint_bytes: int = 0
+    """Written for the newest."""
+    checkpoint_s: float = 0.0
+    """Seconds during which checkpoints were being written, beside everything else."""
+    recoveries: int = 0
+    """Times that the run was recovered after the loss of everything."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """Frames that had arrived and are gone for good, by scan."""
+    lost_ids: list[int] = field(default_factory=list)
+    """Their ids, the first thousand."""
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, in JSON's types; of the rounds some, spread over the run."""
+        kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _NOT_STATE}
+        kept["rounds"] = [*self.rounds[:: max(1, len(self.rounds) // _ROUNDS)], *self.rounds[-1:]]
+        return {**{name: plain(value) for name, value in kept.items()}, "fingerprint": self.fingerprint.hexdigest()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned elsewhere. Raises ValueError for anything else."""
+        kinds = (Round, ScanRefined, ExternalReport, *EVENTS)
+        try:
+            for each in fields(self):
+                if each.name not in _NOT_STATE:
+                    setattr(self, each.name, whole(state[each.name], kinds))
+            self.seconds = defaultdict(float, self.seconds)
+            self.fingerprint = Fingerprint(str(state["fingerprint"]))
+        except KeyError as error:
+            raise ValueError(f"found figures of a run without {error}, expected them whole") from error
 
     def note(self, event: Event) -> None:
         """Take in an event: what the display and the summary show of it."""
@@ -99,18 +146,37 @@ class Metrics:
             case FrameSetAside():
                 self.reported[event.scan] += len(event.frame_ids)
                 self.aside[event.reason] += len(event.frame_ids)
-            case PredictorReplaced():
-                self.replaced += 1
             case ScanRefined():
                 self.finals[event.scan] = event
-            case GroupChanged():
-                self.ranks_lost += len(event.lost)
+            case ModelPublished():
+                self.published += event.action is not None
+            case VersionRefused() | RollBackRefused():
+                self.refused += 1
+        self._note_loss(event)
         if describe(event) is not None:
             self.noted.append(event)
+
+    def _note_loss(self, event: Event) -> None:
+        match event:
+            case PredictorReplaced():
+                self.replaced += 1
+            case GroupChanged():
+                self.ranks_lost += len(event.lost)
+            case FramesLost():
+                self.reported[event.scan] += len(event.frame_ids)
+                self.lost[event.scan] += len(event.frame_ids)
+                self.lost_ids = [*self.lost_ids, *event.frame_ids][:_LISTED]
+            case RunRecovered():
+                self.recoveries += 1
+            case CheckpointWritten():
+                self.checkpoints, self.checkpoint_bytes = event.number, event.bytes
+                self.checkpoint_s += event.seconds
 
     def trained(self, rounds: list[Round]) -> None:
         """Take in the ranks' reports of a training round."""
         self.rounds.append(rounds)
+        self.representatives += sum(r.representatives for r in rounds)
+        self.remote += sum(r.remote for r in rounds)
         for part in PARTS:
             self.seconds[part] += sum(r.seconds[part] for r in rounds) / len(rounds)
 
@@ -168,14 +234,12 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
 
 def remote_share(metrics: Metrics) -> float | None:
     """Of the representatives used, how many came from another rank; None before the first."""
-    every = [r for ranks in metrics.rounds for r in ranks]
-    used = sum(r.representatives for r in every)
-    return sum(r.remote for r in every) / used if used else None
+    return metrics.remote / metrics.representatives if metrics.representatives else None
 
 
 def composition(metrics: Metrics) -> dict[str, Any]:
     """What the buffers of all ranks hold, by scan: after each training round, and how old it is at the end."""
-    rounds = metrics.rounds[:: max(1, len(metrics.rounds) // 60)] + metrics.rounds[-1:]
+    rounds = metrics.rounds[:: max(1, len(metrics.rounds) // _ROUNDS)] + metrics.rounds[-1:]
 
     def held(ranks: list[Round], scan: str) -> list[dict[str, float]]:
         return [r.composition[metrics.strata[scan]] for r in ranks if metrics.strata[scan] in r.composition]
@@ -240,6 +304,16 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
             "left_out": metrics.left_out,
             "from_outside": external_figures(metrics.outside, metrics.too_late),
         },
+        "checkpoint": {
+            "number": metrics.checkpoints,
+            "bytes": metrics.checkpoint_bytes,
+            "share": metrics.checkpoint_s / max(1e-9, time.time() - metrics.begun),
+        },
+        "recover": {
+            "recoveries": metrics.recoveries,
+            "frames_lost": dict(metrics.lost),
+            "frame_ids_lost": metrics.lost_ids,
+        },
         "total_s": time.time() - metrics.begun,
     }
 
@@ -273,3 +347,12 @@ def _name(strategy: Strategy) -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def advance(campaign: Campaign, metrics: Metrics, event: Event) -> list[Action]:
+    """Let campaign and figures take an event in; the actions that follow. For a run that goes on, and for its log."""
+    actions = campaign.handle(event)
+    metrics.asked(actions)
+    if campaign.scan is not None:
+        metrics.own_end[campaign.scan] = campaign.version
+    return actions

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from distributed import Client
 
 from steering.campaign import DecisionSuggested, Declined, Event, FrameSetAside, PredictionReady, PredictorReplaced
 from steering.clusters.roles import INFERENCE, addresses, workers_now
-from steering.inference import Installed, PolicyAnswer, Predictor, ResumeState
+from steering.inference import Answers, Installed, PolicyAnswer, Predictor, ResumeState, SavedPredictor
 from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
 
 _ATTEMPTS = 3
@@ -42,9 +42,10 @@ class PredictorProxy:
         source: Any,
         *,
         emit: Callable[[Event], None],
+        base: ResumeState | None = None,
     ) -> None:
         """description: what every predictor is made of. handle: the first one, not started. source: the source's actor.
-        emit: where PredictorReplaced goes."""
+        emit: where PredictorReplaced goes. base: what the first one goes on from; None: it begins."""
         self.number = 0
         """How many predictors were lost before this one."""
         self._client = client
@@ -53,11 +54,16 @@ class PredictorProxy:
         self._source = source
         self._emit = emit
         self._answer: PolicyAnswer | None = None
-        self._version = 0
+        self._base = base
+        """From the newest checkpoint: the next predictor goes on from it."""
+        self._version = 0 if base is None else base.version
         """In service at the predictor."""
+        self.reported: Counter[str] = Counter() if base is None else Counter(base.reported)
+        """Frames of each scan whose prediction is known, the first of its rows."""
+        self._answers = Answers(() if base is None else base.answered)
         self._predicted: defaultdict[str, dict[int, int]] = defaultdict(dict)
         self._aside: defaultdict[str, Counter[int]] = defaultdict(Counter)
-        self._over: list[str] = []
+        self._over: list[str] = [] if base is None else list(base.over)
         self._replaced = asyncio.Event()
         """Set when the predictor that is asked now is given up."""
         self._released = False
@@ -66,7 +72,22 @@ class PredictorProxy:
 
     async def start(self) -> None:
         """Bring the first predictor to life."""
-        await call(self._handle.actor, "start")
+        await call(self._handle.actor, "start", self._base)
+        if self._base is not None:
+            for scan, known in self._base.predicted.items():
+                self._predicted[scan].update(known)
+                self.reported[scan] += len(known)
+            self._aside.update({scan: Counter(ids) for scan, ids in self._base.aside.items()})
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """Scans that are forgotten, see `let_go`."""
+        return tuple(self._over)
+
+    def rebase(self, saved: SavedPredictor, reported: Mapping[str, int]) -> None:
+        """From now on another predictor goes on from this. reported: of each scan, as `reported` was when it was
+        written."""
+        self._base = ResumeState(saved=saved, reported=dict(reported))
 
     @property
     def actor(self) -> Any:
@@ -102,11 +123,12 @@ class PredictorProxy:
                 answer.cancel()
                 answer.add_done_callback(retrieved)
 
-    async def suggest(self, positions: int, declined: tuple[Declined, ...]) -> DecisionSuggested:
-        """The policy's answer, once it knows what was declined of its earlier ones."""
+    async def suggest(self, positions: int, declined: tuple[Declined, ...], action: int = 0) -> DecisionSuggested:
+        """The policy's answer, once it knows what was declined of its earlier ones. action: by which it is asked."""
         parts = [(each.decision, each.reason) for each in declined]
-        answer: PolicyAnswer = await self.ask("suggest", positions, parts)
+        answer: PolicyAnswer = await self.ask("suggest", positions, parts, action)
         self._answer = answer.following(self._answer)
+        self._answers.note(answer)
         return answer.decision
 
     async def install(self, number: int, **settings: Any) -> Installed:
@@ -122,6 +144,7 @@ class PredictorProxy:
             match event:
                 case PredictionReady(scan=scan, frame_ids=ids, version=version):
                     self._predicted[scan].update(dict.fromkeys(ids, version))
+                    self.reported[scan] += len(ids)
                 case FrameSetAside(scan=scan, frame_ids=ids):
                     self._aside[scan].update(ids)
         return events
@@ -175,9 +198,12 @@ class PredictorProxy:
             resume = ResumeState(
                 version=self._version,
                 answer=self._answer,
+                answered=tuple(self._answers.kept),
                 predicted={scan: dict(known) for scan, known in self._predicted.items()},
                 aside={scan: Counter(ids) for scan, ids in self._aside.items()},
                 over=tuple(self._over),
+                saved=None if self._base is None else self._base.saved,
+                reported={} if self._base is None else self._base.reported,
             )
             worker = await self._worker()
             try:

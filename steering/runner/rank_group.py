@@ -75,14 +75,17 @@ class RankGroup:
         *,
         meeting: MeetingPoint,
         emit: Callable[[GroupChanged], None],
+        generation: int = 0,
         before: tuple[Any, ...] | None = None,
     ) -> RankGroup:
         """The first group: a rank on each of these workers. Raises what a rank raises.
 
-        before: a verb of the rank with its arguments, asked of each before the group forms: `("restore", folder, part)`
-        for the ranks' part of a checkpoint, written by any number of ranks; `("start", origins)` for earlier runs.
+        generation: its number. before: a verb of the rank with its arguments, asked of each before the group forms:
+        `("restore", folder, part)` for the ranks' part of a checkpoint, written by any number of ranks; `("start",
+        origins)` for earlier runs.
         """
         group = cls(client, rank, meeting, emit=emit)
+        group.generation = generation
         group._members = await group._placed(addresses)
         ranks = len(addresses)
         try:
@@ -291,3 +294,10 @@ class RankGroup:
 
     async def _placed(self, addresses: Sequence[str]) -> list[ActorHandle]:
         return list(await asyncio.gather(*(place(self._client, self._rank, worker=address) for address in addresses)))
+
+
+async def answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
+    """The ranks' answer; the verb is repeated for as long as the group changes meanwhile."""
+    while isinstance(answer := await verb(), GroupChanged):
+        pass
+    return answer

@@ -8,19 +8,26 @@ import time
 from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import xarray as xr
 from distributed import Client, get_client
 
-from steering.campaign import Campaign, Command, Event, ModelPublished, RunStarted, SourceEnded, encode
-from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
-from steering.inference import Predictor
+from steering.campaign import (
+    Campaign,
+    Command,
+    Event,
+    GroupChanged,
+    ModelPublished,
+    RunRecovered,
+    RunStarted,
+    SourceEnded,
+    encode,
+)
 from steering.labels.external import waiting
-from steering.learning import MeetingPoint, Rank
-from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.actors import ActorHandle, LostForGood, call, place, release, retrieved
+from steering.runner.actors import ActorHandle, LostForGood, call, release, retrieved
+from steering.runner.assembly import assemble
+from steering.runner.checkpoint import Checkpoints
 from steering.runner.describe import describe
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
@@ -28,12 +35,14 @@ from steering.runner.experiment import Experiment
 from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
-from steering.runner.metrics import Metrics, snapshot, summary
+from steering.runner.lock import RUNNER, held
+from steering.runner.metrics import Metrics, advance, snapshot, summary
 from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
-from steering.runner.source_actor import SourceActor, Undelivered
-from steering.runner.start import Start, find_start, first_version, leave, names_of
+from steering.runner.recovery import Recovery, recover
+from steering.runner.source_actor import Undelivered
+from steering.runner.start import Start, find_start, leave, names_of, publish_first
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +81,7 @@ class Runner:
         """Done with the next event."""
         self._event_log = EventLog(folder)
         self._begin = Start()
+        self._recovery: Recovery | None = None
 
     async def run(self, name: str | None = None) -> dict[str, Any]:
         """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised.
@@ -79,18 +89,35 @@ class Runner:
         name: under which this actor is published on the cluster, to be withdrawn when the run has ended.
         """
         self._failed = asyncio.get_running_loop().create_future()
-        async with self._event_log:
-            try:
-                await self._unless_failed(self._be_ready())
-                while not self.campaign.finished:
-                    await self._unless_failed(self._event())
-                await self._hear_the_last_frames()
-                await self._unless_failed(self.finishing.finish_all())
-                await self._unless_failed(self.save())
-                figures = await self._unless_failed(self._sum_up())
-                return figures | await self._unless_failed(self._leave_behind())
-            finally:
-                await self._close(name)
+        try:
+            with held(self.folder, RUNNER):
+                if self.folder.recovering:
+                    await self._recover()
+                async with self._event_log:
+                    return await self._run()
+        finally:
+            await self._close(name)
+
+    async def _recover(self) -> None:
+        """Take up state and figures of the run, from its newest checkpoint and the log after it."""
+        recovery = self._recovery = await asyncio.to_thread(recover, self.folder, self.experiment)
+        self.campaign, self.metrics = recovery.campaign, recovery.metrics
+        self._event_log = EventLog(self.folder, number=recovery.last)
+        self._source_ended = recovery.source.ended
+
+    async def _run(self) -> dict[str, Any]:
+        try:
+            await self._unless_failed(self._be_ready())
+            while not self.campaign.finished:
+                await self._unless_failed(self._event())
+            await self._hear_the_last_frames()
+            await self._unless_failed(self.finishing.finish_all())
+            await self._unless_failed(self.save())
+            figures = await self._unless_failed(self._sum_up())
+            return figures | await self._unless_failed(self._leave_behind())
+        finally:
+            for job in self._jobs:
+                job.cancel()
 
     async def save(self) -> None:
         """Write the live image of every scan so far, and all events, into the run's folder."""
@@ -183,65 +210,61 @@ class Runner:
             ) from late
 
     async def _set_up(self) -> None:
-        experiment = self.experiment
-        network = experiment.network
-        self._begin = await asyncio.to_thread(find_start, experiment, self.folder)
-        with self._begin.reading():
-            first, said = await asyncio.to_thread(first_version, network, self._begin)
-            network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
-            await asyncio.to_thread(ModelStore(self.folder.models).publish, network, first)
-            await self._begin_with(first, said)
-
-    async def _begin_with(self, first: ModelVersion, said: str) -> None:
-        """Start everything, with version 0 in the store. said: what the model is."""
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
         # scheduler, and then hears nothing of its futures for ever.
-        client = await get_client()
-        await self._assemble(client)
-        labelling = self._executor_of(client).labelling
+        client, recovery = await get_client(), self._recovery
+        self._begin = await asyncio.to_thread(find_start, self.experiment, self.folder)
+        with self._begin.reading():
+            if recovery is None:
+                first = await asyncio.to_thread(publish_first, self.experiment, self.folder, self._begin)
+            actors = await assemble(client, self.experiment, self.folder, self.take, recovery or self._begin)
+        self._source, self._proxy, self._ranks = actors.source, actors.proxy, actors.ranks
+        executor = self._executor_of(client)
         self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self.optional, self._log)
-        self._log(replace(self.campaign.began, time=time.time()))
-        if self._begin.origins:
-            self._log(RunStarted(time=time.time(), origins=tuple(names_of(self._begin.origins)), model=said))
-        self.take(
-            ModelPublished(
-                time=time.time(),
-                version=0,
-                validation_error=first.validation_error,
-                validation_residual=first.validation_residual,
-            )
-        )
+        if recovery is None:
+            self._begin_with(*first)
+        else:
+            self._go_on(recovery, executor)
         self._start(self._hear_the_source())
         self._start(self._hear_the_predictor())
-        self._start(labelling.watch_external_labels())
-        self._start(labelling.refine_as_time_allows())
-
-    async def _assemble(self, client: Client) -> None:
-        """Start source, predictor and ranks. Raises RuntimeError where the cluster lacks a role."""
-        experiment, workers = self.experiment, await workers_now(client)
-        lacks = missing(workers, ranks=experiment.ranks or 1)
-        if lacks:
-            raise RuntimeError(refusal(len(workers), client.scheduler.address, lacks))
-        where = {role: addresses(workers, role) for role in ROLES}
-        predictor = _predictor(experiment, self.folder)
-        source = SourceActor(experiment.source, keep_bytes=experiment.prediction.keep_bytes)
-        self._source = await place(client, source, worker=where[SOURCE][0])
-        handle = await place(client, predictor, worker=where[INFERENCE][0])
-        self._proxy = PredictorProxy(client, predictor, handle, self._source.actor, emit=self.take)
-        forming = RankGroup.form(
-            client,
-            Rank(experiment.network, experiment.strategy, experiment.trainer, self.folder.identity),
-            where[TRAINER][: experiment.ranks],
-            meeting=MeetingPoint(str(urlsplit(where[RUNNER][0]).hostname)),
+        self._start(executor.labelling.watch_external_labels())
+        self._start(executor.labelling.refine_as_time_allows())
+        checkpoints = Checkpoints(
+            log=self._event_log,
+            executor=executor,
+            optional=self.optional,
             emit=self.take,
-            before=("start", self._begin.origins) if self._begin.origins else None,
+            source_ended=lambda: self._source_ended,
         )
-        self._ranks, _ = await asyncio.gather(forming, self._proxy.start())
-        await call(self.source, "start", handle.actor)
+        self._start(checkpoints.as_time_goes())
+
+    def _begin_with(self, first: ModelVersion, said: str) -> None:
+        """The run's first events. said: what its first version is."""
+        now = time.time()
+        self._log(replace(self.campaign.began, time=now))
+        if self._begin.origins:
+            self._log(RunStarted(time=now, origins=tuple(names_of(self._begin.origins)), model=said))
+        error, residual = first.validation_error, first.validation_residual
+        self.take(ModelPublished(time=now, version=0, validation_error=error, validation_residual=residual))
+
+    def _go_on(self, recovery: Recovery, executor: Executor) -> None:
+        """What was asked for before everything was lost is done, where it is not done yet or void."""
+        for event in recovery.unlogged:
+            self._log(event)
+        ranks, before, now = executor.ranks, recovery.open, time.time()
+        self.take(RunRecovered(time=now, number=recovery.manifest.number, remarks=recovery.remarks))
+        joined = tuple(range(len(ranks)))
+        self.take(GroupChanged(time=now, lost=(), joined=joined, ranks=len(ranks), generation=ranks.generation))
+        for action in before:
+            if action in self.campaign.actions.open:
+                self._start(executor.again(action))
+        for scan in self.campaign.scans[:-1]:
+            if scan not in self.proxy.over:
+                self._start(self._leave(scan))
 
     def _executor_of(self, client: Client) -> Executor:
         if self._ranks is None:
-            raise RuntimeError("found no ranks yet, expected `_assemble` to have started them")
+            raise RuntimeError("found no ranks yet, expected `assemble` to have started them")
         labelling = Labelling(
             client=client,
             experiment=self.experiment,
@@ -273,10 +296,7 @@ class Runner:
         try:
             self._log(event)
             before = self.campaign.scan
-            actions = self.campaign.handle(event)
-            self.metrics.asked(actions)
-            if self.campaign.scan is not None:
-                self.metrics.own_end[self.campaign.scan] = self.campaign.version
+            actions = advance(self.campaign, self.metrics, event)
             if before not in (None, self.campaign.scan):
                 self._start(self._leave(str(before)))
             for raised in self.campaign.raised:
@@ -286,7 +306,7 @@ class Runner:
                 raise LostForGood(self.campaign.hopeless)
             for action in actions:
                 if self._executor is not None:
-                    self._start(self._executor.carry_out(action))
+                    self._start(self._executor.start(action))
         except Exception as error:  # raised again by `run`
             self._fail(error)
 
@@ -395,8 +415,6 @@ class Runner:
 
     async def _close(self, name: str | None) -> None:
         """Release everything that the run holds on the cluster."""
-        for job in self._jobs:
-            job.cancel()
         self._over = True
         client = await get_client()
         closing = [part.close() for part in (self._proxy, self._ranks) if part is not None]
@@ -406,19 +424,3 @@ class Runner:
         self._proxy = self._ranks = self._source = self._executor = None
         if name is not None:
             await client.unpublish_dataset(name)
-
-
-def _predictor(experiment: Experiment, folder: RunFolder) -> Predictor:
-    source = experiment.source
-    return Predictor(
-        field=source.field,
-        geometry=source.geometry,
-        probe=source.probe,
-        policy=experiment.policy,
-        store=folder.models,
-        hold_out=experiment.hold_out,
-        truths=experiment.truths(),
-        settings=experiment.prediction,
-        network=type(experiment.network),
-        frame_rate=source.frame_rate,
-    )

@@ -5,18 +5,49 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.campaign import ChunkArrived, DecisionSuggested, Event, FrameRefused, ScanRevisited, SourceEnded
+from steering.campaign import (
+    ChunkArrived,
+    Event,
+    FrameRefused,
+    FramesLost,
+    ScanRevisited,
+    SourceEnded,
+    Steer,
+)
 from steering.records import Decision
+from steering.runner.spool import spooled, write_spooled
 from steering.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceResume:
+    """What a source's actor needs that goes on after the loss of everything."""
+
+    position: Mapping[str, Any] | None
+    """As `SourceActor.position` returned it; None: the source has none, and begins anew."""
+    decisions: tuple[Steer, ...] = ()
+    """What may not have reached the source by then, in order."""
+    handed: Mapping[int, str] = field(default_factory=dict)
+    """Frames that the log knows to have arrived since then, and the scan of each."""
+    there: frozenset[int] = frozenset()
+    """Those frames since then that the predictor does not lack: it has them, or has set them aside."""
+    frames: int = 0
+    """That had arrived in all."""
+    ended: bool = False
+    """The source had no further frame."""
+    spooled: Path | None = None
+    """Where the frames are that were spooled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +65,18 @@ class SourceActor:
     place of another is sent them again.
     """
 
-    def __init__(self, source: Source, *, keep_bytes: int = 2**31) -> None:
+    def __init__(self, source: Source, *, keep_bytes: int = 2**31, spool: Path | None = None) -> None:
+        """spool: folder into which every chunk is written before it is sent to the predictor; None: none is."""
         self.source = source
         self.keep_bytes = keep_bytes
+        self.spool = spool
 
-    async def start(self, predictor: Any) -> None:
-        """Begin to measure what decisions ask for, and to send it to the predictor, which is number 0."""
+    async def start(self, predictor: Any, resume: SourceResume | None = None) -> None:
+        """Begin to measure what decisions ask for, and to send it to the predictor, which is number 0.
+
+        resume: go on from there. Frames that the predictor lacks are sent first, as far as the source can give them
+        again or they were spooled; FramesLost tells of the others.
+        """
         self._loop = asyncio.get_running_loop()
         self._predictor, self._number = predictor, 0
         self._kept: list[xr.Dataset] = []
@@ -55,7 +92,50 @@ class SourceActor:
         """Frames that were reported as dropped."""
         self.frames = 0
         self.first = self.last = 0.0
-        threading.Thread(target=self._pull, name="source", daemon=True).start()
+        self._steered = 0
+        """Id of the newest action whose decision the source has."""
+        if resume is not None:
+            self._resume(resume)
+        threading.Thread(target=self._pull, args=(resume,), name="source", daemon=True).start()
+
+    async def position(self) -> dict[str, Any]:
+        """Where the source is in its stream, in JSON's types: all that `SourceResume` needs to go on from here."""
+        there = getattr(self.source, "position", None)
+        return {
+            "source": None if there is None else there(),
+            "visits": self._visits.state,
+            "steered": self._steered,
+            "acquire_s": self.last - self.first,
+        }
+
+    def _resume(self, resume: SourceResume) -> None:
+        position = resume.position or {}
+        self._visits = Visits(position.get("visits"))
+        self.frames = resume.frames
+        self.first, self.last = time.time() - float(position.get("acquire_s", 0.0)), time.time()
+        if position.get("source") is not None:
+            self.source.resume(position["source"], resume.handed.keys())
+        self._steered = int(position.get("steered", 0))
+        for steer in resume.decisions:
+            self._apply(steer)
+
+    def _chunks_again(self, resume: SourceResume) -> Iterator[xr.Dataset]:
+        """What had arrived and the predictor lacks, in the order of its arrival as far as that is known."""
+        wanted = {i: scan for i, scan in resume.handed.items() if i not in resume.there}
+        again = getattr(self.source, "again", None)
+        given = iter(()) if again is None or not wanted else again(list(wanted)) or iter(())
+        for chunk in chain(spooled(resume.spooled), given):
+            rows = [row for row, i in enumerate(chunk["frame"].values.tolist()) if i in wanted]
+            if rows:
+                part = chunk.isel(frame=rows)
+                named = {wanted.pop(i) for i in part["frame"].values.tolist()}.pop()
+                if named != part.attrs["scan"]:
+                    part.attrs |= {"scan": named, "visit_of": part.attrs["scan"]}
+                yield part
+        for scan in dict.fromkeys(wanted.values()):
+            ids = tuple(i for i, mine in wanted.items() if mine == scan)
+            lost = FramesLost(time=time.time(), scan=scan, frame_ids=ids, reason="the source cannot give them again")
+            self._on_loop(self._events.put(lost))
 
     async def go_on_with(self, predictor: Any, number: int) -> int:
         """Send another predictor what is kept, and from then on what is measured. Returns the frames sent again.
@@ -98,16 +178,23 @@ class SourceActor:
         self._kept = [chunk for chunk in self._kept if chunk.attrs["scan"] != scan]
         self._kept_bytes = sum(chunk["counts"].nbytes for chunk in self._kept)
 
-    async def apply(self, decision: DecisionSuggested, scan: int | None = None) -> None:
-        """Tell the source where to measure next. Positions that it refuses must be known, or the campaign waits for
-        them. scan: the number of the one that the decision was made for, see `Decision`."""
+    async def apply(self, steer: Steer) -> None:
+        """Tell the source where to measure next; what it has heard already is left out. Positions that it refuses must
+        be known, or the campaign waits for them."""
+        self._apply(steer)
+
+    def _apply(self, steer: Steer) -> None:
+        if steer.id <= self._steered:
+            return
+        self._steered = steer.id
+        decision = steer.decision
         refused = self.source.apply(
             Decision(
                 positions=np.array(decision.positions),
                 reasons=decision.reasons,
                 dwell=None if decision.dwell is None else np.array(decision.dwell),
                 stop=decision.stop,
-                scan=scan,
+                scan=steer.scan,
             )
         )
         if refused is not None and len(refused):
@@ -153,11 +240,17 @@ class SourceActor:
         await self.close()
         self._events.put_nowait(RuntimeError("the run has ended"))
 
-    def _pull(self) -> None:
+    def _pull(self, resume: SourceResume | None) -> None:
         """The source's own thread. It waits for frames, so that the event loop need not, and then until they are with
         the predictor: what cannot be sent in time stays with the source, which drops its oldest and counts."""
         last: Event | Exception
         try:
+            if resume is not None:
+                for chunk in self._chunks_again(resume):
+                    if not self._on_loop(self._deliver(chunk)):
+                        return
+                if resume.ended:
+                    return
             for chunk in self.source.chunks():
                 if not self._on_loop(self._send(chunk)):
                     return
@@ -183,6 +276,8 @@ class SourceActor:
         event = self._visits.note(chunk)
         if event is not None:
             self._events.put_nowait(event)
+        if self.spool is not None:
+            await asyncio.to_thread(write_spooled, self.spool, chunk)
         await self._deliver(chunk)
         now = time.time()
         self.first = self.first or now
@@ -217,12 +312,19 @@ class Visits:
     """Names the scans of a source apart. A scan is over when a chunk of another one comes; where the source comes back
     to its name, that is a new scan: a visit, which is called `NAME-visit-2`, `NAME-visit-3` and so on."""
 
-    def __init__(self) -> None:
-        self._name: str | None = None
+    def __init__(self, state: Sequence[Any] | None = None) -> None:
+        """state: of another one, to go on from."""
+        name, called, used = state or (None, "", ())
+        self._name: str | None = name
         """As the source says it."""
-        self._called: str = ""
+        self._called: str = called
         """And as it is called here."""
-        self._used: set[str] = set()
+        self._used: set[str] = set(used)
+
+    @property
+    def state(self) -> list[Any]:
+        """In JSON's types."""
+        return [self._name, self._called, sorted(self._used)]
 
     def note(self, chunk: xr.Dataset) -> ScanRevisited | None:
         """Rename the chunk's scan where it is a visit, and keep its own name as the attribute `visit_of`. Returns the

@@ -40,13 +40,14 @@ class Start:
 
 
 def find_start(experiment: Experiment, folder: RunFolder) -> Start:
-    """What this run starts from, as the experiment says, or as the command line has said for the folder.
+    """What this run starts from, as the experiment says, or as the command line has said for the folder; of a run that
+    is recovered, the memory alone.
 
     Raises OSError, and ValueError for a run without a checkpoint, for files that are damaged, and for a policy of
     the buffer that cannot be added to a memory.
     """
     said = folder.start()
-    runs = experiment.start_from or tuple(map(Path, said["from"]))
+    runs = () if folder.recovering else experiment.start_from or tuple(map(Path, said["from"]))
     place = experiment.memory or said["memory"]
     memory = None if place is None else Memory(Path(place))
     found = [_earlier(Path(run)) for run in runs]
@@ -57,7 +58,7 @@ def find_start(experiment: Experiment, folder: RunFolder) -> Start:
                 "keeps fades with its age, and cannot be united with what other runs have kept"
             )
         memory.check_writable()
-        found += [_of_memory(memory)]
+        found += [] if folder.recovering else [_of_memory(memory)]
     origins = tuple(origin for origin, _ in found if origin is not None)
     version = next((version for origin, version in found if origin is not None and origin.weights is not None), None)
     return Start(origins=origins, version=version, memory=memory)
@@ -126,6 +127,16 @@ def first_version(network: Network, start: Start) -> tuple[ModelVersion, str]:
         return untrained, said
     seen = {name if "/" in name else f"{origin.run}/{name}": n for name, n in start.version.trained_on.items()}
     return replace(start.version, number=0, parents=(), trained_on=seen), said
+
+
+def publish_first(experiment: Experiment, folder: RunFolder, start: Start) -> tuple[ModelVersion, str]:
+    """Publish what the run begins with as version 0; its description, and what to say of it. Raises OSError, and
+    ValueError for a file that is damaged."""
+    network = experiment.network
+    first, said = first_version(network, start)
+    network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
+    ModelStore(folder.models).publish(network, first)
+    return first, said
 
 
 async def leave(ranks: Any, folder: RunFolder, start: Start) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -34,6 +34,19 @@ class _Request(Generic[Target]):
     """Seconds of travel before it, without exposure."""
     ends: int | None
     """The scan of which the part measured then is over after this request; None: none is."""
+
+
+@dataclass
+class _Group(Generic[Target]):
+    """The requests of one chunk, from the first that is being measured until the chunk is done with."""
+
+    part: int
+    requests: list[_Request[Target]]
+    dropped: bool = False
+
+    @property
+    def frames(self) -> int:
+        return sum(request.target is not None for request in self.requests)
 
 
 class Pacer(Generic[Target]):
@@ -79,8 +92,11 @@ class Pacer(Generic[Target]):
         self._part = 0
         self._left = self._parts[0]
         self._requests: deque[_Request[Target]] = deque()
+        self._groups: deque[_Group[Target]] = deque()
+        """Of the chunk that the consumer has, those that wait for it, and the one that is being measured, in order."""
+        self._held = False
         self._finished: deque[xr.Dataset] = deque()
-        self._started = self._closed = self._over = False
+        self._started = self._closed = self._over = self._measuring = False
         self._error: BaseException | None = None
         self.lock = threading.Condition()
 
@@ -118,6 +134,59 @@ class Pacer(Generic[Target]):
                 self._requests.append(_Request(None, 0.0, 0.0, ends))
             self.lock.notify_all()
 
+    def position(self) -> dict[str, Any]:
+        """What is still to be measured or taken, in JSON's types: the chunk that the consumer has counts as not taken
+        until it asks for the next one."""
+        with self.lock:
+            part, left = self._part, self._left
+            if self._groups:
+                part = self._groups[0].part
+                mine = sum(group.frames for group in self._groups if group.part == part)
+                # Of the one that is being measured the frames are not counted in `left` yet.
+                measuring = self._groups[-1].frames if self._measuring else 0
+                left = mine + self._left - measuring if part == self._part else mine
+            requests = [request for group in self._groups for request in group.requests]
+            return {
+                "part": part,
+                "left": left,
+                "requests": [[r.target, r.seconds, r.before, r.ends] for r in (*requests, *self._requests)],
+            }
+
+    def resume(self, position: Mapping[str, Any], target: Callable[[Any], Target]) -> None:
+        """Before `run`: go on from a position. target: makes a target of what JSON has made of it.
+
+        Raises ValueError for a position in another sequence of parts.
+        """
+        part, left = int(position["part"]), int(position["left"])
+        if not 0 <= part <= len(self._parts) or not 0 <= left <= (*self._parts, 0)[part]:
+            raise ValueError(
+                f"found a position in part {part} with {left} frames left, expected one of {list(self._parts)} frames: "
+                "recover a run with the workflow and the arguments that it had"
+            )
+        with self.lock:
+            self._part, self._left = part, left
+            for found, seconds, before, ends in position["requests"]:
+                mine = None if found is None else target(found)
+                self._requests.append(_Request(mine, float(seconds), float(before), ends))
+
+    def waiting(self) -> list[Target]:
+        """Targets that are queued."""
+        with self.lock:
+            return [request.target for request in self._requests if request.target is not None]
+
+    def skip(self, count: int) -> list[tuple[int, Target, float]]:
+        """Before `run`: leave out so many frames, which were measured before. Returns part, target, seconds of each."""
+        found: list[tuple[int, Target, float]] = []
+        with self.lock:
+            while len(found) < count and self._requests:
+                request = self._requests.popleft()
+                over = request.ends == self._scans[self._part]
+                if request.target is not None:
+                    found.append((self._part, request.target, request.seconds))
+                    self._left -= 1
+                self._end_part(over)
+        return found
+
     def close(self) -> None:
         """End the measurement: what was measured is still handed out, what was queued is not measured any more."""
         with self.lock:
@@ -143,7 +212,12 @@ class Pacer(Generic[Target]):
 
     def _next_finished(self) -> xr.Dataset | None:
         with self.lock:
+            if self._held:
+                self._groups.popleft()
+            while self._groups and self._groups[0].dropped:
+                self._groups.popleft()
             self.lock.wait_for(lambda: self._finished or self._over)
+            self._held = bool(self._finished)
             return self._finished.popleft() if self._finished else None
 
     def _measure_all(self, measure: Measure[Target]) -> None:
@@ -164,6 +238,9 @@ class Pacer(Generic[Target]):
         ends: list[float] = []
         with self.lock:
             part, room, over = self._part, min(self._chunk_frames, self._left), False
+            group: _Group[Target] = _Group(part, [])
+            self._groups.append(group)
+            self._measuring = True
             while len(taken) < room and not over and not self._closed:
                 starved = not self._requests
                 if not self.lock.wait_for(lambda: self._requests or self._closed, STARVED_S if taken else None):
@@ -172,6 +249,7 @@ class Pacer(Generic[Target]):
                     due = max(due, time.monotonic())
                 while self._requests and len(taken) < room and not over:
                     request = self._requests.popleft()
+                    group.requests.append(request)
                     over = request.ends == self._scans[part]
                     if request.target is not None:
                         due += request.before + request.seconds
@@ -182,20 +260,28 @@ class Pacer(Generic[Target]):
                 now = time.monotonic()
                 taken = [request for request, end in zip(taken, ends, strict=True) if end <= now]
         targets = [request.target for request in taken if request.target is not None]
-        if targets:
-            self._hand_out(measure(part, targets, np.array([request.seconds for request in taken])))
+        chunk = measure(part, targets, np.array([request.seconds for request in taken])) if targets else None
         with self.lock:
+            self._measuring = False
+            if chunk is None:
+                self._groups.pop()
+            else:
+                self._hand_out(chunk)
             self._left -= len(targets)
-            if over or self._left == 0:
-                self._part += 1
-                self._left = self._parts[self._part] if self._part < len(self._parts) else 0
+            self._end_part(over)
         return due
 
+    def _end_part(self, over: bool) -> None:
+        if over or self._left == 0:
+            self._part += 1
+            self._left = self._parts[self._part] if self._part < len(self._parts) else 0
+
     def _hand_out(self, chunk: xr.Dataset) -> None:
-        with self.lock:
-            self._finished.append(chunk)
-            if len(self._finished) > self._queue_chunks:
-                if not self.frames_dropped:
-                    logger.warning("the consumer of chunks() is behind: from now on the oldest are dropped")
-                self.frames_dropped += self._finished.popleft().sizes["frame"]
-            self.lock.notify_all()
+        self._finished.append(chunk)
+        if len(self._finished) > self._queue_chunks:
+            if not self.frames_dropped:
+                logger.warning("the consumer of chunks() is behind: from now on the oldest are dropped")
+            self.frames_dropped += self._finished.popleft().sizes["frame"]
+            waiting = (group for group in list(self._groups)[int(self._held) :] if not group.dropped)
+            next(waiting).dropped = True
+        self.lock.notify_all()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,6 +14,9 @@ from steering.ptychography import Canvas
 from steering.records import Decision, Field, make_chunk
 from steering.sources.pacing import Pacer
 from steering.sources.recordings import Recording
+
+_AGAIN = 100
+"""Frames of a chunk that is given again."""
 
 
 class Replay:
@@ -48,6 +52,7 @@ class Replay:
         self.scans = (scan,)
         self.frames = len(recording.counts)
         self._reference = reference
+        self._handed: Collection[int] = ()
         self._free = np.ones(len(recording.positions), bool)
         self._pacer: Pacer[int] = Pacer([len(recording.positions)], frame_rate=frame_rate, chunk_frames=chunk_frames)
 
@@ -58,7 +63,30 @@ class Replay:
 
     def chunks(self) -> Iterator[xr.Dataset]:
         """Play; yield chunks in the recorded dtype until all is given, a decision to stop is done, or close()."""
+        self._skip_handed()
         return self._pacer.run(self._measure)
+
+    def position(self) -> dict[str, Any]:
+        """See the contract, `Source`."""
+        with self._pacer.lock:
+            return {**self._pacer.position(), "given": np.flatnonzero(~self._free).tolist()}
+
+    def resume(self, position: Mapping[str, Any], handed: Collection[int] = ()) -> None:
+        """See the contract, `Source`."""
+        self._free[np.array(position["given"], np.int64)] = False
+        self._pacer.resume(position, int)
+        self._handed = frozenset(handed)
+
+    def again(self, ids: Sequence[int]) -> Iterator[xr.Dataset]:
+        """See the contract, `Source`: every frame of the recording."""
+        known = [i for i in sorted(set(ids)) if 0 <= i < len(self.recording.counts)]
+        for start in range(0, len(known), _AGAIN):
+            yield self._measure(0, known[start : start + _AGAIN], np.zeros(0))
+
+    def _skip_handed(self) -> None:
+        """Leave out what was handed out before this source was made, up to the last such frame."""
+        rows = [row for row, index in enumerate(self._pacer.waiting()) if index in self._handed]
+        self._pacer.skip(1 + max(rows, default=-1))
 
     def apply(self, decision: Decision) -> NDArray[np.float64]:
         """Queue the recorded frames nearest to a decision's positions; dwell, where given, sets the pace only. Returns

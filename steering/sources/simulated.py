@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import skimage
@@ -17,6 +20,8 @@ from steering.sources.pacing import Pacer
 
 ALL_ONES = np.iinfo(np.uint16).max
 """What photon counters read in a gap, at a dead pixel and where a pixel is saturated."""
+_AGAIN = 100
+"""Most frames of a chunk that is given again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +149,14 @@ class SimulatedBeamline:
         self._here: NDArray[np.float64] | None = None
         self._in_beam = 0
         self._next_id = 0
+        self._asked = 0
+        """Positions so far: each brings one frame, and their order is that of the ids."""
+        self._first_id = 0
+        """Of the frames in `_measured`."""
+        self._measured = array("d")
+        """Part, y, x and seconds of each frame: what makes it once more."""
+        self._handed = 0
+        """Ids below this one were handed out before this source was made."""
         self._pacer: Pacer[tuple[float, float]] = Pacer(
             [stage.frames for stage in self.stages],
             frame_rate=frame_rate,
@@ -158,7 +171,41 @@ class SimulatedBeamline:
 
     def chunks(self) -> Iterator[xr.Dataset]:
         """Measure; yield chunks of uint16 counts until the stages are over or close() is called."""
+        self._skip_handed()
         return self._pacer.run(self._measure)
+
+    def position(self) -> dict[str, Any]:
+        """See the contract, `Source`."""
+        with self._pacer.lock:
+            found = self._pacer.position()
+            here = None if self._here is None else self._here.tolist()
+            waiting = sum(request[0] is not None for request in found["requests"])
+            return {**found, "next_id": self._asked - waiting, "here": here}
+
+    def resume(self, position: Mapping[str, Any], handed: Collection[int] = ()) -> None:
+        """See the contract, `Source`."""
+        self._pacer.resume(position, lambda where: (float(where[0]), float(where[1])))
+        self._next_id = self._first_id = int(position["next_id"])
+        self._asked = self._next_id + len(self._pacer.waiting())
+        self._here = None if position["here"] is None else np.array(position["here"], np.float64)
+        self._handed = max(handed, default=-1) + 1
+
+    def again(self, ids: Sequence[int]) -> Iterator[xr.Dataset]:
+        """See the contract, `Source`: every frame that this source, or the one that it goes on from, handed out since
+        its position."""
+        self._skip_handed()
+        known = np.array(self._measured).reshape(-1, 4)
+        mine = [i for i in sorted(set(ids)) if 0 <= i - self._first_id < len(known)]
+        for (part, _), same in groupby(mine, lambda i: (int(known[i - self._first_id, 0]), i // _AGAIN)):
+            frame_ids = np.array(list(same))
+            _, y, x, seconds = known[frame_ids - self._first_id].T
+            yield self._frames(part, frame_ids, np.stack([y, x], axis=1), seconds)
+
+    def _skip_handed(self) -> None:
+        for part, (y, x), seconds in self._pacer.skip(self._handed - self._next_id):
+            self._in_beam = part
+            self._measured.extend((part, y, x, seconds))
+            self._next_id += 1
 
     def apply(self, decision: Decision) -> NDArray[np.float64]:
         """Queue the positions of a decision; dwell, where given, sets the time and the photons of each. Returns the
@@ -170,6 +217,7 @@ class SimulatedBeamline:
             moving = self._moving(where)
             self.travel_s += float(moving.sum())
             targets = [(float(y), float(x)) for y, x in where]
+            self._asked += len(targets)
             self._pacer.add(targets, dwell=dwell, travel=moving, stop=decision.stop, scan=decision.scan)
         return decision.positions[~inside]
 
@@ -194,10 +242,17 @@ class SimulatedBeamline:
 
     def _measure(self, part: int, targets: list[tuple[float, float]], seconds: NDArray[np.float64]) -> xr.Dataset:
         self._in_beam = part
-        stage = self.stages[part]
         where = np.array(targets)
         ids = np.arange(self._next_id, self._next_id + len(targets))
+        for (y, x), exposure in zip(targets, seconds.tolist(), strict=True):
+            self._measured.extend((part, y, x, exposure))
         self._next_id += len(targets)
+        return self._frames(part, ids, where, seconds)
+
+    def _frames(
+        self, part: int, ids: NDArray[np.int64], where: NDArray[np.float64], seconds: NDArray[np.float64]
+    ) -> xr.Dataset:
+        stage = self.stages[part]
         expected = simulate(stage.object, self.probe, self._canvas, where / self.geometry.object_pixel)
         scale = stage.flux * seconds * self.frame_rate
         counts = np.empty(expected.shape, np.uint16)

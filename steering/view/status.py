@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from steering.campaign import DecisionProposed, decode
+from steering.runner.again import checkpoint_age
 from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
 from steering.view.history import History, history
@@ -23,6 +24,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("frames", _frames(summary, past)),
         ("model", _model(past)),
         ("trust", _trust(past)),
+        ("saved", _saved(folder, summary)),
         ("waits", _waits(summary, folder.events())),
         *(("failed", failed) for failed in _failed(folder.events())),
         ("last", _last(past)),
@@ -105,6 +107,16 @@ def _trust(past: History) -> str:
     expected = f", {past.expected[-1][1]:.3f} expected" if past.expected else ""
     drift = "DRIFT" if past.drifts and past.drifts[-1].stop is None else "no drift"
     return f"residual {past.residuals[-1][1]:.3f}{expected}, {drift}"
+
+
+def _saved(folder: RunFolder, summary: Mapping[str, Any]) -> str:
+    """The newest checkpoint of a run that goes on, or could."""
+    newest = checkpoint_age(folder) if summary.get("status") == "running" else None
+    if newest is None:
+        return ""
+    number, age_s = newest
+    hint = f"; continue with `steering recover {folder.path}`" if gone(summary) else ""
+    return f"checkpoint {number}, {duration(age_s)} ago{hint}"
 
 
 def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:

@@ -1,0 +1,93 @@
+"""Which workflow a run is of, and whether it can go on after all its processes are gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steering.runner.event_log import events_after
+from steering.runner.folder import RunFolder
+from steering.runner.lock import refuse_held
+from steering.runner.manifest import newest_whole
+
+_FILE = "workflow.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A run that was begun, and whose processes are gone."""
+
+    folder: RunFolder
+    """Ready to go on."""
+    workflow: Path
+    arguments: tuple[str, ...]
+    checkpoint: int
+    """Number of the one from which it goes on."""
+    age_s: float
+    """Seconds between the checkpoint and the run's last event."""
+    remarks: tuple[str, ...]
+
+
+def note_workflow(folder: RunFolder, workflow: Path, arguments: list[str]) -> None:
+    """Note in the folder what runs in it, for `recoverable`. Raises OSError."""
+    content = {"workflow": str(workflow.absolute()), "arguments": arguments}
+    folder.write_file(_FILE, json.dumps(content, indent=1).encode())
+    if folder.recovering:
+        folder.write_summary({"pid": os.getpid(), "host": socket.gethostname()})
+
+
+def recoverable(path: str | Path) -> Begun:
+    """A run that can go on. Nothing of it is changed.
+
+    Raises FileNotFoundError where there is no run, RuntimeError for one that has ended or is alive, or has no
+    checkpoint that can be used, ValueError for a checkpoint of another format.
+    """
+    folder = RunFolder(path, recovering=True)
+    status = folder.summary().get("status")
+    if status != "running":
+        raise RuntimeError(
+            f"{folder.name}: found a run that is {status}, expected one that was killed before its end: start a new run"
+        )
+    refuse_held(folder)
+    manifest, remarks = newest_whole(folder)
+    last = max((float(e.get("time", 0.0)) for e in events_after(folder, manifest.event)[0]), default=manifest.time)
+    workflow, arguments = _workflow(folder, remarks)
+    return Begun(
+        folder=folder,
+        workflow=workflow,
+        arguments=arguments,
+        checkpoint=manifest.number,
+        age_s=max(0.0, last - manifest.time),
+        remarks=tuple(remarks),
+    )
+
+
+def checkpoint_age(folder: RunFolder) -> tuple[int, float] | None:
+    """Number and age, seconds, of the newest checkpoint that can be used; None for none."""
+    try:
+        manifest, _ = newest_whole(folder)
+    except (RuntimeError, ValueError, OSError):
+        return None
+    return manifest.number, time.time() - manifest.time
+
+
+def _workflow(folder: RunFolder, remarks: list[str]) -> tuple[Path, tuple[str, ...]]:
+    """The file as it ran: where it was, so that it finds the modules beside it, or the folder's own copy of it."""
+    copy = folder.path / "workflow.py"
+    try:
+        noted: dict[str, Any] = json.loads((folder.path / _FILE).read_text())
+        original, arguments = Path(noted["workflow"]), tuple(map(str, noted["arguments"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RuntimeError(
+            f"{folder.name}: found no {_FILE} that can be read ({error}), expected it to name the workflow: recover "
+            "runs that were started by `steering run`"
+        ) from error
+    if original.is_file() and original.read_bytes() == copy.read_bytes():
+        return original, arguments
+    remarks.append(f"{original} is gone or was changed since: the run goes on with its copy {copy}")
+    return copy, arguments

@@ -1,0 +1,112 @@
+"""The actors of a run: where each is placed, and from what each begins or goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from distributed import Client
+
+from steering.campaign import Event, Publish
+from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
+from steering.inference import Predictor
+from steering.learning import MeetingPoint, Rank
+from steering.models import ModelStore
+from steering.runner.actors import ActorHandle, call, place
+from steering.runner.experiment import Experiment
+from steering.runner.folder import RunFolder
+from steering.runner.manifest import checkpoints
+from steering.runner.predictor_proxy import PredictorProxy
+from steering.runner.rank_group import RankGroup, answered
+from steering.runner.recovery import Recovery, clean_store
+from steering.runner.source_actor import SourceActor
+from steering.runner.start import Start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actors:
+    """All that a run has placed on the cluster."""
+
+    source: ActorHandle
+    proxy: PredictorProxy
+    ranks: RankGroup
+
+
+async def assemble(
+    client: Client,
+    experiment: Experiment,
+    folder: RunFolder,
+    emit: Callable[[Event], None],
+    begin: Start | Recovery,
+) -> Actors:
+    """Start source, predictor and ranks, with what a run begins with, or goes on from.
+
+    Raises RuntimeError where the cluster lacks a role.
+    """
+    recovery = begin if isinstance(begin, Recovery) else None
+    workers = await workers_now(client)
+    lacks = missing(workers, ranks=experiment.ranks or 1)
+    if lacks:
+        raise RuntimeError(refusal(len(workers), client.scheduler.address, lacks))
+    where = {role: addresses(workers, role) for role in ROLES}
+    if recovery is not None:
+        publishing = [action.version for action in recovery.open if isinstance(action, Publish)]
+        await asyncio.to_thread(clean_store, ModelStore(folder.models), recovery.campaign, publishing)
+    spool = checkpoints(folder) / "spool" if experiment.spool else None
+    actor = SourceActor(experiment.source, keep_bytes=experiment.prediction.keep_bytes, spool=spool)
+    source = await place(client, actor, worker=where[SOURCE][0])
+    predictor = _predictor(experiment, folder)
+    handle = await place(client, predictor, worker=where[INFERENCE][0])
+    base = None if recovery is None else recovery.predictor
+    proxy = PredictorProxy(client, predictor, handle, source.actor, emit=emit, base=base)
+    forming = _ranks(client, experiment, folder, emit, begin, where)
+    ranks, _ = await asyncio.gather(forming, proxy.start())
+    await call(source.actor, "start", proxy.actor, None if recovery is None else recovery.source)
+    return Actors(source=source, proxy=proxy, ranks=ranks)
+
+
+async def _ranks(
+    client: Client,
+    experiment: Experiment,
+    folder: RunFolder,
+    emit: Callable[[Event], None],
+    begin: Start | Recovery,
+    where: dict[str, list[str]],
+) -> RankGroup:
+    recovery, before = begin if isinstance(begin, Recovery) else None, None
+    if isinstance(begin, Start):
+        before = ("start", begin.origins) if begin.origins else None
+    elif begin.ranks is not None:
+        before = ("restore", checkpoints(folder), begin.ranks)
+    ranks = await RankGroup.form(
+        client,
+        Rank(experiment.network, experiment.strategy, experiment.trainer, folder.identity),
+        where[TRAINER][: experiment.ranks],
+        meeting=MeetingPoint(str(urlsplit(where[RUNNER][0]).hostname)),
+        emit=emit,
+        generation=0 if recovery is None else recovery.campaign.generation + 1,
+        before=before,
+    )
+    if recovery is not None:
+        # What descends from a version that was left since then would bring its faults back.
+        verb = ranks.go_back if before is None or recovery.rolled_back else ranks.serve
+        await answered(lambda: verb(folder.models, recovery.campaign.version))
+    return ranks
+
+
+def _predictor(experiment: Experiment, folder: RunFolder) -> Predictor:
+    source = experiment.source
+    return Predictor(
+        field=source.field,
+        geometry=source.geometry,
+        probe=source.probe,
+        policy=experiment.policy,
+        store=folder.models,
+        hold_out=experiment.hold_out,
+        truths=experiment.truths(),
+        settings=experiment.prediction,
+        network=type(experiment.network),
+        frame_rate=source.frame_rate,
+    )

@@ -1,0 +1,66 @@
+"""Who holds a run: a lock in its folder that is gone with the process that took it, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from steering.runner.folder import RunFolder
+
+DRIVER, RUNNER = "driver", "runner"
+"""The process that runs the workflow, and the worker with the campaign: where a cluster outlives its driver, the latter
+goes on alone."""
+
+
+@contextlib.contextmanager
+def held(folder: RunFolder, who: str) -> Iterator[None]:
+    """Hold a run. Raises RuntimeError where another process does so."""
+    descriptor = os.open(_file(folder, who), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _taken(descriptor):
+            raise RuntimeError(_refusal(folder, who))
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def refuse_held(folder: RunFolder) -> None:
+    """Raise RuntimeError where a process holds the run."""
+    for who in (DRIVER, RUNNER):
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(_file(folder, who), os.O_RDWR)
+            try:
+                if not _taken(descriptor):
+                    raise RuntimeError(_refusal(folder, who))
+            finally:
+                os.close(descriptor)
+
+
+def _file(folder: RunFolder, who: str) -> Path:
+    return folder.path / f".{who}.lock"
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _refusal(folder: RunFolder, who: str) -> str:
+    holder = "another process"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = json.loads(_file(folder, who).read_text())
+        holder = f"process {found['pid']} on {found['host']}"
+    return (
+        f"{folder.name}: found a run that is alive (its {who} is {holder}), expected one whose processes are gone: "
+        "follow it with `steering status`, end it with `steering stop`"
+    )

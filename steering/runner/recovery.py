@@ -1,0 +1,197 @@
+"""What a run goes on from after the loss of all its processes: the newest checkpoint, and the log after it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steering.campaign import (
+    RAISED,
+    Action,
+    AskPolicy,
+    Campaign,
+    ChunkArrived,
+    DecisionSuggested,
+    Event,
+    FrameSetAside,
+    PredictionReady,
+    RolledBack,
+    SourceEnded,
+    Steer,
+    campaign_from,
+    decode,
+)
+from steering.inference import PolicyAnswer, ResumeState, SavedPolicy, SavedPredictor
+from steering.learning import RanksPart
+from steering.models import ModelStore
+from steering.records.plain import whole
+from steering.runner.checkpoint import FRAMES
+from steering.runner.event_log import events_after, repaired
+from steering.runner.experiment import Experiment
+from steering.runner.folder import RunFolder
+from steering.runner.manifest import Manifest, checkpoints, newest_whole, read_part
+from steering.runner.metrics import Metrics, advance
+from steering.runner.source_actor import SourceResume
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recovery:
+    """Where a run goes on."""
+
+    manifest: Manifest
+    campaign: Campaign
+    metrics: Metrics
+    source: SourceResume
+    predictor: ResumeState
+    ranks: RanksPart | None
+    """Their part of the checkpoint; None: there is none."""
+    rolled_back: bool
+    """An older version came back into service after the ranks' part was written."""
+    unlogged: tuple[Event, ...]
+    """Events that the campaign has brought about and the log lacks."""
+    last: int
+    """Number of the last event in the log."""
+    remarks: tuple[str, ...]
+
+    @property
+    def open(self) -> tuple[Action, ...]:
+        """Actions that nobody is carrying out any more."""
+        return self.campaign.actions.open
+
+
+@dataclass
+class _Tail:
+    """What the log says after the checkpoint."""
+
+    decisions: list[Steer]
+    asked: dict[int, AskPolicy]
+    answers: list[PolicyAnswer] = field(default_factory=list)
+    handed: dict[int, str] = field(default_factory=dict)
+    predicted: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    aside: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    raised: int = 0
+    rolled_back: bool = False
+    ended: bool = False
+
+    def note(self, event: Event) -> None:
+        match event:
+            case ChunkArrived():
+                self.handed |= dict.fromkeys(event.frame_ids, event.scan)
+            case PredictionReady():
+                self.predicted[event.scan].update(dict.fromkeys(event.frame_ids, event.version))
+            case FrameSetAside():
+                self.aside[event.scan].update(event.frame_ids)
+            case RolledBack():
+                self.rolled_back = True
+            case SourceEnded():
+                self.ended = True
+            case DecisionSuggested():
+                self._answered(event)
+
+    def given(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Steer):
+                self.decisions.append(action)
+            elif isinstance(action, AskPolicy):
+                self.asked[action.id] = action
+
+    def _answered(self, event: DecisionSuggested) -> None:
+        asked = self.asked.get(event.action or 0)
+        if asked is not None:
+            declined = tuple((each.decision, each.reason) for each in asked.declined)
+            self.answers.append(
+                PolicyAnswer(
+                    decision=event,
+                    asked=asked.positions,
+                    declined=declined,
+                    ingested=dict(event.ingested),
+                    action=asked.id,
+                )
+            )
+
+
+def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
+    """Read checkpoint and log, after the log's torn end is repaired. The folder is not changed otherwise.
+
+    Raises NoCheckpoint where there is none, ValueError for one of another format or that does not hold together.
+    """
+    manifest, remarks = newest_whole(folder)
+    root = checkpoints(folder)
+    part = {name: read_part(root, manifest, name) for name in manifest.parts}
+    repaired(folder)
+    lines, last = events_after(folder, manifest.event)
+    campaign = campaign_from(part["campaign"])
+    if campaign.settings != experiment.safe_campaign:
+        remarks.append("the workflow now has other settings of the campaign: it goes on by those that it began with")
+    metrics = Metrics(experiment, campaign)
+    metrics.restore(part["metrics"])
+    unsent = whole(part["runner"]["unsent"], (Steer, DecisionSuggested))
+    tail = _Tail(unsent, {a.id: a for a in campaign.actions.open if isinstance(a, AskPolicy)})
+    for line in lines:
+        event = decode(line)
+        if isinstance(event, RAISED):
+            tail.raised += 1
+            metrics.note(event)
+        elif event is not None:
+            metrics.note(event)
+            tail.note(event)
+            tail.given(advance(campaign, metrics, event))
+    unlogged = tuple(campaign.raised[tail.raised :])
+    campaign.raised.clear()
+    ended = tail.ended or bool(part["runner"]["source_ended"])
+    return Recovery(
+        manifest=manifest,
+        campaign=campaign,
+        metrics=metrics,
+        source=_source(part, tail, metrics, ended, root),
+        predictor=_predictor(part, tail, campaign, root),
+        ranks=None if part["ranks"] is None else RanksPart.from_json(part["ranks"]),
+        rolled_back=tail.rolled_back,
+        unlogged=unlogged,
+        last=max(last, manifest.event),
+        remarks=tuple(remarks),
+    )
+
+
+def _source(part: dict[str, Any], tail: _Tail, metrics: Metrics, ended: bool, root: Path) -> SourceResume:
+    there = {i for scan in part["predictor"]["scans"] for i in scan["newest"]}
+    there |= {i for ids in tail.aside.values() for i in ids}  # and nobody needs these again
+    return SourceResume(
+        position=part["source"],
+        decisions=tuple(tail.decisions),
+        handed=tail.handed,
+        there=frozenset(there),
+        frames=metrics.arrived.total(),
+        ended=ended,
+        spooled=root / "spool",
+    )
+
+
+def _predictor(part: dict[str, Any], tail: _Tail, campaign: Campaign, root: Path) -> ResumeState:
+    saved = SavedPredictor(
+        folder=root / FRAMES,
+        part=part["predictor"],
+        policy=SavedPolicy.read(part["predictor"]["policy"], tail.answers),
+    )
+    return ResumeState(
+        version=campaign.version,
+        predicted=dict(tail.predicted),
+        aside=dict(tail.aside),
+        over=tuple(part["runner"]["over"]),
+        saved=saved,
+        answered=saved.policy.answered,
+        reported=part["runner"]["reported"],
+    )
+
+
+def clean_store(store: ModelStore, campaign: Campaign, known: Sequence[int]) -> None:
+    """Have the store hold what the campaign knows of: the version in service as the newest, and none that was written
+    when nobody was left to put it into service. known: versions that are on their way into service."""
+    most = max([*campaign.served, *known, 0])
+    for version in store.versions():
+        if version.number > most:
+            store.withdraw(version.number, campaign.version)
+    store.point_to(campaign.version)

@@ -1,0 +1,54 @@
+"""The workflow of tests/test_recover.py: two small samples, and a checkpoint every second."""
+
+import argparse
+
+from skimage import data as pictures
+
+from steering import (
+    ER,
+    CampaignSettings,
+    Experiment,
+    ProbeFirst,
+    SimulatedBeamline,
+    SpaceFilling,
+    Stage,
+    TrainerSettings,
+    local,
+    run,
+    sample,
+    zone_plate,
+)
+
+
+class Forgets(SimulatedBeamline):
+    """A beamline that knows where it was, and keeps no frame that it has handed out."""
+
+    def again(self, ids):
+        list(super().again(ids))
+        return iter(())
+
+
+def main(folder, arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--forgets", action="store_true")
+    parser.add_argument("--spool", action="store_true")
+    options = parser.parse_args(arguments)
+    probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
+    stages = [
+        Stage(name, sample(getattr(pictures, name)(), phase=-2.0, absorption=0.1, size=128), 150)
+        for name in ("brick", "coins")
+    ]
+    source = (Forgets if options.forgets else SimulatedBeamline)(stages, probe=probe, step=5.0, frame_rate=25.0)
+    experiment = Experiment(
+        source=source,
+        policy=SpaceFilling(source.candidates),
+        network=ProbeFirst(window=64, patch=40, width=8),
+        strategy=ER(),
+        trainer=TrainerSettings(batch=4, candidates=2, representatives=4, deadline=10.0),
+        campaign=CampaignSettings(steps=10),
+        checkpoint_s=1.0,
+        spool=options.spool,
+    )
+    with local(ranks=options.ranks) as client:
+        run(experiment, client, folder)

@@ -1,0 +1,165 @@
+"""Laws of checkpoints on disk: whole or not at all, refused in words, and who is alive is left alone."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from steering import cli
+from steering.runner.again import note_workflow, recoverable
+from steering.runner.folder import RunFolder
+from steering.runner.lock import DRIVER, RUNNER, held, refuse_held
+from steering.runner.manifest import (
+    FORMAT,
+    Manifest,
+    NoCheckpoint,
+    checkpoints,
+    commit,
+    newest_whole,
+    prune,
+    read_part,
+    write_part,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    workflow = tmp_path / "work.py"
+    workflow.write_text("def main(folder, arguments):\n    folder.append_event({'seq': 9, 'event': 'X'})\n")
+    folder = RunFolder.create(tmp_path / "run", workflow)
+    note_workflow(folder, workflow, ["--ranks", "2"])
+    return folder
+
+
+def write(folder, number, shared=("frames/a.npz",)):
+    """A checkpoint of two parts and some shared files."""
+    root = checkpoints(folder)
+    (root / "frames").mkdir(parents=True, exist_ok=True)
+    for name in shared:
+        if not (root / name).exists():
+            (root / name).write_bytes(b"x" * 10)
+    parts = {name: write_part(root, number, name, {"number": number})[0] for name in ("campaign", "source")}
+    files = dict.fromkeys(shared, 10)
+    commit(root, Manifest(number=number, event=number, time=time.time(), parts=parts, files=files, bytes=0))
+    return root
+
+
+DAMAGES = {
+    "a shared file is gone": lambda root: (root / "frames/b.npz").unlink(),
+    "a shared file is cut": lambda root: (root / "frames/b.npz").write_bytes(b"x"),
+    "a shared file is a link out of the folder": lambda root: (
+        (root / "frames/b.npz").unlink(),
+        (root.parent / "ten").write_bytes(b"x" * 10),
+        (root / "frames/b.npz").symlink_to(root.parent / "ten"),
+    ),
+    "a part is gone": lambda root: (root / "2/source.json").unlink(),
+    "a part is another one": lambda root: (root / "2/source.json").write_text('{"number": 1}'),
+    "the manifest is cut": lambda root: (root / "2/manifest.json").write_text('{"format": "stee'),
+    "the manifest is a list": lambda root: (root / "2/manifest.json").write_text("[]"),
+    "a field lacks": lambda root: (root / "2/manifest.json").write_text(json.dumps({"format": FORMAT, "number": 2})),
+    "a name leads elsewhere": lambda root: (root / "2/manifest.json").write_text(
+        (root / "2/manifest.json").read_text().replace("frames/b.npz", "../workflow.py")
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_a_damaged_checkpoint_the_one_before_is_used_and_that_is_said(folder, damage):
+    write(folder, 1)
+    root = write(folder, 2, ("frames/a.npz", "frames/b.npz"))
+    assert newest_whole(folder)[0].number == 2
+    DAMAGES[damage](root)
+    manifest, [remark] = newest_whole(folder)
+    assert manifest.number == 1
+    assert remark.startswith("checkpoint 2 cannot be used: ")
+    assert read_part(root, manifest, "source") == {"number": 1}
+    assert recoverable(folder.path).remarks[0] == remark
+
+
+def test_one_that_was_being_written_is_none(folder):
+    root = write(folder, 1)
+    write_part(root, 2, "campaign", {})
+    assert newest_whole(folder) == (newest_whole(folder)[0], [])
+    assert newest_whole(folder)[0].number == 1
+
+
+def test_another_format_is_refused_and_nothing_older_is_used_in_its_place(folder):
+    write(folder, 1)
+    root = write(folder, 2)
+    path = root / "2/manifest.json"
+    path.write_text(path.read_text().replace(FORMAT, "steering-checkpoint 7"))
+    with pytest.raises(ValueError, match="found a checkpoint of format 'steering-checkpoint 7', expected 'steering-ch"):
+        recoverable(folder.path)
+
+
+def test_what_no_kept_checkpoint_names_is_removed(folder):
+    write(folder, 1, ("frames/a.npz", "frames/b.npz"))
+    write(folder, 2, ("frames/b.npz", "frames/c.npz"))
+    root = write(folder, 3, ("frames/c.npz", "frames/d.npz"))
+    later = root / "frames/e.npz"
+    later.write_bytes(b"of the next one")
+    os.utime(later, (time.time() + 10, time.time() + 10))
+    prune(root, 2)
+    assert sorted(path.name for path in root.iterdir()) == ["2", "3", "frames"]
+    assert sorted(path.name for path in (root / "frames").iterdir()) == ["b.npz", "c.npz", "d.npz", "e.npz"]
+    assert newest_whole(folder)[0].number == 3
+    shutil.rmtree(root / "3")
+    assert newest_whole(folder)[0].number == 2
+
+
+def test_a_run_that_cannot_go_on_is_refused_in_words(folder, capsys):
+    def refusal():
+        assert cli.main(["recover", str(folder.path)]) == 1
+        return capsys.readouterr().err
+
+    assert "found no checkpoint, expected one in" in refusal()
+    with pytest.raises(NoCheckpoint):
+        newest_whole(folder)
+    write(folder, 1)
+    with held(folder, RUNNER):
+        assert f"found a run that is alive (its runner is process {os.getpid()} on" in refusal()
+    folder.write_summary({"status": "finished"})
+    assert "found a run that is finished, expected one that was killed before its end" in refusal()
+    assert cli.main(["recover", str(folder.path / "nowhere")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_workflow_runs_again_with_its_own_arguments_or_others(folder, capsys, monkeypatch):
+    write(folder, 1)
+    monkeypatch.chdir(folder.path.parent)
+    given = []
+    (folder.path.parent / "work.py").write_text("def main(folder, arguments): raise SystemExit(str(arguments))\n")
+    begun = recoverable(folder.path)
+    assert begun.workflow == folder.path / "workflow.py"  # the file was changed since
+    assert "was changed since: the run goes on with its copy" in begun.remarks[0]
+    assert begun.arguments == ("--ranks", "2")
+    (folder.path / "workflow.py").write_text((folder.path.parent / "work.py").read_text())
+    for more, said in (([], "['--ranks', '2']"), (["--", "--ranks", "3"], "['--ranks', '3']")):
+        assert cli.main(["recover", "run", *more]) == 1
+        given.append(capsys.readouterr().err)
+        assert said in given[-1]
+        assert "was not continued, and is as it was" in given[-1]  # and can be recovered still
+        note_workflow(folder, folder.path.parent / "work.py", ["--ranks", "2"])
+
+
+def test_a_lock_dies_with_its_holder(folder):
+    ready, told = os.pipe()
+    child = os.fork()
+    if not child:
+        with held(folder, DRIVER):
+            os.write(told, b"x")
+            time.sleep(60)
+        os._exit(0)
+    os.read(ready, 1)
+    with pytest.raises(RuntimeError, match=f"its driver is process {child} on .*`steering status`"):
+        refuse_held(folder)
+    with pytest.raises(RuntimeError, match="is alive"), held(folder, DRIVER):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    refuse_held(folder)
+    with held(folder, DRIVER), held(folder, RUNNER):
+        pass

@@ -1,0 +1,148 @@
+"""A run whose processes are all killed at once goes on: on as many ranks, fewer or more, and nothing is there twice."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from steering.models import ModelStore
+from steering.runner import RunFolder
+
+WORKFLOW = Path(__file__).parent / "recovered_run.py"
+FRAMES = 150
+"""Of each of the two scans."""
+
+
+def start(*arguments):
+    """A process with all that it starts in a group of its own."""
+    command = [sys.executable, "-m", "steering.cli", *map(str, arguments)]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, start_new_session=True, text=True, env=dict(os.environ), **both)
+
+
+def of_kind(folder, *kinds):
+    return [event for event in folder.events() if event.get("event") in kinds]
+
+
+def killed(path, moment, *arguments):
+    """A run that is killed with all its processes, so many seconds after a checkpoint that knows of a training."""
+    process = start("run", "--out", path, WORKFLOW, *arguments)
+    try:
+        until = time.monotonic() + 150
+        while not (path / "summary.json").exists() or not ready(RunFolder(path)):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < until, "no checkpoint was written"
+            time.sleep(0.1)
+        time.sleep(moment)
+        assert process.poll() is None, process.communicate()[0]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return RunFolder(path)
+
+
+def ready(folder):
+    """A version was published, and a checkpoint was written after that."""
+    events = of_kind(folder, "CheckpointWritten", "ModelPublished")
+    published = [number for number, event in enumerate(events) if event.get("version")]
+    return bool(published) and events[-1]["event"] == "CheckpointWritten"
+
+
+def recovered(folder, *arguments):
+    process = start("recover", folder.path, *arguments)
+    try:
+        said, _ = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    return said
+
+
+def check(folder, *, lost=0):
+    """Every frame arrived, was predicted and is in the image once; no position was decided twice; versions go on."""
+    summary = folder.summary()
+    assert summary["status"] == "finished"
+    assert summary["recover"]["recoveries"] == 1
+    assert sum(summary["recover"]["frames_lost"].values()) == lost
+    images = folder.objects()
+    gone = {(e["scan"], i) for e in of_kind(folder, "FramesLost") for i in e["frame_ids"]}
+    every = {(scan, i) for scan, first in (("brick", 0), ("coins", FRAMES)) for i in range(first, first + FRAMES)}
+    assert len(gone) == lost
+    for kind in ("ChunkArrived", "PredictionReady"):
+        ids = Counter((e["scan"], i) for e in of_kind(folder, kind) for i in e["frame_ids"])
+        assert set(ids.values()) == {1}, f"{kind}: {ids.most_common(3)}"
+        assert set(ids) | gone == every
+    pictured = [(scan, i) for scan, image in images.items() for i in image["frame"].values.tolist()]
+    assert sorted(pictured) == sorted(every - gone)
+    decided = [tuple(p) for e in of_kind(folder, "DecisionSuggested") for p in e["positions"]]
+    assert max(Counter(decided[: 2 * FRAMES]).values()) <= 2  # each candidate at most once in each scan
+    taken = [e for e in folder.events() if e["event"] != "AnswerIgnored"]
+    answers = Counter(e["action"] for e in taken if e.get("action") is not None)
+    assert max(answers.values()) == 1
+    served = [e["version"] for e in of_kind(folder, "ModelPublished")]
+    assert served == sorted(set(served))
+    assert {version.number for version in ModelStore(folder.models).versions()} == set(served)
+    sequence = [event["seq"] for event in folder.events() if "seq" in event]
+    assert sequence == list(range(1, len(sequence) + 1))
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_everything_is_killed_and_the_run_goes_on(tmp_path, ranks):
+    moment = random.Random(ranks).uniform(0.0, 1.5)
+    folder = killed(tmp_path / "run", moment, "--ranks", 2)
+    before = folder.events()
+    said = recovered(folder, "--", "--ranks", ranks)
+    assert "goes on from checkpoint" in said
+    summary = check(folder)
+    assert summary["ranks"] == ranks
+    assert folder.events()[: len(before) - 1] == before[:-1]
+    number = of_kind(folder, "RunRecovered")[0]["number"]
+    steps = [e["steps"] for e in of_kind(folder, "CandidateReady") if e["seq"] > len(before)]
+    assert min(steps) > 10, f"training began anew after checkpoint {number}"
+    assert json.loads((folder.path / "workflow.json").read_text())["arguments"][-1] == str(ranks)
+    refusal = start("recover", folder.path)
+    assert "found a run that is finished" in refusal.communicate(timeout=60)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spool", [False, True])
+def test_frames_that_the_source_cannot_give_again_are_spooled_or_told_as_lost(tmp_path, spool):
+    folder = killed(tmp_path / "run", 0.9, "--ranks", 1, "--forgets", *(["--spool"] if spool else []))
+    known = {i for e in of_kind(folder, "ChunkArrived") for i in e["frame_ids"]}
+    recovered(folder)
+    lost = {i for e in of_kind(folder, "FramesLost") for i in e["frame_ids"]}
+    assert lost <= known
+    assert bool(lost) != spool
+    check(folder, lost=len(lost))
+    assert folder.summary()["recover"]["frame_ids_lost"] == sorted(lost)
+
+
+@pytest.mark.slow
+def test_a_lost_runner_is_followed_by_another_one_while_the_driver_lives(tmp_path):
+    """Source and runner share a worker of a local cluster: both go, ranks and predictor stay."""
+    path = tmp_path / "run"
+    process = start("run", "--out", path, WORKFLOW, "--ranks", 1)
+    try:
+        until = time.monotonic() + 150
+        while not (path / "summary.json").exists() or not ready(RunFolder(path)):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < until, "no checkpoint was written"
+            time.sleep(0.1)
+        os.kill(json.loads((path / ".runner.lock").read_text())["pid"], signal.SIGKILL)
+        said, _ = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    assert "another runner goes on from checkpoint" in said
+    check(RunFolder(path))
