@@ -41,7 +41,6 @@ from steering.campaign.events import (
     PredictorReplaced,
     RollBackRefused,
     RolledBack,
-    RunStarted,
     ScanRefined,
     ScanRevisited,
     SourceEnded,
@@ -59,6 +58,7 @@ from steering.campaign.run_events import (
     Event,
     FramesLost,
     RunRecovered,
+    RunStarted,
     WorkFailed,
 )
 from steering.campaign.settings import CampaignSettings
