@@ -34,6 +34,8 @@ class PolicyAnswer:
     """Positions that were asked for."""
     declined: tuple[DeclinedPart, ...] = ()
     """What the policy heard of its earlier decisions just before."""
+    ended: str = ""
+    """And why its scan was ended, where it had suggested no stop."""
     ingested: Mapping[str, int]
     """How many frames of each scan the policy had taken in, the first to arrive."""
     policy: bytes | None = None
@@ -107,9 +109,11 @@ class PolicyHost:
             self._newest = live.scan
             done = stop
 
-    def suggest(self, n: int, declined: Sequence[DeclinedPart] = ()) -> PolicyAnswer:
-        """Tell the policy what was declined, and ask for up to n positions. Raises RuntimeError for a policy that was
-        to go on elsewhere and cannot."""
+    def suggest(self, n: int, declined: Sequence[DeclinedPart] = (), ended: str = "") -> PolicyAnswer:
+        """Tell the policy what was declined and why its scan was ended, and ask for up to n positions.
+
+        Raises RuntimeError for a policy that was to go on elsewhere and cannot.
+        """
         if self._lost:
             raise RuntimeError(
                 "found the predictor's worker lost, and a policy that cannot be pickled, expected one that goes on "
@@ -118,6 +122,7 @@ class PolicyHost:
         policy = self._awake()
         self._again.catch_up(policy, None)
         self._again.decline(policy, declined)
+        self._again.end(policy, ended)
         decision = self._again.suggest(policy, n)
         saved = self._saved(policy, decision.stop)
         return PolicyAnswer(
@@ -131,6 +136,7 @@ class PolicyHost:
             ),
             asked=n,
             declined=tuple(declined),
+            ended=ended,
             ingested=dict(self._ingested),
             policy=saved,
             bound=self._bound,

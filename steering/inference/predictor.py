@@ -159,10 +159,10 @@ class Predictor:
                 await self._do(self._fast.swap)
         return installed
 
-    async def suggest(self, n: int, declined: Sequence[DeclinedPart] = ()) -> PolicyAnswer:
+    async def suggest(self, n: int, declined: Sequence[DeclinedPart] = (), ended: str = "") -> PolicyAnswer:
         """Ask the policy for up to n positions. declined: what of its earlier decisions is not carried out, each with
-        the reason, which it hears first."""
-        return await self._do(self._fast.policy_host.suggest, n, declined)
+        the reason, which it hears first. ended: see `AskPolicy`."""
+        return await self._do(self._fast.policy_host.suggest, n, declined, ended)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or

@@ -48,6 +48,13 @@ class Policy(Protocol):
         It is called before the next `suggest`. This method is optional.
         """
 
+    def ended(self, reason: str) -> None:
+        """The scan of the newest suggestion is over with it, though that was no stop: it has its most frames. The next
+        `suggest` begins the next scan.
+
+        It is called before that `suggest`, after `declined`. This method is optional.
+        """
+
 
 class CandidatePolicy:
     """Suggests each candidate at most once in a pass; a subclass chooses which.
@@ -72,6 +79,8 @@ class CandidatePolicy:
         self._left = np.ones(len(self._candidates), bool)
         """(n,) True for candidates that were not suggested in this pass."""
         self._over = False
+        self._suggested = False
+        """Something was suggested in this pass."""
         self._declined = 0
         """Positions of this pass that will not be measured."""
         self._suggested_before = 0
@@ -107,6 +116,7 @@ class CandidatePolicy:
             raise ValueError(f"found n={n} positions asked for, expected 1 or more")
         if self._over:
             self._begin(self._scan)
+        self._suggested = True
         enough = self._stop.reason() if self._stop else None
         if not self._left.any():
             enough = "every candidate was suggested"
@@ -130,7 +140,12 @@ class CandidatePolicy:
             if self._stop is not None:
                 self._stop.clear()
 
+    def ended(self, reason: str) -> None:
+        """The pass of the newest suggestion is over."""
+        self._over = self._over or self._suggested
+
     def _begin(self, stopped: str | None) -> None:
+        self._suggested = False
         self._suggested_before += len(self._left) - int(self._left.sum()) - self._declined
         self._declined = 0
         self._stopped_scan = stopped

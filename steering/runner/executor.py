@@ -76,7 +76,7 @@ class Executor:
         """Do what an action asks for; the event that answers it carries its id."""
         match action:
             case AskPolicy():
-                self._answer(action, await self.proxy.suggest(action.positions, action.declined))
+                self._answer(action, await self.proxy.suggest(action.positions, action.declined, action.ended))
             case Steer() | Finish():
                 await self._tell_source(action)
             case Label():

@@ -108,10 +108,10 @@ class PredictorProxy:
                 if not await self.replaced(number):
                     raise
 
-    async def suggest(self, positions: int, declined: tuple[Declined, ...]) -> DecisionSuggested:
-        """The policy's answer, once it knows what was declined of its earlier ones."""
+    async def suggest(self, positions: int, declined: tuple[Declined, ...], ended: str) -> DecisionSuggested:
+        """The policy's answer, once it knows what was declined of its earlier ones, and why the scan was ended."""
         parts = [(each.decision, each.reason) for each in declined]
-        answer: PolicyAnswer = await self.ask("suggest", positions, parts)
+        answer: PolicyAnswer = await self.ask("suggest", positions, parts, ended)
         self._answer = answer.following(self._answer)
         return answer.decision
 
