@@ -210,6 +210,23 @@ def test_what_is_declined_is_neither_suggested_again_nor_waited_for(kind):
     same_positions(kind, [*found, *positions_of(policy)], whole)
 
 
+def test_a_scan_that_the_limits_have_ended_is_over_to_the_policy(kind):
+    """What follows is the next scan's walk, whole, and it begins once; nothing is ended twice."""
+    policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
+    policy.suggest(12)
+    feed(policy, "zinc", 12)
+    policy.ended("the scan has its 12 frames")
+    found = policy.suggest(5).positions.tolist()
+    feed(policy, "brick", 5)
+    same_positions(kind, [*found, *positions_of(policy)], whole)
+    policy = kind(grid(5, 5))
+    policy.suggest(12)
+    feed(policy, "zinc", 11)
+    feed(policy, "brick", 1)  # the source went on by itself, and with it the policy
+    policy.ended("the scan has its 12 frames")
+    same_positions(kind, positions_of(policy), whole)
+
+
 def test_a_vetoed_stop_is_not_the_end_of_a_scan(kind):
     policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
     feed(policy, "zinc", 0)

@@ -211,6 +211,19 @@ def test_a_policy_that_changes_its_mind_decides_nothing_twice_and_loses_nothing(
     assert decision.stop
 
 
+def test_a_scan_that_was_ended_is_over_also_to_a_policy_that_goes_on_elsewhere():
+    first, second = (SpaceFilling(np.random.default_rng(3).uniform(-20, 20, (10, 2))) for _ in range(2))
+    answers = []
+    for ended in ("", "the scan has its 3 frames"):
+        if ended:
+            first.ended(ended)
+        answers.append(PolicyAnswer(decision=as_suggested(first.suggest(3)), asked=3, ingested={}, ended=ended))
+    assert answers[0].decision.positions == answers[1].decision.positions  # of the next scan
+    replay = Replay(answers)
+    replay.catch_up(second, None)
+    np.testing.assert_array_equal(replay.suggest(second, 7).positions, first.suggest(7).positions)
+
+
 @given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=1, max_size=5), max_size=12))
 @settings(deadline=None)
 def test_ids_that_never_came_are_counted_without_a_list_of_all(batches):

@@ -84,6 +84,8 @@ class AskPolicy(Action):
 
     positions: int
     declined: tuple[Declined, ...] = ()
+    ended: str = ""
+    """Why the scan of the policy's newest decision was ended with it, though the policy had suggested no stop."""
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,14 @@ class Gate:
     """What waits for a person's word."""
     raised: list[Event] = field(default_factory=list)
     """Events to be logged; they call for no action."""
-    _held: tuple[DecisionSuggested, int] | None = None
-    """And the scan that it was made for."""
+    _held: tuple[DecisionSuggested, int, bool] | None = None
+    """And the scan that it was made for, and whether its stop was added here."""
     _first: int = 0
     """The scan after the last one that was stopped: no decision is for an earlier one."""
     _declined: list[Declined] = field(default_factory=list)
     _stopped: bool = False
+    _ended: str = ""
+    """Why a scan was ended, of which the policy is still to hear."""
     _fruitless: int = 0
 
     def ask(self) -> list[Action]:
@@ -62,9 +64,10 @@ class Gate:
         waits = self.paused or self.closed or self.proposed is not None or self.actions.any(AskPolicy)
         if waits or self.outstanding >= room:
             return []
-        declined = tuple(self._declined)
+        declined, ended = tuple(self._declined), self._ended
         self._declined.clear()
-        return [self.actions.give(AskPolicy(self.lookahead, declined))]
+        self._ended = ""
+        return [self.actions.give(AskPolicy(self.lookahead, declined, ended))]
 
     def take(self, suggested: DecisionSuggested) -> list[Action]:
         """The policy's answer: what the limits leave of it is carried out, or proposed to a person."""
@@ -84,11 +87,11 @@ class Gate:
             why = f"the limits left nothing of {_FRUITLESS} decisions in a row"
             allowed = replace(allowed, reasons=(why,), stop=True)
         self._fruitless = 0
-        scan = self._scan_of(suggested)
+        made = allowed, self._scan_of(suggested), allowed.stop and not suggested.stop
         if not self.approval_s:
-            return self._carry_out(allowed, scan)
+            return self._carry_out(*made)
         until = suggested.time + self.approval_s
-        self._held = allowed, scan
+        self._held = made
         self.proposed = DecisionProposed(
             time=suggested.time,
             positions=len(allowed.positions),
@@ -151,10 +154,10 @@ class Gate:
         if held is None:
             return []
         self.raised.append(DecisionSettled(time=time, approved=approved, by=by))
-        decision, scan = held
         if approved:
-            return self._carry_out(decision, scan)
-        self.decline(decision, decision.positions, f"vetoed: {by}", stop=decision.stop)
+            return self._carry_out(*held)
+        decision, _, added = held
+        self.decline(decision, decision.positions, f"vetoed: {by}", stop=decision.stop and not added)
         return []
 
     def _scan_of(self, decision: DecisionSuggested) -> int:
@@ -165,12 +168,14 @@ class Gate:
         known = self.scans.index(decision.scan) if decision.scan in self.scans else len(self.scans)
         return max(self._first, known)
 
-    def _carry_out(self, decision: DecisionSuggested, scan: int) -> list[Action]:
+    def _carry_out(self, decision: DecisionSuggested, scan: int, added: bool) -> list[Action]:
         self.guard.allow(decision)
         self.outstanding += len(decision.positions)
         self._stopped = decision.stop
         if decision.stop:
             self._first = scan + 1
+        if added:
+            self._ended = self.guard.full or decision.reasons[0]
         return [self.actions.give(Steer(decision, scan))]
 
 

@@ -67,10 +67,10 @@ class Guard:
             if objection is not None:
                 refused[objection] = (*refused.get(objection, ()), position)
         kept = [index for index, objection in enumerate(objections) if objection is None]
-        full = self.limits.frames is not None and trial.frames >= self.limits.frames
+        full = bool(trial.full)
         reasons = tuple(decision.reasons[index] for index in kept)
         if full or decision.stop:
-            why = decision.reasons[:1] if decision.stop else (f"the scan has its {self.limits.frames} frames",)
+            why = decision.reasons[:1] if decision.stop else (trial.full,)
             reasons = reasons or why
         own_dwell = decision.dwell is not None or self.frame_time < (self.limits.shortest_dwell or 0.0)
         allowed = replace(
@@ -81,6 +81,12 @@ class Guard:
             stop=decision.stop or full,
         )
         return allowed, refused
+
+    @property
+    def full(self) -> str:
+        """Why no further position of this scan is allowed; empty where some may be."""
+        most = self.limits.frames
+        return f"the scan has its {most} frames" if most is not None and self.frames >= most else ""
 
     def allow(self, decision: DecisionSuggested) -> None:
         """Count the positions of a decision that will be carried out."""

@@ -22,6 +22,8 @@ class PolicyAnswer:
     """Positions that were asked for."""
     declined: tuple[DeclinedPart, ...] = ()
     """What the policy heard of its earlier decisions just before."""
+    ended: str = ""
+    """And why its scan was ended, where it had suggested no stop."""
     ingested: Mapping[str, int]
     """How many frames of each scan the policy had taken in, the first to arrive."""
     policy: bytes | None = None

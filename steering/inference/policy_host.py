@@ -85,10 +85,14 @@ class PolicyHost:
         self._again.catch_up(policy, None)
         return policy_state(policy, self._again.open, self._ingested, self._answers.kept)
 
-    def suggest(self, n: int, declined: Sequence[DeclinedPart] = (), action: int = 0) -> PolicyAnswer:
-        """Tell the policy what was declined, and ask for up to n positions. action: by which it is asked; what was
-        answered to it already is answered again. Raises RuntimeError for a policy that was to go on elsewhere and
-        cannot."""
+    def suggest(
+        self, n: int, declined: Sequence[DeclinedPart] = (), ended: str = "", *, action: int = 0
+    ) -> PolicyAnswer:
+        """Tell the policy what was declined and why its scan was ended, and ask for up to n positions.
+
+        action: by which it is asked; what was answered to it already is answered again. Raises RuntimeError for a
+        policy that was to go on elsewhere and cannot.
+        """
         known = self._answers.to(action)
         if known is not None:
             return known
@@ -100,6 +104,7 @@ class PolicyHost:
         policy = self._awake()
         self._again.catch_up(policy, None)
         self._again.decline(policy, declined)
+        self._again.end(policy, ended)
         decision = self._again.suggest(policy, n)
         saved = self._saved(policy, decision.stop)
         answer = PolicyAnswer(
@@ -115,6 +120,7 @@ class PolicyHost:
             ),
             asked=n,
             declined=tuple(declined),
+            ended=ended,
             ingested=dict(self._ingested),
             policy=saved,
             bound=self._bound,

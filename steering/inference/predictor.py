@@ -199,10 +199,12 @@ class Predictor:
                 await self._do(self._fast.swap)
         return installed
 
-    async def suggest(self, n: int, declined: Sequence[DeclinedPart] = (), action: int = 0) -> PolicyAnswer:
+    async def suggest(
+        self, n: int, declined: Sequence[DeclinedPart] = (), ended: str = "", *, action: int = 0
+    ) -> PolicyAnswer:
         """Ask the policy for up to n positions. declined: what of its earlier decisions is not carried out, each with
-        the reason, which it hears first. action: see PolicyHost.suggest."""
-        return await self._do(self._fast.policy_host.suggest, n, declined, action)
+        the reason, which it hears first. ended: see `AskPolicy`. action: see `PolicyHost.suggest`."""
+        return await self._do(partial(self._fast.policy_host.suggest, action=action), n, declined, ended)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or

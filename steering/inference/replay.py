@@ -36,6 +36,10 @@ class Answered(Protocol):
         """What the policy heard of earlier decisions just before it."""
 
     @property
+    def ended(self) -> str:
+        """Why its scan was ended before it, where the policy had suggested no stop; empty: it was not."""
+
+    @property
     def ingested(self) -> Mapping[str, int]:
         """Frames of each scan that the policy had taken in before it."""
 
@@ -77,6 +81,7 @@ class Replay:
             self._answers.popleft()
             decided = Counter(answer.decision.positions)
             self.decline(policy, answer.declined)
+            self.end(policy, answer.ended)
             if not self._ended:
                 self._compare(policy.suggest(answer.asked), decided)
             self._settle(decided)
@@ -92,6 +97,15 @@ class Replay:
                 positions = np.array([part.positions[row] for row in rows], np.float64).reshape(-1, 2)
                 reasons = tuple(part.reasons[row] for row in rows) or part.reasons[:1]
                 policy.declined(Decision(positions=positions, reasons=reasons, stop=part.stop), reason)
+
+    def end(self, policy: Policy, reason: str) -> None:
+        """Tell a policy that wants to know it why its scan was ended; no reason: it was not. What was open with it is
+        closed: the next scan may come to the same positions."""
+        if reason and hasattr(policy, "ended"):
+            policy.ended(reason)
+            self._owed.clear()
+            self._spare.clear()
+            self._ended = False
 
     def suggest(self, policy: Policy, n: int) -> Decision:
         """Up to n positions that were not decided yet."""

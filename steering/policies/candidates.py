@@ -58,6 +58,13 @@ class Policy(Protocol):
         """On a new policy: go on from what `state` returned elsewhere. live: as in `ingest`, of the scan being
         measured; None before its first frame."""
 
+    def ended(self, reason: str) -> None:
+        """The scan of the newest suggestion is over with it, though that was no stop: it has its most frames. The next
+        `suggest` begins the next scan.
+
+        It is called before that `suggest`, after `declined`. This method is optional.
+        """
+
 
 class CandidatePolicy:
     """Suggests each candidate at most once in a pass; a subclass chooses which.
@@ -76,6 +83,7 @@ class CandidatePolicy:
     _STATE: tuple[str, ...] = (
         "_left",
         "_over",
+        "_suggested",
         "_declined",
         "_suggested_before",
         "_measured",
@@ -94,6 +102,8 @@ class CandidatePolicy:
         self._left = np.ones(len(self._candidates), bool)
         """(n,) True for candidates that were not suggested in this pass."""
         self._over = False
+        self._suggested = False
+        """Something was suggested in this pass."""
         self._declined = 0
         """Positions of this pass that will not be measured."""
         self._suggested_before = 0
@@ -129,6 +139,7 @@ class CandidatePolicy:
             raise ValueError(f"found n={n} positions asked for, expected 1 or more")
         if self._over:
             self._begin(self._scan)
+        self._suggested = True
         enough = self._stop.reason() if self._stop else None
         if not self._left.any():
             enough = "every candidate was suggested"
@@ -173,10 +184,15 @@ class CandidatePolicy:
     def _rules(self) -> dict[str, StopRule | DwellRule]:
         return {name: rule for name, rule in (("stop", self._stop), ("dwell", self._dwell)) if rule is not None}
 
+    def ended(self, reason: str) -> None:
+        """The pass of the newest suggestion is over."""
+        self._over = self._over or self._suggested
+
     def _see(self, live: Any) -> None:
         """Take the live image of the scan that goes on."""
 
     def _begin(self, stopped: str | None) -> None:
+        self._suggested = False
         self._suggested_before += len(self._left) - int(self._left.sum()) - self._declined
         self._declined = 0
         self._stopped_scan = stopped

@@ -97,7 +97,7 @@ class Executor:
         """Do what an action asks for; the event that answers it carries its id."""
         match action:
             case AskPolicy():
-                self._answer(action, await self.proxy.suggest(action.positions, action.declined, action.id))
+                self._answer(action, await self.proxy.suggest(action))
             case Steer() | Finish():
                 await self._tell_source(action)
             case Label():

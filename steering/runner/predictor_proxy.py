@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
-from steering.campaign import DecisionSuggested, Declined, Event, FrameSetAside, PredictionReady, PredictorReplaced
+from steering.campaign import AskPolicy, DecisionSuggested, Event, FrameSetAside, PredictionReady, PredictorReplaced
 from steering.clusters.roles import INFERENCE, addresses, workers_now
 from steering.inference import Answers, Installed, PolicyAnswer, Predictor, ResumeState, SavedPredictor
 from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
@@ -123,10 +123,10 @@ class PredictorProxy:
                 answer.cancel()
                 answer.add_done_callback(retrieved)
 
-    async def suggest(self, positions: int, declined: tuple[Declined, ...], action: int = 0) -> DecisionSuggested:
-        """The policy's answer, once it knows what was declined of its earlier ones. action: by which it is asked."""
-        parts = [(each.decision, each.reason) for each in declined]
-        answer: PolicyAnswer = await self.ask("suggest", positions, parts, action)
+    async def suggest(self, asked: AskPolicy) -> DecisionSuggested:
+        """The policy's answer, once it knows what was declined of its earlier ones, and why its scan was ended."""
+        parts = [(each.decision, each.reason) for each in asked.declined]
+        answer: PolicyAnswer = await self.ask("suggest", asked.positions, parts, asked.ended, action=asked.id)
         self._answer = answer.following(self._answer)
         self._answers.note(answer)
         return answer.decision

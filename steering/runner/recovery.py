@@ -107,6 +107,7 @@ class _Tail:
                     decision=event,
                     asked=asked.positions,
                     declined=declined,
+                    ended=asked.ended,
                     ingested=dict(event.ingested),
                     action=asked.id,
                 )
