@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from steering.inference import Predictor, PredictorSettings, ResumeState, SavedPolicy, SavedPredictor
+from steering.inference.policy_host import PolicyHost
 from steering.policies import Adaptive, GradientResidual, SpaceFilling, StopRule
 from steering.records import Decision
 from tests.test_inference import FIELD, GEOMETRY, PROBE, chunks, publish
@@ -182,3 +183,16 @@ def test_a_file_that_was_changed_is_refused(tmp_path):
                 await new(store, SpaceFilling(CANDIDATES)).start(ResumeState(version=0, saved=saved(folder, damaged)))
 
     asyncio.run(main())
+
+
+def test_a_stop_that_the_log_knows_is_not_decided_again():
+    """Saved before the last positions of a scan: what comes next are those of the next scan."""
+    host = PolicyHost(SpaceFilling(CANDIDATES), {})
+    state = json.loads(json.dumps(host.state()))
+    answers = [host.suggest(40, action=1), host.suggest(40, action=2)]
+    assert answers[1].decision.stop
+    policy = SavedPolicy.read(state, answers)
+    other = PolicyHost(SpaceFilling(CANDIDATES), {}, saved=policy, answered=policy.answered)
+    assert other.suggest(40, action=2).decision == answers[1].decision
+    again, expected = other.suggest(40, action=3).decision, host.suggest(40, action=3).decision
+    assert (again.positions, again.stop) == (expected.positions, False)

@@ -44,7 +44,7 @@ def killed(path, moment, *arguments):
         assert process.poll() is None, process.communicate()[0]
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     return RunFolder(path)
 
 

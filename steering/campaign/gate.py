@@ -13,10 +13,10 @@ from steering.campaign.events import (
     DecisionProposed,
     DecisionSettled,
     DecisionSuggested,
-    Event,
     FrameRefused,
 )
 from steering.campaign.limits import Guard, Positions
+from steering.campaign.run_events import Event
 
 Word = Literal["approve", "veto"]
 _FRUITLESS = 1000

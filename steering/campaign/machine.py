@@ -30,7 +30,6 @@ from steering.campaign.events import (
     DecisionSuggested,
     DriftLowered,
     DriftRaised,
-    Event,
     FrameRefused,
     GroupChanged,
     LabelsReady,
@@ -43,7 +42,7 @@ from steering.campaign.events import (
 )
 from steering.campaign.gate import Gate
 from steering.campaign.limits import Guard
-from steering.campaign.run_events import CampaignBegan
+from steering.campaign.run_events import CampaignBegan, Event
 from steering.campaign.settings import CampaignSettings
 from steering.campaign.transitions import Transitions
 

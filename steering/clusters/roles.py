@@ -16,7 +16,8 @@ Workers = Mapping[str, Mapping[str, Any]]
 
 def workers_of(client: Client) -> Workers:
     """The workers of a cluster, for a client that blocks."""
-    workers: Workers = client.scheduler_info(n_workers=-1)["workers"]
+    # Not `client.scheduler_info`: the client's own look at the scheduler, every two seconds, leaves it without workers.
+    workers: Workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
     return workers
 
 

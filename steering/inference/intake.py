@@ -40,7 +40,7 @@ class Intake:
         """The usable frames of chunks of one scan (None: there are none), the mask (y, x) with what they bring into it,
         and the events to report."""
         if live.restored:
-            taken = [(new, at) for chunk, at in taken if (new := _not_restored(chunk, live)) is not None]
+            taken = [(rest, at) for chunk, at in taken if (rest := _not_restored(chunk, live)) is not None]
         if live.retired:
             batch = None
             aside = {"a scan that is over": tuple(i for chunk, _ in taken for i in chunk["frame"].values.tolist())}

@@ -23,12 +23,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.campaign import Event
+from steering.inference.answers import PolicyAnswer
 from steering.inference.evaluate import HoldOut, Score, score_refined, score_versions
 from steering.inference.fast_loop import FastLoop
 from steering.inference.intake import Inbox, Intake
 from steering.inference.live import LiveImage, Truth
 from steering.inference.memory import Memory
-from steering.inference.policy_host import PolicyAnswer, PolicyHost, ResumeState
+from steering.inference.policy_host import PolicyHost, ResumeState
 from steering.inference.replay import DeclinedPart
 from steering.inference.saved_scans import SavedScans
 from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows, never_trained, newest_rows
@@ -111,9 +112,9 @@ class Predictor:
         weight = patch_weight(
             serving.engine.serving.probe, int(serving.engine.serving.network.hyperparameters["patch"])
         )
-        for part in () if saved is None else saved.part["scans"]:
-            self._scans.restore(saved.folder, part, weight)
         if saved is not None:
+            for part in saved.part["scans"]:
+                self._scans.restore(saved.folder, part, weight)
             mask = mask | whole(saved.part["mask"])
             serving.engine.serving.mask(mask)
         fast = FastLoop(

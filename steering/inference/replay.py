@@ -85,6 +85,10 @@ class Replay:
             if not self._ended:
                 self._compare(policy.suggest(answer.asked), decided)
             self._settle(decided)
+            if answer.decision.stop:  # the scan is over: what was left open of it concerns nobody any more
+                self._ended = False
+                self._spare.clear()
+                self._owed.clear()
 
     def decline(self, policy: Policy, declined: Sequence[DeclinedPart]) -> None:
         """Tell a policy that wants to know it what is not carried out. Of positions that it did not name this time it

@@ -60,9 +60,9 @@ class SavedScans:
 
     def _scan(self, folder: Path, live: LiveImage, tag: str) -> dict[str, Any]:
         mine, table = self._written.setdefault(live.scan, _Written()), live.frames
-        for rows in table.changes[mine.changes :]:
+        for changed in table.changes[mine.changes :]:
             mine.changes += 1
-            for block in np.unique(rows // table.block_rows).tolist():
+            for block in np.unique(changed // table.block_rows).tolist():
                 mine.touched[block] = mine.touched.get(block, 0) + 1
         n, names = len(table), []
         for block in range(-(-n // table.block_rows)):

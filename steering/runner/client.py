@@ -27,6 +27,8 @@ _ANSWER_S = 30.0
 """How long a command waits to be taken: the runner answers at once, unless its worker is busy starting up."""
 _RESTART_S = 120.0
 """How long a worker for the runner may take to be there again."""
+_NOTICED_S = 5.0
+"""How long the scheduler may take to notice that a worker is gone."""
 _LOOK_S = 0.05
 _LAST_WORDS_S = 20.0
 """How long an interrupted driver waits for the runner to write what there is."""
@@ -80,6 +82,16 @@ class Handle(Attached):
     def done(self) -> bool:
         """True once the run has ended, well or not."""
         return bool(self._result.done())
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the run early; None where nothing did, or it goes on."""
+        try:
+            if self.done:
+                self._result.result()
+        except Exception as error:  # handed to who asks
+            return error
+        return None
 
     def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
         """Snapshots until the run has ended."""
@@ -182,6 +194,16 @@ def _continued(experiment: Experiment, client: Client, folder: RunFolder) -> Han
     return start(experiment, client, RunFolder(folder.path, recovering=True))
 
 
+def _noticed(handle: Handle, error: Exception | None) -> bool:
+    """Whether the runner is lost; after an error of a connection the scheduler has some seconds to notice it."""
+    until = time.monotonic() + (_NOTICED_S if isinstance(error, OSError) else 0.0)
+    while not handle.lost:
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
 def _refuse_second(client: Client) -> None:
     """Raise RuntimeError where a campaign is running on the cluster; forget one whose runner is lost."""
     try:
@@ -215,12 +237,10 @@ def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show
         while True:
             try:
                 yield from handle.watch()
-                if handle.done and not handle.lost:
-                    return
-                error: Exception | None = None
+                error: Exception | None = handle.failure
             except Exception as failed:
                 error = failed
-            again = _continued(experiment, client, folder) if handle.lost else None
+            again = _continued(experiment, client, folder) if _noticed(handle, error) else None
             if again is None:
                 if error is not None:
                     raise error

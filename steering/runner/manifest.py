@@ -116,8 +116,7 @@ def prune(root: Path, keep: int) -> None:
         logger.warning("%s: nothing is removed: %s", root, error)
         return
     for place in root.iterdir():
-        number = int(place.name) if place.name.isdecimal() else None
-        if number is not None and kept and number < kept[0]:
+        if place.name.isdecimal() and kept and int(place.name) < kept[0]:
             (place / MANIFEST).unlink(missing_ok=True)  # first: a checkpoint is whole or not there
             shutil.rmtree(place, ignore_errors=True)
     for path in _shared(root, kept):
