@@ -13,13 +13,11 @@ from urllib.parse import urlsplit
 import xarray as xr
 from distributed import Client, get_client
 
-from steering.campaign import Campaign, Command, Event, ModelPublished, RunStarted, SourceEnded, encode
+from steering.campaign import Campaign, Command, Event, SourceEnded, encode
 from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
 from steering.inference import Predictor
 from steering.labels.external import waiting
 from steering.learning import MeetingPoint, Rank
-from steering.models import ModelStore
-from steering.records import ModelVersion
 from steering.runner.actors import ActorHandle, LostForGood, call, place, release, retrieved
 from steering.runner.describe import describe
 from steering.runner.event_log import EventLog
@@ -33,7 +31,7 @@ from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 from steering.runner.source_actor import SourceActor, Undelivered
-from steering.runner.start import Start, find_start, first_version, leave, names_of
+from steering.runner.start import Start, begin, leave
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +85,7 @@ class Runner:
                 await self._hear_the_last_frames()
                 await self._unless_failed(self.finishing.finish_all())
                 await self._unless_failed(self.save())
-                figures = await self._unless_failed(self._sum_up())
-                return figures | await self._unless_failed(self._leave_behind())
+                return await self._unless_failed(self._sum_up()) | await self._unless_failed(self._leave_behind())
             finally:
                 await self._close(name)
 
@@ -183,34 +180,18 @@ class Runner:
             ) from late
 
     async def _set_up(self) -> None:
-        experiment = self.experiment
-        network = experiment.network
-        self._begin = await asyncio.to_thread(find_start, experiment, self.folder)
-        with self._begin.reading():
-            first, said = await asyncio.to_thread(first_version, network, self._begin)
-            network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
-            await asyncio.to_thread(ModelStore(self.folder.models).publish, network, first)
-            await self._begin_with(first, said)
-
-    async def _begin_with(self, first: ModelVersion, said: str) -> None:
-        """Start everything, with version 0 in the store. said: what the model is."""
+        self._begin = await asyncio.to_thread(begin, self.experiment, self.folder)
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
         # scheduler, and then hears nothing of its futures for ever.
         client = await get_client()
-        await self._assemble(client)
+        with self._begin.read:
+            await self._assemble(client)
         labelling = self._executor_of(client).labelling
         self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self._log)
         self._log(replace(self.campaign.began, time=time.time()))
-        if self._begin.origins:
-            self._log(RunStarted(time=time.time(), origins=tuple(names_of(self._begin.origins)), model=said))
-        self.take(
-            ModelPublished(
-                time=time.time(),
-                version=0,
-                validation_error=first.validation_error,
-                validation_residual=first.validation_residual,
-            )
-        )
+        for event in self._begin.events:
+            self._log(event)
+        self.take(self._begin.published)
         self._start(self._hear_the_source())
         self._start(self._hear_the_predictor())
         self._start(labelling.watch_external_labels())
@@ -383,15 +364,11 @@ class Runner:
         return figures
 
     async def _leave_behind(self) -> dict[str, Any]:
-        """What later runs start from. That it cannot be written costs nothing else."""
-        if self._ranks is None:
-            return {}
-        found = await self.optional.run(
-            "writing what later runs start from", leave(self._ranks, self.folder, self._begin)
-        )
-        figures = {"left_behind": found or {"failed": "see the log"}}
-        await asyncio.to_thread(self.folder.write_summary, figures)
-        return figures
+        """What later runs start from. A failure costs nothing else."""
+        work = leave(self._ranks, self.folder, self._begin)
+        left = {"left_behind": await self.optional.run("leaving what later runs start from", work)}
+        await asyncio.to_thread(self.folder.write_summary, left)
+        return left
 
     async def _close(self, name: str | None) -> None:
         """Release everything that the run holds on the cluster."""
