@@ -325,10 +325,8 @@ class Rank:
         earlier = [row for name, scan in self.samples.scans.items() if "/" in name for row in scan.held_out.values()]
         if earlier:
             # Before the first judgement nothing was published: what is served is what the run began with.
-            began, now = (
-                float(_outputs(network, stacked(earlier), objective)[1].mean())
-                for network in (self.served, self.network)
-            )
+            rows, both = stacked(earlier), (self.served, self.network)
+            began, now = (float(_outputs(network, rows, objective)[1].mean()) for network in both)
             self._earlier = (self._earlier[0] if self._earlier else began, now)
         quality = _quality(self.network, held_out, objective)
         return {"served_error": served, "earlier_errors": self._earlier, **quality}
