@@ -3,10 +3,10 @@
     steering run workflows/bench_checkpoint.py [--mib 16 1024] [--checkpoints 40] [--earlier]
 
 Stall: one rank trains ER on frames of 64 x 64 pixels (uint16) with labels of 40 x 40, its buffer full, and every step
-brings samples never seen before. One checkpoint follows the other. `stall_ms` is, of each checkpoint, the longest time that
-the training thread spends in checkpoint code within one step or between two: the cut, and copies of samples that are
-about to be overwritten; `stall_cpu_ms` is the same in CPU time, which others on the machine do not lengthen. `share` is
-all such time over the wall time of training. `step_over_quiet` compares median steps while files are written with steps
+brings samples never seen before. One checkpoint follows the other. `stall_ms` is, of each checkpoint, the longest time
+that the training thread spends in checkpoint code within one step or between two: the cut, and copies of samples about
+to be overwritten; `stall_cpu_ms` is the same in CPU time, which others on the machine do not lengthen. `share` is all
+such time over the wall time of training. `step_over_quiet` compares median steps while files are written with steps
 while none are: the writer uses the disk and a core of its own.
 
 --earlier: the demo, then the demo again from that run, then two new samples from it. `first_over_run_end`: the second

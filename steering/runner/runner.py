@@ -85,7 +85,7 @@ class Runner:
                 await self._hear_the_last_frames()
                 await self._unless_failed(self.finishing.finish_all())
                 await self._unless_failed(self.save())
-                return await self._unless_failed(self._sum_up()) | await self._unless_failed(self._leave_behind())
+                return await self._unless_failed(self._sum_up())
             finally:
                 await self._close(name)
 
@@ -361,14 +361,10 @@ class Runner:
         figures = await summary(self.metrics, source, ranks, self.proxy)
         self.folder.write_summary(figures)
         await self.snapshot()
-        return figures
-
-    async def _leave_behind(self) -> dict[str, Any]:
-        """What later runs start from. A failure costs nothing else."""
         work = leave(self._ranks, self.folder, self._begin)
         left = {"left_behind": await self.optional.run("leaving what later runs start from", work)}
-        await asyncio.to_thread(self.folder.write_summary, left)
-        return left
+        self.folder.write_summary(left)
+        return figures | left
 
     async def _close(self, name: str | None) -> None:
         """Release everything that the run holds on the cluster."""
