@@ -47,8 +47,6 @@ from steering.learning.checkpoint import FOLDER, Recorder
 from steering.ptychography import patch_weight
 
 WINDOW, PATCH, BATCH = 64, 40, 16
-QUIET = 30
-"""Steps without a checkpoint before each."""
 
 
 class Watch:
@@ -115,8 +113,8 @@ def loop_of(mib: int) -> tuple[Loop, Any]:
     return loop, load
 
 
-def stall(folder: Path, mib: int, checkpoints: int) -> dict[str, Any]:
-    """Figures of one size of buffer. Every second checkpoint writes the whole buffer, the others what has changed."""
+def stall(folder: Path, mib: int, checkpoints: int, steps: int) -> dict[str, Any]:
+    """Figures of one size of buffer; before each checkpoint come so many steps without one. Every second checkpoint writes the whole buffer, the others what has changed."""
     loop, load = loop_of(mib)
     loop.run(5, load)
     watch, recorder = Watch(), Recorder(loop)
@@ -128,7 +126,7 @@ def stall(folder: Path, mib: int, checkpoints: int) -> dict[str, Any]:
         for number in range(checkpoints):
             recorder = Recorder(loop) if number % 2 == 0 else recorder
             begun = time.perf_counter()
-            for _ in range(QUIET):
+            for _ in range(steps):
                 quiet.append(_seconds(loop, load))
             watch.step()
             started = time.perf_counter()
@@ -208,12 +206,15 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench_checkpoint.py")
     parser.add_argument("--mib", type=int, nargs="+", default=[16, 1024], help="sizes of a rank's buffer (16 1024)")
     parser.add_argument("--checkpoints", type=int, default=40, help="of each size (40)")
+    parser.add_argument("--quiet", type=int, default=30, help="steps without a checkpoint before each (30)")
     parser.add_argument("--earlier", action="store_true", help="also run the demo, and from it again")
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample of these runs (1100)")
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = {f"mib_{mib}": stall(folder.path / "checkpoints", mib, options.checkpoints) for mib in options.mib}
+    found = {
+        f"mib_{mib}": stall(folder.path / "checkpoints", mib, options.checkpoints, options.quiet) for mib in options.mib
+    }
     stalls = {f"{mib} MiB per rank": np.array(found[f"mib_{mib}"].pop("stalls_ms")) for mib in options.mib}
     folder.write_file("picture.png", stalls_picture(stalls))
     worst = max(found.values(), key=lambda one: one["stall_ms"]["p99"])
