@@ -4,22 +4,29 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 
+from steering.cli import main
 from steering.learning import Classification, Loop, TrainerSettings
 from steering.learning.buffer import BOOKKEEPING, RehearsalBuffer
+from steering.learning.buffer_cut import Overrun
+from steering.learning.buffer_file import read_buffer, write_cut
 from steering.learning.buffer_state import BufferState
 from steering.learning.checkpoint import FOLDER, RanksPart, Recorder, joined, prune
 from steering.learning.group import Place, leave
 from steering.learning.restore import OtherNetwork, read_training, restore_buffer, restore_training
 from steering.learning.strategies import DERpp
 from steering.learning.training_state import Packed
+from steering.runner import RunFolder
 from tests.ranks import on_ranks
 
 SAMPLE = 3 * 8 * 8 + 8 + 8 + 4 * 5 + BOOKKEEPING
@@ -29,10 +36,10 @@ def loop_of(*, rank=0, capacity=40, width=4, look=1):
     """A small classifier with DER++, whose buffer holds so many images."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, width), nn.ReLU(), nn.Linear(width, 5))
-    settings = TrainerSettings(
+    how = TrainerSettings(
         batch=6, candidates=4, representatives=5, buffer_bytes=capacity * SAMPLE, look_ahead=look, seed=1
     )
-    return Loop(network, DERpp(Classification(mean=[0.5] * 3, std=[0.3] * 3)), settings, rank=rank)
+    return Loop(network, DERpp(Classification(mean=[0.5] * 3, std=[0.3] * 3)), how, rank=rank)
 
 
 def train(loop, steps, ranks=1):
@@ -143,6 +150,82 @@ def test_a_cut_is_the_buffer_as_it_was_whatever_is_inserted_while_it_is_read(pol
         assert found == expected
         assert len(order) > len(expected) / 3
         assert cut.key.tolist() == before.key[slots].tolist()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    policy=st.sampled_from(["reservoir", "replacement", "balanced"]),
+    before=st.integers(1, 700),
+    between=st.integers(0, 700),
+    whole=st.booleans(),
+    batch=st.integers(1, 40),
+)
+def test_whatever_a_thread_inserts_meanwhile_the_file_is_the_buffer_at_the_cut(
+    tmp_path, policy, before, between, whole, batch
+):
+    """Two megabytes, written while another thread inserts without a pause."""
+    buffer = RehearsalBuffer(500 * (8 + 8 + 4000 + BOOKKEEPING), policy=policy)
+    first, stop = 0, threading.Event()
+
+    def insert(count):
+        nonlocal first
+        ids = torch.arange(first, first + count)
+        buffer.insert({"id": ids, "x": ids[:, None].int().expand(-1, 1000)}, ids % 3, ids)
+        first += count
+
+    def inserting():
+        while not stop.is_set():
+            insert(batch)
+
+    insert(before)
+    earlier = buffer.cut()
+    write_cut(earlier, tmp_path / "whole")
+    earlier.close()
+    insert(between)
+    expected = buffer.state().packed()
+    cut = buffer.cut(0 if whole else earlier.counters["clock"], aside=10.0)
+    other = threading.Thread(target=inserting)
+    other.start()
+    try:
+        write_cut(cut, tmp_path / "cut")
+    finally:
+        stop.set()
+        other.join()
+        cut.close()
+    with ExitStack() as stack:
+        paths = [tmp_path / "cut"] if whole else [tmp_path / "whole", tmp_path / "cut"]
+        found = read_buffer(paths, stack).packed()
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(found.tensors[name], value) for name, value in expected.tensors.items())
+    assert (found.tensors["field.x"] == found.tensors["field.id"][:, None]).all()
+
+
+def test_a_disk_slower_than_the_inserts_costs_the_checkpoint_and_nothing_else():
+    buffer = RehearsalBuffer(100 * (8 + 8 + BOOKKEEPING))
+    for first in range(0, 200, 20):
+        ids = torch.arange(first, first + 20)
+        buffer.insert({"id": ids}, ids * 0, ids)
+    cut = buffer.cut(aside=0.01)
+    for first in range(200, 2000, 20):
+        ids = torch.arange(first, first + 20)
+        buffer.insert({"id": ids}, ids * 0, ids)
+    with pytest.raises(Overrun, match="faster disk"):
+        list(cut.blocks())
+    with pytest.raises(RuntimeError, match="still being read"):
+        buffer.cut()
+    cut.close()
+    assert sum(len(block["id"]) for _, block in buffer.cut().blocks()) == 100
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_and_keeps_its_keys(tmp_path):
+    quick = ["--mib", "1", "2", "--checkpoints", "2", "--quiet", "2"]
+    assert main(["run", "workflows/bench_checkpoint.py", "--out", str(tmp_path / "run"), *quick]) == 0
+    figures = RunFolder(tmp_path / "run").summary()["checkpoint"]
+    assert figures["stall_ms"]["p50"] <= figures["stall_ms"]["p99"]
+    assert 0 < figures["share"] < 1
+    assert figures["mib_2"]["whole_mib"] > figures["mib_1"]["whole_mib"] > 1
+    assert (tmp_path / "run" / "picture.png").is_file()
 
 
 def write_on(rank, ranks, where, folder):

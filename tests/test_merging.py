@@ -1,4 +1,4 @@
-"""Laws of buffers that are united, given out, thinned and cleared of a scan: every past sample is as likely."""
+"""Laws of buffers that are united, given out and thinned: every past sample is equally likely, none is there twice."""
 
 import itertools
 
@@ -112,7 +112,7 @@ def test_a_restored_buffer_of_another_size_goes_on_as_if_it_had_always_had_it():
 def test_resharding_is_exact(ranks):
     """What other ranks hold together is what those before held below their common bound, each once."""
     counts = np.zeros(120)
-    for seed in range(150):
+    for seed in range(80):
         states = []
         for rank in range(3):
             buffer = RehearsalBuffer(12 * BYTES)
@@ -126,6 +126,24 @@ def test_resharding_is_exact(ranks):
         assert sum(part.seen for part in parts) == 120
         counts[found] += 1
     assert improbable(counts, counts.mean()) > 1e-3
+
+
+def test_what_a_lost_rank_held_is_taken_over_by_the_others_as_if_they_had_seen_it():
+    """Two of three ranks with full buffers take the lost one's share: what they then hold is what would be theirs."""
+    for seed in range(10):
+        buffers = [grown(20, f"{seed} {rank}", count=80) for rank in range(3)]
+        lost = buffers[2].state()
+        for rank, buffer in enumerate(buffers[:2]):
+            own = buffer.state()
+            share = lost.take(np.arange(len(lost))[rank::2])
+            expected = np.sort(np.concatenate([own.key, share.key]))[:20]
+            assert len(buffer) == 20
+            buffer.absorb(share)
+            assert sorted(buffer.state().key.tolist()) == expected.tolist()
+            assert buffer.state().bound <= min(own.bound, lost.bound)
+        fresh = RehearsalBuffer(40 * BYTES)
+        assert fresh.absorb(lost) == 20
+        assert fresh.state().bound == lost.bound
 
 
 def test_a_scan_that_is_taken_out_leaves_what_would_be_there_without_it():

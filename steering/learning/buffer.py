@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steering.learning.buffer_cut import Cut
 from steering.learning.buffer_state import BufferState, ScanName, merge, thin
+from steering.learning.identity import keys_of
 from steering.learning.insertion import Insertion, Policy
 from steering.learning.key_index import KeyIndex
 from steering.learning.rows import STRATUM, Layout, Rows
@@ -109,17 +110,43 @@ class RehearsalBuffer:
             ValueError: fields that differ from those stored, or one sample larger than the budget.
         """
         count = self._check(samples, stratum)
-        own = None if identity is None else _identity(identity, count)
-        if self._insertion.identified is (own is None) and self.seen:
+        keys = None if identity is None else keys_of(_identity(identity, count))
+        if self._insertion.identified is (keys is None) and self.seen:
             raise ValueError(
-                f"found samples {'without' if own is None else 'with'} an identity, expected the other as in inserts "
+                f"found samples {'without' if keys is None else 'with'} an identity, expected the other as in inserts "
                 "before: give all of them one, or none"
             )
         if self.layout is None:
             self._allocate(Layout.of(samples))
-        if count == 0:
+        return self._offer(samples, stratum, keys) if count else 0
+
+    def absorb(self, state: BufferState) -> int:
+        """Offer what another buffer has kept, as of a rank that was lost; returns how many samples were stored.
+
+        Samples of both are then kept by their keys, each once. Raises ValueError where they cannot be united.
+        """
+        if not len(state) or state.layout is None:
             return 0
-        slots, chosen = self._insertion.choose(self.strata.numbers(stratum.tolist()), own)
+        if self.policy != "replacement" and not (state.identified and self._insertion.identified in (True, None)):
+            raise ValueError("found samples without an identity to be taken over, expected one for each: offer them so")
+        if self.layout is None:
+            self._allocate(state.layout)
+        if state.layout != self.layout:
+            raise ValueError(f"found samples of {state.layout} to be taken over, expected {self.layout}")
+        self.scans |= {key: name for key, name in state.scans.items() if key not in self.scans}
+        stored, rows = 0, np.arange(len(state))
+        block = max(1, _BLOCK // sum(self.layout.row_bytes.values()))
+        for first in range(0, len(rows), block):
+            part = rows[first : first + block]
+            fields = {name: state.read(name, part).contiguous() for name in self.rows if name != STRATUM}
+            stored += self._offer(fields, torch.from_numpy(state.stratum[part]), state.key[part])
+        bounds = state.bounds()
+        self._insertion.lower(dict(zip(self.strata.numbers(list(bounds)), bounds.values(), strict=True)), state.bound)
+        return stored
+
+    def _offer(self, samples: Mapping[str, Tensor], stratum: Tensor, keys: np.ndarray | None) -> int:
+        """Offer samples that were checked; how many were stored."""
+        slots, chosen = self._insertion.choose(self.strata.numbers(stratum.tolist()), keys)
         if len(chosen):
             cut = self._cut  # its reader may close it at any time
             if cut is not None:
@@ -127,7 +154,7 @@ class RehearsalBuffer:
             for name, rows in self.rows.items():
                 rows.put(slots, (stratum if name == STRATUM else samples[name]).contiguous(), chosen)
             self._inserted_at[slots] = self._clock + 1 + chosen
-        self._clock += count
+        self._clock += len(stratum)
         return len(chosen)
 
     def gather(self, slots: Tensor, out: Mapping[str, Tensor], start: int = 0) -> None:

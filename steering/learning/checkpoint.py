@@ -9,9 +9,8 @@ the whole.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,10 +130,12 @@ class Recorder:
     _folder: Path | None = None
     _clock: int = 0
     _number: int = -1
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     written: Future[RankFiles] = field(default_factory=Future)
     """Of the newest checkpoint: done when its files are on the disk."""
 
     def __post_init__(self) -> None:
+        self._thread.submit(int)  # it is there before the first cut: starting one can take milliseconds
         self.written.set_exception(RuntimeError("found no checkpoint that was begun, expected `cut` before"))
 
     def cut(self, folder: Path, number: int) -> int:
@@ -157,9 +158,8 @@ class Recorder:
         except BaseException:
             cut.close()
             raise
-        self.written = Future()
         job = _Job(folder, number, self.loop.rank, self.loop.steps, cut, weights, samples, whole)
-        threading.Thread(target=self._record, args=(self.written, job), name="checkpoint", daemon=True).start()
+        self.written = self._thread.submit(self._write, job)
         return self.loop.steps
 
     def _weights(self) -> Packed:
@@ -175,12 +175,6 @@ class Recorder:
         changes = sum(size for _, size in self._chain[1:])
         there = all((folder / name).is_file() for name, _ in self._chain)
         return changes >= self._chain[0][1] or len(self._chain) >= _LONGEST_CHAIN or not there
-
-    def _record(self, answer: Future[RankFiles], job: _Job) -> None:
-        try:
-            answer.set_result(self._write(job))
-        except BaseException as error:  # whoever waits for the files raises it
-            answer.set_exception(error)
 
     def _write(self, job: _Job) -> RankFiles:
         folder, prefix = job.folder, f"{FOLDER}/{job.number:08d}"

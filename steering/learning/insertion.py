@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.learning.identity import WHOLE, KeyMaker, keys_of
+from steering.learning.identity import WHOLE, KeyMaker
 from steering.learning.key_index import KeyIndex
 from steering.learning.strata import Strata
 
@@ -82,19 +82,20 @@ class Insertion:
         self._largest.clear()
 
     def choose(
-        self, numbers: list[int], identity: NDArray[np.int64] | None = None
+        self, numbers: list[int], keys: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Decide on samples of these strata (numbers as in Strata).
 
         Args:
-            identity: int64 (n,), of each; None: all are different from each other and from those before.
+            keys: int64 (n,), of the identity of each; None: all are different from each other and from those before.
 
         Returns:
             (distinct slots; index of the sample that each takes), int64 (kept,) both.
         """
         count = len(numbers)
-        keys = self.maker.keys(self.seen, count) if identity is None else keys_of(identity)
-        self.identified = identity is not None
+        self.identified = keys is not None
+        if keys is None:
+            keys = self.maker.keys(self.seen, count)
         if self.policy == "replacement":
             slots = self._replacing(numbers)
             # A later sample of the batch may have replaced an earlier one: the last counts.
@@ -163,11 +164,17 @@ class Insertion:
     def _turn_away(self, group: int, key: int) -> None:
         """From now on nothing from this key on is kept of a group."""
         if group < 0:
-            self.bound = key
+            self.bound = min(self.bound, key)
             return
         while len(self._bounds) <= group:
             self._bounds.append(self.bound)
-        self._bounds[group] = key
+        self._bounds[group] = min(self._bounds[group], key)
+
+    def lower(self, bounds: dict[int, int], bound: int) -> None:
+        """Admit nothing more from these bounds on, of strata by their numbers, and of all others."""
+        for number, key in bounds.items() if self.policy == "balanced" else ():
+            self._turn_away(number, key)
+        self._turn_away(-1, bound)
 
     def _largest_of(self, group: int) -> list[tuple[int, int]]:
         found = self._largest.get(group)

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,33 +17,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.buffer_state import ScanName
 from steering.learning.checkpoint import RankFiles, RanksPart, Recorder
 from steering.learning.loop import PARTS, Loop
-from steering.learning.minibatch import Fields
 from steering.learning.objectives import Reconstruction
 from steering.learning.origin import Origin, Started, earlier_held_out, take_up_buffers, take_up_model
+from steering.learning.quality import outputs_of, quality_of
 from steering.learning.redistribution import redistribute
-from steering.learning.restore import read_labelled, read_training, restore_buffer, restore_training
+from steering.learning.restore import read_labelled, read_share, read_training, restore_buffer, restore_training
 from steering.learning.samples import Labels, NoSamples, Samples, stacked
+from steering.learning.samples_file import read_samples
 from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.learning.training_state import Packed
 from steering.models import ModelStore, Network
-from steering.ptychography import (
-    above_floor,
-    far_field_residual,
-    no_evidence,
-    pair_offsets,
-    patch_weight,
-    poisson_floor,
-    share_of_noise,
-    thinned,
-)
+from steering.ptychography import patch_weight
 from steering.records import ModelVersion
 
 
@@ -68,8 +59,8 @@ class Round:
     """On held-out frames; rank 0 only."""
     served_error: float | None = None
     """The same for the weights last published."""
-    earlier_error: float | None = None
-    """On held-out frames of the runs that this one was started from."""
+    earlier_errors: tuple[float, float] | None = None
+    """On held-out frames of the runs that this one was started from: as it began, and now."""
     residual: float | None = None
     """Median far-field residual on the held-out frames."""
     residuals: tuple[float, ...] = ()
@@ -103,6 +94,7 @@ class Rank:
         self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts, run=self.run)
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
+        self._earlier: tuple[float, float] | None = None
         self._recorder = Recorder(self._loop, self.samples, self._others)
 
     def join(self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0) -> int:
@@ -142,6 +134,22 @@ class Rank:
         """What this rank has written for the newest checkpoint, once it is on the disk. Raises OSError, and Overrun
         where the disk is too slow; the next checkpoint is whole all the same."""
         return await asyncio.wrap_future(self._recorder.written)
+
+    def take_over(self, folder: Path, part: RanksPart, lost: int, *, rank: int, ranks: int) -> int:
+        """Take over this rank's share of what rank `lost` of a checkpoint had, one of `ranks` that do so between them;
+        before a `join`, which gives labelled frames to the ranks that train on them. Returns the samples it brings.
+
+        Raises OSError, and ValueError for a checkpoint that is damaged or does not fit.
+        """
+        if not hasattr(self, "samples"):
+            self._awake(rank)
+        with ExitStack() as stack:
+            state = read_share(folder, part, lost, stack)
+            share = state.take(np.arange(len(state))[rank::ranks])
+            self.buffer.absorb(share)
+        if rank == 0 and part.samples:
+            self.samples.bring_back(read_samples(folder / part.samples[lost]).scans)
+        return len(share)
 
     def start(self, origins: Sequence[Origin], *, rank: int, ranks: int) -> Started:
         """Begin with what earlier runs and memories have learnt, before the first `join`.
@@ -303,10 +311,15 @@ class Rank:
         objective = Reconstruction(
             patch_weight(self.network.optics.modes().cpu().numpy(), self.network.hyperparameters["patch"])
         )
-        served = float(_outputs(self.served, held_out, objective)[1].mean())
+        served = float(outputs_of(self.served, held_out, objective)[1].mean())
         earlier = [row for name, scan in self.samples.scans.items() if "/" in name for row in scan.held_out.values()]
-        old = float(_outputs(self.network, stacked(earlier), objective)[1].mean()) if earlier else None
-        return {"served_error": served, "earlier_error": old, **_quality(self.network, held_out, objective)}
+        if earlier:
+            # Before the first judgement nothing was published: what is served is what the run began with.
+            rows, both = stacked(earlier), (self.served, self.network)
+            began, now = (float(outputs_of(network, rows, objective)[1].mean()) for network in both)
+            self._earlier = (self._earlier[0] if self._earlier else began, now)
+        quality = quality_of(self.network, held_out, objective)
+        return {"served_error": served, "earlier_errors": self._earlier, **quality}
 
     def publish(self, store: Path, version: ModelVersion) -> None:
         """Write the weights as they are now, and take them as those that later candidates are compared with.
@@ -343,30 +356,3 @@ class Rank:
         """Leave the group."""
         self._loop.disconnect()
         group.leave()
-
-
-def _outputs(network: Network, fields: Fields, objective: Reconstruction) -> tuple[Tensor, Tensor]:
-    """Predicted patches (n, h, w) complex, on the CPU, and their errors (n,)."""
-    there = {name: value.to(network.optics.probe.device) for name, value in fields.items()}
-    outputs = objective.outputs(network, there)
-    return torch.polar(*outputs).cpu(), objective.error(outputs, there)
-
-
-def _quality(network: Network, fields: Fields, objective: Reconstruction) -> dict[str, Any]:
-    """Quality of the candidate on held-out frames: its error, and the distributions that trust is measured against."""
-    probe, mask = network.optics.modes().cpu().numpy(), network.optics.bad.cpu().numpy()
-    predicted, error = _outputs(network, fields, objective)
-    patches, labels = predicted.numpy(), torch.polar(fields["amplitude"], fields["phase"]).numpy()
-    counts = fields["counts"].numpy()
-    residual, floor = far_field_residual(patches, counts, probe, mask), poisson_floor(counts, mask)
-    fewer = thinned(counts, mask)
-    again = _outputs(network, {**fields, "counts": torch.from_numpy(fewer)}, objective)[0].numpy()
-    share = share_of_noise(residual, floor, far_field_residual(again, fewer, probe, mask), poisson_floor(fewer, mask))
-    evidence = np.array([not reason for reason in no_evidence(counts, floor, mask)])
-    return {
-        "error": float(error.mean()),
-        "residual": float(np.median(residual)),
-        "residuals": tuple(above_floor(residual, floor, share)[evidence].tolist()),
-        "noise_share": share,
-        "offsets": tuple(pair_offsets(patches[evidence], labels[evidence], objective.weight.numpy()).tolist()),
-    }

@@ -106,6 +106,7 @@ def _check_optimiser(packed: Packed, optimiser: torch.optim.Optimizer) -> None:
     own, groups = optimiser.state_dict()["param_groups"], packed.scalars["groups"]
     same = isinstance(groups, list) and len(groups) == len(own) and all(isinstance(g, dict) for g in groups)
     for mine, theirs in zip(own, groups, strict=True) if same else ():
+        same = same and theirs.get("params") == mine["params"]
         keys = set(theirs) - {"initial_lr"}
         same = same and keys == set(mine) - {"initial_lr"} and all(_alike(theirs[k], mine.get(k, 0.0)) for k in theirs)
     if not same or not isinstance(packed.scalars["state"], dict):
@@ -116,6 +117,18 @@ def _check_optimiser(packed: Packed, optimiser: torch.optim.Optimizer) -> None:
         numbers = isinstance(values, dict) and all(_alike(value, 0.0) for value in values.values())
         if not str(parameter).isdecimal() or not numbers:
             raise ValueError("found an optimiser's state that is no table of numbers, expected one that steering wrote")
+    kinds = {frozenset(names) for names in _state_names(packed).values()}
+    if len(kinds) > 1:
+        raise ValueError(f"found parameters with different state of the optimiser, {kinds}, expected the same for all")
+
+
+def _state_names(packed: Packed) -> dict[str, set[str]]:
+    """What an optimiser's state holds of each parameter."""
+    found = {str(parameter): set(values) for parameter, values in packed.scalars["state"].items()}
+    for name in packed.named("optimiser."):
+        parameter, kind = name.split(".", 1)
+        found.setdefault(parameter, set()).add(kind)
+    return found
 
 
 def _alike(value: Any, mine: Any) -> bool:

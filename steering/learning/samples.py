@@ -175,6 +175,18 @@ class Samples:
             own.over = own.over or held.over
         self.scan = scan
 
+    def bring_back(self, scans: Mapping[str, ScanSamples]) -> None:
+        """Take in what a lost rank held of scans that go on, where this rank has nothing of a frame."""
+        for name, held in scans.items():
+            own = self.scans.setdefault(name, ScanSamples())
+            if own.over or held.over:
+                continue
+            own.held_out = {**held.held_out, **own.held_out}
+            for frame in set(held.residual) - set(own.residual):
+                own.residual[frame] = held.residual[frame]
+                if frame in held.train:
+                    own.train[frame] = held.train[frame]
+
     def held_out(self, scan: str) -> Row | None:
         """The held-out samples of a scan, stacked; None where there are none."""
         rows = self.scans[scan].held_out.values() if scan in self.scans else ()

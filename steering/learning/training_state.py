@@ -67,7 +67,7 @@ def restore(packed: Packed, network: nn.Module, optimiser: torch.optim.Optimizer
     try:
         network.load_state_dict(packed.named("network."))
         optimiser.load_state_dict({"state": state, "param_groups": packed.scalars["groups"]})
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"found a state that does not fit this network or optimiser: {error}") from error
     for parameter, values in optimiser.state.items():
         for name, value in values.items():

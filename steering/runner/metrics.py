@@ -277,6 +277,7 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
         "versions_published": metrics.published,
         "remote_representatives_share": remote_share(metrics),
         "rehearsal_buffer": composition(metrics),
+        "earlier_errors": next((r[0].earlier_errors for r in reversed(metrics.rounds) if r[0].earlier_errors), None),
         "prediction_latency_ms": predictor["latency_ms"],
         "prediction": {
             **{name: predictor[name] for name in _OF_PREDICTION},

@@ -17,14 +17,11 @@ from steering.campaign import (
     Command,
     Event,
     GroupChanged,
-    ModelPublished,
     RunRecovered,
-    RunStarted,
     SourceEnded,
     encode,
 )
 from steering.labels.external import waiting
-from steering.records import ModelVersion
 from steering.runner.actors import ActorHandle, LostForGood, call, release, retrieved
 from steering.runner.assembly import assemble
 from steering.runner.checkpoint import Checkpoints
@@ -42,7 +39,7 @@ from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 from steering.runner.recovery import Recovery, recover
 from steering.runner.source_actor import Undelivered
-from steering.runner.start import Start, find_start, leave, names_of, publish_first
+from steering.runner.start import Start, begin, leave
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +110,7 @@ class Runner:
             await self._hear_the_last_frames()
             await self._unless_failed(self.finishing.finish_all())
             await self._unless_failed(self.save())
-            figures = await self._unless_failed(self._sum_up())
-            return figures | await self._unless_failed(self._leave_behind())
+            return await self._unless_failed(self._sum_up())
         finally:
             for job in self._jobs:
                 job.cancel()
@@ -213,16 +209,17 @@ class Runner:
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
         # scheduler, and then hears nothing of its futures for ever.
         client, recovery = await get_client(), self._recovery
-        self._begin = await asyncio.to_thread(find_start, self.experiment, self.folder)
-        with self._begin.reading():
-            if recovery is None:
-                first = await asyncio.to_thread(publish_first, self.experiment, self.folder, self._begin)
+        self._begin = await asyncio.to_thread(begin, self.experiment, self.folder)
+        with self._begin.read:
             actors = await assemble(client, self.experiment, self.folder, self.take, recovery or self._begin)
         self._source, self._proxy, self._ranks = actors.source, actors.proxy, actors.ranks
         executor = self._executor_of(client)
         self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self.optional, self._log)
         if recovery is None:
-            self._begin_with(*first)
+            self._log(replace(self.campaign.began, time=time.time()))
+            for event in self._begin.events:
+                self._log(event)
+            self.take(self._begin.published)
         else:
             self._go_on(recovery, executor)
         self._start(self._hear_the_source())
@@ -237,15 +234,6 @@ class Runner:
             source_ended=lambda: self._source_ended,
         )
         self._start(checkpoints.as_time_goes())
-
-    def _begin_with(self, first: ModelVersion, said: str) -> None:
-        """The run's first events. said: what its first version is."""
-        now = time.time()
-        self._log(replace(self.campaign.began, time=now))
-        if self._begin.origins:
-            self._log(RunStarted(time=now, origins=tuple(names_of(self._begin.origins)), model=said))
-        error, residual = first.validation_error, first.validation_residual
-        self.take(ModelPublished(time=now, version=0, validation_error=error, validation_residual=residual))
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
@@ -400,18 +388,10 @@ class Runner:
         figures = await summary(self.metrics, source, ranks, self.proxy)
         self.folder.write_summary(figures)
         await self.snapshot()
-        return figures
-
-    async def _leave_behind(self) -> dict[str, Any]:
-        """What later runs start from. That it cannot be written costs nothing else."""
-        if self._ranks is None:
-            return {}
-        found = await self.optional.run(
-            "writing what later runs start from", leave(self._ranks, self.folder, self._begin)
-        )
-        figures = {"left_behind": found or {"failed": "see the log"}}
-        await asyncio.to_thread(self.folder.write_summary, figures)
-        return figures
+        work = leave(self._ranks, self.folder, self._begin)
+        left = {"left_behind": await self.optional.run("leaving what later runs start from", work)}
+        self.folder.write_summary(left)
+        return figures | left
 
     async def _close(self, name: str | None) -> None:
         """Release everything that the run holds on the cluster."""

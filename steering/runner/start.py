@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steering.campaign import GroupChanged
+from steering.campaign import Event, GroupChanged, ModelPublished, RunStarted
 from steering.learning import Memory, Origin, RanksPart, best_weights
 from steering.learning.memory import INDEX
 from steering.models import ModelStore, Network
@@ -31,12 +31,34 @@ class Start:
     """None: it begins untrained."""
     version: ModelVersion | None = None
     """Description of the model of the first origin that has one."""
+    first: ModelVersion | None = None
+    """Version 0 of this run."""
+    said: str = ""
+    """What it is, in words."""
     memory: Memory | None = None
     """That it adds to at its end."""
 
-    def reading(self) -> AbstractContextManager[None]:
-        """Keeps the files of the memory while they are read."""
-        return nullcontext() if self.memory is None else self.memory.reading()
+    @property
+    def events(self) -> list[Event]:
+        """Where the run begins, where that is not an untrained network."""
+        names = tuple(origin.run for origin in self.origins)
+        return [RunStarted(time=time.time(), origins=names, model=self.said)] if names else []
+
+    @property
+    def published(self) -> ModelPublished:
+        """Version 0 in service."""
+        error, residual = (
+            (None, None)
+            if self.first is None
+            else (
+                self.first.validation_error,
+                self.first.validation_residual,
+            )
+        )
+        return ModelPublished(time=time.time(), version=0, validation_error=error, validation_residual=residual)
+
+    read: ExitStack = field(default_factory=ExitStack)
+    """Keeps the files of the memory where they are; closed once all is read."""
 
 
 def find_start(experiment: Experiment, folder: RunFolder) -> Start:
@@ -49,7 +71,7 @@ def find_start(experiment: Experiment, folder: RunFolder) -> Start:
     said = folder.start()
     runs = () if folder.recovering else experiment.start_from or tuple(map(Path, said["from"]))
     place = experiment.memory or said["memory"]
-    memory = None if place is None else Memory(Path(place))
+    memory, read = None if place is None else Memory(Path(place)), ExitStack()
     found = [_earlier(Path(run)) for run in runs]
     if memory is not None:
         if experiment.trainer.insertion == "replacement":
@@ -58,10 +80,12 @@ def find_start(experiment: Experiment, folder: RunFolder) -> Start:
                 "keeps fades with its age, and cannot be united with what other runs have kept"
             )
         memory.check_writable()
-        found += [] if folder.recovering else [_of_memory(memory)]
+        if not folder.recovering:
+            read.enter_context(memory.reading())
+            found += [_of_memory(memory)]
     origins = tuple(origin for origin, _ in found if origin is not None)
     version = next((version for origin, version in found if origin is not None and origin.weights is not None), None)
-    return Start(origins=origins, version=version, memory=memory)
+    return Start(origins=origins, version=version, memory=memory, read=read)
 
 
 def _earlier(path: Path) -> tuple[Origin | None, ModelVersion | None]:
@@ -108,6 +132,17 @@ def _served(run: RunFolder) -> ModelVersion | None:
     return None if number is None else store.describe(number)
 
 
+def begin(experiment: Experiment, folder: RunFolder) -> Start:
+    """What this run starts from, with version 0 in its store, unless it is recovered. Raises as `find_start` does."""
+    start, network = find_start(experiment, folder), experiment.network
+    if folder.recovering:
+        return start
+    first, said = first_version(network, start)
+    network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
+    ModelStore(folder.models).publish(network, first)
+    return replace(start, first=first, said=said)
+
+
 def first_version(network: Network, start: Start) -> tuple[ModelVersion, str]:
     """Have the network hold what the run begins with; the description of version 0, and what to say of it.
 
@@ -127,16 +162,6 @@ def first_version(network: Network, start: Start) -> tuple[ModelVersion, str]:
         return untrained, said
     seen = {name if "/" in name else f"{origin.run}/{name}": n for name, n in start.version.trained_on.items()}
     return replace(start.version, number=0, parents=(), trained_on=seen), said
-
-
-def publish_first(experiment: Experiment, folder: RunFolder, start: Start) -> tuple[ModelVersion, str]:
-    """Publish what the run begins with as version 0; its description, and what to say of it. Raises OSError, and
-    ValueError for a file that is damaged."""
-    network = experiment.network
-    first, said = first_version(network, start)
-    network.optics.set(experiment.source.probe, ~experiment.source.geometry.good())
-    ModelStore(folder.models).publish(network, first)
-    return first, said
 
 
 async def leave(ranks: Any, folder: RunFolder, start: Start) -> dict[str, Any]:
@@ -161,8 +186,3 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
-
-
-def names_of(origins: Sequence[Origin]) -> list[str]:
-    """Identities of the runs, and names of the memories."""
-    return [origin.run for origin in origins]

@@ -1,0 +1,96 @@
+"""Laws of runs that start from others: they predict from the first frame, and add to what was learnt before."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steering.cli import main
+from steering.clusters import local
+from steering.learning import Memory
+from steering.models import ModelStore, ProbeFirst
+from steering.runner import RunFolder, run
+from tests.test_runner import experiment, told
+
+pytestmark = pytest.mark.slow
+
+
+def residuals(folder):
+    return [event["residual"] for event in told(folder, "PredictionReady")]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One run after the other on one cluster: the first, two that start from it, and one of another architecture."""
+    base = tmp_path_factory.mktemp("runs")
+    memory = base / "memory"
+    parts = experiment(frames=200)
+    other = replace(parts, network=ProbeFirst(window=64, patch=40, width=4))
+    folders = {}
+    with local(ranks=2) as client:
+        for name, one in (
+            ("first", replace(parts, memory=memory)),
+            ("second", replace(experiment(frames=100), start_from=base / "first")),
+            ("third", replace(experiment(frames=100), memory=memory)),
+            ("other", replace(other, start_from=(base / "first", base / "second"))),
+        ):
+            folders[name] = RunFolder.create(base / name)
+            run(one, client, folders[name])
+    return folders, memory
+
+
+def test_a_run_that_starts_from_another_predicts_with_its_model_from_the_first_frame(runs):
+    folders, _ = runs
+    [began] = told(folders["second"], "RunStarted")
+    assert began["origins"] == [folders["first"].identity]
+    assert told(folders["first"], "RunStarted") == []
+    store, first = ModelStore(folders["second"].models), ModelStore(folders["first"].models)
+    last = first.describe(first.newest())
+    assert store.describe(0).steps == last.steps > 0
+    assert store.describe(0).validation_error == last.validation_error
+    weights, before = store.weights(0), first.weights(last.number)
+    assert all(np.array_equal(weights[name], value) for name, value in before.items() if "optics" not in name)
+    assert residuals(folders["second"])[0] < 0.5 * residuals(folders["first"])[0]
+
+
+def test_what_it_learns_is_added_to_what_was_learnt_before(runs):
+    """Samples of both runs are in its buffers at its end, each frame once."""
+    folders, _ = runs
+    found = {}
+    for name in ("first", "second", "other"):
+        part = json.loads((folders[name].checkpoints / "ranks.json").read_text())
+        memory = Memory(folders[name].path / "as-memory")
+        from steering.runner.start import origin_of
+
+        memory.add(folders[name].identity, origin_of(folders[name]), None)
+        found[name] = memory.held()
+        assert part["ranks"] == 2
+    assert [one.run for one in found["first"]] == [folders["first"].identity]
+    assert 0 < found["first"][0].samples <= 180
+    assert 0 < found["second"][0].samples <= 90
+
+
+def test_another_architecture_starts_from_the_samples_alone_and_says_so(runs):
+    folders, _ = runs
+    [began] = told(folders["other"], "RunStarted")
+    assert began["origins"] == [folders["first"].identity, folders["second"].identity]
+    assert "from an untrained network: only the samples of first" in began["model"]
+    assert ModelStore(folders["other"].models).describe(0).steps == 0
+
+
+def test_a_memory_holds_what_runs_have_added(runs, capsys):
+    folders, memory = runs
+    assert [one.run for one in Memory(memory).held()] == [folders[name].identity for name in ("first", "third")]
+    assert main(["memory", "show", str(memory)]) == 0
+    shown = capsys.readouterr().out
+    assert f"model of {folders['third'].identity}" in shown
+    assert f"{folders['first'].identity}/brick" in shown
+    assert main(["memory", "list", str(memory.parent)]) == 0
+    assert "2 scans of 2 runs" in capsys.readouterr().out
+    assert main(["memory", "prune", str(memory), "--scan", "first/brick"]) == 0
+    assert "samples taken out" in capsys.readouterr().out
+    assert [one.run for one in Memory(memory).held()] == [folders["third"].identity]
+    assert folders["third"].summary()["left_behind"]["memory_samples"] > 0
+    assert isinstance(Path(folders["third"].summary()["left_behind"]["memory"]), Path)
