@@ -35,11 +35,9 @@ from steering.campaign.events import (
     ExternalLabelsRead,
     FrameRefused,
     FrameSetAside,
-    GroupChanged,
     LabelsReady,
     ModelPublished,
     PredictionReady,
-    PredictorReplaced,
     RollBackRefused,
     RolledBack,
     ScanRefined,
@@ -53,6 +51,14 @@ from steering.campaign.events import (
     encode,
 )
 from steering.campaign.limits import Guard, Limits
+from steering.campaign.losses import (
+    FramesLost,
+    GroupChanged,
+    PredictorReplaced,
+    SourceReopened,
+    SourceSilent,
+    WorkerLost,
+)
 from steering.campaign.machine import Campaign, replay
 from steering.campaign.settings import CampaignSettings
 
@@ -82,6 +88,7 @@ __all__ = [
     "Finish",
     "FrameRefused",
     "FrameSetAside",
+    "FramesLost",
     "GroupChanged",
     "Guard",
     "Label",
@@ -99,6 +106,8 @@ __all__ = [
     "ScanRefined",
     "ScanRevisited",
     "SourceEnded",
+    "SourceReopened",
+    "SourceSilent",
     "Steer",
     "TakeBack",
     "Tick",
@@ -106,6 +115,7 @@ __all__ = [
     "TrainingSkipped",
     "VersionRefused",
     "WorkFailed",
+    "WorkerLost",
     "decode",
     "encode",
     "fingerprint",

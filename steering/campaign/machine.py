@@ -33,10 +33,8 @@ from steering.campaign.events import (
     DriftRaised,
     Event,
     FrameRefused,
-    GroupChanged,
     LabelsReady,
     PredictionReady,
-    PredictorReplaced,
     SourceEnded,
     Tick,
     TrainingSkipped,
@@ -44,6 +42,7 @@ from steering.campaign.events import (
 )
 from steering.campaign.gate import Gate
 from steering.campaign.limits import Guard
+from steering.campaign.losses import GroupChanged, PredictorReplaced
 from steering.campaign.settings import CampaignSettings
 from steering.campaign.transitions import Transitions
 

@@ -86,10 +86,7 @@ class Place:
         this rank trains. Tensors on a GPU travel by NCCL if every rank has a GPU of its own, and by gloo where ranks
         share one, which NCCL refuses. Tensors on the CPU always travel by gloo.
         """
-        # DDP imports it. Imported while a group exists, it would keep that group's sockets open for ever: peers of a
-        # rank that leaves would wait for their deadline.
-        import torch._dynamo  # noqa: PLC0415
-
+        import_all()
         leave()
         interface = self.where.interface or _interface_to(self.where)
         if interface is not None:  # else torch looks the host's own name up, which many machines resolve to themselves
@@ -107,6 +104,13 @@ class Place:
             timeout=wait,
         )
         return dist.new_group(timeout=wait)
+
+
+def import_all() -> None:
+    """Import what forming a group imports."""
+    # DDP imports it. Imported while a group exists, it would keep that group's sockets open for ever: peers of a rank
+    # that leaves would wait for their deadline.
+    import torch._dynamo  # noqa: PLC0415, F401
 
 
 def identity(device: torch.device) -> str:

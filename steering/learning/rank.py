@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import traceback
 from collections import deque
@@ -94,12 +95,26 @@ class Rank:
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
 
-    def join(self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0) -> int:
+    def prepare(self, number: int) -> None:
+        """Do what takes long and needs no group: imports, the start of CUDA. The ranks of a group need not wait for it
+        when this one joins them.
+
+        number: which no other living rank has; it seeds what this one keeps, and chooses its GPU.
+        """
+        group.import_all()
+        self._awake(number)
+        # To leave a group calls for a garbage collection, which holds the interpreter lock: over all that torch has
+        # imported it takes a second and more, and others would take the process for frozen.
+        gc.freeze()
+
+    def join(
+        self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0, began: int | None = None
+    ) -> int:
         """Join a group of ranks; returns the rank. Blocks until all are there, at most `settings.deadline` seconds.
 
         All ranks then have the weights, network buffers, optimiser state, step and served weights of the most advanced
         one (see `Loop.connect`), and samples are given to the ranks anew (see redistribution). Ranks that were lost
-        and ranks that are new make no difference.
+        and ranks that are new make no difference. began: as in `Loop.connect`.
 
         Raises GroupLost where a rank does not come or is lost meanwhile; join again with another generation.
         """
@@ -111,10 +126,10 @@ class Rank:
             exchange_group = place.join(generation, device=self._loop.device)
             self.rank, self.ranks = rank, ranks
             self._loop.rank = rank
-            source = self._loop.connect(exchange_group)
+            source = self._loop.connect(exchange_group, began=began)
             self._align(source)
             self._take_in()
-            redistribute(self.samples, rank=rank, ranks=ranks, source=source)
+            redistribute(self.samples, rank=rank, ranks=ranks, source=source, generation=generation)
         return rank
 
     @contextmanager

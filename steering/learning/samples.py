@@ -35,13 +35,14 @@ class Labels:
     mask: NDArray[np.bool_]
     """(y, x), True = do not use."""
 
-    def share(self, rank: int, ranks: int) -> Labels:
+    def share(self, rank: int, ranks: int, generation: int = 0) -> Labels:
         """The rank's part of the frames to train on, and all that are held out.
 
-        It follows from the frame id alone: a frame that is labelled again goes to the rank that has it already.
+        It follows from the frame id and the group of ranks: a frame that is labelled again goes to the rank that has it
+        already.
         Held-out frames go to every rank, so that no rank's death loses the frames that models are judged by.
         """
-        mine = self.held_out | (owner_of(self.frame_id, ranks) == rank)
+        mine = self.held_out | (owner_of(self.frame_id, ranks, generation) == rank)
         return Labels(
             scan=self.scan,
             stratum=self.stratum,
@@ -56,10 +57,16 @@ class Labels:
         )
 
 
-def owner_of(frame_id: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
-    """(n,) the rank that trains on each of these frames."""
-    # Fibonacci hashing: ids of one residue, such as those that are not held out, spread evenly over the ranks.
-    hashed = (np.asarray(frame_id, np.int64).astype(np.uint64) * np.uint64(11400714819323198485)) >> np.uint64(33)
+def owner_of(frame_id: NDArray[np.int64], ranks: int, generation: int = 0) -> NDArray[np.int64]:
+    """(n,) the rank that trains on each of these frames, in this generation of the group.
+
+    Another generation assigns them independently: the frames that are left when a rank is lost are spread over all
+    ranks again, also where another one has taken its number.
+    """
+    # Fibonacci hashing: ids of one residue, such as those that are not held out, spread evenly over the ranks. Another
+    # generation has another odd factor.
+    factor = np.uint64(pow(11400714819323198485, generation + 1, 2**64))
+    hashed = (np.asarray(frame_id, np.int64).astype(np.uint64) * factor) >> np.uint64(33)
     return (hashed % np.uint64(ranks)).astype(np.int64)
 
 

@@ -13,11 +13,11 @@ from distributed import Client
 from steering.clusters.roles import workers_now
 from steering.learning import GroupLost
 
-LOOK_S = 1.0
+LOOK_S = 0.25
 """Between two looks whether the workers of those who are asked are still there."""
 _NOTICED_S = 5.0
 """How long the scheduler may take to notice that a worker is gone."""
-_SETTLED_S = 1.0
+_SETTLED_S = 0.5
 """Losses are complete once no further one was noticed for so long: the workers of a node are lost one by one."""
 
 _CLOSE_S = 5.0
@@ -128,7 +128,7 @@ async def losses(client: Client, handles: Sequence[ActorHandle]) -> list[ActorHa
     loop = asyncio.get_running_loop()
     found: list[ActorHandle] = []
     until = loop.time() + _NOTICED_S
-    while loop.time() < until:
+    while loop.time() < until and len(found) < len(handles):
         now = await gone(client, handles)
         if len(now) > len(found):
             found, until = now, loop.time() + _SETTLED_S

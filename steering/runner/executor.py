@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from steering.campaign import (
     Action,
@@ -38,13 +38,13 @@ from steering.inference import Installed
 from steering.learning import NoSamples, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.actors import call
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
 from steering.runner.metrics import Metrics
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
+from steering.runner.source_proxy import SourceProxy
 
 _BETTER = 0.1
 """Share by which an older version's residual must be lower for the campaign to go back to it of its own accord."""
@@ -60,8 +60,7 @@ class Executor:
     folder: RunFolder
     campaign: Campaign
     metrics: Metrics
-    source: Any
-    """Its actor."""
+    source: SourceProxy
     proxy: PredictorProxy
     ranks: RankGroup
     labelling: Labelling
@@ -106,11 +105,11 @@ class Executor:
     async def _tell_source(self, action: Steer | Finish) -> None:
         async with self._to_source:
             if isinstance(action, Finish):
-                await call(self.source, "close")
+                await self.source.close()
                 return
             if action.decision.reasons:
                 self.metrics.reason = action.decision.reasons[0]
-            await call(self.source, "apply", action.decision)
+            await self.source.apply(action.decision)
 
     async def _label(self, action: Label) -> None:
         labels = await self.labelling.make(action.scan, action.generation)

@@ -59,6 +59,7 @@ class Labelling:
                 stratum=stratum,
                 patch=int(self.experiment.network.hyperparameters["patch"]),
                 settings=self.experiment.labels,
+                generation=generation,
             ),
         )
         if report is None:
@@ -107,11 +108,11 @@ class Labelling:
     async def _take_in(self, path: Path) -> bool:
         """Read a file of labels; False where it cannot be moved away afterwards."""
         scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
-        failures = self.optional.failures
+        failures, generation = self.optional.failures, self.ranks.generation
         report = await self.optional.run(
             "reading external labels",
             self._sent(
-                self.ranks.generation,
+                generation,
                 lambda ranks: self._task(
                     take_in,
                     ranks,
@@ -119,6 +120,7 @@ class Labelling:
                     strata=scans,
                     patch=int(self.experiment.network.hyperparameters["patch"]),
                     settings=self.experiment.labels,
+                    generation=generation,
                 ),
             ),
         )

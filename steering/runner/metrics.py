@@ -20,6 +20,7 @@ from steering.campaign import (
     PredictionReady,
     PredictorReplaced,
     ScanRefined,
+    WorkerLost,
     encode,
 )
 from steering.inference import Score
@@ -63,6 +64,11 @@ class Metrics:
     aside: Counter[str] = field(default_factory=Counter)
     """Frames that were set aside, by reason."""
     ranks_lost: int = 0
+    ranks_joined: int = 0
+    samples_lost: int = 0
+    """Stored samples that went with lost ranks."""
+    silent: int = 0
+    """Workers that were treated as lost because they were silent."""
     replaced: int = 0
     """Times that a predictor was lost and another took its place."""
     labels: int = 0
@@ -110,6 +116,10 @@ class Metrics:
                 self.stopped = True
             case GroupChanged():
                 self.ranks_lost += len(event.lost)
+                self.ranks_joined += len(event.joined)
+                self.samples_lost += event.samples_lost
+            case WorkerLost(silent=True):
+                self.silent += 1
         if describe(event) is not None:
             self.noted.append(event)
 
@@ -226,6 +236,9 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
             "predictors_lost": metrics.replaced,
         },
         "ranks_lost": metrics.ranks_lost,
+        "ranks_joined": metrics.ranks_joined,
+        "samples_lost": metrics.samples_lost,
+        "workers_silent": metrics.silent,
         "actions": {"given": dict(metrics.actions), "sha256": metrics.fingerprint.hexdigest()},
         "frames_no_evidence": dict(metrics.campaign.unjudged),
         "phase_error": errors,

@@ -10,10 +10,19 @@ from typing import Any
 
 from distributed import Client
 
-from steering.campaign import DecisionSuggested, Declined, Event, FrameSetAside, PredictionReady, PredictorReplaced
+from steering.campaign import (
+    DecisionSuggested,
+    Declined,
+    Event,
+    FrameSetAside,
+    FramesLost,
+    PredictionReady,
+    PredictorReplaced,
+)
 from steering.clusters.roles import INFERENCE, addresses, workers_now
 from steering.inference import Installed, PolicyAnswer, Predictor, ResumeState
 from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
+from steering.runner.source_proxy import SourceProxy
 
 _ATTEMPTS = 3
 """Predictors that are tried one after the other when each is lost before it is ready."""
@@ -37,12 +46,12 @@ class PredictorProxy:
         client: Client,
         description: Predictor,
         handle: ActorHandle,
-        source: Any,
+        source: SourceProxy,
         *,
         emit: Callable[[Event], None],
     ) -> None:
-        """description: what every predictor is made of. handle: the first one, not started. source: the source's actor.
-        emit: where PredictorReplaced goes."""
+        """description: what every predictor is made of. handle: the first one, not started. emit: where
+        PredictorReplaced and FramesLost go."""
         self.number = 0
         """How many predictors were lost before this one."""
         self._client = client
@@ -70,6 +79,11 @@ class PredictorProxy:
     def actor(self) -> Any:
         """Of the predictor, for tasks that ask it themselves."""
         return self._handle.actor
+
+    @property
+    def address(self) -> str:
+        """Of its worker."""
+        return self._handle.address
 
     @property
     def replacing(self) -> bool:
@@ -122,7 +136,7 @@ class PredictorProxy:
     async def let_go(self, scan: str) -> None:
         """Forget a scan that is over, saved, and reported whole: the next predictor need not know its frames."""
         self._over.append(scan)
-        await call(self._source, "let_go", scan)
+        await self._source.let_go(scan)
         self._predicted.pop(scan, None)
         self._aside.pop(scan, None)
 
@@ -182,10 +196,23 @@ class PredictorProxy:
     async def _begin(self, worker: str, resume: ResumeState) -> int:
         handle = await place(self._client, self._description, worker=worker)
         await call(handle.actor, "start", resume)
-        frames: int = await call(self._source, "go_on_with", handle.actor, self.number + 1)
+        frames = await self._source.go_on_with(handle.actor, self.number + 1)
         self._handle = handle
         self.number += 1
-        return frames
+        self._miss(set(frames))
+        return len(frames)
+
+    def _miss(self, again: set[int]) -> None:
+        """Report the frames that the lost predictor had and the source could not send again."""
+        for scan, ids in self.reported().items():
+            missing = tuple(sorted(ids - again))
+            if missing and scan not in self._over:
+                reason = "the predictor was lost after the source was, which had kept them"
+                self._emit(FramesLost(time=time.time(), scan=scan, frame_ids=missing, reason=reason))
+
+    def reported(self) -> dict[str, set[int]]:
+        """Ids of the frames of each scan, those that were let go of left out, that were told of so far."""
+        return {scan: {*self._predicted[scan], *self._aside[scan]} for scan in (*self._predicted, *self._aside)}
 
     async def _worker(self) -> str:
         """Address of a worker that can take the predictor, when there is one again: who watches over the lost worker

@@ -15,12 +15,11 @@ from distributed import Client, get_client
 
 from steering.campaign import Campaign, Command, Event, ModelPublished, SourceEnded, encode
 from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
-from steering.inference import Predictor
 from steering.labels.external import waiting
 from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.actors import ActorHandle, LostForGood, call, place, release, retrieved
+from steering.runner.actors import LostForGood, place, retrieved
 from steering.runner.describe import describe
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
@@ -32,7 +31,9 @@ from steering.runner.metrics import Metrics, snapshot, summary
 from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
-from steering.runner.source_actor import SourceActor, Undelivered
+from steering.runner.source_actor import Undelivered
+from steering.runner.source_proxy import SourceProxy
+from steering.runner.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Runner:
         self.optional = Optional(self.take)
         self._proxy: PredictorProxy | None = None
         self._ranks: RankGroup | None = None
-        self._source: ActorHandle | None = None
+        self._source: SourceProxy | None = None
         self._executor: Executor | None = None
         self._finishing: Finishing | None = None
         self._last: dict[str, Any] = {"status": "starting"}
@@ -140,7 +141,7 @@ class Runner:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
         if not self._over and self._executor is not None:
             try:
-                figures = await call(self.source, "figures"), await self.proxy.ask("figures")
+                figures = self.source.figures(), await self.proxy.ask("figures")
                 self._last = snapshot(self.metrics, *figures)
             except Exception:  # the run has ended meanwhile: the last one stands
                 if not self._over:
@@ -162,11 +163,11 @@ class Runner:
         return self._finishing
 
     @property
-    def source(self) -> Any:
-        """The source's actor. Raises RuntimeError before it is there."""
+    def source(self) -> SourceProxy:
+        """The source. Raises RuntimeError before it is there."""
         if self._source is None:
             raise RuntimeError("found no actors yet, expected `run` to have started them")
-        return self._source.actor
+        return self._source
 
     # The set-up.
 
@@ -199,28 +200,30 @@ class Runner:
         self._start(self._hear_the_predictor())
         self._start(labelling.watch_external_labels())
         self._start(labelling.refine_as_time_allows())
+        self._start(self._upkeep(client).keep())
 
     async def _assemble(self, client: Client) -> None:
         """Start source, predictor and ranks. Raises RuntimeError where the cluster lacks a role."""
         experiment, workers = self.experiment, await workers_now(client)
-        lacks = missing(workers, ranks=experiment.ranks or 1)
+        least, most = experiment.ranks_range
+        lacks = missing(workers, ranks=least)
         if lacks:
             raise RuntimeError(refusal(len(workers), client.scheduler.address, lacks))
         where = {role: addresses(workers, role) for role in ROLES}
-        predictor = _predictor(experiment, self.folder)
-        source = SourceActor(experiment.source, keep_bytes=experiment.prediction.keep_bytes)
-        self._source = await place(client, source, worker=where[SOURCE][0])
+        predictor = experiment.predictor(self.folder.models)
+        due, reported = (lambda: self.campaign.outstanding > 0), (lambda: self.proxy.reported())  # noqa: PLW0108 (later)
+        self._source = SourceProxy(client, experiment, due=due, reported=reported, emit=self._log)
         handle = await place(client, predictor, worker=where[INFERENCE][0])
-        self._proxy = PredictorProxy(client, predictor, handle, self._source.actor, emit=self.take)
+        self._proxy = PredictorProxy(client, predictor, handle, self._source, emit=self.take)
         forming = RankGroup.form(
             client,
             Rank(experiment.network, experiment.strategy, experiment.trainer),
-            where[TRAINER][: experiment.ranks],
+            where[TRAINER][:most],
             meeting=MeetingPoint(str(urlsplit(where[RUNNER][0]).hostname)),
             emit=self.take,
         )
         self._ranks, _ = await asyncio.gather(forming, self._proxy.start())
-        await call(self.source, "start", handle.actor)
+        await self._source.start(where[SOURCE][0], handle.actor)
 
     def _executor_of(self, client: Client) -> Executor:
         if self._ranks is None:
@@ -248,6 +251,20 @@ class Runner:
             take=self.take,
         )
         return self._executor
+
+    def _upkeep(self, client: Client) -> Upkeep:
+        if self._ranks is None:
+            raise RuntimeError("found no ranks yet, expected `_assemble` to have started them")
+        return Upkeep(
+            client=client,
+            experiment=self.experiment,
+            ranks=self._ranks,
+            proxy=self.proxy,
+            source=self.source,
+            optional=self.optional,
+            start=self._start,
+            log=self._log,
+        )
 
     # Events in, actions out.
 
@@ -319,7 +336,7 @@ class Runner:
 
     async def _hear_the_last_frames(self) -> None:
         """Wait for frames that are still on their way when a person stops the campaign: they belong to the run."""
-        await call(self.source, "close")
+        await self.source.close()
         while not self._source_ended or any(map(self.metrics.unreported, self.metrics.arrived)):
             try:
                 await asyncio.wait_for(self._unless_failed(self._event()), _LAST_FRAMES_S)
@@ -334,7 +351,7 @@ class Runner:
 
     async def _hear_the_source(self) -> None:
         while True:
-            for event in await call(self.source, "events"):
+            for event in await self.source.events():
                 if not isinstance(event, Undelivered):
                     self.take(event)
                 elif not await self.proxy.replaced(event.predictor):
@@ -359,7 +376,7 @@ class Runner:
 
     async def _sum_up(self) -> dict[str, Any]:
         self.metrics.too_late = len(waiting(self.folder.path))
-        source, ranks = await call(self.source, "figures"), 0 if self._ranks is None else len(self._ranks)
+        source, ranks = self.source.figures(), 0 if self._ranks is None else len(self._ranks)
         figures = await summary(self.metrics, source, ranks, self.proxy)
         self.folder.write_summary(figures)
         await self.snapshot()
@@ -373,24 +390,8 @@ class Runner:
         client = await get_client()
         closing = [part.close() for part in (self._proxy, self._ranks) if part is not None]
         if self._source is not None:
-            closing.append(release(client, self._source, "release"))
+            closing.append(self._source.release())
         await asyncio.gather(*closing)
         self._proxy = self._ranks = self._source = self._executor = None
         if name is not None:
             await client.unpublish_dataset(name)
-
-
-def _predictor(experiment: Experiment, folder: RunFolder) -> Predictor:
-    source = experiment.source
-    return Predictor(
-        field=source.field,
-        geometry=source.geometry,
-        probe=source.probe,
-        policy=experiment.policy,
-        store=folder.models,
-        hold_out=experiment.hold_out,
-        truths=experiment.truths(),
-        settings=experiment.prediction,
-        network=type(experiment.network),
-        frame_rate=source.frame_rate,
-    )
