@@ -37,11 +37,15 @@ class Optional:
             raise
         except Exception as error:  # whatever it is, the run does not depend on it
             self.failures += 1
-            if (what, type(error)) not in self._known:
-                self._known.add((what, type(error)))
-                logger.warning("%s failed; the run goes on without it", what, exc_info=error)
-                self._emit(failure(what, error))
+            self.note(what, error)
             return None
+
+    def note(self, what: str, error: Exception) -> None:
+        """Report that some work has failed, once for each kind of work and of error."""
+        if (what, type(error)) not in self._known:
+            self._known.add((what, type(error)))
+            logger.warning("%s failed; the run goes on without it", what, exc_info=error)
+            self._emit(failure(what, error))
 
 
 def failure(what: str, error: BaseException) -> WorkFailed:

@@ -248,6 +248,7 @@ class Runner:
             proxy=self.proxy,
             ranks=self._ranks,
             labelling=labelling,
+            optional=self.optional,
             take=self.take,
         )
         return self._executor
@@ -262,6 +263,7 @@ class Runner:
             proxy=self.proxy,
             source=self.source,
             optional=self.optional,
+            event_log=self._event_log,
             start=self._start,
             log=self._log,
         )

@@ -11,6 +11,7 @@ from distributed import Client
 
 from steering.campaign import Event, WorkerLost
 from steering.clusters.roles import LABEL, TRAINER, Workers, addresses
+from steering.runner.event_log import EventLog
 from steering.runner.experiment import Experiment
 from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
@@ -34,6 +35,7 @@ class Upkeep:
     optional: Optional
     start: Callable[[Coroutine[Any, Any, None]], None]
     """Starts work beside."""
+    event_log: EventLog
     log: Callable[[Event], None]
     """Where events go: they call for no action."""
     _known: Workers = field(default_factory=dict)
@@ -53,6 +55,8 @@ class Upkeep:
 
     def _seen(self, workers: Workers, frozen: list[str]) -> None:
         self._report(workers, frozen)
+        if self.event_log.trouble is not None:
+            self.optional.note("writing events.jsonl, for now,", self.event_log.trouble)
         for address in set(addresses(workers, LABEL)) - set(self._known):
             self.start(self._ready_to_label(address))
         self._known = workers
