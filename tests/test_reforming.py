@@ -1,12 +1,15 @@
 """Laws of a group of ranks that forms anew, between real processes."""
 
 import asyncio
+import threading
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from steering.learning import NoSamples
+from steering.learning import NoSamples, Place
+from steering.learning.group import abandon, is_of_group, leave
 from steering.learning.loop import most_advanced
 from steering.learning.redistribution import missing
 from steering.learning.samples import owner_of
@@ -120,6 +123,28 @@ def test_samples_belong_to_the_ranks_that_their_frames_name_and_all_keep_what_is
         kept = member[-3]
         assert kept["held_out"] == held_out
         assert kept["train"] == kept["given"] == to_train_on[(before != 0) & (after == number)].tolist()
+
+
+def wait_for_one_that_never_comes(rank, ranks, where):
+    """The second of two ranks does not enter a collective; how long the first waits once it abandons the group."""
+    Place(rank=rank, ranks=ranks, where=where, deadline=60.0).join(device="cpu")
+    found = None
+    if rank == 0:
+        threading.Timer(0.5, abandon).start()
+        begun = time.monotonic()
+        with pytest.raises(RuntimeError) as caught:
+            dist.all_reduce(torch.zeros(3))
+        assert is_of_group(caught.value)
+        found = time.monotonic() - begun
+    time.sleep(0.0 if rank == 0 else 3.0)
+    leave()
+    return found
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_a_lost_one_is_freed_before_the_deadline():
+    waited, _ = on_ranks(2, wait_for_one_that_never_comes)
+    assert waited < 30
 
 
 def test_the_source_is_the_lowest_of_the_most_advanced_and_never_a_fresh_one_beside_others():

@@ -1,5 +1,6 @@
 """Laws of the watch over workers, and of what takes the place of lost ones."""
 
+import asyncio
 import os
 import signal
 import time
@@ -11,10 +12,12 @@ import pytest
 from steering.campaign import GroupChanged, SourceReopened, SourceSilent, WorkerLost, decode, encode
 from steering.clusters import local
 from steering.learning import TrainerSettings
-from steering.learning.samples import owner_of
+from steering.learning.samples import Samples, owner_of
+from steering.learning.strategies import ER
 from steering.runner import RunFolder, start
 from steering.runner.watch import LOOK_S, Silence
 from steering.view.status import status_lines
+from tests.test_learning import labels, rank_of
 from tests.test_runner import experiment
 
 
@@ -177,3 +180,27 @@ def test_killed_and_frozen_ranks_are_replaced_and_a_frozen_one_does_no_harm(tmp_
     assert (figures["ranks"], figures["ranks_lost"], figures["ranks_joined"], figures["workers_silent"]) == (3, 2, 2, 1)
     assert figures["frames_predicted"] == figures["frames_acquired"]
     assert figures["frames_unheard"] == 0
+
+
+def test_labelled_frames_past_the_room_for_them_go_oldest_first_and_are_counted():
+    found = labels(n=60)
+    row = found.nbytes / len(found.frame_id)
+    samples = Samples(seed=0, keep_all=False, most_bytes=int(20.5 * row + 20 * 8))
+    samples.add(found)
+    to_train_on = found.frame_id[~found.held_out].tolist()
+    assert list(samples.scans["a"].train) == to_train_on[-20:]
+    assert samples.dropped == len(to_train_on) - 20
+    assert samples.seen == {"a": len(to_train_on)}
+    everything = Samples(seed=0, keep_all=True, most_bytes=1)
+    everything.add(found)
+    assert everything.dropped == 0
+
+
+def test_labels_that_nobody_takes_in_do_not_grow_without_bound():
+    found = labels(n=60)
+    me = rank_of(ER, samples_bytes=3 * found.nbytes, niceness=0)
+    me.prepare(0)
+    for _ in range(10):
+        asyncio.run(me.receive(found))
+    assert len(me._arrived) == 3
+    assert me.samples.dropped == 7 * 60

@@ -11,7 +11,7 @@ import os
 import socket
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -96,6 +96,7 @@ class Place:
         store = dist.PrefixStore(f"generation-{generation}", meeting)
         store.set(f"device-{self.rank}", identity(torch.device(device)))
         everyone = [store.get(f"device-{other}").decode() for other in range(self.ranks)]
+        before = _sockets()
         dist.init_process_group(
             backend(everyone),
             store=store,
@@ -103,7 +104,37 @@ class Place:
             world_size=self.ranks,
             timeout=wait,
         )
-        return dist.new_group(timeout=wait)
+        exchange = dist.new_group(timeout=wait)
+        _of_group.update(_sockets().items() - before.items())
+        return exchange
+
+
+_of_group: set[tuple[int, str]] = set()
+"""Sockets of the present group, as descriptor and name."""
+
+
+def _sockets() -> dict[int, str]:
+    """The sockets of this process that no Python object owns, by descriptor; empty where the system does not say."""
+    # By `type`: some of torch's objects warn where they are asked for their class.
+    owned = {one.fileno() for one in gc.get_objects() if issubclass(type(one), socket.socket)}
+    found = {}
+    for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with suppress(OSError):
+            name = os.readlink(f"/proc/self/fd/{entry}")
+            if name.startswith("socket:") and int(entry) not in owned:
+                found[int(entry)] = name
+    return found
+
+
+def abandon() -> None:
+    """Shut down the connections to the other ranks, from any thread: a collective that waits for a rank which is frozen
+    or cut off raises at once, and not at its deadline. The group is still to be left. NCCL's connections stay."""
+    for descriptor, name in list(_of_group):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{descriptor}") == name:
+                with socket.socket(fileno=os.dup(descriptor)) as connection:
+                    connection.getpeername()  # raises where it listens: gloo ends the process if that is shut down
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 def import_all() -> None:
@@ -146,6 +177,7 @@ def leave() -> None:
 
     What holds the group (DDP, an exchange, the frames of a traceback) must be dropped before; else it stays open.
     """
+    _of_group.clear()
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()

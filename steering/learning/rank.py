@@ -59,6 +59,8 @@ class Round:
     """Of the local buffer, by stratum."""
     seen: dict[str, int]
     """Labelled frames of each scan that this rank has been given so far."""
+    dropped: int = 0
+    """Labelled frames that it had no room for, so far."""
     error: float | None = None
     """On held-out frames; rank 0 only."""
     served_error: float | None = None
@@ -91,7 +93,11 @@ class Rank:
         self._loop = Loop(self.network, self.strategy, self.settings, rank=rank)
         self._initial = copy.deepcopy(self.network.state_dict())
         self.served = copy.deepcopy(self.network)
-        self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts)
+        self.samples = Samples(
+            seed=self.settings.seed + rank,
+            keep_all=self.strategy.restarts,
+            most_bytes=self.settings.samples_bytes,
+        )
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
 
@@ -163,6 +169,8 @@ class Rank:
     async def receive(self, labels: Labels) -> int:
         """Take labels in, also while `fit` runs; they are trained on from its next call. Returns how many."""
         self._arrived.append(labels)
+        while sum(each.nbytes for each in self._arrived) > self.settings.samples_bytes and len(self._arrived) > 1:
+            self.samples.dropped += len(self._arrived.popleft().frame_id)
         return len(labels.frame_id)
 
     def fit(self, scan: str, steps: int) -> Round:
@@ -194,6 +202,7 @@ class Rank:
             capacity=self.buffer.capacity,
             composition=self.buffer.composition(),
             seen=dict(self.samples.seen),
+            dropped=self.samples.dropped,
             **quality,
         )
 
@@ -279,6 +288,10 @@ class Rank:
         self.network.load_state_dict(weights)
         self.served.load_state_dict(weights)
         self._loop.optimiser.state.clear()
+
+    async def abandon(self) -> None:
+        """Raise GroupLost out of what waits for another rank now, which is known to be lost; for `join` to come."""
+        group.abandon()
 
     async def digest(self) -> str:
         """A hash over weights, optimiser state and step: between two rounds it is the same on all ranks."""

@@ -35,6 +35,11 @@ class Labels:
     mask: NDArray[np.bool_]
     """(y, x), True = do not use."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of counts and patches."""
+        return self.counts.nbytes + self.amplitude.nbytes + self.phase.nbytes
+
     def share(self, rank: int, ranks: int, generation: int = 0) -> Labels:
         """The rank's part of the frames to train on, and all that are held out.
 
@@ -101,8 +106,12 @@ class Samples:
     among those of the scan that is being learnt, and so are offered to the rehearsal buffer like all others.
     """
 
-    def __init__(self, *, seed: int, keep_all: bool) -> None:
+    def __init__(self, *, seed: int, keep_all: bool, most_bytes: int = 2**30) -> None:
+        """most_bytes: of the frames of a scan to train on, past which the oldest are dropped."""
         self.keep_all = keep_all
+        self.most_bytes = most_bytes
+        self.dropped = 0
+        """Frames, so far."""
         self.scans: dict[str, ScanSamples] = {}
         self.scan: str | None = None
         """The one that is trained on."""
@@ -134,6 +143,9 @@ class Samples:
             scan.train[frame] = row
             if scan.over:
                 self._order.append((labels.scan, frame))
+            while not self.keep_all and len(scan.train) > 1 and len(scan.train) * _bytes(row) > self.most_bytes:
+                del scan.train[next(iter(scan.train))]
+                self.dropped += 1
         if scan.over:
             self._rng.shuffle(self._order)
 
@@ -189,6 +201,10 @@ class Samples:
             scan = self.scans[name]
             if frame in scan.train:
                 return scan.train.pop(frame) if scan.over else scan.train[frame]
+
+
+def _bytes(row: Row) -> int:
+    return sum(value.nbytes for value in row.values())
 
 
 def stacked(rows: list[Row]) -> Row:

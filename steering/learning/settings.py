@@ -52,6 +52,10 @@ class TrainerSettings:
     have it; weights, losses and optimiser stay float32."""
     buffer_bytes: int = 16 * 2**20
     """Budget of each rank's local buffer."""
+    samples_bytes: int = 2**30
+    """What a rank holds beside its buffer: labelled frames of the scan that is learnt, and as much again of labels that
+    arrive while none are taken in. Past that the oldest go, which the buffer was offered already, and are counted. A
+    strategy that restarts keeps all frames."""
     insertion: Policy = "reservoir"
     """What the buffer keeps: `reservoir`, `replacement` (the paper's) or `balanced` over strata."""
     sampling: Mode = "uniform"

@@ -148,4 +148,5 @@ class Labelling:
             seen = frames
             took = time.perf_counter() - begun if seconds is None else seconds
             if seconds is not None:
-                self.metrics.refinements.append(seconds)
+                self.metrics.refinements += 1
+                self.metrics.refine_s += seconds

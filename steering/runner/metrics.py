@@ -41,6 +41,10 @@ _OF_PREDICTION = (
 """What the summary tells of how frames were predicted."""
 
 
+MOST_ROUNDS = 256
+"""Training rounds that the figures of a run are made from: a run of days has a hundred thousand."""
+
+
 @dataclass
 class Metrics:
     """What the runner counts while a run goes on."""
@@ -49,7 +53,12 @@ class Metrics:
     campaign: Campaign
     begun: float = field(default_factory=time.time)
     rounds: list[list[Round]] = field(default_factory=list)
-    """Of every training round, what each rank said."""
+    """Of training rounds, what each rank said: the first, the newest, and of those between at most MOST_ROUNDS, evenly
+    thinned as they become more."""
+    used: int = 0
+    """Representatives, in all rounds."""
+    remote: int = 0
+    """Those of them that came from another rank."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """By part: label, publish, and those of a training step (mean over ranks)."""
     published: int = 0
@@ -77,8 +86,10 @@ class Metrics:
     """Labels that were made and were too bad to train on, so far."""
     outside: list[ExternalReport] = field(default_factory=list)
     """Of every file of labels that came from outside."""
-    refinements: list[float] = field(default_factory=list)
-    """Seconds that each refinement of the live image took."""
+    refinements: int = 0
+    """Of the live image."""
+    refine_s: float = 0.0
+    """Seconds that they took."""
     finals: dict[str, ScanRefined] = field(default_factory=dict)
     """What the last refinement of each scan came to."""
     stopped: bool = False
@@ -126,6 +137,10 @@ class Metrics:
     def trained(self, rounds: list[Round]) -> None:
         """Take in the ranks' reports of a training round."""
         self.rounds.append(rounds)
+        if len(self.rounds) > MOST_ROUNDS:
+            del self.rounds[1:-1:2]
+        self.used += sum(r.representatives for r in rounds)
+        self.remote += sum(r.remote for r in rounds)
         for part in PARTS:
             self.seconds[part] += sum(r.seconds[part] for r in rounds) / len(rounds)
 
@@ -183,9 +198,7 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
 
 def remote_share(metrics: Metrics) -> float | None:
     """Of the representatives used, how many came from another rank; None before the first."""
-    every = [r for ranks in metrics.rounds for r in ranks]
-    used = sum(r.representatives for r in every)
-    return sum(r.remote for r in every) / used if used else None
+    return metrics.remote / metrics.used if metrics.used else None
 
 
 def composition(metrics: Metrics) -> dict[str, Any]:
@@ -239,6 +252,7 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
         "ranks_joined": metrics.ranks_joined,
         "samples_lost": metrics.samples_lost,
         "workers_silent": metrics.silent,
+        "labels_dropped": sum(r.dropped for r in metrics.rounds[-1]) if metrics.rounds else 0,
         "actions": {"given": dict(metrics.actions), "sha256": metrics.fingerprint.hexdigest()},
         "frames_no_evidence": dict(metrics.campaign.unjudged),
         "phase_error": errors,
@@ -249,7 +263,7 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
             "predict": predictor["predict_s"],
             **{part: metrics.seconds[part] for part in ("label", *PARTS, "publish")},
         },
-        "live_image": {"refinements": len(metrics.refinements), "refine_s": sum(metrics.refinements)},
+        "live_image": {"refinements": metrics.refinements, "refine_s": metrics.refine_s},
         "final_refinement": {
             scan: {key: value for key, value in encode(event).items() if key not in ("event", "time", "scan")}
             for scan, event in metrics.finals.items()

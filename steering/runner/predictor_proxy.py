@@ -136,9 +136,9 @@ class PredictorProxy:
     async def let_go(self, scan: str) -> None:
         """Forget a scan that is over, saved, and reported whole: the next predictor need not know its frames."""
         self._over.append(scan)
-        await self._source.let_go(scan)
         self._predicted.pop(scan, None)
         self._aside.pop(scan, None)
+        await self._source.let_go(scan)
 
     async def close(self) -> None:
         """Release the predictor: the run has ended, and nobody takes its place."""

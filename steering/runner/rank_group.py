@@ -31,6 +31,8 @@ from steering.runner.actors import (
 
 _ATTEMPTS = 5
 """Groups that are tried one after the other when each loses ranks while it forms."""
+_FREED_S = 2.0
+"""How long ranks may take to hear that another is lost."""
 _READY_S = 300.0
 """How long a new rank may take to be ready to join: importing torch from a slow disk needs a minute."""
 
@@ -256,6 +258,8 @@ class RankGroup:
                 )
             attempts += 1
             self.generation += 1
+            if lost:
+                await self._free(kept)
             try:
                 await self._join([*kept, *new])
                 break
@@ -277,6 +281,13 @@ class RankGroup:
         )
         self._emit(self._change)
         return self._change
+
+    async def _free(self, kept: list[ActorHandle]) -> None:
+        """Have those who are left wait no more for a lost one, whose end of the connections may still be open."""
+        calls = [asyncio.ensure_future(call(member.actor, "abandon")) for member in kept]
+        for one in calls:
+            one.add_done_callback(retrieved)
+        await asyncio.wait(calls, timeout=_FREED_S)
 
     async def _join(self, members: list[ActorHandle]) -> None:
         """Have these ranks form the group of this generation. Raises OSError where one is lost before all are there.

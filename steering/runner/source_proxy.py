@@ -28,7 +28,8 @@ from steering.runner.source_actor import GoOn, SourceActor, SourceFailed, Standi
 _FIRST_REST_S, _LONGEST_REST_S = 0.5, 60.0
 """A source that fails is opened again after so long, and each time in a row after twice as long."""
 _MOST_FAILURES = 10
-"""So often in a row, without a frame in between, it is opened again: about five minutes."""
+"""So often in a row, without a frame in between, one that raises is opened again: for about five minutes. One that is
+silent is opened again for ever: the beam may be off."""
 _RESTART_S = 120.0
 """How long a worker may take to be there again: importing torch from a slow disk needs a minute."""
 _LOOK_S = 0.25
@@ -78,6 +79,7 @@ class SourceProxy:
         self._predictor: tuple[Any, int] = (None, 0)
         self._decisions: list[DecisionSuggested] = []
         """Those that the newest position does not include."""
+        self._number_of_decisions = 0
         self._known = Known(handed=defaultdict(list))
         self._scans: dict[str, str] = {}
         """Names of the scans so far, in their order, and how the source calls each."""
@@ -88,10 +90,12 @@ class SourceProxy:
         self._silent = self._closed = self._over = False
         self._number = 0
         """Actors that were lost before this one."""
+        self._steering = asyncio.Lock()
+        """Held while the source hears of a decision, and while another one goes on with all of them."""
         self._changing = asyncio.Lock()
         self._hearing: asyncio.Future | None = None
         self._told: list[Event] = []
-        """What was heard before the source failed."""
+        """What the runner has not heard yet."""
         self.frames = self.dropped = 0
         self.first = self.last = 0.0
 
@@ -127,9 +131,11 @@ class SourceProxy:
     async def apply(self, decision: DecisionSuggested) -> None:
         """Tell the source where to measure next."""
         self._slowest = max(decision.dwell or (0.0,))
-        self._decisions.append(decision)
-        number = self._known.applied + len(self._decisions)
-        await self.ask("apply", decision, number)
+        async with self._steering:
+            self._number_of_decisions += 1
+            if self._reopens:
+                self._decisions.append(decision)
+            await self.ask("apply", decision, self._number_of_decisions)
 
     async def go_on_with(self, predictor: Any, number: int) -> list[int]:
         """See SourceActor.go_on_with."""
@@ -169,9 +175,10 @@ class SourceProxy:
                 found = hearing.result()
             elif self._fell_silent():
                 found = [self._silence()]
-            if events := await self._taken([*self._told, *found]):
-                self._told = []
-                return events
+            await self._take(found)
+            if self._told:
+                told, self._told = self._told, []
+                return told
 
     async def close(self) -> None:
         """No further frame is wanted: the source ends with what it has measured."""
@@ -190,8 +197,7 @@ class SourceProxy:
         self._emit(SourceSilent(time=time.time(), since=time.time() - quiet))
         return SourceFailed(time=time.time(), error=TimeoutError(f"found no frame for {quiet:.0f} s"), silent=True)
 
-    async def _taken(self, found: list[Event]) -> list[Event]:
-        told: list[Event] = []
+    async def _take(self, found: list[Event]) -> None:
         for event in found:
             match event:
                 case Standing():
@@ -199,11 +205,9 @@ class SourceProxy:
                     self._decisions = self._decisions[event.applied - self._known.applied :]
                     self._known.applied = event.applied
                 case SourceFailed():
-                    self._told = told  # told once it is open again, and also where it is not
                     await self._open_again(event)
                 case _:
-                    told.append(self._arrived(event))
-        return told
+                    self._told.append(self._arrived(event))
 
     def _arrived(self, event: Event) -> Event:
         match event:
@@ -224,11 +228,12 @@ class SourceProxy:
         self._failures += 1
         if not self._reopens and failed.silent:
             return  # it may come back by itself
-        if not self._reopens or self._failures > _MOST_FAILURES:
+        if not self._reopens or (self._failures > _MOST_FAILURES and not failed.silent):
             raise failed.error
         begun = time.monotonic()
-        await asyncio.sleep(min(_FIRST_REST_S * 2 ** (self._failures - 1), _LONGEST_REST_S))
-        await self.ask("go_on", self._description, self._point(failed.position))
+        await asyncio.sleep(min(_FIRST_REST_S * 2 ** min(self._failures - 1, 20), _LONGEST_REST_S))
+        async with self._steering:
+            await self.ask("go_on", self._description, self._point(failed.position))
         self._reopened(f"{type(failed.error).__name__}: {failed.error}", begun)
 
     def _reopened(self, reason: str, begun: float) -> None:
@@ -264,7 +269,13 @@ class SourceProxy:
                 ) from error
             self._failures += 1
             self._hear_of_the_last()
-            await asyncio.wait_for(self._place_another(), _RESTART_S)
+            try:
+                await asyncio.wait_for(self._place_another(), _RESTART_S)
+            except TimeoutError:
+                raise LostForGood(
+                    f"found no worker with the resource {SOURCE} within {_RESTART_S:.0f} s of the loss of one, "
+                    f'expected another: start workers under a nanny, or a second one with --resources "{SOURCE}=1"'
+                ) from error
             self._number += 1
             self._reopened("its worker was lost", begun)
             return True
@@ -272,7 +283,7 @@ class SourceProxy:
     def _hear_of_the_last(self) -> None:
         """Frames that the lost source has sent to the predictor and had no time to tell of have arrived."""
         for scan, ids in self._reported().items():
-            new = sorted(ids.difference(self._known.handed[scan])) if scan in self._known.handed else []
+            new = sorted(ids.difference(self._known.handed[scan]))
             if new:
                 event = ChunkArrived(time=time.time(), scan=scan, frame_ids=tuple(new))
                 self._told.append(self._arrived(event))
