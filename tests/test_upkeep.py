@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from steering.campaign import GroupChanged, SourceReopened, SourceSilent, WorkerLost, decode, encode
+from steering.campaign import FramesLost, GroupChanged, SourceReopened, SourceSilent, WorkerLost, decode, encode
 from steering.clusters import local
 from steering.learning import TrainerSettings
 from steering.learning.samples import Samples, owner_of
@@ -204,3 +204,29 @@ def test_labels_that_nobody_takes_in_do_not_grow_without_bound():
         asyncio.run(me.receive(found))
     assert len(me._arrived) == 3
     assert me.samples.dropped == 7 * 60
+
+
+@pytest.mark.slow
+def test_a_lost_label_worker_and_a_lost_source_are_replaced_and_no_frame_is_lost_or_measured_twice(tmp_path):
+    """Each has a process of its own. The label worker is killed while it labels: the task is done again."""
+    folder = RunFolder.create(tmp_path / "run")
+    parts = experiment(frames=400)
+    kinds = [signal.SIGKILL, signal.SIGSTOP] if hasattr(parts.source, "resume") else []
+    with local(ranks=1, apart=True) as client:
+        run = start(parts, client, folder)
+        until(lambda: any(line["event"] == "CandidateReady" for line in folder.events()), run)
+        begun = time.time()
+        os.kill(process_of(client, "label"), signal.SIGKILL)
+        until(lambda: [e for e in folder.events() if e["event"] == "LabelsReady" and e["time"] > begun], run)
+        for harm in kinds:
+            begun = time.time()
+            os.kill(process_of(client, "source"), harm)
+            until(lambda t=begun: of(folder, SourceReopened, t), run)
+        figures = run.result()
+    assert {event.worker for event in of(folder, WorkerLost)} == {"label", *["source"] * bool(kinds)}
+    assert not of(folder, FramesLost)
+    [(_, image)] = folder.objects().items()
+    assert sorted(image["frame"].values) == list(range(400))
+    measured = np.stack([image["position_y"], image["position_x"]], 1).round(12)
+    assert len(np.unique(measured, axis=0)) == 400
+    assert figures["frames_predicted"] == figures["frames_acquired"] == 400

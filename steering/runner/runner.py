@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import xarray as xr
-from distributed import Client, get_client
+from distributed import Client, get_client, get_worker
 
 from steering.campaign import Campaign, Command, Event, ModelPublished, SourceEnded, encode
 from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
@@ -258,6 +258,7 @@ class Runner:
             raise RuntimeError("found no ranks yet, expected `_assemble` to have started them")
         return Upkeep(
             client=client,
+            here=get_worker().address,
             experiment=self.experiment,
             ranks=self._ranks,
             proxy=self.proxy,

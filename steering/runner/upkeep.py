@@ -28,6 +28,8 @@ class Upkeep:
     """Looks after the workers of a run while it measures and learns."""
 
     client: Client
+    here: str
+    """Address of the runner's own worker: silence there is for others to notice."""
     experiment: Experiment
     ranks: RankGroup
     proxy: PredictorProxy
@@ -51,7 +53,7 @@ class Upkeep:
         await Watch(self.client, self.experiment.frozen_s, watched=self._watched, seen=self._seen).keep()
 
     def _watched(self) -> set[str]:
-        return {*self.ranks.addresses, self.proxy.address, self.source.address, *self._labelling}
+        return {*self.ranks.addresses, self.proxy.address, self.source.address, *self._labelling} - {self.here}
 
     def _seen(self, workers: Workers, frozen: list[str]) -> None:
         self._report(workers, frozen)
