@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import threading
 import time
@@ -116,7 +117,10 @@ class SourceActor:
 
     def _open(self) -> None:
         self._turns += 1
-        threading.Thread(target=self._pull, args=(self.source, self._turns), name="source", daemon=True).start()
+        # In the context of this call, from which the predictor's actor learns which worker it is asked from.
+        run = contextvars.copy_context().run
+        work = (self._pull, self.source, self._turns)
+        threading.Thread(target=run, args=work, name="source", daemon=True).start()
 
     def _keep_again(self, source: Source, point: GoOn) -> None:
         """Keep the frames that have arrived, as far as the source has them; another predictor may need them."""
