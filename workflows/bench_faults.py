@@ -117,6 +117,8 @@ class Log:
 
     def since(self, begun: float) -> list[dict[str, Any]]:
         """Those later than `begun`; earlier ones are forgotten."""
+        if not self._file.exists():
+            return []
         with self._file.open("rb") as lines:
             lines.seek(self._read)
             for line in lines:
