@@ -83,11 +83,11 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
 
 
 def experiment(ranks: int, seed: int) -> Experiment:
-    """Scans without end, of small frames."""
+    """Scans without end, of small frames; the policy ends each after its thousand candidates."""
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     pictures = [data.brick(), data.coins(), data.gravel(), data.cell()]
     stages = [
-        Stage(f"scan-{k}", sample(pictures[k % 4], phase=1.5 + 0.1 * (k % 7), absorption=0.1, size=128), frames=600)
+        Stage(f"scan-{k}", sample(pictures[k % 4], phase=1.5 + 0.1 * (k % 7), absorption=0.1, size=128), frames=5000)
         for k in range(200)
     ]
     source = SimulatedBeamline(stages, probe=probe, step=2.0, frame_rate=20.0, seed=seed)
