@@ -100,8 +100,15 @@ async def while_there(client: Client, worker: str, answer: Awaitable[T]) -> T:
 
 async def call(actor: Any, method: str, *arguments: Any, **named: Any) -> Any:
     """The answer of an actor. Where its worker is known to be gone, already the name of the method raises: here that
-    is an answer like any other."""
-    return await getattr(actor, method)(*arguments, **named)
+    is an answer like any other. Raises OSError where the call is cancelled by others than who waits for it: Dask does so
+    with what waits for a connection to a worker that is lost."""
+    try:
+        return await getattr(actor, method)(*arguments, **named)
+    except asyncio.CancelledError:
+        waiting = asyncio.current_task()
+        if waiting is None or waiting.cancelling():
+            raise
+        raise OSError(f"found the call of {method} cancelled, expected its answer: its worker may be lost") from None
 
 
 async def every(calls: Iterable[Awaitable[T]]) -> list[T]:
