@@ -218,8 +218,9 @@ def strike(client: Client, name: str, pid: int, kind: str) -> None:
         os.kill(pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
 
 
-def hold_the_lock(seconds: float) -> None:
-    """Sleep in C without giving up the interpreter lock, as a bad extension does."""
+async def hold_the_lock(seconds: float) -> None:
+    """Sleep in C without giving up the interpreter lock, as a bad extension does. A coroutine only because Dask waits
+    for the end of all else."""
     ctypes.PyDLL(None).usleep(int(1e6 * seconds))
 
 

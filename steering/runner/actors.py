@@ -100,7 +100,7 @@ async def while_there(client: Client, worker: str, answer: Awaitable[T]) -> T:
 
 async def call(actor: Any, method: str, *arguments: Any, **named: Any) -> Any:
     """The answer of an actor. Where its worker is known to be gone, already the name of the method raises: here that
-    is an answer like any other. Raises OSError where the call is cancelled by others than who waits for it: Dask does so
+    is an answer like any other. Raises OSError where the call is cancelled, and not by who waits for it: Dask does so
     with what waits for a connection to a worker that is lost."""
     try:
         return await getattr(actor, method)(*arguments, **named)
