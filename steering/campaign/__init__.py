@@ -16,9 +16,9 @@ from steering.campaign.actions import (
     Train,
     fingerprint,
 )
+from steering.campaign.event import Answer, Event
 from steering.campaign.events import (
     COMMANDS,
-    Answer,
     AnswerIgnored,
     CampaignBegan,
     CandidateReady,
@@ -31,7 +31,6 @@ from steering.campaign.events import (
     DecisionSuggested,
     DriftLowered,
     DriftRaised,
-    Event,
     ExternalLabelsRead,
     FrameRefused,
     FrameSetAside,

@@ -7,13 +7,13 @@ from math import inf
 from typing import Literal
 
 from steering.campaign.actions import Action, AskPolicy, Declined, OpenActions, Remind, Steer
+from steering.campaign.event import Event
 from steering.campaign.events import (
     Command,
     DecisionLimited,
     DecisionProposed,
     DecisionSettled,
     DecisionSuggested,
-    Event,
     FrameRefused,
 )
 from steering.campaign.limits import Guard, Positions

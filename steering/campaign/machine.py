@@ -18,8 +18,8 @@ from steering.campaign.actions import (
     Train,
 )
 from steering.campaign.drift import DriftTest
+from steering.campaign.event import Answer, Event
 from steering.campaign.events import (
-    Answer,
     AnswerIgnored,
     CampaignBegan,
     CandidateReady,
@@ -31,7 +31,6 @@ from steering.campaign.events import (
     DecisionSuggested,
     DriftLowered,
     DriftRaised,
-    Event,
     FrameRefused,
     LabelsReady,
     PredictionReady,

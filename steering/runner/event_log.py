@@ -118,7 +118,8 @@ class EventLog:
                                 _append_whole(log, b"".join(lines))
                             break
                         except OSError as error:
-                            log = self._wait_for_the_disk(error)
+                            log = None  # it is opened anew
+                            self._wait_for_the_disk(error)
                     with self._changed:
                         self.trouble = None
                         self._bytes -= sum(map(len, lines))
@@ -129,7 +130,7 @@ class EventLog:
                 self._changed.notify_all()
 
     def _wait_for_the_disk(self, error: OSError) -> None:
-        """Until it is worth another try, with the file opened anew. Raises the error once the log is closed."""
+        """Until it is worth another try. Raises the error once the log is closed."""
         with self._changed:
             if self.trouble is None:
                 logger.warning("%s: events wait in memory until they can be written: %s", self._folder.path, error)

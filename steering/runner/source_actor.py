@@ -102,7 +102,7 @@ class SourceActor:
                 await asyncio.to_thread(self._keep_again, self.source, point)
             await self.go_on(self.source, point)
 
-    async def go_on(self, source: Source, point: GoOn) -> None:
+    async def go_on(self, source: Any, point: GoOn) -> None:
         """Another source, as it was made, takes the place of the one that fails, and hands out what that would have."""
         self._turns += 1  # whatever the other one still says is not heard
         await asyncio.to_thread(_closed, self.source)
@@ -122,7 +122,7 @@ class SourceActor:
         work = (self._pull, self.source, self._turns)
         threading.Thread(target=run, args=work, name="source", daemon=True).start()
 
-    def _keep_again(self, source: Source, point: GoOn) -> None:
+    def _keep_again(self, source: Any, point: GoOn) -> None:
         """Keep the frames that have arrived, as far as the source has them; another predictor may need them."""
         other = copy.deepcopy(source)
         other.resume(point.position, {i for ids in point.handed.values() for i in ids})
@@ -304,7 +304,8 @@ class Visits:
 
     def __init__(self, scans: Mapping[str, str] | None = None) -> None:
         """scans: names of the scans so far, in their order, and how the source calls each."""
-        self._called, self._name = list(scans.items())[-1] if scans else ("", None)
+        present: tuple[str, str | None] = list(scans.items())[-1] if scans else ("", None)
+        self._called, self._name = present
         """The present scan as it is called here, and as the source says it."""
         self._used = set(scans or ())
 
