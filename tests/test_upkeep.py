@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from steering.clusters import local
 from steering.learning import TrainerSettings
 from steering.learning.samples import Samples, owner_of
 from steering.learning.strategies import ER
-from steering.runner import RunFolder, start
+from steering.ptychography import RefineSettings
+from steering.runner import FinalSettings, LabelSettings, RunFolder, start
 from steering.runner.watch import LOOK_S, Silence
 from steering.view.status import status_lines
 from tests.test_learning import labels, rank_of
@@ -210,23 +212,24 @@ def test_labels_that_nobody_takes_in_do_not_grow_without_bound():
 def test_a_lost_label_worker_and_a_lost_source_are_replaced_and_no_frame_is_lost_or_measured_twice(tmp_path):
     """Each has a process of its own. The label worker is killed while it labels: the task is done again."""
     folder = RunFolder.create(tmp_path / "run")
-    parts = experiment(frames=400)
+    unrefined = LabelSettings(final=FinalSettings(refine=RefineSettings(passes=0)))
+    parts = replace(experiment(frames=600, labels_after_end=2), labels=unrefined)
     kinds = [signal.SIGKILL, signal.SIGSTOP] if hasattr(parts.source, "resume") else []
     with local(ranks=1, apart=True) as client:
         run = start(parts, client, folder)
-        until(lambda: any(line["event"] == "CandidateReady" for line in folder.events()), run)
-        begun = time.time()
-        os.kill(process_of(client, "label"), signal.SIGKILL)
-        until(lambda: [e for e in folder.events() if e["event"] == "LabelsReady" and e["time"] > begun], run)
+        until(lambda: any(line["event"] == "LabelsReady" for line in folder.events()), run)
         for harm in kinds:
             begun = time.time()
             os.kill(process_of(client, "source"), harm)
             until(lambda t=begun: of(folder, SourceReopened, t), run)
+        begun = time.time()
+        os.kill(process_of(client, "label"), signal.SIGKILL)
+        until(lambda: [e for e in folder.events() if e["event"] == "LabelsReady" and e["time"] > begun], run)
         figures = run.result()
     assert {event.worker for event in of(folder, WorkerLost)} == {"label", *["source"] * bool(kinds)}
     assert not of(folder, FramesLost)
     [(_, image)] = folder.objects().items()
-    assert sorted(image["frame"].values) == list(range(400))
+    assert sorted(image["frame"].values) == list(range(600))
     measured = np.stack([image["position_y"], image["position_x"]], 1).round(12)
-    assert len(np.unique(measured, axis=0)) == 400
-    assert figures["frames_predicted"] == figures["frames_acquired"] == 400
+    assert len(np.unique(measured, axis=0)) == 600
+    assert figures["frames_predicted"] == figures["frames_acquired"] == 600
