@@ -17,8 +17,6 @@ LOOK_S = 0.25
 """Between two looks whether the workers of those who are asked are still there."""
 _NOTICED_S = 5.0
 """How long the scheduler may take to notice that a worker is gone."""
-_SETTLED_S = 0.5
-"""Losses are complete once no further one was noticed for so long: the workers of a node are lost one by one."""
 
 _CLOSE_S = 5.0
 """How long an actor may take to close."""
@@ -131,14 +129,21 @@ async def gone(client: Client, handles: Iterable[ActorHandle]) -> list[ActorHand
 
 async def losses(client: Client, handles: Sequence[ActorHandle]) -> list[ActorHandle]:
     """Those of the actors that are lost, all of them: waits until a first loss is noticed, some seconds at most, and
-    then until no further one is."""
+    then until each of the others has given a sign of life since: the workers of a node are lost one by one, and of two
+    that freeze together one is noticed first."""
     loop = asyncio.get_running_loop()
     found: list[ActorHandle] = []
-    until = loop.time() + _NOTICED_S
+    until, noticed = loop.time() + _NOTICED_S, 0.0
     while loop.time() < until and len(found) < len(handles):
-        now = await gone(client, handles)
+        workers = await workers_now(client)
+        now = [handle for handle in handles if handle.lost(workers)]
+        seen = {handle: workers[handle.address]["last_seen"] for handle in handles if handle not in now}
         if len(now) > len(found):
-            found, until = now, loop.time() + _SETTLED_S
+            found, until = now, loop.time() + _NOTICED_S
+            # By the scheduler's own clock.
+            noticed = max((worker["last_seen"] for worker in workers.values()), default=0.0)
+        elif found and all(when > noticed for when in seen.values()):
+            break
         await asyncio.sleep(0.1)
     return found
 
