@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from steering.learning.samples import Samples, owner_of
 from steering.learning.strategies import ER
 from steering.ptychography import RefineSettings
 from steering.runner import FinalSettings, LabelSettings, RunFolder, start
+from steering.runner.actors import ActorHandle, losses
 from steering.runner.watch import LOOK_S, Silence
 from steering.view.status import status_lines
 from tests.test_learning import labels, rank_of
@@ -233,3 +235,31 @@ def test_a_lost_label_worker_and_a_lost_source_are_replaced_and_no_frame_is_lost
     measured = np.stack([image["position_y"], image["position_x"]], 1).round(12)
     assert len(np.unique(measured, axis=0)) == 600
     assert figures["frames_predicted"] == figures["frames_acquired"] == 600
+
+
+class Looks:
+    """A client whose scheduler says, look by look, when each worker was seen last."""
+
+    def __init__(self, *looks):
+        self.left = list(looks)
+        self.scheduler = self
+
+    async def identity(self, n_workers):
+        assert n_workers == -1
+        seen = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        return {"workers": {address: {"last_seen": when} for address, when in seen.items()}}
+
+
+def test_losses_are_complete_once_all_others_have_given_a_sign_of_life():
+    """Of two that froze together the second is noticed later; the third is known to live from its next beat on."""
+    a, b, c = (ActorHandle(None, SimpleNamespace(status="finished"), name) for name in "abc")
+    looks = Looks(
+        {"a": 9.0, "b": 8.0, "c": 9.5, "other": 10.0},
+        {"b": 8.0, "c": 9.5, "other": 10.0},
+        {"b": 8.0, "c": 10.2, "other": 10.4},
+        {"c": 10.6, "other": 10.4},
+        {"c": 10.6, "other": 10.8},
+        {"c": 11.1, "other": 10.8},
+    )
+    assert asyncio.run(losses(looks, [a, b, c])) == [a, b]
+    assert len(looks.left) == 1  # and not before c had been heard of again
