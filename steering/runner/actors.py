@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from distributed import Client
+from distributed import Client, get_client
 
-from steering.clusters.roles import workers_now
+from steering.clusters.roles import workers_now, workers_of
 from steering.learning import GroupLost
 
 LOOK_S = 0.25
@@ -18,6 +18,8 @@ LOOK_S = 0.25
 _NOTICED_S = 5.0
 """How long the scheduler may take to notice that a worker is gone."""
 
+_PATIENCE_S = 2.0
+"""Between two looks of a task whether the worker of the actor that it asks is still there."""
 _CLOSE_S = 5.0
 """How long an actor may take to close."""
 
@@ -94,6 +96,40 @@ async def while_there(client: Client, worker: str, answer: Awaitable[T]) -> T:
         return job.result()
     finally:
         job.cancel()
+
+
+class Reached:
+    """An actor as a task on a worker asks it: where the actor's worker is gone, the answer is an OSError.
+
+    Dask's own answer may never come there: it waits for the actor to be somewhere again, and the task with it, and all
+    that wait for the worker of the task.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Callable[..., _Answer]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        ask = getattr(self._actor, method)
+        return lambda *arguments, **named: _Answer(ask(*arguments, **named), self._actor._address)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    future: Any
+    address: str
+
+    def result(self) -> Any:
+        """Wait for the answer. Raises what the actor raised."""
+        while True:
+            try:
+                return self.future.result(timeout=_PATIENCE_S)
+            except TimeoutError:
+                if self.future.done():
+                    raise  # the actor's own
+                if self.address not in workers_of(get_client()):
+                    raise OSError(f"found the worker at {self.address} gone, expected its answer") from None
 
 
 async def call(actor: Any, method: str, *arguments: Any, **named: Any) -> Any:

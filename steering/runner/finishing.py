@@ -78,7 +78,7 @@ class Finishing:
                 # The predictor died meanwhile: another one has the frames by now.
 
     async def _attempt(self, scan: str, version: int) -> ScanRefined:
-        experiment, predictor = self.metrics.experiment, self.proxy.actor
+        experiment, predictor = self.metrics.experiment, self.proxy.reached
         settings = experiment.labels.final
         if not settings.refine.passes:
             return _not_refined(scan, version, "the settings ask for no pass")

@@ -16,6 +16,7 @@ from steering.clusters.roles import LABEL
 from steering.labels.external import ExternalReport, arrival, put_away, take_in, waiting
 from steering.labels.make import make_labels
 from steering.labels.refinement import refine_live
+from steering.runner.actors import Reached
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
@@ -78,7 +79,7 @@ class Labelling:
         return self.metrics.strata.setdefault(scan, len(self.metrics.strata))
 
     async def _sent(self, generation: int, work: Callable[[list[Any]], Awaitable[T]]) -> T | None:
-        answer = await self.ranks.send(work, generation)
+        answer = await self.ranks.send(lambda ranks: work([Reached(rank) for rank in ranks]), generation)
         return None if isinstance(answer, GroupChanged) else answer
 
     async def _task(self, task: Callable[..., T], *arguments: Any, priority: int = 0, **settings: Any) -> T:
@@ -88,7 +89,13 @@ class Labelling:
             number = self.proxy.number
             try:
                 result: T = await self.client.submit(
-                    task, self.proxy.actor, *arguments, **settings, resources={LABEL: 1}, pure=False, priority=priority
+                    task,
+                    self.proxy.reached,
+                    *arguments,
+                    **settings,
+                    resources={LABEL: 1},
+                    pure=False,
+                    priority=priority,
                 )
                 return result
             except Exception:

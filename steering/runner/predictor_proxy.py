@@ -21,7 +21,17 @@ from steering.campaign import (
 )
 from steering.clusters.roles import INFERENCE, addresses, workers_now
 from steering.inference import Installed, PolicyAnswer, Predictor, ResumeState
-from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
+from steering.runner.actors import (
+    ActorHandle,
+    LostForGood,
+    Reached,
+    call,
+    losses,
+    place,
+    release,
+    retrieved,
+    while_there,
+)
 from steering.runner.source_proxy import SourceProxy
 
 _ATTEMPTS = 3
@@ -76,9 +86,9 @@ class PredictorProxy:
         await call(self._handle.actor, "start")
 
     @property
-    def actor(self) -> Any:
-        """Of the predictor, for tasks that ask it themselves."""
-        return self._handle.actor
+    def reached(self) -> Reached:
+        """The predictor for tasks that ask it themselves."""
+        return Reached(self._handle.actor)
 
     @property
     def address(self) -> str:
@@ -94,7 +104,7 @@ class PredictorProxy:
         """The predictor's answer. Raises what the predictor raised, and LostForGood where nothing can replace it."""
         while True:
             async with self._changing:
-                actor, number, replaced = self.actor, self.number, self._replaced
+                actor, number, replaced = self._handle.actor, self.number, self._replaced
             answer = asyncio.ensure_future(call(actor, method, *arguments, **named))
             over = asyncio.ensure_future(replaced.wait())
             try:
