@@ -69,7 +69,7 @@ class SourceProxy:
         """experiment: its source, as it was made. due: whether a frame is asked for that has not come. reported: ids of
         the frames that the predictor has told of, by scan. emit: where SourceSilent and SourceReopened go."""
         self._client = client
-        self._description = experiment.source
+        self._description: Any = experiment.source
         self._keep_bytes = experiment.prediction.keep_bytes
         self._silent_s = experiment.silent_s
         self._due = due
@@ -111,6 +111,8 @@ class SourceProxy:
     async def start(self, worker: str, predictor: Any) -> None:
         """Begin to measure, on this worker, and to send what is measured to the predictor, which is number 0."""
         self._predictor = (predictor, 0)
+        if self._reopens:
+            self._known.position = self._description.position()  # of one that has not begun
         actor = SourceActor(self._description, keep_bytes=self._keep_bytes)
         self._handle = await place(self._client, actor, worker=worker)
         await self.ask("start", predictor)
@@ -166,8 +168,9 @@ class SourceProxy:
         """What has happened at the source since the last call; waits until there is something, and where the source
         fails, until it is open again. Raises what ends the run."""
         while True:
-            self._hearing = self._hearing or asyncio.ensure_future(self.ask("events"))
-            self._hearing.add_done_callback(retrieved)
+            if self._hearing is None:
+                self._hearing = asyncio.ensure_future(self.ask("events"))
+                self._hearing.add_done_callback(retrieved)
             await asyncio.wait({self._hearing}, timeout=_LOOK_S)
             found: list[Event] = []
             if self._hearing.done():
