@@ -60,8 +60,11 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     """Run the campaign, do harm to it, and count."""
     options = _options(arguments)
     rng = np.random.default_rng(options.seed)
+    parts = experiment(options.ranks, options.seed)
+    if not hasattr(parts.source, "resume"):  # the loss of a source that cannot go on elsewhere ends its campaign
+        options.targets = [target for target in options.targets if target != "source"]
     with local(ranks=options.ranks, apart=True) as client:
-        run = start(experiment(options.ranks, options.seed), client, folder)
+        run = start(parts, client, folder)
         log = Log(folder, run)
         log.wait(lambda events: any(e["event"] == "CandidateReady" for e in events), 0)
         faults = []
