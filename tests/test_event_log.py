@@ -98,17 +98,22 @@ def test_a_torn_line_of_another_writer_stays_alone(folder):
     assert numbers(folder) == [1, 2]
 
 
-def test_a_full_disk_is_told_with_the_next_event_and_what_was_written_stays(small_disk):  # noqa: F811
+def test_on_a_full_disk_events_wait_in_memory_and_are_written_once_there_is_room(small_disk):  # noqa: F811
     folder = RunFolder.create(small_disk / "run")
     log = EventLog(folder)
     log.append({"event": "Last", "n": 0})
     log.flush()
     fill(small_disk)
-    with pytest.raises(OSError, match="found a full disk, expected room for the run"):  # noqa: PT012
-        while True:
-            log.append({"event": "Last", "n": 1, "notes": "x" * 10_000})
-    folder.end("failed", "the disk is full")
-    assert [event["event"] for event in folder.events()] == ["Last", "RunEnded"]
+    for n in range(1, 20):
+        log.append({"event": "Last", "n": n, "notes": "x" * 10_000})
+    while log.trouble is None:
+        time.sleep(0.01)
+    assert "found a full disk, expected room for the run" in str(log.trouble)
+    assert numbers(folder) == list(range(len(numbers(folder))))
+    (small_disk / "filler").unlink()
+    log.flush()
+    assert log.trouble is None
+    assert numbers(folder) == list(range(20))  # none is missing, none is there twice
 
 
 def test_the_end_of_a_run_writes_what_waits_and_hides_no_error(folder):

@@ -29,7 +29,7 @@ class Slow:
 def test_decisions_reach_the_source_in_the_order_in_which_they_were_made():
     async def main():
         source = Slow(5)
-        parts = dict.fromkeys(("experiment", "folder", "campaign", "proxy", "ranks", "labelling"))
+        parts = dict.fromkeys(("experiment", "folder", "campaign", "proxy", "ranks", "labelling", "optional"))
         executor = Executor(**parts, metrics=Metrics(None, None), source=source, take=None)
         actions = [
             Steer(DecisionSuggested(time=0.0, positions=(), reasons=(str(number),), stop=True), 0)

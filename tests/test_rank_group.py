@@ -75,7 +75,9 @@ class Bench:
         found = labels(n=60)
 
         async def send(ranks):
-            await every(call(rank, "receive", found.share(k, len(ranks))) for k, rank in enumerate(ranks))
+            await every(
+                call(rank, "receive", found.share(k, len(ranks), self.group.generation)) for k, rank in enumerate(ranks)
+            )
 
         assert await self.group.send(send, self.group.generation) is None
 

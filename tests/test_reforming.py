@@ -1,12 +1,15 @@
 """Laws of a group of ranks that forms anew, between real processes."""
 
 import asyncio
+import threading
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from steering.learning import NoSamples
+from steering.learning import NoSamples, Place
+from steering.learning.group import abandon, is_of_group, leave
 from steering.learning.loop import most_advanced
 from steering.learning.redistribution import missing
 from steering.learning.samples import owner_of
@@ -16,8 +19,8 @@ from tests.ranks import on_ranks
 from tests.test_learning import labels, rank_of
 
 
-def receive(me, found, rank, ranks):
-    asyncio.run(me.receive(found.share(rank, ranks)))
+def receive(me, found, rank, ranks, generation=0):
+    asyncio.run(me.receive(found.share(rank, ranks, generation)))
 
 
 def state(me):
@@ -68,9 +71,10 @@ def lose_and_join(rank, ranks, where, folder):
     me.join(where, rank=number, ranks=3, generation=1)
     me.serve(folder, 1)
     found.append(state(me))
-    with pytest.raises(NoSamples, match="on rank 0"):  # its frames died with rank 0 of before
-        me.fit("a", 10)
-    receive(me, labels(n=40), number, 3)
+    me.samples.end("b")  # ranks without a frame of a scan do not train on it, any of them
+    with pytest.raises(NoSamples, match="on rank 0, 1, 2"):
+        me.fit("b", 10)
+    receive(me, labels(n=40), number, 3, 1)
     report = me.fit("a", 10)
     found.append((state(me), report.steps, report.error))
     me.go_back(folder, 1)
@@ -114,11 +118,33 @@ def test_samples_belong_to_the_ranks_that_their_frames_name_and_all_keep_what_is
     whole = labels(n=40)
     held_out = whole.frame_id[whole.held_out].tolist()
     to_train_on = whole.frame_id[~whole.held_out]
-    before, after = owner_of(to_train_on, 3), owner_of(to_train_on, 3)
+    before, after = owner_of(to_train_on, 3), owner_of(to_train_on, 3, 1)
     for number, member in {1: members[1], 2: members[2], 0: members[3]}.items():
         kept = member[-3]
         assert kept["held_out"] == held_out
         assert kept["train"] == kept["given"] == to_train_on[(before != 0) & (after == number)].tolist()
+
+
+def wait_for_one_that_never_comes(rank, ranks, where):
+    """The second of two ranks does not enter a collective; how long the first waits once it abandons the group."""
+    Place(rank=rank, ranks=ranks, where=where, deadline=60.0).join(device="cpu")
+    found = None
+    if rank == 0:
+        threading.Timer(0.5, abandon).start()
+        begun = time.monotonic()
+        with pytest.raises(RuntimeError) as caught:
+            dist.all_reduce(torch.zeros(3))
+        assert is_of_group(caught.value)
+        found = time.monotonic() - begun
+    time.sleep(0.0 if rank == 0 else 3.0)
+    leave()
+    return found
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_a_lost_one_is_freed_before_the_deadline():
+    waited, _ = on_ranks(2, wait_for_one_that_never_comes)
+    assert waited < 30
 
 
 def test_the_source_is_the_lowest_of_the_most_advanced_and_never_a_fresh_one_beside_others():

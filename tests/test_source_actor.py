@@ -48,7 +48,7 @@ async def measured(tmp_path, *names):
     await predictor.start()
     await actor.start(predictor)
     where = tuple(map(tuple, np.tile(source.candidates[:FRAMES], (len(names), 1)).tolist()))
-    await actor.apply(DecisionSuggested(time=0.0, positions=where, reasons=("why",) * len(where)))
+    await actor.apply(DecisionSuggested(time=0.0, positions=where, reasons=("why",) * len(where)), 1)
     events = []
     while not any(isinstance(event, SourceEnded) for event in events):
         events += await actor.events()

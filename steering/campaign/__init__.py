@@ -16,10 +16,10 @@ from steering.campaign.actions import (
     Train,
     fingerprint,
 )
+from steering.campaign.event import Answer, Event
 from steering.campaign.events import (
     COMMANDS,
     EVENTS,
-    Answer,
     AnswerIgnored,
     CandidateReady,
     CandidateRefused,
@@ -34,11 +34,9 @@ from steering.campaign.events import (
     ExternalLabelsRead,
     FrameRefused,
     FrameSetAside,
-    GroupChanged,
     LabelsReady,
     ModelPublished,
     PredictionReady,
-    PredictorReplaced,
     RollBackRefused,
     RolledBack,
     ScanRefined,
@@ -51,12 +49,18 @@ from steering.campaign.events import (
     encode,
 )
 from steering.campaign.limits import Guard, Limits
+from steering.campaign.losses import (
+    FramesLost,
+    GroupChanged,
+    PredictorReplaced,
+    SourceReopened,
+    SourceSilent,
+    WorkerLost,
+)
 from steering.campaign.machine import RAISED, Campaign, replay
 from steering.campaign.run_events import (
     CampaignBegan,
     CheckpointWritten,
-    Event,
-    FramesLost,
     RunRecovered,
     RunStarted,
     WorkFailed,
@@ -113,6 +117,8 @@ __all__ = [
     "ScanRefined",
     "ScanRevisited",
     "SourceEnded",
+    "SourceReopened",
+    "SourceSilent",
     "Steer",
     "TakeBack",
     "Tick",
@@ -120,6 +126,7 @@ __all__ = [
     "TrainingSkipped",
     "VersionRefused",
     "WorkFailed",
+    "WorkerLost",
     "campaign_from",
     "decode",
     "encode",

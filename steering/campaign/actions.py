@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
-from steering.campaign.events import Answer, DecisionSuggested
+from steering.campaign.event import Answer
+from steering.campaign.events import DecisionSuggested
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from steering.campaign import run_events
-from steering.campaign.run_events import Event
+from steering.campaign import losses, run_events
+from steering.campaign.event import Answer, Event
 
 COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer(Event):
-    """The answer to one action of the campaign. One that fits no open action changes nothing."""
-
-    action: int | None = None
-    """Id of the action; None: the campaign did not ask for it."""
-    generation: int = 0
-    """Of the group of ranks when it was answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,28 +273,6 @@ class DriftLowered(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupChanged(Event):
-    """The ranks have formed a new group: `generation`, of `ranks` ranks. A training round and a making of labels that
-    were under way are void."""
-
-    lost: tuple[int, ...]
-    """Their numbers in the group before."""
-    joined: tuple[int, ...]
-    """Numbers of new ranks in this group."""
-    ranks: int
-    generation: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorReplaced(Event):
-    """The predictor's worker was lost; `seconds` after that was noticed another had taken its place and was sent
-    `frames` frames again. What was predicted and decided before stands."""
-
-    frames: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class SourceEnded(Event):
     """No further frame will come."""
 
@@ -324,7 +292,9 @@ class Command(Event):
 
 
 EVENTS: tuple[type[Event], ...] = tuple(
-    kind for kind in {**vars(run_events), **globals()}.values() if isinstance(kind, type) and issubclass(kind, Event)
+    kind
+    for kind in {**vars(run_events), **vars(losses), **globals()}.values()
+    if isinstance(kind, type) and issubclass(kind, Event)
 )
 """Every kind of event."""
 _KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in EVENTS}

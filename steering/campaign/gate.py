@@ -7,6 +7,7 @@ from math import inf
 from typing import Literal
 
 from steering.campaign.actions import Action, AskPolicy, Declined, OpenActions, Remind, Steer
+from steering.campaign.event import Event
 from steering.campaign.events import (
     Command,
     DecisionLimited,
@@ -16,7 +17,6 @@ from steering.campaign.events import (
     FrameRefused,
 )
 from steering.campaign.limits import Guard, Positions
-from steering.campaign.run_events import Event
 
 Word = Literal["approve", "veto"]
 _FRUITLESS = 1000

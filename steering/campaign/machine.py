@@ -18,8 +18,8 @@ from steering.campaign.actions import (
     Train,
 )
 from steering.campaign.drift import DriftTest
+from steering.campaign.event import Answer, Event
 from steering.campaign.events import (
-    Answer,
     AnswerIgnored,
     CandidateReady,
     ChunkArrived,
@@ -31,10 +31,8 @@ from steering.campaign.events import (
     DriftLowered,
     DriftRaised,
     FrameRefused,
-    GroupChanged,
     LabelsReady,
     PredictionReady,
-    PredictorReplaced,
     SourceEnded,
     Tick,
     TrainingSkipped,
@@ -42,7 +40,8 @@ from steering.campaign.events import (
 )
 from steering.campaign.gate import Gate
 from steering.campaign.limits import Guard
-from steering.campaign.run_events import CampaignBegan, Event
+from steering.campaign.losses import GroupChanged, PredictorReplaced
+from steering.campaign.run_events import CampaignBegan
 from steering.campaign.settings import CampaignSettings
 from steering.campaign.transitions import Transitions
 

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something that happened at `time`, seconds since the epoch."""
-
-    time: float
+from steering.campaign.event import Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +56,3 @@ class RunRecovered(Event):
 
     number: int
     remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramesLost(Event):
-    """Frames that had arrived are gone for good: they are in no checkpoint, and the source cannot give them again."""
-
-    scan: str
-    frame_ids: tuple[int, ...]
-    reason: str

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from math import inf, isfinite, isnan, nan
 
 from steering.campaign.actions import Action, OpenActions, Publish, Refuse, RollBack, TakeBack, Train
+from steering.campaign.event import Answer
 from steering.campaign.events import (
-    Answer,
     CandidateReady,
     CandidateRefused,
     ModelPublished,

@@ -31,11 +31,12 @@ PRELOAD = ["distributed", "torch", "torch._dynamo", "xarray", "dask.array", "zar
 
 
 @contextmanager
-def local(ranks: int = 2) -> Iterator[Client]:
+def local(ranks: int = 2, *, apart: bool = False) -> Iterator[Client]:
     """Start a cluster of `ranks` trainer ranks on this machine; everything is gone when the block is left.
 
     Workers, one process each, by their Dask resources: `ranks` of {"trainer": 1}, one of {"inference": 1}, one of
-    {"source": 1, "label": 1, "runner": 1} with 4 threads. Linear algebra in them uses one thread, unless
+    {"source": 1, "label": 1, "runner": 1} with 4 threads; `apart`: one for each of these three, so that each may be
+    lost alone, for two more processes of 140 MB. Linear algebra in them uses one thread, unless
     OMP_NUM_THREADS says otherwise. Ctrl-C reaches the driver only, so that it may close the run in order; when the
     driver dies, so do the workers. The module that starts it needs `if __name__ == "__main__":` when it is a script.
     """
@@ -51,7 +52,7 @@ def local(ranks: int = 2) -> Iterator[Client]:
             _quiet(),
             tempfile.TemporaryDirectory(prefix="steering-", ignore_cleanup_errors=True) as scratch,
             dask.config.set({**CONFIG, "temporary-directory": scratch}),
-            _cluster(ranks) as cluster,
+            _cluster(ranks, apart) as cluster,
             Client(cluster) as client,
         ):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -74,16 +75,21 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _cluster(ranks: int) -> SpecCluster:
+def _cluster(ranks: int, apart: bool) -> SpecCluster:
     get_mp_context().set_forkserver_preload(PRELOAD)
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    return SpecCluster(scheduler={"cls": Scheduler, "options": scheduler}, workers=_workers(ranks), silence_logs=SILENT)
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": scheduler}, workers=_workers(ranks, apart), silence_logs=SILENT
+    )
 
 
-def _workers(ranks: int) -> dict[str, dict[str, Any]]:
+def _workers(ranks: int, apart: bool) -> dict[str, dict[str, Any]]:
     roles: dict[str, tuple[dict[str, float], int]] = {f"trainer-{k}": ({TRAINER: 1}, 1) for k in range(ranks)}
     roles["inference"] = ({INFERENCE: 1}, 1)
-    roles["beamline"] = ({SOURCE: 1, LABEL: 1, RUNNER: 1}, 4)
+    if apart:
+        roles |= {role: ({role: 1}, 2) for role in (SOURCE, LABEL, RUNNER)}
+    else:
+        roles["beamline"] = ({SOURCE: 1, LABEL: 1, RUNNER: 1}, 4)
     shared = {
         "host": "127.0.0.1",
         "memory_limit": 0,

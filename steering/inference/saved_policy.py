@@ -83,6 +83,11 @@ class SavedPredictor:
     """As `Predictor.checkpoint` returned it."""
     policy: SavedPolicy
 
+    @property
+    def frame_ids(self) -> set[int]:
+        """Of the frames that it holds."""
+        return {i for scan in self.part["scans"] for i in scan["newest"]}
+
 
 def policy_state(
     policy: Policy, account: OpenAccount, ingested: Mapping[str, int], answers: Sequence[PolicyAnswer]

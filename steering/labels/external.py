@@ -140,12 +140,19 @@ def put_away(path: Path, report: ExternalReport) -> bool:
 
 
 def take_in(
-    predictor: Any, ranks: Sequence[Any], path: Path, *, strata: Mapping[str, int], patch: int, settings: LabelSettings
+    predictor: Any,
+    ranks: Sequence[Any],
+    path: Path,
+    *,
+    strata: Mapping[str, int],
+    patch: int,
+    settings: LabelSettings,
+    generation: int = 0,
 ) -> ExternalReport:
     """Read a file, find its frames, reject bad labels and send each rank its share: a Dask task.
 
-    predictor, ranks: actors. strata: keys of the scans so far in the rehearsal buffer. Whatever is wrong with a file
-    stands in the report; it never ends the run.
+    predictor, ranks: actors; generation: of the ranks. strata: keys of the scans so far in the rehearsal buffer.
+    Whatever is wrong with a file stands in the report; it never ends the run.
     """
     yield_to_frames()
     try:
@@ -173,7 +180,7 @@ def take_in(
     refused["does not explain its frame"] += int((~good).sum())
     rows = rows[good]
     labels = labels_of(frames, rows, patches[good], residual[good], stratum=strata[given.scan], probe=None)
-    send(labels, ranks)
+    send(labels, ranks, generation)
     return ExternalReport(
         file=path.name,
         scan=given.scan,

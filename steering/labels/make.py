@@ -65,11 +65,19 @@ class LabelReport:
 
 
 def make_labels(
-    predictor: Any, ranks: Sequence[Any], scan: str, *, stratum: int, patch: int, settings: LabelSettings
+    predictor: Any,
+    ranks: Sequence[Any],
+    scan: str,
+    *,
+    stratum: int,
+    patch: int,
+    settings: LabelSettings,
+    generation: int = 0,
 ) -> LabelReport:
     """Refine the newest frames of a scan, cut labels out of the object, send each rank its share.
 
-    predictor, ranks: actors. Frames, labels and objects go from worker to worker; only the report returns.
+    predictor, ranks: actors; generation: of the ranks. Frames, labels and objects go from worker to worker; only the
+    report returns.
     """
     begun = time.perf_counter()
     yield_to_frames()
@@ -77,7 +85,7 @@ def make_labels(
     if frames is None or not teaching(frames).any():
         return LabelReport(0, float("nan"), time.perf_counter() - begun)
     labels, refined, left_out = label(frames, stratum=stratum, patch=patch, settings=settings)
-    shares = send(labels, ranks)
+    shares = send(labels, ranks, generation)
     shown = refined
     if frames.withheld.any():
         # Frames kept from training are still shown: the object on display is refined from every frame. Until labels
@@ -156,9 +164,9 @@ def labels_of(
     )
 
 
-def send(labels: Labels, ranks: Sequence[Any]) -> list[Labels]:
+def send(labels: Labels, ranks: Sequence[Any], generation: int) -> list[Labels]:
     """Give each rank, an actor, its share; the shares."""
-    shares = [labels.share(number, len(ranks)) for number in range(len(ranks))]
+    shares = [labels.share(number, len(ranks), generation) for number in range(len(ranks))]
     for rank, share in zip(ranks, shares, strict=True):
         answer_of(rank.receive(share))
     return shares

@@ -13,7 +13,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,10 +91,7 @@ class Place:
         this rank trains. Tensors on a GPU travel by NCCL if every rank has a GPU of its own, and by gloo where ranks
         share one, which NCCL refuses. Tensors on the CPU always travel by gloo.
         """
-        # DDP imports it. Imported while a group exists, it would keep that group's sockets open for ever: peers of a
-        # rank that leaves would wait for their deadline.
-        import torch._dynamo  # noqa: PLC0415
-
+        import_all()
         leave()
         interface = self.where.interface or _interface_to(self.where)
         if interface is not None:  # else torch looks the host's own name up, which many machines resolve to themselves
@@ -108,6 +105,7 @@ class Place:
         shared = sorted({name for name in everyone if name != "cpu" and everyone.count(name) > 1})
         if shared and self.rank == 0:
             logger.warning("found ranks that share %s: they speak gloo, by way of the host", ", ".join(shared))
+        before = _sockets()
         dist.init_process_group(
             backend(everyone),
             store=store,
@@ -115,7 +113,44 @@ class Place:
             world_size=self.ranks,
             timeout=wait,
         )
-        return dist.new_group(timeout=wait)
+        exchange = dist.new_group(timeout=wait)
+        _of_group.update(_sockets().items() - before.items())
+        return exchange
+
+
+_of_group: set[tuple[int, str]] = set()
+"""Sockets of the present group, as descriptor and name."""
+
+
+def _sockets() -> dict[int, str]:
+    """The sockets of this process that no Python object owns, by descriptor; empty where the system does not say."""
+    # By `type`: some of torch's objects warn where they are asked for their class.
+    owned = {one.fileno() for one in gc.get_objects() if issubclass(type(one), socket.socket)}
+    found = {}
+    for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with suppress(OSError):
+            name = os.readlink(f"/proc/self/fd/{entry}")
+            if name.startswith("socket:") and int(entry) not in owned:
+                found[int(entry)] = name
+    return found
+
+
+def abandon() -> None:
+    """Shut down the connections to the other ranks, from any thread: a collective that waits for a rank which is frozen
+    or cut off raises at once, and not at its deadline. The group is still to be left. NCCL's connections stay."""
+    for descriptor, name in list(_of_group):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{descriptor}") == name:
+                with socket.socket(fileno=os.dup(descriptor)) as connection:
+                    connection.getpeername()  # raises where it listens: gloo ends the process if that is shut down
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+def import_all() -> None:
+    """Import what forming a group imports."""
+    # DDP imports it. Imported while a group exists, it would keep that group's sockets open for ever: peers of a rank
+    # that leaves would wait for their deadline.
+    import torch._dynamo  # noqa: PLC0415, F401
 
 
 def identity(device: torch.device) -> str:
@@ -151,6 +186,7 @@ def leave() -> None:
 
     What holds the group (DDP, an exchange, the frames of a traceback) must be dropped before; else it stays open.
     """
+    _of_group.clear()
     if not dist.is_initialized():
         return
     gc.collect()

@@ -103,13 +103,17 @@ class Loop:
         local_rank: int | None = None,
         optimiser: torch.optim.Optimizer | None = None,
     ) -> None:
-        self.network, self.strategy, self.settings, self.rank = network, strategy, settings, rank
+        self.network, self.strategy, self.rank = network, strategy, rank
+        self.settings = self._began_with = settings
+        """As they are on the present number of ranks, and as they were on the one that the training began with."""
         on_host = int(os.environ.get("LOCAL_RANK", rank)) if local_rank is None else local_rank
         self.device = find_device(settings.device, local_rank=on_host)
         if settings.buffer_device == "cuda" and self.device.type != "cuda":
             raise ValueError("found a buffer on the GPU and training on the CPU, expected both on the GPU")
         network.to(self.device)
         self.optimiser = optimiser or settings.make_optimiser(network.parameters())
+        for group in self.optimiser.param_groups:
+            group.setdefault("initial_lr", group["lr"])
         self.rehearsal = Rehearsal(
             r=settings.representatives,
             candidates=settings.candidates,
@@ -137,7 +141,7 @@ class Loop:
         """The local rehearsal buffer."""
         return self.rehearsal.buffer
 
-    def connect(self, group: dist.ProcessGroup | None) -> int:
+    def connect(self, group: dist.ProcessGroup | None, *, began: int | None = None) -> int:
         """Train with the other ranks of torch's default group from now on.
 
         All ranks take up weights, network buffers, optimiser state and step of one of them: the lowest among those
@@ -145,6 +149,7 @@ class Loop:
 
         Args:
             group: a second one of the same ranks, for the exchange alone; None: this rank trains by itself.
+            began: ranks that the training began with, see TrainerSettings.on; None: as many as there are.
 
         Returns:
             The rank whose state all have now.
@@ -164,9 +169,26 @@ class Loop:
         if self.settings.precision == "bfloat16":
             self._module = Autocast(self._module, self.device.type)
         self.trained = True
+        ranks = 1 if group is None else dist.get_world_size()
+        self._suit(self._began_with.on(ranks, began or ranks))
         if self.strategy.rehearses:
             self.rehearsal.connect(group, step=self.steps, device=self.device)
         return source
+
+    def _suit(self, settings: TrainerSettings) -> None:
+        """Go on with the settings for another number of ranks."""
+        rows = [(one.batch, one.representatives) for one in (self.settings, settings)]
+        if rows[0] != rows[1]:
+            self._ring = None
+        self.settings = settings
+        self.rehearsal.r, self.rehearsal.candidates = settings.representatives, settings.candidates
+        self._set_rate(1.0)
+
+    def _set_rate(self, factor: float) -> None:
+        """The learning rate, times a schedule's factor."""
+        factor *= self.settings.learning_rate / self._began_with.learning_rate
+        for group in self.optimiser.param_groups:
+            group["lr"] = factor * group["initial_lr"]
 
     def _align(self) -> int:
         mine = torch.tensor([int(self.trained), self.steps])
@@ -256,9 +278,7 @@ class Loop:
             if self.settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
             if self.settings.schedule is not None:
-                factor = self.settings.schedule(self.steps)
-                for group in self.optimiser.param_groups:
-                    group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+                self._set_rate(self.settings.schedule(self.steps))
             self.optimiser.step()
             tally.add(loss.value.detach())
         with tally.timed("populate"), torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import os
 import time
 import traceback
@@ -55,6 +56,8 @@ class Round:
     """Of the local buffer, by stratum."""
     seen: dict[str, int]
     """Labelled frames of each scan that this rank has been given so far."""
+    dropped: int = 0
+    """Labelled frames that it had no room for, so far."""
     error: float | None = None
     """On held-out frames; rank 0 only."""
     served_error: float | None = None
@@ -91,18 +94,37 @@ class Rank:
         self._loop = Loop(self.network, self.strategy, self.settings, rank=rank)
         self._initial = copy.deepcopy(self.network.state_dict())
         self.served = copy.deepcopy(self.network)
-        self.samples = Samples(seed=self.settings.seed + rank, keep_all=self.strategy.restarts, run=self.run)
+        self.samples = Samples(
+            seed=self.settings.seed + rank,
+            keep_all=self.strategy.restarts,
+            run=self.run,
+            most_bytes=self.settings.samples_bytes,
+        )
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
         self._earlier: tuple[float, float] | None = None
         self._recorder = Recorder(self._loop, self.samples, self._others)
 
-    def join(self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0) -> int:
+    def prepare(self, number: int) -> None:
+        """Do what takes long and needs no group: imports, the start of CUDA. The ranks of a group need not wait for it
+        when this one joins them.
+
+        number: which no other living rank has; it seeds what this one keeps, and chooses its GPU.
+        """
+        group.import_all()
+        self._awake(number)
+        # To leave a group calls for a garbage collection, which holds the interpreter lock: over all that torch has
+        # imported it takes a second and more, and others would take the process for frozen.
+        gc.freeze()
+
+    def join(
+        self, where: group.Rendezvous, *, rank: int, ranks: int, generation: int = 0, began: int | None = None
+    ) -> int:
         """Join a group of ranks; returns the rank. Blocks until all are there, at most `settings.deadline` seconds.
 
         All ranks then have the weights, network buffers, optimiser state, step and served weights of the most advanced
         one (see `Loop.connect`), and samples are given to the ranks anew (see redistribution). Ranks that were lost
-        and ranks that are new make no difference.
+        and ranks that are new make no difference. began: as in `Loop.connect`.
 
         Raises GroupLost where a rank does not come or is lost meanwhile; join again with another generation.
         """
@@ -114,10 +136,10 @@ class Rank:
             exchange_group = place.join(generation, device=self._loop.device)
             self.rank, self.ranks = rank, ranks
             self._loop.rank = rank
-            source = self._loop.connect(exchange_group)
+            source = self._loop.connect(exchange_group, began=began)
             self._align(source)
             self._take_in()
-            redistribute(self.samples, rank=rank, ranks=ranks, source=source)
+            redistribute(self.samples, rank=rank, ranks=ranks, source=source, generation=generation)
         return rank
 
     @property
@@ -222,6 +244,8 @@ class Rank:
     async def receive(self, labels: Labels) -> int:
         """Take labels in, also while `fit` runs; they are trained on from its next call. Returns how many."""
         self._arrived.append(labels)
+        while sum(each.nbytes for each in self._arrived) > self.settings.samples_bytes and len(self._arrived) > 1:
+            self.samples.dropped += len(self._arrived.popleft().frame_id)
         return len(labels.frame_id)
 
     def fit(self, scan: str, steps: int) -> Round:
@@ -253,6 +277,7 @@ class Rank:
             capacity=self.buffer.capacity,
             composition=self.buffer.composition(),
             seen=dict(self.samples.seen),
+            dropped=self.samples.dropped,
             **quality,
         )
 
@@ -347,6 +372,10 @@ class Rank:
         self.network.load_state_dict(weights)
         self.served.load_state_dict(weights)
         self._loop.optimiser.state.clear()
+
+    async def abandon(self) -> None:
+        """Raise GroupLost out of what waits for another rank now, which is known to be lost; for `join` to come."""
+        group.abandon()
 
     async def digest(self) -> str:
         """A hash over weights, optimiser state and step: between two rounds it is the same on all ranks."""

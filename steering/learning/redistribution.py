@@ -19,7 +19,7 @@ FrameKey = tuple[str, int]
 """Scan and frame id."""
 
 
-def redistribute(samples: Samples, *, rank: int, ranks: int, source: int) -> None:
+def redistribute(samples: Samples, *, rank: int, ranks: int, source: int, generation: int) -> None:
     """Exchange samples between all ranks of the default group, which call this together.
 
     source: the rank whose present scan all go on with. A scan that is over for one rank is over for all.
@@ -36,7 +36,7 @@ def redistribute(samples: Samples, *, rank: int, ranks: int, source: int) -> Non
         for p in everyone
     ]
     wanted = missing(held, rank)
-    arrived = exchange_bytes([_part(samples, to, ranks, wanted[to]).to_bytes() for to in range(ranks)])
+    arrived = exchange_bytes([_part(samples, (to, ranks, generation), wanted[to]).to_bytes() for to in range(ranks)])
     for scan in samples.scans.values():
         scan.train.clear()
         scan.residual.clear()
@@ -55,12 +55,13 @@ def missing(held: Sequence[set[FrameKey]], rank: int) -> list[set[FrameKey]]:
     return [held[rank] - before - other for other in held]
 
 
-def _part(samples: Samples, to: int, ranks: int, held_out: set[FrameKey]) -> Packed:
-    """What goes to a rank, this one included: its frames to train on, and the held-out frames that it lacks."""
+def _part(samples: Samples, to: tuple[int, int, int], held_out: set[FrameKey]) -> Packed:
+    """What goes to a rank (its number, of so many, in this generation), this one included: its frames to train on, and
+    the held-out frames that it lacks."""
     part = Packed(scalars={"scans": list(samples.scans)})
     for number, (name, scan) in enumerate(samples.scans.items()):
         given = np.array(list(scan.residual), np.int64)
-        theirs = given[owner_of(given, ranks) == to].tolist()
+        theirs = given[owner_of(given, *to[1:]) == to[0]].tolist()
         part.tensors[f"{number}.given"] = torch.tensor(theirs, dtype=torch.int64)
         part.tensors[f"{number}.residual"] = torch.tensor([scan.residual[f] for f in theirs], dtype=torch.float64)
         rows = {

@@ -37,13 +37,19 @@ class Labels:
     mask: NDArray[np.bool_]
     """(y, x), True = do not use."""
 
-    def share(self, rank: int, ranks: int) -> Labels:
+    @property
+    def nbytes(self) -> int:
+        """Of counts and patches."""
+        return self.counts.nbytes + self.amplitude.nbytes + self.phase.nbytes
+
+    def share(self, rank: int, ranks: int, generation: int = 0) -> Labels:
         """The rank's part of the frames to train on, and all that are held out.
 
-        It follows from the frame id alone: a frame that is labelled again goes to the rank that has it already.
+        It follows from the frame id and the group of ranks: a frame that is labelled again goes to the rank that has it
+        already.
         Held-out frames go to every rank, so that no rank's death loses the frames that models are judged by.
         """
-        mine = self.held_out | (owner_of(self.frame_id, ranks) == rank)
+        mine = self.held_out | (owner_of(self.frame_id, ranks, generation) == rank)
         return Labels(
             scan=self.scan,
             stratum=self.stratum,
@@ -58,10 +64,16 @@ class Labels:
         )
 
 
-def owner_of(frame_id: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
-    """(n,) the rank that trains on each of these frames."""
-    # Fibonacci hashing: ids of one residue, such as those that are not held out, spread evenly over the ranks.
-    hashed = (np.asarray(frame_id, np.int64).astype(np.uint64) * np.uint64(11400714819323198485)) >> np.uint64(33)
+def owner_of(frame_id: NDArray[np.int64], ranks: int, generation: int = 0) -> NDArray[np.int64]:
+    """(n,) the rank that trains on each of these frames, in this generation of the group.
+
+    Another generation assigns them independently: the frames that are left when a rank is lost are spread over all
+    ranks again, also where another one has taken its number.
+    """
+    # Fibonacci hashing: ids of one residue, such as those that are not held out, spread evenly over the ranks. Another
+    # generation has another odd factor.
+    factor = np.uint64(pow(11400714819323198485, generation + 1, 2**64))
+    hashed = (np.asarray(frame_id, np.int64).astype(np.uint64) * factor) >> np.uint64(33)
     return (hashed % np.uint64(ranks)).astype(np.int64)
 
 
@@ -96,9 +108,13 @@ class Samples:
     among those of the scan that is being learnt, and so are offered to the rehearsal buffer like all others.
     """
 
-    def __init__(self, *, seed: int, keep_all: bool, run: str = "") -> None:
-        """run: its identity, which says with scan and frame id who a sample is."""
+    def __init__(self, *, seed: int, keep_all: bool, run: str = "", most_bytes: int = 2**30) -> None:
+        """run: its identity, which says with scan and frame id who a sample is. most_bytes: of the frames of a scan to
+        train on, past which the oldest are dropped."""
         self.keep_all, self.run = keep_all, run
+        self.most_bytes = most_bytes
+        self.dropped = 0
+        """Frames, so far."""
         self.scans: dict[str, ScanSamples] = {}
         self.scan: str | None = None
         """The one that is trained on."""
@@ -133,6 +149,9 @@ class Samples:
             scan.train[frame] = row
             if scan.over:
                 self.order.append((labels.scan, frame))
+            while not self.keep_all and len(scan.train) > 1 and len(scan.train) * _bytes(row) > self.most_bytes:
+                del scan.train[next(iter(scan.train))]
+                self.dropped += 1
         if scan.over:
             self.rng.shuffle(self.order)
 
@@ -210,6 +229,10 @@ class Samples:
             scan = self.scans[name]
             if frame in scan.train:
                 return scan.train.pop(frame) if scan.over else scan.train[frame]
+
+
+def _bytes(row: Row) -> int:
+    return sum(value.nbytes for value in row.values())
 
 
 def stacked(rows: list[Row]) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +14,7 @@ from steering.learning.sampling import Mode
 
 Optimiser = Literal["adamw", "sgd"]
 Precision = Literal["float32", "bfloat16"]
+Kept = Literal["rank", "global"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,16 @@ class TrainerSettings:
     """The settings of training. `Loop` does what stands here and nothing else."""
 
     batch: int = 16
-    """New samples per rank and step (b)."""
+    """New samples per rank and step (b), on as many ranks as the training began with."""
     candidates: int = 8
     """How many of them are offered to the local buffer (c)."""
     representatives: int = 24
     """Stored samples, drawn from the buffers of all ranks, that join each minibatch (r)."""
+    keep: Kept = "rank"
+    """Which minibatch stays as it is when ranks are lost or join. `rank`: that of each rank, so that a step takes as
+    long as before and fits into the same memory, which is what a run beside a beam needs. `global`: that of all ranks
+    together, new samples and representatives, as nearly as whole samples allow. The learning rate follows the global
+    minibatch, see `on`."""
     optimiser: Optimiser = "adamw"
     """`adamw`, which needs little tuning and is torch's with its defaults beside the settings below, or `sgd`."""
     learning_rate: float = 1e-3
@@ -46,6 +52,10 @@ class TrainerSettings:
     have it; weights, losses and optimiser stay float32."""
     buffer_bytes: int = 16 * 2**20
     """Budget of each rank's local buffer."""
+    samples_bytes: int = 2**30
+    """What a rank holds beside its buffer: labelled frames of the scan that is learnt, and as much again of labels that
+    arrive while none are taken in. Past that the oldest go, which the buffer was offered already, and are counted. A
+    strategy that restarts keeps all frames."""
     insertion: Policy = "reservoir"
     """What the buffer keeps: `reservoir`, `replacement` (the paper's) or `balanced` over strata."""
     sampling: Mode = "uniform"
@@ -79,11 +89,33 @@ class TrainerSettings:
                 raise ValueError(f"found {name}={getattr(self, name)}, expected {least} or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"found clip_norm={self.clip_norm}, expected a norm above 0, or None for no clipping")
-        for name, kinds in (("optimiser", get_args(Optimiser)), ("precision", get_args(Precision))):
+        for name, kinds in (
+            ("optimiser", get_args(Optimiser)),
+            ("precision", get_args(Precision)),
+            ("keep", get_args(Kept)),
+        ):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"found {name}={getattr(self, name)!r}, expected one of {', '.join(kinds)}")
         if self.buffer_device.startswith("cuda") and self.device == "cpu":
             raise ValueError("found device='cpu' with a buffer on the GPU, expected device='cuda' beside it")
+
+    def on(self, ranks: int, began: int) -> TrainerSettings:
+        """The settings of each of so many ranks, where the training began with `began`.
+
+        The learning rate goes with the number of new samples in the global minibatch: in proportion to it for `sgd`
+        (Goyal et al., arXiv 1706.02677), to its square root for `adamw` (Malladi et al., NeurIPS 2022, arXiv
+        2205.10287).
+        """
+        share = began / ranks if self.keep == "global" else 1.0
+        batch = max(1, round(self.batch * share))
+        growth = batch * ranks / (self.batch * began)
+        return replace(
+            self,
+            batch=batch,
+            candidates=min(batch, round(self.candidates * share)),
+            representatives=round(self.representatives * share),
+            learning_rate=self.learning_rate * (growth if self.optimiser == "sgd" else growth**0.5),
+        )
 
     def make_optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser that these settings describe."""

@@ -79,11 +79,13 @@ def restore(packed: Packed, network: nn.Module, optimiser: torch.optim.Optimizer
 def digest(network: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> str:
     """A hash over weights, optimiser state and step, in hexadecimal.
 
-    Network buffers are left out: running means belong to the samples that each rank has seen.
+    Network buffers are left out: running means belong to the samples that each rank has seen. So is the learning rate
+    of the moment, which follows from the step and the number of ranks.
     """
     names = {f"network.{name}" for name, _ in network.named_parameters()}
     packed = capture(network, optimiser)
-    found = hashlib.sha256(json.dumps([step, packed.scalars], sort_keys=True).encode())
+    groups = [{name: value for name, value in one.items() if name != "lr"} for one in packed.scalars["groups"]]
+    found = hashlib.sha256(json.dumps([step, packed.scalars | {"groups": groups}], sort_keys=True).encode())
     for name, value in sorted(packed.tensors.items()):
         if name in names or name.startswith("optimiser."):
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from distributed import Client
+from distributed import Client, get_client
 
-from steering.clusters.roles import workers_now
+from steering.clusters.roles import workers_now, workers_of
 from steering.learning import GroupLost
 
-LOOK_S = 1.0
+LOOK_S = 0.25
 """Between two looks whether the workers of those who are asked are still there."""
 _NOTICED_S = 5.0
 """How long the scheduler may take to notice that a worker is gone."""
-_SETTLED_S = 1.0
-"""Losses are complete once no further one was noticed for so long: the workers of a node are lost one by one."""
 
+_PATIENCE_S = 2.0
+"""Between two looks of a task whether the worker of the actor that it asks is still there."""
 _CLOSE_S = 5.0
 """How long an actor may take to close."""
 
@@ -98,10 +98,51 @@ async def while_there(client: Client, worker: str, answer: Awaitable[T]) -> T:
         job.cancel()
 
 
+class Reached:
+    """An actor as a task on a worker asks it: where the actor's worker is gone, the answer is an OSError.
+
+    Dask's own answer may never come there: it waits for the actor to be somewhere again, and the task with it, and all
+    that wait for the worker of the task.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Callable[..., _Answer]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        ask = getattr(self._actor, method)
+        return lambda *arguments, **named: _Answer(ask(*arguments, **named), self._actor._address)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    future: Any
+    address: str
+
+    def result(self) -> Any:
+        """Wait for the answer. Raises what the actor raised."""
+        while True:
+            try:
+                return self.future.result(timeout=_PATIENCE_S)
+            except TimeoutError:
+                if self.future.done():
+                    raise  # the actor's own
+                if self.address not in workers_of(get_client()):
+                    raise OSError(f"found the worker at {self.address} gone, expected its answer") from None
+
+
 async def call(actor: Any, method: str, *arguments: Any, **named: Any) -> Any:
     """The answer of an actor. Where its worker is known to be gone, already the name of the method raises: here that
-    is an answer like any other."""
-    return await getattr(actor, method)(*arguments, **named)
+    is an answer like any other. Raises OSError where the call is cancelled, and not by who waits for it: Dask does so
+    with what waits for a connection to a worker that is lost."""
+    try:
+        return await getattr(actor, method)(*arguments, **named)
+    except asyncio.CancelledError:
+        waiting = asyncio.current_task()
+        if waiting is None or waiting.cancelling():
+            raise
+        raise OSError(f"found the call of {method} cancelled, expected its answer: its worker may be lost") from None
 
 
 async def every(calls: Iterable[Awaitable[T]]) -> list[T]:
@@ -124,14 +165,21 @@ async def gone(client: Client, handles: Iterable[ActorHandle]) -> list[ActorHand
 
 async def losses(client: Client, handles: Sequence[ActorHandle]) -> list[ActorHandle]:
     """Those of the actors that are lost, all of them: waits until a first loss is noticed, some seconds at most, and
-    then until no further one is."""
+    then until each of the others has given a sign of life since: the workers of a node are lost one by one, and of two
+    that freeze together one is noticed first."""
     loop = asyncio.get_running_loop()
     found: list[ActorHandle] = []
-    until = loop.time() + _NOTICED_S
-    while loop.time() < until:
-        now = await gone(client, handles)
+    until, noticed = loop.time() + _NOTICED_S, 0.0
+    while loop.time() < until and len(found) < len(handles):
+        workers = await workers_now(client)
+        now = [handle for handle in handles if handle.lost(workers)]
+        seen = {handle: workers[handle.address]["last_seen"] for handle in handles if handle not in now}
         if len(now) > len(found):
-            found, until = now, loop.time() + _SETTLED_S
+            found, until = now, loop.time() + _NOTICED_S
+            # By the scheduler's own clock.
+            noticed = max((worker["last_seen"] for worker in workers.values()), default=0.0)
+        elif found and all(when > noticed for when in seen.values()):
+            break
         await asyncio.sleep(0.1)
     return found
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from distributed import Client
 
 from steering.campaign import Event, Publish
 from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
-from steering.inference import Predictor
 from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
-from steering.runner.actors import ActorHandle, call, place
+from steering.runner.actors import place
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.manifest import checkpoints
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup, answered
 from steering.runner.recovery import Recovery, clean_store
-from steering.runner.source_actor import SourceActor
+from steering.runner.source_proxy import SourceProxy
 from steering.runner.start import Start
 
 
@@ -29,7 +29,7 @@ from steering.runner.start import Start
 class Actors:
     """All that a run has placed on the cluster."""
 
-    source: ActorHandle
+    source: SourceProxy
     proxy: PredictorProxy
     ranks: RankGroup
 
@@ -38,16 +38,20 @@ async def assemble(
     client: Client,
     experiment: Experiment,
     folder: RunFolder,
-    emit: Callable[[Event], None],
     begin: Start | Recovery,
+    *,
+    emit: Callable[[Event], None],
+    log: Callable[[Event], None],
+    due: Callable[[], bool],
 ) -> Actors:
     """Start source, predictor and ranks, with what a run begins with, or goes on from.
 
-    Raises RuntimeError where the cluster lacks a role.
+    emit: where events go to which the campaign answers. log: where all others go. due: whether a frame is asked for
+    that has not come. Raises RuntimeError where the cluster lacks a role.
     """
     recovery = begin if isinstance(begin, Recovery) else None
     workers = await workers_now(client)
-    lacks = missing(workers, ranks=experiment.ranks or 1)
+    lacks = missing(workers, ranks=experiment.ranks_range[0])
     if lacks:
         raise RuntimeError(refusal(len(workers), client.scheduler.address, lacks))
     where = {role: addresses(workers, role) for role in ROLES}
@@ -55,15 +59,15 @@ async def assemble(
         publishing = [action.version for action in recovery.open if isinstance(action, Publish)]
         await asyncio.to_thread(clean_store, ModelStore(folder.models), recovery.campaign, publishing)
     spool = checkpoints(folder) / "spool" if experiment.spool else None
-    actor = SourceActor(experiment.source, keep_bytes=experiment.prediction.keep_bytes, spool=spool)
-    source = await place(client, actor, worker=where[SOURCE][0])
-    predictor = _predictor(experiment, folder)
+    predictor = experiment.predictor(folder.models)
     handle = await place(client, predictor, worker=where[INFERENCE][0])
     base = None if recovery is None else recovery.predictor
-    proxy = PredictorProxy(client, predictor, handle, source.actor, emit=emit, base=base)
+    reported = lambda: proxy.reported()  # noqa: E731, PLW0108 (made below)
+    source = SourceProxy(client, experiment, due=due, reported=reported, emit=log, spool=spool)
+    proxy = PredictorProxy(client, predictor, handle, source, emit=emit, base=base)
     forming = _ranks(client, experiment, folder, emit, begin, where)
     ranks, _ = await asyncio.gather(forming, proxy.start())
-    await call(source.actor, "start", proxy.actor, None if recovery is None else recovery.source)
+    await source.start(where[SOURCE][0], handle.actor, None if recovery is None else recovery.source)
     return Actors(source=source, proxy=proxy, ranks=ranks)
 
 
@@ -75,7 +79,8 @@ async def _ranks(
     begin: Start | Recovery,
     where: dict[str, list[str]],
 ) -> RankGroup:
-    recovery, before = begin if isinstance(begin, Recovery) else None, None
+    recovery = begin if isinstance(begin, Recovery) else None
+    before: tuple[Any, ...] | None = None
     if isinstance(begin, Start):
         before = ("start", begin.origins) if begin.origins else None
     elif begin.ranks is not None:
@@ -83,7 +88,7 @@ async def _ranks(
     ranks = await RankGroup.form(
         client,
         Rank(experiment.network, experiment.strategy, experiment.trainer, folder.identity),
-        where[TRAINER][: experiment.ranks],
+        where[TRAINER][: experiment.ranks_range[1]],
         meeting=MeetingPoint(str(urlsplit(where[RUNNER][0]).hostname)),
         emit=emit,
         generation=0 if recovery is None else recovery.campaign.generation + 1,
@@ -94,19 +99,3 @@ async def _ranks(
         verb = ranks.go_back if before is None or recovery.rolled_back else ranks.serve
         await answered(lambda: verb(folder.models, recovery.campaign.version))
     return ranks
-
-
-def _predictor(experiment: Experiment, folder: RunFolder) -> Predictor:
-    source = experiment.source
-    return Predictor(
-        field=source.field,
-        geometry=source.geometry,
-        probe=source.probe,
-        policy=experiment.policy,
-        store=folder.models,
-        hold_out=experiment.hold_out,
-        truths=experiment.truths(),
-        settings=experiment.prediction,
-        network=type(experiment.network),
-        frame_rate=source.frame_rate,
-    )

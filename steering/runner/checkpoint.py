@@ -17,7 +17,6 @@ from typing import Any
 from steering.campaign import CheckpointWritten, Event, state_of
 from steering.inference import SavedPolicy, SavedPredictor
 from steering.records.plain import plain
-from steering.runner.actors import call
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.manifest import Manifest, checkpoints, commit, newest_number, prune, write_part
@@ -71,7 +70,7 @@ class Checkpoints:
         async with self._turn:
             begun, root, number = time.time(), checkpoints(self.executor.folder), self.number + 1
             self.number, event = number, self.log.number
-            reported = dict(self.executor.proxy.reported)
+            reported = dict(self.executor.proxy.rows)
             parts: dict[str, Any] = {
                 "campaign": state_of(self.executor.campaign),
                 "metrics": self.executor.metrics.state(),
@@ -83,7 +82,7 @@ class Checkpoints:
                 "source_ended": self.source_ended(),
             }
             await asyncio.to_thread((root / FRAMES).mkdir, parents=True, exist_ok=True)
-            parts["source"] = await call(self.executor.source, "position")
+            parts["source"] = await self.executor.source.position()
             maker = self.executor.proxy.number
             parts["predictor"] = await self.executor.proxy.ask("checkpoint", root / FRAMES, f"{number:06d}-{maker}")
             parts["ranks"], files = await self._of_ranks(root)

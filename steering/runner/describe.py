@@ -24,15 +24,18 @@ from steering.campaign import (
     RunStarted,
     ScanRefined,
     ScanRevisited,
+    SourceReopened,
+    SourceSilent,
     TrainingSkipped,
     VersionRefused,
+    WorkerLost,
     WorkFailed,
 )
 
 
 def describe(event: Event) -> str | None:
     """A notable event in one line; None for the others."""
-    return _of_models(event) or _of_labels(event) or _of_decisions(event) or _of_the_run(event)
+    return _of_models(event) or _of_ranks(event) or _of_labels(event) or _of_decisions(event) or _of_the_run(event)
 
 
 def _of_the_run(event: Event) -> str | None:
@@ -43,6 +46,12 @@ def _of_the_run(event: Event) -> str | None:
             return f"begins {event.model}, with the samples of {', '.join(event.origins)}"
         case RunRecovered():
             return f"the run was recovered from checkpoint {event.number}" + "".join(f"; {r}" for r in event.remarks)
+        case WorkerLost() if event.silent:
+            return f"worker {event.worker} was silent for too long and is treated as lost"
+        case SourceSilent():
+            return "the source is silent although positions are due"
+        case SourceReopened():
+            return f"the source was opened again: {event.reason}"
         case FramesLost():
             return f"{len(event.frame_ids)} frames of {event.scan} lost: {event.reason}"
         case ScanRevisited():
@@ -64,15 +73,25 @@ def _of_models(event: Event) -> str | None:
             return f"model {event.version} did no better: {event.reason}"
         case VersionRefused():
             return f"model {event.version} refused by the predictor: {event.reason}"
-        case GroupChanged() if event.lost:
-            which = ", ".join(map(str, event.lost))
-            return f"rank{'s' if len(event.lost) > 1 else ''} {which} lost; {event.ranks} go on"
-        case GroupChanged():
-            return f"{event.ranks} ranks train from now on"
         case PredictorReplaced():
             return (
                 f"the predictor was lost; another goes on after {event.seconds:.0f} s, {event.frames} frames sent again"
             )
+    return None
+
+
+def _of_ranks(event: Event) -> str | None:
+    match event:
+        case GroupChanged() if event.lost:
+            which = ", ".join(map(str, event.lost))
+            stored = f", with {event.samples_lost} stored samples" if event.samples_lost else ""
+            return f"rank{'s' if len(event.lost) > 1 else ''} {which} lost{stored}; {event.ranks} go on"
+        case GroupChanged() if event.joined:
+            return f"rank{'s' if len(event.joined) > 1 else ''} {', '.join(map(str, event.joined))} joined; " + (
+                f"{event.ranks} ranks train from now on"
+            )
+        case GroupChanged():
+            return f"{event.ranks} ranks train from now on"
     return None
 
 

@@ -23,6 +23,8 @@ _EVERY_S = 1.0
 """How long an everyday event waits, at most: what a killed process may take with it."""
 _MOST_BYTES = 2**26
 """Lines that may wait for a slow disk: ten minutes of 1000 frames per second."""
+_AGAIN_S = 1.0
+"""Between two tries to write to a disk that takes nothing."""
 _LAST_S = 30.0
 """How long the end of a run waits for a slow disk."""
 _BISECTED = 2**16
@@ -33,9 +35,10 @@ class EventLog:
     """events.jsonl of a run, open while the run goes on. Other processes may append to the file too, see
     `RunFolder.append_event`.
 
-    The log has no gap: what cannot be written, or waits for longer than memory is set aside for, is an error, and the
-    next `append` raises it. Lines keep their order. A process that is killed takes at most a second of everyday events
-    with it, and leaves at worst its last line torn, which readers leave out.
+    The log has no gap. Where the disk is full, read-only or gone, lines wait in memory, and are written once it takes
+    them again; more of them than memory is set aside for are an error, and the next `append` raises it. Lines keep
+    their order. A process that is killed takes at most a second of everyday events with it, and leaves at worst its
+    last line torn, which readers leave out.
     """
 
     def __init__(self, folder: RunFolder, *, number: int = 0) -> None:
@@ -48,6 +51,8 @@ class EventLog:
         """Of all lines that wait, those being written included."""
         self._due = 0.0
         """When the lines that wait are to be written."""
+        self.trouble: OSError | None = None
+        """Why lines wait now; None where they do not."""
         self._error: Exception | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -56,7 +61,7 @@ class EventLog:
     def append(self, event: Mapping[str, Any]) -> None:
         """Put a line into the queue; never waits for the disk.
 
-        Raises OSError where an earlier line could not be written, or more than 64 MiB wait.
+        Raises OSError where more than 64 MiB wait.
         """
         with self._changed:
             if self._error is not None:
@@ -116,16 +121,36 @@ class EventLog:
 
     def _write(self) -> None:
         try:
-            with explained(self._folder.path), open_log(self._folder) as log:
+            with contextlib.ExitStack() as held:
+                log = None
                 while (lines := self._taken()) is not None:
-                    append_lines(log, b"".join(lines))
+                    while True:
+                        try:
+                            with explained(self._folder.path):
+                                log = log or held.enter_context(open_log(self._folder))
+                                _append_whole(log, b"".join(lines))
+                            break
+                        except OSError as error:
+                            log = None  # it is opened anew
+                            self._wait_for_the_disk(error)
                     with self._changed:
+                        self.trouble = None
                         self._bytes -= sum(map(len, lines))
                         self._changed.notify_all()
         except Exception as error:  # raised again by `append` and `flush`
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _wait_for_the_disk(self, error: OSError) -> None:
+        """Until it is worth another try. Raises the error once the log is closed."""
+        with self._changed:
+            if self.trouble is None:
+                logger.warning("%s: events wait in memory until they can be written: %s", self._folder.path, error)
+            self.trouble = error
+            self._changed.wait_for(lambda: self._closed, _AGAIN_S)
+            if self._closed:
+                raise error
 
     def _taken(self) -> list[bytes] | None:
         """The lines that wait, once they are due; None at the end."""
@@ -136,6 +161,18 @@ class EventLog:
                 self._changed.wait(max(0.0, self._due - time.monotonic()) if self._lines else None)
             lines, self._lines = self._lines, []
             return lines
+
+
+def _append_whole(log: IO[bytes], lines: bytes) -> None:
+    """Append these lines; where that fails, none of them."""
+    size = log.seek(0, os.SEEK_END)
+    try:
+        append_lines(log, lines)
+    except OSError:
+        # On a disk that takes nothing more nobody else has appended meanwhile.
+        with contextlib.suppress(OSError):
+            log.truncate(size)
+        raise
 
 
 def open_log(folder: RunFolder) -> contextlib.AbstractContextManager[IO[bytes]]:

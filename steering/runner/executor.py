@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from steering.campaign import (
     Action,
@@ -38,16 +39,24 @@ from steering.inference import Installed
 from steering.learning import NoSamples, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
-from steering.runner.actors import call
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
 from steering.runner.metrics import Metrics
+from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup, answered
+from steering.runner.source_proxy import SourceProxy
 
 _BETTER = 0.1
 """Share by which an older version's residual must be lower for the campaign to go back to it of its own accord."""
+
+_OF_THE_DISK = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ENODEV", "ENOTCONN")}
+"""What a full, read-only, broken or vanished disk says."""
+_FIRST_REST_S, _LONGEST_REST_S = 1.0, 30.0
+"""Such a disk is tried again after so long, and each time after twice as long."""
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -58,11 +67,11 @@ class Executor:
     folder: RunFolder
     campaign: Campaign
     metrics: Metrics
-    source: Any
-    """Its actor."""
+    source: SourceProxy
     proxy: PredictorProxy
     ranks: RankGroup
     labelling: Labelling
+    optional: Optional
     take: Callable[[Event], None]
     """Where events go."""
     _candidate: tuple[int, CandidateReady | None, list[Round]] = (0, None, [])
@@ -113,13 +122,24 @@ class Executor:
                 self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))
 
     async def _change_version(self, action: Publish | TakeBack | RollBack) -> None:
-        match action:
-            case Publish():
-                await self._publish(action)
-            case TakeBack():
-                await self._take_back(action)
-            case RollBack():
-                await self._roll_back(action)
+        """Where the disk takes nothing, again and again: what is in service stays there, and nothing is trained
+        meanwhile, until there is room for what was learnt."""
+        rest = _FIRST_REST_S
+        while True:
+            try:
+                match action:
+                    case Publish():
+                        return await self._publish(action)
+                    case TakeBack():
+                        return await self._take_back(action)
+                    case RollBack():
+                        return await self._roll_back(action)
+            except OSError as error:
+                if error.errno not in _OF_THE_DISK and self.folder.path.is_dir():
+                    raise
+                self.optional.note("writing a version of the model, for now,", error)
+            await asyncio.sleep(rest)
+            rest = min(2 * rest, _LONGEST_REST_S)
 
     def _answer(self, action: Action, event: Answer) -> None:
         self.take(replace(event, action=action.id, generation=self.ranks.generation))
@@ -127,11 +147,11 @@ class Executor:
     async def _tell_source(self, action: Steer | Finish) -> None:
         async with self._to_source:
             if isinstance(action, Finish):
-                await call(self.source, "close")
+                await self.source.close()
                 return
             if action.decision.reasons:
                 self.metrics.reason = action.decision.reasons[0]
-            await call(self.source, "apply", action)
+            await self.source.apply(action)
             self.unsent.pop(action.id, None)
 
     async def _label(self, action: Label) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from steering.campaign import CampaignSettings
-from steering.inference import HoldOut, PredictorSettings
+from steering.inference import HoldOut, Predictor, PredictorSettings
 from steering.labels.make import LabelSettings
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import Strategy
 from steering.models import Network, check_network
 from steering.policies import Policy
 from steering.ptychography import patch_weight
+from steering.runner.watch import FROZEN_S
 from steering.sources import Source
 
 
@@ -34,8 +35,16 @@ class Experiment:
     network: Network
     strategy: Strategy
     """Made without an objective it gets `Reconstruction`, weighted by the illumination of the network's patch."""
-    ranks: int | None = None
-    """Training processes; None: one on each worker with the resource trainer."""
+    ranks: int | tuple[int, int] | None = None
+    """Training processes. A number: so many, and where one is lost another takes its place as soon as a worker is free.
+    (least, most): begins with at least the first, takes what workers come, and never has more than the second. None:
+    one on each worker with the resource trainer, also on those that come later."""
+    frozen_s: float = FROZEN_S
+    """Seconds within which a worker of the run that is frozen, cut off, or whose code holds the interpreter lock is
+    noticed; it is then treated as lost. A stall of less than half of it never counts (see steering.runner.watch)."""
+    silent_s: float = 30.0
+    """Seconds, beside its own exposure, after which a frame that is due and does not come means that the source is
+    silent: that is reported, and a source that can go on elsewhere is opened again (see steering.Source)."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     campaign: CampaignSettings = field(default_factory=CampaignSettings)
     prediction: PredictorSettings = field(default_factory=PredictorSettings)
@@ -71,6 +80,12 @@ class Experiment:
                 f"found checkpoint_s={self.checkpoint_s}, checkpoints={self.checkpoints}, expected seconds above 0 or "
                 "None, and 1 or more"
             )
+        least, most = self.ranks_range
+        if not (least >= 1 and (most is None or least <= most) and self.frozen_s >= FROZEN_S):
+            raise ValueError(
+                f"found ranks={self.ranks}, frozen_s={self.frozen_s}; expected 1 rank or more, or (least, most) in "
+                f"this order, and {FROZEN_S:g} seconds or more"
+            )
         probe = self.source.probe
         check_network(self.network, window=self.source.geometry.shape[0], modes=len(probe))
         patch = int(self.network.hyperparameters["patch"])
@@ -103,10 +118,33 @@ class Experiment:
         }
 
     @property
+    def ranks_range(self) -> tuple[int, int | None]:
+        """The least number of training processes to begin with, and the most there may ever be; None: no limit."""
+        if self.ranks is None:
+            return 1, None
+        return (self.ranks, self.ranks) if isinstance(self.ranks, int) else self.ranks
+
+    @property
     def safe_campaign(self) -> CampaignSettings:
         """The campaign's settings, in which decisions stay inside the source's field where no other area is set."""
         limits = self.campaign.limits
         return replace(self.campaign, limits=replace(limits, area=limits.area or self.source.field))
+
+    def predictor(self, store: Path) -> Predictor:
+        """The description of the predictor, of versions in this store."""
+        source = self.source
+        return Predictor(
+            field=source.field,
+            geometry=source.geometry,
+            probe=source.probe,
+            policy=self.policy,
+            store=store,
+            hold_out=self.hold_out,
+            truths=self.truths(),
+            settings=self.prediction,
+            network=type(self.network),
+            frame_rate=source.frame_rate,
+        )
 
     def truths(self) -> dict[str, Any]:
         """What the source knows of the scans beforehand: {scan: (object, canvas)}."""

@@ -17,6 +17,7 @@ from steering.labels.external import ExternalReport, arrival, put_away, take_in,
 from steering.labels.make import make_labels
 from steering.labels.refinement import refine_live
 from steering.learning import stratum_of
+from steering.runner.actors import Reached
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
@@ -60,6 +61,7 @@ class Labelling:
                 stratum=stratum,
                 patch=int(self.experiment.network.hyperparameters["patch"]),
                 settings=self.experiment.labels,
+                generation=generation,
             ),
         )
         if report is None:
@@ -78,7 +80,7 @@ class Labelling:
         return self.metrics.strata.setdefault(scan, stratum_of(self.folder.identity, scan))
 
     async def _sent(self, generation: int, work: Callable[[list[Any]], Awaitable[T]]) -> T | None:
-        answer = await self.ranks.send(work, generation)
+        answer = await self.ranks.send(lambda ranks: work([Reached(rank) for rank in ranks]), generation)
         return None if isinstance(answer, GroupChanged) else answer
 
     async def _task(self, task: Callable[..., T], *arguments: Any, priority: int = 0, **settings: Any) -> T:
@@ -86,7 +88,7 @@ class Labelling:
 
         async def work(predictor: Any) -> T:
             result: T = await self.client.submit(
-                task, predictor, *arguments, **settings, resources={LABEL: 1}, pure=False, priority=priority
+                task, Reached(predictor), *arguments, **settings, resources={LABEL: 1}, pure=False, priority=priority
             )
             return result
 
@@ -105,10 +107,11 @@ class Labelling:
     async def _take_in(self, path: Path) -> bool:
         """Read a file of labels; False where it cannot be moved away afterwards."""
         scans = {scan: self._stratum(scan) for scan in self.campaign.scans}
+        generation = self.ranks.generation
         report = await self.optional.run(
             "reading external labels",
             self._sent(
-                self.ranks.generation,
+                generation,
                 lambda ranks: self._task(
                     take_in,
                     ranks,
@@ -116,6 +119,7 @@ class Labelling:
                     strata=scans,
                     patch=int(self.experiment.network.hyperparameters["patch"]),
                     settings=self.experiment.labels,
+                    generation=generation,
                 ),
             ),
             lambda failed: ExternalReport(file=path.name, refused={"reading it failed: see the log": 1}),
@@ -142,4 +146,5 @@ class Labelling:
             seen = frames
             took = time.perf_counter() - begun if seconds is None else seconds
             if seconds is not None:
-                self.metrics.refinements.append(seconds)
+                self.metrics.refinements += 1
+                self.metrics.refine_s += seconds

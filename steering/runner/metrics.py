@@ -27,6 +27,7 @@ from steering.campaign import (
     RunRecovered,
     ScanRefined,
     VersionRefused,
+    WorkerLost,
     encode,
 )
 from steering.inference import Score
@@ -52,6 +53,10 @@ _LISTED = 1000
 """What the summary tells of how frames were predicted."""
 
 
+MOST_ROUNDS = 256
+"""Training rounds that the figures of a run are made from: a run of days has a hundred thousand."""
+
+
 @dataclass
 class Metrics:
     """What the runner counts while a run goes on."""
@@ -60,7 +65,8 @@ class Metrics:
     campaign: Campaign
     begun: float = field(default_factory=time.time)
     rounds: list[list[Round]] = field(default_factory=list)
-    """Of every training round, what each rank said."""
+    """Of training rounds, what each rank said: the first, the newest, and of those between at most MOST_ROUNDS, evenly
+    thinned as they become more."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """By part: label, publish, and those of a training step (mean over ranks)."""
     published: int = 0
@@ -75,6 +81,11 @@ class Metrics:
     aside: Counter[str] = field(default_factory=Counter)
     """Frames that were set aside, by reason."""
     ranks_lost: int = 0
+    ranks_joined: int = 0
+    samples_lost: int = 0
+    """Stored samples that went with lost ranks."""
+    silent: int = 0
+    """Workers that were treated as lost because they were silent."""
     replaced: int = 0
     """Times that a predictor was lost and another took its place."""
     labels: int = 0
@@ -83,8 +94,10 @@ class Metrics:
     """Labels that were made and were too bad to train on, so far."""
     outside: list[ExternalReport] = field(default_factory=list)
     """Of every file of labels that came from outside."""
-    refinements: list[float] = field(default_factory=list)
-    """Seconds that each refinement of the live image took."""
+    refinements: int = 0
+    """Of the live image."""
+    refine_s: float = 0.0
+    """Seconds that they took."""
     finals: dict[str, ScanRefined] = field(default_factory=dict)
     """What the last refinement of each scan came to."""
     too_late: int = 0
@@ -162,6 +175,10 @@ class Metrics:
                 self.replaced += 1
             case GroupChanged():
                 self.ranks_lost += len(event.lost)
+                self.ranks_joined += len(event.joined)
+                self.samples_lost += event.samples_lost
+            case WorkerLost(silent=True):
+                self.silent += 1
             case FramesLost():
                 self.reported[event.scan] += len(event.frame_ids)
                 self.lost[event.scan] += len(event.frame_ids)
@@ -175,6 +192,8 @@ class Metrics:
     def trained(self, rounds: list[Round]) -> None:
         """Take in the ranks' reports of a training round."""
         self.rounds.append(rounds)
+        if len(self.rounds) > MOST_ROUNDS:
+            del self.rounds[1:-1:2]
         self.representatives += sum(r.representatives for r in rounds)
         self.remote += sum(r.remote for r in rounds)
         for part in PARTS:
@@ -286,6 +305,10 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
             "predictors_lost": metrics.replaced,
         },
         "ranks_lost": metrics.ranks_lost,
+        "ranks_joined": metrics.ranks_joined,
+        "samples_lost": metrics.samples_lost,
+        "workers_silent": metrics.silent,
+        "labels_dropped": sum(r.dropped for r in metrics.rounds[-1]) if metrics.rounds else 0,
         "actions": {"given": dict(metrics.actions), "sha256": metrics.fingerprint.hexdigest()},
         "frames_no_evidence": dict(metrics.campaign.unjudged),
         "phase_error": errors,
@@ -296,7 +319,7 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
             "predict": predictor["predict_s"],
             **{part: metrics.seconds[part] for part in ("label", *PARTS, "publish")},
         },
-        "live_image": {"refinements": len(metrics.refinements), "refine_s": sum(metrics.refinements)},
+        "live_image": {"refinements": metrics.refinements, "refine_s": metrics.refine_s},
         "final_refinement": {
             scan: {key: value for key, value in encode(event).items() if key not in ("event", "time", "scan")}
             for scan, event in metrics.finals.items()

@@ -41,12 +41,15 @@ class Optional:
         except LostForGood:
             raise
         except Exception as error:  # whatever it is, the run does not depend on it
-            failed = failure(what, error)
-            if (what, type(error)) not in self._known:
-                self._known.add((what, type(error)))
-                logger.warning("%s failed; the run goes on without it", what, exc_info=error)
-                self._emit(failed)
-            return None if otherwise is None else otherwise(failed)
+            self.note(what, error)
+            return None if otherwise is None else otherwise(failure(what, error))
+
+    def note(self, what: str, error: Exception) -> None:
+        """Report that some work has failed, once for each kind of work and of error."""
+        if (what, type(error)) not in self._known:
+            self._known.add((what, type(error)))
+            logger.warning("%s failed; the run goes on without it", what, exc_info=error)
+            self._emit(failure(what, error))
 
 
 def failure(what: str, error: BaseException) -> WorkFailed:

@@ -10,10 +10,29 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
-from steering.campaign import AskPolicy, DecisionSuggested, Event, FrameSetAside, PredictionReady, PredictorReplaced
+from steering.campaign import (
+    AskPolicy,
+    DecisionSuggested,
+    Event,
+    FrameSetAside,
+    FramesLost,
+    PredictionReady,
+    PredictorReplaced,
+)
 from steering.clusters.roles import INFERENCE, addresses, workers_now
 from steering.inference import Answers, Installed, PolicyAnswer, Predictor, ResumeState, SavedPredictor
-from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
+from steering.runner.actors import (
+    ActorHandle,
+    LostForGood,
+    Reached,
+    call,
+    losses,
+    place,
+    release,
+    retrieved,
+    while_there,
+)
+from steering.runner.source_proxy import SourceProxy
 
 _ATTEMPTS = 3
 """Predictors that are tried one after the other when each is lost before it is ready."""
@@ -39,13 +58,13 @@ class PredictorProxy:
         client: Client,
         description: Predictor,
         handle: ActorHandle,
-        source: Any,
+        source: SourceProxy,
         *,
         emit: Callable[[Event], None],
         base: ResumeState | None = None,
     ) -> None:
-        """description: what every predictor is made of. handle: the first one, not started. source: the source's actor.
-        emit: where PredictorReplaced goes. base: what the first one goes on from; None: it begins."""
+        """description: what every predictor is made of. handle: the first one, not started. emit: where
+        PredictorReplaced and FramesLost go. base: what the first one goes on from; None: it begins."""
         self.number = 0
         """How many predictors were lost before this one."""
         self._client = client
@@ -58,7 +77,7 @@ class PredictorProxy:
         """From the newest checkpoint: the next predictor goes on from it."""
         self._version = 0 if base is None else base.version
         """In service at the predictor."""
-        self.reported: Counter[str] = Counter() if base is None else Counter(base.reported)
+        self.rows: Counter[str] = Counter() if base is None else Counter(base.reported)
         """Frames of each scan whose prediction is known, the first of its rows."""
         self._answers = Answers(() if base is None else base.answered)
         self._predicted: defaultdict[str, dict[int, int]] = defaultdict(dict)
@@ -76,7 +95,7 @@ class PredictorProxy:
         if self._base is not None:
             for scan, known in self._base.predicted.items():
                 self._predicted[scan].update(known)
-                self.reported[scan] += len(known)
+                self.rows[scan] += len(known)
             self._aside.update({scan: Counter(ids) for scan, ids in self._base.aside.items()})
 
     @property
@@ -85,14 +104,18 @@ class PredictorProxy:
         return tuple(self._over)
 
     def rebase(self, saved: SavedPredictor, reported: Mapping[str, int]) -> None:
-        """From now on another predictor goes on from this. reported: of each scan, as `reported` was when it was
-        written."""
+        """From now on another predictor goes on from this. reported: `rows` of each scan when it was written."""
         self._base = ResumeState(saved=saved, reported=dict(reported))
 
     @property
-    def actor(self) -> Any:
-        """Of the predictor, for tasks that ask it themselves."""
-        return self._handle.actor
+    def reached(self) -> Reached:
+        """The predictor for tasks that ask it themselves."""
+        return Reached(self._handle.actor)
+
+    @property
+    def address(self) -> str:
+        """Of its worker."""
+        return self._handle.address
 
     @property
     def replacing(self) -> bool:
@@ -108,7 +131,7 @@ class PredictorProxy:
         given up, for it may wait for ever, and done again with the next one. Raises what the work raised."""
         while True:
             async with self._changing:
-                actor, number, replaced = self.actor, self.number, self._replaced
+                actor, number, replaced = self._handle.actor, self.number, self._replaced
             answer = asyncio.ensure_future(work(actor))
             over = asyncio.ensure_future(replaced.wait())
             try:
@@ -144,7 +167,7 @@ class PredictorProxy:
             match event:
                 case PredictionReady(scan=scan, frame_ids=ids, version=version):
                     self._predicted[scan].update(dict.fromkeys(ids, version))
-                    self.reported[scan] += len(ids)
+                    self.rows[scan] += len(ids)
                 case FrameSetAside(scan=scan, frame_ids=ids):
                     self._aside[scan].update(ids)
         return events
@@ -152,9 +175,9 @@ class PredictorProxy:
     async def let_go(self, scan: str) -> None:
         """Forget a scan that is over, saved, and reported whole: the next predictor need not know its frames."""
         self._over.append(scan)
-        await call(self._source, "let_go", scan)
         self._predicted.pop(scan, None)
         self._aside.pop(scan, None)
+        await self._source.let_go(scan)
 
     async def close(self) -> None:
         """Release the predictor: the run has ended, and nobody takes its place."""
@@ -215,10 +238,24 @@ class PredictorProxy:
     async def _begin(self, worker: str, resume: ResumeState) -> int:
         handle = await place(self._client, self._description, worker=worker)
         await call(handle.actor, "start", resume)
-        frames: int = await call(self._source, "go_on_with", handle.actor, self.number + 1)
+        frames = await self._source.go_on_with(handle.actor, self.number + 1)
         self._handle = handle
         self.number += 1
-        return frames
+        self._miss({*frames, *(() if resume.saved is None else resume.saved.frame_ids)})
+        return len(frames)
+
+    def _miss(self, there: set[int]) -> None:
+        """Report the frames that the lost predictor had and the next one lacks: the source could not send them again,
+        and no checkpoint has them. there: ids of those that it has."""
+        for scan, ids in self.reported().items():
+            missing = tuple(sorted(ids - there))
+            if missing and scan not in self._over:
+                reason = "the predictor was lost after the source was, which had kept them"
+                self._emit(FramesLost(time=time.time(), scan=scan, frame_ids=missing, reason=reason))
+
+    def reported(self) -> dict[str, set[int]]:
+        """Ids of the frames of each scan, those that were let go of left out, that were told of so far."""
+        return {scan: {*self._predicted[scan], *self._aside[scan]} for scan in (*self._predicted, *self._aside)}
 
     async def _worker(self) -> str:
         """Address of a worker that can take the predictor, when there is one again: who watches over the lost worker

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +26,15 @@ from steering.runner.actors import (
     place,
     release,
     retrieved,
+    while_there,
 )
 
 _ATTEMPTS = 5
 """Groups that are tried one after the other when each loses ranks while it forms."""
+_FREED_S = 2.0
+"""How long ranks may take to hear that another is lost."""
+_READY_S = 300.0
+"""How long a new rank may take to be ready to join: importing torch from a slow disk needs a minute."""
 
 T = TypeVar("T")
 
@@ -55,6 +61,14 @@ class RankGroup:
         self._emit = emit
         self._members: list[ActorHandle] = []
         """In the order of their ranks."""
+        self._joining: list[ActorHandle] = []
+        """Ready, and on their way into the group."""
+        self._numbers: dict[ActorHandle, int] = {}
+        """Of each rank, a number that no other has as long as it lives."""
+        self._began = 0
+        """Ranks of the first group."""
+        self._stored: dict[ActorHandle, int] = {}
+        """Samples in each rank's buffer, as it reported them last."""
         self._change: GroupChanged | None = None
         """The newest."""
         self._turn = asyncio.Lock()
@@ -86,8 +100,8 @@ class RankGroup:
         """
         group = cls(client, rank, meeting, emit=emit)
         group.generation = generation
-        group._members = await group._placed(addresses)
-        ranks = len(addresses)
+        group._members = await group._ready(addresses)
+        group._began = ranks = len(addresses)
         try:
             if before is not None:
                 await every(
@@ -104,12 +118,19 @@ class RankGroup:
 
     @property
     def addresses(self) -> list[str]:
-        """Of the workers of the ranks, in the order of the ranks."""
-        return [member.address for member in self._members]
+        """Of the workers of the ranks, in the order of the ranks; behind them those that are ready to join."""
+        return [member.address for member in (*self._members, *self._joining)]
 
     async def fit(self, scan: str, steps: int, generation: int) -> list[Round] | GroupChanged:
         """A training round of all ranks of a generation; what each says of it, in the order of the ranks."""
-        return await self._together(lambda ranks: every(call(r, "fit", scan, steps) for r in ranks), generation)
+
+        async def work(ranks: list[Any]) -> list[Round]:
+            return await every(call(rank, "fit", scan, steps) for rank in ranks)
+
+        rounds = await self._together(work, generation)
+        if not isinstance(rounds, GroupChanged):
+            self._stored = {m: one.stored for m, one in zip(self._members, rounds, strict=False)}
+        return rounds
 
     async def send(self, work: Callable[[list[Any]], Awaitable[T]], generation: int) -> T | GroupChanged:
         """Work that sends something to the ranks of a generation, also while they train: `work(ranks)`, their actors.
@@ -178,13 +199,30 @@ class RankGroup:
             return files if isinstance(files, GroupChanged) else joined(number, files)
 
     async def admit(self, addresses: Sequence[str]) -> GroupChanged:
-        """Let new ranks join, one on each of these workers: they take over weights, optimiser and step.
+        """Let new ranks join, one on each of these workers, between two verbs: they take over weights, optimiser, step
+        and held-out samples, and their share of the samples to train on.
 
-        Raises OSError where a worker is lost before its rank is there; the group stays as it was.
+        Of the stored samples none is moved. Draws are uniform over all stored samples whatever the fills of the ranks,
+        so the empty buffer of a new rank is no flaw: its room takes what is measured from now on, until it is full.
+
+        Meanwhile the others train: a new rank imports and starts up before it joins. Raises OSError where a worker is
+        lost before its rank is ready, TimeoutError where it takes too long; the group stays as it was.
         """
-        joining = await self._placed(addresses)
-        async with self._turn, self._changing:
-            return await self._form_anew([], joining)
+        joining = await asyncio.wait_for(self._ready(addresses), _READY_S)
+        self._joining += joining
+        try:
+            async with self._turn:
+                begun = time.perf_counter()
+                async with self._changing:
+                    try:
+                        return await self._form_anew([], joining, begun)
+                    except LostForGood:
+                        raise
+                    except Exception:  # of a new one: the others go on without it
+                        await self._form_anew([], [], begun)
+                        raise
+        finally:
+            self._joining = [member for member in self._joining if member not in joining]
 
     async def close(self) -> None:
         """Let the ranks leave their group, and let go of them."""
@@ -221,12 +259,26 @@ class RankGroup:
         finally:
             job.cancel()
 
+    async def _ready(self, addresses: Sequence[str]) -> list[ActorHandle]:
+        """New ranks on these workers, that need nothing but a group any more."""
+        found = list(await asyncio.gather(*(place(self._client, self._rank, worker=where) for where in addresses)))
+        self._numbers = {
+            one: number for one, number in self._numbers.items() if one in (*self._members, *self._joining)
+        }
+        free = (number for number in count() if number not in self._numbers.values())
+        self._numbers |= dict(zip(found, free, strict=False))
+        calls = (
+            while_there(self._client, one.address, call(one.actor, "prepare", self._numbers[one])) for one in found
+        )
+        await asyncio.gather(*calls)
+        return found
+
     async def _repaired(self, generation: int, error: Exception | None) -> GroupChanged:
         """What the group of this generation has become. Raises the error where nobody is lost and the group is whole.
 
         error: what was raised; None: nothing yet.
         """
-        members = self._members
+        members, begun = self._members, time.perf_counter()
         # Nobody else has to wait while this is found out: some errors are no losses.
         lost = await losses(self._client, members) if self.generation == generation else []
         async with self._changing:
@@ -236,10 +288,11 @@ class RankGroup:
                 cause = await error.cause() if isinstance(error, CallsFailed) else error
                 if not isinstance(cause, GroupLost):
                     raise cause
-            return await self._form_anew(lost, [])
+            return await self._form_anew(lost, [], begun)
 
-    async def _form_anew(self, lost: list[ActorHandle], joining: list[ActorHandle]) -> GroupChanged:
-        """Form a group of those who are left and those who join; more may be lost meanwhile."""
+    async def _form_anew(self, lost: list[ActorHandle], joining: list[ActorHandle], begun: float) -> GroupChanged:
+        """Form a group of those who are left and those who join; more may be lost meanwhile. begun: when that was due,
+        by time.perf_counter."""
         before, attempts = self._members, 0
         while True:
             kept = [member for member in before if member not in lost]
@@ -251,6 +304,8 @@ class RankGroup:
                 )
             attempts += 1
             self.generation += 1
+            if lost:
+                await self._free(kept)
             try:
                 await self._join([*kept, *new])
                 break
@@ -267,9 +322,18 @@ class RankGroup:
             joined=tuple(range(len(kept), len(self._members))),
             ranks=len(self._members),
             generation=self.generation,
+            seconds=time.perf_counter() - begun,
+            samples_lost=sum(self._stored.get(member, 0) for member in before if member in lost),
         )
         self._emit(self._change)
         return self._change
+
+    async def _free(self, kept: list[ActorHandle]) -> None:
+        """Have those who are left wait no more for a lost one, whose end of the connections may still be open."""
+        calls = [asyncio.ensure_future(call(member.actor, "abandon")) for member in kept]
+        for one in calls:
+            one.add_done_callback(retrieved)
+        await asyncio.wait(calls, timeout=_FREED_S)
 
     async def _join(self, members: list[ActorHandle]) -> None:
         """Have these ranks form the group of this generation. Raises OSError where one is lost before all are there.
@@ -278,7 +342,7 @@ class RankGroup:
         """
         where, ranks = self._meeting.rendezvous, len(members)
         calls = (
-            call(member.actor, "join", where, rank=number, ranks=ranks, generation=self.generation)
+            call(member.actor, "join", where, rank=number, ranks=ranks, generation=self.generation, began=self._began)
             for number, member in enumerate(members)
         )
         job = asyncio.ensure_future(every(calls))
@@ -291,9 +355,6 @@ class RankGroup:
             job.result()
         finally:
             job.cancel()
-
-    async def _placed(self, addresses: Sequence[str]) -> list[ActorHandle]:
-        return list(await asyncio.gather(*(place(self._client, self._rank, worker=address) for address in addresses)))
 
 
 async def answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import xarray as xr
-from distributed import Client, get_client
+from distributed import Client, get_client, get_worker
 
 from steering.campaign import (
     Campaign,
@@ -22,8 +22,8 @@ from steering.campaign import (
     encode,
 )
 from steering.labels.external import waiting
-from steering.runner.actors import ActorHandle, LostForGood, call, release, retrieved
-from steering.runner.assembly import assemble
+from steering.runner.actors import LostForGood, retrieved
+from steering.runner.assembly import Actors, assemble
 from steering.runner.checkpoint import Checkpoints
 from steering.runner.describe import describe
 from steering.runner.event_log import EventLog
@@ -39,7 +39,9 @@ from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 from steering.runner.recovery import Recovery, recover
 from steering.runner.source_actor import Undelivered
+from steering.runner.source_proxy import SourceProxy
 from steering.runner.start import Start, begin, leave
+from steering.runner.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Runner:
         self.optional = Optional(self.take)
         self._proxy: PredictorProxy | None = None
         self._ranks: RankGroup | None = None
-        self._source: ActorHandle | None = None
+        self._source: SourceProxy | None = None
         self._executor: Executor | None = None
         self._finishing: Finishing | None = None
         self._last: dict[str, Any] = {"status": "starting"}
@@ -166,7 +168,7 @@ class Runner:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
         if not self._over and self._executor is not None:
             try:
-                figures = await call(self.source, "figures"), await self.proxy.ask("figures")
+                figures = self.source.figures(), await self.proxy.ask("figures")
                 self._last = snapshot(self.metrics, *figures)
             except Exception:  # the run has ended meanwhile: the last one stands
                 if not self._over:
@@ -188,11 +190,11 @@ class Runner:
         return self._finishing
 
     @property
-    def source(self) -> Any:
-        """The source's actor. Raises RuntimeError before it is there."""
+    def source(self) -> SourceProxy:
+        """The source. Raises RuntimeError before it is there."""
         if self._source is None:
             raise RuntimeError("found no actors yet, expected `run` to have started them")
-        return self._source.actor
+        return self._source
 
     # The set-up.
 
@@ -211,9 +213,17 @@ class Runner:
         client, recovery = await get_client(), self._recovery
         self._begin = await asyncio.to_thread(begin, self.experiment, self.folder)
         with self._begin.read:
-            actors = await assemble(client, self.experiment, self.folder, self.take, recovery or self._begin)
+            actors = await assemble(
+                client,
+                self.experiment,
+                self.folder,
+                recovery or self._begin,
+                emit=self.take,
+                log=self._log,
+                due=lambda: self.campaign.outstanding > 0,
+            )
         self._source, self._proxy, self._ranks = actors.source, actors.proxy, actors.ranks
-        executor = self._executor_of(client)
+        executor = self._executor = self._executor_of(client, actors)
         self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self.optional, self._log)
         if recovery is None:
             self._log(replace(self.campaign.began, time=time.time()))
@@ -226,14 +236,8 @@ class Runner:
         self._start(self._hear_the_predictor())
         self._start(executor.labelling.watch_external_labels())
         self._start(executor.labelling.refine_as_time_allows())
-        checkpoints = Checkpoints(
-            log=self._event_log,
-            executor=executor,
-            optional=self.optional,
-            emit=self.take,
-            source_ended=lambda: self._source_ended,
-        )
-        self._start(checkpoints.as_time_goes())
+        self._start(self._checkpoints(executor).as_time_goes())
+        self._start(self._upkeep(client, actors).keep())
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
@@ -250,32 +254,41 @@ class Runner:
             if scan not in self.proxy.over:
                 self._start(self._leave(scan))
 
-    def _executor_of(self, client: Client) -> Executor:
-        if self._ranks is None:
-            raise RuntimeError("found no ranks yet, expected `assemble` to have started them")
-        labelling = Labelling(
-            client=client,
-            experiment=self.experiment,
-            folder=self.folder,
-            campaign=self.campaign,
-            metrics=self.metrics,
-            proxy=self.proxy,
-            ranks=self._ranks,
+    def _executor_of(self, client: Client, actors: Actors) -> Executor:
+        shared: dict[str, Any] = {
+            "experiment": self.experiment,
+            "folder": self.folder,
+            "campaign": self.campaign,
+            "metrics": self.metrics,
+            "proxy": actors.proxy,
+            "ranks": actors.ranks,
+            "optional": self.optional,
+        }
+        labelling = Labelling(**shared, client=client, emit=self.take)
+        return Executor(**shared, source=actors.source, labelling=labelling, take=self.take)
+
+    def _checkpoints(self, executor: Executor) -> Checkpoints:
+        return Checkpoints(
+            log=self._event_log,
+            executor=executor,
             optional=self.optional,
             emit=self.take,
+            source_ended=lambda: self._source_ended,
         )
-        self._executor = Executor(
+
+    def _upkeep(self, client: Client, actors: Actors) -> Upkeep:
+        return Upkeep(
+            client=client,
+            here=get_worker().address,
             experiment=self.experiment,
-            folder=self.folder,
-            campaign=self.campaign,
-            metrics=self.metrics,
-            source=self.source,
-            proxy=self.proxy,
-            ranks=self._ranks,
-            labelling=labelling,
-            take=self.take,
+            ranks=actors.ranks,
+            proxy=actors.proxy,
+            source=actors.source,
+            optional=self.optional,
+            event_log=self._event_log,
+            start=self._start,
+            log=self._log,
         )
-        return self._executor
 
     # Events in, actions out.
 
@@ -344,7 +357,7 @@ class Runner:
 
     async def _hear_the_last_frames(self) -> None:
         """Wait for frames that are still on their way when a person stops the campaign: they belong to the run."""
-        await call(self.source, "close")
+        await self.source.close()
         while not self._source_ended or any(map(self.metrics.unreported, self.metrics.arrived)):
             try:
                 await asyncio.wait_for(self._unless_failed(self._event()), _LAST_FRAMES_S)
@@ -359,7 +372,7 @@ class Runner:
 
     async def _hear_the_source(self) -> None:
         while True:
-            for event in await call(self.source, "events"):
+            for event in await self.source.events():
                 if not isinstance(event, Undelivered):
                     self.take(event)
                 elif not await self.proxy.replaced(event.predictor):
@@ -384,7 +397,7 @@ class Runner:
 
     async def _sum_up(self) -> dict[str, Any]:
         self.metrics.too_late = len(waiting(self.folder.path))
-        source, ranks = await call(self.source, "figures"), 0 if self._ranks is None else len(self._ranks)
+        source, ranks = self.source.figures(), 0 if self._ranks is None else len(self._ranks)
         figures = await summary(self.metrics, source, ranks, self.proxy)
         self.folder.write_summary(figures)
         await self.snapshot()
@@ -399,7 +412,7 @@ class Runner:
         client = await get_client()
         closing = [part.close() for part in (self._proxy, self._ranks) if part is not None]
         if self._source is not None:
-            closing.append(release(client, self._source, "release"))
+            closing.append(self._source.release())
         await asyncio.gather(*closing)
         self._proxy = self._ranks = self._source = self._executor = None
         if name is not None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import copy
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from itertools import chain
@@ -58,6 +61,39 @@ class Undelivered(Event):
     error: Exception
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceFailed(Event):
+    """The source has raised, or is silent: it hands out nothing more unless another goes on from it."""
+
+    error: Exception
+    silent: bool = False
+    position: Any = None
+    """Its last one, all decisions included; None: it could not say it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing(Event):
+    """Where the source is in its stream, when the newest that it had heard of was this Steer, by its id."""
+
+    position: Any
+    applied: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoOn:
+    """Where a source, as it was made, goes on."""
+
+    position: Any
+    applied: int
+    """Id of the newest Steer that the position includes."""
+    decisions: tuple[Steer, ...]
+    """Those that came after it."""
+    handed: dict[str, tuple[int, ...]]
+    """Ids of frames that have arrived, of the scans that are still kept."""
+    scans: dict[str, str]
+    """Names of the scans so far, in their order, and how the source calls each."""
+
+
 class SourceActor:
     """Runs a source on the worker that has one.
 
@@ -71,14 +107,15 @@ class SourceActor:
         self.keep_bytes = keep_bytes
         self.spool = spool
 
-    async def start(self, predictor: Any, resume: SourceResume | None = None) -> None:
-        """Begin to measure what decisions ask for, and to send it to the predictor, which is number 0.
+    async def start(self, predictor: Any, number: int = 0, point: GoOn | SourceResume | None = None) -> None:
+        """Begin to measure what decisions ask for, and to send it to the predictor of this number.
 
-        resume: go on from there. Frames that the predictor lacks are sent first, as far as the source can give them
+        point: where another source, which is lost, was; what it had sent is kept here, as far as this one has it too.
+        After the loss of everything, frames that the predictor lacks are sent first, as far as the source can give them
         again or they were spooled; FramesLost tells of the others.
         """
         self._loop = asyncio.get_running_loop()
-        self._predictor, self._number = predictor, 0
+        self._predictor, self._number = predictor, number
         self._kept: list[xr.Dataset] = []
         self._kept_bytes = 0
         self._not_kept: set[str] = set()
@@ -90,32 +127,35 @@ class SourceActor:
         self._visits = Visits()
         self._dropped = 0
         """Frames that were reported as dropped."""
-        self.frames = 0
-        self.first = self.last = 0.0
-        self._steered = 0
-        """Id of the newest action whose decision the source has."""
-        if resume is not None:
-            self._resume(resume)
-        threading.Thread(target=self._pull, args=(resume,), name="source", daemon=True).start()
+        self._applied = 0
+        """Id of the newest Steer that the source has heard of."""
+        self._turns = 0
+        """Sources that were opened."""
+        if point is None:
+            self._open()
+        elif isinstance(point, SourceResume):
+            self._resume(point)
+            self._open(point)
+        else:
+            if hasattr(self.source, "again"):
+                await asyncio.to_thread(self._keep_again, self.source, point)
+            await self.go_on(self.source, point)
 
     async def position(self) -> dict[str, Any]:
         """Where the source is in its stream, in JSON's types: all that `SourceResume` needs to go on from here."""
         there = getattr(self.source, "position", None)
         return {
             "source": None if there is None else there(),
-            "visits": self._visits.state,
-            "steered": self._steered,
-            "acquire_s": self.last - self.first,
+            "visits": self._visits.scans,
+            "steered": self._applied,
         }
 
     def _resume(self, resume: SourceResume) -> None:
         position = resume.position or {}
         self._visits = Visits(position.get("visits"))
-        self.frames = resume.frames
-        self.first, self.last = time.time() - float(position.get("acquire_s", 0.0)), time.time()
         if position.get("source") is not None:
             self.source.resume(position["source"], resume.handed.keys())
-        self._steered = int(position.get("steered", 0))
+        self._applied = int(position.get("steered", 0))
         for steer in resume.decisions:
             self._apply(steer)
 
@@ -137,8 +177,37 @@ class SourceActor:
             lost = FramesLost(time=time.time(), scan=scan, frame_ids=ids, reason="the source cannot give them again")
             self._on_loop(self._events.put(lost))
 
-    async def go_on_with(self, predictor: Any, number: int) -> int:
-        """Send another predictor what is kept, and from then on what is measured. Returns the frames sent again.
+    async def go_on(self, source: Any, point: GoOn) -> None:
+        """Another source, as it was made, takes the place of the one that fails, and hands out what that would have."""
+        self._turns += 1  # whatever the other one still says is not heard
+        await asyncio.to_thread(_closed, self.source)
+        self.source, self._dropped = source, 0
+        self._visits = Visits(point.scans)
+        arrived = {i for ids in point.handed.values() for i in ids}
+        await asyncio.to_thread(source.resume, point.position, arrived)
+        self._applied = point.applied
+        for steer in point.decisions:
+            self._apply(steer)
+        self._open()
+
+    def _open(self, resume: SourceResume | None = None) -> None:
+        self._turns += 1
+        # In the context of this call, from which the predictor's actor learns which worker it is asked from.
+        run = contextvars.copy_context().run
+        work = (self._pull, self.source, self._turns, resume)
+        threading.Thread(target=run, args=work, name="source", daemon=True).start()
+
+    def _keep_again(self, source: Any, point: GoOn) -> None:
+        """Keep the frames that have arrived, as far as the source has them; another predictor may need them."""
+        other = copy.deepcopy(source)
+        other.resume(point.position, {i for ids in point.handed.values() for i in ids})
+        for scan, ids in point.handed.items():
+            for chunk in other.again(ids):
+                chunk.attrs |= {"scan": scan} | ({"visit_of": point.scans[scan]} if point.scans[scan] != scan else {})
+                self._keep(chunk)
+
+    async def go_on_with(self, predictor: Any, number: int) -> list[int]:
+        """Send another predictor what is kept, and from then on what is measured. Returns the ids of frames sent again.
 
         Raises RuntimeError where a scan was too large to be kept.
         """
@@ -151,10 +220,10 @@ class SourceActor:
         if self._sending is not None:
             self._sending.cancel()  # the lost one may be there and silent; what it was sent is sent again
         async with self._turn:
-            frames = 0
+            frames: list[int] = []
             for chunk in list(self._kept):
                 await predictor.receive(chunk)
-                frames += chunk.sizes["frame"]
+                frames += chunk["frame"].values.tolist()
             self._predictor, self._number = predictor, number
             self._turn.notify_all()
             return frames
@@ -184,9 +253,9 @@ class SourceActor:
         self._apply(steer)
 
     def _apply(self, steer: Steer) -> None:
-        if steer.id <= self._steered:
+        if steer.id <= self._applied:
             return
-        self._steered = steer.id
+        self._applied = steer.id
         decision = steer.decision
         refused = self.source.apply(
             Decision(
@@ -211,22 +280,18 @@ class SourceActor:
         self._events.put_nowait(FrameRefused(time=time.time(), count=count, reason=reason, positions=where))
 
     async def events(self) -> list[Event]:
-        """What has happened since the last call; waits until there is something. Raises what the source raised."""
+        """What has happened since the last call; waits until there is something."""
         found = [await self._events.get()]
         while not self._events.empty():
             found.append(self._events.get_nowait())
         for event in found:
             if isinstance(event, Exception):
                 raise event
-        return [event for event in found if isinstance(event, Event)]
-
-    async def figures(self) -> dict[str, Any]:
-        """What the source has to say in numbers."""
-        return {
-            "frames_acquired": self.frames + self.source.frames_dropped,
-            "frames_dropped": self.source.frames_dropped,
-            "acquire_s": self.last - self.first,
-        }
+        events = [event for event in found if isinstance(event, Event)]
+        if hasattr(self.source, "position"):
+            # Both on this thread: no decision comes in between.
+            events.append(Standing(time=time.time(), position=self.source.position(), applied=self._applied))
+        return events
 
     async def close(self) -> None:
         """End the source; what waits for another predictor waits no longer."""
@@ -240,10 +305,10 @@ class SourceActor:
         await self.close()
         self._events.put_nowait(RuntimeError("the run has ended"))
 
-    def _pull(self, resume: SourceResume | None) -> None:
+    def _pull(self, source: Source, turn: int, resume: SourceResume | None) -> None:
         """The source's own thread. It waits for frames, so that the event loop need not, and then until they are with
         the predictor: what cannot be sent in time stays with the source, which drops its oldest and counts."""
-        last: Event | Exception
+        last: Event
         try:
             if resume is not None:
                 for chunk in self._chunks_again(resume):
@@ -251,13 +316,18 @@ class SourceActor:
                         return
                 if resume.ended:
                     return
-            for chunk in self.source.chunks():
-                if not self._on_loop(self._send(chunk)):
+            for chunk in source.chunks():
+                if not self._on_loop(self._send(chunk, turn)):
                     return
             last = SourceEnded(time=time.time())
         except Exception as error:  # handed on to whoever reads the events
-            last = error
-        self._on_loop(self._events.put(last))
+            last = SourceFailed(time=time.time(), error=error, position=_position(source))
+        self._on_loop(self._end(last, turn))
+
+    async def _end(self, last: Event, turn: int) -> None:
+        if turn == self._turns:
+            self._report_dropped()
+            self._events.put_nowait(last)
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> bool:
         """Have the event loop do some work, and wait for it; False once the worker is closing."""
@@ -272,19 +342,17 @@ class SourceActor:
             return False
         return True
 
-    async def _send(self, chunk: xr.Dataset) -> None:
+    async def _send(self, chunk: xr.Dataset, turn: int) -> None:
+        if turn != self._turns:
+            raise CancelledError  # another source has taken its place
         event = self._visits.note(chunk)
         if event is not None:
             self._events.put_nowait(event)
         if self.spool is not None:
             await asyncio.to_thread(write_spooled, self.spool, chunk)
         await self._deliver(chunk)
-        now = time.time()
-        self.first = self.first or now
-        self.last = now
-        self.frames += chunk.sizes["frame"]
         ids = tuple(chunk["frame"].values.tolist())
-        self._events.put_nowait(ChunkArrived(time=now, scan=str(chunk.attrs["scan"]), frame_ids=ids))
+        self._events.put_nowait(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=ids))
         self._report_dropped()
 
     async def _deliver(self, chunk: xr.Dataset) -> None:
@@ -308,36 +376,41 @@ async def _send_to(predictor: Any, chunk: xr.Dataset) -> None:
     await predictor.receive(chunk)
 
 
+def _position(source: Any) -> Any:
+    """Where a source that has failed is; None where it cannot say."""
+    try:
+        return source.position()
+    except Exception:
+        return None
+
+
+def _closed(source: Source) -> None:
+    """End a source that has failed, and may fail in this too."""
+    with contextlib.suppress(Exception):
+        source.close()
+
+
 class Visits:
     """Names the scans of a source apart. A scan is over when a chunk of another one comes; where the source comes back
     to its name, that is a new scan: a visit, which is called `NAME-visit-2`, `NAME-visit-3` and so on."""
 
-    def __init__(self, state: Sequence[Any] | None = None) -> None:
-        """state: of another one, to go on from."""
-        name, called, used = state or (None, "", ())
-        self._name: str | None = name
-        """As the source says it."""
-        self._called: str = called
-        """And as it is called here."""
-        self._used: set[str] = set(used)
-
-    @property
-    def state(self) -> list[Any]:
-        """In JSON's types."""
-        return [self._name, self._called, sorted(self._used)]
+    def __init__(self, scans: Mapping[str, str] | None = None) -> None:
+        """scans: names of the scans so far, in their order, and how the source calls each."""
+        self.scans = dict(scans or {})
+        """The last one is the present scan."""
 
     def note(self, chunk: xr.Dataset) -> ScanRevisited | None:
         """Rename the chunk's scan where it is a visit, and keep its own name as the attribute `visit_of`. Returns the
         event with the first chunk of a visit."""
         name = str(chunk.attrs["scan"])
-        begins = name != self._name
+        called, present = next(reversed(self.scans.items()), ("", None))
+        begins = name != present
         if begins:
-            self._name, self._called = name, name
-            number = 2
-            while self._called in self._used:
-                self._called, number = f"{name}-visit-{number}", number + 1
-            self._used.add(self._called)
-        if self._called == name:
+            called, number = name, 2
+            while called in self.scans:
+                called, number = f"{name}-visit-{number}", number + 1
+            self.scans[called] = name
+        if called == name:
             return None
-        chunk.attrs |= {"scan": self._called, "visit_of": name}
-        return ScanRevisited(time=time.time(), scan=name, visit=self._called) if begins else None
+        chunk.attrs |= {"scan": called, "visit_of": name}
+        return ScanRevisited(time=time.time(), scan=name, visit=called) if begins else None

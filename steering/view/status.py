@@ -22,6 +22,7 @@ def status_lines(folder: RunFolder) -> list[str]:
     rows = [
         ("samples", _samples(summary, past)),
         ("frames", _frames(summary, past)),
+        ("source", _source(summary, folder.events())),
         ("model", _model(past)),
         ("trust", _trust(past)),
         ("saved", _saved(folder, summary)),
@@ -91,6 +92,21 @@ def _frames(summary: Mapping[str, Any], past: History) -> str:
         return "none yet" if summary.get("status") == "running" else "none"
     predicted, dropped = summary.get("frames_predicted", past.predicted), summary.get("frames_dropped")
     return f"{acquired} acquired, {predicted} predicted{f', {dropped} dropped' if dropped is not None else ''}"
+
+
+def _source(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
+    """Since when the source is silent, or why it is being opened again."""
+    if summary.get("status") != "running":
+        return ""
+    told = [e for e in events if e.get("event") in ("ChunkArrived", "SourceSilent", "SourceReopened")]
+    if not told or told[-1]["event"] == "ChunkArrived":
+        return ""
+    since = [e["since"] for e in told[-2:] if e["event"] == "SourceSilent"] + [
+        e["time"] for e in told if e["event"] == "ChunkArrived"
+    ][-1:]
+    began = datetime.fromtimestamp(since[0]).strftime("%H:%M:%S") if since else "its start"
+    why = f", opened again {told[-1]['attempt']} times: {told[-1]['reason']}" if "reason" in told[-1] else ""
+    return f"silent since {began}{f' ({duration(time.time() - since[0])})' if since else ''}{why}"
 
 
 def _model(past: History) -> str:

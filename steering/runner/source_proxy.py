@@ -1,0 +1,335 @@
+"""The source as the runner asks it: where it fails, falls silent or is lost, another one goes on from it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from steering.campaign import (
+    ChunkArrived,
+    Event,
+    FrameRefused,
+    ScanRevisited,
+    SourceReopened,
+    SourceSilent,
+    Steer,
+)
+from steering.clusters.roles import SOURCE, addresses, workers_now
+from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
+from steering.runner.experiment import Experiment
+from steering.runner.source_actor import GoOn, SourceActor, SourceFailed, SourceResume, Standing
+
+_FIRST_REST_S, _LONGEST_REST_S = 0.5, 60.0
+"""A source that fails is opened again after so long, and each time in a row after twice as long."""
+_MOST_FAILURES = 10
+"""So often in a row, without a frame in between, one that raises is opened again: for about five minutes. One that is
+silent is opened again for ever: the beam may be off."""
+_RESTART_S = 120.0
+"""How long a worker may take to be there again: importing torch from a slow disk needs a minute."""
+_LOOK_S = 0.25
+
+
+@dataclass(kw_only=True)
+class Known:
+    """What the runner knows of the stream: enough for another source to go on."""
+
+    position: Any = None
+    """The newest that the source has said; None: it cannot say it."""
+    applied: int = 0
+    """Id of the newest Steer that this position includes."""
+    handed: defaultdict[str, list[int]]
+    """Ids of the frames of scans that are still kept, by scan."""
+
+
+class SourceProxy:
+    """Asks the source's actor, whichever it is by now.
+
+    A source that has `position` and `resume` (see the contract, `Source`) is opened again where it raises, is silent
+    for `silent_s` although positions are due, or is lost with its worker: a new one, as it was made, goes on from the
+    newest position, with the decisions since then; ids of frames that have arrived are not handed out again. Where it
+    has `again` too, it gives the frames of scans that are not saved yet once more, for a predictor that may be lost
+    later. A source without these verbs ends the run where it fails, as its worker's loss does.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        experiment: Experiment,
+        *,
+        due: Callable[[], bool],
+        reported: Callable[[], dict[str, set[int]]],
+        emit: Callable[[Event], None],
+        spool: Path | None = None,
+    ) -> None:
+        """experiment: its source, as it was made. due: whether a frame is asked for that has not come. reported: ids of
+        the frames that the predictor has told of, by scan. emit: where SourceSilent and SourceReopened go. spool: see
+        SourceActor."""
+        self._client = client
+        self._spool = spool
+        self._description: Any = experiment.source
+        self._keep_bytes = experiment.prediction.keep_bytes
+        self._silent_s = experiment.silent_s
+        self._due = due
+        self._reported = reported
+        self._emit = emit
+        self._handle: ActorHandle | None = None
+        self._predictor: tuple[Any, int] = (None, 0)
+        self._decisions: list[Steer] = []
+        """Those that the newest position does not include."""
+        self._known = Known(handed=defaultdict(list))
+        self._scans: dict[str, str] = {}
+        """Names of the scans so far, in their order, and how the source calls each."""
+        self._failures = 0
+        self._slowest = 0.0
+        """Longest exposure of the newest decision, seconds."""
+        self._heard = time.monotonic()
+        self._silent = self._closed = self._over = False
+        self._number = 0
+        """Actors that were lost before this one."""
+        self._steering = asyncio.Lock()
+        """Held while the source hears of a decision, and while another one goes on with all of them."""
+        self._changing = asyncio.Lock()
+        self._hearing: asyncio.Future | None = None
+        self._told: list[Event] = []
+        """What the runner has not heard yet."""
+        self.frames = self.dropped = 0
+        self.first = self.last = 0.0
+
+    @property
+    def address(self) -> str:
+        """Of its worker; empty before it is there."""
+        return "" if self._handle is None else self._handle.address
+
+    @property
+    def _reopens(self) -> bool:
+        return hasattr(self._description, "position") and hasattr(self._description, "resume")
+
+    async def start(self, worker: str, predictor: Any, resume: SourceResume | None = None) -> None:
+        """Begin to measure, on this worker, and to send what is measured to the predictor, which is number 0.
+
+        resume: go on from there.
+        """
+        self._predictor = (predictor, 0)
+        if resume is not None:
+            self._resume(resume)
+        if self._reopens and self._known.position is None:
+            self._known.position = self._description.position()  # of one that has not begun
+        self._handle = await place(self._client, self._actor(), worker=worker)
+        await self.ask("start", predictor, 0, resume)
+
+    def _resume(self, resume: SourceResume) -> None:
+        position = resume.position or {}
+        self._known.position, self._known.applied = position.get("source"), int(position.get("steered", 0))
+        self._scans = dict(position.get("visits") or {})
+        for i, scan in resume.handed.items():
+            self._known.handed[scan].append(i)
+        self._decisions = [steer for steer in resume.decisions if steer.id > self._known.applied]
+        self.frames, self.last = resume.frames, time.time()
+        self.first = self.last - float(position.get("acquire_s", 0.0))
+
+    def _actor(self) -> SourceActor:
+        return SourceActor(self._description, keep_bytes=self._keep_bytes, spool=self._spool)
+
+    async def position(self) -> dict[str, Any]:
+        """Where the source is in its stream, in JSON's types: all that `SourceResume` needs to go on from here."""
+        found: dict[str, Any] = await self.ask("position")
+        return {**found, "acquire_s": self.last - self.first}
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """The actor's answer; where its worker is lost meanwhile, that of the one that takes its place."""
+        while True:
+            async with self._changing:
+                handle, number = self._handle, self._number
+            if handle is None:
+                raise RuntimeError("found no source yet, expected `start` to be called")
+            try:
+                return await while_there(self._client, handle.address, call(handle.actor, method, *arguments))
+            except Exception as error:
+                if not await self._replaced(number, error):
+                    raise
+
+    async def apply(self, steer: Steer) -> None:
+        """Tell the source where to measure next."""
+        self._slowest = max(steer.decision.dwell or (0.0,))
+        async with self._steering:
+            if self._reopens:
+                self._decisions.append(steer)
+            await self.ask("apply", steer)
+
+    async def go_on_with(self, predictor: Any, number: int) -> list[int]:
+        """See SourceActor.go_on_with."""
+        self._predictor = (predictor, number)
+        sent: list[int] = await self.ask("go_on_with", predictor, number)
+        return sent
+
+    async def let_go(self, scan: str) -> None:
+        """Keep the frames of a scan no longer."""
+        self._known.handed.pop(scan, None)
+        await self.ask("let_go", scan)
+
+    def figures(self) -> dict[str, Any]:
+        """What was acquired so far, in numbers."""
+        return {
+            "frames_acquired": self.frames + self.dropped,
+            "frames_dropped": self.dropped,
+            "acquire_s": self.last - self.first,
+        }
+
+    async def release(self) -> None:
+        """End the source: the run has ended, and nobody takes its place."""
+        self._over = True
+        if self._handle is not None:
+            await release(self._client, self._handle, "release")
+
+    async def events(self) -> list[Event]:
+        """What has happened at the source since the last call; waits until there is something, and where the source
+        fails, until it is open again. Raises what ends the run."""
+        while True:
+            if self._hearing is None:
+                self._hearing = asyncio.ensure_future(self.ask("events"))
+                self._hearing.add_done_callback(retrieved)
+            await asyncio.wait({self._hearing}, timeout=_LOOK_S)
+            found: list[Event] = []
+            if self._hearing.done():
+                hearing, self._hearing = self._hearing, None
+                found = hearing.result()
+            elif self._fell_silent():
+                found = [self._silence()]
+            await self._take(found)
+            if self._told:
+                told, self._told = self._told, []
+                return told
+
+    async def close(self) -> None:
+        """No further frame is wanted: the source ends with what it has measured."""
+        self._closed = True
+        await self.ask("close")
+
+    def _fell_silent(self) -> bool:
+        if not self._due() or self._over:
+            self._heard = time.monotonic()
+            return False
+        return not self._silent and time.monotonic() - self._heard > self._silent_s + self._slowest
+
+    def _silence(self) -> SourceFailed:
+        quiet = time.monotonic() - self._heard
+        self._silent = True
+        self._emit(SourceSilent(time=time.time(), since=time.time() - quiet))
+        return SourceFailed(time=time.time(), error=TimeoutError(f"found no frame for {quiet:.0f} s"), silent=True)
+
+    async def _take(self, found: list[Event]) -> None:
+        for event in found:
+            match event:
+                case Standing():
+                    self._known.position = event.position
+                    self._decisions = [steer for steer in self._decisions if steer.id > event.applied]
+                    self._known.applied = event.applied
+                case SourceFailed():
+                    await self._open_again(event)
+                case _:
+                    self._told.append(self._arrived(event))
+
+    def _arrived(self, event: Event) -> Event:
+        match event:
+            case ScanRevisited():
+                self._scans[event.visit] = event.scan
+            case ChunkArrived():
+                self._scans.setdefault(event.scan, event.scan)
+                self._heard, self._silent, self._failures = time.monotonic(), False, 0
+                self.first, self.last = self.first or event.time, event.time
+                self.frames += len(event.frame_ids)
+                self._known.handed[event.scan] += event.frame_ids
+            case FrameRefused(positions=()):
+                self.dropped += event.count
+        return event
+
+    async def _open_again(self, failed: SourceFailed) -> None:
+        """Have a new source go on, after a rest. Raises the failure where that is not possible."""
+        self._failures += 1
+        if not self._reopens and failed.silent:
+            return  # it may come back by itself
+        if not self._reopens or (self._failures > _MOST_FAILURES and not failed.silent):
+            raise failed.error
+        begun = time.monotonic()
+        await asyncio.sleep(min(_FIRST_REST_S * 2 ** min(self._failures - 1, 20), _LONGEST_REST_S))
+        async with self._steering:
+            await self.ask("go_on", self._description, self._point(failed.position))
+        self._reopened(f"{type(failed.error).__name__}: {failed.error}", begun)
+
+    def _reopened(self, reason: str, begun: float) -> None:
+        self._heard, self._silent = time.monotonic(), False
+        seconds = time.monotonic() - begun
+        self._emit(SourceReopened(time=time.time(), reason=reason, attempt=self._failures, seconds=seconds))
+
+    def _point(self, position: Any = None) -> GoOn:
+        """Where another source goes on. position: what the one that failed has said last, with all decisions."""
+        known = self._known
+        return GoOn(
+            position=known.position if position is None else position,
+            applied=known.applied if position is None or not self._decisions else self._decisions[-1].id,
+            decisions=tuple(self._decisions) if position is None else (),
+            handed={scan: tuple(ids) for scan, ids in known.handed.items()},
+            scans=dict(self._scans),
+        )
+
+    async def _replaced(self, number: int, error: Exception) -> bool:
+        """Replace the actor of this number if it is lost; False where it is not."""
+        handle, begun = self._handle, time.monotonic()
+        if self._over or handle is None:
+            return False
+        if self._number == number and not await losses(self._client, [handle]):
+            return self._number != number
+        async with self._changing:
+            if self._number != number:
+                return True
+            if not self._reopens:
+                raise LostForGood(
+                    f"the source's worker is lost, and {type(self._description).__name__} has no `position` and "
+                    "`resume`, with which another one could go on from it"
+                ) from error
+            self._failures += 1
+            self._hear_of_the_last()
+            try:
+                await asyncio.wait_for(self._place_another(), _RESTART_S)
+            except TimeoutError:
+                raise LostForGood(
+                    f"found no worker with the resource {SOURCE} within {_RESTART_S:.0f} s of the loss of one, "
+                    f'expected another: start workers under a nanny, or a second one with --resources "{SOURCE}=1"'
+                ) from error
+            self._number += 1
+            self._reopened("its worker was lost", begun)
+            return True
+
+    def _hear_of_the_last(self) -> None:
+        """Frames that the lost source has sent to the predictor and had no time to tell of have arrived."""
+        for scan, ids in self._reported().items():
+            new = sorted(ids.difference(self._known.handed[scan]))
+            if new:
+                event = ChunkArrived(time=time.time(), scan=scan, frame_ids=tuple(new))
+                self._told.append(self._arrived(event))
+
+    async def _place_another(self) -> None:
+        while True:
+            found = addresses(await workers_now(self._client), SOURCE)
+            if found:
+                try:
+                    self._handle = await while_there(self._client, found[0], self._begin(found[0]))
+                    return
+                except Exception:
+                    if found[0] in await workers_now(self._client):
+                        raise
+            await asyncio.sleep(_LOOK_S)
+
+    async def _begin(self, worker: str) -> ActorHandle:
+        handle = await place(self._client, self._actor(), worker=worker)
+        await call(handle.actor, "start", *self._predictor, self._point())
+        if self._closed:
+            await call(handle.actor, "close")
+        return handle
