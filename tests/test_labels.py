@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import threading
 import time
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import torch
 from steering.campaign import replay
 from steering.clusters import local
 from steering.inference import HoldOut, Predictor, PredictorSettings
-from steering.labels import refinement
 from steering.labels.external import external_figures, put_away, take_in, waiting
 from steering.labels.make import label, make_labels
 from steering.labels.refinement import refine_live
@@ -443,24 +441,6 @@ def test_labels_of_a_scan_that_is_over_are_drawn_once_and_a_newer_one_goes_first
     assert sorted(value for value in drawn if value != 2) == [3, 4, 4]
     assert set(out["stratum"][[value != 2 for value in drawn]].tolist()) == {ord("a")}
     assert samples.seen == {"a": 9, "b": 9}
-
-
-def test_an_actor_that_never_answers_is_given_up(monkeypatch):
-    """As one whose worker was lost while it was asked: the run goes on with the next one, or says why it cannot."""
-    monkeypatch.setattr(refinement, "ANSWER_S", 0.01)
-    for ask in (
-        lambda me: refine_live(me, "a", LiveSettings()),
-        lambda me: make_labels(me, [], "a", stratum=0, patch=PATCH, settings=SETTINGS),
-    ):
-        with pytest.raises(OSError, match="found no answer of an actor within"):
-            ask(Silent())
-
-
-class Silent:
-    """An actor whose calls are never answered."""
-
-    def __getattr__(self, name):
-        return lambda *given: Future()
 
 
 def test_of_two_labels_of_a_frame_the_newer_stays_unless_it_is_clearly_worse():

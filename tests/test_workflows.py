@@ -436,7 +436,7 @@ def test_a_file_that_is_no_recording_is_refused_in_words(tmp_path, content, expe
 def test_bench_faults_keeps_its_keys(tmp_path):
     """A killed rank, a killed predictor: noticed, replaced, and everything accounted for."""
     quick = ["--faults", "2", "--ranks", "2", "--only", "kill", "--targets", "rank-0,predictor"]
-    finished(run("workflows/bench_faults.py", "--out", tmp_path, *quick))
+    ran("bench_faults.py", tmp_path, *quick)
     figures = RunFolder(tmp_path).summary()
     assert figures["faults"]["survived"] == 2
     assert [figures["faults"][key] for key in ("hangs", "frames_lost", "decisions_repeated", "versions_lost")] == [

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from steering.campaign import ExternalLabelsRead
 from steering.inference import LabelFrames
 from steering.labels.make import LabelSettings, fit_to_teach, labels_of, send
-from steering.labels.refinement import answer_of, yield_to_frames
+from steering.labels.refinement import yield_to_frames
 from steering.ptychography import Canvas, extract_patches, far_field_residual
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def take_in(
     except Exception as error:  # a file written by another program must not end a run
         return ExternalReport(file=path.name, refused={f"{type(error).__name__}: {error}": 1})
     frames: LabelFrames | None
-    frames, gone = answer_of(predictor.late_frames(given.scan, given.frame_id))
+    frames, gone = predictor.late_frames(given.scan, given.frame_id).result()
     if frames is None or given.scan not in strata:
         return ExternalReport(file=path.name, scan=given.scan, refused={"scan not known": len(given.frame_id)})
     rows, patches, refused = match(given, frames, gone, patch)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.inference import FinalImage, ScanFrames, WholeScan, joined
-from steering.labels.refinement import answer_of, yield_to_frames
+from steering.labels.refinement import yield_to_frames
 from steering.models import ModelStore, Network
 from steering.ptychography import Refinement, RefineSettings
 from steering.records import ModelVersion
@@ -175,7 +175,7 @@ def go_on(work: FinalWork, niceness: int) -> FinalWork:
 def hand_over(work: FinalWork, predictor: Any, scan: str) -> FinalReport:
     """Give the predictor, an actor, what the scan leaves: a Dask task."""
     image, report = work.result()
-    answer_of(predictor.conclude(scan, image))
+    predictor.conclude(scan, image).result()
     return report
 
 
@@ -186,7 +186,7 @@ def is_over(work: FinalWork) -> bool:
 
 def _handed_out(predictor: Any, scan: str) -> Iterator[ScanFrames]:
     first, some = 0, 1
-    while (part := answer_of(predictor.scan_frames(scan, first, first + some))) is not None:
+    while (part := predictor.scan_frames(scan, first, first + some).result()) is not None:
         yield part
         first += len(part.counts)
         some = max(1, _BLOCK_BYTES // part.counts[0].nbytes)

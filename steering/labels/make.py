@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from steering.inference import LabelFrames
 from steering.labels.final import FinalSettings
-from steering.labels.refinement import LiveSettings, answer_of, refine_on, yield_to_frames
+from steering.labels.refinement import LiveSettings, refine_on, yield_to_frames
 from steering.learning import Labels
 from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, patch_weight
 
@@ -81,7 +81,7 @@ def make_labels(
     """
     begun = time.perf_counter()
     yield_to_frames()
-    frames: LabelFrames | None = answer_of(predictor.label_frames(scan, settings.window))
+    frames: LabelFrames | None = predictor.label_frames(scan, settings.window).result()
     if frames is None or not teaching(frames).any():
         return LabelReport(0, float("nan"), time.perf_counter() - begun)
     labels, refined, left_out = label(frames, stratum=stratum, patch=patch, settings=settings)
@@ -93,7 +93,7 @@ def make_labels(
         before = None if frames.refined_labels is None else frames.refined
         shown = refine_on(frames, np.ones_like(frames.withheld), before, _passes(frames, settings))
     residual = float(np.median(labels.residual)) if len(labels.residual) else float("nan")
-    answer_of(predictor.take_refined(scan, refined, shown, frames.canvas, residual))
+    predictor.take_refined(scan, refined, shown, frames.canvas, residual).result()
     # Ranks train together or not at all: one without labels would have nothing to train on.
     ready = all((~share.held_out).any() for share in shares)
     count = int((~labels.held_out).sum()) if ready else 0
@@ -168,7 +168,7 @@ def send(labels: Labels, ranks: Sequence[Any], generation: int) -> list[Labels]:
     """Give each rank, an actor, its share; the shares."""
     shares = [labels.share(number, len(ranks), generation) for number in range(len(ranks))]
     for rank, share in zip(ranks, shares, strict=True):
-        answer_of(rank.receive(share))
+        rank.receive(share).result()
     return shares
 
 

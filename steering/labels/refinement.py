@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from steering.inference import LabelFrames
 from steering.ptychography import Refined, RefineSettings, extract_patches, far_field_residual, refine
 
-ANSWER_S = 60.0
-"""How long a task waits for what an actor answers: seconds at most, where it is there."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LiveSettings:
@@ -44,10 +41,10 @@ def refine_live(predictor: Any, scan: str, settings: LiveSettings) -> float:
     """
     begun = time.perf_counter()
     yield_to_frames()
-    frames: LabelFrames | None = answer_of(predictor.spare_frames(scan, settings.window))
+    frames: LabelFrames | None = predictor.spare_frames(scan, settings.window).result()
     if frames is not None:
         refined = refine_on(frames, np.ones(len(frames.frame_id), bool), frames.refined, settings.refine)
-        answer_of(predictor.take_live(scan, refined, frames.canvas, frames.refinements))
+        predictor.take_live(scan, refined, frames.canvas, frames.refinements).result()
     return time.perf_counter() - begun
 
 
@@ -70,15 +67,6 @@ def refine_on(frames: LabelFrames, use: NDArray[np.bool_], before: Refined | Non
         return refined
     # These frames continued from what older frames covered.
     return dataclasses.replace(refined, covered=refined.covered | before.covered)
-
-
-def answer_of(asked: Any) -> Any:
-    """What an actor answers. Raises OSError where there is no answer within a minute: Dask may wait for ever for one
-    whose worker was lost, and a task that waits keeps its role from all others."""
-    try:
-        return asked.result(timeout=ANSWER_S)
-    except TimeoutError:
-        raise OSError(f"found no answer of an actor within {ANSWER_S:.0f} s, expected one: it may be lost") from None
 
 
 def yield_to_frames(niceness: int = 5) -> None:

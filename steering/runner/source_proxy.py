@@ -17,6 +17,7 @@ from steering.campaign import (
     Event,
     FrameRefused,
     ScanRevisited,
+    SourceEnded,
     SourceReopened,
     SourceSilent,
     Steer,
@@ -90,7 +91,7 @@ class SourceProxy:
         self._slowest = 0.0
         """Longest exposure of the newest decision, seconds."""
         self._heard = time.monotonic()
-        self._silent = self._closed = self._over = False
+        self._silent = self._closed = self._over = self._ended = False
         self._number = 0
         """Actors that were lost before this one."""
         self._steering = asyncio.Lock()
@@ -131,7 +132,7 @@ class SourceProxy:
         for i, scan in resume.handed.items():
             self._known.handed[scan].append(i)
         self._decisions = [steer for steer in resume.decisions if steer.id > self._known.applied]
-        self.frames, self.last = resume.frames, time.time()
+        self.frames, self.last, self._ended = resume.frames, time.time(), resume.ended
         self.first = self.last - float(position.get("acquire_s", 0.0))
 
     def _actor(self) -> SourceActor:
@@ -213,7 +214,7 @@ class SourceProxy:
         await self.ask("close")
 
     def _fell_silent(self) -> bool:
-        if not self._due() or self._over:
+        if not self._due() or self._over or self._ended:
             self._heard = time.monotonic()
             return False
         return not self._silent and time.monotonic() - self._heard > self._silent_s + self._slowest
@@ -233,6 +234,9 @@ class SourceProxy:
                     self._known.applied = event.applied
                 case SourceFailed():
                     await self._open_again(event)
+                case SourceEnded():
+                    self._ended = True
+                    self._told.append(event)
                 case _:
                     self._told.append(self._arrived(event))
 
