@@ -114,7 +114,10 @@ def loop_of(mib: int) -> tuple[Loop, Any]:
 
 
 def stall(folder: Path, mib: int, checkpoints: int, steps: int) -> dict[str, Any]:
-    """Figures of one size of buffer; before each checkpoint come so many steps without one. Every second checkpoint writes the whole buffer, the others what has changed."""
+    """Figures of one size of buffer; before each checkpoint come so many steps without one.
+
+    Every second checkpoint writes the whole buffer, the others what has changed.
+    """
     loop, load = loop_of(mib)
     loop.run(5, load)
     watch, recorder = Watch(), Recorder(loop)
