@@ -134,14 +134,14 @@ def stall(folder: Path, mib: int, checkpoints: int, steps: int) -> dict[str, Any
             watch.step()
             started = time.perf_counter()
             watch.watching(recorder.cut)(folder, number)
-            steps = [watch.step()]
+            held_up = [watch.step()]
             while not recorder.written.done():
                 busy.append(_seconds(loop, load))
-                steps.append(watch.step())
+                held_up.append(watch.step())
             seconds.append(time.perf_counter() - started)
             trained += time.perf_counter() - begun
-            stalls.append(1000 * max(wall for wall, _ in steps))
-            spent.append(1000 * max(cpu for _, cpu in steps))
+            stalls.append(1000 * max(wall for wall, _ in held_up))
+            spent.append(1000 * max(cpu for _, cpu in held_up))
             sizes.append(recorder.written.result().bytes)
             for path in (folder / FOLDER).glob("*") if number % 2 else ():
                 path.unlink()
