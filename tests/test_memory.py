@@ -4,6 +4,8 @@ import fcntl
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -16,6 +18,7 @@ from steering.learning.buffer import BOOKKEEPING, RehearsalBuffer
 from steering.learning.buffer_file import write_state
 from steering.learning.buffer_state import ScanName
 from steering.learning.identity import WHOLE, keys_of
+from steering.learning.tensor_file import inside
 from steering.runner import RunFolder
 
 BYTES = 8 + 8 + BOOKKEEPING
@@ -169,6 +172,44 @@ def test_where_it_cannot_be_written_that_is_said_before_anything_is_measured(tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="start with --from instead"):
         Memory(tmp_path / "file" / "memory").check_writable()
+
+
+READ_ONLY = """
+import sys
+from pathlib import Path
+from steering.learning import Memory
+
+memory = Memory(Path(sys.argv[1]))
+with memory.reading():
+    assert memory.held()[0].samples == 60 and memory.origin() is not None
+try:
+    memory.check_writable()
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_memory_on_a_read_only_mount_is_read_and_refused_for_adding(tmp_path):
+    memory = Memory(tmp_path / "memory")
+    memory.add("x", left_by(tmp_path, "x", "a"), None)
+    mount = f"mount --bind {memory.path} {memory.path} && mount -o remount,bind,ro {memory.path} || exit 77"
+    command = ["unshare", "-m", "sh", "-c", f'{mount}; exec "$@"', "sh", sys.executable, "-c", READ_ONLY, memory.path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"no mounts of our own here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert "Read-only file system" in done.stdout
+    assert "nothing was changed" in done.stdout
+
+
+def test_a_link_that_leads_out_of_a_folder_is_not_followed(tmp_path):
+    origin = left_by(tmp_path / "own" / "ranks", "x", "a")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "ranks").symlink_to(origin.folder)
+    with pytest.raises(ValueError, match="leads elsewhere"):
+        inside(tmp_path / "other", "ranks/x-0")
+    assert inside(tmp_path / "own", "ranks/x-0").is_file()
 
 
 def test_samples_of_another_kind_are_refused_and_the_memory_stays(tmp_path):

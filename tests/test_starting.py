@@ -1,8 +1,7 @@
 """Laws of runs that start from others: they predict from the first frame, and add to what was learnt before."""
 
-import json
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,10 @@ import pytest
 from steering.cli import main
 from steering.clusters import local
 from steering.learning import Memory
+from steering.learning.buffer_file import read_buffer
 from steering.models import ModelStore, ProbeFirst
 from steering.runner import RunFolder, run
+from steering.runner.start import origin_of
 from tests.test_runner import experiment, told
 
 pytestmark = pytest.mark.slow
@@ -55,21 +56,23 @@ def test_a_run_that_starts_from_another_predicts_with_its_model_from_the_first_f
     assert residuals(folders["second"])[0] < 0.5 * residuals(folders["first"])[0]
 
 
-def test_what_it_learns_is_added_to_what_was_learnt_before(runs):
-    """Samples of both runs are in its buffers at its end, each frame once."""
+def test_what_it_learns_is_added_to_what_was_learnt_before(runs, tmp_path):
+    """Samples of both runs are in its buffers at its end, each frame once; old held-out frames are judged on."""
     folders, _ = runs
     found = {}
     for name in ("first", "second", "other"):
-        part = json.loads((folders[name].checkpoints / "ranks.json").read_text())
-        memory = Memory(folders[name].path / "as-memory")
-        from steering.runner.start import origin_of
-
-        memory.add(folders[name].identity, origin_of(folders[name]), None)
-        found[name] = memory.held()
-        assert part["ranks"] == 2
-    assert [one.run for one in found["first"]] == [folders["first"].identity]
-    assert 0 < found["first"][0].samples <= 180
-    assert 0 < found["second"][0].samples <= 90
+        origin = origin_of(folders[name])
+        assert len(origin.buffers) == 2
+        with ExitStack() as stack:
+            states = [read_buffer([origin.folder / file for file in chain], stack) for chain in origin.buffers]
+            keys = np.concatenate([state.key for state in states])
+            assert len(np.unique(keys)) == len(keys)
+            found[name] = {one.run for state in states for one in state.scans.values()}
+    first, second, other = (folders[name].identity for name in ("first", "second", "other"))
+    assert found == {"first": {first}, "second": {first, second}, "other": {first, second, other}}
+    began, now = folders["second"].summary()["earlier_errors"]
+    assert 0 < now < 2 * began
+    assert folders["first"].summary()["earlier_errors"] is None
 
 
 def test_another_architecture_starts_from_the_samples_alone_and_says_so(runs):
@@ -93,4 +96,3 @@ def test_a_memory_holds_what_runs_have_added(runs, capsys):
     assert "samples taken out" in capsys.readouterr().out
     assert [one.run for one in Memory(memory).held()] == [folders["third"].identity]
     assert folders["third"].summary()["left_behind"]["memory_samples"] > 0
-    assert isinstance(Path(folders["third"].summary()["left_behind"]["memory"]), Path)

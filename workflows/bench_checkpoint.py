@@ -114,8 +114,10 @@ def loop_of(mib: int) -> tuple[Loop, Any]:
 
 
 def stall(folder: Path, mib: int, checkpoints: int, steps: int) -> dict[str, Any]:
-    """Figures of one size of buffer; before each checkpoint come so many steps without one. Every second checkpoint
-    writes the whole buffer, the others what has changed."""
+    """Figures of one size of buffer; before each checkpoint come so many steps without one.
+
+    Every second checkpoint writes the whole buffer, the others what has changed.
+    """
     loop, load = loop_of(mib)
     loop.run(5, load)
     watch, recorder = Watch(), Recorder(loop)
@@ -132,14 +134,14 @@ def stall(folder: Path, mib: int, checkpoints: int, steps: int) -> dict[str, Any
             watch.step()
             started = time.perf_counter()
             watch.watching(recorder.cut)(folder, number)
-            steps = [watch.step()]
+            held_up = [watch.step()]
             while not recorder.written.done():
                 busy.append(_seconds(loop, load))
-                steps.append(watch.step())
+                held_up.append(watch.step())
             seconds.append(time.perf_counter() - started)
             trained += time.perf_counter() - begun
-            stalls.append(1000 * max(wall for wall, _ in steps))
-            spent.append(1000 * max(cpu for _, cpu in steps))
+            stalls.append(1000 * max(wall for wall, _ in held_up))
+            spent.append(1000 * max(cpu for _, cpu in held_up))
             sizes.append(recorder.written.result().bytes)
             for path in (folder / FOLDER).glob("*") if number % 2 else ():
                 path.unlink()

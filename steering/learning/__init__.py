@@ -1,6 +1,6 @@
 """Continual learning over distributed ranks: samples, rehearsal buffers, their exchange, strategies, the loop."""
 
-from steering.learning.checkpoint import RankFiles, RanksPart, joined, prune
+from steering.learning.checkpoint import RankFiles, RanksPart, joined, newest_number, prune
 from steering.learning.group import GroupLost, MeetingPoint, Place, Rendezvous
 from steering.learning.identity import identities, stratum_of
 from steering.learning.loop import PARTS, Loop, Tally
@@ -40,6 +40,7 @@ __all__ = [
     "identities",
     "joined",
     "memories",
+    "newest_number",
     "prune",
     "stratum_of",
 ]

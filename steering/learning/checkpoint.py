@@ -211,6 +211,12 @@ class _Job:
     whole: bool
 
 
+def newest_number(folder: Path) -> int:
+    """The highest number that a file of the ranks has; 0 for none."""
+    names = [path.name.split(".")[0] for path in (folder / FOLDER).glob("*.safetensors*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def prune(folder: Path, kept: Iterable[RanksPart]) -> int:
     """Remove the ranks' files that none of these parts needs; those of a checkpoint that is newer than all stay, for it
     may be under way. Returns the bytes that are free again."""

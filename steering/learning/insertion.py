@@ -78,7 +78,9 @@ class Insertion:
         """Go on from slots that were filled from outside: bounds of strata by their numbers, and of all others."""
         self.bound = bound
         self._bounds = array("q", [bounds.get(number, bound) for number in range(len(self._strata))])
-        self._index = None
+        # Now, and not in the midst of a step.
+        known = self.identified and self.policy != "replacement"
+        self._index = KeyIndex(self.keys, self._strata.slots) if known else None
         self._largest.clear()
 
     def choose(

@@ -16,6 +16,7 @@ from steering.learning.loop import Loop
 from steering.learning.restore import OtherNetwork, read_training
 from steering.learning.samples import ScanSamples
 from steering.learning.samples_file import read_samples
+from steering.learning.tensor_file import inside
 from steering.learning.training_state import Packed, restore
 
 _EARLIER = 4
@@ -57,7 +58,7 @@ def take_up_model(origins: Sequence[Origin], loop: Loop, others: Mapping[str, nn
         return "there are no weights to begin with"
     origin, weights = found
     try:
-        packed = read_training(origin.folder / weights, loop.network, others)
+        packed = read_training(inside(origin.folder, weights), loop.network, others)
     except OtherNetwork as other:
         return f"only the samples of {origin.run} are used: {other}"
     loop.network.load_state_dict(packed.named("network."))
@@ -88,7 +89,7 @@ def take_up_buffers(origins: Sequence[Origin], loop: Loop, *, rank: int, ranks: 
     """
     with ExitStack() as stack:
         states = [
-            [read_buffer([origin.folder / name for name in chain], stack) for chain in origin.buffers]
+            [read_buffer([inside(origin.folder, name) for name in chain], stack) for chain in origin.buffers]
             for origin in origins
         ]
         every = [state for of_origin in states for state in of_origin]
@@ -116,7 +117,7 @@ def earlier_held_out(origins: Sequence[Origin]) -> dict[str, ScanSamples]:
     found: dict[str, ScanSamples] = {}
     for origin in origins:
         for name in origin.samples[:1]:  # every rank has all that are held out
-            scans = read_samples(origin.folder / name).scans
+            scans = read_samples(inside(origin.folder, name)).scans
             for scan, held in scans.items():
                 if held.held_out and "/" not in scan:
                     found[f"{origin.run}/{scan}"] = ScanSamples(held_out=held.held_out)
@@ -129,7 +130,7 @@ def best_weights(origin: Origin, network: nn.Module) -> str:
     if origin.weights is None:
         return "there are no weights to begin with"
     try:
-        packed = read_training(origin.folder / origin.weights, network, {"served": network})
+        packed = read_training(inside(origin.folder, origin.weights), network, {"served": network})
     except OtherNetwork as other:
         return f"only the samples of {origin.run} are used: {other}"
     network.load_state_dict(packed.named("served.") or packed.named("network."))

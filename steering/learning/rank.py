@@ -33,6 +33,7 @@ from steering.learning.samples import Labels, NoSamples, Samples, stacked
 from steering.learning.samples_file import read_samples
 from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
+from steering.learning.tensor_file import inside
 from steering.learning.training_state import Packed
 from steering.models import ModelStore, Network
 from steering.ptychography import patch_weight
@@ -170,7 +171,7 @@ class Rank:
             share = state.take(np.arange(len(state))[rank::ranks])
             self.buffer.absorb(share)
         if rank == 0 and part.samples:
-            self.samples.bring_back(read_samples(folder / part.samples[lost]).scans)
+            self.samples.bring_back(read_samples(inside(folder, part.samples[lost])).scans)
         return len(share)
 
     def start(self, origins: Sequence[Origin], *, rank: int, ranks: int) -> Started:
@@ -204,7 +205,9 @@ class Rank:
         """
         if not hasattr(self, "samples"):
             self._awake(rank)
-        restore_training(read_training(folder / part.weights, self.network, self._others), self._loop, self._others)
+        restore_training(
+            read_training(inside(folder, part.weights), self.network, self._others), self._loop, self._others
+        )
         restore_buffer(folder, part, self._loop, rank=rank, ranks=ranks)
         for held in read_labelled(folder, part, rank=rank, ranks=ranks):
             self.samples.restore(held.scans, held.scan)

@@ -17,7 +17,7 @@ from steering.learning.buffer_state import BufferState, reshard
 from steering.learning.checkpoint import KIND, RanksPart
 from steering.learning.loop import Loop
 from steering.learning.samples_file import SamplesCut, read_samples
-from steering.learning.tensor_file import TensorFile
+from steering.learning.tensor_file import TensorFile, inside
 from steering.learning.training_state import Packed, restore
 
 _RNG_BYTES = 100_000
@@ -141,7 +141,7 @@ def _alike(value: Any, mine: Any) -> bool:
 
 def read_share(folder: Path, part: RanksPart, rank: int, stack: ExitStack) -> BufferState:
     """What the buffer of one of the ranks held. Samples are read when asked for: stack keeps its files open."""
-    return read_buffer([folder / name for name in part.buffers[rank]], stack)
+    return read_buffer([inside(folder, name) for name in part.buffers[rank]], stack)
 
 
 def restore_buffer(folder: Path, part: RanksPart, loop: Loop, *, rank: int, ranks: int) -> None:
@@ -155,4 +155,4 @@ def restore_buffer(folder: Path, part: RanksPart, loop: Loop, *, rank: int, rank
 
 def read_labelled(folder: Path, part: RanksPart, *, rank: int, ranks: int) -> list[SamplesCut]:
     """Labelled frames of the checkpoint that this rank has to bring: together the ranks bring all."""
-    return [read_samples(folder / name) for name in part.samples[rank::ranks]]
+    return [read_samples(inside(folder, name)) for name in part.samples[rank::ranks]]

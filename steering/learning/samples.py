@@ -119,13 +119,12 @@ class Samples:
         self.scan: str | None = None
         """The one that is trained on."""
         self.rng = np.random.default_rng(seed)
-        self.order: list[tuple[str, int]] = []
-        """Samples still to be drawn, by scan and frame id, the next one last."""
+        self._order: list[tuple[str, int]] = []
 
     @property
     def seen(self) -> dict[str, int]:
         """Frames of each scan that labels to train on came for, so far."""
-        return {name: len(scan.residual) for name, scan in self.scans.items()}
+        return {name: len(scan.residual) for name, scan in self.scans.items() if scan.residual}
 
     def add(self, labels: Labels) -> None:
         """Take labels in."""
@@ -148,12 +147,12 @@ class Samples:
             scan.residual[frame] = float(labels.residual[i])
             scan.train[frame] = row
             if scan.over:
-                self.order.append((labels.scan, frame))
+                self._order.append((labels.scan, frame))
             while not self.keep_all and len(scan.train) > 1 and len(scan.train) * _bytes(row) > self.most_bytes:
                 del scan.train[next(iter(scan.train))]
                 self.dropped += 1
         if scan.over:
-            self.rng.shuffle(self.order)
+            self.rng.shuffle(self._order)
 
     def begin(self, scan: str) -> None:
         """Train on this scan from now on; without `keep_all`, frames of the scan before are dropped."""
@@ -175,8 +174,8 @@ class Samples:
 
     def shuffle(self) -> None:
         """Begin a new epoch, with the late samples first: after samples were moved between ranks."""
-        self.order = [(name, frame) for name, scan in self.scans.items() if scan.over for frame in scan.train]
-        self.rng.shuffle(self.order)
+        self._order = [(name, frame) for name, scan in self.scans.items() if scan.over for frame in scan.train]
+        self.rng.shuffle(self._order)
 
     def take(self, n: int, out: Mapping[str, Tensor]) -> None:
         """Write n samples into the first rows of `out`: every sample once per epoch, epochs joined end to end."""
@@ -220,12 +219,12 @@ class Samples:
 
     def _draw(self) -> Row:
         while True:
-            if not self.order:
+            if not self._order:
                 names = [name for name, scan in self.scans.items() if not scan.over and self.keep_all]
                 names = names or [str(self.scan)]
                 everything = [(name, frame) for name in names for frame in self.scans[name].train]
-                self.order = [everything[i] for i in self.rng.permutation(len(everything))]
-            name, frame = self.order.pop()
+                self._order = [everything[i] for i in self.rng.permutation(len(everything))]
+            name, frame = self._order.pop()
             scan = self.scans[name]
             if frame in scan.train:
                 return scan.train.pop(frame) if scan.over else scan.train[frame]

@@ -1,4 +1,4 @@
-"""The labelled frames of a rank in a file: those to train on, those held out, and the order in which they are drawn."""
+"""The labelled frames of a rank in a file: those to train on and those held out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class SamplesCut:
     scans: dict[str, ScanSamples]
     scan: str | None
     rng: dict[str, Any]
-    order: list[tuple[str, int]]
 
     @classmethod
     def of(cls, samples: Samples) -> SamplesCut:
@@ -37,7 +36,7 @@ class SamplesCut:
             name: ScanSamples(dict(scan.train), dict(scan.held_out), dict(scan.residual), scan.over)
             for name, scan in samples.scans.items()
         }
-        return cls(scans, samples.scan, samples.rng.bit_generator.state, list(samples.order))
+        return cls(scans, samples.scan, samples.rng.bit_generator.state)
 
     def write(self, path: Path) -> int:
         """Write them to a file, whole or not at all; returns its bytes. Raises OSError."""
@@ -50,18 +49,14 @@ class SamplesCut:
                 tensors[f"{number}.{kind}"] = (torch.int64, (len(rows),))
                 for name, value in next(iter(rows.values()), {}).items():
                     tensors[f"{number}.{kind}.{name}"] = (value.dtype, (len(rows), *value.shape))
-        names = list(self.scans)
-        order = torch.tensor([(names.index(name), frame) for name, frame in self.order], dtype=torch.int64)
-        tensors["order"] = (torch.int64, (len(self.order), 2))
         scalars = {
             "kind": KIND,
-            "scans": names,
+            "scans": list(self.scans),
             "over": [scan.over for scan in self.scans.values()],
             "scan": self.scan,
             "rng": self.rng,
         }
         with TensorWriter(path, tensors, scalars) as file:
-            file.write_tensor("order", order)
             for number, scan in enumerate(self.scans.values()):
                 file.write_tensor(f"{number}.given", torch.tensor(list(scan.residual), dtype=torch.int64))
                 residual = torch.tensor(list(scan.residual.values()), dtype=torch.float64)
@@ -90,12 +85,9 @@ def read_samples(path: Path, *, most_bytes: int = MOST_BYTES) -> SamplesCut:
         if sum(place.nbytes for place in file.places.values()) > most_bytes:
             raise ValueError(f"found more bytes in the tensors of {path} than it has, expected each once")
         scans = {name: _scan(file, number, bool(over[number])) for number, name in enumerate(names)}
-        order = file.numbers("order", (None, 2)).tolist()
-        if any(not 0 <= number < len(names) for number, _ in order) or scalars.get("scan") not in (None, *names):
-            raise ValueError(f"found frames of an unknown scan in the order of {path}, expected one of its scans")
-        return SamplesCut(
-            scans, scalars.get("scan"), checked_rng(scalars.get("rng")), [(names[n], frame) for n, frame in order]
-        )
+        if scalars.get("scan") not in (None, *names):
+            raise ValueError(f"found an unknown scan as the present one of {path}, expected one of its scans")
+        return SamplesCut(scans, scalars.get("scan"), checked_rng(scalars.get("rng")))
 
 
 def _scan(file: TensorFile, number: int, over: bool) -> ScanSamples:

@@ -254,6 +254,14 @@ class TensorFile:
         return scalars, places
 
 
+def inside(folder: Path, name: str) -> Path:
+    """A file below a folder, which no link leads out of. Raises ValueError where one does."""
+    path = folder / name
+    if path.parent.resolve() != folder.resolve() / Path(name).parent:
+        raise ValueError(f"found a link at {path.parent} that leads elsewhere, expected a folder of its own")
+    return path
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, where the file system can say so."""
     handle = os.open(folder, os.O_RDONLY)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from steering.campaign import GroupChanged
-from steering.learning import GroupLost, MeetingPoint, Rank, RanksPart, Round, joined
+from steering.learning import GroupLost, MeetingPoint, Rank, RanksPart, Round, joined, newest_number
 from steering.records import ModelVersion
 from steering.runner.actors import (
     LOOK_S,
@@ -181,7 +181,8 @@ class RankGroup:
         lost by that, and the next one may succeed.
         """
         async with self._recording:
-            number = self._number + 1 if number is None else number
+            if number is None:
+                number = 1 + max(self._number, await asyncio.to_thread(newest_number, folder))
             self._number = max(number, self._number)
 
             async def cut(ranks: list[Any]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from steering.campaign import Event, GroupChanged, ModelPublished, RunStarted
 from steering.learning import Memory, Origin, RanksPart, best_weights
 from steering.learning.memory import INDEX
+from steering.learning.tensor_file import inside
 from steering.models import ModelStore, Network
 from steering.records import ModelVersion
 from steering.runner.experiment import Experiment
@@ -103,7 +104,7 @@ def _of_memory(memory: Memory) -> tuple[Origin | None, ModelVersion | None]:
 
 def origin_of(run: RunFolder) -> Origin:
     """The ranks' part of a run's last checkpoint. Raises ValueError where there is none or it is damaged, OSError."""
-    root = run.checkpoints
+    root = inside(run.path, "checkpoints/ranks").parent
     numbered = sorted(int(p.parent.name) for p in root.glob("*/manifest.json") if p.parent.name.isdecimal())
     places = [root / LAST, *(root / str(number) / LAST for number in reversed(numbered))]
     for place in places:
