@@ -6,9 +6,11 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from steering import cli
+from steering.records import Geometry, make_chunk
 from steering.runner.again import note_workflow, recoverable
 from steering.runner.folder import RunFolder
 from steering.runner.lock import DRIVER, RUNNER, held, refuse_held
@@ -23,6 +25,7 @@ from steering.runner.manifest import (
     read_part,
     write_part,
 )
+from steering.runner.spool import drop_spooled, spooled, write_spooled
 
 
 @pytest.fixture
@@ -163,3 +166,28 @@ def test_a_lock_dies_with_its_holder(folder):
     refuse_held(folder)
     with held(folder, DRIVER), held(folder, RUNNER):
         pass
+
+
+def test_spooled_frames_come_back_and_go_when_no_checkpoint_needs_them(tmp_path):
+    chunks = [*beamline_chunks("a", 0), *beamline_chunks("b", 20)]
+    for chunk in chunks:
+        write_spooled(tmp_path / "spool", chunk)
+    (tmp_path / "spool/000000000003.npz").write_bytes(b"PK torn")
+    found = list(spooled(tmp_path / "spool"))
+    assert [chunk.attrs for chunk in found] == [chunk.attrs for chunk in chunks]
+    for one, other in zip(found, chunks, strict=True):
+        assert one.equals(other)
+    drop_spooled(tmp_path / "spool", time.time() - 100)
+    assert len(list(spooled(tmp_path / "spool"))) == len(chunks)
+    drop_spooled(tmp_path / "spool", time.time() + 100)
+    assert list(spooled(tmp_path / "spool")) == []
+    assert list(spooled(None)) == []
+
+
+def beamline_chunks(scan, first):
+    counts = np.random.default_rng(first).poisson(9, (10, 16, 16)).astype(np.uint16)
+    geometry = Geometry(shape=(16, 16), wavelength=1e-10, distance=2.0, detector_pixel=75e-6)
+    for k in (0, 5):
+        part = make_chunk(counts[k : k + 5], range(first + k, first + k + 5), np.ones((5, 2)), geometry, scan=scan)
+        part.attrs["visit_of"] = "earlier"
+        yield part

@@ -27,6 +27,7 @@ from steering.campaign import (
     ScanRevisited,
     SourceEnded,
     Steer,
+    WorkFailed,
 )
 from steering.records import Decision
 from steering.runner.spool import spooled, write_spooled
@@ -125,6 +126,8 @@ class SourceActor:
         self._closed = False
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._visits = Visits()
+        self._unspooled = 0
+        """Frames that could not be spooled."""
         self._dropped = 0
         """Frames that were reported as dropped."""
         self._applied = 0
@@ -349,11 +352,21 @@ class SourceActor:
         if event is not None:
             self._events.put_nowait(event)
         if self.spool is not None:
-            await asyncio.to_thread(write_spooled, self.spool, chunk)
+            await self._write_spooled(self.spool, chunk)
         await self._deliver(chunk)
         ids = tuple(chunk["frame"].values.tolist())
         self._events.put_nowait(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=ids))
         self._report_dropped()
+
+    async def _write_spooled(self, folder: Path, chunk: xr.Dataset) -> None:
+        """A disk that takes nothing costs what is spooled, not the run; that is said once."""
+        try:
+            await asyncio.to_thread(write_spooled, folder, chunk)
+        except OSError as error:
+            if not self._unspooled:
+                failed = WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback="")
+                self._events.put_nowait(failed)
+            self._unspooled += chunk.sizes["frame"]
 
     async def _deliver(self, chunk: xr.Dataset) -> None:
         """One at a time: the next is sent when this one is acknowledged, so that they arrive in order."""
