@@ -20,11 +20,13 @@ from typing import IO, Any
 import numpy as np
 import xarray as xr
 
+from steering.files import read_bytes, read_json
 from steering.runner.object_store import read_scan, scans_in, write_scan
 
 logger = logging.getLogger(__name__)
 
 BALLAST_BYTES = 65536
+_MOST_EVENTS = 2**30
 ENDINGS = ("finished", "failed", "interrupted")
 
 
@@ -84,16 +86,19 @@ class RunFolder:
             append_lines(log, encoded(event))
 
     def events(self) -> list[dict[str, Any]]:
-        """Every event written so far, in order; lines that were cut short are left out."""
+        """Every event written so far, in order; lines that were cut short are left out.
+
+        Raises ValueError for a log of more than a GiB, and for one that is elsewhere.
+        """
         try:
-            lines = (self.path / "events.jsonl").read_bytes().splitlines()
+            lines = read_bytes(self.path / "events.jsonl", most_bytes=_MOST_EVENTS).split(b"\n")
         except FileNotFoundError:
             return []
         found = []
         for number, line in enumerate(lines, 1):
             try:
-                event = json.loads(line)
-            except ValueError:
+                event = json.loads(line) if line else None
+            except (ValueError, RecursionError):
                 logger.info("%s/events.jsonl: line %d was cut short, left out", self.path, number)
                 continue
             if isinstance(event, dict):
@@ -102,8 +107,7 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         """The figures written so far."""
-        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
-        return summary
+        return read_json(self.path / "summary.json")
 
     def write_summary(self, figures: Mapping[str, Any]) -> None:
         """Merge figures into summary.json, nested objects key by key. A number that is not finite becomes null."""
