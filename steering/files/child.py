@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from steering.files.bounds import Bounds, Memory
 
 _IDLE_S = 10.0
+_PRELOADED = ("steering.files.scan", "steering.files.array_file")
 _WORK_BYTES = 2**28
 
 
@@ -63,7 +64,8 @@ class SharedMemory(Memory):
 def serve(descriptor: int) -> None:
     """Answer requests on a socket, each by a fork, until nobody asks any more."""
     channel = socket.socket(fileno=descriptor)
-    import h5py  # noqa: PLC0415, F401 - once, for all forks
+    for name in _PRELOADED:  # once, for all forks
+        importlib.import_module(name)
 
     while True:
         channel.settimeout(_IDLE_S)

@@ -73,7 +73,10 @@ class Hdf5:
             if link is None:
                 return None
             if isinstance(link, h5py.HardLink):
-                node = node[part]
+                try:
+                    node = node[part]
+                except KeyError as error:
+                    raise OSError(f"{name} cannot be opened: {error}") from error
                 continue
             hops += 1
             if hops > _HOPS:

@@ -130,21 +130,19 @@ def _take_frames(found: dict[str, Any], layout: Layout, reader: Finder, look: bo
     dtype = np.result_type(*{node.dtype for node in nodes})
     counted = [math.prod(shape[:-2]) for shape in shapes]
     channels = shapes[0][1] if len(nodes) == 1 and len(shapes[0]) == 4 and layout.name.startswith("NeXus") else 1
-    found["said"]["frames"] = (
-        f"{nodes[0].name} {nodes[0].dtype} {shapes[0] if len(nodes) == 1 else (sum(counted), *images[0])}"
-    )
+    one = 1 < channels <= _CHANNELS
+    whole = shapes[0] if len(nodes) == 1 else (sum(counted), *images[0])
+    note = f", the first of {channels} channels" if one else ""
+    found["said"]["frames"] = f"{nodes[0].name} {nodes[0].dtype} {whole}{note}"
     if look:
-        found["shape"] = [sum(counted), *images[0]]
+        found["shape"] = [sum(counted) // (channels if one else 1), *images[0]]
         return
     out = reader.file.memory.empty((sum(counted), *images[0]), dtype, "frames")
     at = 0
     for node, shape, count in zip(nodes, shapes, counted, strict=True):
         reader.file.read(node, out[at : at + count].reshape(shape))
         at += count
-    if 1 < channels <= _CHANNELS:
-        out = out.reshape(shapes[0])[:, 0]
-        found["said"]["frames"] += f", the first of {channels} channels"
-    found["frames"] = out
+    found["frames"] = out.reshape(shapes[0])[:, 0] if one else out
 
 
 def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
@@ -224,7 +222,7 @@ def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None
             )
 
 
-_OPTIONS = {"wavelength": "--energy or --wavelength", "distance": "--distance", "detector_pixel": "--pixel"}
+_OPTIONS = {"wavelength": "--energy", "distance": "--distance", "detector_pixel": "--pixel"}
 
 
 def _take_images(found: dict[str, Any], layout: Layout, reader: Finder, look: bool) -> None:

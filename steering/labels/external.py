@@ -106,7 +106,7 @@ def hand_in(
     packed = io.BytesIO()
     np.savez(packed, **arrays)
     packed.seek(0)
-    _unpacked(packed)  # refuses here what the run would refuse
+    read_labels(packed)  # refuses here what the run would refuse
     inbox = Path(run) / "labels"
     inbox.mkdir(exist_ok=True)
     path = inbox / f"{time.time_ns()}-{os.getpid()}.npz"
@@ -150,7 +150,7 @@ def take_in(
     """
     yield_to_frames()
     try:
-        given = _unpacked(path)
+        given = read_labels(path)
         if given.patches is not None and given.patches.shape[1:] != (patch, patch):
             raise ValueError(f"found patches of {given.patches.shape[1:]}, expected ({patch}, {patch}) as predicted")
     except Exception as error:  # a file written by another program must not end a run
@@ -247,7 +247,7 @@ def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
-def _unpacked(file: Path | io.BytesIO) -> ExternalLabels:
+def read_labels(file: Path | io.BytesIO) -> ExternalLabels:
     """What a file holds. Raises ValueError for what is no label file of ours, and OSError for a damaged one."""
     if isinstance(file, Path):
         own_file(file, file.parent)

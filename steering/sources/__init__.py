@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from steering.records import Source
 from steering.sources.generated import line_field, particle_field
+from steering.sources.inspection import inspect_lines
 from steering.sources.orientation import ORIENTATIONS
-from steering.sources.recordings import Recording, read_recording
+from steering.sources.recordings import ReadSettings, Recording, read_probe, read_recording
 from steering.sources.replay import Replay
 from steering.sources.simulated import SimulatedBeamline, Stage, detector_gap, hard_xray_geometry, sample
 
 __all__ = [
     "ORIENTATIONS",
+    "ReadSettings",
     "Recording",
     "Replay",
     "SimulatedBeamline",
@@ -21,8 +23,10 @@ __all__ = [
     "Stage",
     "detector_gap",
     "hard_xray_geometry",
+    "inspect_lines",
     "line_field",
     "particle_field",
+    "read_probe",
     "read_recording",
     "sample",
 ]

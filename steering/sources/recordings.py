@@ -182,13 +182,6 @@ _PROBE_NAMES = (
 )
 
 
-def look(path: str | Path, settings: ReadSettings | None = None) -> dict[str, Any]:
-    """What a file would be read as, without its frames: for `steering inspect`. Raises as `read_recording`."""
-    settings = settings or ReadSettings()
-    given = {name: where for name in ("frames", "positions") if (where := getattr(settings, name)) is not None}
-    return isolated(_READER, path, settings.bounds, given=given, look=True)
-
-
 def _recording(
     fields: dict[str, Any], settings: ReadSettings, turned: tuple[str, str], probe: NDArray[np.complex64] | None
 ) -> Recording:
