@@ -41,7 +41,7 @@ from steering import (
     run,
 )
 from steering.files import Bounds
-from steering.sources import Recording
+from steering.sources import Recording, oriented
 
 LEAST_FRAMES = 16
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
@@ -100,10 +100,12 @@ def read(options: argparse.Namespace) -> Recording:
     recording = read_recording(
         options.file,
         zero_frequency=options.zero_frequency,
-        orientation=options.orientation,
+        orientation="none" if options.orientation == "auto" else options.orientation,
         probe=None if options.probe is None else read_probe(options.probe, bounds=bounds),
         settings=settings,
     )
+    if options.orientation == "auto":
+        recording = oriented(recording)
     for note in recording.notes:
         print(note)
     return recording
@@ -155,7 +157,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--zero-frequency", choices=("corner", "centre"), default="corner", help="of the frames (corner)"
     )
-    parser.add_argument("--orientation", choices=ORIENTATIONS, default="none", help="of the detector (none)")
+    parser.add_argument(
+        "--orientation",
+        choices=("auto", *ORIENTATIONS),
+        default="auto",
+        help="of the detector (auto: found by the frames)",
+    )
     parser.add_argument(
         "--tolerance", type=float, default=4.0, help="object pixels from the position asked for to the recorded one (4)"
     )

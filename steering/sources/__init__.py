@@ -6,6 +6,7 @@ The contract is `Source`. A new kind is one file here and one line in tests/test
 from __future__ import annotations
 
 from steering.records import Source
+from steering.sources.finding import FoundOrientation, find_orientation, oriented
 from steering.sources.generated import line_field, particle_field
 from steering.sources.inspection import inspect_lines
 from steering.sources.orientation import ORIENTATIONS
@@ -15,6 +16,7 @@ from steering.sources.simulated import SimulatedBeamline, Stage, detector_gap, h
 
 __all__ = [
     "ORIENTATIONS",
+    "FoundOrientation",
     "ReadSettings",
     "Recording",
     "Replay",
@@ -22,9 +24,11 @@ __all__ = [
     "Source",
     "Stage",
     "detector_gap",
+    "find_orientation",
     "hard_xray_geometry",
     "inspect_lines",
     "line_field",
+    "oriented",
     "particle_field",
     "read_probe",
     "read_recording",
