@@ -231,3 +231,19 @@ def test_frames_and_positions_from_files_that_are_named(tmp_path):
                 zero_frequency="centre",
                 settings=ReadSettings(frames=":/some/where", positions=wrong, **given),
             )
+
+
+def test_a_file_with_frames_under_two_layouts_is_read_as_the_one_that_has_positions(tmp_path):
+    cxi(tmp_path / "scan.cxi")
+    with h5py.File(tmp_path / "scan.cxi", "a") as file:
+        file["entry_1/data/data"] = h5py.SoftLink("/entry_1/data_1/data")
+    taken = read_recording(tmp_path / "scan.cxi", zero_frequency="centre")
+    np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-18)
+
+
+def test_a_relative_path_is_meant_from_where_the_reader_is_called(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        cxi(tmp_path / name / "scan.cxi")
+        monkeypatch.chdir(tmp_path / name)
+        assert len(read_recording("scan.cxi", zero_frequency="centre").counts) == FRAMES

@@ -53,6 +53,7 @@ class _Server:
                 [sys.executable, "-P", "-c", _PROGRAM, _ROOT, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # libraries of filters print there
                 stderr=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,
@@ -105,7 +106,7 @@ def isolated(reader: str, path: str | Path, bounds: Bounds | None = None, **opti
     """
     bounds = bounds or Bounds()
     limits = {"bytes": bounds.bytes, "seconds": bounds.seconds, "folders": list(bounds.folders)}
-    request = {"reader": reader, "path": str(path), "bounds": limits, "options": options}
+    request = {"reader": reader, "path": str(Path(path).absolute()), "bounds": limits, "options": options}
     memory = os.memfd_create("scan") if hasattr(os, "memfd_create") else os.dup(_unnamed_file())
     try:
         reply = _asked(request, memory, bounds.seconds)

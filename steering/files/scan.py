@@ -7,6 +7,7 @@ fits) is judged by `steering.sources`, outside.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def _read_hdf5(path: Path, memory: Memory, bounds: Bounds, given: dict[str, str]
     main = Hdf5(path, memory, bounds.folders)
     files = [main]
     try:
-        layout = next((one for one in LAYOUTS if Finder(main).first(one.frames)), None)
+        layout = _recognised(Finder(main))
         if layout is None and "frames" not in given:
             wanted = ", ".join(dict.fromkeys(path for one in LAYOUTS for path in one.frames))
             raise ValueError(
@@ -102,6 +103,16 @@ def _read_hdf5(path: Path, memory: Memory, bounds: Bounds, given: dict[str, str]
     finally:
         for file in files:
             file.close()
+
+
+def _recognised(reader: Finder) -> Layout | None:
+    """The first layout whose frames and positions are there, or whose frames are."""
+    fitting = [one for one in LAYOUTS if reader.first(one.frames)]
+    for one in fitting:
+        apart = reader.first(one.x.paths) and reader.first(one.y.paths)
+        if one.pair is not None or reader.first(one.positions.paths) or apart:
+            return one
+    return fitting[0] if fitting else None
 
 
 def _partner(path: Path, pair: tuple[str, str]) -> Path:
@@ -290,6 +301,7 @@ def _take_given(found: dict[str, Any], name: str, text: str, path: Path, memory:
                 found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])
     finally:
         file.close()
+        os.chdir(path.resolve().parent)
 
 
 def _without_leading_ones(array: NDArray, ndim: int) -> NDArray:
