@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="print what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
+    export = commands.add_parser(
+        "export",
+        help="write the images of a run for other programs: CXI/NeXus and TIFF",
+        description="Write live and refined object, trust, positions and probe of each scan as CXI/NeXus and TIFF.",
+    )
+    export.add_argument("folder", metavar="DIR", help="folder of a run")
+    export.add_argument("--out", metavar="DIR", help="where to (DIR/export)")
+    export.set_defaults(command=_export)
     inspect = commands.add_parser(
         "inspect",
         help="say what a recorded scan is read as, and what is missing",
@@ -148,6 +156,16 @@ def _status(chosen: argparse.Namespace) -> int:
 
     for line in status_lines(RunFolder(chosen.folder)):
         _say(line)
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from steering.runner.folder import RunFolder  # noqa: PLC0415
+    from steering.view.export import export_run  # noqa: PLC0415
+
+    folder = RunFolder(chosen.folder)
+    for path in export_run(folder, Path(chosen.out or folder.path / "export")):
+        _say(_short(path))
     return 0
 
 

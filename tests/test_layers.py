@@ -51,6 +51,7 @@ HOMES = {
     "h5py": ("steering.files",),
     "hdf5plugin": ("steering.files",),
     "scipy": ("steering.files.array_file",),
+    "tifffile": ("steering.files.export",),
     "dask": ("steering.runner", "steering.clusters", "steering.view"),
     "distributed": ("steering.runner", "steering.clusters", "steering.view"),
     "rich": ("steering.view", "steering.cli"),

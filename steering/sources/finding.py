@@ -55,7 +55,7 @@ def find_orientation(recording: Recording, *, frames: int = _FRAMES) -> FoundOri
     it is in the object's axes. Raises ValueError for a recording without a probe.
     """
     where = recording.positions / recording.geometry.object_pixel
-    chosen = _neighbours(where, frames)
+    chosen = neighbours(where, frames)
     residuals = {name: _residual(turned(recording, name, chosen), where[chosen]) for name in ORIENTATIONS}
     return FoundOrientation(orientation=min(residuals, key=lambda name: residuals[name]), residuals=residuals)
 
@@ -89,7 +89,8 @@ def turned(recording: Recording, orientation: str, frames: NDArray[np.int64] | s
     )
 
 
-def _neighbours(where: NDArray[np.float64], frames: int) -> NDArray[np.int64]:
+def neighbours(where: NDArray[np.float64], frames: int) -> NDArray[np.int64]:
+    """Numbers of so many frames that are nearest to one another, ascending. where: (n, 2)."""
     some = where[np.linspace(0, len(where) - 1, min(200, len(where))).astype(int)]
     reach = [
         np.partition(np.hypot(*(where - one).T), min(frames, len(where)) - 1)[min(frames, len(where)) - 1]
