@@ -41,7 +41,7 @@ from steering import (
     run,
 )
 from steering.files import Bounds
-from steering.sources import Recording, oriented
+from steering.sources import Recording, oriented, with_probe
 
 LEAST_FRAMES = 16
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
@@ -104,8 +104,15 @@ def read(options: argparse.Namespace) -> Recording:
         probe=None if options.probe is None else read_probe(options.probe, bounds=bounds),
         settings=settings,
     )
+    if options.orientation == "auto" and recording.probe is None:
+        raise ValueError(
+            f"{options.file}: found no probe, and --orientation auto, which needs one, expected either: give the "
+            "--orientation (a probe is then begun from the frames), or --probe FILE"
+        )
     if options.orientation == "auto":
         recording = oriented(recording)
+    if recording.probe is None:
+        recording = with_probe(recording, modes=options.modes)
     for note in recording.notes:
         print(note)
     return recording
@@ -178,6 +185,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def _add_reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--probe", metavar="FILE", help=".npy, .npz, .mat or HDF5 with a probe (y, x) or (mode, y, x)")
+    group.add_argument("--modes", type=int, default=1, help="of a probe that is begun from the frames (1)")
     group.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
     group.add_argument("--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit]")
     group.add_argument("--energy", type=float, help="of the photons, eV")

@@ -13,6 +13,7 @@ from steering.sources.orientation import ORIENTATIONS
 from steering.sources.recordings import ReadSettings, Recording, read_probe, read_recording
 from steering.sources.replay import Replay
 from steering.sources.simulated import SimulatedBeamline, Stage, detector_gap, hard_xray_geometry, sample
+from steering.sources.start import with_probe
 
 __all__ = [
     "ORIENTATIONS",
@@ -33,4 +34,5 @@ __all__ = [
     "read_probe",
     "read_recording",
     "sample",
+    "with_probe",
 ]
