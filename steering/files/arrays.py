@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ def read_npz(
         return found, [member.filename.removesuffix(".npy") for member in members]
 
 
-def read_npy(file: BinaryIO | zipfile.ZipExtFile, memory: Memory, name: str, *, size: int) -> NDArray:
+def read_npy(file: IO[bytes], memory: Memory, name: str, *, size: int) -> NDArray:
     """The array in an open .npy file of so many bytes. Raises as `read_npz`."""
     shape, fortran, dtype = _header(file, name)
     if dtype.hasobject:
@@ -58,7 +58,8 @@ def read_npy(file: BinaryIO | zipfile.ZipExtFile, memory: Memory, name: str, *, 
     if declared != there:
         raise OSError(f"the array {name!r} declares {declared:,} bytes of values and has {max(there, 0):,}")
     out = memory.empty(shape[::-1] if fortran else shape, dtype, f"the array {name!r}")
-    flat = memoryview(out.reshape(-1).view(np.uint8)) if declared else memoryview(b"")
+    values: Any = out.reshape(-1).view(np.uint8) if declared else b""
+    flat = memoryview(values)
     at = 0
     while at < declared:
         part = file.read(min(_AT_ONCE, declared - at))
@@ -83,7 +84,7 @@ def unpacked_bz2(path: Path, memory: Memory) -> BinaryIO:
     return io.BytesIO(content)
 
 
-def _header(file: BinaryIO | zipfile.ZipExtFile, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         version = np.lib.format.read_magic(file)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,9 @@ def write_tiffs(folder: Path, stem: str, scan: ScanExport) -> list[Path]:
 
     written = []
     step = float(scan.y[1] - scan.y[0]) if len(scan.y) > 1 else 1.0
-    scale = {"resolution": (0.01 / step, 0.01 / step), "resolutionunit": "CENTIMETER"} if scan.unit == "m" else {}
+    scale: dict[str, Any] = (
+        {"resolution": (0.01 / step, 0.01 / step), "resolutionunit": "CENTIMETER"} if scan.unit == "m" else {}
+    )
     for name, image in scan.images.items():
         path = folder / f"{stem}-{name}.tif"
         said = {"pixel": step, "pixel_unit": scan.unit, "value_unit": scan.units.get(name, "1"), "name": name}
@@ -92,8 +95,8 @@ def _complex(images: Mapping[str, Image]) -> dict[str, NDArray[np.complex64]]:
     return found
 
 
-def _nxdata(group: object, values: NDArray, scan: ScanExport, name: str, unit: str) -> None:
-    group.attrs.update(NX_class="NXdata", signal="data", axes=["y", "x"], title=name)  # type: ignore[attr-defined]
+def _nxdata(group: Any, values: NDArray, scan: ScanExport, name: str, unit: str) -> None:
+    group.attrs.update(NX_class="NXdata", signal="data", axes=["y", "x"], title=name)
     for key, array, units in (("data", values, unit), ("y", scan.y, scan.unit), ("x", scan.x, scan.unit)):
-        group[key] = array  # type: ignore[index]
-        group[key].attrs["units"] = units  # type: ignore[index]
+        group[key] = array
+        group[key].attrs["units"] = units

@@ -31,7 +31,7 @@ class Finder:
         """The datasets of a path."""
         head, star, tail = path.partition("*")
         if not star:
-            nodes = [self.file.find(path)]
+            nodes: list[Any] = [self.file.find(path)]
         else:
             folder, _, prefix = head.rpartition("/")
             end, _, inner = tail.partition("/")

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from steering.files.bounds import Memory
 from steering.files.units import decoded, factor
 
-Node = h5py.Dataset | h5py.Group
+Node = Any
+"""h5py.Dataset or h5py.Group: h5py has no types."""
 _HOPS, _DEPTH, _MOST_FILES, _MOST_SOURCES, _MOST_MEMBERS = 32, 8, 2_000, 100_000, 1_000_000
 _MOST_TEXT = 4096
 _FILTERS = {

@@ -170,8 +170,10 @@ def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> No
         return
     pair = [(reader.first(at.paths), at.unit) for at in (layout.y, layout.x)]
     if all(nodes for nodes, _ in pair):
-        y, x = ([reader.file.numbers(node, "length", unit).ravel() for node in nodes] for nodes, unit in pair)
-        y, x = np.concatenate(y), np.concatenate(x)
+        y, x = (
+            np.concatenate([reader.file.numbers(node, "length", unit).ravel() for node in nodes])
+            for nodes, unit in pair
+        )
         found["positions"] = np.stack(_grid(y, x, found), axis=1)
         found["said"]["positions"] = f"{pair[0][0][0].name}, {pair[1][0][0].name}"
         return

@@ -103,7 +103,7 @@ def binned(frames: NDArray, mask: NDArray[np.bool_], factor: int) -> tuple[NDArr
     shape = (y // factor, factor, x // factor, factor)
     dtype = frames.dtype if frames.dtype.kind == "f" else np.dtype(np.uint64)
     sums = frames.reshape(n, *shape).sum((2, 4), dtype=dtype)
-    joined = mask.reshape(shape).any((1, 3))
+    joined: NDArray[np.bool_] = np.logical_or.reduce(mask.reshape(shape), axis=(1, 3))
     return _smallest(sums, joined), joined
 
 

@@ -253,9 +253,9 @@ def _fitted(
     notes = []
     ny, nx = frames.shape[1:]
     if settings.binning > 1:
-        side = [n // settings.binning * settings.binning for n in (ny, nx)]
-        low = [n // 2 - s // 2 for n, s in zip((ny, nx), side, strict=True)]
-        cut = (slice(low[0], low[0] + side[0]), slice(low[1], low[1] + side[1]))
+        kept = [n // settings.binning * settings.binning for n in (ny, nx)]
+        low = [n // 2 - s // 2 for n, s in zip((ny, nx), kept, strict=True)]
+        cut = (slice(low[0], low[0] + kept[0]), slice(low[1], low[1] + kept[1]))
         frames, bad = binned(frames[:, *cut], bad[cut], settings.binning)
         notes.append(f"{settings.binning} x {settings.binning} pixels are one, their counts added")
         ny, nx = frames.shape[1:]
