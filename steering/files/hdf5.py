@@ -146,22 +146,14 @@ class Hdf5:
             return None
         return node.attrs[name]
 
-    def text(self, name: str) -> str:
-        """A short text kept as a dataset; empty where there is none."""
-        node = self.find(name)
-        if not isinstance(node, h5py.Dataset) or not _plain(node.id.get_type(), texts=True):
-            return ""
-        self.check(node, texts=True)
-        return decoded(node[()]) if node.shape is not None and math.prod(node.shape) == 1 else ""
-
-    def check(self, dataset: h5py.Dataset, depth: int = 0, *, texts: bool = False) -> None:
+    def check(self, dataset: h5py.Dataset, depth: int = 0) -> None:
         """Refuse a dataset that must not be read, before its size is believed. Raises as `read`."""
         key = (dataset.file.filename, str(dataset.name))
         if key in self._checked:
             return
         if depth > _DEPTH:
             raise ValueError(f"found {dataset.name}, virtual datasets {_DEPTH} deep, expected fewer")
-        if not _plain(dataset.id.get_type(), texts=texts):
+        if not _plain(dataset.id.get_type()):
             raise ValueError(
                 f"found {dataset.name} of another type than numbers (of changing shape, text or objects), "
                 "expected plain numbers of one shape for all"

@@ -107,7 +107,7 @@ def isolated(reader: str, path: str | Path, bounds: Bounds | None = None, **opti
     bounds = bounds or Bounds()
     limits = {"bytes": bounds.bytes, "seconds": bounds.seconds, "folders": list(bounds.folders)}
     request = {"reader": reader, "path": str(Path(path).absolute()), "bounds": limits, "options": options}
-    memory = os.memfd_create("scan") if hasattr(os, "memfd_create") else os.dup(_unnamed_file())
+    memory = os.memfd_create("scan") if hasattr(os, "memfd_create") else _unnamed_file()
     try:
         reply = _asked(request, memory, bounds.seconds)
         if "error" in reply:
