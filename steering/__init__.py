@@ -83,9 +83,11 @@ if TYPE_CHECKING:
     )
     from steering.sources import (
         ORIENTATIONS as ORIENTATIONS,
+        ReadSettings as ReadSettings,
         Replay as Replay,
         SimulatedBeamline as SimulatedBeamline,
         Stage as Stage,
+        read_probe as read_probe,
         read_recording as read_recording,
         sample as sample,
     )
@@ -106,7 +108,7 @@ _NAMES = {
     "ptychography": "RefineSettings beam_diameter zone_plate",
     "records": "Canvas Decision Field Geometry ModelVersion Prediction Source Travel make_chunk",
     "runner": "Experiment FinalSettings LabelSettings LiveSettings RunFolder hand_in on_ranks run start",
-    "sources": "ORIENTATIONS Replay SimulatedBeamline Stage read_recording sample",
+    "sources": "ORIENTATIONS ReadSettings Replay SimulatedBeamline Stage read_probe read_recording sample",
     "view": "",
     "view.notebook": "LivePanel",
     "view.progress": "Progress",

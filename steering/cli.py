@@ -77,6 +77,24 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="print what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
+    export = commands.add_parser(
+        "export",
+        help="write the images of a run for other programs: CXI/NeXus and TIFF",
+        description="Write live and refined object, trust, positions and probe of each scan as CXI/NeXus and TIFF.",
+    )
+    export.add_argument("folder", metavar="DIR", help="folder of a run")
+    export.add_argument("--out", metavar="DIR", help="where to (DIR/export)")
+    export.set_defaults(command=_export)
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a recorded scan is read as, and what is missing",
+        description="Print what is recognised in a recorded scan, with units and shapes, and what is missing.",
+    )
+    inspect.add_argument("file", metavar="FILE", help="a recorded scan")
+    inspect.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
+    inspect.add_argument("--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit]")
+    inspect.add_argument("--allow-folder", metavar="DIR", action="append", default=[], help="where its links may lead")
+    inspect.set_defaults(command=_inspect)
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
         command.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
@@ -208,6 +226,28 @@ def _status(chosen: argparse.Namespace) -> int:
     from steering.view.status import status_lines  # noqa: PLC0415
 
     for line in status_lines(RunFolder(chosen.folder)):
+        _say(line)
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from steering.runner.folder import RunFolder  # noqa: PLC0415
+    from steering.view.export import export_run  # noqa: PLC0415
+
+    folder = RunFolder(chosen.folder)
+    for path in export_run(folder, Path(chosen.out or folder.path / "export")):
+        _say(_short(path))
+    return 0
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from steering.files import Bounds  # noqa: PLC0415
+    from steering.sources import ReadSettings, inspect_lines  # noqa: PLC0415
+
+    bounds = Bounds(folders=tuple(chosen.allow_folder))
+    for line in inspect_lines(
+        chosen.file, ReadSettings(frames=chosen.frames, positions=chosen.positions, bounds=bounds)
+    ):
         _say(line)
     return 0
 

@@ -242,7 +242,7 @@ class TestFromOutside:
     @pytest.mark.parametrize(
         ("content", "expected"),
         [
-            (b"no archive", "BadZipFile"),
+            (b"no archive", "damaged"),
             ({"scan": "a"}, "expected scan and frame_id"),
             ({"scan": "a", "frame_id": np.arange(2), "patches": np.array([{}, {}])}, "pickle"),
             ({"scan": "a", "frame_id": np.arange(2), "patches": np.ones((2, 8, 8))}, r"expected (16, 16)"),
@@ -479,7 +479,7 @@ def test_a_running_campaign_takes_labels_in_and_tells_how_late_they_were(tmp_pat
     assert came["labels"] > 15
     assert came["late_s"]["max"] >= came["late_s"]["p50"] > 0
     assert came["versions_late"]["p50"] is not None
-    assert any("BadZipFile" in reason for reason in came["refused"])
+    assert any("damaged" in reason for reason in came["refused"])
     assert figures["live_image"]["refinements"] > 0
     assert figures["frames_predicted"] == figures["frames_acquired"]
     assert (folder.path / "labels" / "refused" / "rubbish.npz").is_file()

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "records": 1,
+    "files": 1,
     "ptychography": 2,
     "models": 3,
     "policies": 3,
@@ -47,8 +48,10 @@ HOMES = {
     "safetensors": ("steering.models", "steering.learning"),
     "ptychi": ("steering.ptychography",),
     "skimage": ("steering.sources",),
-    "h5py": ("steering.sources.recordings",),
-    "hdf5plugin": ("steering.sources.recordings",),
+    "h5py": ("steering.files",),
+    "hdf5plugin": ("steering.files",),
+    "scipy": ("steering.files.array_file",),
+    "tifffile": ("steering.files.export",),
     "dask": ("steering.runner", "steering.clusters", "steering.view"),
     "distributed": ("steering.runner", "steering.clusters", "steering.view"),
     "rich": ("steering.view", "steering.cli"),

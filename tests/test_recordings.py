@@ -115,7 +115,7 @@ def test_detector_compression_and_frames_in_separate_datasets(tmp_path: Path) ->
         for k in range(6, 12):
             file[f"entry_1/data_1/data/frame_{k}"] = counts()[0]
         del file["entry_1/sample_1/geometry_1/translation"]
-        file["entry_1/sample_1/geometry_1/translation"] = np.zeros((12, 3))
+        file["entry_1/sample_1/geometry_1/translation"] = np.tile(translation(), (2, 1))
     taken = read(path)
     np.testing.assert_array_equal(taken.counts[:6], counts())
 
@@ -234,12 +234,6 @@ def empty_scan(tmp_path: Path) -> Path:
     return write_cxi(tmp_path / "scan.cxi", data=np.empty((0, N, N), np.uint16), translation=np.empty((0, 3)))
 
 
-def nan_frames(tmp_path: Path) -> Path:
-    data = counts().astype(np.float32)
-    data[4, 1, 2] = np.nan
-    return write_cxi(tmp_path / "scan.cxi", data=data)
-
-
 def negative_frames(tmp_path: Path) -> Path:
     data = counts().astype(np.int32)
     data[4, 1, 2] = -3
@@ -287,10 +281,6 @@ def npz_without_scan(tmp_path: Path) -> Path:
     return write_npz(tmp_path / "scan.npz", scan=None)
 
 
-def oblong_frames(tmp_path: Path) -> Path:
-    return write_npz(tmp_path / "scan.npz", data=np.ones((FRAMES, N, N + 2)))
-
-
 def other_probe(tmp_path: Path) -> Path:
     return write_npz(tmp_path / "scan.npz", probe=np.ones((8, 8), np.complex64))
 
@@ -312,10 +302,9 @@ BAD = {
     empty_file: (OSError, "not HDF5"),
     no_positions: (ValueError, "no positions"),
     no_data: (ValueError, "no frames"),
-    no_distance: (ValueError, "no entry_1/instrument_1/detector_1/distance"),
+    no_distance: (ValueError, r"no distance \(entry_1/instrument_1/detector_1/distance"),
     machine_energy: (ValueError, "wavelength"),
     empty_scan: (ValueError, "empty scan"),
-    nan_frames: (ValueError, r"found nan at pixel \(1, 2\) of frame 4"),
     negative_frames: (ValueError, r"found -3 at pixel \(1, 2\) of frame 4"),
     complex_frames: (ValueError, "real counts"),
     changing_datasets: (ValueError, "one shape for all"),
@@ -324,7 +313,6 @@ BAD = {
     other_count: (ValueError, "6 frames and positions of shape"),
     nan_positions: (ValueError, "not finite"),
     npz_without_scan: (ValueError, "no scan"),
-    oblong_frames: (ValueError, "square"),
     other_probe: (ValueError, "probe of shape"),
     lost_raw_file: (ValueError, "raw_0001.h5"),
 }

@@ -160,7 +160,7 @@ def test_a_pickle_in_the_place_of_a_file_is_refused_and_never_run(store, tmp_pat
         store.load(0)
     for name, read in (("00000/model.json", lambda: store.load(0)), ("newest.json", store.newest)):
         write(Malice(marker), store.path / name)
-        with pytest.raises(ValueError, match=r"that is no JSON .*expected what `publish` writes"):
+        with pytest.raises(ValueError, match=r"that is no JSON .*expected a JSON object"):
             read()
     assert not marker.exists()
     write(Malice(marker), tmp_path / "proof")

@@ -2,7 +2,8 @@
 
     steering run workflows/replay_scan.py FILE [--reference FILE] [--zero-frequency corner] ...
 
-FILE is HDF5 in the CXI or NXcxi_ptycho layout, or .npz / .npz.bz2 with the arrays data, probe, scan. Labels are made by
+FILE is HDF5 in a known layout (`steering inspect FILE` says which), or .npz / .npz.bz2 with the arrays data, probe,
+scan. Labels are made by
 refinement, the probe is improved with them. One corner of the field and a margin around it are excluded from labels and
 training: what the network predicts there it has learnt elsewhere.
 """
@@ -28,24 +29,30 @@ from steering import (
     Progress,
     Random,
     Raster,
+    ReadSettings,
     RefineSettings,
     Replay,
     RunFolder,
     SpaceFilling,
     TrainerSettings,
     local,
+    read_probe,
     read_recording,
     run,
 )
+from steering.files import Bounds
+from steering.sources import Recording, oriented, with_probe
 
+LEAST_FRAMES = 16
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Replay a recording."""
     options = _options(arguments)
-    recording = read_recording(options.file, zero_frequency=options.zero_frequency, orientation=options.orientation)
+    recording = read(options)
     pixel = recording.geometry.object_pixel
+    region, margin = held_out(recording.positions / pixel, options.margin)
     source = Replay(
         recording,
         tolerance=options.tolerance * pixel,
@@ -67,11 +74,68 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             again=RefineSettings(passes=5, probe_from_pass=0),
             final=FinalSettings(refine=replace(FinalSettings().refine, alpha=0.3, probe_from_pass=1)),
         ),
-        hold_out=HoldOut(region=corner(recording.positions / pixel), margin=options.margin),
         device=options.device,
+        hold_out=HoldOut(region=region, margin=margin),
     )
     with local(ranks=options.ranks) as client:
         run(experiment, client, folder, show=Progress())
+
+
+def read(options: argparse.Namespace) -> Recording:
+    """The recording, as the options say; what was recognised and changed is printed."""
+    bounds = Bounds(folders=tuple(options.allow_folder))
+    if options.most_bytes is not None:
+        bounds = replace(bounds, bytes=options.most_bytes)
+    settings = ReadSettings(
+        frames=options.frames,
+        positions=options.positions,
+        energy=options.energy,
+        distance=options.distance,
+        detector_pixel=options.pixel,
+        mask=options.mask,
+        window=options.window,
+        binning=options.binning,
+        drop_outliers=options.drop_outliers,
+        bounds=bounds,
+    )
+    recording = read_recording(
+        options.file,
+        zero_frequency=options.zero_frequency,
+        orientation="none" if options.orientation == "auto" else options.orientation,
+        probe=None if options.probe is None else read_probe(options.probe, bounds=bounds),
+        settings=settings,
+    )
+    if options.orientation == "auto" and recording.probe is None:
+        raise ValueError(
+            f"{options.file}: found no probe, and --orientation auto, which needs one, expected either: give the "
+            "--orientation (a probe is then begun from the frames), or --probe FILE"
+        )
+    if options.orientation == "auto":
+        recording = oriented(recording)
+    if recording.probe is None:
+        recording = with_probe(recording, modes=options.modes)
+    for note in recording.notes:
+        print(note)
+    return recording
+
+
+def held_out(positions: NDArray[np.float64], margin: float | None) -> tuple[Field, float]:
+    """The corner that is kept from training and the margin around it, object pixels. positions: (n, 2), object pixels.
+
+    margin: None for 64, or a quarter of the scan's extent where that is less. Raises ValueError where next to nothing
+    is left to learn from.
+    """
+    region = corner(positions)
+    extent = float(np.ptp(positions, axis=0).min())
+    margin = min(64.0, extent / 4) if margin is None else margin
+    left = int((~region.contains(positions, margin)).sum())
+    if left < LEAST_FRAMES:
+        raise ValueError(
+            f"found {len(positions)} frames, {left} of them outside the corner that is held out and its margin of "
+            f"{margin:.3g} object pixels, expected {LEAST_FRAMES} or more to learn from: choose a smaller --margin, or "
+            "a larger scan"
+        )
+    return region, margin
 
 
 def corner(positions: NDArray[np.float64], quantile: float = 0.7) -> Field:
@@ -96,12 +160,17 @@ def read_reference(path: str, border: int = 70) -> tuple[NDArray[np.complex64], 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="steering run workflows/replay_scan.py", description=__doc__.split("\n")[0])
-    parser.add_argument("file", help="the recording: HDF5 (CXI, NXcxi_ptycho), .npz or .npz.bz2")
+    parser.add_argument("file", help="the recording: HDF5, .npz or .npz.bz2 (see steering inspect)")
     parser.add_argument("--reference", metavar="FILE", help=".npz with a trusted `object` to compare with")
     parser.add_argument(
         "--zero-frequency", choices=("corner", "centre"), default="corner", help="of the frames (corner)"
     )
-    parser.add_argument("--orientation", choices=ORIENTATIONS, default="none", help="of the detector (none)")
+    parser.add_argument(
+        "--orientation",
+        choices=("auto", *ORIENTATIONS),
+        default="auto",
+        help="of the detector (auto: found by the frames)",
+    )
     parser.add_argument(
         "--tolerance", type=float, default=4.0, help="object pixels from the position asked for to the recorded one (4)"
     )
@@ -110,6 +179,25 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where is computed (auto)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of training after the last frame (10)")
-    parser.add_argument("--margin", type=float, default=64.0, help="object pixels around the held-out corner (64)")
+    parser.add_argument("--margin", type=float, help="object pixels around the held-out corner (64 or less)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
+    _add_reading(parser.add_argument_group("what the file does not say, or says wrongly"))
     return parser.parse_args(arguments)
+
+
+def _add_reading(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--probe", metavar="FILE", help=".npy, .npz, .mat or HDF5 with a probe (y, x) or (mode, y, x)")
+    group.add_argument("--modes", type=int, default=1, help="of a probe that is begun from the frames (1)")
+    group.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
+    group.add_argument("--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit]")
+    group.add_argument("--energy", type=float, help="of the photons, eV")
+    group.add_argument("--distance", type=float, help="sample to detector, metres")
+    group.add_argument("--pixel", type=float, help="pitch of a detector pixel, metres")
+    group.add_argument("--mask", choices=("file", "inverted", "none"), default="file", help="the file's mask (file)")
+    group.add_argument("--window", type=int, help="pixels of the square that is cut out around the beam")
+    group.add_argument("--binning", type=int, default=1, help="pixels along each side that become one (1)")
+    group.add_argument(
+        "--drop-outliers", action="store_true", help="leave out frames with positions far from all others"
+    )
+    group.add_argument("--allow-folder", metavar="DIR", action="append", default=[], help="where links may lead")
+    group.add_argument("--most-bytes", type=int, help="most bytes of all arrays (half of the machine's memory)")

@@ -13,7 +13,6 @@ import io
 import logging
 import os
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steering.campaign import ExternalLabelsRead
+from steering.files import Memory, own_file, read_npz
+from steering.files.arrays import DAMAGED
 from steering.inference import LabelFrames
 from steering.labels.make import LabelSettings, fit_to_teach, labels_of, send
 from steering.labels.refinement import yield_to_frames
@@ -105,7 +106,7 @@ def hand_in(
     packed = io.BytesIO()
     np.savez(packed, **arrays)
     packed.seek(0)
-    _unpacked(packed)  # refuses here what the run would refuse
+    read_labels(packed)  # refuses here what the run would refuse
     inbox = Path(run) / "labels"
     inbox.mkdir(exist_ok=True)
     path = inbox / f"{time.time_ns()}-{os.getpid()}.npz"
@@ -156,7 +157,7 @@ def take_in(
     """
     yield_to_frames()
     try:
-        given = _unpacked(path)
+        given = read_labels(path)
         if given.patches is not None and given.patches.shape[1:] != (patch, patch):
             raise ValueError(f"found patches of {given.patches.shape[1:]}, expected ({patch}, {patch}) as predicted")
     except Exception as error:  # a file written by another program must not end a run
@@ -253,22 +254,35 @@ def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
-def _unpacked(file: Path | io.BytesIO) -> ExternalLabels:
-    with zipfile.ZipFile(file) as packed:
-        size = sum(member.file_size for member in packed.infolist())
-    if size > _MOST_BYTES:
-        raise ValueError(f"found {size} bytes when unpacked, expected at most {_MOST_BYTES}: hand in several files")
-    with np.load(file, allow_pickle=False) as arrays:
-        missing = {"scan", "frame_id"} - set(arrays.files)
-        if missing:
-            raise ValueError(f"found arrays {sorted(arrays.files)}, expected scan and frame_id among them")
-        frame_id = arrays["frame_id"]
-        if frame_id.ndim != 1 or frame_id.dtype.kind not in "ui":
-            raise ValueError(f"found frame_id {frame_id.dtype} {frame_id.shape}, expected integers (n,)")
-        given: dict[str, Any] = {
-            name: np.asarray(arrays[name], np.complex64) for name in ("patches", "object") if name in arrays.files
-        }
-        if "origin" in arrays.files:
-            y, x = arrays["origin"].astype(float).tolist()
-            given["origin"] = (y, x)
-        return ExternalLabels(scan=str(arrays["scan"]), frame_id=frame_id.astype(np.int64), **given)
+def read_labels(file: Path | io.BytesIO) -> ExternalLabels:
+    """What a file holds. Raises ValueError for what is no label file of ours, and OSError for a damaged one."""
+    if isinstance(file, Path):
+        own_file(file, file.parent)
+    try:
+        arrays, names = read_npz(file, Memory(_MOST_BYTES), {"scan", "frame_id", "patches", "object", "origin"})
+    except DAMAGED as error:
+        raise OSError(f"found a damaged file ({error}), expected .npz: hand the labels in again") from error
+    missing = {"scan", "frame_id"} - set(arrays)
+    if missing:
+        raise ValueError(f"found arrays {sorted(names)[:50]}, expected scan and frame_id among them")
+    frame_id = arrays["frame_id"]
+    if frame_id.ndim != 1 or frame_id.dtype.kind not in "ui":
+        raise ValueError(f"found frame_id {frame_id.dtype} {frame_id.shape}, expected integers (n,)")
+    if arrays["scan"].dtype.kind not in "SU" or arrays["scan"].size != 1:
+        raise ValueError(f"found scan {arrays['scan'].dtype} {arrays['scan'].shape}, expected a name")
+    return ExternalLabels(scan=str(arrays["scan"].item()), frame_id=frame_id.astype(np.int64), **_values(arrays))
+
+
+def _values(arrays: Mapping[str, NDArray]) -> dict[str, Any]:
+    """Patches or object, and origin, as they are in a file. Raises ValueError for other than numbers."""
+    found: dict[str, Any] = {}
+    for name in {"patches", "object"} & set(arrays):
+        if arrays[name].dtype.kind not in "biufc":
+            raise ValueError(f"found {name} of {arrays[name].dtype}, expected complex numbers")
+        found[name] = np.asarray(arrays[name], np.complex64)
+    if "origin" in arrays:
+        if arrays["origin"].shape != (2,) or arrays["origin"].dtype.kind not in "uif":
+            raise ValueError(f"found an origin {arrays['origin'].dtype} {arrays['origin'].shape}, expected (y, x)")
+        y, x = arrays["origin"].astype(float).tolist()
+        found["origin"] = (y, x)
+    return found

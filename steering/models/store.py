@@ -14,11 +14,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steering.models.networks import Network, build_network, find_network
+from steering.files import own_file, read_json
+from steering.models.networks import OWN, Network, build_network, find_network
 from steering.records import ModelVersion
 
 
@@ -90,9 +92,9 @@ class ModelStore:
         pointer = self.path / "newest.json"
         if not pointer.exists():
             return None
-        found = _read_object(pointer)
-        if not isinstance(found.get("number"), int):
-            raise ValueError(f"found {found} in {pointer}, expected the number of the newest version")
+        found = read_json(pointer, root=self.path)
+        if not isinstance(found.get("number"), int) or isinstance(found["number"], bool):
+            raise ValueError(f"found {str(found)[:200]} in {pointer}, expected the number of the newest version")
         return int(found["number"])
 
     def versions(self) -> list[ModelVersion]:
@@ -106,7 +108,7 @@ class ModelStore:
         Raises FileNotFoundError for a number that is not there, ValueError for a file that is damaged or not ours.
         """
         path = self._file(number, "model.json")
-        return self.description(_read_object(path), path)
+        return self.description(read_json(path, root=self.path), path)
 
     @staticmethod
     def description(found: dict[str, Any], path: Path) -> ModelVersion:
@@ -117,11 +119,14 @@ class ModelStore:
         try:
             if known - set(found):
                 raise KeyError(*sorted(known - set(found)))
+            for name, kind in {"network": str, "hyperparameters": dict, "number": int, "trained_on": dict}.items():
+                if not isinstance(found[name], kind):
+                    raise TypeError(f"{name} is a {type(found[name]).__name__}")
             whole: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
             return ModelVersion(**whole)
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"found the fields {sorted(found)} in {path}, expected those of {sorted(known)}"
+                f"found the fields {sorted(found)[:50]} in {path} ({error}), expected those of {sorted(known)}"
             ) from error
 
     def weights(self, number: int) -> dict[str, Tensor]:
@@ -129,7 +134,7 @@ class ModelStore:
         path = self._file(number, "weights.safetensors")
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"found {path} damaged or of another format ({error}), expected safetensors") from error
 
     def load(self, number: int, *, network: type[Network] | None = None) -> Network:
@@ -146,6 +151,7 @@ class ModelStore:
                 f"found version {number} of a {version.network} in {self.path}, expected a {kind.__name__}: supply the "
                 "class that was published"
             )
+        self._refuse_other_size(number, kind, version)
         built = build_network(kind, version.hyperparameters)
         try:
             built.load_state_dict(self.weights(number))
@@ -157,6 +163,33 @@ class ModelStore:
         loaded: Network = built.eval()
         return loaded
 
+    def _refuse_other_size(self, number: int, kind: type[Network], version: ModelVersion) -> None:
+        """Refuse a version whose weights are not those of its network, before memory is taken for either."""
+        path = self._file(number, "weights.safetensors")
+        try:
+            with safe_open(path, "pt") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+        except SafetensorError as error:
+            raise ValueError(f"found {path} damaged or of another format ({error}), expected safetensors") from error
+        try:
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                wanted = {
+                    k: tuple(v.shape) for k, v in build_network(kind, version.hyperparameters).state_dict().items()
+                }
+        except (RuntimeError, NotImplementedError, OverflowError) as error:
+            if kind not in OWN:  # a class of the caller's may need real values: what it is built with is checked later
+                return
+            raise ValueError(
+                f"found hyperparameters {dict(version.hyperparameters)} in {self.folder(number)}, expected some that "
+                f"{kind.__name__} can be built with ({error})"
+            ) from error
+        if found != wanted:
+            other = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+            raise ValueError(
+                f"found weights in {self.folder(number)} that do not fit {version.network} with "
+                f"{dict(version.hyperparameters)} (first {other[0]}), expected those it was published with"
+            )
+
     def folder(self, number: int) -> Path:
         """The folder of a version, whether it is there or not."""
         return self.path / f"{number:05d}"
@@ -165,6 +198,7 @@ class ModelStore:
         path = self.folder(number) / name
         if not path.exists():
             raise FileNotFoundError(f"found no {name} of model version {number} in {self.path}, expected it published")
+        own_file(path, self.path)
         return path
 
     def point_to(self, number: int) -> None:
@@ -176,16 +210,6 @@ class ModelStore:
         draft = self.path / f".newest.{os.getpid()}"
         draft.write_text(json.dumps({"number": number}))
         os.replace(draft, self.path / "newest.json")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"found {path} that is no JSON ({error}), expected what `publish` writes") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"found a {type(found).__name__} in {path}, expected a JSON object")
-    return found
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import xarray as xr
 from distributed import Client
 
 from steering.clusters.roles import RUNNER, addresses, workers_of
+from steering.files import read_json
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.manifest import NoCheckpoint, newest_whole
@@ -121,7 +122,7 @@ def attached(folder: RunFolder) -> Iterator[Attached]:
     if status != "running":
         raise RuntimeError(f"{folder.name}: found a run that is {status}, expected one that goes on")
     try:
-        where = json.loads((folder.path / "scheduler.json").read_text())
+        where = read_json(folder.path / "scheduler.json")
     except FileNotFoundError:
         raise RuntimeError(
             f"{folder.name}: found no scheduler.json, expected a campaign that has started: wait until it measures"

@@ -21,11 +21,14 @@ from typing import IO, Any
 import numpy as np
 import xarray as xr
 
+from steering.files import own_file, read_json
 from steering.runner.object_store import read_scan, scans_in, write_scan
 
 logger = logging.getLogger(__name__)
 
 BALLAST_BYTES = 65536
+_MOST_EVENTS, _MOST_LINE = 2**34, 2**26
+"""Bytes of events.jsonl, and of one event."""
 ENDINGS = ("finished", "failed", "interrupted")
 
 
@@ -119,26 +122,36 @@ class RunFolder:
             append_lines(log, encoded(event))
 
     def events(self) -> list[dict[str, Any]]:
-        """Every event written so far, in order; lines that were cut short are left out."""
+        """Every event written so far, in order; lines that were cut short are left out.
+
+        Raises ValueError for a log of more than 16 GiB, and for one that is elsewhere.
+        """
+        path = self.path / "events.jsonl"
         try:
-            lines = (self.path / "events.jsonl").read_bytes().splitlines()
+            log = own_file(path, self.path).open("rb")
         except FileNotFoundError:
             return []
-        found = []
-        for number, line in enumerate(lines, 1):
+        with log:
+            return list(self._decoded(log))
+
+    def _decoded(self, log: IO[bytes]) -> Iterator[dict[str, Any]]:
+        size = os.fstat(log.fileno()).st_size
+        if size > _MOST_EVENTS:
+            raise ValueError(f"found {self.path}/events.jsonl of {size:,} bytes, expected at most {_MOST_EVENTS:,}")
+        number = 0
+        while line := log.readline(_MOST_LINE):
+            number += 1
             try:
                 event = json.loads(line)
             except (ValueError, RecursionError):
                 logger.info("%s/events.jsonl: line %d was cut short, left out", self.path, number)
                 continue
             if isinstance(event, dict):
-                found.append(event)
-        return found
+                yield event
 
     def summary(self) -> dict[str, Any]:
         """The figures written so far."""
-        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
-        return summary
+        return read_json(self.path / "summary.json")
 
     def write_summary(self, figures: Mapping[str, Any]) -> None:
         """Merge figures into summary.json, nested objects key by key. A number that is not finite becomes null."""

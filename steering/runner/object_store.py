@@ -15,8 +15,12 @@ from typing import Any
 
 import xarray as xr
 
+from steering.runner.object_check import check_group
+
 _EXCHANGE = 2
 """RENAME_EXCHANGE of Linux's renameat2."""
+_MOST_BYTES = 2**34
+"""Of a scan's image and table when unpacked."""
 _HERE = -100
 """AT_FDCWD: paths as they are."""
 
@@ -44,17 +48,26 @@ def write_scan(store: Path, scan: str, image: xr.Dataset) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def read_scan(store: Path, scan: str) -> xr.Dataset:
-    """A scan's group, loaded: all of it old or all of it new, where it is replaced meanwhile."""
+def read_scan(store: Path, scan: str, *, most_bytes: int = _MOST_BYTES) -> xr.Dataset:
+    """A scan's group, loaded: all of it old or all of it new, where it is replaced meanwhile.
+
+    Raises OSError, and ValueError for a group that is damaged, larger than the bound when unpacked, has links out of
+    the store, or is packed in other ways than ours: no codec that unpickles is ever asked.
+    """
     while True:
         before = (store / scan).stat()
         try:
+            check_group(store / scan, store, most_bytes=most_bytes)
             with xr.open_dataset(store / scan, engine="zarr", consolidated=False, chunks=None) as image:
                 loaded = image.load()
-        except (OSError, ValueError, KeyError):
-            if _same(before, store / scan):
+        except Exception as error:  # what zarr and xarray raise for damaged metadata is of many kinds
+            if not _same(before, store / scan):
+                continue
+            if isinstance(error, OSError):
                 raise
-            continue
+            raise ValueError(
+                f"found {store / scan} damaged ({error}), expected a scan's group as a run writes it: copy it again"
+            ) from error
         if _same(before, store / scan):
             return loaded
 

@@ -1,54 +1,64 @@
-"""Recorded scans read from files: HDF5 in the CXI and NXcxi_ptycho layouts, and .npz.
+"""Recorded scans read from files: HDF5 in the layouts of `steering.files.layouts`, and .npz.
 
 Conventions, applied here once. A file's frames are turned by `orientation` about the zero frequency, which is then
 brought to (y // 2, x // 2). Positions are (y, x) of the probe on the sample, relative to their mean. CXI stores where
 the SAMPLE is, with x to the left seen along the beam and y up; the probe moves on the sample in the opposite direction,
 and rows of an image run down and columns to the right, so that both signs cancel: (y, x) = (translation y, translation
 x). Where a file has another convention, give `orientation`: frames turned by rot180 are positions with their signs
-changed. Nothing is unpickled.
+changed. A file is read in a process of its own, with limits; nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import bz2
-import io
-import re
-import zipfile
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import h5py
-import hdf5plugin  # noqa: F401 - registers the compression filters that detectors write with
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.files import Bounds, isolated
+from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
 from steering.records import Field, Geometry
+from steering.sources.frames import binned, brightest, clean, squared, window_around
 from steering.sources.orientation import turn
+from steering.sources.positions import outliers, refuse_impossible
 
-_DATA = ("entry_1/data_1/data", "entry_1/instrument_1/detector_1/data")
-_POSITIONS = (
-    "entry_1/data_1/translation",
-    "entry_1/sample_1/geometry_1/translation",
-    "entry_1/instrument_1/detector_1/translation",
-)
-_INSTRUMENT = "entry_1/instrument_1"
-_PROBES = tuple(f"{_INSTRUMENT}/{n}" for n in ("source_1/probe", "source_1/illumination", "detector_1/probe"))
-_UNITS = {
-    "m": 1.0,
-    "mm": 1e-3,
-    "um": 1e-6,
-    "µm": 1e-6,
-    "nm": 1e-9,
-    "J": 1.0,
-    "eV": 1.602176634e-19,
-    "keV": 1.602176634e-16,
-}
-_PLANCK_TIMES_C = 6.62607015e-34 * 299792458.0
-"""Joule metres: wavelength = this / photon energy."""
+_READER = "steering.files.scan:read_scan_file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """What a file does not say, or says wrongly, and how its frames are made to fit."""
+
+    frames: str | None = None
+    """FILE:/path of the frames, where they are not where a known layout has them."""
+    positions: str | None = None
+    """FILE:/path[unit] or FILE:/x,/y[unit]."""
+    energy: float | None = None
+    """Of the photons, eV."""
+    distance: float | None = None
+    """Sample to detector, metres."""
+    detector_pixel: float | None = None
+    """Pitch, metres."""
+    mask: str = "file"
+    """The file's mask: `file` as it is, `inverted` (1 is good), `none` (left out)."""
+    window: int | None = None
+    """Side of the square that is cut out around the beam, pixels; None: the largest even one, in the middle."""
+    binning: int = 1
+    """So many pixels along each side become one, with the sum of their counts."""
+    drop_outliers: bool = False
+    """Leave out frames whose positions are far from all others, in place of refusing the file."""
+    bounds: Bounds = field(default_factory=Bounds)
+    """What reading may cost, and where links may lead."""
+
+    def __post_init__(self) -> None:
+        if self.mask not in ("file", "inverted", "none"):
+            raise ValueError(f"found mask={self.mask!r}, expected 'file', 'inverted' or 'none'")
+        if self.binning < 1 or (self.window is not None and (self.window < 8 or self.window % 2)):
+            raise ValueError(f"found binning={self.binning}, window={self.window}, expected 1 or more; even, 8 or more")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +72,8 @@ class Recording:
     probe: NDArray[np.complex64] | None
     """(mode, y, x), power arbitrary; None where the file has none."""
     geometry: Geometry
+    notes: tuple[str, ...] = ()
+    """What was recognised and changed when it was read, a sentence each."""
 
     def __post_init__(self) -> None:
         if self.counts.ndim != 3 or self.counts.shape[1:] != self.geometry.shape:
@@ -100,7 +112,9 @@ class Recording:
     def fitted_probe(self) -> NDArray[np.complex64]:
         """The probe (mode, y, x), aimed and scaled as the counts say. Raises ValueError where there is none."""
         if self.probe is None:
-            raise ValueError("found a recording without a probe, expected one: give read_recording(..., probe=...)")
+            raise ValueError(
+                "found a recording without a probe, expected one: give read_recording(..., probe=...), or --probe FILE"
+            )
         mask = self.geometry.mask
         return rescale_probe(aim_probe(self.probe, self.counts, mask), self.counts, mask)
 
@@ -122,204 +136,184 @@ def read_recording(
     zero_frequency: str,
     orientation: str = "none",
     probe: NDArray[np.complex64] | None = None,
+    settings: ReadSettings | None = None,
 ) -> Recording:
-    """Read a recorded scan; what kind of file it is follows from its first bytes.
+    """Read a recorded scan; what kind of file it is follows from what is in it.
 
     zero_frequency: where it is in the FILE's frames, "corner" or "centre" (y // 2, x // 2). orientation: a name of
     ORIENTATIONS, how the file's frames must be turned to agree with the positions. probe: (y, x) or (mode, y, x),
     instead of the file's. HDF5 gives lengths in metres; .npz (arrays data, probe, scan) gives object pixels.
     Raises OSError for a file that is missing, damaged or of no known kind, ValueError for one whose content does not
-    make a scan.
+    make a scan, takes more than the bounds allow or leads out of its folder.
     """
-    path = Path(path)
+    path, settings = Path(path), settings or ReadSettings()
     if not path.is_file():
         raise FileNotFoundError(f"found no file {path}, expected a recorded scan: check the path")
+    given = {name: where for name in ("frames", "positions") if (where := getattr(settings, name)) is not None}
     try:
-        fields = _read(path)
-        data, mask = _counts(fields["data"], fields.get("mask"))
-        turned = turn(data, zero_frequency, orientation)
-        mask = turn(mask[None], zero_frequency, orientation)[0]
-        given = fields.get("probe") if probe is None else probe
-        geometry = Geometry(
-            shape=turned.shape[1:],
-            wavelength=fields.get("wavelength"),
-            distance=fields.get("distance"),
-            detector_pixel=fields.get("detector_pixel"),
-            mask=mask if mask.any() else None,
-        )
-        where = fields["positions"]
-        readable = np.isfinite(where).all() and len(where) > 0  # Recording refuses the others
-        return Recording(
-            counts=turned,
-            positions=where - where.mean(0) if readable else where,
-            probe=None if given is None else _modes(given),
-            geometry=geometry,
-        )
+        fields = isolated(_READER, path, settings.bounds, given=given)
+        return _recording(fields, settings, (zero_frequency, orientation), probe)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        start = file.read(8)
+def read_probe(path: str | Path, *, bounds: Bounds | None = None) -> NDArray[np.complex64]:
+    """A probe (mode, y, x) from a .npy, .npz, .mat or HDF5 file, under a usual name. Raises as `read_recording`."""
     try:
-        if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
-            with h5py.File(path, "r") as hdf5:
-                return _read_cxi(hdf5)
-        if start[:3] == b"BZh":
-            with bz2.open(path) as packed:
-                return _read_npz(io.BytesIO(packed.read()))
-        if start[:2] == b"PK":
-            with path.open("rb") as file:
-                return _read_npz(file)
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise OSError(
-            f"{path}: found a truncated or damaged file ({error}), expected a whole one: copy it again"
-        ) from error
-    beginning = f"it starts with {start!r}" if start else "it is empty"
-    raise OSError(
-        f"{path}: found a file that is not HDF5, and no .npz or .npz.bz2 either ({beginning}), "
-        "expected a recorded scan in one of these: check the path, or convert it"
+        found = isolated("steering.files.array_file:read_array_file", path, bounds, names=list(_PROBE_NAMES))["array"]
+        if found.dtype.kind not in "cf" or found.ndim < 2:
+            raise ValueError(f"found {found.dtype} {found.shape}, expected a complex probe (mode, y, x)")
+        return _modes(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+_PROBE_NAMES = (
+    "probe",
+    "Probe",
+    "entry_1/instrument_1/source_1/probe",
+    "entry_1/instrument_1/source_1/illumination",
+    "entry_1/instrument_1/detector_1/probe",
+    "content/probe/Sscan_00G00/data",
+)
+
+
+def _recording(
+    fields: dict[str, Any], settings: ReadSettings, turned: tuple[str, str], probe: NDArray[np.complex64] | None
+) -> Recording:
+    zero_frequency, orientation = turned
+    numbers = _numbers(fields, settings)
+    data = squared(fields["frames"]) if fields["amplitude"] else fields["frames"]
+    mask = None if settings.mask == "none" else fields.get("mask")
+    data, bad, notes = clean(data, mask, inverted=settings.mask == "inverted")
+    turned_frames = turn(data, zero_frequency, orientation)
+    bad = turn(bad[None], zero_frequency, orientation)[0]
+    whole = turned_frames.shape[1:]
+    counts, bad, said = _fitted(turned_frames, bad, settings)
+    side = counts.shape[1]
+    geometry = Geometry(
+        shape=counts.shape[1:],
+        wavelength=numbers.get("wavelength"),
+        distance=numbers.get("distance"),
+        detector_pixel=numbers["detector_pixel"] * settings.binning if numbers else None,
+        mask=bad if bad.any() else None,
+    )
+    where = _in_unit(fields, [n // settings.binning for n in whole], side)
+    given = fields.get("probe") if probe is None else probe
+    modes = None if given is None else _fitted_probe(_modes(given), whole, side, settings.binning)
+    kept, more = _judged(where, len(counts), geometry, settings)
+    where, counts = where[kept], counts[kept] if not isinstance(kept, slice) else counts
+    readable = np.isfinite(where).all() and len(where) > 0  # Recording refuses the others
+    return Recording(
+        counts=counts,
+        positions=where - where.mean(0) if readable else where,
+        probe=modes,
+        geometry=geometry,
+        notes=(f"layout: {fields['layout']}", *notes, *said, *more),
     )
 
 
-def _read_cxi(file: h5py.File) -> dict[str, Any]:
-    translation = _numbers(_find(file, _POSITIONS, "positions"))
-    if translation.ndim != 2 or translation.shape[1] not in (2, 3):
+def _numbers(fields: Mapping[str, Any], settings: ReadSettings) -> dict[str, float]:
+    """Wavelength, distance and detector pixel, metres; none where lengths are in object pixels."""
+    given = {"distance": settings.distance, "detector_pixel": settings.detector_pixel}
+    given["wavelength"] = None if settings.energy is None else ENERGY_TO_WAVELENGTH / settings.energy
+    known = {name: fields[name] if value is None else value for name, value in given.items() if value or name in fields}
+    needed = ("wavelength", "distance", "detector_pixel")
+    missing = [
+        line for line in fields["missing"] if not any(line.startswith(f"no {n.replace('_', ' ')} ") for n in known)
+    ]
+    if missing:
+        raise ValueError(f"found {missing[0]}")
+    if fields["length"] == "object pixel" or "object_pixel" in fields:
+        return {name: known[name] for name in needed} if len(known) == len(needed) else {}
+    if not 1e-12 < known["wavelength"] < 1e-7:
         raise ValueError(
-            f"found translations of shape {translation.shape}, expected (frame, 3) or (frame, 2): x, y(, z)"
+            f"found a wavelength of {known['wavelength']:.3g} m, expected X-rays: check the unit of the energy in the "
+            "file, or give it in eV (--energy)"
         )
-    width, height = _number(file, "detector_1/x_pixel_size"), _number(file, "detector_1/y_pixel_size")
-    if abs(height / width - 1) > 1e-3:
-        raise ValueError(f"found detector pixels of {height} by {width} m, expected square ones: rebin")
-    fields = {
-        "data": _frames(_find(file, _DATA, "frames")),
-        "positions": translation[:, [1, 0]],
-        "wavelength": _wavelength(file),
-        "distance": _number(file, "detector_1/distance"),
-        "detector_pixel": width,
-    }
-    if f"{_INSTRUMENT}/detector_1/mask" in file:
-        fields["mask"] = file[f"{_INSTRUMENT}/detector_1/mask"][()] != 0
-    probes = [file[name][()] for name in _PROBES if name in file]
-    fields["probe"] = next((probe for probe in probes if np.iscomplexobj(probe)), None)
-    return fields
+    return {name: known[name] for name in needed}
 
 
-def _find(file: h5py.File, names: tuple[str, ...], what: str) -> h5py.Dataset | h5py.Group:
-    for name in names:
-        if name in file:
-            return file[name]
-    raise ValueError(f"found no {what}, expected them at one of {', '.join(names)} (a link to them may be broken)")
+def _in_unit(fields: Mapping[str, Any], whole: list[int], side: int) -> NDArray[np.float64]:
+    """Positions (n, 2) in metres, or in object pixels, which grow as frames are cut."""
+    where = np.asarray(fields["positions"], np.float64)
+    if fields["length"] == "object pixel":
+        return where * side / np.array(whole)
+    return where / fields["object_pixel"] * side / np.array(whole) if "object_pixel" in fields else where
 
 
-def _frames(node: h5py.Dataset | h5py.Group) -> NDArray:
-    """(frame, y, x) from one dataset (a raster scan may have it 4-dimensional) or from a group with one per frame."""
-    if isinstance(node, h5py.Group):
-        names = sorted(node, key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [-1])
-        blocks = [_frames(node[name]) for name in names]
-        shapes = sorted({block.shape[1:] for block in blocks})
-        if len(shapes) != 1:
-            raise ValueError(f"found frames of shapes {shapes} in one scan ({node.name}), expected one shape for all")
-        return np.concatenate(blocks)
-    if node.dtype.kind == "O":
-        raise ValueError(f"found frames of changing shape ({node.name} is ragged), expected one shape for all")
-    if node.is_virtual:
-        folder = Path(node.file.filename).parent
-        missing = [
-            v.file_name for v in node.virtual_sources() if v.file_name != "." and not (folder / v.file_name).exists()
-        ]
-        if missing:
-            raise ValueError(f"found frames that are kept in {missing[0]}, which is not there: put it beside this file")
-    data = node[()]
-    return data[None] if data.ndim == 2 else data.reshape(-1, *data.shape[-2:])
+def _fitted(
+    frames: NDArray, bad: NDArray[np.bool_], settings: ReadSettings
+) -> tuple[NDArray, NDArray[np.bool_], list[str]]:
+    """Frames and mask as an even square with the zero frequency at its middle, and notes."""
+    notes = []
+    ny, nx = frames.shape[1:]
+    if settings.binning > 1:
+        kept = [n // settings.binning * settings.binning for n in (ny, nx)]
+        low = [n // 2 - s // 2 for n, s in zip((ny, nx), kept, strict=True)]
+        cut = (slice(low[0], low[0] + kept[0]), slice(low[1], low[1] + kept[1]))
+        frames, bad = binned(frames[:, *cut], bad[cut], settings.binning)
+        notes.append(f"{settings.binning} x {settings.binning} pixels are one, their counts added")
+        ny, nx = frames.shape[1:]
+    if settings.window is None and ((ny == nx and not ny % 2) or min(ny, nx) < 9 or not len(frames)):
+        return np.ascontiguousarray(frames), bad, notes
+    middle, centre = (ny // 2, nx // 2), brightest(frames, bad)
+    if max(abs(a - b) for a, b in zip(middle, centre, strict=True)) <= min(ny, nx) // 8:
+        centre = middle  # what is left is the probe's tilt
+    room = min(*centre, *(n - c for n, c in zip((ny, nx), centre, strict=True)))
+    side = settings.window or 2 * room
+    if (ny, nx) != (side, side):
+        frames, bad = window_around(frames, centre, side), window_around(bad[None], centre, side)[0]
+        notes.append(f"frames of {ny} x {nx} pixels are cut to {side} x {side} around pixel {centre} (y, x)")
+    return np.ascontiguousarray(frames), bad, notes
 
 
-def _wavelength(file: h5py.File) -> float:
-    """Metres. NXcxi_ptycho keeps the machine's energy at source_1, where CXI has the photons', so beam_1 goes first."""
-    for name in ("beam_1/incident_beam_energy", "beam_1/incident_energy", "source_1/energy"):
-        if f"{_INSTRUMENT}/{name}" in file:
-            wavelength = _PLANCK_TIMES_C / _number(file, name)
-            break
-    else:
-        wavelength = _number(file, "source_1/wavelength")
-    if not 1e-12 < wavelength < 1e-7:
+def _fitted_probe(
+    modes: NDArray[np.complex64], whole: tuple[int, ...], side: int, binning: int
+) -> NDArray[np.complex64]:
+    """A probe (mode, y, x) that was made for whole frames, for the window that was cut out of them."""
+    if modes.ndim != 3 or modes.shape[1:] != whole or whole == (side, side):
+        return modes
+    n = [w // binning for w in whole]
+    low = [w // 2 - m // 2 for w, m in zip(whole, n, strict=True)]
+    modes = modes[:, low[0] : low[0] + n[0], low[1] : low[1] + n[1]]
+    axes = (-2, -1)
+    far = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(modes, axes=axes), norm="ortho"), axes=axes)
+    low = [m // 2 - side // 2 for m in n]
+    far = far[:, low[0] : low[0] + side, low[1] : low[1] + side]
+    near = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(far, axes=axes), norm="ortho"), axes=axes)
+    return near.astype(np.complex64)
+
+
+def _judged(
+    where: NDArray[np.float64], frames: int, geometry: Geometry, settings: ReadSettings
+) -> tuple[slice | NDArray[np.int64], list[str]]:
+    """Which frames are kept, and notes. Raises ValueError for positions that cannot be."""
+    if where.shape != (frames, 2) or not frames or not np.isfinite(where).all():
+        return slice(None), []  # Recording refuses them
+    window = geometry.object_pixel * geometry.shape[0]
+    far = outliers(where, window)
+    kept = np.setdiff1d(np.arange(frames), far)
+    refuse_impossible(where[kept], window, geometry.length_unit)
+    if not len(far):
+        return slice(None), []
+    listed = ", ".join(map(str, far[:10].tolist())) + (", ..." if len(far) > 10 else "")
+    if not settings.drop_outliers:
         raise ValueError(
-            f"found a wavelength of {wavelength:.3g} m, expected X-rays: check the unit of the energy in the file"
+            f"found positions far from all others at frames {listed}, expected one scan: repair them, or leave these "
+            "frames out (drop_outliers=True, --drop-outliers)"
         )
-    return wavelength
-
-
-def _number(file: h5py.File, name: str) -> float:
-    path = f"{_INSTRUMENT}/{name}"
-    if path not in file:
-        raise ValueError(f"found no {path}, expected it: positions are in metres, object pixels must be known: add it")
-    return float(np.ravel(_numbers(file[path]))[0])
-
-
-def _numbers(data: h5py.Dataset) -> NDArray[np.float64]:
-    """The values of a dataset in SI units; without the attribute `units` they are in SI already."""
-    unit = data.attrs.get("units", "")
-    unit = unit.decode() if isinstance(unit, bytes) else str(unit)
-    if unit and unit not in _UNITS:
-        raise ValueError(f"found {data.name} in {unit!r}, expected one of {', '.join(_UNITS)}")
-    return np.asarray(data[()], np.float64) * _UNITS.get(unit, 1.0)
-
-
-def _read_npz(file: BinaryIO) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as arrays:
-        missing = {"data", "scan"} - set(arrays.files)
-        if missing:
-            raise ValueError(
-                f"found arrays {arrays.files}, expected data, scan (and probe): no {' and no '.join(missing)}"
-            )
-        data = _without_leading_ones(_array(arrays, "data"), 3)
-        scan = _without_leading_ones(_array(arrays, "scan"), 2).astype(np.float64)
-        return {"data": data, "positions": scan, "probe": _array(arrays, "probe") if "probe" in arrays.files else None}
-
-
-def _array(arrays: Mapping[str, NDArray], name: str) -> NDArray:
-    try:
-        return arrays[name]
-    except ValueError as error:
-        raise ValueError(
-            f"found Python objects in the array {name!r} (frames of changing shape, or pickled data), "
-            "expected plain numbers of one shape: save the array anew, since nothing is unpickled here"
-        ) from error
-
-
-def _without_leading_ones(array: NDArray, ndim: int) -> NDArray:
-    while array.ndim > ndim and array.shape[0] == 1:
-        array = array[0]
-    return array
+    return kept, [f"frames {listed} are left out: their positions are far from all others"]
 
 
 def _modes(probe: NDArray) -> NDArray[np.complex64]:
     """(mode, y, x) from (y, x) or (..., mode, y, x)."""
-    modes = _without_leading_ones(np.asarray(probe), 3).astype(np.complex64)
+    modes = np.asarray(probe)
+    while modes.ndim > 3 and modes.shape[0] == 1:
+        modes = modes[0]
+    modes = modes.astype(np.complex64)
     return modes[None] if modes.ndim == 2 else modes
-
-
-def _counts(data: NDArray, mask: NDArray | None) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Frames, in an unsigned dtype where they are whole counts, and the mask (y, x) of pixels without counts.
-
-    Detectors mark such pixels by all ones (unsigned) or by a negative value in every frame (signed).
-    """
-    if data.ndim != 3:
-        raise ValueError(f"found frames of shape {data.shape}, expected (frame, y, x)")
-    shape = data.shape[1:]
-    if mask is not None and mask.shape[-2:] != shape:
-        raise ValueError(f"found a mask of {mask.shape}, expected the frames' {shape}")
-    masks = np.zeros((1, *shape), bool) if mask is None else mask.reshape(-1, *shape)
-    bad = np.logical_or.reduce(masks, axis=0)
-    if not len(data) or data.dtype.kind not in "uif":
-        return data, bad
-    if data.dtype.kind == "u":
-        return data, bad | (data == np.iinfo(data.dtype).max).any(0)
-    bad |= (data < 0).all(0)
-    good = data[:, ~bad]
-    if not (np.isfinite(good) & (good >= 0)).all() or not (good == np.floor(good)).all():
-        return data, bad
-    largest = good.max(initial=0)
-    fits = next((t for t in (np.uint8, np.uint16, np.uint32) if largest < np.iinfo(t).max), np.uint64)
-    return np.where(bad, 0, data).astype(fits), bad

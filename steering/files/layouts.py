@@ -1,0 +1,164 @@
+"""The layouts of recorded scans in HDF5: where each keeps what, an entry each.
+
+Names and units are those of the table in the documentation of the formats; a unit that a file says goes before the one
+given here. Paths may have a * (every member that matches, in the order of the numbers in their names), and end in
+@attribute. Where several are given the first that is there counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a value may be, and its unit where the file says none."""
+
+    paths: tuple[str, ...] = ()
+    unit: str = "m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where a kind of file keeps a scan."""
+
+    name: str
+    frames: tuple[str, ...]
+    amplitude: bool = False
+    """The frames are square roots of counts."""
+    positions: At = At()
+    """One array (n, 2 or 3), or (2 or 3, n)."""
+    order: str = "xy"
+    """Of the first two columns of positions."""
+    x: At = At()
+    """Or two arrays of n values each."""
+    y: At = At()
+    wavelength: At = At()
+    energy: At = At(unit="eV")
+    distance: At = At()
+    pixel: At = At()
+    """Pitch of a detector pixel along x."""
+    pixel_y: At = At()
+    object_pixel: At = At()
+    """Where a file keeps this in place of wavelength, distance and detector pixel."""
+    mask: tuple[str, ...] = ()
+    mask_rule: str = "cxi"
+    """`cxi`: the bad bits of CXI; `bad`: not 0 is bad; `good`: not 0 is good."""
+    probe: tuple[str, ...] = ()
+    pair: tuple[str, str] | None = None
+    """Ends of the names of two files: frames in the first, all else in the second."""
+
+
+_CXI = Layout(
+    name="CXI",
+    frames=("entry_1/data_1/data", "entry_1/instrument_1/detector_1/data"),
+    positions=At(
+        (
+            "entry_1/data_1/translation",
+            "entry_1/sample_1/geometry_1/translation",
+            "entry_1/instrument_1/detector_1/translation",
+        )
+    ),
+    wavelength=At(
+        (
+            "entry_1/instrument_1/beam_1/incident_wavelength",
+            "entry_1/instrument_1/beam_1/wavelength",
+            "entry_1/instrument_1/source_1/wavelength",
+        )
+    ),
+    # Of the machine is source_1/energy in NXcxi_ptycho, of the photons in CXI: what is said of the beam goes first.
+    energy=At(
+        tuple(
+            f"entry_1/instrument_1/{name}"
+            for name in ("beam_1/incident_beam_energy", "beam_1/incident_energy", "beam_1/energy", "source_1/energy")
+        ),
+        "J",
+    ),
+    distance=At(("entry_1/instrument_1/detector_1/distance",)),
+    pixel=At(("entry_1/instrument_1/detector_1/x_pixel_size",)),
+    pixel_y=At(("entry_1/instrument_1/detector_1/y_pixel_size",)),
+    mask=("entry_1/instrument_1/detector_1/mask",),
+    probe=tuple(
+        f"entry_1/instrument_1/{name}" for name in ("source_1/probe", "source_1/illumination", "detector_1/probe")
+    ),
+)
+_NEXUS = Layout(
+    name="NeXus (Eiger master, areaDetector)",
+    frames=("entry/data/data", "entry/data/data_*", "entry/instrument/detector/data", "entry/detector/data"),
+    x=At(("entry/sample/x", "entry/data/x", "entry/instrument/NDAttributes/SampleX"), "m"),
+    y=At(("entry/sample/y", "entry/data/y", "entry/instrument/NDAttributes/SampleY"), "m"),
+    wavelength=At(
+        ("entry/instrument/beam/incident_wavelength", "entry/instrument/monochromator/wavelength"), "Angstrom"
+    ),
+    energy=At(
+        (
+            "entry/instrument/detector/detectorSpecific/photon_energy",
+            "entry/instrument/beam/incident_energy",
+            "entry/instrument/monochromator/energy",
+        ),
+        "eV",
+    ),
+    distance=At(("entry/instrument/detector/detector_distance", "entry/instrument/detector/distance")),
+    pixel=At(("entry/instrument/detector/x_pixel_size",)),
+    pixel_y=At(("entry/instrument/detector/y_pixel_size",)),
+    mask=("entry/instrument/detector/detectorSpecific/pixel_mask", "entry/instrument/detector/pixel_mask"),
+    mask_rule="bad",
+)
+
+LAYOUTS = (
+    Layout(
+        name="ptypy .ptyd",
+        frames=("chunks/*/data",),
+        positions=At(("chunks/*/positions",)),
+        order="yx",
+        energy=At(("meta/energy", "info/energy"), "keV"),
+        distance=At(("meta/distance", "info/distance")),
+        pixel=At(("meta/psize", "info/psize")),
+        mask=("chunks/0/weights", "info/weight2d"),
+        mask_rule="good",
+    ),
+    Layout(
+        name="dp/para pair",
+        frames=("dp",),
+        x=At(("probe_position_x_m",)),
+        y=At(("probe_position_y_m",)),
+        wavelength=At(("@wavelength_m", "wavelength_m")),
+        object_pixel=At(("object@pixel_width_m", "probe@pixel_width_m")),
+        probe=("probe",),
+        pair=("_dp", "_para"),
+    ),
+    Layout(
+        name="HXN",
+        frames=("diffamp",),
+        amplitude=True,
+        positions=At(("points",), "um"),
+        wavelength=At(("lambda_nm",), "nm"),
+        distance=At(("z_m",)),
+        pixel=At(("ccd_pixel_um",), "um"),
+        probe=("probe",),
+    ),
+    Layout(
+        name="NanoMAX",
+        frames=tuple(
+            f"entry/measurement/{name}/frames" for name in ("eiger1m", "eiger4m", "eiger500k", "pilatus", "merlin")
+        ),
+        x=At(("entry/measurement/pseudo/x",), "um"),
+        y=At(("entry/measurement/pseudo/y",), "um"),
+        energy=At(("entry/snapshots/post_scan/energy", "entry/snapshots/pre_scan/energy"), "eV"),
+    ),
+    replace(_NEXUS, name="APS LYNX", frames=("entry/data/eiger_4",)),
+    replace(
+        _CXI,
+        name="NXcxi_ptycho (Diamond)",
+        frames=("entry_1/data/data",),
+        positions=At(),
+        x=At(("entry_1/data/x",)),
+        y=At(("entry_1/data/y",)),
+        energy=replace(_CXI.energy, unit="eV"),
+        mask_rule="bad",
+        mask=("entry_1/instrument_1/detector_1/mask", "entry_1/instrument_1/detector_1/pixel_mask"),
+    ),
+    _CXI,
+    _NEXUS,
+)
+"""In the order in which they are tried."""

@@ -1,0 +1,312 @@
+"""Reads a recorded scan as plain arrays and numbers in SI units, whatever its layout, and says what was recognised.
+
+This runs in a process of its own, see `isolated`. What the values mean together (frames with positions, a probe that
+fits) is judged by `steering.sources`, outside.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.files.arrays import DAMAGED, read_npz, unpacked_bz2
+from steering.files.bounds import Bounds, Memory
+from steering.files.finder import Finder, columns
+from steering.files.hdf5 import Hdf5
+from steering.files.layouts import LAYOUTS, Layout
+from steering.files.units import PLANCK_TIMES_C
+
+_CHANNELS = 8
+"""A 4-dimensional set of frames has at most so many channels as its second axis; more are the columns of a raster."""
+
+
+def read_scan_file(
+    path: str, memory: Memory, bounds: Bounds, *, given: Mapping[str, str] | None = None, look: bool = False
+) -> dict[str, Any]:
+    """What a file holds of a scan.
+
+    given: `frames`, `positions` or `probe` from elsewhere: FILE:/path[unit], positions also FILE:/x,/y[unit]; a FILE is
+    beside the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`.
+    Returns `layout`; `frames` (..., y, x), `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel";
+    `wavelength`, `distance`, `detector_pixel`, `object_pixel` in metres; `mask` (y, x), True = bad; `probe`; `said`, a
+    dictionary of what was read where; those that are not there are missing, and named in `missing`.
+    Raises ValueError for content that cannot be a scan, OSError for a file that is missing, damaged or unknown.
+    """
+    place, given = Path(path), dict(given or {})
+    with place.open("rb") as file:
+        start = file.read(8)
+    try:
+        if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
+            return _read_hdf5(place, memory, bounds, given, look)
+        if start[:3] == b"BZh":
+            return _read_arrays(unpacked_bz2(place, memory), memory, look)
+        if start[:2] == b"PK":
+            return _read_arrays(place, memory, look)
+    except DAMAGED as error:
+        raise OSError(f"found a truncated or damaged file ({error}), expected a whole one: copy it again") from error
+    beginning = f"it starts with {start!r}" if start else "it is empty"
+    raise OSError(
+        f"found a file that is not HDF5, and no .npz or .npz.bz2 either ({beginning}), "
+        "expected a recorded scan in one of these: check the path, or convert it"
+    )
+
+
+def _read_arrays(file: Any, memory: Memory, look: bool) -> dict[str, Any]:
+    arrays, names = read_npz(file, memory, {"data", "scan", "probe"})
+    missing = {"data", "scan"} - set(names)
+    if missing:
+        raise ValueError(
+            f"found arrays {names}, expected data, scan (and probe): no {' and no '.join(sorted(missing))}"
+        )
+    scan = _without_leading_ones(arrays["scan"], 2)
+    if scan.ndim != 2 or scan.shape[1] != 2 or scan.dtype.kind not in "uif":
+        raise ValueError(f"found the array scan of {scan.dtype} {scan.shape}, expected real (frame, 2): y, x")
+    said = {name: f"{name} {array.dtype} {array.shape}" for name, array in arrays.items()}
+    found = {"layout": "npz", "frames": _without_leading_ones(arrays["data"], 3), "amplitude": False, "said": said}
+    found |= {"positions": scan.astype(np.float64), "length": "object pixel", "missing": []}
+    if "probe" in arrays:
+        found["probe"] = arrays["probe"]
+    return {k: v for k, v in found.items() if not (look and k in ("frames", "probe"))}
+
+
+def _read_hdf5(path: Path, memory: Memory, bounds: Bounds, given: dict[str, str], look: bool) -> dict[str, Any]:
+    main = Hdf5(path, memory, bounds.folders)
+    files = [main]
+    try:
+        layout = _recognised(Finder(main))
+        if layout is None and "frames" not in given:
+            wanted = ", ".join(dict.fromkeys(path for one in LAYOUTS for path in one.frames))
+            raise ValueError(
+                f"found no frames, expected them at one of {wanted}: say where, frames=FILE:/path (--frames)"
+            )
+        layout = layout or Layout(name="frames as said", frames=())
+        rest = main
+        if layout.pair is not None:
+            rest = Hdf5(_partner(path, layout.pair), memory, bounds.folders)
+            files.append(rest)
+        reader = Finder(main), Finder(rest)
+        found: dict[str, Any] = {"layout": layout.name, "amplitude": layout.amplitude, "said": {}, "missing": []}
+        for name, text in given.items():
+            _take_given(found, name, text, path, memory, bounds)
+        _take_frames(found, layout, reader[0], look)
+        _take_positions(found, layout, reader[1])
+        _take_numbers(found, layout, reader[1])
+        _take_images(found, layout, reader[1], look)
+        return found
+    finally:
+        for file in files:
+            file.close()
+
+
+def _recognised(reader: Finder) -> Layout | None:
+    """The first layout whose frames and positions are there, or whose frames are."""
+    fitting = [one for one in LAYOUTS if reader.first(one.frames)]
+    for one in fitting:
+        apart = reader.first(one.x.paths) and reader.first(one.y.paths)
+        if one.pair is not None or reader.first(one.positions.paths) or apart:
+            return one
+    return fitting[0] if fitting else None
+
+
+def _partner(path: Path, pair: tuple[str, str]) -> Path:
+    stem, here, there = path.stem, *pair
+    partner = path.with_name(stem[: -len(here)] + there + path.suffix) if stem.endswith(here) else path
+    if not stem.endswith(here) or not partner.is_file():
+        raise ValueError(
+            f"found frames and no {partner.name if stem.endswith(here) else f'*{here}{path.suffix} in its name'}, "
+            f"expected a pair NAME{here}{path.suffix}, NAME{there}{path.suffix}: put both into one folder"
+        )
+    return partner
+
+
+def _take_frames(found: dict[str, Any], layout: Layout, reader: Finder, look: bool) -> None:
+    if "frames" in found:
+        return
+    nodes = reader.first(layout.frames)
+    shapes = [reader.file.shape(node) for node in nodes]
+    if any(len(shape) < 2 for shape in shapes) or not nodes:
+        raise ValueError(f"found frames of shapes {sorted(set(shapes))[:5]}, expected (frame, y, x)")
+    images = sorted({shape[-2:] for shape in shapes})
+    if len(images) != 1:
+        raise ValueError(
+            f"found frames of shapes {images[:5]} in one scan ({nodes[0].name}), expected one shape for all"
+        )
+    dtype = np.result_type(*{node.dtype for node in nodes})
+    counted = [math.prod(shape[:-2]) for shape in shapes]
+    channels = shapes[0][1] if len(nodes) == 1 and len(shapes[0]) == 4 and layout.name.startswith("NeXus") else 1
+    one = 1 < channels <= _CHANNELS
+    whole = shapes[0] if len(nodes) == 1 else (sum(counted), *images[0])
+    note = f", the first of {channels} channels" if one else ""
+    found["said"]["frames"] = f"{nodes[0].name} {nodes[0].dtype} {whole}{note}"
+    if look:
+        found["shape"] = [sum(counted) // (channels if one else 1), *images[0]]
+        return
+    out = reader.file.memory.empty((sum(counted), *images[0]), dtype, "frames")
+    at = 0
+    for node, shape, count in zip(nodes, shapes, counted, strict=True):
+        reader.file.read(node, out[at : at + count].reshape(shape))
+        at += count
+    found["frames"] = out.reshape(shapes[0])[:, 0] if one else out
+
+
+def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
+    if "positions" in found:
+        return
+    found["length"] = "m"
+    nodes = reader.first(layout.positions.paths)
+    if nodes:
+        unit, count = layout.positions.unit, _frame_count(found) if len(nodes) == 1 else None
+        blocks = [columns(reader.file.numbers(node, "length", unit), str(node.name), count) for node in nodes]
+        where = np.concatenate(blocks, axis=0) if len(blocks) > 1 else blocks[0]
+        found["said"]["positions"] = nodes[0].name
+        found["positions"] = where[:, ::-1] if layout.order == "xy" else where
+        return
+    pair = [(reader.first(at.paths), at.unit) for at in (layout.y, layout.x)]
+    if all(nodes for nodes, _ in pair):
+        y, x = (
+            np.concatenate([reader.file.numbers(node, "length", unit).ravel() for node in nodes])
+            for nodes, unit in pair
+        )
+        found["positions"] = np.stack(_grid(y, x, found), axis=1)
+        found["said"]["positions"] = f"{pair[0][0][0].name}, {pair[1][0][0].name}"
+        return
+    wanted = [path for at in (layout.positions, layout.y, layout.x) for path in at.paths]
+    found["missing"].append(
+        f"no positions, expected them at one of {', '.join(wanted) or 'the places of a known layout'} (a link may "
+        "be broken): say where, positions=FILE:/path[unit] (--positions)"
+    )
+
+
+def _frame_count(found: dict[str, Any]) -> int:
+    return int(found["shape"][0] if "shape" in found else len(found["frames"]))
+
+
+def _grid(y: NDArray, x: NDArray, found: dict[str, Any]) -> tuple[NDArray, NDArray]:
+    """y and x of each frame, from those of each, or from the rows and columns of a raster."""
+    frames = _frame_count(found)
+    if len(y) != len(x) or len(y) != frames:
+        if len(y) * len(x) == frames:
+            return np.repeat(y, len(x)), np.tile(x, len(y))
+        raise ValueError(
+            f"found {len(y)} positions in y, {len(x)} in x and {frames} frames, expected one (y, x) for each frame, or "
+            "the rows and columns of a raster"
+        )
+    return y, x
+
+
+def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
+    said = found["said"]
+    wavelength = reader.value(layout.wavelength, "length", said, "wavelength")
+    if wavelength is None:
+        energy = reader.value(layout.energy, "energy", said, "energy")
+        wavelength = PLANCK_TIMES_C / energy if energy else None
+    pixel, tall = (
+        reader.value(at, "length", said, name) for at, name in ((layout.pixel, "pixel"), (layout.pixel_y, "pixel_y"))
+    )
+    if pixel and tall and abs(tall / pixel - 1) > 1e-3:
+        raise ValueError(f"found detector pixels of {tall} by {pixel} m, expected square ones: rebin")
+    values = {"wavelength": wavelength, "distance": reader.value(layout.distance, "length", said, "distance")}
+    values |= {
+        "detector_pixel": pixel,
+        "object_pixel": reader.value(layout.object_pixel, "length", said, "object_pixel"),
+    }
+    if values["distance"] is not None:
+        values["distance"] = abs(values["distance"])  # some count it from the detector
+    found |= {name: value for name, value in values.items() if value is not None}
+    if values["object_pixel"] is not None:
+        return
+    for name, ats in {
+        "wavelength": (layout.wavelength, layout.energy),
+        "distance": (layout.distance,),
+        "detector_pixel": (layout.pixel,),
+    }.items():
+        if values[name] is None:
+            places = ", ".join(path for at in ats for path in at.paths)
+            found["missing"].append(
+                f"no {name.replace('_', ' ')} ({places or 'this layout has no place for it'}), expected it: lengths "
+                f"are in metres, object pixels must be known: give it ({_OPTIONS[name]})"
+            )
+
+
+_OPTIONS = {"wavelength": "--energy", "distance": "--distance", "detector_pixel": "--pixel"}
+
+
+def _take_images(found: dict[str, Any], layout: Layout, reader: Finder, look: bool) -> None:
+    nodes = reader.first(layout.mask)
+    if nodes:
+        found["said"]["mask"] = f"{nodes[0].name} ({layout.mask_rule})"
+        if not look:
+            found["mask"] = np.ascontiguousarray(_bad(reader.file.read(nodes[0]), layout.mask_rule))
+    if "probe" in found:
+        return
+    for path in layout.probe:
+        node = reader.file.find(path)
+        if node is not None and hasattr(node, "dtype") and node.dtype.kind == "c":
+            found["said"]["probe"] = f"{path} {node.dtype} {node.shape}"
+            if not look:
+                found["probe"] = reader.file.read(node)
+            return
+
+
+_CXI_BAD = 0x07DF
+"""Invalid, saturated, hot, dead, shadowed, to be ignored, bad, out of the limits, missing, noisy: the others inform."""
+
+
+def _bad(mask: NDArray, rule: str) -> NDArray[np.bool_]:
+    """(y, x), True where a pixel is bad in (nearly) every one of several masks."""
+    lost = np.isnan(mask) if mask.dtype.kind in "fc" else np.zeros(mask.shape, bool)
+    if rule == "cxi" and mask.dtype.kind in "ui":
+        bad = (mask.astype(np.int64) & _CXI_BAD) != 0
+    else:
+        bad = lost | ((mask == 0) if rule == "good" else (mask != 0))
+    if bad.ndim < 2:
+        raise ValueError(f"found a mask of shape {mask.shape}, expected (y, x)")
+    return bad.reshape(-1, *bad.shape[-2:]).mean(0) > 0.9
+
+
+def _take_given(found: dict[str, Any], name: str, text: str, path: Path, memory: Memory, bounds: Bounds) -> None:
+    """`frames`, `positions` or `probe` from FILE:/path[unit]; FILE may be left out for the scan itself."""
+    place, unit = [*text[:-1].rsplit("[", 1), "m"][:2] if text.endswith("]") else (text, "m")
+    file_name, colon, inside = place.rpartition(":")
+    if not colon:
+        raise ValueError(f"found {name} at {text!r}, expected FILE:/path or FILE:/path[unit]")
+    there = path if not file_name else (path.parent / file_name)
+    if not there.is_file():
+        raise ValueError(f"found {name} at {text!r}, and no file {there}, expected it: check the path")
+    # Who gives a file by name trusts its folder: links inside it are followed there.
+    file = Hdf5(there, memory, bounds.folders)
+    try:
+        parts = []
+        for one in inside.split(","):
+            nodes = Finder(file).first((one.strip("/"),))
+            if not nodes:
+                raise ValueError(f"found no {one} in {there.name}, expected {name} there: `steering inspect` lists it")
+            parts.append(nodes)
+        found["said"][name] = text
+        if name == "positions":
+            found["length"] = "m"
+            values = [np.concatenate([file.numbers(n, "length", unit) for n in nodes]) for nodes in parts]
+            if len(values) == 2:
+                found["positions"] = np.stack([values[1].ravel(), values[0].ravel()], axis=1)
+            else:
+                found["positions"] = columns(values[0], inside)[:, ::-1]
+        else:
+            found[name] = file.read(parts[0][0])
+            if name == "frames":
+                found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])
+    finally:
+        file.close()
+        os.chdir(path.resolve().parent)
+
+
+def _without_leading_ones(array: NDArray, ndim: int) -> NDArray:
+    while array.ndim > ndim and array.shape[0] == 1:
+        array = array[0]
+    return array

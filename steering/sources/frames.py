@@ -1,0 +1,234 @@
+"""Frames as detectors write them, made fit for a scan: marks and masks, amplitudes, crops and bins.
+
+Whatever is changed is said in a note, in words for whoever reads the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NEARLY_EVERY = 0.9
+"""A pixel that is marked in so many of the frames is bad for the scan; in fewer, in these frames."""
+_BROKEN = 0.1
+"""A frame with a larger share of marked pixels is not used."""
+_HOT = 20.0
+"""A pixel is hot whose mean is so many times that of its brightest neighbour, and so in nearly every frame."""
+_IMPOSSIBLE = 10.0
+"""A count above so many times what a whole bright frame holds is no count."""
+_MARKS = (2**16 - 1, 2**16 - 2, 2**20 - 1, 2**31 - 1, 2**32 - 1, 2**32 - 2)
+"""Values of detectors of fewer bits in a wider dtype: bad where they stand in nearly every frame."""
+_AT_ONCE = 2**22
+
+
+def clean(
+    frames: NDArray, mask: NDArray[np.bool_] | None, *, inverted: bool = False
+) -> tuple[NDArray, NDArray[np.bool_], list[str]]:
+    """Frames with marks taken out, the mask (y, x) of bad pixels, and notes.
+
+    frames: (n, y, x), changed in place. mask: (y, x), True = bad; inverted: True = good. Marks are all ones and all
+    ones but one in unsigned dtypes, -1, -2 and values that are not finite. A pixel marked in nearly every frame is
+    masked for the scan; elsewhere the value becomes that pixel's mean over the other frames, and a frame with more than
+    a tenth of its pixels marked becomes empty. Whole numbers get the smallest unsigned dtype. Raises ValueError
+    for shapes that do not fit, a mask of more than half of the detector, impossible counts and frames without light.
+    """
+    if frames.ndim != 3:
+        raise ValueError(f"found frames of shape {frames.shape}, expected (frame, y, x)")
+    bad = _given_mask(mask, frames.shape[1:], inverted)
+    if not len(frames) or not frames[0].size or frames.dtype.kind not in "uif":
+        return frames, bad, []
+    notes = []
+    if bad.any():
+        notes.append(f"the file's mask hides {100 * bad.mean():.3g} % of the detector")
+    marked, total = _marked(frames)
+    stuck = marked >= _NEARLY_EVERY * len(frames)
+    constant = _constant_marks(frames) & ~bad & ~stuck
+    new = (stuck | constant) & ~bad
+    if new.any():
+        notes.append(f"{int(new.sum())} more pixels are marked in nearly every frame and masked")
+    bad |= new
+    if bad.all():
+        raise ValueError(
+            "found no pixel that counts: every one is masked or marked as bad, expected frames with counts"
+        )
+    if marked.any():
+        notes += _without_marks(frames, bad, marked, total)
+    hot = _hot(frames, total / np.maximum(len(frames) - marked, 1), bad)
+    if hot.any():
+        notes.append(
+            f"{int(hot.sum())} hot pixels are masked, the first at {tuple(np.argwhere(hot)[0].tolist())} (y, x)"
+        )
+    bad |= hot
+    _refuse_impossible(frames, bad)
+    return _smallest(frames, bad), bad, notes
+
+
+def squared(amplitudes: NDArray) -> NDArray:
+    """Counts of frames that were stored as amplitudes: whole where they are to a thousandth."""
+    counts = np.square(amplitudes, dtype=np.float32)
+    whole = np.rint(counts)
+    return (
+        whole
+        if np.abs(counts - whole).max(initial=0) < 1e-3 * max(1.0, float(counts.max(initial=0)) ** 0.5)
+        else counts
+    )
+
+
+def brightest(frames: NDArray, mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Pixel (y, x) of the beam's centre: of the squared mean of the frames, which leaves the faint background out."""
+    weight = np.where(mask, 0, frames.mean(0, dtype=np.float64)) ** 2
+    if not weight.any():
+        return frames.shape[1] // 2, frames.shape[2] // 2
+    y, x = ((np.indices(weight.shape) * weight).sum((1, 2)) / weight.sum()).round().astype(int).tolist()
+    return y, x
+
+
+def window_around(images: NDArray, centre: tuple[int, int], side: int) -> NDArray:
+    """(n, side, side) with the pixel `centre` at side // 2. Raises ValueError where that leaves the frames."""
+    low = [c - side // 2 for c in centre]
+    if min(low) < 0 or any(a + side > n for a, n in zip(low, images.shape[1:], strict=True)):
+        most = 2 * min(*centre, *(n - c for n, c in zip(images.shape[1:], centre, strict=True)))
+        raise ValueError(
+            f"found frames of {images.shape[1]} x {images.shape[2]} pixels with the beam at {centre} (y, x), expected "
+            f"room for a window of {side} around it: choose one of at most {most} pixels (--window)"
+        )
+    return images[:, low[0] : low[0] + side, low[1] : low[1] + side]
+
+
+def binned(frames: NDArray, mask: NDArray[np.bool_], factor: int) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Frames whose pixels are sums of factor x factor, and the mask: bad where one of them is. Counts are kept."""
+    n, y, x = frames.shape
+    shape = (y // factor, factor, x // factor, factor)
+    dtype = frames.dtype if frames.dtype.kind == "f" else np.dtype(np.uint64)
+    sums = frames.reshape(n, *shape).sum((2, 4), dtype=dtype)
+    joined: NDArray[np.bool_] = np.logical_or.reduce(mask.reshape(shape), axis=(1, 3))
+    return _smallest(sums, joined), joined
+
+
+def _blocks(frames: NDArray) -> Iterator[slice]:
+    step = max(1, _AT_ONCE // frames[0].size)
+    for start in range(0, len(frames), step):
+        yield slice(start, start + step)
+
+
+def _given_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, ...], inverted: bool) -> NDArray[np.bool_]:
+    if mask is None:
+        return np.zeros(shape, bool)
+    if mask.shape != shape:
+        raise ValueError(f"found a mask of {mask.shape}, expected the frames' {shape}")
+    bad = ~mask if inverted else mask.copy()
+    if bad.mean() > 0.5:
+        raise ValueError(
+            f"found a mask that hides {100 * bad.mean():.0f} % of the detector, expected less than half. Is it "
+            "inverted, with 1 for good? Then say so (mask='inverted', --mask inverted); or leave it out (mask='none')"
+        )
+    return bad
+
+
+def _flags(block: NDArray) -> NDArray[np.bool_]:
+    if block.dtype.kind == "u":
+        most = np.iinfo(block.dtype).max
+        return block >= (most - 1 if block.dtype.itemsize > 1 else most)
+    flags = (block == -1) | (block == -2)
+    return flags | ~np.isfinite(block) if block.dtype.kind == "f" else flags
+
+
+def _marked(frames: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """In how many frames a pixel is marked, and the sum of its values in the others."""
+    marked, total = np.zeros(frames.shape[1:], np.int64), np.zeros(frames.shape[1:])
+    negative = np.zeros(frames.shape[1:], np.int64)
+    for some in _blocks(frames):
+        flags = _flags(frames[some])
+        if flags.any():
+            marked += flags.sum(0)
+            total += np.where(flags, 0, frames[some]).sum(0, dtype=np.float64)
+        else:
+            total += frames[some].sum(0, dtype=np.float64)
+        if frames.dtype.kind != "u":
+            negative += (frames[some] < 0).sum(0)
+    stuck = negative >= _NEARLY_EVERY * len(frames)
+    return np.where(stuck, len(frames), marked), np.where(stuck, 0, total)
+
+
+def _constant_marks(frames: NDArray) -> NDArray[np.bool_]:
+    middle = frames[len(frames) // 2]
+    candidates = np.argwhere(np.isin(middle, _MARKS))
+    found = np.zeros(middle.shape, bool)
+    for y, x in candidates[:_AT_ONCE]:
+        found[y, x] = (frames[:, y, x] == middle[y, x]).mean() >= _NEARLY_EVERY
+    return found
+
+
+def _without_marks(
+    frames: NDArray, bad: NDArray[np.bool_], marked: NDArray[np.int64], total: NDArray[np.float64]
+) -> list[str]:
+    mean = total / np.maximum(len(frames) - marked, 1)
+    first = frames[:1][~_flags(frames[:1])]
+    whole = frames.dtype.kind != "f" or bool((first == np.floor(first)).all())
+    mean = np.where(bad, 0, np.rint(mean) if whole else mean).astype(frames.dtype)
+    filled = broken = 0
+    for some in _blocks(frames):
+        block = frames[some]
+        flags = _flags(block)
+        if frames.dtype.kind != "u":
+            flags |= (block < 0) & bad
+        here = flags & ~bad
+        lost = here.mean((1, 2)) > _BROKEN * (~bad).mean()
+        filled += int(here[~lost].sum())
+        broken += int(lost.sum())
+        np.copyto(block, mean, where=flags)
+        block[lost] = 0
+    notes = [f"{filled} values marked in single frames became the mean of that pixel"] if filled else []
+    return notes + ([f"{broken} frames with more than a tenth of their pixels marked are set aside"] if broken else [])
+
+
+def _hot(frames: NDArray, mean: NDArray[np.float64], bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    padded = np.pad(np.where(bad, 0, mean), 1)
+    y, x = mean.shape
+    around = [padded[i : i + y, j : j + x] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    brightest_beside = np.max(around, axis=0)
+    usual = _HOT * np.maximum(brightest_beside, np.median(mean[~bad]))
+    found = ~bad & (mean > usual) & (mean > _HOT)
+    for y, x in np.argwhere(found):
+        found[y, x] = (frames[:, y, x] > usual[y, x]).mean() >= _NEARLY_EVERY
+    return found
+
+
+def _refuse_impossible(frames: NDArray, bad: NDArray[np.bool_]) -> None:
+    good = ~bad
+    totals, highest = np.empty(len(frames)), np.empty(len(frames))
+    for some in _blocks(frames):
+        totals[some] = frames[some].sum((1, 2), dtype=np.float64, where=good)
+        highest[some] = frames[some].max((1, 2), where=good, initial=0)
+    if not (totals != 0).any():
+        raise ValueError(f"found no counts in any of the {len(frames)} frames, expected light: was the shutter closed?")
+    most = _IMPOSSIBLE * np.median(totals[totals > 0]) if (totals > 0).any() else np.inf
+    if highest.max() > most:
+        frame = int(highest.argmax())
+        y, x = np.unravel_index(int(np.where(good, frames[frame], 0).argmax()), good.shape)
+        raise ValueError(
+            f"found {highest[frame]:.4g} counts at pixel ({y}, {x}) of frame {frame}, more than "
+            f"{_IMPOSSIBLE:.0f} times what a whole frame has, expected counts: mask such pixels or repair the file"
+        )
+
+
+def _smallest(frames: NDArray, bad: NDArray[np.bool_]) -> NDArray:
+    """Whole numbers in the smallest unsigned dtype that holds them without its mark; anything else as it is."""
+    if frames.dtype.kind == "u" and frames.dtype.itemsize <= 4:
+        return frames
+    for some in _blocks(frames):
+        block = frames[some]
+        if frames.dtype.kind != "u" and ((block < 0) & ~bad).any():
+            return frames
+        if frames.dtype.kind == "f" and not (
+            np.isfinite(block[:, ~bad]).all() and (block == np.floor(block))[:, ~bad].all()
+        ):
+            return frames
+    largest = max(float(frames[some].max(where=~bad, initial=0)) for some in _blocks(frames))
+    fits = next((t for t in (np.uint8, np.uint16, np.uint32) if largest < np.iinfo(t).max - (t != np.uint8)), np.uint64)
+    out = np.empty(frames.shape, fits)
+    for some in _blocks(frames):
+        out[some] = np.where(bad, 0, frames[some])
+    return out

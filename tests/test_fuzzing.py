@@ -1,0 +1,16 @@
+"""Damaged and hostile files against every reader: only clear errors, no hang, no memory beyond the bound."""
+
+import pytest
+
+from workflows import fuzz_readers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", fuzz_readers.READERS)
+def test_bad_inputs_end_in_clear_errors(reader, tmp_path):
+    """In the full run 10,000: steering run workflows/fuzz_readers.py."""
+    outcome = fuzz_readers.fuzz(reader, 500, tmp_path / "inputs", seed=1)
+    assert outcome.findings == []
+    assert outcome.read + sum(outcome.refused.values()) == 500
+    assert sum(outcome.refused.values()) > 50, "the inputs are bad ones"
+    assert outcome.memory_mib < 256

@@ -1,0 +1,249 @@
+"""The layouts that people have: a file of each kind gives the same scan, and what it lacks is named."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from steering.cli import main
+from steering.files.layouts import LAYOUTS
+from steering.sources import ReadSettings, read_recording
+
+N, FRAMES = 16, 6
+KEV, WAVELENGTH, DISTANCE, PIXEL = 8.8, 1.408911e-10, 2.0, 75e-6
+OBJECT_PIXEL = WAVELENGTH * DISTANCE / (N * PIXEL)
+
+
+def counts():
+    return np.random.default_rng(0).poisson(20, (FRAMES, N, N)).astype(np.uint32)
+
+
+def where():
+    """(n, 2) of (y, x), metres."""
+    return np.random.default_rng(1).uniform(-1e-6, 1e-6, (FRAMES, 2))
+
+
+def mask():
+    bad = np.zeros((N, N), np.uint32)
+    bad[3, 5] = 1
+    return bad
+
+
+def probe():
+    return np.exp(1j * np.arange(N * N).reshape(N, N)).astype(np.complex64)
+
+
+def put(file, name, value, unit=None):
+    file[name] = value
+    if unit is not None:
+        file[name].attrs["units"] = unit
+
+
+def detector(file, group, names=("distance", "x_pixel_size", "y_pixel_size")):
+    for name, value in zip(names, (DISTANCE * 1e3, PIXEL * 1e6, PIXEL * 1e6), strict=True):
+        put(file, f"{group}/{name}", np.array([value]), "mm" if value == DISTANCE * 1e3 else "um")
+
+
+def cxi(path):
+    with h5py.File(path, "w") as file:
+        file["entry_1/data_1/data"] = counts()
+        file["entry_1/sample_1/geometry_1/translation"] = np.c_[where()[:, ::-1], np.zeros(FRAMES)]
+        put(file, "entry_1/instrument_1/source_1/energy", KEV * 1.602176634e-16, "J")
+        detector(file, "entry_1/instrument_1/detector_1")
+        file["entry_1/instrument_1/detector_1/mask"] = mask()
+        file["entry_1/instrument_1/source_1/probe"] = probe()
+
+
+def diamond(path):
+    with h5py.File(path, "w") as file:
+        file["entry_1/instrument_1/detector_1/data"] = counts().reshape(2, 3, N, N)
+        file["entry_1/data/data"] = h5py.SoftLink("/entry_1/instrument_1/detector_1/data")
+        put(file, "entry_1/data/x", where()[:, 1].reshape(-1, 1, 1) * 1e3, b"mm")
+        put(file, "entry_1/data/y", where()[:, 0].reshape(-1, 1, 1) * 1e6, "\u00b5m")
+        put(file, "entry_1/instrument_1/source_1/energy", 3.0, "GeV")
+        put(file, "entry_1/instrument_1/beam_1/energy", KEV, "keV")
+        detector(file, "entry_1/instrument_1/detector_1")
+        file["entry_1/instrument_1/detector_1/mask"] = mask()
+
+
+def eiger_master(path):
+    for k in range(2):
+        with h5py.File(path.with_name(f"scan_data_{k + 1:06d}.h5"), "w") as raw:
+            raw["entry/data/data"] = counts()[3 * k : 3 * k + 3]
+    with h5py.File(path, "w") as file:
+        for k in range(2):
+            file[f"entry/data/data_{k + 1:06d}"] = h5py.ExternalLink(f"scan_data_{k + 1:06d}.h5", "/entry/data/data")
+        eiger_metadata(file)
+
+
+def eiger_metadata(file):
+    group = "entry/instrument/detector"
+    detector(file, group, ("detector_distance", "x_pixel_size", "y_pixel_size"))
+    put(file, f"{group}/detectorSpecific/photon_energy", np.float32(KEV * 1000), "eV")
+    file[f"{group}/detectorSpecific/pixel_mask"] = mask()
+    put(file, "entry/sample/x", where()[:, 1] * 1e6, "um")
+    put(file, "entry/sample/y", where()[:, 0] * 1e6, "um")
+
+
+def eiger_virtual_with_channels(path):
+    with h5py.File(path.with_name("raw.h5"), "w") as raw:
+        raw["data"] = np.stack([counts(), counts() * 0], axis=1)
+    layout = h5py.VirtualLayout((FRAMES, 2, N, N), np.uint32)
+    layout[:] = h5py.VirtualSource("raw.h5", "data", (FRAMES, 2, N, N))
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("entry/data/data", layout)
+        eiger_metadata(file)
+
+
+def area_detector(path):
+    with h5py.File(path, "w") as file:
+        file["entry/data/data"] = counts()
+        file["entry/instrument/NDAttributes/NDArrayUniqueId"] = np.arange(FRAMES)
+        put(file, "entry/instrument/NDAttributes/SampleX", where()[:, 1] * 1e6, "um")
+        put(file, "entry/instrument/NDAttributes/SampleY", where()[:, 0] * 1e6, "um")
+        detector(file, "entry/instrument/detector")
+        put(file, "entry/instrument/beam/incident_wavelength", WAVELENGTH * 1e10)
+        file["entry/instrument/detector/pixel_mask"] = mask()
+
+
+def ptyd(path):
+    with h5py.File(path, "w") as file:
+        for k in (0, 1):
+            rows = slice(3 * k, 3 * k + 3)
+            file[f"chunks/{k}/data"], file[f"chunks/{k}/positions"] = counts()[rows], where()[rows]
+            file[f"chunks/{k}/weights"] = np.broadcast_to(1.0 - mask(), (3, N, N))
+            file[f"chunks/{k}/indices"] = np.arange(3) + 3 * k
+        file["meta/energy"], file["meta/distance"], file["meta/psize"] = KEV, DISTANCE, np.full(2, PIXEL)
+
+
+def pair(path):
+    with h5py.File(path.with_name("scan_para.hdf5"), "w") as file:
+        file["probe_position_x_m"], file["probe_position_y_m"] = where()[:, 1], where()[:, 0]
+        file["probe_position_indexes"] = np.arange(FRAMES)
+        file["object"] = np.ones((64, 64), np.complex64)
+        file["probe"] = probe()[None]
+        for name in ("object", "probe"):
+            file[name].attrs.update(pixel_width_m=OBJECT_PIXEL, pixel_height_m=OBJECT_PIXEL)
+    with h5py.File(path, "w") as file:
+        file["dp"] = counts()
+
+
+def hxn(path):
+    with h5py.File(path, "w") as file:
+        file["diffamp"] = np.sqrt(counts()).astype(np.float32)
+        file["points"] = where()[:, ::-1].T * 1e6
+        file["lambda_nm"], file["z_m"], file["ccd_pixel_um"] = WAVELENGTH * 1e9, DISTANCE, PIXEL * 1e6
+        file["angle"] = 0.0
+
+
+def nanomax(path):
+    with h5py.File(path, "w") as file:
+        file["entry/measurement/eiger1m/frames"] = counts()
+        file["entry/measurement/pseudo/x"], file["entry/measurement/pseudo/y"] = (
+            where()[:, 1] * 1e6,
+            where()[:, 0] * 1e6,
+        )
+
+
+def lynx(path):
+    with h5py.File(path, "w") as file:
+        file["entry/data/eiger_4"] = counts()
+        eiger_metadata(file)
+
+
+KINDS = {
+    cxi: "scan.cxi",
+    diamond: "scan.nxs",
+    eiger_master: "scan_master.h5",
+    eiger_virtual_with_channels: "scan_master.h5",
+    area_detector: "scan.h5",
+    ptyd: "scan.ptyd",
+    pair: "scan_dp.hdf5",
+    hxn: "scan.h5",
+    nanomax: "scan.h5",
+    lynx: "scan.h5",
+}
+GIVEN = {nanomax: {"energy": KEV * 1000, "distance": DISTANCE, "detector_pixel": PIXEL}}
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
+    path = tmp_path / KINDS[make]
+    make(path)
+    taken = read_recording(path, zero_frequency="centre", settings=ReadSettings(**GIVEN.get(make, {})))
+    np.testing.assert_array_equal(taken.counts, counts())
+    expected = where() - where().mean(0)
+    in_metres = taken.geometry.length_unit == "m"
+    assert in_metres == (make is not pair)
+    np.testing.assert_allclose(
+        taken.positions, expected if in_metres else expected / OBJECT_PIXEL, rtol=1e-6, atol=1e-14
+    )
+    if in_metres:
+        assert taken.geometry.object_pixel == pytest.approx(OBJECT_PIXEL, rel=1e-5)
+    if make in (pair, hxn, nanomax):
+        assert taken.geometry.mask is None
+    else:
+        assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
+    assert (taken.probe is not None) == (make in (cxi, pair))
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "6 (y, x)" in said
+    assert "(6, " in said or "(2, 3, " in said
+    assert ("missing" in said) == (make is nanomax)
+
+
+def test_every_layout_has_its_file():
+    names = {layout.name for layout in LAYOUTS}
+    assert len(names) == len(LAYOUTS) == 8
+    assert len(KINDS) >= len(LAYOUTS)
+
+
+def test_what_is_missing_is_named_with_the_option_that_gives_it(tmp_path, capsys):
+    nanomax(tmp_path / "scan.h5")
+    with pytest.raises(ValueError, match=r"no wavelength .*give it \(--energy\)"):
+        read_recording(tmp_path / "scan.h5", zero_frequency="centre")
+    assert main(["inspect", str(tmp_path / "scan.h5")]) == 0
+    said = capsys.readouterr().out
+    for option in ("--energy", "--distance", "--pixel"):
+        assert f"missing: no {'' if option != '--energy' else 'wavelength'}" in said
+        assert option in said
+    pair(tmp_path / "scan_dp.hdf5")
+    (tmp_path / "scan_para.hdf5").unlink()
+    with pytest.raises(ValueError, match="a pair NAME_dp"):
+        read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre")
+
+
+def test_frames_and_positions_from_files_that_are_named(tmp_path):
+    with h5py.File(tmp_path / "frames.h5", "w") as file:
+        file["some/where"] = counts()
+    with h5py.File(tmp_path / "motors.h5", "w") as file:
+        file["x"], file["y"] = where()[:, 1] * 1e9, where()[:, 0] * 1e9
+    given = {"energy": KEV * 1000, "distance": DISTANCE, "detector_pixel": PIXEL}
+    settings = ReadSettings(frames=":/some/where", positions="motors.h5:/x,/y[nm]", **given)
+    taken = read_recording(tmp_path / "frames.h5", zero_frequency="centre", settings=settings)
+    np.testing.assert_array_equal(taken.counts, counts())
+    np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-14)
+    for wrong in ("motors.h5:/z[nm]", "nothing.h5:/x,/y", "motors.h5:/x,/y[parsec]", "x"):
+        with pytest.raises(ValueError, match="found"):
+            read_recording(
+                tmp_path / "frames.h5",
+                zero_frequency="centre",
+                settings=ReadSettings(frames=":/some/where", positions=wrong, **given),
+            )
+
+
+def test_a_file_with_frames_under_two_layouts_is_read_as_the_one_that_has_positions(tmp_path):
+    cxi(tmp_path / "scan.cxi")
+    with h5py.File(tmp_path / "scan.cxi", "a") as file:
+        file["entry_1/data/data"] = h5py.SoftLink("/entry_1/data_1/data")
+    taken = read_recording(tmp_path / "scan.cxi", zero_frequency="centre")
+    np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-18)
+
+
+def test_a_relative_path_is_meant_from_where_the_reader_is_called(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        cxi(tmp_path / name / "scan.cxi")
+        monkeypatch.chdir(tmp_path / name)
+        assert len(read_recording("scan.cxi", zero_frequency="centre").counts) == FRAMES

@@ -1,0 +1,349 @@
+"""Files that real users have: what each is read as, or the sentence that says what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from steering.files import units
+from steering.sources.recordings import ReadSettings
+from tests.test_recordings import FRAMES, J_PER_EV, N, counts, read, translation, write_cxi
+
+T = "entry_1/sample_1/geometry_1/translation"
+DATA = "entry_1/data_1/data"
+
+
+def positions():
+    where = translation()[:, [1, 0]]
+    return where - where.mean(0)
+
+
+SHAPES = {
+    "(3, N)": translation().T,
+    "(1, N, 3)": translation()[None],
+    "(N, 3, 1)": translation()[:, :, None],
+    "(2, N)": translation()[:, :2].T,
+    "(rows, columns, 3)": translation().reshape(2, 3, 3),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_positions_of_any_shape(tmp_path, shape):
+    taken = read(write_cxi(tmp_path / "a.cxi", translation=SHAPES[shape]))
+    np.testing.assert_allclose(taken.positions, positions(), atol=1e-18)
+
+
+def test_three_positions_of_three_coordinates_are_told_apart_by_the_frames(tmp_path):
+    """Both axes are 3: rows are frames, as the format says."""
+    taken = read(write_cxi(tmp_path / "a.cxi", data=counts()[:3], translation=translation()[:3]))
+    np.testing.assert_allclose(taken.positions, (positions()[:3] - positions()[:3].mean(0)), atol=1e-18)
+    two = read(write_cxi(tmp_path / "b.cxi", data=counts()[:2], translation=translation()[:2].T))
+    np.testing.assert_allclose(two.positions, positions()[:2] - positions()[:2].mean(0), atol=1e-18)
+
+
+def test_positions_as_two_arrays_and_as_the_axes_of_a_raster(tmp_path):
+    for name, y, x in (("frames", translation()[:, 1], translation()[:, 0]), ("axes", np.arange(2.0), np.arange(3.0))):
+        path = write_cxi(tmp_path / f"{name}.nxs", without=("data", "translation"))
+        with h5py.File(path, "a") as file:
+            file["entry_1/data/data"] = counts().reshape(2, 3, N, N) if name == "axes" else counts()
+            for axis, values in (("y", y), ("x", x)):
+                file[f"entry_1/data/{axis}"] = values.reshape(-1, 1, 1) if name == "frames" else values
+                file[f"entry_1/data/{axis}"].attrs["units"] = "m" if name == "frames" else "um"
+    taken = read(tmp_path / "frames.nxs", settings=ReadSettings(energy=8800))
+    np.testing.assert_allclose(taken.positions, positions(), atol=1e-18)
+    raster = read(tmp_path / "axes.nxs", settings=ReadSettings(energy=8800)).positions * 1e6
+    np.testing.assert_allclose(raster[:, 0], [-0.5, -0.5, -0.5, 0.5, 0.5, 0.5], atol=1e-9)
+    np.testing.assert_allclose(raster[:, 1], [-1, 0, 1, -1, 0, 1], atol=1e-9)
+
+
+@pytest.mark.parametrize("bits", [0x1000, 0x2000, 0x0800, 0x0020])
+def test_bits_of_a_mask_that_only_inform_are_good(tmp_path, bits):
+    mask = np.where(counts().mean(0) > 20, bits, 0).astype(np.uint32)
+    mask[3, 5] = bits | 0x0008
+    taken = read(write_cxi(tmp_path / "a.cxi", mask=mask))
+    assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint32, np.float32, bool])
+def test_an_inverted_mask_is_asked_about_and_can_be_turned(tmp_path, dtype):
+    good = np.ones((N, N), dtype)
+    good[:, 7] = 0
+    path = write_cxi(tmp_path / "a.cxi", mask=good)
+    with pytest.raises(ValueError, match=r"hides 94 %.*inverted"):
+        read(path)
+    taken = read(path, settings=ReadSettings(mask="inverted"))
+    np.testing.assert_array_equal(taken.geometry.mask, good == 0)
+    assert any("6.25 % of the detector" in note for note in taken.notes)
+    assert read(path, settings=ReadSettings(mask="none")).geometry.mask is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64, ">u4", ">u2"])
+def test_both_marks_of_unsigned_counters(tmp_path, dtype):
+    most = np.iinfo(dtype).max
+    data = counts().astype(dtype)
+    data[:, 2] = most
+    data[:, 9, 9] = most - 1
+    data[4, 1, 1] = most - 1  # saturated in one frame
+    taken = read(write_cxi(tmp_path / "a.cxi", data=data, mask=np.zeros((N, N), np.uint8)))
+    expected = np.zeros((N, N), bool)
+    expected[2], expected[9, 9] = True, True
+    np.testing.assert_array_equal(taken.geometry.mask, expected)
+    others = np.delete(counts()[:, 1, 1], 4)
+    assert taken.counts[4, 1, 1] == round(others.mean())
+    clean = ~expected
+    clean[1, 1] = False
+    np.testing.assert_array_equal(taken.counts[:, clean], counts()[:, clean])
+    assert any("1 values marked in single frames" in note for note in taken.notes)
+
+
+@pytest.mark.parametrize("mark", [-1, -2, np.nan, np.inf])
+def test_marks_of_signed_and_float_frames(tmp_path, mark):
+    data = counts().astype(np.float32 if not np.isfinite(mark) else np.int32)
+    data[:, 2], data[4, 1, 1] = mark, mark
+    taken = read(write_cxi(tmp_path / "a.cxi", data=data, mask=np.zeros((N, N), np.uint8)))
+    assert taken.geometry.mask[2].all()
+    assert taken.geometry.mask.sum() == N
+    assert taken.counts.dtype == np.uint8
+    assert taken.counts[4, 1, 1] == round(np.delete(counts()[:, 1, 1], 4).mean())
+
+
+def test_a_frame_with_many_marks_is_set_aside(tmp_path):
+    data = counts().astype(np.uint32)
+    data[3, :9] = 2**32 - 1
+    taken = read(write_cxi(tmp_path / "a.cxi", data=data))
+    assert not taken.counts[3].any()
+    assert taken.geometry.mask.sum() == 1
+    assert any("1 frames with more than a tenth" in note for note in taken.notes)
+
+
+def test_marks_of_a_detector_with_fewer_bits_and_hot_pixels(tmp_path):
+    data = counts().astype(np.uint32)
+    data[:, 5, 5] = 65535
+    data[:, 7, 7] = 20000 + counts()[:, 7, 7]
+    taken = read(write_cxi(tmp_path / "a.cxi", data=data, mask=np.zeros((N, N), np.uint8)))
+    assert np.argwhere(taken.geometry.mask).tolist() == [[5, 5], [7, 7]]
+
+
+def test_impossible_counts_are_refused(tmp_path):
+    data = counts().astype(np.uint32)
+    data[2, 7, 7] = 10**9
+    with pytest.raises(ValueError, match=r"1e\+09 counts at pixel \(7, 7\) of frame 2"):
+        read(write_cxi(tmp_path / "a.cxi", data=data))
+
+
+@pytest.mark.parametrize("shape", [(18, 16), (17, 17), (16, 21)])
+@pytest.mark.parametrize("zero_frequency", ["centre", "corner"])
+def test_frames_of_any_size_are_cut_about_the_beam(tmp_path, shape, zero_frequency):
+    big = np.zeros((FRAMES, *shape), np.uint16)
+    low = [n // 2 - N // 2 for n in shape]
+    big[:, low[0] : low[0] + N, low[1] : low[1] + N] = counts()
+    if zero_frequency == "corner":
+        big = np.fft.ifftshift(big, axes=(1, 2))
+    taken = read(write_cxi(tmp_path / "a.cxi", data=big, without=("mask",)), zero_frequency=zero_frequency)
+    np.testing.assert_array_equal(taken.counts, counts())
+    assert any("are cut to 16 x 16" in note for note in taken.notes)
+
+
+def test_a_large_detector_is_cut_around_its_beam_and_bins_keep_counts(tmp_path):
+    beam = 40 * np.exp(-((np.indices((N, N)) - N // 2) ** 2).sum(0) / 8)
+    spots = np.random.default_rng(0).poisson(beam, (FRAMES, N, N))
+    big = np.zeros((FRAMES, 64, 80), np.uint16)
+    big[:, 20:36, 44:60] = spots
+    path = write_cxi(tmp_path / "a.cxi", data=big, without=("mask", "probe"))
+    taken = read(path, settings=ReadSettings(window=N))
+    np.testing.assert_array_equal(taken.counts, spots)
+    halved = read(path, settings=ReadSettings(binning=2, window=8))
+    assert halved.counts.sum() == spots.sum()
+    assert halved.geometry.detector_pixel == 2 * taken.geometry.detector_pixel
+    assert halved.geometry.object_pixel == pytest.approx(taken.geometry.object_pixel)
+    with pytest.raises(ValueError, match="at most 56 pixels"):
+        read(path, settings=ReadSettings(window=64))
+
+
+UNITS = {b"\xb5m": 1e6, "meter": 1, "metres": 1, "micrometer": 1e6, "micron": 1e6, "microns": 1e6, "MM": 1e3,
+         "\u03bcm": 1e6, "pm": 1e12, "\u00b5m": 1e6, "Angstrom": 1e10, "nanometers": 1e9, "\u212b": 1e10}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=repr)
+@pytest.mark.parametrize("kept", ["bytes", "text", "array"])
+def test_units_as_people_spell_them(tmp_path, unit, kept):
+    path = write_cxi(tmp_path / "a.cxi", translation=translation() * UNITS[unit])
+    with h5py.File(path, "a") as file:
+        text = unit.encode() if isinstance(unit, str) else unit
+        values = {"bytes": np.bytes_(text), "array": np.array([text], "S20"), "text": unit}
+        file[T].attrs["units"] = values[kept]
+    np.testing.assert_allclose(read(path).positions, positions(), atol=1e-15)
+
+
+def test_unknown_units_are_refused_with_the_list(tmp_path):
+    path = write_cxi(tmp_path / "a.cxi")
+    with h5py.File(path, "a") as file:
+        file[T].attrs["units"] = "furlong"
+    with pytest.raises(ValueError, match=r"'furlong', expected one of m, mm, um, nm, Angstrom, pm"):
+        read(path)
+    assert units.factor("keV", "energy", "x") == units.factor(np.bytes_(b"kev"), "energy", "x")
+
+
+def test_a_wavelength_goes_before_an_energy_and_arrays_of_one_are_numbers(tmp_path):
+    path = write_cxi(tmp_path / "a.cxi", energy=np.array([[3e9 * J_PER_EV]]), distance=np.array([-2.0]))
+    with h5py.File(path, "a") as file:
+        beam = file.create_group("entry_1/instrument_1/beam_1")
+        beam["incident_wavelength"] = np.array([1.4089])
+        beam["incident_wavelength"].attrs["units"] = "Angstrom"
+    taken = read(path)
+    assert taken.geometry.wavelength == pytest.approx(1.4089e-10)
+    assert taken.geometry.distance == 2.0
+
+
+WHERE = np.random.default_rng(1).uniform(-1e-6, 1e-6, (12, 3))
+
+
+def long(path, where):
+    return write_cxi(path, data=np.tile(counts(), (2, 1, 1)), translation=where)
+
+
+@pytest.mark.parametrize("away", [2e-3, 1.0])
+def test_a_glitch_of_an_encoder_is_named_and_can_be_left_out(tmp_path, away):
+    bad = WHERE.copy()
+    bad[7, :2] = away
+    path = long(tmp_path / "a.cxi", bad)
+    with pytest.raises(ValueError, match="far from all others at frames 7,"):
+        read(path)
+    taken = read(path, settings=ReadSettings(drop_outliers=True))
+    assert len(taken.counts) == 11
+    np.testing.assert_array_equal(taken.counts, np.delete(np.tile(counts(), (2, 1, 1)), 7, 0))
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(1e6, "um"), (1e3, "mm")])
+def test_positions_in_another_unit_than_said(tmp_path, factor, unit):
+    with pytest.raises(ValueError, match=f"would overlap if they were in {unit}"):
+        read(long(tmp_path / "a.cxi", WHERE * factor))
+    given = ReadSettings(positions=f":/{T}[{unit}]")
+    taken = read(tmp_path / "a.cxi", settings=given)
+    np.testing.assert_allclose(taken.positions, WHERE[:, [1, 0]] - WHERE[:, [1, 0]].mean(0), atol=1e-15)
+
+
+def test_positions_that_never_move_and_a_common_offset(tmp_path):
+    with pytest.raises(ValueError, match="all 12 positions equal"):
+        read(long(tmp_path / "a.cxi", WHERE * 0))
+    far = read(long(tmp_path / "b.cxi", WHERE + 0.02))
+    np.testing.assert_allclose(far.positions, WHERE[:, [1, 0]] - WHERE[:, [1, 0]].mean(0), atol=1e-15)
+
+
+def virtual(path, sources):
+    layout = h5py.VirtualLayout((FRAMES, N, N), np.uint16)
+    for k, (file, name) in enumerate(sources):
+        layout[3 * k : 3 * k + 3] = h5py.VirtualSource(file, name, (3, N, N))
+    write_cxi(path, without=("data",))
+    with h5py.File(path, "a") as file:
+        file.create_virtual_dataset(DATA, layout)
+    return path
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for k in range(2):
+        with h5py.File(folder / f"raw_{k}.h5", "w") as file:
+            file["data"] = counts()[3 * k : 3 * k + 3]
+    with h5py.File(folder / "other.h5", "w") as file:
+        file["entry/data"] = counts()[3:]
+    with h5py.File(folder / "short.h5", "w") as file:
+        file["data"] = counts()[:2]
+    (folder / "cut.h5").write_bytes((folder / "raw_1.h5").read_bytes()[:3000])
+    (folder / "empty.h5").touch()
+    return folder
+
+
+@pytest.mark.parametrize(("name", "words"), [("other", "has none"), ("cut", "damaged"), ("empty", "damaged"),
+                                             ("short", "only"), ("gone", "not there")])  # fmt: skip
+def test_every_virtual_source_is_opened_and_named(raw, name, words):
+    path = virtual(raw / "a.cxi", [("raw_0.h5", "data"), (f"{name}.h5", "data")])
+    with pytest.raises(ValueError, match=rf"{name}\.h5.*{words}"):
+        read(path)
+
+
+def test_virtual_sources_are_found_as_hdf5_finds_them(raw, tmp_path):
+    good = virtual(raw / "a.cxi", [("raw_0.h5", "data"), ("./raw_1.h5", "data")])
+    (tmp_path / "link.cxi").symlink_to(good)
+    for path in (good, tmp_path / "link.cxi"):
+        np.testing.assert_array_equal(read(path).counts, counts())
+
+
+def test_printf_names_of_virtual_sources(raw):
+    path = write_cxi(raw / "a.cxi", without=("data",))
+    with h5py.File(path, "a") as file:
+        space = h5py.h5s.create_simple((FRAMES, N, N), (h5py.h5s.UNLIMITED, N, N))
+        space.select_hyperslab((0, 0, 0), (h5py.h5s.UNLIMITED, 1, 1), stride=(3, 1, 1), block=(3, N, N))
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_virtual(space, b"raw_%b.h5", b"data", h5py.h5s.create_simple((3, N, N)))
+        group = file.require_group("entry_1/data_1")
+        h5py.h5d.create(group.id, b"data", h5py.h5t.NATIVE_UINT16, space, made)
+    np.testing.assert_array_equal(read(path).counts, counts())
+
+
+def test_a_filter_that_is_not_installed_is_named(tmp_path):
+    path = write_cxi(tmp_path / "a.cxi", without=("data",))
+    with h5py.File(path, "a") as file:
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_chunk((1, N, N))
+        made.set_filter(32666, h5py.h5z.FLAG_OPTIONAL, ())
+        group = file.require_group("entry_1/data_1")
+        frames = h5py.h5d.create(
+            group.id, b"data", h5py.h5t.NATIVE_UINT16, h5py.h5s.create_simple(counts().shape), made
+        )
+        for k in range(FRAMES):
+            frames.write_direct_chunk((k, 0, 0), counts()[k].tobytes(), 0)
+    with pytest.raises(ValueError, match=r"HDF5 filter 32666.*not installed"):
+        read(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["plain", "swmr", "killed"])
+def test_a_file_that_is_being_written_is_said_to_be(tmp_path, mode):
+    program = """
+import h5py, os, sys
+file = h5py.File(sys.argv[1], "r+" if sys.argv[2] == "plain" else "a", libver="latest")
+if sys.argv[2] != "plain":
+    file.swmr_mode = True
+print("held", flush=True)
+if sys.argv[2] == "killed":
+    file.flush()
+    os.kill(os.getpid(), 9)
+sys.stdin.read()
+"""
+    path = tmp_path / "a.cxi"
+    with h5py.File(write_cxi(tmp_path / "b.cxi")) as old, h5py.File(path, "w", libver="latest") as new:
+        old.copy("entry_1", new)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {k: v for k, v in os.environ.items()}}
+    with subprocess.Popen([sys.executable, "-c", program, str(path), mode], **pipes) as writer:
+        assert writer.stdout.readline().strip() == b"held"
+        if mode == "killed":
+            writer.wait()
+        with pytest.raises(ValueError, match=r"being written.*swmr:FILE"):
+            read(path)
+        writer.communicate(b"")
+
+
+def test_empty_frames_and_no_light_at_all(tmp_path):
+    data = counts()
+    data[2] = 0
+    taken = read(write_cxi(tmp_path / "a.cxi", data=data))
+    assert not taken.counts[2].any()
+    assert np.isfinite(taken.fitted_probe()).all()
+    with pytest.raises(ValueError, match="no counts in any of the 6 frames"):
+        read(write_cxi(tmp_path / "b.cxi", data=data * 0))
+
+
+def test_a_scan_of_one_frame(tmp_path):
+    assert read(write_cxi(tmp_path / "a.cxi", data=counts()[:1], translation=translation()[:1])).counts.shape == (
+        1,
+        N,
+        N,
+    )

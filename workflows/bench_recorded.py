@@ -1,0 +1,125 @@
+"""Whether the turn of a recorded scan's frames is found: right, refused, wrong.
+
+    steering run workflows/bench_recorded.py [--turns 8] [--shifts 8]
+
+Scans whose orientation is known (the Siemens star where STEERING_DATA has it, and two simulated ones) are turned in
+eight ways, with the beam's centre off by up to a sixteenth of the frame in eight ways, and the turn is sought with the
+probe known. Then scans that cannot tell (flat objects, frames that do not overlap): these must be refused.
+"""
+
+import argparse
+import itertools
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from skimage import data
+
+from steering import ORIENTATIONS, Canvas, Geometry, RunFolder, read_recording, sample, zone_plate
+from steering.ptychography import simulate
+from steering.sources import Recording, find_orientation, line_field
+from steering.sources.finding import turned
+from steering.view.pictures import COLOURS, figure, png, styled
+
+WINDOW, SIDE = 64, 192
+SIEMENS = "ptycho-aps-velociprobe-siemens/siemens-star-small.npz.bz2"
+
+
+def main(folder: RunFolder, arguments: list[str]) -> None:
+    """Seek the turn of every variant; keys orientation.right, .refused, .wrong and undecidable.refused."""
+    parser = argparse.ArgumentParser(
+        prog="steering run workflows/bench_recorded.py", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--turns", type=int, default=8, help="of the frames, of each scan (8)")
+    parser.add_argument("--shifts", type=int, default=8, help="of the beam's centre, of each turn (8)")
+    parser.add_argument("--undecidable", type=int, default=8, help="scans that cannot tell (8)")
+    options = parser.parse_args(arguments)
+    shares: dict[str, list[float]] = {}
+    by_scan: dict[str, Counter] = {}
+    started = time.process_time()
+    for name, recording in scans():
+        for variant, wanted in variants(recording, options.turns, options.shifts):
+            found = find_orientation(variant)
+            ending = "refused" if not found.sure else "right" if found.orientation == wanted else "wrong"
+            by_scan.setdefault(name, Counter())[ending] += 1
+            shares.setdefault(name, []).append(found.share)
+        print(name, dict(by_scan[name]), flush=True)
+    tried = sum(map(len, shares.values()))
+    seconds = (time.process_time() - started) / tried
+    hopeless = [find_orientation(recording) for recording in itertools.islice(undecidable(), options.undecidable)]
+    shares["cannot tell"] = [found.share for found in hopeless]
+    total = sum(by_scan.values(), Counter())
+    folder.write_summary(
+        {
+            "orientation": {key: total[key] for key in ("right", "refused", "wrong")}
+            | {"tried": tried, "cpu_s": seconds, "scans": {name: dict(counted) for name, counted in by_scan.items()}},
+            "undecidable": {"refused": sum(not found.sure for found in hopeless), "tried": len(hopeless)},
+        }
+    )
+    folder.write_file("orientation.png", picture(shares))
+
+
+def scans() -> Iterator[tuple[str, Recording]]:
+    """Scans whose orientation is right as they are, with their names."""
+    place = Path(os.environ.get("STEERING_DATA", "/nowhere")) / SIEMENS
+    if place.is_file():
+        yield "siemens", read_recording(place, zero_frequency="corner")
+    yield "coins", simulated(sample(data.coins(), phase=1.5, absorption=0.1, size=SIDE), seed=0)
+    lines = line_field(SIDE, lines=40, seed=1)
+    yield "lines", simulated(np.exp(-0.1 * lines + 0.8j * lines).astype(np.complex64), seed=1)
+
+
+def simulated(thing: np.ndarray, *, seed: int, step: float = 8.0) -> Recording:
+    """A scan of an object (SIDE, SIDE) in rows, with some jitter."""
+    rng = np.random.default_rng(seed)
+    probe = zone_plate(WINDOW, 50.0, aperture=0.52, counts=1e5)
+    rows = np.arange(-40, 41, step)
+    where = np.stack(np.meshgrid(rows, rows, indexing="ij"), -1).reshape(-1, 2) + rng.uniform(
+        -1, 1, (len(rows) ** 2, 2)
+    )
+    canvas = Canvas(thing.shape, (-thing.shape[0] // 2, -thing.shape[1] // 2))
+    counts = rng.poisson(simulate(thing, probe, canvas, where)).astype(np.uint16)
+    return Recording(counts=counts, positions=where, probe=probe, geometry=Geometry(shape=(WINDOW, WINDOW)))
+
+
+def variants(recording: Recording, turns: int, shifts: int) -> Iterator[tuple[Recording, str]]:
+    """A recording as other detectors would have written it, and the turn that undoes it."""
+    undo = {"rot90": "rot270", "rot270": "rot90"}
+    reach = recording.geometry.shape[0] // 16
+    rng = np.random.default_rng(0)
+    for name in list(ORIENTATIONS)[:turns]:
+        for k in range(shifts):
+            shift = rng.integers(-reach, reach + 1, 2) if k else (0, 0)
+            moved = replace(recording, counts=np.roll(recording.counts, shift, (1, 2)))
+            yield turned(moved, name), undo.get(name, name)
+
+
+def undecidable() -> Iterator[Recording]:
+    """Scans that hold no evidence of their orientation."""
+    flat = np.ones((SIDE, SIDE), np.complex64)
+    for seed in range(4):
+        yield simulated(flat * np.exp(0.3j * seed), seed=seed)
+    rough = np.pad(sample(data.coins(), phase=1.5, absorption=0.1, size=SIDE), 120, mode="wrap")
+    probe = zone_plate(WINDOW, 50.0, aperture=0.52, counts=1e5)
+    rows = np.arange(-160, 161, 80.0)
+    where = np.stack(np.meshgrid(rows, rows, indexing="ij"), -1).reshape(-1, 2)
+    for seed in range(4):
+        canvas = Canvas(rough.shape, (-rough.shape[0] // 2 + seed, -rough.shape[1] // 2))
+        counts = np.random.default_rng(seed).poisson(simulate(rough, probe, canvas, where)).astype(np.uint16)
+        yield Recording(counts=counts, positions=where, probe=probe, geometry=Geometry(shape=(WINDOW, WINDOW)))
+
+
+@styled
+def picture(shares: dict[str, list[float]]) -> bytes:
+    """The best turn's residual over the second best's, a row for each kind of scan."""
+    drawing, [[axes]] = figure(height=2.6)
+    for row, values in enumerate(shares.values()):
+        axes.plot(values, np.full(len(values), row) + np.linspace(-0.2, 0.2, len(values)), ".", color=COLOURS[0])
+    axes.set_yticks(range(len(shares)), list(shares))
+    axes.axvline(0.9, color=COLOURS[1])
+    axes.set_xlabel("best residual over second best: refused right of the line")
+    return png(drawing)
