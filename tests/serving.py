@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from steering import SimulatedBeamline, zone_plate
-from steering.sources import JoinSettings, LiveSettings, LiveSource, Streams, Window
-from steering.sources.addresses import frames_at, motion_at, positions_at
+from steering.sources import JoinSettings, LiveSettings, LiveSource, Window
+from steering.sources.addresses import streams_at
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +37,8 @@ def served(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
     try:
         for line in process.stdout:
             if line.startswith('{"served"'):
-                yield json.loads(line)["served"]
+                told = json.loads(line)
+                yield {**told["served"], "probe": told["probe"]}
                 break
         else:
             raise AssertionError(f"the server ended with {process.wait()}")
@@ -47,8 +47,10 @@ def served(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
         process.communicate(timeout=60)
 
 
-def beamline(frames: int = 60, samples: int = 1, **settings) -> SimulatedBeamline:
+def beamline(frames: int = 60, samples: int = 1, **settings):
     """The beamline that serve_simulated.py serves with --frames and --samples, in this process."""
+    from steering import SimulatedBeamline, zone_plate
+
     sys.path.insert(0, str(ROOT / "workflows"))
     try:
         from simulated_drift import stages
@@ -63,17 +65,11 @@ def beamline(frames: int = 60, samples: int = 1, **settings) -> SimulatedBeamlin
     )
 
 
-def live(addresses: dict[str, str], like: SimulatedBeamline, **settings) -> LiveSource:
+def live(addresses: dict[str, str], like, **settings) -> LiveSource:
     """A live source for these addresses, with the optics of a simulated beamline."""
-    what, positions = positions_at(addresses["positions"])
     join = JoinSettings(**settings.pop("join", {}))
     return LiveSource(
-        Streams(
-            frames=frames_at(addresses["frames"]),
-            positions=positions,
-            positions_are=what,
-            motion=motion_at(addresses["motion"]),
-        ),
+        streams_at(addresses["frames"], addresses["positions"], addresses["motion"]),
         window=Window(size=64, dtype="uint16"),
         geometry=like.geometry,
         probe=like.probe,

@@ -9,6 +9,8 @@ protocol, and ends when its samples are over. Frames can be dropped, repeated, r
 import argparse
 import json
 
+import numpy as np
+
 from served.faults import Faults
 from served.publisher import Publisher, publish
 from simulated_drift import stages
@@ -37,7 +39,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         seed=options.seed,
     )
     publisher = make_publisher(options, folder)
-    print(json.dumps({"served": publisher.addresses}), flush=True)
+    np.save(folder.path / "probe.npy", beamline.probe)
+    print(json.dumps({"served": publisher.addresses, "probe": str(folder.path / "probe.npy")}), flush=True)
     folder.write_summary({"addresses": publisher.addresses})
     try:
         figures = publish(beamline, publisher, faults)
@@ -54,14 +57,21 @@ def make_publisher(options: argparse.Namespace, folder: RunFolder) -> Publisher:
         from served.dectris import DectrisPublisher  # noqa: PLC0415
 
         return DectrisPublisher(port=options.port, compression=options.compression, samples=options.position_samples)
-    raise ValueError(f"found the protocol {options.protocol!r}, expected dectris")
+    if options.protocol == "swmr":
+        from served.swmr import SwmrPublisher  # noqa: PLC0415
+
+        return SwmrPublisher(folder.path, keys=not options.no_keys)
+    from served.pva import PvaPublisher  # noqa: PLC0415
+
+    return PvaPublisher(compression=options.compression)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="serve_simulated.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--protocol", choices=("dectris",), required=True)
+    parser.add_argument("--protocol", choices=("dectris", "pva", "swmr"), required=True)
     parser.add_argument("--port", type=int, default=0, help="of the frames (any that is free)")
     parser.add_argument("--compression", choices=("bslz4", "lz4"), default="bslz4", help="of the frames (bslz4)")
+    parser.add_argument("--no-keys", action="store_true", help="swmr: the file says nowhere which rows are written")
     parser.add_argument("--samples", type=int, default=3, help="how many of the demo's three samples (3)")
     parser.add_argument("--frames", type=int, default=1100, help="of each sample (1100)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -25,7 +25,8 @@ class Source(Protocol):
     before chunks() and while it waits, and return at once; `frames_dropped` may be read from any thread. The attributes
     do not change once the source is made.
 
-    All of them must be there; a class that inherits from this one has the defaults of `scans` and `frames`.
+    All of them must be there; a class that inherits from this one has the defaults of `scans`, `frames` and
+    `streams`.
     """
 
     geometry: Geometry
@@ -41,6 +42,12 @@ class Source(Protocol):
     """Names of the scans to come, in their order; empty where that is not known beforehand."""
     frames: int | None = None
     """How many frames are to come in all at most; None where that is not known."""
+
+    @property
+    def streams(self) -> Mapping[str, Mapping[str, Any]]:
+        """Figures of the streams that a live source joins, by name, for the display and the summary: received, joined,
+        waiting, dropped by reason, lost, interpolated, silent_s. A source without streams need not define it."""
+        return {}
 
     @property
     def frames_dropped(self) -> int:

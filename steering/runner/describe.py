@@ -21,10 +21,12 @@ from steering.campaign import (
     RolledBack,
     ScanRefined,
     ScanRevisited,
+    StreamsReported,
     TrainingSkipped,
     VersionRefused,
     WorkFailed,
 )
+from steering.runner.streams import stream_lines, troubled
 
 
 def describe(event: Event) -> str | None:
@@ -38,6 +40,8 @@ def _of_the_run(event: Event) -> str | None:
             return f"{event.what} failed, and the run goes on without it: {event.error}"
         case ScanRevisited():
             return f"back at {event.scan}: its new frames are the scan {event.visit}"
+        case StreamsReported() if silent := troubled(event.streams):
+            return "; ".join(line for line in stream_lines(event.streams) if line.split(":")[0] in silent)
     return None
 
 

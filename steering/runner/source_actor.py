@@ -14,9 +14,21 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.campaign import ChunkArrived, DecisionSuggested, Event, FrameRefused, ScanRevisited, SourceEnded
+from steering.campaign import (
+    ChunkArrived,
+    DecisionSuggested,
+    Event,
+    FrameRefused,
+    ScanRevisited,
+    SourceEnded,
+    StreamsReported,
+)
 from steering.records import Decision
+from steering.runner.streams import report
 from steering.sources import Source
+
+_LOOK_S = 1.0
+"""Between two looks at the streams."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,7 @@ class SourceActor:
         self.frames = 0
         self.first = self.last = 0.0
         threading.Thread(target=self._pull, name="source", daemon=True).start()
+        self._reporting = asyncio.create_task(self._report_streams())
 
     async def go_on_with(self, predictor: Any, number: int) -> int:
         """Send another predictor what is kept, and from then on what is measured. Returns the frames sent again.
@@ -134,7 +147,23 @@ class SourceActor:
             "frames_acquired": self.frames + self.source.frames_dropped,
             "frames_dropped": self.source.frames_dropped,
             "acquire_s": self.last - self.first,
+            "streams": self._streams(),
         }
+
+    def _streams(self) -> dict[str, dict[str, Any]]:
+        """Figures of the source's streams; a source of one's own need not have any."""
+        return {name: dict(figures) for name, figures in getattr(self.source, "streams", {}).items()}
+
+    async def _report_streams(self) -> None:
+        """Also while no chunk comes: a stream that is silent must be known."""
+        last: StreamsReported | None = None
+        while not self._closed:
+            event = report(time.time(), self._streams(), last)
+            if event is not None:
+                last = event
+                self._events.put_nowait(event)
+                self._report_dropped()
+            await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
         """End the source; what waits for another predictor waits no longer."""

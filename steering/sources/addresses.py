@@ -1,30 +1,38 @@
 """The addresses of live streams: one grammar for the command line, `record`, `inspect` and notebooks.
 
-    frames     dectris://HOST:31001            ?channel=threshold_1
-               pva://PV                        ?queue=1024
-               swmr:FILE                       ?data=/entry/data/data &keys=/entry/keys &wait_s=60
+    frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed
+               pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV
+               swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS
+               play:FILE                       ?speed=1, what `steering record` has written; 0: without waiting
     positions  zmq://HOST:PORT                 ?y=NAME &x=NAME &socket=pull|sub
-               pva://PV_Y,PV_X                 or pva://TABLE?y=COLUMN&x=COLUMN (with a column `number`)
-               swmr:FILE                       ?y=/PATH &x=/PATH
+               pva://PV                        ?y=ATTRIBUTE &x=ATTRIBUTE where PV is that of the frames
+               pva://TABLE                     ?y=COLUMN &x=COLUMN &number=COLUMN
+               swmr:FILE                       ?y=/PATH &x=/PATH, and as above
+               play:FILE                       ?speed=1
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
 
 Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx; positions samples=N of a frame (1) and gap=N frames
-that are interpolated (3).
+that are interpolated (3). Every pva address takes server=HOST:PORT, instead of EPICS's own search.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
 from steering.sources.dectris import DectrisFrames
+from steering.sources.live import Streams
 from steering.sources.motion import Motion, ZmqMotion
 from steering.sources.panda import PandaPositions
-from steering.sources.streams import Companion, Stream
+from steering.sources.pva import NoRecords, PvaFrames, PvaMotion, PvaTable
+from steering.sources.streams import FRAMES, Companion, Stream
+from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
+from steering.sources.tape import Played
 
 _UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
 _OF_POSITIONS = ("unit", "flip", "samples", "gap")
+_OF_FILES = ("keys", "finished", "total", "quiet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +89,28 @@ def frames_at(text: str) -> Stream:
     """The frames at an address."""
     address = parse(text)
     if address.scheme == "dectris":
-        address.only("channel")
-        return DectrisFrames(address=_tcp(address, 31001), channel=address.options.get("channel", "threshold_1"))
-    raise _unknown(address, "dectris, pva, swmr")
+        address.only("channel", "rest")
+        return DectrisFrames(
+            address=_tcp(address, 31001),
+            channel=address.options.get("channel", "threshold_1"),
+            rest=address.options.get("rest", ""),
+        )
+    if address.scheme == "pva":
+        address.only("queue", "server", "scan", "done")
+        return PvaFrames(
+            pv=address.place,
+            server=address.options.get("server", ""),
+            queue=address.whole("queue", 1024),
+            scan=address.options.get("scan", ""),
+            done=address.options.get("done", ""),
+        )
+    if address.scheme == "swmr":
+        address.only("data", *_OF_FILES)
+        return SwmrFrames(where=_followed(address), data=address.options.get("data", "/entry/data/data"))
+    if address.scheme == "play":
+        address.only("speed")
+        return _played(address, FRAMES)
+    raise _unknown(address, "dectris, pva, swmr, play")
 
 
 def positions_at(text: str) -> tuple[Companion, Stream]:
@@ -99,7 +126,24 @@ def positions_at(text: str) -> tuple[Companion, Stream]:
             scale=address.scale(),
             socket=address.options.get("socket", "pull"),
         )
-    raise _unknown(address, "zmq, pva, swmr")
+    if address.scheme == "pva":
+        address.only("y", "x", "number", "server", *_OF_POSITIONS)
+        columns = address.needed("y"), address.needed("x")
+        return what, PvaTable(
+            pv=address.place,
+            columns=columns,
+            scale=address.scale(),
+            server=address.options.get("server", ""),
+            number=address.options.get("number", "number"),
+        )
+    if address.scheme == "swmr":
+        address.only("y", "x", *_OF_FILES, *_OF_POSITIONS)
+        columns = address.needed("y"), address.needed("x")
+        return what, SwmrPositions(where=_followed(address), columns=columns, scale=address.scale())
+    if address.scheme == "play":
+        address.only("speed", "samples", "gap")
+        return what, _played(address, what.name)
+    raise _unknown(address, "zmq, pva, swmr, play")
 
 
 def motion_at(text: str) -> Motion:
@@ -108,7 +152,50 @@ def motion_at(text: str) -> Motion:
     if address.scheme == "zmq":
         address.only()
         return ZmqMotion(address=_tcp(address))
+    if address.scheme == "pva":
+        address.only("trigger", "dwell", "end", "server", "unit", "flip")
+        names = address.place.split(",")
+        if len(names) != 2:
+            raise ValueError(f"{text}: found {len(names)} motors, expected two: MOTOR_Y,MOTOR_X")
+        options = {name: address.options.get(name, "") for name in ("trigger", "dwell", "end", "server")}
+        return PvaMotion(y=names[0], x=names[1], scale=address.scale(), **options)
     raise _unknown(address, "zmq, pva")
+
+
+def streams_at(frames: str, positions: str, motion: str | None = None) -> Streams:
+    """The streams of a live source at these addresses. Raises ValueError for what is none."""
+    what, where = positions_at(positions)
+    stream = frames_at(frames)
+    if isinstance(stream, PvaFrames) and isinstance(where, PvaTable) and where.pv == stream.pv:
+        stream = replace(stream, attributes=where.columns, scale=where.scale)
+        where = NoRecords()
+    return Streams(
+        frames=stream,
+        positions=where,
+        positions_are=what,
+        motion=None if motion is None else motion_at(motion),
+    )
+
+
+def _played(address: Address, stream: str) -> Played:
+    text = address.options.get("speed", "1")
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = -1.0
+    if not 0 <= speed < float("inf"):
+        raise ValueError(f"{address.text}: found speed={text}, expected 1 for its own, or 0 for without waiting")
+    return Played(file=address.place, stream=stream, speed=speed)
+
+
+def _followed(address: Address) -> Followed:
+    return Followed(
+        file=address.place,
+        keys=address.options.get("keys", ""),
+        finished=address.options.get("finished", ""),
+        total=address.whole("total", 0),
+        quiet_s=float(address.whole("quiet", 60)),
+    )
 
 
 def _tcp(address: Address, port: int | None = None) -> str:

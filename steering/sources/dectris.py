@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
+from steering.sources.simplon import Simplon
 from steering.sources.streams import Began, Ended, Frame, Record, Unreadable
 from steering.sources.zmq_socket import messages
 
@@ -35,15 +36,26 @@ class DectrisFrames:
     channel: str = "threshold_1"
     high_water: int = 20_000
     """Messages that wait here before the detector has to."""
+    rest: str = ""
+    """HOST[:PORT] of the detector's REST interface: it is armed once this stream is connected, and disarmed at the end;
+    empty: somebody else does that."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The series' records, as they come."""
         decoder = Stream2(self.channel)
-        for message in messages(self.address, "pull", self.high_water, stopped):
-            if message is None:
+        detector, armed = Simplon(host=self.rest), False
+        try:
+            for message in messages(self.address, "pull", self.high_water, stopped):
+                if message is not None:
+                    yield from self._decoded(decoder, message)
+                    continue
+                if self.rest and not armed:  # connected by now: the start message would be missed before
+                    detector.arm()
+                    armed = True
                 yield None
-            else:
-                yield from self._decoded(decoder, message)
+        finally:
+            if armed:
+                detector.disarm()
 
     def _decoded(self, decoder: Stream2, message: bytes) -> list[Record]:
         try:

@@ -22,6 +22,10 @@ from steering.sources.streams import FRAMES, Companion, Joined, JoinSettings, St
 
 REPEAT, LATE, EARLIER = "repeat", "too late: its frame was settled before", "of a scan that was over"
 FULL, THINNED = "the buffer was full: the oldest gave way", "thinned: the consumer is slower"
+UNREADABLE = "unreadable: "
+"""How the reason begins of what came and could not be decoded: its number is missing, and counts as lost."""
+NO_LOSS = (REPEAT, LATE, EARLIER)
+"""Reasons for which a frame is dropped that was joined, or lost, before."""
 _NO_FRAME, _FRAME_DROPPED = "no frame came", "its frame was dropped"
 _OPEN_SCANS = 4
 

@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.records import Canvas, Decision, Field, Geometry, make_chunk
+from steering.sources.join import NO_LOSS, UNREADABLE
 from steering.sources.motion import Motion
 from steering.sources.receiver import Batch, Plan
 from steering.sources.streams import FRAMES, Companion, JoinSettings, Stream
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 POSITIONS = "positions"
 SCAN_IDS = 10**9
 """A frame's id is its number plus so much for each scan before its own."""
-_NOT_A_LOSS = ("repeat",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,13 @@ class LiveSettings:
     """Seconds without a frame after which positions that were asked for count as lost, and others may be asked for."""
     end_s: float | None = 300.0
     """Seconds without a frame after which the run ends with an error; None: never."""
+
+    def __post_init__(self) -> None:
+        if not self.give_up_s > self.join.wait_s or self.chunk_frames < 1:
+            raise ValueError(
+                f"found give_up_s={self.give_up_s}, chunk_frames={self.chunk_frames}; expected more than "
+                f"join.wait_s={self.join.wait_s}, after which a missing frame is lost, and 1 or more"
+            )
 
 
 class LiveSource:
@@ -133,7 +140,8 @@ class LiveSource:
         frames = self.streams.get(FRAMES)
         if frames is None:
             return 0
-        dropped = sum(n for reason, n in frames["dropped"].items() if reason not in _NOT_A_LOSS)
+        losses = (why for why in frames["dropped"] if why not in NO_LOSS and not why.startswith(UNREADABLE))
+        dropped = sum(frames["dropped"][why] for why in losses)
         return int(dropped + frames["lost"] + self._figures["given_up"] + self._figures["refused"])
 
     @property

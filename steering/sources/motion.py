@@ -9,6 +9,7 @@ the scan after the last. Its positions come back in the stream of positions, as 
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,8 +35,8 @@ class OpenMotion(Protocol):
 class Motion(Protocol):
     """Where decisions are carried out; made in the driver, pickled, connected in the receiving process."""
 
-    def connected(self) -> OpenMotion:
-        """Connect. Raises OSError where that fails."""
+    def connected(self, stopped: threading.Event) -> OpenMotion:
+        """Connect; what takes long ends early once `stopped` is set. Raises OSError where that fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class ZmqMotion:
     answer_s: float = 10.0
     """Seconds that an answer may take."""
 
-    def connected(self) -> _ZmqMotion:
+    def connected(self, stopped: threading.Event) -> _ZmqMotion:
         """Connect; ZMQ waits for a server that is not there yet."""
         return _ZmqMotion(self)
 

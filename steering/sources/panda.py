@@ -1,8 +1,9 @@
 """Positions over ZMQ as JSON: what a PandA's client sends, and MAX IV's variant of it. Needs the extra `dectris`.
 
 PandA: {"message_type": "start"}, then "data" with "datasets": {"/INENC2.VAL.Value": {"starting_sample_number",
-"data"}}, then "stop" with "emitted_frames". MAX IV: "series-start", "data" with "frame_number" (the first of the message) and a
-list per column, "series-end". Several samples of a frame are averaged by the joiner; how many there are must be given.
+"data"}}, then "stop" with "emitted_frames". MAX IV: "series-start", "data" with "frame_number" (the first of the
+message) and a list per column, "series-end". Several samples of a frame are averaged by the joiner; how many there are
+must be given.
 """
 
 from __future__ import annotations

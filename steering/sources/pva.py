@@ -7,6 +7,7 @@ extra `epics`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import queue
 import threading
@@ -23,6 +24,8 @@ from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unrea
 
 _SCALARS = ("|i1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f4", "<f8")
 """dtypes of pvData's ScalarType (0 is boolean)."""
+_POLL_S, _QUIET_S = 0.05, 0.5
+"""Arrays may come so much later than the PV that says that all is done: another subscription."""
 _RESTART = 64
 """A uniqueId of 0 or 1 that comes this far after a higher one begins another scan; nearer ones are out of order."""
 
@@ -47,19 +50,17 @@ class PvaFrames:
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The frames, as they come."""
         decoder = NdArrays(self.attributes, self.scale, self.scan)
-        done = threading.Event()
         with _context(self.server) as context:
-            monitors = [_monitor(context, self.pv, self.queue)]
-            if self.done:
-                monitors.append(_monitor(context, self.done, 4, lambda value: done.set() if value["value"] else None))
-            quiet = 0.0
+            arrays = _Updates(context, self.pv, self.queue)
+            done = _Updates(context, self.done, 4) if self.done else None
+            over = False
             while not stopped.is_set():
-                value = monitors[0].next()
-                quiet = quiet + 0.05 if value is None else 0.0
+                value = arrays.next(_QUIET_S if over else _POLL_S)
                 if value is None:
-                    if done.is_set() and quiet > 0.5:
+                    if over:
                         yield Ended(last=True)
-                        done.clear()
+                    said = done.next(0.0) if done is not None else None
+                    over = said is not None and bool(said["value"])
                     yield None
                     continue
                 try:
@@ -82,9 +83,9 @@ class PvaTable:
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The samples, as they come."""
         with _context(self.server) as context:
-            monitor = _monitor(context, self.pv, 1024)
+            monitor = _Updates(context, self.pv, 1024)
             while not stopped.is_set():
-                value = monitor.next()
+                value = monitor.next(_POLL_S)
                 if value is None:
                     yield None
                     continue
@@ -104,9 +105,7 @@ class NoRecords:
             yield None
 
 
-def table(
-    fields: Mapping[str, Any], number: str, columns: Sequence[str], scale: Sequence[float]
-) -> list[Record]:
+def table(fields: Mapping[str, Any], number: str, columns: Sequence[str], scale: Sequence[float]) -> list[Record]:
     """The samples in the columns of a table. Raises ValueError, and nothing else, for columns that make none."""
     missing = [name for name in (number, *columns) if name not in fields]
     if missing:
@@ -147,11 +146,13 @@ class NdArrays:
     def __call__(self, fields: Mapping[str, Any]) -> list[Record]:
         """The records of one update. Raises ValueError, and nothing else, for what is no frame."""
         size = fields.get("size")
-        if fields.get("value") is None or not size:
+        if fields.get("value") is None or size == []:
             return []  # what an idle PV holds: no frame yet
         number = fields.get("unique")
-        if not isinstance(number, int) or number < 0:
+        if not isinstance(number, int) or not 0 <= number < 2**40:
             raise ValueError(f"an array with uniqueId {number!r}, expected 0 or more")
+        if not isinstance(size, list) or not isinstance(fields.get("attributes"), Mapping):
+            raise ValueError("an array without a list of dimensions and attributes, expected an NTNDArray")
         if len(size) == 3 and 1 in size:
             size = [n for n in size if n != 1] or size
         if len(size) != 2 or not all(isinstance(n, int) and 0 < n < 2**16 for n in size):
@@ -161,7 +162,7 @@ class NdArrays:
         return [*self._begun(fields, number), Frame(number, counts, time.time(), own)]
 
     def _begun(self, fields: Mapping[str, Any], number: int) -> list[Record]:
-        name = fields.get("attributes", {}).get(self._scan) if self._scan else None
+        name = fields["attributes"].get(self._scan) if self._scan else None
         restarted = number <= 1 and self._highest > _RESTART
         begins = not self._began or restarted or (name is not None and str(name) != self._name)
         self._highest = number if begins else max(self._highest, number)
@@ -174,7 +175,7 @@ class NdArrays:
     def _own(self, fields: Mapping[str, Any]) -> NDArray[np.float64] | None:
         if not self._attributes:
             return None
-        attributes = fields.get("attributes", {})
+        attributes = fields["attributes"]
         try:
             row = np.array([float(attributes[name]) for name in self._attributes])
         except (KeyError, TypeError, ValueError) as error:
@@ -206,7 +207,7 @@ class NdArrays:
 
     def _framed(self, codec: str, payload: bytes, shape: tuple[int, int], dtype: np.dtype, total: int) -> NDArray:
         if codec == "bslz4":
-            return self._decompress(codec, total.to_bytes(8, "big") + bytes(4)[:0] + _bitshuffle_block(dtype) + payload, shape, dtype)
+            return self._decompress(codec, total.to_bytes(8, "big") + _bitshuffle_block(dtype) + payload, shape, dtype)
         # One lz4 block without any framing: HDF5's has the size of the block and of its compressed bytes.
         header = total.to_bytes(8, "big") + total.to_bytes(4, "big") + len(payload).to_bytes(4, "big")
         return self._decompress(codec, header + payload, shape, dtype)
@@ -315,7 +316,7 @@ class _PvaMotion:
 
     def _put(self, names: list[str], values: Sequence[float], more_s: float = 0.0) -> None:
         timeout = self._motion.timeout_s + more_s
-        self._context.put(names, list(values), timeout=timeout, wait=True, request="record[process=true,block=true]")
+        self._context.put(names, list(values), timeout=timeout, wait=True)
 
 
 def _limits(value: Any) -> tuple[float, float]:
@@ -325,18 +326,25 @@ def _limits(value: Any) -> tuple[float, float]:
     return (low, high) if low < high else (-np.inf, np.inf)
 
 
-class _monitor:  # noqa: N801 - it is called like a function
-    """The updates of a PV, through a queue of our own."""
+class _Updates:
+    """The updates of a PV, through a queue of our own, which drops its oldest: their numbers are missing then."""
 
-    def __init__(self, context: Any, pv: str, size: int, seen: Any = None) -> None:
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        take = self._queue.put if seen is None else seen
-        self._subscription = context.monitor(pv, take, request=f"record[queueSize={size}]field()")
+    def __init__(self, context: Any, pv: str, size: int) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(size)
+        self._subscription = context.monitor(pv, self._take, request=f"record[queueSize={size}]field()")
 
-    def next(self) -> Any:
-        """The next update, or None after 0.05 s without one."""
+    def _take(self, value: Any) -> None:
+        while True:
+            try:
+                return self._queue.put_nowait(value)
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):
+                    self._queue.get_nowait()
+
+    def next(self, wait_s: float) -> Any:
+        """The next update, or None after so long without one."""
         try:
-            value = self._queue.get(timeout=0.05)
+            value = self._queue.get(wait_s > 0, wait_s or None)
         except queue.Empty:
             return None
         if isinstance(value, Exception):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.join import Joiner
+from steering.sources.join import NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion
 from steering.sources.streams import (
     FRAMES,
@@ -38,7 +38,8 @@ from steering.sources.streams import (
 )
 from steering.sources.window import Window
 
-_SEND_S, _FIGURES_S = 0.02, 0.5
+_SEND_S, _FIGURES_S, _CLOSE_S = 0.02, 0.5, 15.0
+_LOOKS = 3
 _REASONS = 20
 """Most reasons that are told apart."""
 
@@ -87,6 +88,8 @@ class Receiver:
         self._stopped = threading.Event()
         self._error: BaseException | None = None
         self._ordinal = {name: -1 for name in self._joiner.counters}
+        self._begun: set[str] = set()
+        """Streams that say when a scan begins."""
         self._sampled: set[tuple[str, int]] = set()
         self._names: dict[int, str] = {}
         self._headers: dict[int, dict[str, Any]] = {}
@@ -96,7 +99,7 @@ class Receiver:
         self._asked = self._refused = self._given_up = 0
         self._refusal = ""
         self._active = time.monotonic()
-        self._closing = False
+        self._closing = self._window_fits = False
         self._figured = 0.0
 
     def run(self) -> None:
@@ -104,7 +107,7 @@ class Receiver:
         jobs = [(self._follow, FRAMES, self.plan.frames)]
         jobs += [(self._follow, companion.name, stream) for companion, stream in self.plan.companions]
         threads = [threading.Thread(target=job, args=rest, daemon=True) for job, *rest in jobs]
-        threads.append(threading.Thread(target=self._listen, daemon=True))
+        threading.Thread(target=self._listen, daemon=True).start()
         if self.plan.motion is not None:
             threads.append(threading.Thread(target=self._steer, args=(self.plan.motion,), daemon=True))
         for thread in threads:
@@ -112,6 +115,7 @@ class Receiver:
         try:
             while self._error is None and not self._done():
                 self._send()
+            self._stopped.set()
             with self._turn:
                 if self._closing:
                     self._joiner.finish()
@@ -124,8 +128,7 @@ class Receiver:
             self._stopped.set()
             self._orders.put(("close",))
             for thread in threads:
-                if thread.name != "commands":
-                    thread.join(1.0)
+                thread.join(_CLOSE_S)
 
     def _done(self) -> bool:
         with self._turn:
@@ -137,9 +140,14 @@ class Receiver:
     def _send(self) -> None:
         """Wait for joined frames for a moment, and send a batch of them, and the figures now and then."""
         with self._turn:
-            full = self._turn.wait_for(
-                lambda: self._joiner.ready >= self.plan.chunk_frames or self._error or self._closing, _SEND_S
-            )
+            ready = 0
+            for _ in range(_LOOKS):  # frames that come one by one leave together
+                full = self._turn.wait_for(
+                    lambda: self._joiner.ready >= self.plan.chunk_frames or self._error or self._closing, _SEND_S
+                )
+                if full or self._joiner.ready == ready:
+                    break
+                ready = self._joiner.ready
             now = time.monotonic()
             if not full or now - self._figured > _FIGURES_S:
                 self._joiner.expire(now)
@@ -171,11 +179,15 @@ class Receiver:
             for record in stream.records(self._stopped):
                 if record is not None:
                     self._note(name, record)
-                if name == FRAMES and self._joiner.full:
-                    with self._turn:
-                        self._turn.wait_for(lambda: not self._joiner.full or self._stopped.is_set(), 0.1)
+                if name == FRAMES:
+                    self._wait_for_room()
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, name)
+
+    def _wait_for_room(self) -> None:
+        with self._turn:
+            while self._joiner.full and not self._stopped.is_set() and not self._closing:
+                self._turn.wait(0.1)
 
     def _note(self, name: str, record: Record) -> None:
         now = time.monotonic()
@@ -195,12 +207,14 @@ class Receiver:
                 with self._turn:
                     counters = self._joiner.counters[name]
                     counters.note(now, counters.last_number or 0)
-                    known = record.reason in counters.dropped or len(counters.dropped) < _REASONS
-                    counters.dropped[record.reason[:200] if known else "unreadable"] += 1
+                    reason = UNREADABLE + record.reason[:200]
+                    known = reason in counters.dropped or len(counters.dropped) < _REASONS
+                    counters.dropped[reason if known else UNREADABLE + "for other reasons"] += 1
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
             mine, frames = self._ordinal[name], self._ordinal[FRAMES]
+            self._begun.add(name)
             # The streams are armed together; one that missed an arming catches up with the frames.
             fresh = name != FRAMES and frames > mine and (name, frames) not in self._sampled
             self._ordinal[name] = frames if fresh else mine + 1
@@ -214,10 +228,20 @@ class Receiver:
 
     def _frame(self, record: Frame, now: float) -> None:
         bad = self._headers.get(self._ordinal[FRAMES], {}).get("bad")
-        counts = self.plan.window.cut(record.counts, bad if np.shape(bad) == record.counts.shape else None)
+        try:
+            counts = self.plan.window.cut(record.counts, bad if np.shape(bad) == record.counts.shape else None)
+        except ValueError as error:
+            if not self._window_fits:
+                raise  # the window does not fit the detector
+            self._note(FRAMES, Unreadable(str(error)))
+            return
+        self._window_fits = True
         with self._turn:
             self._ordinal[FRAMES] = max(self._ordinal[FRAMES], 0)
             self._active = now
+            if record.own is not None:
+                name = self.plan.companions[0][0].name
+                self._joiner.sample(name, self._ordinal[FRAMES], record.number, record.own, now)
             self._joiner.frame(self._ordinal[FRAMES], record.number, (counts, record.time), now)
             if self._joiner.ready >= self.plan.chunk_frames:
                 self._turn.notify_all()
@@ -225,7 +249,9 @@ class Receiver:
     def _samples(self, name: str, record: Samples, now: float) -> None:
         each = self._joiner.companions[name].samples
         with self._turn:
-            scan = self._ordinal[name] = max(self._ordinal[name], 0)
+            # A stream that never says that a scan begins goes with the frames.
+            scan = self._ordinal[name if name in self._begun else FRAMES]
+            scan = self._ordinal[name] = max(scan, 0)
             self._sampled.add((name, scan))
             for k, row in enumerate(record.rows, record.first):
                 self._joiner.sample(name, scan, k // each, row, now, sample=k % each)
@@ -233,7 +259,6 @@ class Receiver:
 
     def _listen(self) -> None:
         """What the source says; its silence, when it is gone, ends this process."""
-        threading.current_thread().name = "commands"
         try:
             while True:
                 order = self._connection.recv()
@@ -247,17 +272,25 @@ class Receiver:
                         self._active = time.monotonic()
                     self._orders.put(order)
         except (EOFError, OSError):
-            if not self._stopped.is_set():
-                os._exit(1)
+            with self._turn:  # the source is gone: put the motors back, and leave
+                self._closing = True
+                self._turn.notify_all()
+            self._stopped.wait(_CLOSE_S)
+            time.sleep(_CLOSE_S)
+            os._exit(1)
 
     def _steer(self, motion: Motion) -> None:
         try:
-            with contextlib.closing(motion.connected()) as open_motion:
+            accepted = False
+            with contextlib.closing(motion.connected(self._stopped)) as open_motion:
                 while (order := self._orders.get())[0] != "close":
                     _, positions, dwell, stop = order
                     try:
                         open_motion.measure(positions, dwell, stop)
+                        accepted = True
                     except (ValueError, OSError) as error:
+                        if not accepted:
+                            raise  # units or limits are wrong, or nobody is there
                         with self._turn:
                             self._refused += len(positions)
                             self._refusal = _words(error)
@@ -283,13 +316,15 @@ class Receiver:
     def _outstanding(self) -> int:
         """Positions asked for of which neither a frame nor its loss is known."""
         frames = self._joiner.counters[FRAMES]
-        came = frames.received - frames.dropped["repeat"] + frames.lost
+        again = sum(n for why, n in frames.dropped.items() if why in NO_LOSS or why.startswith(UNREADABLE))
+        came = frames.received - again + frames.lost
         return max(0, self._asked - self._refused - self._given_up - came)
 
     def _figures(self) -> dict[str, Any]:
         with self._turn:
             now = time.monotonic()
             streams = {name: self._said(name, counters, now) for name, counters in self._joiner.counters.items()}
+            streams[FRAMES]["outstanding"] = self._outstanding()
             return {
                 "streams": streams,
                 "given_up": self._given_up,

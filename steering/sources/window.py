@@ -73,11 +73,9 @@ class Window:
             counts = np.where(flagged, 0, whole).reshape(n, b, n, b).sum((1, 3))
             flagged = flagged.reshape(n, b, n, b).any((1, 3))
         top = np.iinfo(self.dtype).max
-        out = counts
-        if not (counts.dtype == self.dtype and counts.dtype.kind == "u"):
-            out = np.where(flagged, 0, np.minimum(counts, top - 1)).astype(self.dtype)
+        out = _as_unsigned(counts, flagged, np.dtype(self.dtype))
         if flagged.any():
-            out = out.copy()
+            out = out if out is not counts else out.copy()
             out[flagged] = top
         if self.orientation != "none":
             out = turn(out[None], "centre", self.orientation)[0]
@@ -115,3 +113,15 @@ def _flags(counts: NDArray) -> NDArray[np.bool_]:
     if kind == "u":
         return counts >= np.iinfo(counts.dtype).max - 1
     return counts < 0 if kind == "i" else ~(np.isfinite(counts) & (counts >= 0))
+
+
+def _as_unsigned(counts: NDArray, flagged: NDArray[np.bool_], dtype: np.dtype) -> NDArray:
+    """Counts in an unsigned dtype, those that are too large as the largest that is no flag."""
+    if counts.dtype == dtype:
+        return counts
+    largest = np.iinfo(dtype).max - 1
+    if counts.dtype.kind == "f":
+        return np.minimum(np.where(flagged, 0.0, counts.astype(np.float64)), float(largest)).astype(dtype)
+    if np.iinfo(counts.dtype).max > largest:
+        counts = np.minimum(counts, largest)
+    return np.where(flagged, 0, counts).astype(dtype)

@@ -12,6 +12,7 @@ from typing import Any
 from steering.campaign import DecisionProposed, decode
 from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
+from steering.runner.streams import stream_lines
 from steering.view.history import History, history
 
 
@@ -21,6 +22,7 @@ def status_lines(folder: RunFolder) -> list[str]:
     rows = [
         ("samples", _samples(summary, past)),
         ("frames", _frames(summary, past)),
+        *(("stream", line) for line in _streams(summary, folder.events())),
         ("model", _model(past)),
         ("trust", _trust(past)),
         ("waits", _waits(summary, folder.events())),
@@ -89,6 +91,16 @@ def _frames(summary: Mapping[str, Any], past: History) -> str:
         return "none yet" if summary.get("status") == "running" else "none"
     predicted, dropped = summary.get("frames_predicted", past.predicted), summary.get("frames_dropped")
     return f"{acquired} acquired, {predicted} predicted{f', {dropped} dropped' if dropped is not None else ''}"
+
+
+def _streams(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> list[str]:
+    """What a live source's streams have brought, a line each."""
+    if summary.get("streams"):
+        return stream_lines({name: {**figures, "silent_s": 0.0} for name, figures in summary["streams"].items()})
+    reports = [e for e in events if e.get("event") == "StreamsReported"]
+    if not reports:
+        return []
+    return stream_lines(reports[-1]["streams"], max(0.0, time.time() - reports[-1]["time"]))
 
 
 def _model(past: History) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from served.zmq_motion import PandaAndMotion
+from served.zmq_motion import PandaAndMotion, bound
 from steering import Decision
 from steering.sources.compression import compress
 
@@ -29,17 +29,20 @@ class DectrisPublisher:
     """A stream2 at a port of this machine."""
 
     def __init__(
-        self, *, port: int = 0, compression: str | None = "bslz4", wait: bool = True, samples: int = 1
+        self,
+        *,
+        port: int = 0,
+        positions_port: int = 0,
+        compression: str | None = "bslz4",
+        wait: bool = True,
+        samples: int = 1,
     ) -> None:
         """wait: for the client where it is slower; False: drop the frame, as a detector with a full buffer does."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.set(zmq.SNDHWM, 2000)
-        if port:
-            self._socket.bind(f"tcp://127.0.0.1:{port}")
-        else:
-            port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        self._panda = PandaAndMotion(self._context, samples=samples)
+        port = bound(self._socket, port)
+        self._panda = PandaAndMotion(self._context, samples=samples, port=positions_port)
         self.addresses = {"frames": f"dectris://127.0.0.1:{port}", **self._panda.addresses}
         self._compression, self._wait = compression, wait
         self._series, self._unique = 0, ""
@@ -62,16 +65,27 @@ class DectrisPublisher:
 
     def frame(self, number: int, counts: NDArray) -> None:
         """Send an image."""
-        self.send(number, image(counts, self._compression))
+        self.send(number, self.encoded(counts))
+
+    def encoded(self, counts: NDArray) -> cbor2.CBORTag:
+        """An image, to be sent any number of times."""
+        return image(counts, self._compression)
 
     def send(self, number: int, encoded: cbor2.CBORTag) -> None:
         """Send an image that `image` has made."""
         times = {"start_time": [number, 1000], "stop_time": [number + 1, 1000], "real_time": [1, 1000]}
         self._send(type="image", image_id=number, data={"threshold_1": encoded}, **times)
 
+    def missed(self) -> None:
+        """Nothing waits for it."""
+
     def position(self, number: int, position: NDArray[np.float64]) -> None:
         """Send a position."""
-        self._panda.position(number, position)
+        self.positions(number, position[None])
+
+    def positions(self, number: int, positions: NDArray[np.float64]) -> None:
+        """Send the positions (n, 2) of frames from a number on."""
+        self._panda.positions(number, positions)
 
     def end(self, frames: int, last: bool) -> None:
         """Disarm."""

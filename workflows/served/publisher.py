@@ -28,6 +28,9 @@ class Publisher(Protocol):
     def position(self, number: int, position: NDArray[np.float64]) -> None:
         """Where a frame was measured (y, x), metres."""
 
+    def missed(self) -> None:
+        """A frame was measured, and is not sent now."""
+
     def end(self, frames: int, last: bool) -> None:
         """The scan is over; last: no other will come."""
 
@@ -79,8 +82,11 @@ class _Sending:
         self._held.append(frame)
         if not self._faults.silent(frame.number):
             self._send_positions()
-        for one in self._faults.frames(frame):
+        sent = self._faults.frames(frame)
+        for one in sent:
             self._publisher.frame(one.number, one.counts)
+        if not sent:
+            self._publisher.missed()
         self._number += 1
 
     def end(self, last: bool) -> None:

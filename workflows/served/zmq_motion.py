@@ -17,13 +17,13 @@ from steering import Decision
 class PandaAndMotion:
     """A socket that pushes positions as JSON, and one that answers requests, see steering.sources.motion."""
 
-    def __init__(self, context: zmq.Context, *, samples: int = 1) -> None:
-        """samples: of each frame, around its position."""
+    def __init__(self, context: zmq.Context, *, samples: int = 1, port: int = 0) -> None:
+        """samples: of each frame, around its position. port: of the positions, 0: any that is free."""
         self._samples = samples
         self._positions = context.socket(zmq.PUSH)
         self._positions.set(zmq.SNDHWM, 0)
         self._motion = context.socket(zmq.REP)
-        ports = [socket.bind_to_random_port("tcp://127.0.0.1") for socket in (self._positions, self._motion)]
+        ports = [bound(self._positions, port), bound(self._motion)]
         self.addresses = {
             "positions": f"zmq://127.0.0.1:{ports[0]}?y=INENC1&x=INENC2&unit=um&samples={samples}",
             "motion": f"zmq://127.0.0.1:{ports[1]}",
@@ -35,17 +35,17 @@ class PandaAndMotion:
         """The encoders are armed."""
         self._send({"message_type": "start", "arm_time": "", "start_time": ""})
 
-    def position(self, number: int, position: NDArray[np.float64]) -> None:
-        """The samples of one frame, micrometres; their mean is the position."""
+    def positions(self, number: int, positions: NDArray[np.float64]) -> None:
+        """The samples of frames from a number on, micrometres; the mean of a frame's is its position."""
         wobble = np.arange(self._samples) - (self._samples - 1) / 2
         datasets = {
             f"/INENC{k + 1}.VAL.Value": {
                 "dtype": "float64",
-                "size": self._samples,
+                "size": self._samples * len(positions),
                 "starting_sample_number": number * self._samples,
-                "data": (1e6 * value + 1e-3 * wobble).tolist(),
+                "data": (1e6 * values[:, None] + 1e-3 * wobble).ravel().tolist(),
             }
-            for k, value in enumerate(position)
+            for k, values in enumerate(positions.T)
         }
         self._send({"message_type": "data", "frame_number": number, "datasets": datasets})
 
@@ -83,3 +83,11 @@ class PandaAndMotion:
             except (ValueError, KeyError, TypeError) as error:
                 answer = {"error": str(error)}
             self._motion.send(json.dumps(answer).encode())
+
+
+def bound(socket: zmq.Socket, port: int = 0) -> int:
+    """Bind a socket to a port of this machine, 0: any that is free. Returns the port."""
+    if not port:
+        return int(socket.bind_to_random_port("tcp://127.0.0.1"))
+    socket.bind(f"tcp://127.0.0.1:{port}")
+    return port
