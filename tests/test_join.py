@@ -148,6 +148,15 @@ def test_numbers_that_never_come_are_lost_after_the_deadline_and_trailing_ones_a
     add_up(joiner)
 
 
+def test_leading_losses_are_known_also_where_the_positions_came_first():
+    joiner = Joiner((Companion(name="positions", width=1),))
+    joiner.sample("positions", "a", 0, (1.0,), 0.0)
+    joiner.begin("a")
+    joiner.frame("a", 2, None, 1.0)
+    joiner.expire(9.0)
+    assert joiner.counters[FRAMES].lost == 2
+
+
 def test_thinning_is_even_and_a_blocked_stream_says_so():
     thin = Joiner((), JoinSettings(capacity=8, when_slow="thin"))
     for number in range(9):

@@ -125,7 +125,9 @@ class SourceActor:
         """Frames that the source measured and will not hand out must be known too."""
         new, self._dropped = self.source.frames_dropped - self._dropped, self.source.frames_dropped
         if new > 0:
-            self._refuse(new, "dropped: the predictor was too slow", np.zeros((0, 2)))
+            live = bool(self._streams())
+            reason = "lost, set aside or thinned: see the streams" if live else "dropped: the predictor was too slow"
+            self._refuse(new, reason, np.zeros((0, 2)))
 
     def _refuse(self, count: int, reason: str, positions: NDArray[np.float64]) -> None:
         where = tuple((float(y), float(x)) for y, x in positions)

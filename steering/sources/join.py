@@ -97,7 +97,9 @@ class Joiner:
 
     def begin(self, scan: Hashable, first: int | None = 0) -> None:
         """A scan begins whose first frame has this number; None: from the first one that comes on."""
-        if scan not in self._scans and scan not in self._over:
+        if scan in self._scans and first is not None:
+            self._scans[scan].numbers.expect(first)  # its samples came before it was said to begin
+        elif scan not in self._scans and scan not in self._over:
             self._scans[scan] = _Scan(tuple(self.companions.values()), first)
             while len(self._scans) > _OPEN_SCANS:
                 self._close(next(iter(self._scans)))

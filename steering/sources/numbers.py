@@ -31,6 +31,11 @@ class Numbers:
         """None is missing."""
         return not self._missing and not self._skipped
 
+    def expect(self, first: int) -> None:
+        """The first number is this one, where none has come."""
+        if self._next is None:
+            self._next = first
+
     def add(self, number: int, now: float) -> tuple[bool, bool]:
         """A number has come. Returns whether it is new, and whether none higher came before."""
         if number in self or number in self.lost:

@@ -99,6 +99,11 @@ class Receiver:
         self._asked = self._refused = self._given_up = 0
         self._refusal = ""
         self._active = time.monotonic()
+        """When the last frame came, or was asked for."""
+        self._expecting = self._active if plan.motion is None else None
+        """Since when a frame is expected and none came; None: none is."""
+        self._abandoned = False
+        """Positions were given up since the last frame."""
         self._closing = self._window_fits = False
         self._figured = 0.0
 
@@ -238,7 +243,8 @@ class Receiver:
         self._window_fits = True
         with self._turn:
             self._ordinal[FRAMES] = max(self._ordinal[FRAMES], 0)
-            self._active = now
+            self._active = self._expecting = now
+            self._abandoned = False
             if record.own is not None:
                 name = self.plan.companions[0][0].name
                 self._joiner.sample(name, self._ordinal[FRAMES], record.number, record.own, now)
@@ -270,6 +276,7 @@ class Receiver:
                     with self._turn:
                         self._asked += len(order[1])
                         self._active = time.monotonic()
+                        self._expecting = self._expecting or self._active
                     self._orders.put(order)
         except (EOFError, OSError):
             with self._turn:  # the source is gone: put the motors back, and leave
@@ -298,10 +305,13 @@ class Receiver:
             self._fail(error, "motion")
 
     def _look_for_silence(self, now: float) -> None:
-        silent = now - self._active
         outstanding = self._outstanding()
-        if outstanding > 0 and silent > self.plan.give_up_s:
+        if outstanding > 0 and now - self._active > self.plan.give_up_s:
             self._given_up += outstanding
+            self._abandoned = True
+        elif outstanding == 0 and self.plan.motion is not None and not self._abandoned:
+            self._expecting = None  # nothing is asked for: a paused run may wait for as long as it likes
+        silent = 0.0 if self._expecting is None else now - self._expecting
         if self.plan.end_s is not None and silent > self.plan.end_s:
             number = self._joiner.counters[FRAMES].last_number
             last = "none came at all" if number is None else f"the last was number {number}"
