@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from steering.sources import join
 from steering.sources.join import Joiner
 from steering.sources.numbers import Numbers
 from steering.sources.streams import FRAMES, WHEN_SLOW, Companion, JoinSettings
@@ -180,14 +181,15 @@ def test_a_first_frame_in_the_middle_of_a_scan_loses_nothing_before_it():
     assert len(joiner.take(9)) == 3
 
 
-def test_what_is_remembered_is_bounded():
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(join, "_KEPT", 64)
     joiner = Joiner((Companion(name="positions", width=1),), JoinSettings(capacity=64))
     for number in range(20_000):
         joiner.frame(0, number, None, 0.0)
         joiner.sample("positions", 0, number, (0.0,), 0.0)
         joiner.take(1)
     [scan] = joiner._scans.values()
-    assert len(scan.values["positions"]) <= 4 * 64 + 1
+    assert len(scan.values["positions"]) <= 2 * 64 + 1
     numbers = Numbers(0)
     numbers.add(10**12, 0.0)  # a torn number must not cost memory
     assert numbers.give_up(1.0) == 10**12

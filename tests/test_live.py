@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from steering.cli import main
 from steering.records import Decision
 from steering.runner.folder import RunFolder
 from steering.view.status import status_lines
@@ -60,8 +61,6 @@ def test_frames_of_the_served_beamline_are_those_of_the_embedded_one(tmp_path):
 @pytest.mark.slow
 def test_a_campaign_over_a_protocol_ends_with_what_it_learnt(tmp_path):
     """Steered through the protocol, with losses, repeats and disorder; every figure adds up, also in the summary."""
-    from steering.cli import main
-
     frames = 240
     faults = ("--drop", "0.03", "--repeat", "0.03", "--reorder", "0.1")
     arguments = ("--protocol", "dectris", "--samples", "1", "--frames", str(frames), "--frame-rate", "60", *faults)
@@ -91,3 +90,18 @@ def test_a_campaign_over_a_protocol_ends_with_what_it_learnt(tmp_path):
         assert stream["received"] == stream["joined"] + sum(stream["dropped"].values()) + stream["waiting"]
     lines = "\n".join(status_lines(RunFolder(out)))
     assert f"frames: {counters['received']} received, {counters['lost']} lost" in lines
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_ingest_runs_and_keeps_its_keys(tmp_path):
+    out = tmp_path / "run"
+    quick = "--seconds 1 --rate 100 --rate-256 50 --overload-frames 6000 --settle-s 0.5 --protocols dectris"
+    assert main(["run", "--out", str(out), "workflows/bench_ingest.py", *quick.split()]) == 0
+    figures = RunFolder(out).summary()["dectris"]
+    for part in (figures, figures["256"]):
+        assert part["adds_up"]
+        assert part["lost"] == 0
+        assert {"frames_per_s", "predicted_per_s", "thinned", "latency_ms", "cpu_share"} <= part.keys()
+        assert part["latency_ms"]["p50"] <= part["latency_ms"]["p99"]
+    assert figures["overload"]["exact"]
+    assert (out / "ingest.png").stat().st_size > 5000

@@ -18,6 +18,7 @@ pytest.importorskip("p4p")
 from steering.sources.addresses import streams_at  # noqa: E402
 from steering.sources.look import look  # noqa: E402
 from steering.sources.streams import FRAMES  # noqa: E402
+from steering.sources.tape import record  # noqa: E402
 
 
 def publisher(protocol: str, folder: Path):
@@ -127,3 +128,29 @@ def test_a_dry_run_says_what_each_stream_sends(protocol, tmp_path):
     assert "/s, first number" in line
     assert found["positions"].count >= 2
     assert found["positions"].what.endswith("at first")
+
+
+def test_a_recording_of_a_live_stream_is_a_source_like_the_stream(tmp_path):
+    served = publisher("dectris", tmp_path)
+    addresses, stopped = served.addresses, threading.Event()
+    streams = streams_at(addresses["frames"], addresses["positions"])
+    following = {FRAMES: streams.frames, "positions": streams.positions}
+    recorder = threading.Thread(target=record, args=(following, tmp_path / "a.tape", stopped))
+    recorder.start()
+    served.begin("gravel")
+    for number in range(40):
+        served.position(number, WHERE[number])
+        served.frame(number, COUNTS[number % len(COUNTS)])
+    served.end(40, last=True)
+    served.close()
+    stopped.wait(1.0)
+    stopped.set()
+    recorder.join()
+    tape = f"play:{tmp_path / 'a.tape'}?speed=0"
+    consumer = Consumer(source(streams_at(tape, f"{tape}&samples=3")))
+    consumer.over()
+    assert consumer.error is None
+    ids = gathered(consumer.chunks, "frame")
+    assert sorted(ids.tolist()) == list(range(40))
+    np.testing.assert_array_equal(gathered(consumer.chunks, "counts"), COUNTS[ids % len(COUNTS)])
+    np.testing.assert_allclose(gathered(consumer.chunks, "position_y"), WHERE[ids, 0], atol=1e-12)

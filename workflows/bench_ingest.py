@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import psutil
 import torch
 
 from pictures.ingest import ingest_picture
-from steering import Geometry, ProbeFirst, RunFolder, zone_plate
+from steering import Geometry, ProbeFirst, RunFolder, make_chunk, zone_plate
 from steering.inference import Engine
 from steering.sources import JoinSettings, LiveSettings, LiveSource, Window
 from steering.sources.addresses import streams_at
@@ -56,6 +57,14 @@ class Server:
         return json.loads(line)
 
 
+def go_when_connected(server: Server, source: LiveSource, settle_s: float) -> None:
+    """Let a server begin so many seconds after the receiving process has first been heard."""
+    while not source.streams:
+        time.sleep(0.05)
+    time.sleep(settle_s)
+    server.go()
+
+
 @contextmanager
 def serving(folder: Path, protocol: str, *arguments: str) -> Iterator[Server]:
     """A server process of served/flood.py."""
@@ -82,7 +91,7 @@ def measured(folder: Path, protocol: str, side: int, rate: float, options: argpa
         predict = predictor(side)
         latencies: list[tuple[float, int]] = []
         first, last, done, predicted = 0.0, 0.0, threading.Event(), 0
-        threading.Timer(options.settle_s, server.go).start()
+        threading.Thread(target=go_when_connected, args=(server, source, options.settle_s), daemon=True).start()
         begun = parts_cpu(server, source)
         for chunk in source.chunks():
             if not first:
@@ -112,15 +121,15 @@ def measured(folder: Path, protocol: str, side: int, rate: float, options: argpa
 
 
 def overloaded(folder: Path, protocol: str, options: argparse.Namespace) -> dict[str, Any]:
-    """A server that sends as fast as it can, and drops what is not taken; a consumer that takes 50 frames a second."""
+    """A server that sends as fast as it can and drops what is not taken, and a consumer of 1,000 frames a second."""
     arguments = ("--side", "128", "--rate", "1e6", "--seconds", str(options.overload_frames / 1e6), "--overflow")
     with serving(folder / "overload", protocol, *arguments) as server:
-        source = made(server.addresses, 128, capacity=200)
-        threading.Timer(options.settle_s, server.go).start()
+        source = made(server.addresses, 128, capacity=200, when_slow="block")
+        threading.Thread(target=go_when_connected, args=(server, source, options.settle_s), daemon=True).start()
         taken = 0
         for chunk in source.chunks():
             taken += chunk.sizes["frame"]
-            time.sleep(0.02 * chunk.sizes["frame"])
+            time.sleep(0.001 * chunk.sizes["frame"])
         sent = server.sent()
     frames = source.streams["frames"]
     received = frames["received"] - frames["dropped"].get("repeat", 0)
@@ -128,26 +137,30 @@ def overloaded(folder: Path, protocol: str, options: argparse.Namespace) -> dict
         **sent,
         "received": received,
         "lost": frames["lost"],
-        "thinned": thinned(frames),
+        "dropped": frames["dropped"],
         "taken": taken,
         "exact": bool(
             received + frames["lost"] == sent["sent"]
+            and frames["lost"] == sent["overflowed"]
             and received == taken + sum(frames["dropped"].values())
             and adds_up(source.streams)
         ),
     }
 
 
-def made(addresses: dict[str, str], side: int, *, capacity: int) -> LiveSource:
-    """A source for these addresses; its buffer thins where prediction is slower."""
+def made(addresses: dict[str, str], side: int, *, capacity: int, when_slow: str = "thin") -> LiveSource:
+    """A source for these addresses, with a buffer of so many frames."""
+    streams = streams_at(addresses["frames"], addresses["positions"])
+    if when_slow == "block":
+        streams = replace(streams, frames=replace(streams.frames, high_water=capacity))
     geometry = Geometry(shape=(side, side), wavelength=1.4089e-10, distance=2.4, detector_pixel=75e-6)
     return LiveSource(
-        streams_at(addresses["frames"], addresses["positions"]),
+        streams,
         window=Window(size=side, dtype="uint16"),
         geometry=geometry,
         probe=zone_plate(side, 50.0, aperture=0.52, counts=1e5),
         candidates=np.array([[0.0, 0.0], [1e-5, 1e-5]]),
-        settings=LiveSettings(join=JoinSettings(capacity=capacity, when_slow="thin"), chunk_frames=32, end_s=60.0),
+        settings=LiveSettings(join=JoinSettings(capacity=capacity, when_slow=when_slow), chunk_frames=32, end_s=60.0),
     )
 
 
@@ -162,6 +175,9 @@ def predictor(side: int):  # noqa: ANN201 - a function of counts
     def predict(counts: np.ndarray) -> None:
         engine.serving(torch.from_numpy(counts.astype(np.float32)))
 
+    warm = np.ones((32, side, side), np.uint16)
+    where = np.zeros((32, 2))
+    predict(make_chunk(warm, np.arange(32), where, Geometry(shape=(side, side)))["counts"].values)
     return predict
 
 
@@ -207,5 +223,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1000.0, help="frames of 128 x 128 a second (1000)")
     parser.add_argument("--rate-256", type=float, default=500.0, help="frames of 256 x 256 a second (500)")
     parser.add_argument("--overload-frames", type=int, default=20_000, help="sent as fast as possible (20000)")
-    parser.add_argument("--settle-s", type=float, default=2.0, help="seconds for the client to connect (2)")
+    parser.add_argument("--settle-s", type=float, default=2.0, help="seconds for the streams to connect (2)")
     return parser.parse_args(arguments)

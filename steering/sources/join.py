@@ -28,6 +28,8 @@ NO_LOSS = (REPEAT, LATE, EARLIER)
 """Reasons for which a frame is dropped that was joined, or lost, before."""
 _NO_FRAME, _FRAME_DROPPED = "no frame came", "its frame was dropped"
 _OPEN_SCANS = 4
+_KEPT = 65_536
+"""Numbers of which samples are kept: they are small, and run ahead of frames that a detector has to hold back."""
 
 
 class _Value:
@@ -169,7 +171,6 @@ class Joiner:
                 pending = here.unsettled[stream]
                 while pending and next(iter(pending.values())).since <= limit:
                     self._drop_samples(stream, here, next(iter(pending)), _NO_FRAME)
-            self._forget(here)
             self._close_where_done(scan, here)
 
     def finish(self) -> None:
@@ -274,16 +275,16 @@ class Joiner:
                 self.counters[name].dropped[_FRAME_DROPPED] += rows
 
     def _bound_samples(self, stream: str, here: _Scan) -> None:
-        if len(here.unsettled[stream]) > self.settings.capacity:
+        if len(here.unsettled[stream]) > _KEPT:
             self._drop_samples(stream, here, next(iter(here.unsettled[stream])), FULL)
-        if len(here.values[stream]) > 4 * self.settings.capacity:
+        if len(here.values[stream]) > 2 * _KEPT:
             self._forget(here)
 
     def _forget(self, here: _Scan) -> None:
         """Old settled values, which no frame will need to interpolate by."""
         for values in here.values.values():
-            if len(values) > 2 * self.settings.capacity:
-                for number in sorted(values)[: len(values) - self.settings.capacity]:
+            if len(values) > 2 * _KEPT:
+                for number in sorted(values)[: len(values) - _KEPT]:
                     if values[number].settled:
                         del values[number]
 

@@ -105,8 +105,7 @@ class JoinSettings:
     wait_s: float = 5.0
     """Seconds that a frame waits for its samples, a sample for its frame, and a missing number until it is lost."""
     capacity: int = 4096
-    """Most frames that are kept, those that wait and those that are ready; so many samples of a stream as well, times
-    the samples of a frame."""
+    """Most frames that are kept, those that wait and those that are ready."""
     when_slow: str = "block"
     """block: the stream is not read any more, where the protocol allows it; drop oldest; thin: every other one."""
 
