@@ -110,18 +110,19 @@ def test_a_dry_run_says_what_each_stream_sends(protocol, tmp_path):
     found = {}
 
     def listen() -> None:
-        found.update(look(streams_at(served.addresses["frames"], served.addresses["positions"]), 2.5))
+        found.update(look(streams_at(served.addresses["frames"], served.addresses["positions"]), 4.0))
 
     listener = threading.Thread(target=listen)
     listener.start()
     served.begin("gravel")
     stopped = threading.Event()
-    for number in range(20):
+    for number in range(15):
         stopped.wait(0.1)
+        if not listener.is_alive():
+            break  # nobody would take it
         served.position(number, WHERE[number])
         served.frame(number, COUNTS[0])
     listener.join()
-    served.end(20, last=True)
     served.close()
     line = found[FRAMES].line()
     assert line.startswith("16 x 16 uint16, ")
