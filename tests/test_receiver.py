@@ -139,6 +139,19 @@ def test_positions_that_stop_for_a_while(late):
     adds_up(consumer.live)
 
 
+def test_a_wrong_number_of_samples_is_no_position():
+    publisher = DectrisPublisher(samples=10)
+    publisher.addresses["positions"] = publisher.addresses["positions"].replace("samples=10", "samples=1")
+    consumer = Consumer(of(publisher))
+    publisher.begin("gravel")
+    send(publisher, 0, 20)
+    publisher.end(20, last=True)
+    consumer.over()
+    publisher.close()
+    assert "positions: found 200 samples for 20 frames, 10 for each, expected 1" in str(consumer.error)
+    assert "give samples=10" in str(consumer.error)
+
+
 def test_a_detector_that_is_armed_again():
     publisher = DectrisPublisher()
     consumer = Consumer(of(publisher))

@@ -31,6 +31,7 @@ from steering.sources import JoinSettings, LiveSettings, LiveSource, Window
 from steering.sources.addresses import streams_at
 
 PROTOCOLS = ("dectris", "pva", "swmr")
+CHUNK = 16  # frames that are predicted together
 
 
 class Server:
@@ -154,13 +155,16 @@ def made(addresses: dict[str, str], side: int, *, capacity: int, when_slow: str 
     if when_slow == "block":
         streams = replace(streams, frames=replace(streams.frames, high_water=capacity))
     geometry = Geometry(shape=(side, side), wavelength=1.4089e-10, distance=2.4, detector_pixel=75e-6)
+    settings = LiveSettings(join=JoinSettings(capacity=capacity, when_slow=when_slow), chunk_frames=CHUNK, end_s=60.0)
     return LiveSource(
         streams,
         window=Window(size=side, dtype="uint16"),
         geometry=geometry,
         probe=zone_plate(side, 50.0, aperture=0.52, counts=1e5),
         candidates=np.array([[0.0, 0.0], [1e-5, 1e-5]]),
-        settings=LiveSettings(join=JoinSettings(capacity=capacity, when_slow=when_slow), chunk_frames=32, end_s=60.0),
+        settings=LiveSettings(
+            join=JoinSettings(capacity=capacity, when_slow=when_slow), chunk_frames=CHUNK, end_s=60.0
+        ),
     )
 
 
@@ -170,14 +174,14 @@ def predictor(side: int):  # noqa: ANN201 - a function of counts
     torch.manual_seed(0)
     network = ProbeFirst(window=side, patch=side // 8 * 5, width=24)
     network.optics.set(zone_plate(side, 50.0, aperture=0.52, counts=1e5), np.zeros((side, side), bool))
-    engine = Engine(network.eval(), compiled=False, measure_s=0.2)
+    engine = Engine(network.eval(), frames=CHUNK, compiled=False, measure_s=0.05)
 
     def predict(counts: np.ndarray) -> None:
-        engine.serving(torch.from_numpy(counts.astype(np.float32)))
+        engine.predict(counts)
 
-    warm = np.ones((32, side, side), np.uint16)
-    where = np.zeros((32, 2))
-    predict(make_chunk(warm, np.arange(32), where, Geometry(shape=(side, side)))["counts"].values)
+    warm = np.ones((CHUNK, side, side), np.uint16)
+    where = np.zeros((CHUNK, 2))
+    predict(make_chunk(warm, np.arange(CHUNK), where, Geometry(shape=(side, side)))["counts"].values)
     return predict
 
 

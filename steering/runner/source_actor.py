@@ -160,10 +160,12 @@ class SourceActor:
         """Also while no chunk comes: a stream that is silent must be known."""
         last: StreamsReported | None = None
         while not self._closed:
-            event = report(time.time(), self._streams(), last)
+            streams = self._streams()
+            event = report(time.time(), streams, last)
             if event is not None:
                 last = event
                 self._events.put_nowait(event)
+            if streams:
                 self._report_dropped()
             await asyncio.sleep(_LOOK_S)
 

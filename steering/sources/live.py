@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from steering.records import Canvas, Decision, Field, Geometry, make_chunk
 from steering.sources.join import NO_LOSS, UNREADABLE
 from steering.sources.motion import Motion
-from steering.sources.receiver import Batch, Plan
+from steering.sources.plan import Batch, Plan
 from steering.sources.streams import FRAMES, Companion, JoinSettings, Stream
 from steering.sources.window import Window
 

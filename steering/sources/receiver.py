@@ -14,67 +14,31 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from steering.sources.expectation import Expectation
 from steering.sources.join import NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion
+from steering.sources.plan import Batch, Plan
 from steering.sources.streams import (
     FRAMES,
     Began,
-    Companion,
     Ended,
     Frame,
-    JoinSettings,
     Record,
     Samples,
     Stream,
     StreamCounters,
     Unreadable,
 )
-from steering.sources.window import Window
 
 _SEND_S, _FIGURES_S, _CLOSE_S = 0.02, 0.5, 15.0
 _LOOKS = 3
 _REASONS = 20
 """Most reasons that are told apart."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All that the receiving process does."""
-
-    frames: Stream
-    companions: tuple[tuple[Companion, Stream], ...]
-    motion: Motion | None
-    window: Window
-    settings: JoinSettings = field(default_factory=JoinSettings)
-    scans: int | None = 1
-    """Scans after whose end it is all over; None: until it is closed."""
-    chunk_frames: int = 10
-    give_up_s: float = 10.0
-    """Seconds without a frame after which positions that were asked for count as lost."""
-    end_s: float | None = 300.0
-    """Seconds without a frame after which the run ends with an error; None: it never does."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """Joined frames of one scan."""
-
-    scan: int
-    name: str
-    number: NDArray[np.int64]
-    counts: NDArray
-    """(frame, size, size)"""
-    values: dict[str, NDArray[np.float64]]
-    """(frame, width) of each companion."""
-    acquired: NDArray[np.float64]
-    """(frame,) seconds since the epoch."""
 
 
 class Receiver:
@@ -90,20 +54,16 @@ class Receiver:
         self._ordinal = {name: -1 for name in self._joiner.counters}
         self._begun: set[str] = set()
         """Streams that say when a scan begins."""
+        self._rows = dict.fromkeys(self._joiner.counters, 0)
+        """Samples of the scan so far."""
         self._sampled: set[tuple[str, int]] = set()
         self._names: dict[int, str] = {}
         self._headers: dict[int, dict[str, Any]] = {}
         self._last = False
         """The streams said that no further scan will come."""
         self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._asked = self._refused = self._given_up = 0
+        self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=time.monotonic())
         self._refusal = ""
-        self._active = time.monotonic()
-        """When the last frame came, or was asked for."""
-        self._expecting = self._active if plan.motion is None else None
-        """Since when a frame is expected and none came; None: none is."""
-        self._abandoned = False
-        """Positions were given up since the last frame."""
         self._closing = self._window_fits = False
         self._figured = 0.0
 
@@ -206,6 +166,8 @@ class Receiver:
             case Ended():
                 with self._turn:
                     self._last |= record.last
+                    if name != FRAMES:
+                        self._refuse_other_samples(name, record.frames)
                     self._joiner.end(name, self._ordinal[name], now, record.frames)
                     self._turn.notify_all()
             case Unreadable():
@@ -216,10 +178,23 @@ class Receiver:
                     known = reason in counters.dropped or len(counters.dropped) < _REASONS
                     counters.dropped[reason if known else UNREADABLE + "for other reasons"] += 1
 
+    def _refuse_other_samples(self, name: str, frames: int | None) -> None:
+        """With a wrong number of samples every frame has the position of another one."""
+        expected, rows = self._joiner.companions[name].samples, self._rows[name]
+        too_many = rows > 1.5 * expected * (frames or rows)
+        # Fewer may be lost; one for each frame, where several are expected, is another setting.
+        one_each = expected > 1 and abs(rows - (frames or 0)) <= 0.02 * rows
+        if frames and (too_many or one_each):
+            raise ValueError(
+                f"found {rows} samples for {frames} frames, {rows / frames:.3g} for each, expected {expected}: the "
+                f"positions of this scan are wrong; give samples={max(1, round(rows / frames))}"
+            )
+
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
             mine, frames = self._ordinal[name], self._ordinal[FRAMES]
             self._begun.add(name)
+            self._rows[name] = 0
             # The streams are armed together; one that missed an arming catches up with the frames.
             fresh = name != FRAMES and frames > mine and (name, frames) not in self._sampled
             self._ordinal[name] = frames if fresh else mine + 1
@@ -243,8 +218,7 @@ class Receiver:
         self._window_fits = True
         with self._turn:
             self._ordinal[FRAMES] = max(self._ordinal[FRAMES], 0)
-            self._active = self._expecting = now
-            self._abandoned = False
+            self._expectation.came(now)
             if record.own is not None:
                 name = self.plan.companions[0][0].name
                 self._joiner.sample(name, self._ordinal[FRAMES], record.number, record.own, now)
@@ -259,6 +233,7 @@ class Receiver:
             scan = self._ordinal[name if name in self._begun else FRAMES]
             scan = self._ordinal[name] = max(scan, 0)
             self._sampled.add((name, scan))
+            self._rows[name] += len(record.rows)
             for k, row in enumerate(record.rows, record.first):
                 self._joiner.sample(name, scan, k // each, row, now, sample=k % each)
             self._turn.notify_all()
@@ -274,9 +249,7 @@ class Receiver:
                         self._turn.notify_all()
                 else:
                     with self._turn:
-                        self._asked += len(order[1])
-                        self._active = time.monotonic()
-                        self._expecting = self._expecting or self._active
+                        self._expectation.ask(len(order[1]), time.monotonic())
                     self._orders.put(order)
         except (EOFError, OSError):
             with self._turn:  # the source is gone: put the motors back, and leave
@@ -299,19 +272,13 @@ class Receiver:
                         if not accepted:
                             raise  # units or limits are wrong, or nobody is there
                         with self._turn:
-                            self._refused += len(positions)
+                            self._expectation.refused += len(positions)
                             self._refusal = _words(error)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, "motion")
 
     def _look_for_silence(self, now: float) -> None:
-        outstanding = self._outstanding()
-        if outstanding > 0 and now - self._active > self.plan.give_up_s:
-            self._given_up += outstanding
-            self._abandoned = True
-        elif outstanding == 0 and self.plan.motion is not None and not self._abandoned:
-            self._expecting = None  # nothing is asked for: a paused run may wait for as long as it likes
-        silent = 0.0 if self._expecting is None else now - self._expecting
+        silent = self._expectation.silence(now, self._known())
         if self.plan.end_s is not None and silent > self.plan.end_s:
             number = self._joiner.counters[FRAMES].last_number
             last = "none came at all" if number is None else f"the last was number {number}"
@@ -323,22 +290,21 @@ class Receiver:
                 FRAMES,
             )
 
-    def _outstanding(self) -> int:
-        """Positions asked for of which neither a frame nor its loss is known."""
+    def _known(self) -> int:
+        """Frames that came, each once, or are lost."""
         frames = self._joiner.counters[FRAMES]
         again = sum(n for why, n in frames.dropped.items() if why in NO_LOSS or why.startswith(UNREADABLE))
-        came = frames.received - again + frames.lost
-        return max(0, self._asked - self._refused - self._given_up - came)
+        return frames.received - again + frames.lost
 
     def _figures(self) -> dict[str, Any]:
         with self._turn:
             now = time.monotonic()
             streams = {name: self._said(name, counters, now) for name, counters in self._joiner.counters.items()}
-            streams[FRAMES]["outstanding"] = self._outstanding()
+            streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
             return {
                 "streams": streams,
-                "given_up": self._given_up,
-                "refused": self._refused,
+                "given_up": self._expectation.given_up,
+                "refused": self._expectation.refused,
                 "refusal": self._refusal,
                 "cpu_s": time.process_time(),
             }
