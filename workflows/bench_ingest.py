@@ -162,9 +162,7 @@ def made(addresses: dict[str, str], side: int, *, capacity: int, when_slow: str 
         geometry=geometry,
         probe=zone_plate(side, 50.0, aperture=0.52, counts=1e5),
         candidates=np.array([[0.0, 0.0], [1e-5, 1e-5]]),
-        settings=LiveSettings(
-            join=JoinSettings(capacity=capacity, when_slow=when_slow), chunk_frames=CHUNK, end_s=60.0
-        ),
+        settings=settings,
     )
 
 
@@ -206,17 +204,24 @@ def adds_up(streams: dict[str, dict[str, Any]]) -> bool:
     return all(s["received"] == s["joined"] + sum(s["dropped"].values()) + s["waiting"] for s in streams.values())
 
 
+def told(folder: RunFolder, figures: dict[str, Any], protocol: str, part: str, measured_now: dict[str, Any]) -> None:
+    """Write the figures so far, and print the newest."""
+    folder.write_summary(figures)
+    print(protocol, part, json.dumps(measured_now), flush=True)
+
+
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure, and write the figures as they come."""
     options = _options(arguments)
     figures: dict[str, Any] = {"seconds": options.seconds}
     for protocol in options.protocols:
         figures[protocol] = measured(folder.path, protocol, 128, options.rate, options)
+        told(folder, figures, protocol, "128", figures[protocol])
         figures[protocol]["256"] = measured(folder.path, protocol, 256, options.rate_256, options)
+        told(folder, figures, protocol, "256", figures[protocol]["256"])
         if protocol == "dectris":  # the one whose server knows what was not taken
             figures[protocol]["overload"] = overloaded(folder.path, protocol, options)
-        folder.write_summary(figures)
-        print(protocol, json.dumps(figures[protocol]), flush=True)
+            told(folder, figures, protocol, "overload", figures[protocol]["overload"])
     folder.write_file("ingest.png", ingest_picture({name: figures[name] for name in options.protocols}))
 
 
