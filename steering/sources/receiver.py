@@ -18,7 +18,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from steering.sources.bad_pixels import BadPixels
 from steering.sources.expectation import Expectation
 from steering.sources.join import NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion
@@ -64,6 +66,7 @@ class Receiver:
         self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=time.monotonic())
         self._refusal = ""
+        self._pixels = BadPixels(plan.window)
         self._closing = self._window_fits = False
         self._figured = 0.0
 
@@ -81,8 +84,10 @@ class Receiver:
             while self._error is None and not self._done():
                 self._send()
             self._stopped.set()
-            with self._turn:
-                if self._closing:
+            if self._closing:
+                threads[0].join(1.0)
+                self._join(self._pixels.ready(time.monotonic(), all_there=True), time.monotonic())
+                with self._turn:
                     self._joiner.finish()
             while self._error is None and self._joiner.ready:
                 self._send()
@@ -142,6 +147,10 @@ class Receiver:
     def _follow(self, name: str, stream: Stream) -> None:
         try:
             for record in stream.records(self._stopped):
+                if name == FRAMES:
+                    # Those that are held back until the scan's bad pixels are known.
+                    last = isinstance(record, Began | Ended)
+                    self._join(self._pixels.ready(time.monotonic(), all_there=last), time.monotonic())
                 if record is not None:
                     self._note(name, record)
                 if name == FRAMES:
@@ -203,13 +212,14 @@ class Receiver:
                 if record.name is not None:
                     self._names[scan] = record.name
                 self._headers[scan] = dict(record.header)
+                self._pixels.begin()
                 self._joiner.begin(scan, record.first)
                 self._joiner.end(FRAMES, scan - 1, time.monotonic())
 
     def _frame(self, record: Frame, now: float) -> None:
         bad = self._headers.get(self._ordinal[FRAMES], {}).get("bad")
         try:
-            counts = self.plan.window.cut(record.counts, bad if np.shape(bad) == record.counts.shape else None)
+            ready = self._pixels.take(record, bad if np.shape(bad) == record.counts.shape else None, now)
         except ValueError as error:
             if not self._window_fits:
                 raise  # the window does not fit the detector
@@ -219,10 +229,15 @@ class Receiver:
         with self._turn:
             self._ordinal[FRAMES] = max(self._ordinal[FRAMES], 0)
             self._expectation.came(now)
-            if record.own is not None:
-                name = self.plan.companions[0][0].name
-                self._joiner.sample(name, self._ordinal[FRAMES], record.number, record.own, now)
-            self._joiner.frame(self._ordinal[FRAMES], record.number, (counts, record.time), now)
+        self._join(ready, now)
+
+    def _join(self, ready: Sequence[tuple[Frame, NDArray]], now: float) -> None:
+        with self._turn:
+            scan = self._ordinal[FRAMES]
+            for frame, counts in ready:
+                if frame.own is not None:
+                    self._joiner.sample(self.plan.companions[0][0].name, scan, frame.number, frame.own, now)
+                self._joiner.frame(scan, frame.number, (counts, frame.time), now)
             if self._joiner.ready >= self.plan.chunk_frames:
                 self._turn.notify_all()
 

@@ -81,6 +81,22 @@ class Window:
             out = turn(out[None], "centre", self.orientation)[0]
         return np.ascontiguousarray(out)
 
+    def settled(self, cut: NDArray, frame: NDArray, known: NDArray[np.bool_]) -> NDArray:
+        """A frame as `cut` made it, in which only the `known` bad pixels (size, size) read all ones: of those that are
+        flagged in this frame alone, the saturated have the largest count that is no flag, the others 0."""
+        top = np.iinfo(self.dtype).max
+        flagged = cut == top
+        if (flagged == known).all():
+            return cut
+        extra = flagged & ~known
+        saturated = np.zeros(cut.shape, bool)
+        if frame.dtype.kind == "u":
+            saturated = self.cut((frame == np.iinfo(frame.dtype).max - 1).astype(np.uint8)) == 1
+        out = np.where(known, top, cut).astype(cut.dtype)
+        out[extra] = 0
+        out[extra & saturated] = top - 1
+        return out
+
     def mask(self, shape: tuple[int, int], bad: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
         """(size, size), True where no frame of this shape has counts: outside its region, or in a bad pixel."""
         blank = np.zeros(shape, np.uint16)
