@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from steering.cli import main
 from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
 from steering.sources.tape import Played, read, record
 from tests.test_streams import mutated
@@ -77,6 +78,22 @@ def test_what_is_recorded_is_played_again(tmp_path):
         assert all(same(one, other) for one, other in zip(given, played, strict=False))
     with pytest.raises(FileExistsError):
         recorded(tmp_path / "a.tape")
+
+
+def test_the_command_line_records_what_an_address_gives(tmp_path, capsys):
+    recorded(tmp_path / "a.tape")
+    tape = f"play:{tmp_path / 'a.tape'}?speed=0"
+    again = tmp_path / "b.tape"
+    assert main(["record", tape, "--positions", tape, "--out", str(again), "--seconds", "0.5"]) == 0
+    assert f"{len(FRAMES) + 1} records of frames, {len(POSITIONS) + 1} records of positions" in capsys.readouterr().out
+    with again.open("rb") as file:
+        kinds = [(stream, type(one).__name__) for _, stream, one in read(file)]
+    assert sorted(kinds) == sorted(
+        [("frames", type(one).__name__) for one in [*FRAMES, Ended()]]
+        + [("positions", type(one).__name__) for one in [*POSITIONS, Ended()]]
+    )
+    assert main(["record", "tango://x", "--out", str(tmp_path / "c.tape")]) == 1
+    assert "found the protocol 'tango'" in capsys.readouterr().err
 
 
 def test_a_torn_recording_is_played_up_to_its_last_whole_record(tmp_path):

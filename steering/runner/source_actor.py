@@ -123,7 +123,8 @@ class SourceActor:
 
     def _report_dropped(self) -> None:
         """Frames that the source measured and will not hand out must be known too."""
-        new, self._dropped = self.source.frames_dropped - self._dropped, self.source.frames_dropped
+        dropped = self.source.frames_dropped
+        new, self._dropped = dropped - self._dropped, dropped
         if new > 0:
             live = bool(self._streams())
             reason = "lost, set aside or thinned: see the streams" if live else "dropped: the predictor was too slow"
