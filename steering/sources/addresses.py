@@ -157,8 +157,10 @@ def motion_at(text: str) -> Motion:
         names = address.place.split(",")
         if len(names) != 2:
             raise ValueError(f"{text}: found {len(names)} motors, expected two: MOTOR_Y,MOTOR_X")
-        options = {name: address.options.get(name, "") for name in ("trigger", "dwell", "end", "server")}
-        return PvaMotion(y=names[0], x=names[1], scale=address.scale(), **options)
+        trigger, dwell, end, server = (address.options.get(name, "") for name in ("trigger", "dwell", "end", "server"))
+        return PvaMotion(
+            y=names[0], x=names[1], trigger=trigger, dwell=dwell, end=end, scale=address.scale(), server=server
+        )
     raise _unknown(address, "zmq, pva")
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,9 +123,9 @@ class Stream2:
         translation = fields.get("detector_translation")
         if isinstance(translation, list | tuple) and len(translation) == 3 and _is_number(translation[2]):
             found["distance"] = abs(float(translation[2]))
-        centre = fields.get("beam_center_y"), fields.get("beam_center_x")
-        if all(_is_number(v) and v > 0 for v in centre):
-            found["centre"] = tuple(float(v) for v in centre)
+        y, x = fields.get("beam_center_y"), fields.get("beam_center_x")
+        if _is_number(y) and _is_number(x) and y > 0 and x > 0:
+            found["centre"] = float(y), float(x)
         if _is_number(fields.get("number_of_images")):
             found["frames"] = int(fields["number_of_images"])
         mask = fields.get("pixel_mask")
@@ -219,8 +219,8 @@ def _series(fields: Mapping[str, Any]) -> object:
     return found if isinstance(found, str | int) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def cbor() -> Any:

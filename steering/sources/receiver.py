@@ -218,8 +218,9 @@ class Receiver:
 
     def _frame(self, record: Frame, now: float) -> None:
         bad = self._headers.get(self._ordinal[FRAMES], {}).get("bad")
+        bad = bad if bad is not None and bad.shape == record.counts.shape else None
         try:
-            ready = self._pixels.take(record, bad if np.shape(bad) == record.counts.shape else None, now)
+            ready = self._pixels.take(record, bad, now)
         except ValueError as error:
             if not self._window_fits:
                 raise  # the window does not fit the detector
@@ -236,7 +237,7 @@ class Receiver:
             scan = self._ordinal[FRAMES]
             for frame, counts in ready:
                 if frame.own is not None:
-                    self._joiner.sample(self.plan.companions[0][0].name, scan, frame.number, frame.own, now)
+                    self._joiner.sample(self.plan.companions[0][0].name, scan, frame.number, frame.own.tolist(), now)
                 self._joiner.frame(scan, frame.number, (counts, frame.time), now)
             if self._joiner.ready >= self.plan.chunk_frames:
                 self._turn.notify_all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -120,7 +120,7 @@ class JoinSettings:
 class Joined(NamedTuple):
     """A frame with what its companions say of it."""
 
-    scan: Hashable
+    scan: Any
     number: int
     frame: Any
     values: dict[str, NDArray[np.float64]]

@@ -71,7 +71,7 @@ class Window:
             n, b = self.size, self.binning
             whole = counts.astype(np.uint64) if counts.dtype.kind in "ui" else counts
             counts = np.where(flagged, 0, whole).reshape(n, b, n, b).sum((1, 3))
-            flagged = flagged.reshape(n, b, n, b).any((1, 3))
+            flagged = np.asarray(flagged.reshape(n, b, n, b).any((1, 3)))
         top = np.iinfo(self.dtype).max
         out = _as_unsigned(counts, flagged, np.dtype(self.dtype))
         if flagged.any():
