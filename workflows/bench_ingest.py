@@ -88,28 +88,28 @@ def measured(folder: Path, protocol: str, side: int, rate: float, options: argpa
     """One protocol at one rate, with prediction beside."""
     arguments = ("--side", str(side), "--rate", str(rate), "--seconds", str(options.seconds))
     with serving(folder / "served", protocol, *arguments) as server:
-        source = made(server.addresses, side, capacity=max(64, round(2 * rate)))
+        source = made(server.addresses, side, capacity=max(64, round(rate)))
         predict = predictor(side)
         latencies: list[tuple[float, int]] = []
-        first, last, done, predicted = 0.0, 0.0, threading.Event(), 0
+        first, newest, last, predicted = 0.0, 0.0, 0.0, 0
         threading.Thread(target=go_when_connected, args=(server, source, options.settle_s), daemon=True).start()
         begun = parts_cpu(server, source)
         for chunk in source.chunks():
             if not first:
-                first, begun = time.time(), parts_cpu(server, source)
+                first, begun = chunk.attrs["acquired"], parts_cpu(server, source)
+            newest = chunk.attrs["acquired"]
             predict(chunk["counts"].values)
             last = time.time()
             predicted += chunk.sizes["frame"]
             latencies.append((1e3 * (last - chunk.attrs["acquired"]), chunk.sizes["frame"]))
             cpu = parts_cpu(server, source)
-        done.set()
         sent = server.sent()
     streams = source.streams
-    frames, took = streams["frames"], max(last - first, 1e-9)
+    frames, took, received_s = streams["frames"], max(last - first, 1e-9), max(newest - first, 1e-9)
     waits = np.repeat([wait for wait, _ in latencies], [count for _, count in latencies])
     return {
         "sent": sent["sent"],
-        "frames_per_s": frames["received"] / took,
+        "frames_per_s": frames["received"] / received_s,
         "server_per_s": sent["sent"] / sent["seconds"],
         "lost": sent["sent"] - frames["received"] + frames["dropped"].get("repeat", 0),
         "not_joined": frames["received"] - frames["joined"] - thinned(frames),

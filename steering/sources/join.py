@@ -256,9 +256,9 @@ class Joiner:
     def _bound(self) -> None:
         counters = self.counters[FRAMES]
         while self._kept() > self.settings.capacity:
-            # What waits longest for its samples goes first: what is ready is worth more.
+            # Either the consumer is slow, and what is ready gives way, or frames wait for samples that do not come.
             here = next((scan for scan in self._scans.values() if scan.frames), None)
-            if here is not None:
+            if here is not None and 2 * len(self._ready) < self.settings.capacity:
                 self._drop_frame(here, next(iter(here.frames)), FULL)
             elif self.settings.when_slow == "thin":
                 every = list(self._ready)
