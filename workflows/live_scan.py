@@ -40,8 +40,14 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     options = _options(arguments)
     streams = streams_at(options.source, options.positions, options.motion)
     if options.dry_run:
-        for name, seen in look(streams, options.listen).items():
+        found = look(streams, options.listen)
+        for name, seen in found.items():
             print(f"{name}: {seen.line()}", flush=True)
+        silent = [name for name, seen in found.items() if not seen.count]
+        if silent:
+            raise RuntimeError(
+                f"found {' and '.join(silent)} silent for {options.listen:g} s, expected it to send: is it armed?"
+            )
         return
     source = LiveSource(
         streams,
