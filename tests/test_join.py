@@ -132,6 +132,22 @@ def test_the_samples_of_a_frame_are_averaged_and_those_that_are_late_are_counted
     add_up(joiner)
 
 
+def test_a_neighbour_that_was_interpolated_by_still_takes_its_other_samples():
+    joiner = Joiner((Companion(name="positions", width=1, samples=2),))
+    joiner.frame(0, 1, None, 0.0)
+    for number, sample in ((0, 0), (0, 1), (2, 0)):
+        joiner.sample("positions", 0, number, (10.0 * number,), 4.0, sample=sample)
+    joiner.expire(5.0)
+    [between] = joiner.take(9)
+    assert between.values["positions"] == 10.0
+    joiner.sample("positions", 0, 2, (30.0,), 5.0, sample=1)
+    joiner.frame(0, 2, None, 5.0)
+    [whole] = joiner.take(9)
+    assert whole.values["positions"] == 25.0
+    assert joiner.counters["positions"].interpolated == 1
+    add_up(joiner)
+
+
 def test_numbers_that_never_come_are_lost_after_the_deadline_and_trailing_ones_at_the_end():
     joiner = Joiner(())
     joiner.begin("a")

@@ -147,6 +147,7 @@ class Joiner:
             if value is None:
                 value = here.values[stream][number] = here.unsettled[stream][number] = _Value(now)
             value.rows[sample] = values
+            value.mean = None
             self._join_where_complete(scan, here, number)
             self._bound_samples(stream, here)
 
@@ -236,7 +237,8 @@ class Joiner:
                 )
                 return
             values[name] = between
-            self.counters[name].interpolated += 1
+        for name in values:
+            self.counters[name].interpolated += number not in here.values[name]
         self._hand_out(scan, here, number, values)
 
     def _drop_frame(self, here: _Scan, number: int, reason: str) -> None:
