@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", metavar="DIR", nargs="+", help="folder of a run")
     report.add_argument("--out", metavar="FILE", help="file of the comparison (comparison.html)")
     report.set_defaults(command=_report)
+    record = commands.add_parser(
+        "record",
+        help="record live streams with their timing into a file",
+        description="Record frames and positions as they come; play:FILE plays them again. Ctrl-C ends it.",
+    )
+    record.add_argument("source", metavar="SOURCE", help="address of the frames, as dectris://HOST or pva://PV")
+    record.add_argument("--positions", help="address of the positions")
+    record.add_argument("--out", metavar="FILE", required=True, help="file to be written, which must not exist")
+    record.add_argument("--seconds", type=float, help="end after so many (by Ctrl-C)")
+    record.set_defaults(command=_record)
     status = commands.add_parser("status", help="print what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
@@ -218,6 +229,29 @@ def _report(chosen: argparse.Namespace) -> int:
         _say(_short(write_report(folders[0])))
     else:
         _say(_short(write_comparison(folders, Path(chosen.out or "comparison.html"))))
+    return 0
+
+
+def _record(chosen: argparse.Namespace) -> int:
+    from steering.sources.addresses import frames_at, streams_at  # noqa: PLC0415
+    from steering.sources.tape import record  # noqa: PLC0415
+
+    if chosen.positions is None:
+        following = {"frames": frames_at(chosen.source)}
+    else:
+        streams = streams_at(chosen.source, chosen.positions)
+        following = {"frames": streams.frames, streams.positions_are.name: streams.positions}
+    stopped = threading.Event()
+    if chosen.seconds is not None:
+        timer = threading.Timer(chosen.seconds, stopped.set)
+        timer.daemon = True
+        timer.start()
+    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    try:
+        counts = record(following, Path(chosen.out), stopped)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    _say(f"{chosen.out}: {', '.join(f'{count} records of {name}' for name, count in counts.items())}")
     return 0
 
 

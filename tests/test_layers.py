@@ -48,10 +48,19 @@ HOMES = {
     "safetensors": ("steering.models", "steering.learning"),
     "ptychi": ("steering.ptychography",),
     "skimage": ("steering.sources",),
-    "h5py": ("steering.files",),
-    "hdf5plugin": ("steering.files",),
+    "h5py": (
+        "steering.files",
+        "steering.sources.swmr",
+        "steering.sources.swmr_file",
+        "steering.sources.compression",
+    ),
+    "hdf5plugin": ("steering.files", "steering.sources.swmr", "steering.sources.compression"),
     "scipy": ("steering.files.array_file",),
     "tifffile": ("steering.files.export",),
+    "p4p": ("steering.sources.pva",),
+    "PIL": ("steering.sources.pva",),
+    "zmq": ("steering.sources.zmq_socket",),
+    "cbor2": ("steering.sources.dectris",),
     "dask": ("steering.runner", "steering.clusters", "steering.view"),
     "distributed": ("steering.runner", "steering.clusters", "steering.view"),
     "rich": ("steering.view", "steering.cli"),
@@ -62,7 +71,8 @@ HOMES = {
     "onnx": ("steering.inference.backends.onnx",),
     "onnxruntime": ("steering.inference.backends.onnx",),
 }
-DISTRIBUTIONS = {"skimage": "scikit-image", "IPython": "ipykernel"}  # where the name to install is another one
+# where the name to install is another one
+DISTRIBUTIONS = {"skimage": "scikit-image", "IPython": "ipykernel", "PIL": "pillow", "zmq": "pyzmq"}
 
 FUNCTION_LINES, PARAMETERS, MODULE_LINES, MEDIAN_MODULE_LINES = 60, 8, 400, 150
 

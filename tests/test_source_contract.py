@@ -14,7 +14,18 @@ import xarray as xr
 
 from steering.ptychography import zone_plate
 from steering.records import Decision, Geometry, chunk_geometry
-from steering.sources import Recording, Replay, SimulatedBeamline, Source, Stage
+from steering.sources import (
+    LiveSettings,
+    LiveSource,
+    Recording,
+    Replay,
+    SimulatedBeamline,
+    Source,
+    Stage,
+    Streams,
+    Window,
+)
+from tests.loop_beamline import LoopFrames, LoopMotion, Silent
 
 WINDOW = 16
 FRAMES = 40
@@ -44,10 +55,27 @@ def replay() -> Source:
     return Replay(recording, tolerance=2.0, frame_rate=2000, chunk_frames=4)
 
 
-SOURCES: dict[str, Callable[[], Source]] = {"simulated": simulated, "replay": replay}
+def live() -> Source:
+    y, x = np.meshgrid(np.arange(5.0), np.arange(8.0), indexing="ij")
+    source = LiveSource(
+        Streams(frames=LoopFrames(frames=FRAMES), positions=Silent(), motion=LoopMotion()),
+        window=Window(size=WINDOW, dtype="uint16"),
+        geometry=Geometry(shape=(WINDOW, WINDOW)),
+        probe=zone_plate(WINDOW, 0.0),
+        candidates=10 * np.stack([y.ravel(), x.ravel()], axis=1),
+        frame_rate=2000,
+        settings=LiveSettings(chunk_frames=4),
+    )
+    source.scans, source.frames = ("scan",), FRAMES  # a live stream does not know them
+    return source
 
 
-@pytest.fixture(params=SOURCES.values(), ids=SOURCES.keys())
+SOURCES: dict[str, Callable[[], Source]] = {"simulated": simulated, "replay": replay, "live": live}
+
+
+@pytest.fixture(
+    params=[pytest.param(make, id=name, marks=[pytest.mark.slow] * (name == "live")) for name, make in SOURCES.items()]
+)
 def source(request: pytest.FixtureRequest) -> Iterator[Source]:
     made = request.param()
     yield made

@@ -273,6 +273,14 @@ class DriftLowered(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamsReported(Event):
+    """What the streams of a live source have brought so far."""
+
+    streams: Mapping[str, Mapping[str, Any]]
+    """By name: received, joined, waiting, dropped by reason, lost, silent_s and others."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceEnded(Event):
     """No further frame will come."""
 

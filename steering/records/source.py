@@ -44,6 +44,12 @@ class Source(Protocol):
     """How many frames are to come in all at most; None where that is not known."""
 
     @property
+    def streams(self) -> Mapping[str, Mapping[str, Any]]:
+        """Figures of the streams that a live source joins, by name, for the display and the summary: received, joined,
+        waiting, dropped by reason, lost, interpolated, silent_s. A source without streams need not define it."""
+        return {}
+
+    @property
     def frames_dropped(self) -> int:
         """Frames measured that the consumer of chunks() was too slow to take: a detector never waits. They count as
         acquired, and are reported as dropped."""

@@ -26,11 +26,13 @@ from steering.campaign import (
     ScanRevisited,
     SourceReopened,
     SourceSilent,
+    StreamsReported,
     TrainingSkipped,
     VersionRefused,
     WorkerLost,
     WorkFailed,
 )
+from steering.runner.streams import stream_lines, troubled
 
 
 def describe(event: Event) -> str | None:
@@ -56,6 +58,8 @@ def _of_the_run(event: Event) -> str | None:
             return f"{len(event.frame_ids)} frames of {event.scan} lost: {event.reason}"
         case ScanRevisited():
             return f"back at {event.scan}: its new frames are the scan {event.visit}"
+        case StreamsReported() if silent := troubled(event.streams):
+            return "; ".join(line for line in stream_lines(event.streams) if line.split(":")[0] in silent)
     return None
 
 

@@ -168,7 +168,7 @@ class Runner:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
         if not self._over and self._executor is not None:
             try:
-                figures = self.source.figures(), await self.proxy.ask("figures")
+                figures = await self.source.figures(), await self.proxy.ask("figures")
                 self._last = snapshot(self.metrics, *figures)
             except Exception:  # the run has ended meanwhile: the last one stands
                 if not self._over:
@@ -397,7 +397,7 @@ class Runner:
 
     async def _sum_up(self) -> dict[str, Any]:
         self.metrics.too_late = len(waiting(self.folder.path))
-        source, ranks = self.source.figures(), 0 if self._ranks is None else len(self._ranks)
+        source, ranks = await self.source.figures(), 0 if self._ranks is None else len(self._ranks)
         figures = await summary(self.metrics, source, ranks, self.proxy)
         self.folder.write_summary(figures)
         await self.snapshot()

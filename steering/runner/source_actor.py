@@ -27,11 +27,16 @@ from steering.campaign import (
     ScanRevisited,
     SourceEnded,
     Steer,
+    StreamsReported,
     WorkFailed,
 )
 from steering.records import Decision
 from steering.runner.spool import spooled, write_spooled
+from steering.runner.streams import report
 from steering.sources import Source
+
+_LOOK_S = 1.0
+"""Between two looks at the streams."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +148,7 @@ class SourceActor:
             if hasattr(self.source, "again"):
                 await asyncio.to_thread(self._keep_again, self.source, point)
             await self.go_on(self.source, point)
+        self._reporting = asyncio.create_task(self._report_streams())
 
     async def position(self) -> dict[str, Any]:
         """Where the source is in its stream, in JSON's types: all that `SourceResume` needs to go on from here."""
@@ -274,9 +280,12 @@ class SourceActor:
 
     def _report_dropped(self) -> None:
         """Frames that the source measured and will not hand out must be known too."""
-        new, self._dropped = self.source.frames_dropped - self._dropped, self.source.frames_dropped
+        dropped = self.source.frames_dropped
+        new, self._dropped = dropped - self._dropped, dropped
         if new > 0:
-            self._refuse(new, "dropped: the predictor was too slow", np.zeros((0, 2)))
+            live = bool(self._streams())
+            reason = "lost, set aside or thinned: see the streams" if live else "dropped: the predictor was too slow"
+            self._refuse(new, reason, np.zeros((0, 2)))
 
     def _refuse(self, count: int, reason: str, positions: NDArray[np.float64]) -> None:
         where = tuple((float(y), float(x)) for y, x in positions)
@@ -295,6 +304,27 @@ class SourceActor:
             # Both on this thread: no decision comes in between.
             events.append(Standing(time=time.time(), position=self.source.position(), applied=self._applied))
         return events
+
+    async def streams(self) -> dict[str, dict[str, Any]]:
+        """Figures of the source's streams, see `Source.streams`."""
+        return self._streams()
+
+    def _streams(self) -> dict[str, dict[str, Any]]:
+        """Figures of the source's streams; a source of one's own need not have any."""
+        return {name: dict(figures) for name, figures in getattr(self.source, "streams", {}).items()}
+
+    async def _report_streams(self) -> None:
+        """Also while no chunk comes: a stream that is silent must be known."""
+        last: StreamsReported | None = None
+        while not self._closed:
+            streams = self._streams()
+            event = report(time.time(), streams, last)
+            if event is not None:
+                last = event
+                self._events.put_nowait(event)
+            if streams:
+                self._report_dropped()
+            await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
         """End the source; what waits for another predictor waits no longer."""

@@ -175,9 +175,11 @@ class SourceProxy:
         self._known.handed.pop(scan, None)
         await self.ask("let_go", scan)
 
-    def figures(self) -> dict[str, Any]:
+    async def figures(self) -> dict[str, Any]:
         """What was acquired so far, in numbers."""
+        live = getattr(self._description, "streams", None) is not None
         return {
+            "streams": await self.ask("streams") if live else {},
             "frames_acquired": self.frames + self.dropped,
             "frames_dropped": self.dropped,
             "acquire_s": self.last - self.first,

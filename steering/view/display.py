@@ -14,10 +14,12 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from steering.runner.streams import stream_lines
+
 Snapshot = Mapping[str, Any]
 """Keys, all optional: elapsed_s, status, scan, scan_index, scans_total, frames_acquired, frames_expected,
-frames_predicted, frames_dropped, frames_per_s, version, versions_published, residual, residual_expected, drift,
-training, steps, loss, labels, buffer_samples, buffer_share, remote_share, reason, and events: pairs
+frames_predicted, frames_dropped, streams, frames_per_s, version, versions_published, residual, residual_expected,
+drift, training, steps, loss, labels, buffer_samples, buffer_share, remote_share, reason, and events: pairs
 (elapsed_s, text), newest last. A missing key, or None, is unknown."""
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -32,6 +34,8 @@ def draw(snapshot: Snapshot, trust: Sequence[tuple[float, bool]] = ()) -> Render
     rows.add_column(ratio=1, no_wrap=True)
     rows.add_row("sample", _sample(snapshot))
     rows.add_row("frames", _frames(snapshot))
+    for line in stream_lines(snapshot.get("streams") or {}):
+        rows.add_row("stream", Text(line, overflow="ellipsis"))
     rows.add_row("model", _model(snapshot))
     rows.add_row("trust", _trust(snapshot, trust))
     rows.add_row("train", _learning(snapshot))

@@ -13,6 +13,7 @@ from steering.campaign import DecisionProposed, decode
 from steering.runner.again import checkpoint_age
 from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
+from steering.runner.streams import stream_lines
 from steering.view.history import History, history
 
 
@@ -23,6 +24,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("samples", _samples(summary, past)),
         ("frames", _frames(summary, past)),
         ("source", _source(summary, folder.events())),
+        *(("stream", line) for line in _streams(summary, folder.events())),
         ("model", _model(past)),
         ("trust", _trust(past)),
         ("saved", _saved(folder, summary)),
@@ -107,6 +109,16 @@ def _source(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     began = datetime.fromtimestamp(since[0]).strftime("%H:%M:%S") if since else "its start"
     why = f", opened again {told[-1]['attempt']} times: {told[-1]['reason']}" if "reason" in told[-1] else ""
     return f"silent since {began}{f' ({duration(time.time() - since[0])})' if since else ''}{why}"
+
+
+def _streams(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> list[str]:
+    """What a live source's streams have brought, a line each."""
+    if summary.get("streams"):
+        return stream_lines({name: {**figures, "silent_s": 0.0} for name, figures in summary["streams"].items()})
+    reports = [e for e in events if e.get("event") == "StreamsReported"]
+    if not reports:
+        return []
+    return stream_lines(reports[-1]["streams"], max(0.0, time.time() - reports[-1]["time"]))
 
 
 def _model(past: History) -> str:

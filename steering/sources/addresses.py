@@ -1,0 +1,211 @@
+"""The addresses of live streams: one grammar for the command line, `record`, `inspect` and notebooks.
+
+    frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed
+               pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV
+               swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS
+               play:FILE                       ?speed=1, what `steering record` has written; 0: without waiting
+    positions  zmq://HOST:PORT                 ?y=NAME &x=NAME &socket=pull|sub
+               pva://PV                        ?y=ATTRIBUTE &x=ATTRIBUTE where PV is that of the frames
+               pva://TABLE                     ?y=COLUMN &x=COLUMN &number=COLUMN
+               swmr:FILE                       ?y=/PATH &x=/PATH, and as above
+               play:FILE                       ?speed=1
+    motion     zmq://HOST:PORT
+               pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
+
+Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx; positions samples=N of a frame (1) and gap=N frames
+that are interpolated (3). Every pva address takes server=HOST:PORT, instead of EPICS's own search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from urllib.parse import parse_qsl
+
+from steering.sources.dectris import DectrisFrames
+from steering.sources.live import Streams
+from steering.sources.motion import Motion, ZmqMotion
+from steering.sources.panda import PandaPositions
+from steering.sources.pva import NoRecords, PvaFrames, PvaMotion, PvaTable
+from steering.sources.streams import FRAMES, Companion, Stream
+from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
+from steering.sources.tape import Played
+
+_UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
+_OF_POSITIONS = ("unit", "flip", "samples", "gap")
+_OF_FILES = ("keys", "finished", "total", "quiet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """An address in its parts."""
+
+    text: str
+    scheme: str
+    place: str
+    options: dict[str, str]
+
+    def only(self, *names: str) -> None:
+        """Raises ValueError for an option that is not among these."""
+        unknown = sorted(set(self.options) - set(names))
+        if unknown:
+            raise ValueError(f"{self.text}: found the option {unknown[0]}, expected one of {', '.join(names)}")
+
+    def whole(self, name: str, default: int) -> int:
+        """An option that is a whole number of 0 or more."""
+        text = self.options.get(name, str(default))
+        if not text.isdigit():
+            raise ValueError(f"{self.text}: found {name}={text}, expected a whole number")
+        return int(text)
+
+    def needed(self, name: str) -> str:
+        """An option that must be there."""
+        if not self.options.get(name):
+            raise ValueError(f"{self.text}: found no {name}, expected it: add ?{name}=...")
+        return self.options[name]
+
+    def scale(self) -> tuple[float, float]:
+        """What y and x are multiplied by to be metres, or object pixels."""
+        unit, flip = self.options.get("unit", "m"), self.options.get("flip", "")
+        if unit not in _UNITS or flip not in ("", "y", "x", "yx", "xy"):
+            raise ValueError(
+                f"{self.text}: found unit={unit}, flip={flip}; expected one of {', '.join(_UNITS)}, and y, x or yx"
+            )
+        y, x = (-_UNITS[unit] if axis in flip else _UNITS[unit] for axis in "yx")
+        return y, x
+
+
+def parse(text: str) -> Address:
+    """The parts of an address. Raises ValueError for what is none."""
+    before, _, options = text.partition("?")
+    scheme, colon, place = before.partition(":")
+    if not colon or not place.removeprefix("//"):
+        raise ValueError(f"found the address {text!r}, expected one like dectris://HOST:31001, pva://PV or swmr:FILE")
+    # A plus in a file's name is a plus: parse_qsl would make it a space.
+    pairs = parse_qsl(options.replace("+", "%2B"), keep_blank_values=True)
+    return Address(text=text, scheme=scheme, place=place.removeprefix("//"), options=dict(pairs))
+
+
+def frames_at(text: str) -> Stream:
+    """The frames at an address."""
+    address = parse(text)
+    if address.scheme == "dectris":
+        address.only("channel", "rest")
+        return DectrisFrames(
+            address=_tcp(address, 31001),
+            channel=address.options.get("channel", "threshold_1"),
+            rest=address.options.get("rest", ""),
+        )
+    if address.scheme == "pva":
+        address.only("queue", "server", "scan", "done")
+        return PvaFrames(
+            pv=address.place,
+            server=address.options.get("server", ""),
+            queue=address.whole("queue", 1024),
+            scan=address.options.get("scan", ""),
+            done=address.options.get("done", ""),
+        )
+    if address.scheme == "swmr":
+        address.only("data", *_OF_FILES)
+        return SwmrFrames(where=_followed(address), data=address.options.get("data", "/entry/data/data"))
+    if address.scheme == "play":
+        address.only("speed")
+        return _played(address, FRAMES)
+    raise _unknown(address, "dectris, pva, swmr, play")
+
+
+def positions_at(text: str) -> tuple[Companion, Stream]:
+    """The positions at an address, and how they belong to frames."""
+    address = parse(text)
+    what = Companion(name="positions", width=2, samples=address.whole("samples", 1), gap=address.whole("gap", 3))
+    if address.scheme == "zmq":
+        address.only("y", "x", "socket", *_OF_POSITIONS)
+        columns = address.needed("y"), address.needed("x")
+        return what, PandaPositions(
+            address=_tcp(address),
+            columns=columns,
+            scale=address.scale(),
+            socket=address.options.get("socket", "pull"),
+        )
+    if address.scheme == "pva":
+        address.only("y", "x", "number", "server", *_OF_POSITIONS)
+        columns = address.needed("y"), address.needed("x")
+        return what, PvaTable(
+            pv=address.place,
+            columns=columns,
+            scale=address.scale(),
+            server=address.options.get("server", ""),
+            number=address.options.get("number", "number"),
+        )
+    if address.scheme == "swmr":
+        address.only("y", "x", *_OF_FILES, *_OF_POSITIONS)
+        columns = address.needed("y"), address.needed("x")
+        return what, SwmrPositions(where=_followed(address), columns=columns, scale=address.scale())
+    if address.scheme == "play":
+        address.only("speed", "samples", "gap")
+        return what, _played(address, what.name)
+    raise _unknown(address, "zmq, pva, swmr, play")
+
+
+def motion_at(text: str) -> Motion:
+    """The motion at an address."""
+    address = parse(text)
+    if address.scheme == "zmq":
+        address.only()
+        return ZmqMotion(address=_tcp(address))
+    if address.scheme == "pva":
+        address.only("trigger", "dwell", "end", "server", "unit", "flip")
+        names = address.place.split(",")
+        if len(names) != 2:
+            raise ValueError(f"{text}: found {len(names)} motors, expected two: MOTOR_Y,MOTOR_X")
+        trigger, dwell, end, server = (address.options.get(name, "") for name in ("trigger", "dwell", "end", "server"))
+        return PvaMotion(
+            y=names[0], x=names[1], trigger=trigger, dwell=dwell, end=end, scale=address.scale(), server=server
+        )
+    raise _unknown(address, "zmq, pva")
+
+
+def streams_at(frames: str, positions: str, motion: str | None = None) -> Streams:
+    """The streams of a live source at these addresses. Raises ValueError for what is none."""
+    what, where = positions_at(positions)
+    stream = frames_at(frames)
+    if isinstance(stream, PvaFrames) and isinstance(where, PvaTable) and where.pv == stream.pv:
+        stream = replace(stream, attributes=where.columns, scale=where.scale)
+        where = NoRecords()
+    return Streams(
+        frames=stream,
+        positions=where,
+        positions_are=what,
+        motion=None if motion is None else motion_at(motion),
+    )
+
+
+def _played(address: Address, stream: str) -> Played:
+    text = address.options.get("speed", "1")
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = -1.0
+    if not 0 <= speed < float("inf"):
+        raise ValueError(f"{address.text}: found speed={text}, expected 1 for its own, or 0 for without waiting")
+    return Played(file=address.place, stream=stream, speed=speed)
+
+
+def _followed(address: Address) -> Followed:
+    return Followed(
+        file=address.place,
+        keys=address.options.get("keys", ""),
+        finished=address.options.get("finished", ""),
+        total=address.whole("total", 0),
+        quiet_s=float(address.whole("quiet", 60)),
+    )
+
+
+def _tcp(address: Address, port: int | None = None) -> str:
+    host, _, given = address.place.partition(":")
+    if not (given or port) or (given and not given.isdigit()):
+        raise ValueError(f"{address.text}: found no port, expected HOST:PORT")
+    return f"tcp://{host}:{given or port}"
+
+
+def _unknown(address: Address, known: str) -> ValueError:
+    return ValueError(f"{address.text}: found the protocol {address.scheme!r}, expected one of {known}")

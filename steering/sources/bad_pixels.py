@@ -1,0 +1,55 @@
+"""Tells pixels that have no counts in nearly every frame from those that one frame flags. Pure: times are arguments.
+
+Photon counters flag dead and saturated pixels in the counts themselves. A pixel that is saturated once, or that a
+difference of two thresholds leaves empty now and then, is not bad: masked for good, it would be lost to the whole scan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.sources.streams import Frame
+from steering.sources.window import Window
+
+FIRST_FRAMES, FIRST_S = 16, 0.3
+"""Frames by which a scan's bad pixels are known, or the seconds after which as many as there are must do."""
+NEARLY_EVERY = 0.9
+
+
+class BadPixels:
+    """Cuts the frames of a scan; it holds the first ones back until it knows the bad pixels."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self.begin()
+
+    def begin(self) -> None:
+        """A scan begins."""
+        self.known: NDArray[np.bool_] | None = None
+        """(size, size), True where a pixel has no counts; None: not known yet."""
+        self._held: list[tuple[Frame, NDArray]] = []
+        self._since = 0.0
+
+    def take(self, frame: Frame, bad: NDArray[np.bool_] | None, now: float) -> list[tuple[Frame, NDArray]]:
+        """Frames that are ready, each with its counts (size, size). bad: (y, x) of the detector, by its own mask.
+
+        Raises ValueError for a frame that the window does not fit.
+        """
+        cut = self._window.cut(frame.counts, bad)
+        if self.known is not None:
+            return [(frame, self._window.settled(cut, frame.counts, self.known))]
+        if not self._held:
+            self._since = now
+        self._held.append((frame, cut))
+        return self.ready(now)
+
+    def ready(self, now: float, *, all_there: bool = False) -> list[tuple[Frame, NDArray]]:
+        """Frames that are held back no longer; all_there: no further one will come."""
+        waited = all_there or now - self._since >= FIRST_S
+        if not self._held or not (len(self._held) >= FIRST_FRAMES or waited):
+            return []
+        flags = np.mean([cut == np.iinfo(cut.dtype).max for _, cut in self._held], axis=0)
+        known = self.known = flags >= NEARLY_EVERY
+        held, self._held = self._held, []
+        return [(frame, self._window.settled(cut, frame.counts, known)) for frame, cut in held]

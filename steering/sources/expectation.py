@@ -1,0 +1,47 @@
+"""Which frames are expected of a beamline, which are given up, and for how long none came. Pure: no clock."""
+
+from __future__ import annotations
+
+
+class Expectation:
+    """What was asked for and has not come. A beamline that is not steered is expected to send always."""
+
+    def __init__(self, *, steered: bool, give_up_s: float, now: float) -> None:
+        """give_up_s: seconds without a frame after which what was asked for counts as lost."""
+        self._steered, self._give_up_s = steered, give_up_s
+        self.asked = self.refused = self.given_up = 0
+        """Positions."""
+        self._active = now
+        """When the last frame came, or was asked for."""
+        self._since = None if steered else now
+        """Since when a frame is expected and none came; None: none is."""
+        self._abandoned = False
+        """Positions were given up since the last frame."""
+
+    def ask(self, count: int, now: float) -> None:
+        """Positions are asked for."""
+        self.asked += count
+        self._active = now
+        self._since = now if self._since is None else self._since
+
+    def came(self, now: float) -> None:
+        """A frame has come."""
+        self._active = self._since = now
+        self._abandoned = False
+
+    def outstanding(self, known: int) -> int:
+        """Positions of which neither a frame nor its loss is known. known: frames that came or are lost."""
+        return max(0, self.asked - self.refused - self.given_up - known)
+
+    def silence(self, now: float, known: int) -> float:
+        """Seconds for which a frame has been expected; gives up positions that were asked for too long ago.
+
+        A run that asks for nothing, as a paused one, may be silent for as long as it likes: 0.
+        """
+        outstanding = self.outstanding(known)
+        if outstanding and now - self._active > self._give_up_s:
+            self.given_up += outstanding
+            self._abandoned = True
+        elif not outstanding and self._steered and not self._abandoned:
+            self._since = None
+        return 0.0 if self._since is None else now - self._since

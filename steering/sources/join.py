@@ -1,0 +1,318 @@
+"""Joins frames with what other streams say of them, by scan and frame number. Pure: no clock, no thread, no I/O.
+
+The rules. The frame's number is authoritative. The samples of one frame are averaged. A frame that has no sample of a
+stream waits for it until the deadline, or until the scan is over; then a gap between two samples is interpolated where
+at most `gap` numbers in a row are missing. Nothing is extrapolated: such a frame is set aside, with its reason. What
+comes twice, by (scan, number), or by (scan, number, sample), is used once.
+
+The figures of a stream add up at every moment: received = joined + dropped + waiting.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.sources.numbers import Numbers
+from steering.sources.streams import FRAMES, Companion, Joined, JoinSettings, StreamCounters
+
+REPEAT, LATE, EARLIER = "repeat", "too late: its frame was settled before", "of a scan that was over"
+FULL, THINNED = "the buffer was full: the oldest gave way", "thinned: the consumer is slower"
+UNREADABLE = "unreadable: "
+"""How the reason begins of what came and could not be decoded: its number is missing, and counts as lost."""
+NO_LOSS = (REPEAT, LATE, EARLIER)
+"""Reasons for which a frame is dropped that was joined, or lost, before."""
+_NO_FRAME, _FRAME_DROPPED = "no frame came", "its frame was dropped"
+_OPEN_SCANS = 4
+_KEPT = 65_536
+"""Numbers of which samples are kept: they are small, and run ahead of frames that a detector has to hold back."""
+
+
+class _Value:
+    """The samples of one frame in one companion stream."""
+
+    __slots__ = ("mean", "rows", "settled", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.rows: dict[int, NDArray[np.float64]] = {}
+        self.mean: NDArray[np.float64] | None = None
+        self.settled = False
+
+    def average(self) -> NDArray[np.float64]:
+        """In the order of the samples, so that it does not depend on when they came."""
+        if self.mean is None:
+            rows = [self.rows[k] for k in sorted(self.rows)]
+            self.mean = rows[0] if len(rows) == 1 else np.mean(rows, axis=0)
+        return self.mean
+
+
+class _Scan:
+    """What is open in one scan."""
+
+    def __init__(self, companions: Sequence[Companion], first: int | None) -> None:
+        self.frames: dict[int, tuple[Any, float]] = {}
+        """Waiting, oldest first."""
+        self.numbers = Numbers(first)
+        self.values: dict[str, dict[int, _Value]] = {c.name: {} for c in companions}
+        self.unsettled: dict[str, dict[int, _Value]] = {c.name: {} for c in companions}
+        self.range: dict[str, tuple[int, int]] = {}
+        """Lowest and highest number of each companion."""
+        self.ended: set[str] = set()
+
+
+class Joiner:
+    """Joins the streams of a source. Times are arguments, in any one clock; every call is cheap.
+
+    Frames go in by `frame`, samples by `sample`, joined frames come out by `take`. `expire` settles what has waited too
+    long. A scan ends when every stream has said so (`end`), or when a later one has begun and the deadline is over.
+    """
+
+    def __init__(self, companions: Sequence[Companion], settings: JoinSettings | None = None) -> None:
+        self.companions = {c.name: c for c in companions}
+        self.settings = settings or JoinSettings()
+        self.counters = {FRAMES: StreamCounters(), **{c.name: StreamCounters() for c in companions}}
+        self._scans: dict[Hashable, _Scan] = {}
+        self._over: set[Hashable] = set()
+        self._ready: deque[Joined] = deque()
+
+    @property
+    def full(self) -> bool:
+        """No further frame should be read before some are taken."""
+        return self.settings.when_slow == "block" and self._kept() >= self.settings.capacity
+
+    @property
+    def ready(self) -> int:
+        """Joined frames that can be taken."""
+        return len(self._ready)
+
+    def waiting(self, stream: str) -> int:
+        """Of this stream: received, and neither joined nor dropped yet."""
+        if stream == FRAMES:
+            return self._kept()
+        rows = sum(len(v.rows) for scan in self._scans.values() for v in scan.unsettled[stream].values())
+        return rows + sum(joined.rows[stream] for joined in self._ready)
+
+    def begin(self, scan: Hashable, first: int | None = 0) -> None:
+        """A scan begins whose first frame has this number; None: from the first one that comes on."""
+        if scan in self._scans and first is not None:
+            self._scans[scan].numbers.expect(first)  # its samples came before it was said to begin
+        elif scan not in self._scans and scan not in self._over:
+            self._scans[scan] = _Scan(tuple(self.companions.values()), first)
+            while len(self._scans) > _OPEN_SCANS:
+                self._close(next(iter(self._scans)))
+
+    def frame(self, scan: Hashable, number: int, frame: Any, now: float) -> None:
+        """A frame has come."""
+        counters = self.counters[FRAMES]
+        counters.note(now, number)
+        here = self._open(scan, counters)
+        if here is None:
+            return
+        fresh, in_order = here.numbers.add(number, now)
+        if not fresh:
+            counters.dropped[LATE if number in here.numbers.lost else REPEAT] += 1
+            return
+        counters.out_of_order += not in_order
+        here.frames[number] = (frame, now)
+        self._join_where_complete(scan, here, number)
+        self._bound()
+
+    def sample(
+        self, stream: str, scan: Hashable, number: int, row: Sequence[float], now: float, *, sample: int = 0
+    ) -> None:
+        """A sample of a frame has come: `row` holds the companion's numbers."""
+        counters = self.counters[stream]
+        counters.note(now, number)
+        here = self._open(scan, counters)
+        if here is None:
+            return
+        values = np.asarray(row, np.float64)
+        if values.shape != (self.companions[stream].width,) or not np.isfinite(values).all():
+            counters.dropped["not finite, or not as many numbers as expected"] += 1
+            return
+        low, high = here.range.get(stream, (number, number))
+        counters.out_of_order += number < high
+        here.range[stream] = min(low, number), max(high, number)
+        value = here.values[stream].get(number)
+        if value is not None and sample in value.rows:
+            counters.dropped[REPEAT] += 1
+        elif (value is not None and value.settled) or (number in here.numbers and number not in here.frames):
+            counters.dropped[LATE] += 1
+        else:
+            if value is None:
+                value = here.values[stream][number] = here.unsettled[stream][number] = _Value(now)
+            value.rows[sample] = values
+            value.mean = None
+            self._join_where_complete(scan, here, number)
+            self._bound_samples(stream, here)
+
+    def end(self, stream: str, scan: Hashable, now: float, frames: int | None = None) -> None:
+        """A stream will say no more of a scan. frames: how many frames it had in all, where that is known."""
+        here = self._scans.get(scan)
+        if here is None:
+            return
+        if frames is not None:
+            here.numbers.reach(frames, now)
+        here.ended.add(stream)
+        self._close_where_done(scan, here)
+
+    def expire(self, now: float) -> None:
+        """Settle what has waited until now for too long."""
+        limit = now - self.settings.wait_s
+        for scan, here in list(self._scans.items()):
+            while here.frames and next(iter(here.frames.values()))[1] <= limit:
+                self._settle(scan, here, next(iter(here.frames)), f"within {self.settings.wait_s:g} s")
+            self.counters[FRAMES].lost += here.numbers.give_up(limit)
+            for stream in self.companions:
+                pending = here.unsettled[stream]
+                while pending and next(iter(pending.values())).since <= limit:
+                    self._drop_samples(stream, here, next(iter(pending)), _NO_FRAME)
+            self._close_where_done(scan, here)
+
+    def finish(self) -> None:
+        """Every scan is over."""
+        for scan in list(self._scans):
+            self._close(scan)
+
+    def over(self, scan: Hashable) -> bool:
+        """All of a scan is settled; frames that are ready may wait still."""
+        return scan in self._over
+
+    def take(self, most: int) -> list[Joined]:
+        """The oldest joined frames, which count as joined from now on."""
+        taken = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+        self.counters[FRAMES].joined += len(taken)
+        for name in self.companions:
+            self.counters[name].joined += sum(joined.rows[name] for joined in taken)
+        return taken
+
+    def _kept(self) -> int:
+        return len(self._ready) + sum(len(scan.frames) for scan in self._scans.values())
+
+    def _open(self, scan: Hashable, counters: StreamCounters) -> _Scan | None:
+        if scan in self._over:
+            counters.dropped[EARLIER] += 1
+            return None
+        self.begin(scan, first=None)
+        return self._scans[scan]
+
+    def _join_where_complete(self, scan: Hashable, here: _Scan, number: int) -> None:
+        if number not in here.frames:
+            return
+        for name, companion in self.companions.items():
+            value = here.values[name].get(number)
+            if value is None or len(value.rows) < companion.samples:
+                return
+        self._hand_out(scan, here, number, {name: here.values[name][number].average() for name in self.companions})
+
+    def _hand_out(self, scan: Hashable, here: _Scan, number: int, values: dict[str, NDArray[np.float64]]) -> None:
+        frame, since = here.frames.pop(number)
+        rows = {}
+        for name in self.companions:
+            value = here.unsettled[name].pop(number, None)
+            rows[name] = len(value.rows) if value is not None else 0
+            if value is not None:
+                value.settled = True
+        self._ready.append(Joined(scan, number, frame, values, since, rows))
+
+    def _settle(self, scan: Hashable, here: _Scan, number: int, when: str) -> None:
+        """A frame that waits no longer: joined with what there is, or set aside."""
+        values: dict[str, NDArray[np.float64]] = {}
+        for name, companion in self.companions.items():
+            value = here.values[name].get(number)
+            if value is not None:
+                values[name] = value.average()
+                continue
+            between = _interpolated(here.values[name], number, companion.gap)
+            if between is None:
+                low, high = here.range.get(name, (number, number))
+                why = "in a gap too wide to interpolate" if low < number < high else "outside the range of numbers"
+                self._drop_frame(
+                    here, number, f"no {name} {when}, {why}" if name in here.range else f"no {name} {when}"
+                )
+                return
+            values[name] = between
+        for name in values:
+            self.counters[name].interpolated += number not in here.values[name]
+        self._hand_out(scan, here, number, values)
+
+    def _drop_frame(self, here: _Scan, number: int, reason: str) -> None:
+        here.frames.pop(number)
+        self.counters[FRAMES].dropped[reason] += 1
+        for name in self.companions:
+            if number in here.unsettled[name]:
+                self._drop_samples(name, here, number, _FRAME_DROPPED)
+
+    def _drop_samples(self, stream: str, here: _Scan, number: int, reason: str) -> None:
+        """The value stays, to interpolate by."""
+        value = here.unsettled[stream].pop(number)
+        value.average()
+        value.settled = True
+        self.counters[stream].dropped[reason] += len(value.rows)
+
+    def _bound(self) -> None:
+        counters = self.counters[FRAMES]
+        while self._kept() > self.settings.capacity:
+            # Either the consumer is slow, and what is ready gives way, or frames wait for samples that do not come.
+            here = next((scan for scan in self._scans.values() if scan.frames), None)
+            if here is not None and 2 * len(self._ready) < self.settings.capacity:
+                self._drop_frame(here, next(iter(here.frames)), FULL)
+            elif self.settings.when_slow == "thin":
+                every = list(self._ready)
+                self._ready = deque(every[1::2])
+                for joined in every[::2]:
+                    self._drop_ready(joined, counters, THINNED)
+            else:
+                self._drop_ready(self._ready.popleft(), counters, FULL)
+
+    def _drop_ready(self, joined: Joined, counters: StreamCounters, reason: str) -> None:
+        counters.dropped[reason] += 1
+        for name, rows in joined.rows.items():
+            if rows:
+                self.counters[name].dropped[_FRAME_DROPPED] += rows
+
+    def _bound_samples(self, stream: str, here: _Scan) -> None:
+        if len(here.unsettled[stream]) > _KEPT:
+            self._drop_samples(stream, here, next(iter(here.unsettled[stream])), FULL)
+        if len(here.values[stream]) > 2 * _KEPT:
+            self._forget(here)
+
+    def _forget(self, here: _Scan) -> None:
+        """Old settled values, which no frame will need to interpolate by."""
+        for values in here.values.values():
+            if len(values) > 2 * _KEPT:
+                for number in sorted(values)[: len(values) - _KEPT]:
+                    if values[number].settled:
+                        del values[number]
+
+    def _close_where_done(self, scan: Hashable, here: _Scan) -> None:
+        """Every stream has ended, or the frames have, and each of them has its samples."""
+        all_there = FRAMES in here.ended and not here.frames and here.numbers.complete
+        if all_there or here.ended >= self.counters.keys():
+            self._close(scan)
+
+    def _close(self, scan: Hashable) -> None:
+        here = self._scans[scan]
+        for number in list(here.frames):
+            self._settle(scan, here, number, "when the scan was over")
+        for stream in self.companions:
+            for number in list(here.unsettled[stream]):
+                self._drop_samples(stream, here, number, _NO_FRAME)
+        self.counters[FRAMES].lost += here.numbers.give_up(np.inf)
+        del self._scans[scan]
+        self._over.add(scan)
+
+
+def _interpolated(values: dict[int, _Value], number: int, gap: int) -> NDArray[np.float64] | None:
+    """The value at a number between its neighbours; None where they are missing or too far apart."""
+    below = next((n for n in range(number - 1, number - gap - 1, -1) if n in values), None)
+    above = next((n for n in range(number + 1, number + gap + 1) if n in values), None)
+    if below is None or above is None or above - below - 1 > gap:
+        return None
+    share = (number - below) / (above - below)
+    return (1 - share) * values[below].average() + share * values[above].average()

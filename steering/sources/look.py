@@ -1,0 +1,100 @@
+"""What live streams send, found by listening to them for a moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from steering.sources.live import Streams
+from steering.sources.streams import FRAMES, Began, Frame, Record, Samples, Stream, Unreadable
+
+
+@dataclass
+class Seen:
+    """What one stream sent while it was listened to."""
+
+    what: str = ""
+    """Shape and dtype, or the first sample."""
+    count: int = 0
+    """Frames, or samples."""
+    first: int | None = None
+    """Number of the first."""
+    began: float = 0.0
+    ended: float = 0.0
+    scans: list[str] = field(default_factory=list)
+    header: Mapping[str, Any] = field(default_factory=dict)
+    trouble: str = ""
+    """The newest message that could not be read, or why the stream could not be followed."""
+
+    def line(self) -> str:
+        """All that in a line."""
+        if not self.count:
+            return f"nothing came{f': {self.trouble}' if self.trouble else ''}"
+        taken = self.ended - self.began
+        rate = f"{(self.count - 1) / taken:.1f}/s" if self.count > 1 and taken > 0 else "one only"
+        parts = [self.what, rate, f"first number {self.first}"]
+        parts += [f"scan {', '.join(self.scans)}"] if self.scans else []
+        parts += [f"{name} {_value(value)}" for name, value in self.header.items()]
+        parts += [f"trouble: {self.trouble}"] if self.trouble else []
+        return ", ".join(parts)
+
+    def note(self, record: Record) -> None:
+        """Take in a record."""
+        now = time.monotonic()
+        match record:
+            case Frame():
+                y, x = record.counts.shape
+                self._more(1, record.number, now, f"{y} x {x} {record.counts.dtype}")
+            case Samples():
+                row = ", ".join(f"{value:.6g}" for value in record.rows[0])
+                self._more(len(record.rows), record.first, now, f"({row}) at first")
+            case Began():
+                self.scans += [record.name] if record.name is not None else []
+                self.header = dict(record.header)
+            case Unreadable():
+                self.trouble = record.reason
+
+    def _more(self, count: int, number: int, now: float, what: str) -> None:
+        if not self.count:
+            self.what, self.first, self.began = what, number, now
+        self.count += count
+        self.ended = now
+
+
+def look(streams: Streams, seconds: float) -> dict[str, Seen]:
+    """What each stream sends in so many seconds, by its name.
+
+    What a detector pushes to one client only, as stream2 does, is taken from it: nobody else gets these frames.
+    """
+    following: dict[str, Stream] = {FRAMES: streams.frames, streams.positions_are.name: streams.positions}
+    following |= {companion.name: stream for companion, stream in streams.monitors}
+    found = {name: Seen() for name in following}
+    stopped = threading.Event()
+
+    def follow(name: str, stream: Stream) -> None:
+        try:
+            for record in stream.records(stopped):
+                if record is not None:
+                    found[name].note(record)
+                    if isinstance(record, Frame) and record.own is not None:
+                        found[streams.positions_are.name].note(Samples(record.number, record.own[None]))
+        except Exception as error:  # it is printed beside the other streams
+            found[name].trouble = str(error)
+
+    threads = [threading.Thread(target=follow, args=each, daemon=True) for each in following.items()]
+    for thread in threads:
+        thread.start()
+    stopped.wait(seconds)
+    stopped.set()
+    for thread in threads:
+        thread.join(5.0)
+    return found
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(f"{v:.6g}" for v in value) + ")"
+    return f"{value:.6g}" if isinstance(value, float) else str(getattr(value, "shape", value))

@@ -1,0 +1,96 @@
+"""Decisions carried to a motion server over ZMQ. Needs the extra `dectris`.
+
+The server answers (REP) each request (REQ), both JSON, in metres or object pixels and seconds:
+{"command": "measure", "y": [...], "x": [...], "dwell": [...] or null, "stop": false} with {"queued": N}, or with
+{"error": "why"}, and then queues none of them. It moves to each position in turn, exposes there, and with `stop` ends
+the scan after the last. Its positions come back in the stream of positions, as they were measured.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.sources.zmq_socket import zmq
+
+
+class OpenMotion(Protocol):
+    """A motion that is connected; used by one thread."""
+
+    def measure(self, positions: NDArray[np.float64], dwell: NDArray[np.float64] | None, stop: bool) -> None:
+        """Measure at positions (n, 2) for dwell (n,) seconds; with stop the scan is over after them.
+
+        Raises ValueError where the beamline refuses them, OSError where it cannot be reached.
+        """
+
+    def close(self) -> None:
+        """Leave the beamline as it was found."""
+
+
+class Motion(Protocol):
+    """Where decisions are carried out; made in the driver, pickled, connected in the receiving process."""
+
+    def connected(self, stopped: threading.Event) -> OpenMotion:
+        """Connect; what takes long ends early once `stopped` is set. Raises OSError where that fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZmqMotion:
+    """A motion server at an address."""
+
+    address: str
+    """tcp://HOST:PORT"""
+    answer_s: float = 10.0
+    """Seconds that an answer may take."""
+
+    def connected(self, stopped: threading.Event) -> _ZmqMotion:
+        """Connect; ZMQ waits for a server that is not there yet."""
+        return _ZmqMotion(self)
+
+
+class _ZmqMotion:
+    def __init__(self, motion: ZmqMotion) -> None:
+        self._zmq = zmq()
+        self._motion = motion
+        self._context = self._zmq.Context()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = self._context.socket(self._zmq.REQ)
+        self._socket.set(self._zmq.LINGER, 0)
+        try:
+            self._socket.connect(self._motion.address)
+        except self._zmq.ZMQError as error:
+            raise OSError(f"found the address {self._motion.address!r} ({error}), expected tcp://HOST:PORT") from error
+
+    def measure(self, positions: NDArray[np.float64], dwell: NDArray[np.float64] | None, stop: bool) -> None:
+        """See OpenMotion."""
+        y, x = positions.T.tolist() if len(positions) else ([], [])
+        times = None if dwell is None else dwell.tolist()
+        answer = self._ask({"command": "measure", "y": y, "x": x, "dwell": times, "stop": stop})
+        if "error" in answer:
+            raise ValueError(str(answer["error"]))
+
+    def close(self) -> None:
+        """Nothing to put back: the server moves its own motors."""
+        self._context.destroy(linger=0)
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._socket.send(json.dumps(request).encode())
+        if not self._socket.poll(round(1e3 * self._motion.answer_s)):
+            self._socket.close()
+            self._connect()  # a REQ socket without its answer can ask no more
+            raise OSError(
+                f"found no answer from the motion server {self._motion.address} within {self._motion.answer_s:g} s, "
+                "expected one: is it running?"
+            )
+        try:
+            answer = json.loads(self._socket.recv())
+        except ValueError as error:
+            raise ValueError("found an answer of the motion server that is no JSON") from error
+        return answer if isinstance(answer, dict) else {"error": f"an answer of {type(answer).__name__}"}

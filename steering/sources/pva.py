@@ -1,0 +1,364 @@
+"""EPICS PV Access: frames as NTNDArray, positions as their attributes or as a table, decisions as puts to motors.
+
+The number of a frame is its uniqueId. p4p refuses compressed arrays and hides the uniqueId, so that arrays are taken as
+they are and decoded here. Updates that the queue of the subscription had to drop show as missing numbers. Needs the
+extra `epics`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.sources.compression import LARGEST, Decompressor
+from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
+
+_SCALARS = ("|i1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f4", "<f8")
+"""dtypes of pvData's ScalarType (0 is boolean)."""
+_POLL_S, _QUIET_S = 0.05, 0.5
+"""Arrays may come so much later than the PV that says that all is done: another subscription."""
+_RESTART = 64
+"""A uniqueId of 0 or 1 that comes this far after a higher one begins another scan; nearer ones are out of order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PvaFrames:
+    """Frames that a PV publishes."""
+
+    pv: str
+    server: str = ""
+    """HOST:PORT; empty: EPICS's own search, as the environment says."""
+    queue: int = 1024
+    """Updates that the subscription keeps; the usual 4 lose frames silently."""
+    attributes: tuple[str, ...] = ()
+    """Names of the attributes that hold the position, y first; empty: it comes in another stream."""
+    scale: tuple[float, ...] = ()
+    scan: str = ""
+    """Name of an attribute with the scan's name: another value begins another scan."""
+    done: str = ""
+    """A PV that becomes true when no further frame will come."""
+
+    def records(self, stopped: threading.Event) -> Iterator[Record | None]:
+        """The frames, as they come."""
+        decoder = NdArrays(self.attributes, self.scale, self.scan)
+        with _context(self.server) as context:
+            arrays = _Updates(context, self.pv, self.queue)
+            done = _Updates(context, self.done, 4) if self.done else None
+            over = False
+            while not stopped.is_set():
+                value = arrays.next(_QUIET_S if over else _POLL_S)
+                if value is None:
+                    if over:
+                        yield Ended(last=True)
+                    said = done.next(0.0) if done is not None else None
+                    over = said is not None and bool(said["value"])
+                    yield None
+                    continue
+                try:
+                    yield from decoder(nd_fields(value))
+                except ValueError as error:
+                    yield Unreadable(str(error))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PvaTable:
+    """Positions that an NTTable publishes: a row for each sample, with the number of its frame."""
+
+    pv: str
+    columns: tuple[str, ...]
+    scale: tuple[float, ...]
+    server: str = ""
+    number: str = "number"
+    """Column of the frames' numbers."""
+
+    def records(self, stopped: threading.Event) -> Iterator[Record | None]:
+        """The samples, as they come."""
+        with _context(self.server) as context:
+            monitor = _Updates(context, self.pv, 1024)
+            while not stopped.is_set():
+                value = monitor.next(_POLL_S)
+                if value is None:
+                    yield None
+                    continue
+                try:
+                    yield from table(value["value"].todict(), self.number, self.columns, self.scale)
+                except (ValueError, KeyError) as error:
+                    yield Unreadable(f"an update of {self.pv} that is no table: {error}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoRecords:
+    """A stream whose samples come with the frames."""
+
+    def records(self, stopped: threading.Event) -> Iterator[Record | None]:
+        """Nothing."""
+        while not stopped.wait(0.1):
+            yield None
+
+
+def table(fields: Mapping[str, Any], number: str, columns: Sequence[str], scale: Sequence[float]) -> list[Record]:
+    """The samples in the columns of a table. Raises ValueError, and nothing else, for columns that make none."""
+    missing = [name for name in (number, *columns) if name not in fields]
+    if missing:
+        raise ValueError(f"columns {', '.join(map(str, fields))[:200]}, expected {missing[0]} among them")
+    try:
+        numbers = np.asarray(fields[number], np.int64)
+        rows = np.stack([np.asarray(fields[name], np.float64) for name in columns], axis=1) * np.asarray(scale)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"columns that hold no numbers, or not equally many: {error}") from error
+    if numbers.ndim != 1 or len(numbers) != len(rows) or (numbers < 0).any():
+        raise ValueError(f"{numbers.shape} frame numbers for {len(rows)} rows, expected one of 0 or more for each")
+    return [Samples(int(n), row[None]) for n, row in zip(numbers, rows, strict=True)]
+
+
+def nd_fields(value: Any) -> dict[str, Any]:
+    """What an NTNDArray says, as plain fields."""
+    return {
+        "value": value["value"],
+        "codec": value["codec.name"],
+        "parameters": value["codec.parameters"],
+        "uncompressed": value["uncompressedSize"],
+        "unique": value["uniqueId"],
+        "size": [dimension["size"] for dimension in value["dimension"]],
+        "attributes": {attribute["name"]: attribute["value"] for attribute in value["attribute"]},
+    }
+
+
+class NdArrays:
+    """Decodes NTNDArrays; it remembers which scan they belong to."""
+
+    def __init__(self, attributes: Sequence[str] = (), scale: Sequence[float] = (), scan: str = "") -> None:
+        self._attributes, self._scale, self._scan = tuple(attributes), np.asarray(scale, np.float64), scan
+        self._name: str | None = None
+        self._highest = -1
+        self._began = False
+        self._decompress = Decompressor()
+
+    def __call__(self, fields: Mapping[str, Any]) -> list[Record]:
+        """The records of one update. Raises ValueError, and nothing else, for what is no frame."""
+        size = fields.get("size")
+        if fields.get("value") is None or size == []:
+            return []  # what an idle PV holds: no frame yet
+        number = fields.get("unique")
+        if not isinstance(number, int) or not 0 <= number < 2**40:
+            raise ValueError(f"an array with uniqueId {number!r}, expected 0 or more")
+        if not isinstance(size, list) or not isinstance(fields.get("attributes"), Mapping):
+            raise ValueError("an array without a list of dimensions and attributes, expected an NTNDArray")
+        if len(size) == 3 and 1 in size:
+            size = [n for n in size if n != 1] or size
+        if len(size) != 2 or not all(isinstance(n, int) and 0 < n < 2**16 for n in size):
+            raise ValueError(f"an array of {size} (x first), expected two dimensions")
+        counts = self._counts(fields, (size[1], size[0]))
+        own = self._own(fields)
+        return [*self._begun(fields, number), Frame(number, counts, time.time(), own)]
+
+    def _begun(self, fields: Mapping[str, Any], number: int) -> list[Record]:
+        name = fields["attributes"].get(self._scan) if self._scan else None
+        restarted = number <= 1 and self._highest > _RESTART
+        begins = not self._began or restarted or (name is not None and str(name) != self._name)
+        self._highest = number if begins else max(self._highest, number)
+        if not begins:
+            return []
+        self._began, self._name = True, None if name is None else str(name)
+        # The first of a scan that we saw begin is its first; before that an update may have been missed.
+        return [Began(self._name, None)]
+
+    def _own(self, fields: Mapping[str, Any]) -> NDArray[np.float64] | None:
+        if not self._attributes:
+            return None
+        attributes = fields["attributes"]
+        try:
+            row = np.array([float(attributes[name]) for name in self._attributes])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"an array with the attributes {', '.join(map(str, attributes))[:200]}, expected the numbers "
+                f"{', '.join(self._attributes)}"
+            ) from error
+        return row * self._scale
+
+    def _counts(self, fields: Mapping[str, Any], shape: tuple[int, int]) -> NDArray:
+        value, codec = np.asarray(fields["value"]), str(fields.get("codec") or "")
+        if value.ndim != 1 or value.dtype.kind not in "iuf":
+            raise ValueError(f"an array of {value.dtype} {value.shape}, expected numbers in one dimension")
+        if not codec:
+            if value.size != shape[0] * shape[1]:
+                raise ValueError(f"an array of {value.size} elements, expected {shape} (y, x)")
+            return value.reshape(shape)
+        payload = value.tobytes()
+        if codec == "jpeg":
+            return _jpeg(payload, shape)
+        dtype = _dtype(fields, shape)
+        if codec in ("bslz4", "lz4"):
+            # Over PVA the first 12 bytes of the framing are left away: the block is the codec's usual one.
+            total = shape[0] * shape[1] * dtype.itemsize
+            return self._framed(codec, payload, shape, dtype, total)
+        if codec == "lz4hdf5":
+            return self._decompress("lz4", payload, shape, dtype)
+        return self._decompress(codec, payload, shape, dtype)
+
+    def _framed(self, codec: str, payload: bytes, shape: tuple[int, int], dtype: np.dtype, total: int) -> NDArray:
+        if codec == "bslz4":
+            return self._decompress(codec, total.to_bytes(8, "big") + _bitshuffle_block(dtype) + payload, shape, dtype)
+        # One lz4 block without any framing: HDF5's has the size of the block and of its compressed bytes.
+        header = total.to_bytes(8, "big") + total.to_bytes(4, "big") + len(payload).to_bytes(4, "big")
+        return self._decompress(codec, header + payload, shape, dtype)
+
+
+def _bitshuffle_block(dtype: np.dtype) -> bytes:
+    """Bytes of a block: bitshuffle's default is 8192 bytes in elements, rounded to a multiple of 8, at least 128."""
+    elements = max(8192 // dtype.itemsize // 8 * 8, 128)
+    return (elements * dtype.itemsize).to_bytes(4, "big")
+
+
+def _dtype(fields: Mapping[str, Any], shape: tuple[int, int]) -> np.dtype:
+    """Of the compressed elements: codec.parameters, where the uncompressed size agrees; else by that size, unsigned."""
+    stated, total = fields.get("parameters"), fields.get("uncompressed")
+    pixels = shape[0] * shape[1]
+    if isinstance(stated, int) and 0 <= stated < len(_SCALARS):
+        dtype = np.dtype(_SCALARS[stated])
+        if dtype.itemsize * pixels == total:
+            return dtype
+    if not isinstance(total, int) or total % pixels or total // pixels not in (1, 2, 4, 8) or total > LARGEST:
+        raise ValueError(f"an array of {total!r} bytes when decompressed, expected {shape} elements of 1, 2, 4 or 8")
+    return np.dtype(f"<u{total // pixels}")
+
+
+def _jpeg(payload: bytes, shape: tuple[int, int]) -> NDArray:
+    from PIL import Image  # noqa: PLC0415
+
+    try:
+        with Image.open(io.BytesIO(payload), formats=("JPEG",)) as image:
+            if image.size != shape[::-1]:
+                raise ValueError(f"a JPEG of {image.size}, expected {shape[::-1]} (x, y)")
+            return np.asarray(image.convert("L"))
+    except Exception as error:  # whatever the decoder meets in bytes from outside
+        raise ValueError(f"a damaged JPEG of {len(payload)} bytes: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PvaMotion:
+    """Motors, and a detector that is triggered at each position."""
+
+    y: str
+    x: str
+    trigger: str = ""
+    """PV that takes one frame when 1 is put to it, and completes when that is done; empty: nothing is triggered."""
+    dwell: str = ""
+    """PV of the exposure, seconds; empty: it is not set."""
+    end: str = ""
+    """PV to which 1 is put when a decision ends the scan."""
+    scale: tuple[float, ...] = (1.0, 1.0)
+    """What the motors' values are multiplied by to be metres."""
+    server: str = ""
+    timeout_s: float = 30.0
+    """Seconds that a move, or a frame beyond its dwell, may take."""
+
+    def connected(self, stopped: threading.Event) -> _PvaMotion:
+        """Connect, and note where the motors are. Raises OSError where they do not answer."""
+        return _PvaMotion(self, stopped)
+
+
+class _PvaMotion:
+    def __init__(self, motion: PvaMotion, stopped: threading.Event) -> None:
+        self._motion, self._stopped = motion, stopped
+        self._context = _context(motion.server)
+        self._names = [motion.y, motion.x]
+        try:
+            found = self._context.get(self._names, timeout=motion.timeout_s)
+        except TimeoutError as error:
+            self._context.close()
+            raise OSError(f"found no answer from {' and '.join(self._names)}, expected motors: check names") from error
+        self._before = [float(value["value"]) for value in found]
+        self._limits = [_limits(value) for value in found]
+
+    def measure(self, positions: NDArray[np.float64], dwell: NDArray[np.float64] | None, stop: bool) -> None:
+        """See OpenMotion."""
+        where = positions / np.asarray(self._motion.scale)
+        for name, values, (low, high) in zip(self._names, where.T, self._limits, strict=True):
+            if len(values) and not (low <= values.min() and values.max() <= high):
+                raise ValueError(
+                    f"found positions {values.min():g}..{values.max():g} for {name}, expected them within its limits "
+                    f"{low:g}..{high:g}"
+                )
+        times = np.full(len(where), np.nan) if dwell is None else dwell
+        try:
+            for target, seconds in zip(where.tolist(), times.tolist(), strict=True):
+                if self._stopped.is_set():
+                    return
+                self._one(target, seconds)
+            if stop and self._motion.end:
+                self._put([self._motion.end], [1])
+        except TimeoutError as error:
+            raise OSError(f"found a move or a frame that did not complete: {error}") from error
+
+    def close(self) -> None:
+        """The motors go back to where they were."""
+        try:
+            self._put(self._names, self._before)
+        finally:
+            self._context.close()
+
+    def _one(self, target: list[float], seconds: float) -> None:
+        self._put(self._names, target)
+        if self._motion.dwell and seconds == seconds:  # noqa: PLR0124 - NaN: the detector's own
+            self._put([self._motion.dwell], [seconds])
+        if self._motion.trigger:
+            self._put([self._motion.trigger], [1], 0.0 if seconds != seconds else seconds)  # noqa: PLR0124
+
+    def _put(self, names: list[str], values: Sequence[float], more_s: float = 0.0) -> None:
+        timeout = self._motion.timeout_s + more_s
+        self._context.put(names, list(values), timeout=timeout, wait=True)
+
+
+def _limits(value: Any) -> tuple[float, float]:
+    """Of a motor's control structure; equal ones are EPICS's way to say that there are none."""
+    control = value.todict().get("control") or {}
+    low, high = float(control.get("limitLow", 0)), float(control.get("limitHigh", 0))
+    return (low, high) if low < high else (-np.inf, np.inf)
+
+
+class _Updates:
+    """The updates of a PV, through a queue of our own, which drops its oldest: their numbers are missing then."""
+
+    def __init__(self, context: Any, pv: str, size: int) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(size)
+        self._subscription = context.monitor(pv, self._take, request=f"record[queueSize={size}]field()")
+
+    def _take(self, value: Any) -> None:
+        while True:
+            try:
+                return self._queue.put_nowait(value)
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):
+                    self._queue.get_nowait()
+
+    def next(self, wait_s: float) -> Any:
+        """The next update, or None after so long without one."""
+        try:
+            value = self._queue.get(wait_s > 0, wait_s or None)
+        except queue.Empty:
+            return None
+        if isinstance(value, Exception):
+            return None  # disconnected: it connects again by itself
+        return value
+
+
+def _context(server: str) -> Any:
+    """A client; its values are the structures as they come."""
+    try:
+        from p4p.client.thread import Context  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError("EPICS needs p4p, which is not installed: pip install 'steering[epics]'") from error
+    if not server:
+        return Context("pva", nt=False)
+    search = {"EPICS_PVA_NAME_SERVERS": server, "EPICS_PVA_ADDR_LIST": "", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
+    return Context("pva", nt=False, conf=search, useenv=False)

@@ -1,0 +1,361 @@
+"""The receiving process of a live source: it decodes, cuts, joins and steers; the source reads joined frames from it.
+
+It is a process of its own, without torch: a thread that decodes beside a network loses frames, and what a file or a
+stream from outside may break is not the worker. `main` is its entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.sources.bad_pixels import BadPixels
+from steering.sources.expectation import Expectation
+from steering.sources.join import NO_LOSS, UNREADABLE, Joiner
+from steering.sources.motion import Motion
+from steering.sources.plan import Batch, Plan
+from steering.sources.streams import (
+    FRAMES,
+    Began,
+    Ended,
+    Frame,
+    Record,
+    Samples,
+    Stream,
+    StreamCounters,
+    Unreadable,
+)
+
+_SEND_S, _FIGURES_S, _CLOSE_S = 0.02, 0.5, 15.0
+_LOOKS = 3
+_REASONS = 20
+"""Most reasons that are told apart."""
+
+
+class Receiver:
+    """Follows the streams in a thread each, and sends what is joined."""
+
+    def __init__(self, plan: Plan, connection: Connection) -> None:
+        self.plan = plan
+        self._connection = connection
+        self._joiner = Joiner([companion for companion, _ in plan.companions], plan.settings)
+        self._turn = threading.Condition()
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        self._ordinal = {name: -1 for name in self._joiner.counters}
+        self._begun: set[str] = set()
+        """Streams that say when a scan begins."""
+        self._rows = dict.fromkeys(self._joiner.counters, 0)
+        """Samples of the scan so far."""
+        self._sampled: set[tuple[str, int]] = set()
+        self._names: dict[int, str] = {}
+        self._headers: dict[int, dict[str, Any]] = {}
+        self._last = False
+        """The streams said that no further scan will come."""
+        self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=time.monotonic())
+        self._refusal = ""
+        self._pixels = BadPixels(plan.window)
+        self._closing = self._window_fits = False
+        self._figured = 0.0
+
+    def run(self) -> None:
+        """Until the scans are over, or the source is closed, or something fails, which is sent as the last message."""
+        jobs = [(self._follow, FRAMES, self.plan.frames)]
+        jobs += [(self._follow, companion.name, stream) for companion, stream in self.plan.companions]
+        threads = [threading.Thread(target=job, args=rest, daemon=True) for job, *rest in jobs]
+        threading.Thread(target=self._listen, daemon=True).start()
+        if self.plan.motion is not None:
+            threads.append(threading.Thread(target=self._steer, args=(self.plan.motion,), daemon=True))
+        for thread in threads:
+            thread.start()
+        try:
+            while self._error is None and not self._done():
+                self._send()
+            self._stopped.set()
+            if self._closing:
+                threads[0].join(1.0)
+                self._join(self._pixels.ready(time.monotonic(), all_there=True), time.monotonic())
+                with self._turn:
+                    self._joiner.finish()
+            while self._error is None and self._joiner.ready:
+                self._send()
+            self._connection.send(("figures", self._figures()))
+            error = self._error
+            self._connection.send(("end",) if error is None else ("error", _words(error)))
+        finally:
+            self._stopped.set()
+            self._orders.put(("close",))
+            for thread in threads:
+                thread.join(_CLOSE_S)
+
+    def _done(self) -> bool:
+        with self._turn:
+            over = sum(self._joiner.over(scan) for scan in range(self._ordinal[FRAMES] + 1))
+            all_over = over == self._ordinal[FRAMES] + 1
+            enough = self.plan.scans is not None and over >= self.plan.scans
+            return self._closing or (all_over and (enough or self._last) and not self._joiner.ready)
+
+    def _send(self) -> None:
+        """Wait for joined frames for a moment, and send a batch of them, and the figures now and then."""
+        with self._turn:
+            ready = 0
+            for _ in range(_LOOKS):  # frames that come one by one leave together
+                full = self._turn.wait_for(
+                    lambda: self._joiner.ready >= self.plan.chunk_frames or self._error or self._closing, _SEND_S
+                )
+                if full or self._joiner.ready == ready:
+                    break
+                ready = self._joiner.ready
+            now = time.monotonic()
+            if not full or now - self._figured > _FIGURES_S:
+                self._joiner.expire(now)
+            taken = self._joiner.take(self.plan.chunk_frames)
+            self._turn.notify_all()
+            self._look_for_silence(now)
+        for scan in dict.fromkeys(one.scan for one in taken):
+            mine = [one for one in taken if one.scan == scan]
+            self._connection.send(("frames", self._batch(scan, mine)))
+        if now - self._figured > _FIGURES_S:
+            self._figured = now
+            self._connection.send(("figures", self._figures()))
+
+    def _batch(self, scan: int, mine: Sequence[Any]) -> Batch:
+        return Batch(
+            scan=scan,
+            name=self._names.get(scan, f"scan-{scan + 1}"),
+            number=np.array([one.number for one in mine], np.int64),
+            counts=np.stack([one.frame[0] for one in mine]),
+            values={
+                companion.name: np.stack([one.values[companion.name] for one in mine])
+                for companion, _ in self.plan.companions
+            },
+            acquired=np.array([one.frame[1] for one in mine]),
+        )
+
+    def _follow(self, name: str, stream: Stream) -> None:
+        try:
+            for record in stream.records(self._stopped):
+                if name == FRAMES:
+                    # Those that are held back until the scan's bad pixels are known.
+                    last = isinstance(record, Began | Ended)
+                    self._join(self._pixels.ready(time.monotonic(), all_there=last), time.monotonic())
+                if record is not None:
+                    self._note(name, record)
+                if name == FRAMES:
+                    self._wait_for_room()
+        except BaseException as error:  # the boundary of this thread: the source raises it
+            self._fail(error, name)
+
+    def _wait_for_room(self) -> None:
+        with self._turn:
+            while self._joiner.full and not self._stopped.is_set() and not self._closing:
+                self._turn.wait(0.1)
+
+    def _note(self, name: str, record: Record) -> None:
+        now = time.monotonic()
+        match record:
+            case Frame():
+                self._frame(record, now)
+            case Samples():
+                self._samples(name, record, now)
+            case Began():
+                self._begin(name, record)
+            case Ended():
+                with self._turn:
+                    self._last |= record.last
+                    if name != FRAMES:
+                        self._refuse_other_samples(name, record.frames)
+                    self._joiner.end(name, self._ordinal[name], now, record.frames)
+                    self._turn.notify_all()
+            case Unreadable():
+                with self._turn:
+                    counters = self._joiner.counters[name]
+                    counters.note(now, counters.last_number or 0)
+                    reason = UNREADABLE + record.reason[:200]
+                    known = reason in counters.dropped or len(counters.dropped) < _REASONS
+                    counters.dropped[reason if known else UNREADABLE + "for other reasons"] += 1
+
+    def _refuse_other_samples(self, name: str, frames: int | None) -> None:
+        """With a wrong number of samples every frame has the position of another one."""
+        expected, rows = self._joiner.companions[name].samples, self._rows[name]
+        too_many = rows > 1.5 * expected * (frames or rows)
+        # Fewer may be lost; one for each frame, where several are expected, is another setting.
+        one_each = expected > 1 and abs(rows - (frames or 0)) <= 0.02 * rows
+        if frames and (too_many or one_each):
+            raise ValueError(
+                f"found {rows} samples for {frames} frames, {rows / frames:.3g} for each, expected {expected}: the "
+                f"positions of this scan are wrong; give samples={max(1, round(rows / frames))}"
+            )
+
+    def _begin(self, name: str, record: Began) -> None:
+        with self._turn:
+            mine, frames = self._ordinal[name], self._ordinal[FRAMES]
+            self._begun.add(name)
+            self._rows[name] = 0
+            # The streams are armed together; one that missed an arming catches up with the frames.
+            fresh = name != FRAMES and frames > mine and (name, frames) not in self._sampled
+            self._ordinal[name] = frames if fresh else mine + 1
+            if name == FRAMES:
+                scan = self._ordinal[FRAMES]
+                if record.name is not None:
+                    self._names[scan] = record.name
+                self._headers[scan] = dict(record.header)
+                self._pixels.begin()
+                self._joiner.begin(scan, record.first)
+                self._joiner.end(FRAMES, scan - 1, time.monotonic())
+
+    def _frame(self, record: Frame, now: float) -> None:
+        bad = self._headers.get(self._ordinal[FRAMES], {}).get("bad")
+        bad = bad if bad is not None and bad.shape == record.counts.shape else None
+        try:
+            ready = self._pixels.take(record, bad, now)
+        except ValueError as error:
+            if not self._window_fits:
+                raise  # the window does not fit the detector
+            self._note(FRAMES, Unreadable(str(error)))
+            return
+        self._window_fits = True
+        with self._turn:
+            self._ordinal[FRAMES] = max(self._ordinal[FRAMES], 0)
+            self._expectation.came(now)
+        self._join(ready, now)
+
+    def _join(self, ready: Sequence[tuple[Frame, NDArray]], now: float) -> None:
+        with self._turn:
+            scan = self._ordinal[FRAMES]
+            for frame, counts in ready:
+                if frame.own is not None:
+                    self._joiner.sample(self.plan.companions[0][0].name, scan, frame.number, frame.own.tolist(), now)
+                self._joiner.frame(scan, frame.number, (counts, frame.time), now)
+            if self._joiner.ready >= self.plan.chunk_frames:
+                self._turn.notify_all()
+
+    def _samples(self, name: str, record: Samples, now: float) -> None:
+        each = self._joiner.companions[name].samples
+        with self._turn:
+            # A stream that never says that a scan begins goes with the frames.
+            scan = self._ordinal[name if name in self._begun else FRAMES]
+            scan = self._ordinal[name] = max(scan, 0)
+            self._sampled.add((name, scan))
+            self._rows[name] += len(record.rows)
+            for k, row in enumerate(record.rows, record.first):
+                self._joiner.sample(name, scan, k // each, row, now, sample=k % each)
+            self._turn.notify_all()
+
+    def _listen(self) -> None:
+        """What the source says; its silence, when it is gone, ends this process."""
+        try:
+            while True:
+                order = self._connection.recv()
+                if order[0] == "close":
+                    with self._turn:
+                        self._closing = True
+                        self._turn.notify_all()
+                else:
+                    with self._turn:
+                        self._expectation.ask(len(order[1]), time.monotonic())
+                    self._orders.put(order)
+        except (EOFError, OSError):
+            with self._turn:  # the source is gone: put the motors back, and leave
+                self._closing = True
+                self._turn.notify_all()
+            self._stopped.wait(_CLOSE_S)
+            time.sleep(_CLOSE_S)
+            os._exit(1)
+
+    def _steer(self, motion: Motion) -> None:
+        try:
+            accepted = False
+            with contextlib.closing(motion.connected(self._stopped)) as open_motion:
+                while (order := self._orders.get())[0] != "close":
+                    _, positions, dwell, stop = order
+                    try:
+                        open_motion.measure(positions, dwell, stop)
+                        accepted = True
+                    except (ValueError, OSError) as error:
+                        if not accepted:
+                            raise  # units or limits are wrong, or nobody is there
+                        with self._turn:
+                            self._expectation.refused += len(positions)
+                            self._refusal = _words(error)
+        except BaseException as error:  # the boundary of this thread: the source raises it
+            self._fail(error, "motion")
+
+    def _look_for_silence(self, now: float) -> None:
+        silent = self._expectation.silence(now, self._known())
+        if self.plan.end_s is not None and silent > self.plan.end_s:
+            number = self._joiner.counters[FRAMES].last_number
+            last = "none came at all" if number is None else f"the last was number {number}"
+            self._fail(
+                RuntimeError(
+                    f"found no frame for {silent:.0f} s ({last}), expected one: is the detector armed? end_s says how "
+                    f"long to wait{f'; the motion says: {self._refusal}' if self._refusal else ''}"
+                ),
+                FRAMES,
+            )
+
+    def _known(self) -> int:
+        """Frames that came, each once, or are lost."""
+        frames = self._joiner.counters[FRAMES]
+        again = sum(n for why, n in frames.dropped.items() if why in NO_LOSS or why.startswith(UNREADABLE))
+        return frames.received - again + frames.lost
+
+    def _figures(self) -> dict[str, Any]:
+        with self._turn:
+            now = time.monotonic()
+            streams = {name: self._said(name, counters, now) for name, counters in self._joiner.counters.items()}
+            streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
+            return {
+                "streams": streams,
+                "given_up": self._expectation.given_up,
+                "refused": self._expectation.refused,
+                "refusal": self._refusal,
+                "cpu_s": time.process_time(),
+            }
+
+    def _said(self, name: str, counters: StreamCounters, now: float) -> dict[str, Any]:
+        return {
+            "received": counters.received,
+            "joined": counters.joined,
+            "waiting": self._joiner.waiting(name),
+            "dropped": dict(counters.dropped),
+            "lost": counters.lost,
+            "out_of_order": counters.out_of_order,
+            "interpolated": counters.interpolated,
+            "last_number": counters.last_number,
+            "silent_s": None if counters.last_seen is None else round(now - counters.last_seen, 3),
+        }
+
+    def _fail(self, error: BaseException, stream: str) -> None:
+        with self._turn:
+            if self._error is None and not self._stopped.is_set():
+                error.add_note(stream)
+                self._error = error
+            self._turn.notify_all()
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    stream = f"{error.__notes__[0]}: " if getattr(error, "__notes__", None) else ""
+    return stream + (text if " " in text else f"{type(error).__name__} {text}")
+
+
+def main() -> None:
+    """Receive as the plan says that comes first over the socket whose number is the argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the source ends this process
+    connection = Connection(int(sys.argv[1]))
+    plan = connection.recv()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the source has left
+        Receiver(plan, connection).run()

@@ -1,0 +1,155 @@
+"""Streams of a live source: what a protocol hands to the joiner, what the joiner is told of each, and its figures.
+
+A protocol is one file with a class that opens its stream where it is iterated: `records(stopped)` yields Began, Frames,
+Samples and Ended until `stopped` is set. What it cannot decode it raises as ValueError, what it cannot reach as
+OSError.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRAMES = "frames"
+"""Name of the stream of frames."""
+WHEN_SLOW = ("block", "drop oldest", "thin")
+
+
+class Began(NamedTuple):
+    """A scan begins: a series of a detector, an arming of an encoder."""
+
+    name: str | None
+    """None: the stream does not name its scans."""
+    first: int | None = 0
+    """Number of its first frame; None: not known."""
+    header: Mapping[str, Any] = {}
+    """What the stream says of it: pixels, energy and the like, in SI units."""
+
+
+class Frame(NamedTuple):
+    """One frame."""
+
+    number: int
+    counts: NDArray
+    """(y, x) in the detector's dtype."""
+    time: float
+    """When it was received, seconds since the epoch."""
+    own: NDArray[np.float64] | None = None
+    """(column,) the sample of the first companion that came with it."""
+
+
+class Samples(NamedTuple):
+    """Samples that follow one another, in the order of a companion's columns."""
+
+    first: int
+    """Index of the first sample since the scan began."""
+    rows: NDArray[np.float64]
+    """(sample, column)"""
+
+
+class Unreadable(NamedTuple):
+    """A message that could not be decoded, and why: it is counted and left out."""
+
+    reason: str
+
+
+class Ended(NamedTuple):
+    """The scan is over, as far as this stream goes."""
+
+    frames: int | None = None
+    """That it had in all, where it says so."""
+    last: bool = False
+    """No further scan will come."""
+
+
+Record = Began | Frame | Samples | Unreadable | Ended
+
+
+class Stream(Protocol):
+    """A stream of one protocol. It is made in the driver, pickled, and opened where `records` is iterated."""
+
+    def records(self, stopped: threading.Event) -> Iterator[Record | None]:
+        """What comes, until `stopped` is set; None, at least every 0.1 s, where nothing came."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A stream that says something of each frame: its position, the incident intensity."""
+
+    name: str
+    width: int
+    """Numbers in a sample: 2 for a position (y, x)."""
+    samples: int = 1
+    """Samples of one frame. They are averaged; at the deadline those that came."""
+    gap: int = 3
+    """Most numbers in a row without a sample that are interpolated; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.samples < 1 or self.gap < 0:
+            raise ValueError(
+                f"{self.name}: found width={self.width}, samples={self.samples}, gap={self.gap}; expected 1 or more, "
+                "1 or more, 0 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinSettings:
+    """How long frames wait, how many, and what happens when the consumer is slower."""
+
+    wait_s: float = 5.0
+    """Seconds that a frame waits for its samples, a sample for its frame, and a missing number until it is lost."""
+    capacity: int = 4096
+    """Most frames that are kept, those that wait and those that are ready."""
+    when_slow: str = "block"
+    """block: the stream is not read any more, where the protocol allows it; drop oldest; thin: every other one."""
+
+    def __post_init__(self) -> None:
+        if not self.wait_s >= 0 or self.capacity < 2 or self.when_slow not in WHEN_SLOW:
+            raise ValueError(
+                f"found wait_s={self.wait_s}, capacity={self.capacity}, when_slow={self.when_slow!r}; expected 0 or "
+                f"more seconds, 2 or more frames, one of {', '.join(WHEN_SLOW)}"
+            )
+
+
+class Joined(NamedTuple):
+    """A frame with what its companions say of it."""
+
+    scan: Any
+    number: int
+    frame: Any
+    values: dict[str, NDArray[np.float64]]
+    """(width,) of each companion."""
+    since: float
+    """When the frame came."""
+    rows: dict[str, int]
+    """Samples of each companion that are in the value; 0: interpolated."""
+
+
+@dataclass
+class StreamCounters:
+    """What is known of one stream; numbers of frames, or of samples of a companion."""
+
+    received: int = 0
+    joined: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    out_of_order: int = 0
+    """That came after one with a higher number; they are used like all others."""
+    lost: int = 0
+    """Frame numbers of which nothing came before the deadline; they were never received."""
+    interpolated: int = 0
+    """Frames whose value was interpolated."""
+    last_seen: float | None = None
+    last_number: int | None = None
+
+    def note(self, now: float, number: int) -> None:
+        """One has come."""
+        self.received += 1
+        self.last_seen = now
+        self.last_number = number

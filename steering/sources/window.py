@@ -1,0 +1,143 @@
+"""The network's window of a detector's frames: region, centre, binning, orientation, flags; for every live source.
+
+A frame is cut around the beam's centre, binned so that counts are kept, turned to agree with the positions, and given
+in one dtype whatever the detector sends. Flags of photon counters, the two highest values of the wire's dtype or
+negative ones, become the all-ones value of that dtype, which the mask of a chunk understands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.sources.orientation import ORIENTATIONS, turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """How frames (y, x) of a detector become frames (size, size) for the network."""
+
+    size: int
+    """Pixels of the side, after binning; even."""
+    roi: tuple[int, int, int, int] | None = None
+    """y0, y1, x0, x1 of the part that is used, detector pixels; None: the whole frame."""
+    centre: tuple[float, float] | None = None
+    """Of the beam (y, x), detector pixels of the whole frame, which comes to (size // 2, size // 2); None: the
+    middle of the region."""
+    binning: int = 1
+    """Detector pixels, along each side, that are added to one."""
+    orientation: str = "none"
+    """A name of ORIENTATIONS: how frames must be turned to agree with the positions."""
+    dtype: str = "uint32"
+    """Of the counts that come out. uint16 halves what is sent; counts above 65533 then become 65534."""
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size % 2 or self.binning < 1:
+            raise ValueError(
+                f"found a window of {self.size} pixels and binning {self.binning}, expected an even size of 8 or more, "
+                "and 1 or more"
+            )
+        if self.orientation not in ORIENTATIONS or self.dtype not in ("uint16", "uint32"):
+            raise ValueError(
+                f"found orientation={self.orientation!r}, dtype={self.dtype!r}; expected one of "
+                f"{', '.join(ORIENTATIONS)}, and uint16 or uint32"
+            )
+        if self.roi is not None and not (0 <= self.roi[0] < self.roi[1] and 0 <= self.roi[2] < self.roi[3]):
+            raise ValueError(f"found roi {self.roi}, expected y0, y1, x0, x1 with y0 < y1 and x0 < x1, 0 or more")
+
+    def corner(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Detector pixel (y, x) at which the window of a frame of this shape begins; it may be outside."""
+        y0, y1, x0, x1 = self.roi or (0, shape[0], 0, shape[1])
+        if y1 > shape[0] or x1 > shape[1]:
+            raise ValueError(f"found frames of {shape}, expected them to hold the region y {y0}..{y1}, x {x0}..{x1}")
+        # The zero frequency belongs to the middle of a binned pixel of an even number of detector pixels.
+        middle = self.centre or (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
+        half = self.size // 2 * self.binning + (self.binning - 1) / 2 * (self.centre is not None)
+        y, x = (int(np.floor(m - half + 0.5)) for m in middle)
+        return y, x
+
+    def cut(self, frame: NDArray, bad: NDArray[np.bool_] | None = None) -> NDArray:
+        """A frame (y, x) as (size, size) in `dtype`. bad: (y, x) of the detector, pixels without counts.
+
+        Pixels of the window outside the region, and binned pixels that hold a flag, read all ones. Raises ValueError
+        for a frame that is not (y, x) of real counts, or that the region does not fit into.
+        """
+        if frame.ndim != 2 or frame.dtype.kind not in "uif":
+            raise ValueError(f"found a frame of {frame.dtype} {frame.shape}, expected (y, x) of real counts")
+        counts, flagged = self._region(frame, bad)
+        if self.binning > 1:
+            n, b = self.size, self.binning
+            whole = counts.astype(np.uint64) if counts.dtype.kind in "ui" else counts
+            counts = np.where(flagged, 0, whole).reshape(n, b, n, b).sum((1, 3))
+            flagged = np.asarray(flagged.reshape(n, b, n, b).any((1, 3)))
+        top = np.iinfo(self.dtype).max
+        out = _as_unsigned(counts, flagged, np.dtype(self.dtype))
+        if flagged.any():
+            out = out if out is not counts else out.copy()
+            out[flagged] = top
+        if self.orientation != "none":
+            out = turn(out[None], "centre", self.orientation)[0]
+        return np.ascontiguousarray(out)
+
+    def settled(self, cut: NDArray, frame: NDArray, known: NDArray[np.bool_]) -> NDArray:
+        """A frame as `cut` made it, in which only the `known` bad pixels (size, size) read all ones: of those that are
+        flagged in this frame alone, the saturated have the largest count that is no flag, the others 0."""
+        top = np.iinfo(self.dtype).max
+        flagged = cut == top
+        if (flagged == known).all():
+            return cut
+        extra = flagged & ~known
+        saturated = np.zeros(cut.shape, bool)
+        if frame.dtype.kind == "u":
+            saturated = self.cut((frame == np.iinfo(frame.dtype).max - 1).astype(np.uint8)) == 1
+        out = np.where(known, top, cut).astype(cut.dtype)
+        out[extra] = 0
+        out[extra & saturated] = top - 1
+        return out
+
+    def mask(self, shape: tuple[int, int], bad: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+        """(size, size), True where no frame of this shape has counts: outside its region, or in a bad pixel."""
+        blank = np.zeros(shape, np.uint16)
+        return self.cut(blank, bad) == np.iinfo(self.dtype).max
+
+    def _region(self, frame: NDArray, bad: NDArray[np.bool_] | None) -> tuple[NDArray, NDArray[np.bool_]]:
+        """The window's detector pixels, and which of them have no counts."""
+        side = self.size * self.binning
+        y, x = self.corner(frame.shape)
+        y0, y1, x0, x1 = self.roi or (0, frame.shape[0], 0, frame.shape[1])
+        low, high = (max(y, y0), max(x, x0)), (min(y + side, y1), min(x + side, x1))
+        part = np.s_[low[0] : high[0], low[1] : high[1]]
+        inner = frame[part]
+        if inner.size == 0:
+            raise ValueError(f"found the window at ({y}, {x}) outside the region, expected the beam's centre inside it")
+        flagged = _flags(inner)
+        if bad is not None:
+            flagged = flagged | bad[part]
+        if inner.shape == (side, side):
+            return inner, flagged
+        place = np.s_[low[0] - y : high[0] - y, low[1] - x : high[1] - x]
+        counts, outside = np.zeros((side, side), frame.dtype), np.ones((side, side), bool)
+        counts[place], outside[place] = inner, flagged
+        return counts, outside
+
+
+def _flags(counts: NDArray) -> NDArray[np.bool_]:
+    """Pixels that photon counters mark: the two highest unsigned values, negative ones, and what is not finite."""
+    kind = counts.dtype.kind
+    if kind == "u":
+        return counts >= np.iinfo(counts.dtype).max - 1
+    return counts < 0 if kind == "i" else ~(np.isfinite(counts) & (counts >= 0))
+
+
+def _as_unsigned(counts: NDArray, flagged: NDArray[np.bool_], dtype: np.dtype) -> NDArray:
+    """Counts in an unsigned dtype, those that are too large as the largest that is no flag."""
+    if counts.dtype == dtype:
+        return counts
+    largest = np.iinfo(dtype).max - 1
+    if counts.dtype.kind == "f":
+        return np.minimum(np.where(flagged, 0.0, counts.astype(np.float64)), float(largest)).astype(dtype)
+    if np.iinfo(counts.dtype).max > largest:
+        counts = np.minimum(counts, largest)
+    return np.where(flagged, 0, counts).astype(dtype)

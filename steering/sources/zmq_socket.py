@@ -1,0 +1,53 @@
+"""Receives from ZMQ sockets, for every protocol that speaks over them. Needs the extra `dectris`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+_BATCH = 256
+"""Messages that are read before the caller may look around."""
+
+
+def zmq() -> Any:
+    """The library pyzmq, imported late."""
+    try:
+        import zmq as library  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError("ZMQ streams need pyzmq, which is not installed: pip install 'steering[dectris]'") from error
+    return library
+
+
+def messages(address: str, kind: str, high_water: int, stopped: threading.Event) -> Iterator[bytes | None]:
+    """Messages as they come, None where there was none for 0.05 s. kind: pull or sub.
+
+    A message of several parts is given as its first one. The socket connects again by itself where its peer returns.
+    Raises ValueError for an address that ZMQ does not know.
+    """
+    library = zmq()
+    if kind not in ("pull", "sub"):
+        raise ValueError(f"found a socket of kind {kind!r}, expected pull or sub")
+    context = library.Context()
+    try:
+        socket = context.socket(library.PULL if kind == "pull" else library.SUB)
+        socket.set(library.LINGER, 0)
+        socket.set(library.RCVHWM, high_water)
+        if kind == "sub":
+            socket.set(library.SUBSCRIBE, b"")
+        try:
+            socket.connect(address)
+        except library.ZMQError as error:
+            raise ValueError(f"found the address {address!r} ({error}), expected tcp://HOST:PORT") from error
+        while not stopped.is_set():
+            if not socket.poll(50):
+                yield None
+                continue
+            for _ in range(_BATCH):
+                try:
+                    parts = socket.recv_multipart(library.NOBLOCK)
+                except library.Again:
+                    break
+                yield parts[0]
+    finally:
+        context.destroy(linger=0)

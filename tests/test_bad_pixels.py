@@ -1,0 +1,79 @@
+"""Laws of bad pixels: what is flagged in nearly every frame is masked, what one frame flags is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from steering.sources.bad_pixels import FIRST_FRAMES, BadPixels
+from steering.sources.orientation import ORIENTATIONS
+from steering.sources.streams import Frame
+from steering.sources.window import Window
+
+RNG = np.random.default_rng(0)
+TOP = 65535
+
+
+def frames(n, *, dtype=np.uint16, flagged=()):
+    """Frames with a dead row 3, and (frame, y, x, value) beside."""
+    found = RNG.poisson(5, (n, 16, 16)).astype(dtype)
+    found[:, 3] = np.iinfo(dtype).max
+    for k, y, x, value in flagged:
+        found[k, y, x] = value
+    return [Frame(k, counts, 0.0) for k, counts in enumerate(found)]
+
+
+def through(given, window=None, bad=None):
+    pixels = BadPixels(window or Window(size=16, dtype="uint16"))
+    out = [pair for frame in given for pair in pixels.take(frame, bad, 0.0)]
+    out += pixels.ready(0.0, all_there=True)
+    assert [frame.number for frame, _ in out] == list(range(len(given)))
+    return np.stack([cut for _, cut in out]), pixels.known
+
+
+@pytest.mark.parametrize("when", [2, 15])
+def test_what_one_frame_flags_is_dealt_with_in_that_frame(when):
+    flagged = [(when, 8, 8, 65534), (when, 9, 9, 65535)]
+    given = frames(20, flagged=flagged)
+    out, known = through(given)
+    assert (out[:, 3] == TOP).all()
+    assert (out == TOP).sum() == 20 * 16
+    assert known.sum() == 16
+    assert out[when, 8, 8] == TOP - 1  # saturated: as many as can be told
+    assert out[when, 9, 9] == 0
+    others = np.arange(20) != when
+    np.testing.assert_array_equal(out[others, 8, 8], np.stack([f.counts for f in given])[others, 8, 8])
+
+
+def test_a_difference_of_thresholds_masks_nothing_but_the_dead():
+    given = frames(30)
+    for frame in given:
+        frame.counts[RNG.random((16, 16)) < 0.45] = 65535
+        frame.counts[3] = 65535
+    out, known = through(given)
+    assert known[3].all()
+    assert (out == TOP).all(0).sum() == known.sum() <= 20
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_detectors_own_mask_holds_in_every_orientation(orientation):
+    bad = np.zeros((16, 16), bool)
+    bad[10, 12] = True
+    window = Window(size=16, dtype="uint16", orientation=orientation)
+    out, known = through(frames(10, flagged=[(4, 8, 9, 65534)]), window, bad)
+    assert known.sum() == 17
+    assert ((out == TOP) == known).all()
+    assert (out == TOP - 1).sum() == 1
+
+
+def test_few_frames_are_not_held_back_for_long():
+    pixels = BadPixels(Window(size=16))
+    first, second, *_ = frames(3)
+    assert pixels.take(first, None, 10.0) == []
+    assert pixels.take(second, None, 10.1) == []
+    assert pixels.ready(10.2) == []
+    assert [frame.number for frame, _ in pixels.ready(10.4)] == [0, 1]
+    assert len(pixels.take(first, None, 10.5)) == 1
+    pixels.begin()
+    assert pixels.take(first, None, 11.0) == []
+    assert FIRST_FRAMES > 2

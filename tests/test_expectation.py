@@ -1,0 +1,46 @@
+"""Laws of what is expected of a beamline."""
+
+from __future__ import annotations
+
+from steering.sources.expectation import Expectation
+
+
+def test_a_steered_beamline_that_is_asked_for_nothing_may_be_silent():
+    expectation = Expectation(steered=True, give_up_s=10.0, now=0.0)
+    assert expectation.silence(1e6, known=0) == 0.0
+    expectation.ask(2, now=1e6)
+    assert expectation.silence(1e6 + 5, known=0) == 5.0
+    expectation.came(1e6 + 6)
+    assert expectation.silence(1e6 + 8, known=1) == 2.0
+    expectation.came(1e6 + 9)
+    assert expectation.silence(2e6, known=2) == 0.0
+
+
+def test_positions_are_given_up_once_and_asking_again_does_not_hide_the_silence():
+    expectation = Expectation(steered=True, give_up_s=10.0, now=0.0)
+    for now in range(100):
+        if now % 20 == 0:
+            expectation.ask(3, float(now))
+        expectation.silence(float(now), known=0)
+    assert expectation.given_up == 15
+    assert expectation.outstanding(0) == 0
+    assert expectation.silence(100.0, known=0) == 100.0
+    expectation.came(101.0)
+    assert expectation.silence(101.5, known=1) == 0.0
+
+
+def test_refused_positions_are_not_expected():
+    expectation = Expectation(steered=True, give_up_s=10.0, now=0.0)
+    expectation.ask(3, 0.0)
+    expectation.refused += 3
+    assert expectation.outstanding(0) == 0
+    assert expectation.silence(50.0, known=0) == 0.0
+    assert expectation.given_up == 0
+
+
+def test_a_beamline_that_scans_by_itself_is_always_expected_to_send():
+    expectation = Expectation(steered=False, give_up_s=10.0, now=0.0)
+    assert expectation.silence(30.0, known=0) == 30.0
+    expectation.came(31.0)
+    assert expectation.silence(35.0, known=1) == 4.0
+    assert expectation.given_up == 0

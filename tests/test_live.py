@@ -1,0 +1,107 @@
+"""Live sources against the simulated beamline in another process, behind real protocols."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from steering.cli import main
+from steering.records import Decision
+from steering.runner.folder import RunFolder
+from steering.view.status import status_lines
+from tests.serving import beamline, gathered, live, served
+
+FRAMES = 60
+
+
+def asked(positions: np.ndarray, *, stop: bool = False) -> Decision:
+    return Decision(positions=positions, reasons=("test",) * len(positions), stop=stop)
+
+
+def adds_up(source) -> None:
+    for name, stream in source.streams.items():
+        waiting = stream["waiting"]
+        assert stream["received"] == stream["joined"] + sum(stream["dropped"].values()) + waiting, name
+
+
+@pytest.mark.slow
+def test_frames_of_the_served_beamline_are_those_of_the_embedded_one(tmp_path):
+    here = beamline(FRAMES)
+    wanted = here.candidates[7 : 7 + FRAMES]
+    here.apply(asked(wanted))
+    expected = {int(i): c for chunk in here.chunks() for i, c in zip(chunk["frame"], chunk["counts"], strict=True)}
+    arguments = (
+        "--protocol",
+        "dectris",
+        "--position-samples",
+        "3",
+        "--samples",
+        "1",
+        "--frames",
+        str(FRAMES),
+        "--frame-rate",
+        "200",
+    )
+    with served(tmp_path, *arguments) as addresses:
+        source = live(addresses, here)
+        source.apply(asked(wanted))
+        chunks = list(source.chunks())
+    ids = gathered(chunks, "frame")
+    assert sorted(ids.tolist()) == list(range(FRAMES))
+    measured = np.stack([gathered(chunks, "position_y"), gathered(chunks, "position_x")], axis=1)
+    np.testing.assert_allclose(measured, wanted[ids], atol=1e-11)
+    for number, counts in zip(ids, gathered(chunks, "counts"), strict=True):
+        np.testing.assert_array_equal(counts, expected[int(number)])
+    assert {chunk.attrs["scan"] for chunk in chunks} == {"gravel"}
+    assert source.frames_dropped == 0
+    assert source.streams["frames"]["joined"] == FRAMES
+    adds_up(source)
+
+
+@pytest.mark.slow
+def test_a_campaign_over_a_protocol_ends_with_what_it_learnt(tmp_path):
+    """Steered through the protocol, with losses, repeats and disorder; every figure adds up, also in the summary."""
+    frames = 240
+    faults = ("--drop", "0.03", "--repeat", "0.03", "--reorder", "0.1")
+    arguments = ("--protocol", "dectris", "--samples", "1", "--frames", str(frames), "--frame-rate", "60", *faults)
+    with served(tmp_path, *arguments) as addresses:
+        out = tmp_path / "run"
+        command = ["run", "--out", str(out), "workflows/live_scan.py", "--source", addresses["frames"]]
+        command += [
+            "--positions",
+            addresses["positions"],
+            "--motion",
+            addresses["motion"],
+            "--probe",
+            addresses["probe"],
+        ]
+        command += ["--energy", "8800", "--distance", "2.4", "--pixel", "0.0006", "--window", "64", "--wait", "1"]
+        command += ["--field", "-0.8", "0.8", "-0.8", "0.8", "--step", "0.05", "--scans", "1", "--ranks", "1"]
+        assert main([*command, "--steps", "10", "--rounds", "1", "--end-after", "60"]) == 0
+    summary = RunFolder(out).summary()
+    assert summary["status"] == "finished"
+    assert summary["versions_published"] >= 1
+    counters = summary["streams"]["frames"]
+    assert counters["joined"] == summary["frames_predicted"]
+    assert counters["joined"] + counters["lost"] == frames
+    assert 0 < counters["lost"] < frames / 5
+    assert counters["dropped"]["repeat"] > 0
+    for stream in summary["streams"].values():
+        assert stream["received"] == stream["joined"] + sum(stream["dropped"].values()) + stream["waiting"]
+    lines = "\n".join(status_lines(RunFolder(out)))
+    assert f"frames: {counters['received']} received, {counters['lost']} lost" in lines
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_ingest_runs_and_keeps_its_keys(tmp_path):
+    out = tmp_path / "run"
+    quick = "--seconds 1 --rate 100 --rate-256 50 --overload-frames 6000 --settle-s 0.5 --protocols dectris"
+    assert main(["run", "--out", str(out), "workflows/bench_ingest.py", *quick.split()]) == 0
+    figures = RunFolder(out).summary()["dectris"]
+    for part in (figures, figures["256"]):
+        assert part["adds_up"]
+        assert part["lost"] == 0
+        assert {"frames_per_s", "predicted_per_s", "thinned", "latency_ms", "cpu_share"} <= part.keys()
+        assert part["latency_ms"]["p50"] <= part["latency_ms"]["p99"]
+    assert figures["overload"]["exact"]
+    assert (out / "ingest.png").stat().st_size > 5000

@@ -1,0 +1,157 @@
+"""Every live protocol, against its own publisher: all frames come whole and where they were measured, and it steers."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steering.records import Decision
+from tests.serving import gathered
+from tests.test_receiver import COUNTS, WHERE, WINDOW, Consumer, adds_up, source
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("p4p")
+
+from steering.sources.addresses import streams_at  # noqa: E402
+from steering.sources.look import look  # noqa: E402
+from steering.sources.streams import FRAMES  # noqa: E402
+from steering.sources.tape import record  # noqa: E402
+
+
+def publisher(protocol: str, folder: Path):
+    if protocol == "dectris":
+        from served.dectris import DectrisPublisher
+
+        return DectrisPublisher(samples=3)
+    if protocol == "swmr":
+        from served.swmr import SwmrPublisher
+
+        return SwmrPublisher(folder, shape=(WINDOW, WINDOW))
+    from served.pva import PvaPublisher
+
+    return PvaPublisher(compression="bslz4" if protocol == "pva bslz4" else None)
+
+
+PROTOCOLS = pytest.mark.parametrize("protocol", ["dectris", "pva", "pva bslz4", "swmr"])
+
+
+def live(served, **settings):
+    addresses = served.addresses
+    return source(streams_at(addresses["frames"], addresses["positions"], addresses["motion"]), **settings)
+
+
+def decision(positions) -> Decision:
+    return Decision(positions=positions, reasons=("test",) * len(positions))
+
+
+class Beamline:
+    """Measures at once what is asked for over the protocol."""
+
+    def __init__(self, served, frames: int) -> None:
+        self.served, self.frames, self.measured = served, frames, []
+        self._turn = threading.Lock()
+        served.begin("gravel")
+        served.steered_by(self.apply)
+
+    def apply(self, decision) -> None:
+        with self._turn:
+            for position in decision.positions:
+                if len(self.measured) < self.frames:
+                    number = len(self.measured)
+                    self.served.position(number, position)
+                    self.served.frame(number, COUNTS[number % len(COUNTS)])
+                    self.measured.append(position)
+            if decision.stop or len(self.measured) == self.frames:
+                self.served.end(len(self.measured), last=True)
+                self.frames = -1
+
+
+@PROTOCOLS
+def test_what_is_decided_is_measured_and_every_frame_comes_whole(protocol, tmp_path):
+    served = publisher(protocol, tmp_path)
+    consumer = Consumer(live(served))
+    beamline = Beamline(served, 90)
+    for part in np.split(WHERE[:90], 9):
+        consumer.live.apply(decision(part))
+    consumer.over()
+    served.close()
+    assert consumer.error is None
+    ids = gathered(consumer.chunks, "frame")
+    numbers = ids - ids.min()
+    assert sorted(numbers.tolist()) == list(range(90))
+    where = np.stack([gathered(consumer.chunks, "position_y"), gathered(consumer.chunks, "position_x")], axis=1)
+    np.testing.assert_allclose(where, WHERE[:90][numbers], atol=1e-10)
+    np.testing.assert_allclose(where, np.array(beamline.measured)[numbers], atol=1e-10)
+    np.testing.assert_array_equal(gathered(consumer.chunks, "counts"), COUNTS[numbers % len(COUNTS)])
+    assert consumer.live.frames_dropped == 0
+    adds_up(consumer.live)
+
+
+def test_motors_respect_their_limits_and_go_back(tmp_path):
+    served = publisher("pva", tmp_path)
+    consumer = Consumer(live(served))
+    Beamline(served, 3)
+    consumer.live.apply(decision(WHERE[1:4]))
+    consumer.over()
+    assert [float(motor.current()) for motor in served.motors] == [0.0, 0.0]
+    refused = source(streams_at(served.addresses["frames"], served.addresses["positions"], served.addresses["motion"]))
+    refused.apply(decision(np.array([[1.0, 0.0]])))
+    with pytest.raises(RuntimeError, match=r"motion: found positions .* for SIM:y, expected them within its limits"):
+        list(refused.chunks())
+    served.close()
+
+
+@PROTOCOLS
+def test_a_dry_run_says_what_each_stream_sends(protocol, tmp_path):
+    served = publisher(protocol, tmp_path)
+    found = {}
+
+    def listen() -> None:
+        found.update(look(streams_at(served.addresses["frames"], served.addresses["positions"]), 4.0))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    served.begin("gravel")
+    stopped = threading.Event()
+    for number in range(15):
+        stopped.wait(0.1)
+        if not listener.is_alive():
+            break  # nobody would take it
+        served.position(number, WHERE[number])
+        served.frame(number, COUNTS[0])
+    listener.join()
+    served.close()
+    line = found[FRAMES].line()
+    assert line.startswith("16 x 16 uint16, ")
+    assert "/s, first number" in line
+    assert found["positions"].count >= 2
+    assert found["positions"].what.endswith("at first")
+
+
+def test_a_recording_of_a_live_stream_is_a_source_like_the_stream(tmp_path):
+    served = publisher("dectris", tmp_path)
+    addresses, stopped = served.addresses, threading.Event()
+    streams = streams_at(addresses["frames"], addresses["positions"])
+    following = {FRAMES: streams.frames, "positions": streams.positions}
+    recorder = threading.Thread(target=record, args=(following, tmp_path / "a.tape", stopped))
+    recorder.start()
+    served.begin("gravel")
+    for number in range(40):
+        served.position(number, WHERE[number])
+        served.frame(number, COUNTS[number % len(COUNTS)])
+    served.end(40, last=True)
+    served.close()
+    stopped.wait(1.0)
+    stopped.set()
+    recorder.join()
+    tape = f"play:{tmp_path / 'a.tape'}?speed=0"
+    consumer = Consumer(source(streams_at(tape, f"{tape}&samples=3")))
+    consumer.over()
+    assert consumer.error is None
+    ids = gathered(consumer.chunks, "frame")
+    assert sorted(ids.tolist()) == list(range(40))
+    np.testing.assert_array_equal(gathered(consumer.chunks, "counts"), COUNTS[ids % len(COUNTS)])
+    np.testing.assert_allclose(gathered(consumer.chunks, "position_y"), WHERE[ids, 0], atol=1e-12)

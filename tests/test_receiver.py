@@ -1,0 +1,231 @@
+"""The receiving process: what fails there is said in one sentence, and restarts and silences are counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steering.records import Decision, Geometry
+from steering.sources import JoinSettings, LiveSettings, LiveSource, Streams, Window
+from steering.sources.addresses import streams_at
+from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent
+from tests.serving import gathered
+
+pytestmark = pytest.mark.slow
+sys.path.append(str(Path(__file__).parents[1] / "workflows"))
+zmq = pytest.importorskip("zmq")
+pytest.importorskip("cbor2")
+from served.dectris import DectrisPublisher  # noqa: E402
+
+COUNTS = np.random.default_rng(0).poisson(3, (8, WINDOW, WINDOW)).astype(np.uint16)
+WHERE = 1e-8 * np.arange(200.0).reshape(100, 2)
+
+
+def source(streams: Streams, *, wait_s: float = 5.0, **settings) -> LiveSource:
+    return LiveSource(
+        streams,
+        window=Window(size=WINDOW, dtype="uint16"),
+        geometry=Geometry(shape=(WINDOW, WINDOW)),
+        probe=np.ones((1, WINDOW, WINDOW), np.complex64),
+        candidates=WHERE,
+        settings=LiveSettings(join=JoinSettings(wait_s=wait_s), **settings),
+    )
+
+
+def of(publisher: DectrisPublisher, **settings) -> LiveSource:
+    return source(streams_at(publisher.addresses["frames"], publisher.addresses["positions"]), **settings)
+
+
+def loop(*, reach: float = np.inf, broken_at: int = -1, **settings) -> LiveSource:
+    streams = Streams(
+        frames=LoopFrames(frames=40, broken_at=broken_at), positions=Silent(), motion=LoopMotion(reach=reach)
+    )
+    return source(streams, **settings)
+
+
+def asked(n: int, *, stop: bool = False) -> Decision:
+    return Decision(positions=WHERE[:n], reasons=("test",) * n, stop=stop)
+
+
+def adds_up(live: LiveSource) -> None:
+    for name, stream in live.streams.items():
+        assert stream["received"] == stream["joined"] + sum(stream["dropped"].values()) + stream["waiting"], name
+
+
+class Consumer(threading.Thread):
+    """Takes the chunks in a thread, as the source's actor does."""
+
+    def __init__(self, live: LiveSource) -> None:
+        super().__init__(daemon=True)
+        self.live, self.chunks, self.error = live, [], None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for chunk in self.live.chunks():
+                self.chunks.append(chunk)
+        except RuntimeError as error:
+            self.error = error
+
+    def until(self, frames: int) -> None:
+        end = time.monotonic() + 60
+        while sum(chunk.sizes["frame"] for chunk in self.chunks) < frames and self.error is None:
+            assert time.monotonic() < end, self.live.streams
+            time.sleep(0.01)
+
+    def over(self) -> None:
+        self.join(60)
+        assert not self.is_alive()
+
+
+def send(publisher: DectrisPublisher, first: int, last: int, *, positions: bool = True) -> None:
+    for number in range(first, last):
+        publisher.frame(number, COUNTS[number % len(COUNTS)])
+        if positions:
+            publisher.position(number, WHERE[number])
+
+
+def test_a_server_that_is_restarted_in_the_middle_of_a_scan():
+    first = DectrisPublisher()
+    ports = {name: int(address.split(":")[2].split("?")[0]) for name, address in first.addresses.items()}
+    consumer = Consumer(of(first))
+    first.begin("gravel")
+    send(first, 0, 30)
+    consumer.until(30)
+    first.close()
+    again = DectrisPublisher(port=ports["frames"], positions_port=ports["positions"])
+    again.begin("gravel")
+    send(again, 0, 20)
+    again.end(20, last=True)
+    consumer.over()
+    again.close()
+    assert consumer.error is None
+    ids = gathered(consumer.chunks, "frame")
+    assert sorted(ids.tolist()) == [*range(30), *range(10**9, 10**9 + 20)]
+    assert consumer.live.frames_dropped == 0
+    adds_up(consumer.live)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_positions_that_stop_for_a_while(late):
+    """Where they come late all the same the frames wait for them; where they never come the frames are set aside."""
+    publisher = DectrisPublisher()
+    consumer = Consumer(of(publisher, wait_s=60.0 if late else 0.5, give_up_s=90.0))
+    publisher.begin("gravel")
+    send(publisher, 0, 20)
+    send(publisher, 20, 40, positions=False)
+    consumer.until(20)
+    if late:
+        for number in range(20, 40):
+            publisher.position(number, WHERE[number])
+    send(publisher, 40, 60)
+    publisher.end(60, last=True)
+    consumer.over()
+    publisher.close()
+    frames = consumer.live.streams["frames"]
+    assert frames["joined"] == (60 if late else 40)
+    if not late:
+        [reason] = frames["dropped"]
+        assert reason.startswith("no positions")
+        assert reason.endswith("in a gap too wide to interpolate")
+        assert consumer.live.frames_dropped == 20
+    adds_up(consumer.live)
+
+
+def test_a_wrong_number_of_samples_is_no_position():
+    publisher = DectrisPublisher(samples=10)
+    publisher.addresses["positions"] = publisher.addresses["positions"].replace("samples=10", "samples=1")
+    consumer = Consumer(of(publisher))
+    publisher.begin("gravel")
+    send(publisher, 0, 20)
+    publisher.end(20, last=True)
+    consumer.over()
+    publisher.close()
+    assert "positions: found 200 samples for 20 frames, 10 for each, expected 1" in str(consumer.error)
+    assert "give samples=10" in str(consumer.error)
+
+
+def test_a_detector_that_is_armed_again():
+    publisher = DectrisPublisher()
+    consumer = Consumer(of(publisher))
+    for part in range(3):  # no end of the series before
+        publisher.begin(f"scan {part}")
+        send(publisher, 0, 10)
+    publisher.end(10, last=True)
+    consumer.over()
+    publisher.close()
+    assert [chunk.attrs["scan"] for chunk in consumer.chunks if chunk.sizes["frame"]][-1] == "scan 2"
+    assert consumer.live.streams["frames"]["joined"] == 30
+    adds_up(consumer.live)
+
+
+def test_a_stream_that_fails_ends_the_run_with_its_sentence():
+    live = loop(broken_at=3)
+    live.apply(asked(10))
+    with pytest.raises(RuntimeError, match="frames: found the cable pulled out"):
+        list(live.chunks())
+    refused = loop(reach=0.0)
+    refused.apply(asked(3))
+    with pytest.raises(RuntimeError, match="motion: found a position beyond"):
+        list(refused.chunks())
+
+
+def test_a_receiving_process_that_is_killed_ends_the_run_with_a_sentence():
+    live = loop()
+    live.apply(asked(10))
+    chunks = live.chunks()
+    next(chunks)
+    os.kill(live.receiver_pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"receiving process gone \(exit code -9\)"):
+        list(chunks)
+
+
+def test_a_silent_detector_gives_up_positions_and_then_ends_the_run():
+    streams = Streams(frames=Silent(), positions=Silent(), motion=LoopMotion())
+    live = source(streams, wait_s=0.1, give_up_s=0.3, end_s=2.0)
+    live.apply(asked(5))
+    again = threading.Timer(1.5, live.apply, [asked(2)])  # as a campaign does when its positions are given up
+    again.start()
+    with pytest.raises(RuntimeError, match=r"found no frame for \d+ s \(none came at all\)"):
+        list(live.chunks())
+    again.join()
+    assert live.frames_dropped == 7
+
+
+def test_another_protocol_is_refused_by_name():
+    context = zmq.Context()
+    socket = context.socket(zmq.PUSH)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    consumer = Consumer(source(streams_at(f"dectris://127.0.0.1:{port}", f"zmq://127.0.0.1:{port}?y=y&x=x")))
+    for _ in range(4):  # two clients there get half of them each
+        socket.send(b'{"htype":"dheader-1.0","series":6}')
+    consumer.over()
+    context.destroy(linger=0)
+    assert "frames: found Dectris stream1 (dheader-1.0), expected stream2" in str(consumer.error)
+
+
+@pytest.mark.parametrize(
+    ("library", "extra"), [("zmq", "dectris"), ("cbor2", "dectris"), ("p4p.client.thread", "epics")]
+)
+def test_a_library_that_is_not_there_is_named_with_its_extra(library, extra, monkeypatch):
+    from steering.sources import dectris, pva, zmq_socket
+
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"pip install 'steering\[{extra}\]'"):
+        {"zmq": zmq_socket.zmq, "cbor2": dectris.cbor, "p4p.client.thread": lambda: pva._context("")}[library]()
+
+
+def test_receiving_needs_no_torch():
+    import subprocess
+
+    program = (
+        "import sys, steering.sources.receiver as r, steering.sources.addresses; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

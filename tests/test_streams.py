@@ -1,0 +1,343 @@
+"""Decoders of live streams: what real detectors send is read, and whatever else comes is a ValueError."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import random
+import threading
+
+import numpy as np
+import pytest
+
+cbor2 = pytest.importorskip("cbor2")
+h5py = pytest.importorskip("h5py")
+
+from steering.sources.addresses import parse, streams_at  # noqa: E402
+from steering.sources.compression import compress  # noqa: E402
+from steering.sources.dectris import DectrisFrames, Stream2, WrongProtocol  # noqa: E402
+from steering.sources.panda import PandaPositions, panda  # noqa: E402
+from steering.sources.pva import NdArrays, NoRecords, PvaFrames, PvaMotion, table  # noqa: E402
+from steering.sources.simplon import Simplon  # noqa: E402
+from steering.sources.streams import Began, Ended, Frame, Samples  # noqa: E402
+from steering.sources.swmr import SwmrFrames  # noqa: E402
+
+RNG = np.random.default_rng(0)
+COUNTS = RNG.poisson(3, (24, 20)).astype(np.uint16)
+TAGS = {"|u1": 64, "<u2": 69, "<u4": 70, "<f4": 85}
+
+
+def start(series="a", **more) -> bytes:
+    return cbor2.dumps({"type": "start", "series_id": 1, "series_unique_id": series, **more})
+
+
+def image(counts=COUNTS, number=0, series="a", codec="bslz4", channel="threshold_1") -> bytes:
+    payload = counts.tobytes()
+    if codec:
+        payload = cbor2.CBORTag(56500, [codec, counts.dtype.itemsize, compress(codec, counts)])
+    array = cbor2.CBORTag(40, [list(counts.shape), cbor2.CBORTag(TAGS[counts.dtype.str], payload)])
+    fields = {"type": "image", "series_id": 1, "series_unique_id": series, "image_id": number, "data": {channel: array}}
+    return cbor2.dumps(cbor2.CBORTag(55799, fields))
+
+
+def nd_array(counts=COUNTS, codec="", number=7, parameters=6, **attributes) -> dict:
+    value = counts.ravel()
+    if codec == "jpeg":
+        image = pytest.importorskip("PIL.Image")
+        file = io.BytesIO()
+        image.fromarray(counts.astype(np.uint8)).save(file, "JPEG", quality=100)
+        value = np.frombuffer(file.getvalue(), np.uint8)
+    elif codec:
+        payload = compress("lz4" if codec == "lz4hdf5" else codec, counts)
+        # As areaDetector sends them: bslz4 without its 12 bytes, lz4 as one block without the 16 of HDF5's filter.
+        value = np.frombuffer(payload[{"bslz4": 12, "lz4": 16}.get(codec, 0) :], np.uint8)
+    return {
+        "value": value,
+        "codec": codec,
+        "parameters": parameters,
+        "uncompressed": counts.nbytes,
+        "unique": number,
+        "size": [counts.shape[1], counts.shape[0]],
+        "attributes": attributes,
+    }
+
+
+def panda_message(**more) -> bytes:
+    data = {"starting_sample_number": 30, "size": 2, "dtype": "float64"}
+    datasets = {"/INENC1.VAL.Value": {**data, "data": [1.0, 2.0]}, "/INENC2.VAL.Value": {**data, "data": [5.0, 6.0]}}
+    return json.dumps({"message_type": "data", "frame_number": 15, "datasets": datasets, **more}).encode()
+
+
+MAX_IV = json.dumps({"message_type": "data", "frame_number": 4, "y": [1.0, 2.0], "x": [3, 4], "version": 1}).encode()
+
+
+def test_real_messages_of_a_detector_are_read(data):
+    folder = data / "streams" / "dectris-stream2"
+    if not folder.exists():
+        pytest.skip(f"no {folder}")
+    decoder = Stream2()
+    [begun] = decoder((folder / "start.cbor").read_bytes())
+    assert begun.name == "series-15614"
+    assert begun.header["distance"] == pytest.approx(0.237159)  # its z is negative
+    assert begun.header["wavelength"] == pytest.approx(0.918381e-10, rel=1e-5)
+    assert "bad" not in begun.header  # cut short by those who published it
+    [frame] = decoder((folder / "image.cbor").read_bytes())
+    assert frame.number == 0
+    assert frame.counts.shape == (4362, 4148)
+    assert 0.02 < (frame.counts >= 65534).mean() < 0.2  # gaps between the modules
+    assert decoder((folder / "end.cbor").read_bytes()) == [Ended()]
+
+
+def test_real_messages_of_a_positions_stream_are_read(data):
+    file = data / "streams" / "pcap" / "pcap-zmq.cbors"
+    if not file.exists():
+        pytest.skip(f"no {file}")
+    records, reader = [], file.open("rb")
+    with reader:
+        decoder = cbor2.CBORDecoder(reader)
+        for _ in range(102):
+            records += panda(decoder.decode()[0], ("energy", "inttime"), (1.0, 1.0))
+    assert isinstance(records[0], Began)
+    assert isinstance(records[-1], Ended)
+    samples = [one for one in records if isinstance(one, Samples)]
+    ends = [one.first + len(one.rows) for one in samples]
+    assert [one.first for one in samples[1:]] == ends[:-1]  # every sample once, and in order
+    assert np.isfinite(np.concatenate([one.rows for one in samples])).all()
+
+
+def test_stream1_and_the_preview_are_refused_by_name(data):
+    with pytest.raises(WrongProtocol, match="stream1"):
+        Stream2()(b'{"htype":"dheader-1.0","series":6}')
+    with pytest.raises(WrongProtocol, match="preview of stream2 of 2022"):
+        Stream2()(cbor2.dumps({"type": "start", "series_number": 1}))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
+@pytest.mark.parametrize("codec", ["bslz4", "lz4", ""])
+def test_stream2_images_of_every_dtype_and_codec(dtype, codec):
+    decoder = Stream2()
+    decoder(start())
+    [frame] = decoder(image(COUNTS.astype(dtype), 5, codec=codec))
+    np.testing.assert_array_equal(frame.counts, COUNTS.astype(dtype))
+    assert frame.counts.dtype == dtype
+    assert frame.number == 5
+
+
+def test_stream2_column_major_arrays_are_turned():
+    decoder = Stream2()
+    decoder(start())
+    stored = np.ascontiguousarray(COUNTS.T)
+    array = cbor2.CBORTag(1040, [list(COUNTS.shape), cbor2.CBORTag(69, stored.tobytes())])
+    fields = {"type": "image", "series_unique_id": "a", "image_id": 0, "data": {"threshold_1": array}}
+    [frame] = decoder(cbor2.dumps(fields))
+    np.testing.assert_array_equal(frame.counts, COUNTS)
+
+
+def test_messages_of_another_series_are_left_out_and_a_new_start_begins_anew():
+    decoder = Stream2()
+    decoder(start("a", user_data={"scan": "gravel"}))
+    with pytest.raises(ValueError, match="another series"):
+        decoder(image(series="before"))
+    [again] = decoder(start("b"))
+    assert isinstance(again, Began)
+    with pytest.raises(ValueError, match="another series"):
+        decoder(image(series="a"))
+    with pytest.raises(ValueError, match=r"channels difference, expected threshold_1"):
+        decoder(image(series="b", channel="difference"))
+    assert decoder(image(series="b", number=3))[0].number == 3
+    # Joined in the middle: the first message says which series it is.
+    begun, frame = Stream2()(image(number=9))
+    assert (begun.first, frame.number) == (None, 9)
+
+
+@pytest.mark.parametrize("codec", ["", "bslz4", "lz4", "lz4hdf5", "blosc"])
+def test_arrays_of_pv_access_in_every_codec(codec):
+    begun, frame = NdArrays()(nd_array(codec=codec))
+    assert isinstance(begun, Began)
+    np.testing.assert_array_equal(frame.counts, COUNTS)
+    assert frame.number == 7
+    # One server sends the type in another enumeration: the size decides.
+    np.testing.assert_array_equal(NdArrays()(nd_array(codec=codec, parameters=3))[1].counts, COUNTS)
+
+
+def test_jpeg_arrays_are_read_in_grey():
+    smooth = np.add.outer(np.arange(24), np.arange(20)).astype(np.uint16)
+    np.testing.assert_allclose(NdArrays()(nd_array(smooth, "jpeg"))[1].counts, smooth, atol=3)
+
+
+def test_the_first_update_of_an_idle_pv_is_no_frame_and_a_new_scan_is_noticed():
+    assert NdArrays()(nd_array() | {"value": None, "size": []}) == []
+    decoder = NdArrays(("Y", "X"), (1e-6, 1e-6), "Scan")
+    begun, frame = decoder(nd_array(number=100, Scan="a", Y=2.0, X=3.0))
+    assert begun == Began("a", None)
+    np.testing.assert_allclose(frame.own, [2e-6, 3e-6])
+    assert len(decoder(nd_array(number=101, Scan="a", Y=2.0, X=3.0))) == 1
+    assert decoder(nd_array(number=102, Scan="b", Y=2.0, X=3.0))[0].name == "b"
+    with pytest.raises(ValueError, match="expected the numbers Y, X"):
+        decoder(nd_array(number=103, Scan="b"))
+    restarted = NdArrays()
+    restarted(nd_array(number=500))
+    assert isinstance(restarted(nd_array(number=0))[0], Began)
+
+
+def test_samples_of_a_panda_and_of_max_iv():
+    [samples] = panda(panda_message(), ("INENC2", "INENC1"), (1e-6, -1e-6))
+    assert samples.first == 30
+    np.testing.assert_allclose(samples.rows, [[5e-6, -1e-6], [6e-6, -2e-6]])
+    [samples] = panda(MAX_IV, ("y", "x"), (1.0, 1.0))
+    assert (samples.first, samples.rows.tolist()) == (4, [[1.0, 3.0], [2.0, 4.0]])
+    assert panda(b'{"message_type": "stop", "emitted_frames": 12}', ("y",), (1.0,)) == [Ended(12)]
+    with pytest.raises(ValueError, match=r"2 columns that match 'INENC'"):
+        panda(panda_message(), ("INENC", "INENC1"), (1.0, 1.0))
+
+
+def test_rows_of_a_table():
+    fields = {"number": [3, 5], "y": [1.0, 2.0], "x": [3.0, 4.0]}
+    records = table(fields, "number", ("y", "x"), (1.0, 1.0))
+    assert [(one.first, one.rows.tolist()) for one in records] == [(3, [[1.0, 3.0]]), (5, [[2.0, 4.0]])]
+    with pytest.raises(ValueError, match="expected number"):
+        table({"y": [1.0]}, "number", ("y",), (1.0,))
+
+
+def mutated(message: bytes, rng: random.Random) -> bytes:
+    """The message with a few bytes changed, cut out or put in."""
+    out = bytearray(message)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(out) + 1)
+        match rng.randrange(4):
+            case 0 if at < len(out):
+                out[at] = rng.randrange(256)
+            case 1:
+                del out[at : at + rng.randint(1, 30)]
+            case 2:
+                out[at:at] = rng.randbytes(rng.randint(1, 12))
+            case _:
+                del out[at:]
+        out = out or bytearray(b"x")
+    return bytes(out)
+
+
+def nd_mutated(rng: random.Random) -> dict:
+    fields = nd_array(codec=rng.choice(["bslz4", "lz4", "blosc", "lz4hdf5", "jpeg", ""]))
+    name = rng.choice(list(fields))
+    wrong = [None, -1, 2**70, "x", [], [1], [3, 4, 5], [-1, 2], np.zeros(3), np.zeros((2, 2)), 3.5, {"a": 1}]
+    if name == "value" and rng.random() < 0.7:
+        payload = mutated(np.asarray(fields["value"]).tobytes(), rng)
+        fields["value"] = np.frombuffer(payload, np.uint8)
+    else:
+        fields[name] = rng.choice(wrong)
+    return fields
+
+
+@pytest.mark.parametrize("kind", ["start", "image", "plain", "panda", "max iv", "array"])
+def test_whatever_comes_is_read_or_is_a_value_error(kind):
+    rng = random.Random(0)
+    whole = {
+        "start": start(pixel_mask={"threshold_1": 3}, detector_translation=[0, 0, -1.0], user_data={"scan": "a"}),
+        "image": image(),
+        "plain": image(codec=""),
+        "panda": panda_message(),
+        "max iv": MAX_IV,
+    }
+    read = refused = 0
+    decoder = Stream2()
+    arrays = NdArrays()
+    for _ in range(500):
+        try:
+            if kind == "array":
+                records = arrays(nd_mutated(rng))
+            elif kind in ("panda", "max iv"):
+                columns = ("INENC1", "INENC2") if kind == "panda" else ("y", "x")
+                records = panda(mutated(whole[kind], rng), columns, (1.0, 1.0))
+            else:
+                decoder.series = None if kind == "start" else "a"
+                records = decoder(mutated(whole[kind], rng))
+        except ValueError:
+            refused += 1
+        else:
+            read += 1
+            for record in records:
+                assert not isinstance(record, Frame) or record.counts.ndim == 2
+                assert not isinstance(record, Frame) or record.counts.nbytes < 2**31
+    assert read + refused == 500
+    assert refused > 50
+
+
+class Detector(http.server.BaseHTTPRequestHandler):
+    """The part of a detector's REST interface that is asked for; it notes what was put, and pushes a series."""
+
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.put.append((self.path, body))
+        if self.path.endswith("/config/no_such"):
+            self.send_error(404, "no such parameter")
+            return
+        self.send_response(200)
+        self.end_headers()
+        if self.path.endswith("command/arm"):
+            self.wfile.write(b'{"sequence id": 12}')
+            for message in (start(), image(number=0), image(number=1)):
+                self.server.socket_out.send(message)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_detector_is_armed_once_the_stream_is_connected_and_disarmed_at_the_end():
+    zmq = pytest.importorskip("zmq")
+    context = zmq.Context()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Detector) as server:
+        server.put, server.socket_out = [], context.socket(zmq.PUSH)
+        port = server.socket_out.bind_to_random_port("tcp://127.0.0.1")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        rest = f"127.0.0.1:{server.server_port}"
+        stopped, numbers = threading.Event(), []
+        for record in DectrisFrames(address=f"tcp://127.0.0.1:{port}", rest=rest).records(stopped):
+            if isinstance(record, Frame):
+                numbers.append(record.number)
+                if len(numbers) == 2:
+                    stopped.set()
+        Simplon(host=rest).configure(ntrigger=5)
+        with pytest.raises(OSError, match="found the answer 404"):
+            Simplon(host=rest).configure(no_such=1)
+        server.shutdown()
+    context.destroy(linger=0)
+    assert numbers == [0, 1]
+    assert [path.rpartition("/")[2] for path, _ in server.put] == ["arm", "disarm", "ntrigger", "no_such"]
+    assert json.loads(server.put[2][1]) == {"value": 5}
+    with pytest.raises(OSError, match="found no answer from the detector"):
+        Simplon(host=rest, timeout_s=1.0).arm()
+
+
+def test_addresses_are_read_once_and_refused_in_a_sentence():
+    streams = streams_at(
+        "dectris://det?channel=threshold_2", "zmq://pc:5555?y=A&x=-B&unit=um&samples=10&gap=0", "zmq://pc:5556"
+    )
+    assert streams.frames == DectrisFrames(address="tcp://det:31001", channel="threshold_2")
+    assert isinstance(streams.positions, PandaPositions)
+    assert streams.positions.columns == ("A", "-B")
+    assert (streams.positions_are.samples, streams.positions_are.gap) == (10, 0)
+    streams = streams_at("pva://DET:image", "pva://DET:image?y=Y&x=X&unit=um&flip=y", "pva://M:Y,M:X?trigger=T")
+    assert isinstance(streams.frames, PvaFrames)
+    assert streams.frames.attributes == ("Y", "X")
+    assert streams.frames.scale == (-1e-6, 1e-6)
+    assert isinstance(streams.positions, NoRecords)
+    assert isinstance(streams.motion, PvaMotion)
+    streams = streams_at("swmr:/data/a+b.h5", "swmr:/data/p.h5?y=/e/y&x=/e/x")
+    assert isinstance(streams.frames, SwmrFrames)
+    assert streams.frames.where.file == "/data/a+b.h5"
+    for wrong, words in {
+        "det:31001": "found the protocol 'det'",
+        "dectris": "expected one like",
+        "dectris://det?chanel=x": "found the option chanel",
+        "tango://x": "found the protocol 'tango'",
+        "dectris://det:x": "expected HOST:PORT",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            streams_at(wrong, "zmq://pc:5555?y=A&x=B")
+    with pytest.raises(ValueError, match="found no x"):
+        streams_at("dectris://det", "zmq://pc:5555?y=A")
+    with pytest.raises(ValueError, match="expected two"):
+        streams_at("dectris://det", "zmq://pc:5555?y=A&x=B", "pva://M:Y")
+    assert parse("pva://A,B?unit=um").place == "A,B"

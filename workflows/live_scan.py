@@ -1,0 +1,166 @@
+"""The loop on a live source: frames, positions and motion at addresses, from one command line.
+
+    steering run workflows/live_scan.py --source dectris://HOST --positions "zmq://HOST:PORT?y=INENC1&x=INENC2&unit=um"
+        --motion zmq://HOST:PORT --energy 8800 --distance 2.4 --pixel 75e-6 --window 256 --probe FILE --field -1 1 -1 1
+
+What addresses look like is in steering.sources.addresses. `--dry-run` listens, prints what each stream sends, and ends.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering import (
+    ER,
+    CampaignSettings,
+    Experiment,
+    Geometry,
+    ProbeFirst,
+    Progress,
+    Raster,
+    RunFolder,
+    SpaceFilling,
+    TrainerSettings,
+    local,
+    run,
+)
+from steering.sources import ORIENTATIONS, JoinSettings, LiveSettings, LiveSource, Window
+from steering.sources.addresses import __doc__ as GRAMMAR, streams_at
+from steering.sources.look import look
+from steering.sources.streams import WHEN_SLOW
+
+POLICIES = {"space_filling": SpaceFilling, "raster": Raster}
+EV_METRES = 1.23984198e-6  # wavelength times photon energy
+
+
+def main(folder: RunFolder, arguments: list[str]) -> None:
+    """Measure, learn and steer."""
+    options = _options(arguments)
+    streams = streams_at(options.source, options.positions, options.motion)
+    if options.dry_run:
+        found = look(streams, options.listen)
+        for name, seen in found.items():
+            print(f"{name}: {seen.line()}", flush=True)
+        silent = [name for name, seen in found.items() if not seen.count]
+        if silent:
+            raise RuntimeError(
+                f"found {' and '.join(silent)} silent for {options.listen:g} s, expected it to send: is it armed?"
+            )
+        return
+    source = LiveSource(
+        streams,
+        window=Window(
+            size=options.window,
+            roi=None if options.roi is None else tuple(options.roi),
+            centre=None if options.centre is None else tuple(options.centre),
+            binning=options.binning,
+            orientation=options.orientation,
+            dtype=options.dtype,
+        ),
+        geometry=geometry(options),
+        probe=read_probe(options.probe, options.window),
+        candidates=candidates(options),
+        frame_rate=options.frame_rate,
+        settings=LiveSettings(
+            join=JoinSettings(wait_s=options.wait, when_slow=options.when_slow),
+            scans=options.scans or None,
+            end_s=options.end_after or None,
+        ),
+    )
+    patch = options.window // 8 * 5
+    experiment = Experiment(
+        source=source,
+        policy=POLICIES[options.policy](source.candidates),
+        network=ProbeFirst(window=options.window, patch=patch - patch % 2, width=24, modes=len(source.probe)),
+        strategy=ER(),
+        trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3),
+        campaign=CampaignSettings(steps=options.steps, label_every=150, rounds_after_end=options.rounds),
+    )
+    with local(ranks=options.ranks) as client:
+        run(experiment, client, folder, show=Progress())
+
+
+def geometry(options: argparse.Namespace) -> Geometry:
+    """The far-field geometry of the window; in object pixels where nothing is given."""
+    given = (options.energy, options.distance, options.pixel)
+    if all(value is None for value in given):
+        return Geometry(shape=(options.window, options.window))
+    if any(value is None for value in given):
+        raise ValueError(
+            f"found --energy {given[0]}, --distance {given[1]}, --pixel {given[2]}; expected all three, or none of "
+            "them (positions are then in object pixels, unit=px)"
+        )
+    return Geometry(
+        shape=(options.window, options.window),
+        wavelength=EV_METRES / options.energy,
+        distance=options.distance,
+        detector_pixel=options.pixel * options.binning,
+    )
+
+
+def candidates(options: argparse.Namespace) -> NDArray[np.float64]:
+    """(n, 2) of (y, x): a grid over the field, in metres, or in object pixels where the geometry is not given."""
+    y0, y1, x0, x1 = options.field
+    axes = [np.arange(low, high + options.step / 2, options.step) for low, high in ((y0, y1), (x0, x1))]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+    if len(grid) < 2:
+        raise ValueError(f"found a field {options.field} with one position at --step {options.step}: expected more")
+    return grid * (1.0 if options.energy is None else 1e-6)
+
+
+def read_probe(path: Path, window: int) -> NDArray[np.complex64]:
+    """(mode, window, window) from .npy, or from the array `probe` of .npz, scaled to the counts of an open beam."""
+    found = np.load(path, allow_pickle=False)
+    probe = np.asarray(found["probe"] if isinstance(found, np.lib.npyio.NpzFile) else found)
+    probe = probe[None] if probe.ndim == 2 else probe
+    if probe.ndim != 3 or probe.shape[1:] != (window, window) or not np.iscomplexobj(probe):
+        raise ValueError(
+            f"{path}: found {probe.dtype} {probe.shape}, expected a complex probe (mode, {window}, {window}): give "
+            "--window, or crop it"
+        )
+    return probe.astype(np.complex64)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="steering run workflows/live_scan.py",
+        description=__doc__.split("\n")[0],
+        epilog=GRAMMAR,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    streams = parser.add_argument_group("streams")
+    streams.add_argument("--source", required=True, help="address of the frames")
+    streams.add_argument("--positions", required=True, help="address of the positions")
+    streams.add_argument("--motion", help="address of the motion; none: the beamline scans by itself")
+    streams.add_argument("--dry-run", action="store_true", help="listen, print what each stream sends, and end")
+    streams.add_argument("--listen", type=float, default=5.0, help="seconds of a dry run (5)")
+    streams.add_argument("--wait", type=float, default=5.0, help="seconds that a frame waits for its position (5)")
+    streams.add_argument("--when-slow", choices=WHEN_SLOW, default="block", help="where prediction is slower (block)")
+    streams.add_argument("--scans", type=int, default=1, help="scans to measure; 0: until the streams end (1)")
+    streams.add_argument("--end-after", type=float, default=300.0, help="seconds without a frame; 0: never (300)")
+    optics = parser.add_argument_group("optics")
+    optics.add_argument("--energy", type=float, help="eV")
+    optics.add_argument("--distance", type=float, help="sample to detector, m")
+    optics.add_argument("--pixel", type=float, help="of the detector, m")
+    optics.add_argument("--probe", type=Path, help=".npy or .npz, complex, in counts")
+    optics.add_argument("--window", type=int, default=128, help="pixels of the network's window, binned (128)")
+    optics.add_argument("--binning", type=int, default=1, help="detector pixels added to one, along a side (1)")
+    optics.add_argument("--roi", type=int, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="detector pixels")
+    optics.add_argument("--centre", type=float, nargs=2, metavar=("Y", "X"), help="of the beam, detector pixels")
+    optics.add_argument("--orientation", choices=ORIENTATIONS, default="none", help="of the detector (none)")
+    optics.add_argument("--dtype", choices=("uint16", "uint32"), default="uint32", help="of the counts (uint32)")
+    scan = parser.add_argument_group("scan")
+    scan.add_argument("--field", type=float, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="um, or object pixels")
+    scan.add_argument("--step", type=float, default=0.05, help="between candidate positions, as the field (0.05)")
+    scan.add_argument("--policy", choices=POLICIES, default="space_filling")
+    scan.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
+    scan.add_argument("--ranks", type=int, default=2, help="training processes (2)")
+    scan.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
+    scan.add_argument("--rounds", type=int, default=5, help="of training after the last frame (5)")
+    options = parser.parse_args(arguments)
+    missing = [name for name in ("probe", "field") if getattr(options, name) is None]
+    if missing and not options.dry_run:
+        parser.error(f"expected --{' and --'.join(missing)}, or --dry-run")
+    return options

@@ -1,0 +1,88 @@
+"""A beamline in a box: the simulated beamline of the demo behind a real protocol, for workflows/live_scan.py.
+
+    steering run workflows/serve_simulated.py --protocol dectris [--drop 0.02] [--reorder 0.1] [--stall-at 200] ...
+
+It prints a line of JSON with the addresses of its frames, positions and motion, measures where it is asked to over the
+protocol, and ends when its samples are over. Frames can be dropped, repeated, reordered and stalled on request.
+"""
+
+import argparse
+import json
+
+import numpy as np
+
+from served.faults import Faults
+from served.publisher import Publisher, publish
+from simulated_drift import stages
+from steering import RunFolder, SimulatedBeamline, zone_plate
+
+
+def main(folder: RunFolder, arguments: list[str]) -> None:
+    """Serve until the samples are over."""
+    options = _options(arguments)
+    beamline = SimulatedBeamline(
+        stages(options.frames, options.size)[: options.samples],
+        probe=zone_plate(64, 50.0, aperture=0.52, counts=1e5),
+        step=5.5,
+        frame_rate=options.frame_rate,
+        chunk_frames=1,
+        seed=options.seed,
+    )
+    faults = Faults(
+        drop=options.drop,
+        repeat=options.repeat,
+        reorder=options.reorder,
+        stall_at=options.stall_at,
+        stall_s=options.stall_s,
+        silent_from=options.silent_from,
+        silent_frames=options.silent_frames,
+        seed=options.seed,
+    )
+    publisher = make_publisher(options, folder)
+    np.save(folder.path / "probe.npy", beamline.probe)
+    print(json.dumps({"served": publisher.addresses, "probe": str(folder.path / "probe.npy")}), flush=True)
+    folder.write_summary({"addresses": publisher.addresses})
+    try:
+        figures = publish(beamline, publisher, faults)
+        folder.write_summary({"addresses": publisher.addresses, "sent": figures, "scans": list(beamline.scans)})
+        print(json.dumps({"sent": figures}), flush=True)
+    finally:
+        beamline.close()
+        publisher.close()
+
+
+def make_publisher(options: argparse.Namespace, folder: RunFolder) -> Publisher:
+    """The publisher of the protocol; only its own library is imported."""
+    if options.protocol == "dectris":
+        from served.dectris import DectrisPublisher  # noqa: PLC0415
+
+        return DectrisPublisher(port=options.port, compression=options.compression, samples=options.position_samples)
+    if options.protocol == "swmr":
+        from served.swmr import SwmrPublisher  # noqa: PLC0415
+
+        return SwmrPublisher(folder.path, keys=not options.no_keys)
+    from served.pva import PvaPublisher  # noqa: PLC0415
+
+    return PvaPublisher(compression=options.compression)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="serve_simulated.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--protocol", choices=("dectris", "pva", "swmr"), required=True)
+    parser.add_argument("--port", type=int, default=0, help="of the frames (any that is free)")
+    parser.add_argument("--compression", choices=("bslz4", "lz4"), default="bslz4", help="of the frames (bslz4)")
+    parser.add_argument("--no-keys", action="store_true", help="swmr: the file says nowhere which rows are written")
+    parser.add_argument("--samples", type=int, default=3, help="how many of the demo's three samples (3)")
+    parser.add_argument("--frames", type=int, default=1100, help="of each sample (1100)")
+    parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
+    parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
+    parser.add_argument("--position-samples", type=int, default=1, help="encoder samples of a frame (1)")
+    parser.add_argument("--drop", type=float, default=0.0, help="share of the frames that are lost (0)")
+    parser.add_argument("--repeat", type=float, default=0.0, help="share of the frames that come twice (0)")
+    parser.add_argument("--reorder", type=float, default=0.0, help="share of the frames that come after the next (0)")
+    parser.add_argument("--stall-at", type=int, default=-1, help="frame before which all is silent for --stall-s")
+    parser.add_argument("--stall-s", type=float, default=5.0)
+    parser.add_argument("--silent-from", type=int, default=-1, help="frame from which on positions are held back")
+    parser.add_argument("--silent-frames", type=int, default=250, help="for so many frames (250)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)

@@ -1,0 +1,1 @@
+"""The simulated beamline behind real protocols: one publisher for each, in a process of its own."""
