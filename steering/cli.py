@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -16,6 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from steering.commands import attach, detach
+from steering.commands.words import complain as _complain, message as _message, say as _say, short as _short
 
 if TYPE_CHECKING:
     from steering.runner.folder import RunFolder
@@ -45,11 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a workflow file, and write a report at the end",
-        usage="steering run [-h] [--out DIR] WORKFLOW.py [arguments of the workflow ...]",
+        usage="steering run [-h] [--out DIR] [--detach] WORKFLOW.py [arguments of the workflow ...]",
         description="Run main(folder, arguments) of a workflow file and write DIR/report.html.",
         epilog="steering run WORKFLOW.py --help lists the arguments of the workflow itself.",
     )
     run.add_argument("--out", metavar="DIR", help="folder of the run, new or empty (runs/WORKFLOW-date-time)")
+    detach.add_options(run)
     run.add_argument("workflow", metavar="WORKFLOW.py", help="a Python file with main(folder, arguments)")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the workflow unchanged")
     run.set_defaults(command=_run)
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", metavar="DIR", nargs="+", help="folder of a run")
     report.add_argument("--out", metavar="FILE", help="file of the comparison (comparison.html)")
     report.set_defaults(command=_report)
+    attach.add_commands(commands)
     status = commands.add_parser("status", help="print what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
@@ -88,12 +92,16 @@ def _run(chosen: argparse.Namespace) -> int:
 
     out, arguments = _take_out(chosen.arguments, chosen.out)
     workflow = Path(chosen.workflow)
+    if chosen.handed_over:
+        return _run_main(detach.handed_over(chosen.handed_over), workflow, detach.adopted(chosen.adopt), [])
+    if detach.wanted(chosen, arguments) and workflow.is_file():
+        return detach.run(_folder(workflow, out), workflow, arguments)
     with loaded(workflow) as entry:
-        return _run_main(entry, workflow, out, arguments)
+        folder = detach.adopted(chosen.adopt) if chosen.adopt else _folder(workflow, out)
+        return _run_main(entry, workflow, folder, arguments)
 
 
-def _run_main(entry: Callable[..., Any], workflow: Path, out: str | None, arguments: list[str]) -> int:
-    folder = _folder(workflow, out)
+def _run_main(entry: Callable[..., Any], workflow: Path, folder: RunFolder, arguments: list[str]) -> int:
     if not {"-h", "--help"} & set(arguments):
         _say(f"run folder: {_short(folder.path)}")
     sys.argv = [f"steering run {workflow.name}", *arguments]  # the name that the workflow's own --help prints
@@ -142,10 +150,9 @@ def _status(chosen: argparse.Namespace) -> int:
 
 
 def _command(chosen: argparse.Namespace) -> int:
-    from steering.runner.client import attached  # noqa: PLC0415
-    from steering.runner.folder import RunFolder  # noqa: PLC0415
+    from steering.runner.attach import attach  # noqa: PLC0415
 
-    with attached(RunFolder(chosen.folder)) as run:
+    with attach(chosen.folder) as run:
         _say(run.command(chosen.name, chosen.version))
     return 0
 
@@ -229,33 +236,6 @@ class _Stopper:
 
 def _hold_signals(hold: bool) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, _SIGNALS)
-
-
-def _message(error: Exception) -> str:
-    """The message of an error in a line; with its kind and place, where the message alone would not be a sentence."""
-    message = " ".join(str(error).split())
-    if len(message) > 400:
-        message = message[:397] + "..."
-    if " " in message and isinstance(error, ValueError | OSError | RuntimeError | ImportError):
-        return message
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {message} ({_short(Path(frame.filename))}, line {frame.lineno})"
-
-
-def _short(path: Path) -> str:
-    """The path as a person would type it."""
-    path = Path(path).absolute()
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _complain(line: str) -> None:
-    sys.stderr.write(f"steering: {line}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

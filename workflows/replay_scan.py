@@ -33,7 +33,8 @@ from steering import (
     RunFolder,
     SpaceFilling,
     TrainerSettings,
-    local,
+    add_cluster,
+    cluster,
     read_recording,
     run,
 )
@@ -69,7 +70,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         ),
         hold_out=HoldOut(region=corner(recording.positions / pixel), margin=options.margin),
     )
-    with local(ranks=options.ranks) as client:
+    with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         run(experiment, client, folder, show=Progress())
 
 
@@ -107,6 +108,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategy", choices=STRATEGIES, default="er")
     parser.add_argument("--policy", choices=POLICIES, default="space_filling")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
+    add_cluster(parser)
     parser.add_argument("--rounds", type=int, default=10, help="rounds of training after the last frame (10)")
     parser.add_argument("--margin", type=float, default=64.0, help="object pixels around the held-out corner (64)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")

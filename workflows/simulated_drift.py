@@ -26,8 +26,9 @@ from steering import (
     Stage,
     TrainerSettings,
     Travel,
+    add_cluster,
     beam_diameter,
-    local,
+    cluster,
     run,
     sample,
     zone_plate,
@@ -76,7 +77,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3, seed=options.seed),
         campaign=CampaignSettings(steps=options.steps, label_every=150, lookahead=ahead),
     )
-    with local(ranks=options.ranks) as client:
+    with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         run(experiment, client, folder, show=Progress())
 
 
@@ -87,6 +88,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategy", choices=STRATEGIES, default="er", help="how earlier samples are rehearsed (er)")
     parser.add_argument("--policy", choices=[*FIXED, *GUIDED], default="space_filling", help="where to measure next")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
+    add_cluster(parser)
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample (1100)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
     parser.add_argument("--velocity", type=float, default=0.0, help="of the stage, um/s; 0: moves take no time")

@@ -22,11 +22,12 @@ from steering.models import ModelStore
 from steering.records import ModelVersion
 from steering.runner.actors import ActorHandle, LostForGood, call, place, release, retrieved
 from steering.runner.describe import describe
+from steering.runner.ending import Ending
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
 from steering.runner.finishing import Finishing
-from steering.runner.folder import RunFolder
+from steering.runner.folder import RunFolder, this_process
 from steering.runner.labelling import Labelling
 from steering.runner.metrics import Metrics, snapshot, summary
 from steering.runner.optional import Optional
@@ -70,12 +71,13 @@ class Runner:
         self._next: asyncio.Future | None = None
         """Done with the next event."""
         self._event_log = EventLog(folder)
+        self._ending = Ending(folder)
 
-    async def run(self, name: str | None = None) -> dict[str, Any]:
-        """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised.
+    async def run(self, name: str | None = None, driver: str | None = None) -> dict[str, Any]:
+        """The whole campaign, to the run's summary; raises what any part of it raised. name and driver: see Ending."""
+        return await self._ending.of(self._campaign(), name, driver)
 
-        name: under which this actor is published on the cluster, to be withdrawn when the run has ended.
-        """
+    async def _campaign(self) -> dict[str, Any]:
         self._failed = asyncio.get_running_loop().create_future()
         async with self._event_log:
             try:
@@ -87,7 +89,7 @@ class Runner:
                 await self._unless_failed(self.save())
                 return await self._unless_failed(self._sum_up())
             finally:
-                await self._close(name)
+                await self._close()
 
     async def save(self) -> None:
         """Write the live image of every scan so far, and all events, into the run's folder."""
@@ -115,10 +117,14 @@ class Runner:
         images = await asyncio.to_thread(self.folder.objects)
         return images.get(str(self.campaign.scan))
 
-    async def command(self, name: str, version: int | None = None) -> str:
-        """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot be
-        done now."""
-        order = Command(time=time.time(), name=name, version=version)
+    async def command(self, name: str, version: int | None = None, by: str = "") -> str:
+        """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot."""
+        if not self._jobs and not self._over:  # what the campaign asked for now would be done by nobody
+            if name != "stop":
+                raise ValueError(f"found a run that is starting, expected one that measures: {name} it in a moment")
+            await self.give_up("stopped by a person before it began")
+            return name
+        order = Command(time=time.time(), name=name, version=version, by=by)
         objection = self.campaign.objection(order)
         if objection is not None:
             raise ValueError(objection)
@@ -128,9 +134,9 @@ class Runner:
             return f"{name}: {describe(proposed)}"
         return name
 
-    async def folder_name(self) -> str:
-        """Name of the run's folder, by which people know it."""
-        return self.folder.name
+    async def identity(self) -> dict[str, Any]:
+        """Name of the run's folder, by which people know it, and the process that this runner lives in."""
+        return {"name": self.folder.name, **this_process()}
 
     async def give_up(self, reason: str) -> None:
         """End the run at once; `run` raises RuntimeError with the reason."""
@@ -365,7 +371,7 @@ class Runner:
         await self.snapshot()
         return figures
 
-    async def _close(self, name: str | None) -> None:
+    async def _close(self) -> None:
         """Release everything that the run holds on the cluster."""
         for job in self._jobs:
             job.cancel()
@@ -376,8 +382,6 @@ class Runner:
             closing.append(release(client, self._source, "release"))
         await asyncio.gather(*closing)
         self._proxy = self._ranks = self._source = self._executor = None
-        if name is not None:
-            await client.unpublish_dataset(name)
 
 
 def _predictor(experiment: Experiment, folder: RunFolder) -> Predictor:
