@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
     chosen = _parser().parse_args(arguments)
     ending = _attempt(lambda: chosen.command(chosen))
-    if ending.status != "finished":
+    if ending.status != "finished" and not ending.returned:
         _complain(ending.reason)
     return ending.code
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a workflow file, and write a report at the end",
-        usage="steering run [-h] [--out DIR] [--detach] WORKFLOW.py [arguments of the workflow ...]",
+        usage="steering run [-h] [--out DIR] [--detach] [--quiet] WORKFLOW.py [arguments of the workflow ...]",
         description="Run main(folder, arguments) of a workflow file and write DIR/report.html.",
         epilog="steering run WORKFLOW.py --help lists the arguments of the workflow itself.",
     )
@@ -91,14 +91,16 @@ def _run(chosen: argparse.Namespace) -> int:
     from steering.loading import loaded  # noqa: PLC0415
 
     out, arguments = _take_out(chosen.arguments, chosen.out)
+    arguments = detach.take_flags(chosen, arguments)
     workflow = Path(chosen.workflow)
     if chosen.handed_over:
         return _run_main(detach.handed_over(chosen.handed_over), workflow, detach.adopted(chosen.adopt), [])
-    if detach.wanted(chosen, arguments) and workflow.is_file():
+    if chosen.detach and workflow.is_file():
         return detach.run(_folder(workflow, out), workflow, arguments)
     with loaded(workflow) as entry:
         folder = detach.adopted(chosen.adopt) if chosen.adopt else _folder(workflow, out)
-        return _run_main(entry, workflow, folder, arguments)
+        with detach.silent(folder, chosen.quiet):
+            return _run_main(entry, workflow, folder, arguments)
 
 
 def _run_main(entry: Callable[..., Any], workflow: Path, folder: RunFolder, arguments: list[str]) -> int:
@@ -108,6 +110,9 @@ def _run_main(entry: Callable[..., Any], workflow: Path, folder: RunFolder, argu
     ending = _attempt(lambda: entry(folder, arguments))
     if ending.exited and not folder.events():
         shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
+        return ending.code
+    if ending.returned and detach.left_nothing(folder):
+        shutil.rmtree(folder.path)
         return ending.code
     _hold_signals(True)
     folder.end(ending.status, ending.reason, traceback=ending.traceback)
@@ -193,6 +198,8 @@ class _Ending:
     code: int = 0
     exited: bool = False
     """The code left by SystemExit, as argparse does."""
+    returned: bool = False
+    """The code was returned: 0 done or nothing to do, 75 try later, else failed."""
 
 
 def _attempt(action: Callable[[], Any]) -> _Ending:
@@ -203,7 +210,9 @@ def _attempt(action: Callable[[], Any]) -> _Ending:
     before = {number: signal.signal(number, stopper) for number in watched}
     try:
         code = action()
-        return _Ending("finished", code=code if isinstance(code, int) else 0)
+        if not isinstance(code, int) or not code:
+            return _Ending("finished", returned=isinstance(code, int))
+        return _Ending("failed", f"its main returned {code}", code=code, returned=True)
     except KeyboardInterrupt:
         number = stopper.number or signal.SIGINT
         return _Ending("interrupted", f"stopped by {_SIGNALS[number]}", code=128 + number)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +18,40 @@ from steering.commands.words import complain, say, short
 if TYPE_CHECKING:
     from steering.runner.folder import RunFolder
 
-_OPTION = "--detach"
+_DETACH, _QUIET = "--detach", "--quiet"
 
 
 def add_options(run: argparse.ArgumentParser) -> None:
     """The options of `steering run` that belong to this."""
-    run.add_argument(_OPTION, action="store_true", help="run in a process of its own; what it prints goes to run.log")
+    run.add_argument(_DETACH, action="store_true", help="run in a process of its own; what it prints goes to run.log")
+    run.add_argument(_QUIET, action="store_true", help="print only what went wrong; the rest goes to run.log")
     # How the detached process itself is started.
     run.add_argument("--adopt", metavar="DIR", help=argparse.SUPPRESS)
     run.add_argument("--handed-over", metavar="CLUSTER", help=argparse.SUPPRESS)
 
 
-def wanted(chosen: argparse.Namespace, arguments: list[str]) -> bool:
-    """Whether the run is to be detached; as with --out, the option may come after the workflow's name."""
-    return bool(chosen.detach or _OPTION in arguments)
+def take_flags(chosen: argparse.Namespace, arguments: list[str]) -> list[str]:
+    """The arguments that are the workflow's; as with --out, the options may come after the workflow's name."""
+    chosen.detach = chosen.detach or _DETACH in arguments
+    chosen.quiet = chosen.quiet or _QUIET in arguments
+    return [word for word in arguments if word not in (_DETACH, _QUIET)]
+
+
+@contextlib.contextmanager
+def silent(folder: RunFolder, quiet: bool) -> Iterator[None]:
+    """Where it is to be quiet, what is printed goes to a file of the run's folder; what went wrong is said all the
+    same."""
+    if not quiet:
+        yield
+        return
+    with open(folder.path / "run.log", "a", buffering=1) as log, contextlib.redirect_stdout(log):
+        yield
+
+
+def left_nothing(folder: RunFolder) -> bool:
+    """Whether a workflow has written neither an event nor a figure: it found nothing to do, or has to come later."""
+    untouched = {"status", "started", "pid", "host"}
+    return not folder.events() and set(folder.summary()) <= untouched
 
 
 def adopted(path: str) -> RunFolder:
@@ -64,7 +85,7 @@ def run(folder: RunFolder, workflow: Path, arguments: list[str]) -> int:
     from steering.runner.detached import LOG, launch, until_up  # noqa: PLC0415
 
     with open(folder.path / LOG, "ab+") as log:  # open: wrong arguments take the folder away, and the log with it
-        process = launch(folder, [str(workflow), *(word for word in arguments if word != _OPTION)])
+        process = launch(folder, [str(workflow), *arguments])
         say(f"run folder: {short(folder.path)}")
         try:
             code = until_up(folder, process)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import datetime
 import gc
 import os
+import secrets
 import socket
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
 import torch.distributed as dist
+
+from steering.learning.sealed_store import SealedStore
 
 
 class GroupLost(RuntimeError):
@@ -58,6 +61,8 @@ class Rendezvous:
     port: int
     interface: str | None = None
     """Network interface of the ranks' traffic; None: the one that reaches the address."""
+    token: str = field(default="", repr=False)
+    """Known to the ranks of this run alone, see SealedStore."""
 
 
 class MeetingPoint:
@@ -66,7 +71,7 @@ class MeetingPoint:
     def __init__(self, address: str = "127.0.0.1", *, interface: str | None = None) -> None:
         # Port 0 lets the system choose: two campaigns on one machine do not disturb each other.
         self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        self.rendezvous = Rendezvous(address, self._store.port, interface)
+        self.rendezvous = Rendezvous(address, self._store.port, interface, secrets.token_hex(32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +101,30 @@ class Place:
             os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
         wait = datetime.timedelta(seconds=self.deadline)
         meeting = dist.TCPStore(self.where.address, self.where.port, is_master=False, timeout=wait)
-        store = dist.PrefixStore(f"generation-{generation}", meeting)
+        store = dist.PrefixStore(f"generation-{generation}", self._sealed(meeting))
         store.set(f"device-{self.rank}", identity(torch.device(device)))
         everyone = [store.get(f"device-{other}").decode() for other in range(self.ranks)]
+        kind = backend(everyone)
+        if kind != "gloo":  # NCCL's own threads use the store, and may not wait for Python
+            store = dist.PrefixStore(f"generation-{generation}-nccl", meeting)
         dist.init_process_group(
-            backend(everyone),
+            kind,
             store=store,
             rank=self.rank,
             world_size=self.ranks,
             timeout=wait,
         )
         return dist.new_group(timeout=wait)
+
+    def _sealed(self, meeting: dist.Store) -> dist.Store:
+        if not self.where.token:
+            return meeting
+        _HELD[:] = [SealedStore(meeting, self.where.token)]
+        return _HELD[0]
+
+
+_HELD: list[SealedStore] = []
+"""The store of the group that this process is in."""
 
 
 def identity(device: torch.device) -> str:
@@ -145,6 +163,7 @@ def leave() -> None:
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()
+    _HELD.clear()
 
 
 def broadcast_bytes(data: bytes, source: int) -> bytes:
