@@ -30,6 +30,7 @@ _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 for a failure, 2 for wrong arguments, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
+    logging.getLogger("steering.clusters").setLevel(logging.INFO)  # which jobs are waited for
     chosen = _parser().parse_args(arguments)
     ending = _attempt(lambda: chosen.command(chosen))
     if ending.status != "finished" and not ending.returned:
@@ -94,7 +95,7 @@ def _run(chosen: argparse.Namespace) -> int:
     arguments = detach.take_flags(chosen, arguments)
     workflow = Path(chosen.workflow)
     if chosen.handed_over:
-        return _run_main(detach.handed_over(chosen.handed_over), workflow, detach.adopted(chosen.adopt), [])
+        return _run_main(detach.handed_over(chosen.handed_over), workflow, detach.adopted(chosen.adopt), arguments)
     if chosen.detach and workflow.is_file():
         return detach.run(_folder(workflow, out), workflow, arguments)
     with loaded(workflow) as entry:

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import LocalCluster
 
 from steering import cli
 from steering.clusters import credentials
+from steering.clusters.local import quiet
 from steering.commands import detach
 from steering.runner import attach
+from steering.runner.checks import refuse_hidden, refuse_taken
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import ended, gone
 from steering.view.listing import listing
@@ -116,6 +119,55 @@ def test_credentials_are_for_their_owner_alone(here):
     assert key not in repr(security)
 
 
+def test_credentials_of_another_run_are_refused_in_words(here):
+    folder, other = run_of("run"), run_of("other")
+    credentials.make(folder.path)
+    security = credentials.make(other.path)
+    options = {"protocol": "tls://", "security": security, "dashboard_address": None}
+    with quiet(), LocalCluster(n_workers=0, host="127.0.0.1", **options) as there:
+        where = {"address": there.scheduler_address, "credentials": "credentials"}
+        scheduler(folder, **where, pid=os.getpid(), host=socket.gethostname())
+        scheduler(other, **where, pid=os.getpid(), host=socket.gethostname())
+        with pytest.raises(RuntimeError, match="expected those of this run"):
+            attach(folder)
+        with pytest.raises(RuntimeError, match=r"found nobody at tls:.* who knows the run .KeyError"):
+            attach(other)
+
+
+def test_two_runs_in_one_folder_are_refused(here):
+    folder = run_of("run", pid=DEAD)
+    scheduler(folder, pid=os.getpid(), host=socket.gethostname())
+    with pytest.raises(RuntimeError, match="found a campaign that goes on in this folder"):
+        refuse_taken(folder)
+    scheduler(folder, pid=DEAD, host=socket.gethostname())
+    refuse_taken(folder)
+
+
+class Told:
+    """A client whose one worker says what it is told to."""
+
+    def __init__(self, seen, clock):
+        self.answer = (seen, clock)
+
+    def scheduler_info(self, n_workers):
+        return {"workers": {"tls://node7:1": {"name": "a", "resources": {"trainer": 1}}}}
+
+    def run(self, function, mark, workers):
+        assert function(mark)[0]
+        return {worker: (self.answer[0], time.time() + self.answer[1]) for worker in workers}
+
+
+def test_a_folder_that_workers_do_not_see_is_refused_and_clocks_that_disagree_are_said(here, caplog):
+    folder = run_of("run")
+    with pytest.raises(RuntimeError, match="found workers on node7 that do not see this folder"):
+        refuse_hidden(Told(False, 0.0), folder)
+    refuse_hidden(Told(True, 0.2), folder)
+    assert caplog.text == ""
+    refuse_hidden(Told(True, -90.0), folder)
+    assert "found the clock of node7 90" in caplog.text
+    assert not list(folder.path.glob(".seen*"))
+
+
 def test_listing_finds_runs_wherever_they_are_in_the_order_of_their_beginning():
     run_of("runs/deep/second", pid=DEAD, started="2026-01-02T00:00:00+00:00")
     run_of("runs/third", started="2026-01-03T00:00:00+00:00")
@@ -196,7 +248,7 @@ from tests.test_runner import experiment
 from dataclasses import replace
 
 if __name__ == "__main__":
-    run = start(replace(experiment(frames=400), ranks=1), "local", RunFolder.create("run"), detach=True)
+    run = start(replace(experiment(frames=900), ranks=1), "local", RunFolder.create("run"), detach=True)
     print(run.snapshot()["status"], flush=True)
     time.sleep(300)
 """
@@ -216,11 +268,19 @@ def test_kill_9_of_the_driver_then_attach_then_result():
     assert not gone(folder)
     with attach("run") as run:
         until(lambda: run.snapshot().get("frames_acquired"), "the first frame")
+        watcher = subprocess.Popen(
+            [sys.executable, "-m", "steering.cli", "attach", "run"], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert watcher.stdout is not None
+        assert "running" in watcher.stdout.readline()
+        watcher.send_signal(signal.SIGINT)
+        said, _ = watcher.communicate(timeout=60)
+        assert (watcher.returncode, said.splitlines()[-1]) == (0, "left; run goes on: `steering stop run` ends it")
         assert run.command("pause") == "pause"
         assert run.command("resume") == "resume"
         figures = run.result()
     assert figures["status"] == "finished"
-    assert figures["frames_predicted"] == figures["frames_acquired"] == 400
+    assert figures["frames_predicted"] == figures["frames_acquired"] > 0
     until((folder.path / "report.html").exists, "the report")
     commands = [event for event in folder.events() if event["event"] == "Command"]
     assert [event["name"] for event in commands] == ["pause", "resume"]

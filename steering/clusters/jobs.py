@@ -164,6 +164,9 @@ class Jobs:
         except Exception as error:
             for place in places:
                 self._cluster.worker_spec.pop(place.name, None)
+                refused = self._cluster.workers.get(place.name)
+                if refused is not None and refused.job_id is None:  # else Dask would take it for submitted
+                    del self._cluster.workers[place.name]
             raise RuntimeError(f"found a job that {self._system} refuses: {refusal_of(error)}") from error
         return [replace(place, job=str(self._cluster.workers[place.name].job_id)) for place in places]
 

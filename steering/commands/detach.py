@@ -66,14 +66,15 @@ def adopted(path: str) -> RunFolder:
 def handed_over(where: str) -> Callable[[RunFolder, list[str]], Any]:
     """A `main` that runs the experiment from standard input on a cluster, see steering.runner.detached."""
 
-    def main(folder: RunFolder, _arguments: list[str]) -> None:
+    def main(folder: RunFolder, arguments: list[str]) -> None:
         from steering.clusters import cluster  # noqa: PLC0415
         from steering.runner import run  # noqa: PLC0415
         from steering.runner.detached import handed_over  # noqa: PLC0415
         from steering.view.progress import Progress  # noqa: PLC0415
 
         experiment = handed_over(sys.stdin.buffer.read())
-        with cluster(where, ranks=experiment.ranks or 2, folder=folder.path) as client:
+        insecure = "--insecure" in arguments
+        with cluster(where, ranks=experiment.ranks or 2, folder=folder.path, insecure=insecure) as client:
             run(experiment, client, folder, show=Progress())
 
     return main

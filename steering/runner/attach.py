@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import xarray as xr
 from distributed import Client
+from distributed.comm.core import FatalCommClosedError
 
 from steering.clusters.credentials import security_of
 from steering.runner.folder import RunFolder
@@ -134,6 +135,11 @@ def attach(path: str | Path | RunFolder) -> Attached:
         if published.key != where.get("key", published.key):
             raise KeyError(where["key"])  # another run has the cluster by now
         return Attached(published.result(timeout=ANSWER_S), folder, client)
+    except FatalCommClosedError as error:
+        raise RuntimeError(
+            f"{folder.name}: found a scheduler at {where['address']} that does not take the credentials here, "
+            "expected those of this run: another run may have its port by now"
+        ) from error
     except (OSError, TimeoutError, KeyError) as error:
         if client is not None:
             client.close()

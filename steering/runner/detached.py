@@ -110,7 +110,8 @@ def start_detached(experiment: Experiment, where: Client | str, folder: RunFolde
             'name it, as in start(experiment, "local", folder, detach=True)'
         )
     address = where if isinstance(where, str) else where.scheduler.address
-    process = launch(folder, ["--handed-over", address, "-"], pickle.dumps(experiment))
+    insecure = ["--insecure"] if isinstance(where, Client) else []  # who has opened it has said so
+    process = launch(folder, ["--handed-over", address, "-", *insecure], pickle.dumps(experiment))
     while not (folder.path / "scheduler.json").exists():
         if process.poll() is not None:
             log = (folder.path / LOG).read_text(errors="replace").splitlines()[-5:]
