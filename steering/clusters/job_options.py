@@ -8,7 +8,8 @@ from typing import Any
 
 from distributed.security import Security
 
-from steering.clusters.site import CARRIES, TRAINER, Job, Site
+from steering.clusters.roles import TRAINER
+from steering.clusters.site import CARRIES, Job, Site
 
 Options = dict[str, Any]
 

@@ -104,7 +104,7 @@ def read_site(path: str | Path | None) -> Site:
     site = Site(**_checked(path, "", shared, _SHARED))
     try:
         every = _checked(path, "", told, _OF_JOB)
-        jobs = {
+        jobs: dict[str, Any] = {
             name: replace(job, **{**every, **_checked(path, f"[{name}] ", tables.get(name, {}), _OF_JOB)})
             for name, job in site.jobs.items()
         }

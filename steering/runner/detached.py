@@ -90,7 +90,7 @@ def _runs(folder: RunFolder) -> bool:
 
 def _signs(folder: RunFolder) -> list[object]:
     """What changes when a run has begun: a campaign that can be reached, jobs in a queue, or first figures."""
-    there = [(folder.path / name).exists() for name in ("scheduler.json", "jobs.json", "events.jsonl")]
+    there: list[object] = [(folder.path / name).exists() for name in ("scheduler.json", "jobs.json", "events.jsonl")]
     try:
         return [*there, {key for key in folder.summary() if key not in ("pid", "host")}]
     except FileNotFoundError:
