@@ -112,7 +112,7 @@ def _run_main(entry: Callable[..., Any], workflow: Path, folder: RunFolder, argu
     if ending.exited and not folder.events():
         shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
         return ending.code
-    if ending.returned and detach.left_nothing(folder):
+    if ending.returned and ending.code in (0, 75) and detach.left_nothing(folder):
         shutil.rmtree(folder.path)
         return ending.code
     _hold_signals(True)

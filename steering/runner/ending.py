@@ -1,5 +1,5 @@
-"""How a run ends, for those who did not start it: the runner keeps its result, and writes the end where nobody else
-will."""
+"""How a run ends where the process that started it is gone: the runner says so in the folder, and has the report
+written."""
 
 from __future__ import annotations
 
@@ -18,58 +18,36 @@ from steering.runner.folder import RunFolder
 logger = logging.getLogger(__name__)
 
 
-class Ending:
-    """Of one run: its result, and who says in the folder how it ended."""
+async def ending_with(
+    work: Awaitable[dict[str, Any]], folder: RunFolder, name: str | None, driver: str | None
+) -> dict[str, Any]:
+    """The result of a whole run. Raises what it raised.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._over = asyncio.Event()
-        self._figures: dict[str, Any] = {}
-        self._error: Exception | None = None
+    name: under which the runner is published, withdrawn at the end. driver: id of the Dask client that started it. What
+    `steering run` started it also ends, for as long as that process is there; else the end and the report are written
+    from here. A worker that is shut down writes nothing: whoever does that knows.
+    """
+    try:
+        figures = await work
+        await _write(folder, driver, "finished")
+        return figures
+    except Exception as error:
+        await _write(folder, driver, "failed", error)
+        raise
+    finally:
+        if name is not None:
+            await (await get_client()).unpublish_dataset(name)
 
-    @property
-    def status(self) -> str | None:
-        """`finished` or `failed`; None for a run that goes on."""
-        if not self._over.is_set():
-            return None
-        return "finished" if self._error is None else "failed"
 
-    async def of(self, work: Awaitable[dict[str, Any]], name: str | None, driver: str | None) -> dict[str, Any]:
-        """The result of the whole run. Raises what it raised.
-
-        name: under which the runner is published, withdrawn at the end. driver: id of the Dask client that started it.
-        What `steering run` started it also ends, for as long as that process is there; else the end and the report are
-        written from here.
-        """
-        try:
-            self._figures = await work
-        except Exception as error:
-            self._error = error
-            raise
-        finally:  # also where the worker is shut down, which is no end of its own: that process is gone
-            self._over.set()
-            if self._figures or self._error is not None:
-                await self._written(driver)
-            if name is not None:
-                await (await get_client()).unpublish_dataset(name)
-        return self._figures
-
-    async def result(self) -> dict[str, Any]:
-        """Wait for the end. Returns the figures of summary.json; raises what ended the run early."""
-        await self._over.wait()
-        if self._error is not None:
-            raise self._error
-        return self._figures
-
-    async def _written(self, driver: str | None) -> None:
-        started_by_command = (self._folder.path / "workflow.py").exists()
-        if started_by_command and await _connected(driver):
-            return
-        reason = "" if self._error is None else f"{type(self._error).__name__}: {self._error}"
-        told = "" if self._error is None else "".join(traceback.format_exception(self._error))
-        await asyncio.to_thread(self._folder.end, self.status or "failed", reason, traceback=told)
-        if started_by_command:  # the report is made by a floor above, in a process of its own
-            await asyncio.to_thread(_report, self._folder)
+async def _write(folder: RunFolder, driver: str | None, status: str, error: Exception | None = None) -> None:
+    started_by_command = (folder.path / "workflow.py").exists()
+    if started_by_command and await _connected(driver):
+        return
+    reason = "" if error is None else str(error) or type(error).__name__
+    told = "" if error is None else "".join(traceback.format_exception(error))
+    await asyncio.to_thread(folder.end, status, reason, traceback=told)
+    if started_by_command:  # the report is made by a floor above, in a process of its own
+        await asyncio.to_thread(_report, folder)
 
 
 async def _connected(driver: str | None) -> bool:

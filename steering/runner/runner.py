@@ -22,7 +22,7 @@ from steering.models import ModelStore
 from steering.records import ModelVersion
 from steering.runner.actors import ActorHandle, LostForGood, call, place, release, retrieved
 from steering.runner.describe import describe
-from steering.runner.ending import Ending
+from steering.runner.ending import ending_with
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
@@ -71,11 +71,10 @@ class Runner:
         self._next: asyncio.Future | None = None
         """Done with the next event."""
         self._event_log = EventLog(folder)
-        self._ending = Ending(folder)
 
     async def run(self, name: str | None = None, driver: str | None = None) -> dict[str, Any]:
-        """The whole campaign, to the run's summary; raises what any part of it raised. name and driver: see Ending."""
-        return await self._ending.of(self._campaign(), name, driver)
+        """The whole campaign, to the run's summary; raises what any part of it raised. See ending_with."""
+        return await ending_with(self._campaign(), self.folder, name, driver)
 
     async def _campaign(self) -> dict[str, Any]:
         self._failed = asyncio.get_running_loop().create_future()
