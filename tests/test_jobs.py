@@ -20,6 +20,7 @@ class Queue:
     def __init__(self):
         self.worker_spec, self.workers = {}, {}
         self.states = {}
+        self._created = set()
         self.refuses = False
         self.number = 0
 

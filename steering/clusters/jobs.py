@@ -164,9 +164,12 @@ class Jobs:
         except Exception as error:
             for place in places:
                 self._cluster.worker_spec.pop(place.name, None)
-                refused = self._cluster.workers.get(place.name)
-                if refused is not None and refused.job_id is None:  # else Dask would take it for submitted
-                    del self._cluster.workers[place.name]
+                worker = self._cluster.workers.get(place.name)
+                if worker is not None:
+                    # A cluster that closes expects that nobody holds its jobs any more; the error's traceback does.
+                    self._cluster._created.discard(worker)
+                    if worker.job_id is None:  # else Dask would take it for submitted
+                        del self._cluster.workers[place.name]
             raise RuntimeError(f"found a job that {self._system} refuses: {refusal_of(error)}") from error
         return [replace(place, job=str(self._cluster.workers[place.name].job_id)) for place in places]
 

@@ -64,6 +64,12 @@ async def _connected(driver: str | None) -> bool:
 
 def _report(folder: RunFolder) -> None:
     command = [sys.executable, "-m", "steering.cli", "report", str(folder.path)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=600)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=600
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.error("%s: the report could not be written: %s", folder.path, error)
+        return
     if done.returncode:
         logger.error("%s: the report could not be written: %s", folder.path, done.stderr.strip())
