@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +11,10 @@ from steering.clusters import jobs as watched
 from steering.clusters.jobs import Jobs
 from steering.clusters.squeue import JobState
 from steering.clusters.succession import Place
+
+
+class Submitted:
+    job_id: str | None = None
 
 
 class Queue:
@@ -31,7 +34,7 @@ class Queue:
         for name in set(self.workers) - set(self.worker_spec):
             self.states.pop(self.workers.pop(name).job_id, None)
         for name in set(self.worker_spec) - set(self.workers):
-            self.workers[name] = SimpleNamespace(job_id=None)
+            self.workers[name] = Submitted()
             if self.refuses:
                 raise RuntimeError("Exit code: 1\nstderr:\nsbatch: error: the queue is full\n")
             self.number += 1
