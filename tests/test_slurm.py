@@ -72,8 +72,7 @@ def test_a_campaign_goes_on_when_jobs_are_cancelled_and_walltimes_near_their_end
         until(lambda: job_of(folder, "inference")["job"] != predictor and job_of(folder, "inference")["worker"])
         assert predictor in squeue("--jobs", predictor, "--states", "RUNNING")  # it still works beside its successor
         subprocess.run(["scancel", predictor], check=True)
-        before = run.snapshot()["frames_predicted"]
-        until(lambda: run.snapshot()["frames_predicted"] > before)
+        until(lambda: "PredictorReplaced" in {event["event"] for event in folder.events()})
         run.command("stop")
         figures = run.result()
         until(lambda: rank not in {job["job"] for job in jobs_of(folder)})

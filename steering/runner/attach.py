@@ -57,13 +57,16 @@ class Attached:
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers."""
-        return self._runner.snapshot().result(timeout=ANSWER_S)
+        return self._runner.snapshot().result()
 
     def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
         """Snapshots until the run has ended, well or not."""
         while self.folder.summary().get("status") == "running":
             try:
-                yield self.snapshot()
+                yield self._runner.snapshot().result(timeout=ANSWER_S)
+            except TimeoutError:  # it is busy, replacing its predictor say, or nobody is there any more
+                if gone(self.folder):
+                    return
             except UNREACHED:
                 if not self._ending():
                     raise

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ def refuse_hidden(client: Client, folder: RunFolder) -> None:
     mark.touch()
     try:
         asked = time.time()
-        told = client.run(_sees, mark, workers=mine)
+        told = client.run(_looking(), mark, workers=mine)
         answered = time.time()
     finally:
         mark.unlink(missing_ok=True)
@@ -61,12 +62,17 @@ def refuse_hidden(client: Client, folder: RunFolder) -> None:
             )
 
 
-def _sees(mark: Path) -> tuple[bool, float]:
-    """Whether a file is there, and the time, for a worker. A network file system may take a moment to show it."""
-    for _ in range(30):
-        if mark.exists():
-            return True, time.time()
-        with contextlib.suppress(OSError):
-            os.listdir(mark.parent)  # has a network file system read the folder anew
-        time.sleep(0.1)
-    return False, time.time()
+def _looking() -> Callable[[Path], tuple[bool, float]]:
+    """What a worker does to see a file: it also says its time. It travels by value, so that no worker imports this
+    package, and torch with it, within its event loop."""
+
+    def sees(mark: Path) -> tuple[bool, float]:
+        for _ in range(30):  # a network file system may take a moment
+            if mark.exists():
+                return True, time.time()
+            with contextlib.suppress(OSError):
+                os.listdir(mark.parent)  # has it read the folder anew
+            time.sleep(0.1)
+        return False, time.time()
+
+    return sees

@@ -37,7 +37,7 @@ class Process:
         streams = [(os.POSIX_SPAWN_DUP2, reading, 0), (os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, out, 2)]
         self._code: int | None = None
         try:
-            self.pid = os.posix_spawn(command[0], command, os.environ, file_actions=streams, setsid=True)
+            self.pid = os.posix_spawn(command[0], list(command), os.environ, file_actions=streams, setsid=True)
         finally:
             os.close(reading)
             os.close(out)
