@@ -263,6 +263,8 @@ def test_each_local_worker_is_told_its_gpu():
     workers = on_gpus(_workers(2), ["3", "5", "7"])
     told = {name: worker["options"]["env"]["CUDA_VISIBLE_DEVICES"] for name, worker in workers.items()}
     assert told == {"trainer-0": "3", "trainer-1": "5", "inference": "7", "beamline": "7"}
+    hidden = on_gpus(_workers(1), [])
+    assert {worker["options"]["env"]["CUDA_VISIBLE_DEVICES"] for worker in hidden.values()} == {""}
 
 
 class Worker:

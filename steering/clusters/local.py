@@ -80,14 +80,14 @@ def quiet() -> Iterator[None]:
 def _cluster(ranks: int, gpus: Sequence[int | str] | None) -> SpecCluster:
     get_mp_context().set_forkserver_preload(PRELOAD)
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    workers = on_gpus(_workers(ranks), visible() if gpus is None else [str(gpu) for gpu in gpus])
+    workers = _workers(ranks)
+    if gpus is not None or visible():
+        workers = on_gpus(workers, visible() if gpus is None else [str(gpu) for gpu in gpus])
     return SpecCluster(scheduler={"cls": Scheduler, "options": scheduler}, workers=workers, silence_logs=SILENT)
 
 
 def on_gpus(workers: dict[str, dict[str, Any]], gpus: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The same workers, each with the GPU that it may see, see `shared_out`; unchanged where there is none."""
-    if not gpus:
-        return workers
+    """The same workers, each with the GPU that it may see, see `shared_out`; without any where there is none."""
     trainers = [name for name, worker in workers.items() if TRAINER in worker["options"]["resources"]]
     of_ranks, of_predictor = shared_out(gpus, len(trainers))
     for name, worker in workers.items():
