@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steering.campaign import CampaignSettings as CampaignSettings, Limits as Limits
-    from steering.clusters import existing as existing, local as local
+    from steering.clusters import (
+        add_cluster as add_cluster,
+        cluster as cluster,
+        existing as existing,
+        local as local,
+        slurm as slurm,
+    )
     from steering.inference import HoldOut as HoldOut, PredictorSettings as PredictorSettings
     from steering.learning import (
         Classification as Classification,
@@ -76,6 +82,7 @@ if TYPE_CHECKING:
         LabelSettings as LabelSettings,
         LiveSettings as LiveSettings,
         RunFolder as RunFolder,
+        attach as attach,
         hand_in as hand_in,
         on_ranks as on_ranks,
         run as run,
@@ -98,7 +105,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "campaign": "CampaignSettings Limits",
-    "clusters": "existing local",
+    "clusters": "add_cluster cluster existing local slurm",
     "inference": "HoldOut PredictorSettings",
     "labels": "",
     "learning": "Classification Loop Objective Place Reconstruction Rehearsal Tally TrainerSettings",
@@ -107,7 +114,7 @@ _NAMES = {
     "policies": "Adaptive BlueskyAgent DwellRule GradientResidual Policy Random Raster SpaceFilling StopRule",
     "ptychography": "RefineSettings beam_diameter zone_plate",
     "records": "Canvas Decision Field Geometry ModelVersion Prediction Source Travel make_chunk",
-    "runner": "Experiment FinalSettings LabelSettings LiveSettings RunFolder hand_in on_ranks run start",
+    "runner": "Experiment FinalSettings LabelSettings LiveSettings RunFolder attach hand_in on_ranks run start",
     "sources": "ORIENTATIONS ReadSettings Replay SimulatedBeamline Stage read_probe read_recording sample",
     "view": "",
     "view.notebook": "LivePanel",

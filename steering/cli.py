@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -18,6 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from steering.commands import attach, detach
+from steering.commands.words import complain as _complain, message as _message, say as _say, short as _short
+
 if TYPE_CHECKING:
     from steering.runner.folder import RunFolder
 
@@ -29,9 +31,10 @@ _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 for a failure, 2 for wrong arguments, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
+    logging.getLogger("steering.clusters").setLevel(logging.INFO)  # which jobs are waited for
     chosen = _parser().parse_args(arguments)
     ending = _attempt(lambda: chosen.command(chosen))
-    if ending.status != "finished":
+    if ending.status != "finished" and not ending.returned:
         _complain(ending.reason)
     return ending.code
 
@@ -46,13 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a workflow file, and write a report at the end",
-        usage="steering run [-h] [--out DIR] [--from RUN] [--memory DIR] WORKFLOW.py [arguments of the workflow ...]",
+        usage="steering run [-h] [--out DIR] [--from RUN] [--memory DIR] [--detach] [--quiet] WORKFLOW.py "
+        "[arguments of the workflow ...]",
         description="Run main(folder, arguments) of a workflow file and write DIR/report.html.",
         epilog="steering run WORKFLOW.py --help lists the arguments of the workflow itself.",
     )
     run.add_argument("--out", metavar="DIR", help="folder of the run, new or empty (runs/WORKFLOW-date-time)")
     run.add_argument("--from", metavar="RUN", action="append", dest="start", help="begin with what this run has learnt")
     run.add_argument("--memory", metavar="DIR", help="begin with this memory, and add to it at the end")
+    detach.add_options(run)
     run.add_argument("workflow", metavar="WORKFLOW.py", help="a Python file with main(folder, arguments)")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the workflow unchanged")
     run.set_defaults(command=_run)
@@ -85,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--out", metavar="FILE", required=True, help="file to be written, which must not exist")
     record.add_argument("--seconds", type=float, help="end after so many (by Ctrl-C)")
     record.set_defaults(command=_record)
+    attach.add_commands(commands)
     status = commands.add_parser("status", help="print what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
@@ -145,13 +151,20 @@ def _run(chosen: argparse.Namespace) -> int:
     from steering.loading import loaded  # noqa: PLC0415
 
     own, arguments = _taken_out(chosen.arguments)
+    arguments = detach.take_flags(chosen, arguments)
     out = (own["--out"] or [chosen.out])[-1]
     runs = [*(chosen.start or []), *own["--from"]]
     memory = (own["--memory"] or [chosen.memory])[-1]
     start = _start(runs, memory) if runs or memory else None
     workflow = Path(chosen.workflow)
+    if chosen.handed_over:
+        return _run_in(detach.adopted(chosen.adopt), detach.handed_over(chosen.handed_over), workflow, arguments)
+    if chosen.detach and workflow.is_file():
+        return detach.run(_folder(workflow, out, start), workflow, arguments)
     with loaded(workflow) as entry:
-        return _run_in(_folder(workflow, out, start), entry, workflow, arguments)
+        folder = detach.adopted(chosen.adopt) if chosen.adopt else _folder(workflow, out, start)
+        with detach.silent(folder, chosen.quiet):
+            return _run_in(folder, entry, workflow, arguments)
 
 
 def _start(runs: list[str], memory: str | None) -> dict[str, Any]:
@@ -200,6 +213,9 @@ def _run_held(folder: RunFolder, entry: Callable[..., Any], workflow: Path, argu
         return ending.code or 1
     if ending.exited and not folder.events():
         shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
+        return ending.code
+    if ending.returned and ending.code in (0, 75) and detach.left_nothing(folder):
+        shutil.rmtree(folder.path)
         return ending.code
     _hold_signals(True)
     folder.end(ending.status, ending.reason, traceback=ending.traceback)
@@ -287,10 +303,9 @@ def _inspect(chosen: argparse.Namespace) -> int:
 
 
 def _command(chosen: argparse.Namespace) -> int:
-    from steering.runner.client import attached  # noqa: PLC0415
-    from steering.runner.folder import RunFolder  # noqa: PLC0415
+    from steering.runner.attach import attach  # noqa: PLC0415
 
-    with attached(RunFolder(chosen.folder)) as run:
+    with attach(chosen.folder) as run:
         _say(run.command(chosen.name, chosen.version))
     return 0
 
@@ -365,6 +380,8 @@ class _Ending:
     code: int = 0
     exited: bool = False
     """The code left by SystemExit, as argparse does."""
+    returned: bool = False
+    """The code was returned: 0 done or nothing to do, 75 try later, else failed."""
 
 
 def _attempt(action: Callable[[], Any]) -> _Ending:
@@ -375,7 +392,9 @@ def _attempt(action: Callable[[], Any]) -> _Ending:
     before = {number: signal.signal(number, stopper) for number in watched}
     try:
         code = action()
-        return _Ending("finished", code=code if isinstance(code, int) else 0)
+        if not isinstance(code, int) or not code:
+            return _Ending("finished", returned=isinstance(code, int))
+        return _Ending("failed", f"its main returned {code}", code=code, returned=True)
     except KeyboardInterrupt:
         number = stopper.number or signal.SIGINT
         return _Ending("interrupted", f"stopped by {_SIGNALS[number]}", code=128 + number)
@@ -408,33 +427,6 @@ class _Stopper:
 
 def _hold_signals(hold: bool) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, _SIGNALS)
-
-
-def _message(error: Exception) -> str:
-    """The message of an error in a line; with its kind and place, where the message alone would not be a sentence."""
-    message = " ".join(str(error).split())
-    if len(message) > 400:
-        message = message[:397] + "..."
-    if " " in message and isinstance(error, ValueError | OSError | RuntimeError | ImportError):
-        return message
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {message} ({_short(Path(frame.filename))}, line {frame.lineno})"
-
-
-def _short(path: Path) -> str:
-    """The path as a person would type it."""
-    path = Path(path).absolute()
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _complain(line: str) -> None:
-    sys.stderr.write(f"steering: {line}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

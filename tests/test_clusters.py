@@ -19,7 +19,7 @@ import pytest
 from distributed import Client, Scheduler, Worker
 
 from steering.clusters import existing, local
-from steering.runner import RunFolder, start
+from steering.runner import RunFolder, attach, start
 from tests.test_runner import experiment
 
 pytestmark = pytest.mark.slow
@@ -28,9 +28,9 @@ WORKERS = ("trainer=1", "trainer=1", "inference=1", "source=1 label=1 runner=1")
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not true():
-        assert time.monotonic() < deadline, f"waited a minute for {what}"
+        assert time.monotonic() < deadline, f"waited three minutes for {what}"
         time.sleep(0.05)
 
 
@@ -240,6 +240,37 @@ def test_a_campaign_leaves_nothing_on_a_cluster_where_another_one_follows(schedu
             assert run.live() is not None
             del run
             wait_until(lambda: not left_over(client), "the cluster to be as it was")
+
+
+WORKFLOW = """
+from steering import cluster, run
+from tests.test_runner import experiment
+
+def main(folder, arguments):
+    with cluster(arguments[0], ranks=2, folder=folder.path) as client:
+        run(experiment(), client, folder)
+"""
+
+
+def test_a_run_goes_on_without_its_driver_and_ends_itself(scheduler_file: Path, tmp_path: Path) -> None:
+    """kill -9 of `steering run` on a cluster that outlives it: the run's end and report do not depend on it."""
+    (tmp_path / "work.py").write_text(WORKFLOW)
+    command = [sys.executable, "-m", "steering.cli", "run", "--out", "run", "work.py", str(scheduler_file)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    driver = subprocess.Popen(command, cwd=tmp_path, env=environment, **quiet)  # type: ignore[call-overload]
+    try:
+        wait_until((tmp_path / "run" / "scheduler.json").is_file, "the campaign")
+    finally:
+        driver.kill()
+        driver.wait()
+    with attach(tmp_path / "run") as run:
+        figures = run.result()
+    assert figures["status"] == "finished"
+    assert figures["frames_predicted"] == figures["frames_acquired"] == 150
+    wait_until((tmp_path / "run" / "report.html").is_file, "the report")
+    with existing(str(scheduler_file), ranks=2, timeout=60) as client:
+        wait_until(lambda: not left_over(client), "the cluster to be as it was")
 
 
 def test_existing_names_the_roles_that_are_missing(scheduler_file: Path) -> None:

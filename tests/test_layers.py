@@ -35,8 +35,9 @@ FLOORS = {
     "runner": 6,
     "view": 7,
     "loading": 7,
-    "cli": 8,
-    "steering": 9,  # the package itself hands out names of every room, and no room imports it
+    "commands": 8,
+    "cli": 9,
+    "steering": 10,  # the package itself hands out names of every room, and no room imports it
 }
 
 # Rooms or modules in which a library may be imported; libraries that are not named here are refused.
@@ -63,6 +64,7 @@ HOMES = {
     "cbor2": ("steering.sources.dectris",),
     "dask": ("steering.runner", "steering.clusters", "steering.view"),
     "distributed": ("steering.runner", "steering.clusters", "steering.view"),
+    "dask_jobqueue": ("steering.clusters.queue",),
     "rich": ("steering.view", "steering.cli"),
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),
@@ -72,7 +74,13 @@ HOMES = {
     "onnxruntime": ("steering.inference.backends.onnx",),
 }
 # where the name to install is another one
-DISTRIBUTIONS = {"skimage": "scikit-image", "IPython": "ipykernel", "PIL": "pillow", "zmq": "pyzmq"}
+DISTRIBUTIONS = {
+    "dask_jobqueue": "dask-jobqueue",
+    "skimage": "scikit-image",
+    "IPython": "ipykernel",
+    "PIL": "pillow",
+    "zmq": "pyzmq",
+}
 
 FUNCTION_LINES, PARAMETERS, MODULE_LINES, MEDIAN_MODULE_LINES = 60, 8, 400, 150
 

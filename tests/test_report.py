@@ -284,7 +284,7 @@ def test_a_run_whose_process_is_gone_says_so(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
     assert "has not ended yet" in write_report(folder).read_text()
     folder.write_summary({"pid": 2**22 + 1})
-    assert "has ended without a message" in write_report(folder).read_text()
+    assert "It ended without a message" in write_report(folder).read_text()
 
 
 def test_objects_without_truth_or_refinement_or_frames_are_drawn(tmp_path):

@@ -20,7 +20,7 @@ from distributed import Client
 from torch import nn
 
 from pictures.overlap import overlap_picture
-from steering.clusters import local
+from steering.clusters import add_cluster, cluster
 from steering.clusters.roles import INFERENCE, addresses, workers_of
 from steering.learning import Classification, Loop, Objective, Place, Reconstruction, TrainerSettings
 from steering.learning.strategies import ER, Incremental, Strategy
@@ -145,7 +145,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     options = _options(arguments)
     figures = {}
     for workload in options.workload or WORKLOADS:
-        with local(ranks=options.ranks) as client:
+        with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
             by_rank = on_ranks(client, measure, workload, options.repeats, options.device, ranks=options.ranks)
             at_rest = idle(client)
         figures[workload] = summed_up(by_rank, at_rest)
@@ -181,6 +181,7 @@ def summed_up(by_rank: list[dict[str, Any]], at_rest: float) -> dict[str, Any]:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_overlap.py", description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", type=int, default=2)
+    add_cluster(parser)
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append", help="one of them (both)")
     parser.add_argument("--repeats", type=int, default=30, help="turns of each loop (30)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")

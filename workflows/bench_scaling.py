@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pictures.scaling import scaling_picture
-from steering.clusters import local
+from steering.clusters import add_cluster, cluster
 from steering.learning import Classification, Loop, Place, TrainerSettings
 from steering.learning.buffer import BOOKKEEPING
 from steering.learning.exchange import Exchange
@@ -143,7 +143,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     r = options.representatives
     measured: dict[str, dict[str, float]] = {}
     for ranks in (int(n) for n in options.ranks.split(",")):
-        with local(ranks=ranks) as client:
+        with cluster(options.cluster, ranks=ranks, folder=folder.path, insecure=options.insecure) as client:
             by_rank = on_ranks(client, measure, options.steps, r, ranks=ranks)
         measured[str(ranks)] = {
             **{name: statistics.median(one[name] for one in by_rank) for name in by_rank[0]},
@@ -191,6 +191,7 @@ def network(ranks: int, options: argparse.Namespace) -> float:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_scaling.py", description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", default="1,2,4,8", help="numbers of ranks to measure here (1,2,4,8)")
+    add_cluster(parser)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--representatives", type=int, default=7)
     parser.add_argument("--latency-us", type=float, default=2.0, help="of a message on the stated network (2)")

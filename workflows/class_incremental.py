@@ -33,7 +33,8 @@ from steering import (
     RunFolder,
     Tally,
     TrainerSettings,
-    local,
+    add_cluster,
+    cluster,
     on_ranks,
 )
 from steering.learning.buffer import BOOKKEEPING
@@ -174,7 +175,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         images = Images(images.train[chosen], images.train_label[chosen], images.test, images.test_label)
     print(f"{len(images.train)} images, {int(images.train_label.max()) + 1} classes, {TASKS} tasks")
     by_seed: dict[str, dict[str, Any]] = {}
-    with local(ranks=options.ranks) as client:
+    with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         for seed in range(options.seed, options.seed + options.seeds):
             for name in options.strategies.split(","):
                 found = on_ranks(client, learn, images, name, options, seed, ranks=options.ranks)[0]
@@ -205,6 +206,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="names, with commas between them (all)")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
+    add_cluster(parser)
     parser.add_argument("--epochs", type=float, default=4, help="passes over each task's images (4)")
     parser.add_argument("--batch", type=int, default=56, help="new images per rank and step (56)")
     parser.add_argument("--candidates", type=int, default=14, help="of them offered to the buffer (14)")

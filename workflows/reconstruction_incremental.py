@@ -32,7 +32,8 @@ from steering import (
     RunFolder,
     Tally,
     TrainerSettings,
-    local,
+    add_cluster,
+    cluster,
     on_ranks,
     read_recording,
     sample,
@@ -193,7 +194,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     names = [task.name for task in course.tasks]
     print("tasks: " + ", ".join(f"{task.name} ({len(task.counts)} frames)" for task in course.tasks))
     figures = {}
-    with local(ranks=options.ranks) as client:
+    with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         for name in options.strategies.split(","):
             figures[name] = on_ranks(client, learn, course, name, options, ranks=options.ranks)[0]
             folder.write_summary({"strategies": figures, "tasks": names, "ranks": options.ranks})
@@ -208,6 +209,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="names, with commas between them (all)")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
+    add_cluster(parser)
     parser.add_argument("--frames", type=int, default=500, help="of each simulated sample (500)")
     parser.add_argument("--passes", type=int, default=20, help="of refinement over the recorded scan (20)")
     parser.add_argument("--epochs", type=float, default=8, help="passes over each task's frames (8)")

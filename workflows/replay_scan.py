@@ -35,7 +35,8 @@ from steering import (
     RunFolder,
     SpaceFilling,
     TrainerSettings,
-    local,
+    add_cluster,
+    cluster,
     read_probe,
     read_recording,
     run,
@@ -77,7 +78,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         device=options.device,
         hold_out=HoldOut(region=region, margin=margin),
     )
-    with local(ranks=options.ranks) as client:
+    with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         run(experiment, client, folder, show=Progress())
 
 
@@ -178,6 +179,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--policy", choices=POLICIES, default="space_filling")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where is computed (auto)")
+    add_cluster(parser)
     parser.add_argument("--rounds", type=int, default=10, help="rounds of training after the last frame (10)")
     parser.add_argument("--margin", type=float, help="object pixels around the held-out corner (64 or less)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")

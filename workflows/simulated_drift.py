@@ -26,8 +26,9 @@ from steering import (
     Stage,
     TrainerSettings,
     Travel,
+    add_cluster,
     beam_diameter,
-    local,
+    cluster,
     run,
     sample,
     zone_plate,
@@ -78,7 +79,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         device=options.device,
         checkpoint_s=options.checkpoint or None,
     )
-    with local(ranks=options.ranks) as client:
+    with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         run(experiment, client, folder, show=Progress())
 
 
@@ -90,6 +91,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--policy", choices=[*FIXED, *GUIDED], default="space_filling", help="where to measure next")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where is computed (auto)")
+    add_cluster(parser)
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample (1100)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
     parser.add_argument("--velocity", type=float, default=0.0, help="of the stage, um/s; 0: moves take no time")

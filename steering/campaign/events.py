@@ -293,6 +293,8 @@ class Command(Event):
 
     name: str
     version: int | None = None
+    by: str = ""
+    """Who gave it: user@host."""
 
     def __post_init__(self) -> None:
         if self.name not in COMMANDS:

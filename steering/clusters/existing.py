@@ -2,49 +2,96 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from distributed import Client
 
+from steering.clusters.credentials import security_of
 from steering.clusters.memory import give_memory_back, keep_memory
 from steering.clusters.roles import missing, refusal, workers_of
 
 
 @contextmanager
-def existing(where: str, *, ranks: int = 2, timeout: float = 10.0) -> Iterator[Client]:
+def existing(
+    where: str,
+    *,
+    ranks: int = 2,
+    timeout: float = 10.0,
+    credentials: str | Path | None = None,
+    insecure: bool = False,
+) -> Iterator[Client]:
     """Attach to a running cluster; it goes on running when the block is left.
 
-    where: the scheduler's address ("tcp://host:8786") or the path of its scheduler file. ranks: trainer ranks that
-    must be there. timeout: seconds to wait for the scheduler and for its workers.
-    Raises OSError where there is no scheduler, RuntimeError where workers lack the roles.
+    where: the scheduler's address ("tls://host:8786") or the path of its scheduler file. ranks: trainer ranks that
+    must be there. timeout: seconds to wait for the scheduler and for its workers. credentials: for tls://, a folder
+    with ca.pem, cert.pem and key.pem; None: those of Dask's configuration. insecure: take tcp:// also beyond this
+    machine, where whoever reaches the port can read everything and run code.
+    Raises OSError where there is no scheduler, RuntimeError where workers lack the roles, PermissionError for tcp://
+    beyond this machine.
     """
     if ranks < 1:
         raise ValueError(f"found ranks={ranks}, expected 1 or more")
-    with _connect(where, timeout) as client:
+    with _connect(where, timeout, credentials, insecure) as client:
         _refuse_missing_roles(client, ranks, timeout)
         keep_memory(client)
         yield client
         give_memory_back(client)
 
 
-def _connect(where: str, timeout: float) -> Client:
+def _connect(where: str, timeout: float, credentials: str | Path | None, insecure: bool) -> Client:
     is_address = re.fullmatch(r"(\w+://.+|[^/]+:\d+)", where) is not None
     if not is_address and not Path(where).is_file():
         raise FileNotFoundError(
             f"found no scheduler file {where}, expected one or an address such as tcp://host:8786: "
             f"start a scheduler with `dask scheduler --scheduler-file {where}`"
         )
+    address = where if is_address else _address_in(Path(where))
+    if not insecure:
+        refuse_open(address)
+    security = None if credentials is None else security_of(Path(credentials), ".")
     try:
-        return Client(where, timeout=timeout) if is_address else Client(scheduler_file=where, timeout=timeout)
-    except (OSError, ValueError) as error:
+        return Client(address, timeout=timeout, security=security)
+    except (OSError, ValueError, TypeError) as error:  # Dask's TypeError: tls:// without credentials
         raise OSError(
             f"found no scheduler that answers at {where} within {timeout:g} s ({error}), expected one: "
-            "start it with `dask scheduler`, or check the address"
+            "start it with `dask scheduler`, or check the address, and for tls:// the credentials"
         ) from error
+
+
+def _address_in(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text())["address"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(
+            f"{file}: found no address in it ({type(error).__name__}), expected the file of `dask scheduler "
+            "--scheduler-file`: wait until that has written it"
+        ) from error
+
+
+def refuse_open(address: str) -> None:
+    """Raise PermissionError for an address without TLS that others can reach."""
+    scheme, _, rest = address.rpartition("://")
+    if scheme not in ("", "tcp", "ws"):
+        return
+    host = urlsplit(f"//{rest}").hostname or ""
+    try:
+        numbers = {end[4][0] for end in socket.getaddrinfo(host, None)}
+    except OSError:
+        return  # nobody is there: connecting says so
+    if not all(ipaddress.ip_address(str(number).split("%")[0]).is_loopback for number in numbers):
+        raise PermissionError(
+            f"found {address} without TLS beyond this machine, where whoever reaches it can read everything and run "
+            "code, expected tls://: start scheduler and workers with --tls-ca-file, --tls-cert and --tls-key, or say "
+            "insecure=True (--insecure) on a network where you trust everybody"
+        )
 
 
 def _refuse_missing_roles(client: Client, ranks: int, timeout: float) -> None:

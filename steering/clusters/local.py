@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
@@ -15,6 +15,7 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.utils import get_mp_context
 
+from steering.clusters.gpus import shared_out, visible
 from steering.clusters.memory import keep_memory
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
 
@@ -31,13 +32,16 @@ PRELOAD = ["distributed", "torch", "torch._dynamo", "xarray", "dask.array", "zar
 
 
 @contextmanager
-def local(ranks: int = 2, *, apart: bool = False) -> Iterator[Client]:
+def local(ranks: int = 2, *, apart: bool = False, gpus: Sequence[int | str] | None = None) -> Iterator[Client]:
     """Start a cluster of `ranks` trainer ranks on this machine; everything is gone when the block is left.
 
     Workers, one process each, by their Dask resources: `ranks` of {"trainer": 1}, one of {"inference": 1}, one of
     {"source": 1, "label": 1, "runner": 1} with 4 threads; `apart`: one for each of these three, so that each may be
     lost alone, for two more processes of 140 MB. Linear algebra in them uses one thread, unless
-    OMP_NUM_THREADS says otherwise. Ctrl-C reaches the driver only, so that it may close the run in order; when the
+    OMP_NUM_THREADS says otherwise. gpus: numbers or UUIDs of the GPUs to use, by default all that are visible; each
+    process gets one, by CUDA_VISIBLE_DEVICES: ranks take them in turn, and the predictor with label making has one of
+    its own where there are more GPUs than ranks, else it shares the last of those with the fewest ranks. [] for none.
+    Ctrl-C reaches the driver only, so that it may close the run in order; when the
     driver dies, so do the workers. The module that starts it needs `if __name__ == "__main__":` when it is a script.
     """
     if ranks < 1:
@@ -49,10 +53,10 @@ def local(ranks: int = 2, *, apart: bool = False) -> Iterator[Client]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with (
-            _quiet(),
+            quiet(),
             tempfile.TemporaryDirectory(prefix="steering-", ignore_cleanup_errors=True) as scratch,
             dask.config.set({**CONFIG, "temporary-directory": scratch}),
-            _cluster(ranks, apart) as cluster,
+            _cluster(ranks, apart, gpus) as cluster,
             Client(cluster) as client,
         ):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -63,8 +67,10 @@ def local(ranks: int = 2, *, apart: bool = False) -> Iterator[Client]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What goes wrong reaches the driver as an exception; Dask's own account of it, of a cluster that closes too, does
+def quiet() -> Iterator[None]:
+    """Hold Dask's own log back.
+
+    What goes wrong reaches the driver as an exception; Dask's own account of it, of a cluster that closes too, does
     not belong on a terminal. Held around the cluster, whose own silence ends before its last words."""
     logger = logging.getLogger("distributed")
     before = logger.level
@@ -75,12 +81,23 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _cluster(ranks: int, apart: bool) -> SpecCluster:
+def _cluster(ranks: int, apart: bool, gpus: Sequence[int | str] | None) -> SpecCluster:
     get_mp_context().set_forkserver_preload(PRELOAD)
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    return SpecCluster(
-        scheduler={"cls": Scheduler, "options": scheduler}, workers=_workers(ranks, apart), silence_logs=SILENT
-    )
+    workers = _workers(ranks, apart)
+    if gpus is not None or visible():
+        workers = on_gpus(workers, visible() if gpus is None else [str(gpu) for gpu in gpus])
+    return SpecCluster(scheduler={"cls": Scheduler, "options": scheduler}, workers=workers, silence_logs=SILENT)
+
+
+def on_gpus(workers: dict[str, dict[str, Any]], gpus: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The same workers, each with the GPU that it may see, see `shared_out`; without any where there is none."""
+    trainers = [name for name, worker in workers.items() if TRAINER in worker["options"]["resources"]]
+    of_ranks, of_predictor = shared_out(gpus, len(trainers))
+    for name, worker in workers.items():
+        gpu = of_ranks[trainers.index(name)] if name in trainers else of_predictor
+        worker["options"]["env"] = {**worker["options"]["env"], "CUDA_VISIBLE_DEVICES": gpu}
+    return workers
 
 
 def _workers(ranks: int, apart: bool) -> dict[str, dict[str, Any]]:

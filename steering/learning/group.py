@@ -9,12 +9,13 @@ import datetime
 import gc
 import logging
 import os
+import secrets
 import socket
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import psutil
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
+from steering.learning.sealed_store import SealedStore
 
 
 class GroupLost(RuntimeError):
@@ -63,6 +65,8 @@ class Rendezvous:
     port: int
     interface: str | None = None
     """Network interface of the ranks' traffic; None: the one that reaches the address."""
+    token: str = field(default="", repr=False)
+    """Known to the ranks of this run alone, see SealedStore."""
 
 
 class MeetingPoint:
@@ -71,7 +75,7 @@ class MeetingPoint:
     def __init__(self, address: str = "127.0.0.1", *, interface: str | None = None) -> None:
         # Port 0 lets the system choose: two campaigns on one machine do not disturb each other.
         self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        self.rendezvous = Rendezvous(address, self._store.port, interface)
+        self.rendezvous = Rendezvous(address, self._store.port, interface, secrets.token_hex(32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +103,18 @@ class Place:
         wait = datetime.timedelta(seconds=self.deadline)
         meeting = dist.TCPStore(self.where.address, self.where.port, is_master=False, timeout=wait)
         _prepare_nccl()
-        store = dist.PrefixStore(f"generation-{generation}", meeting)
+        store = dist.PrefixStore(f"generation-{generation}", self._sealed(meeting))
         store.set(f"device-{self.rank}", identity(torch.device(device)))
         everyone = [store.get(f"device-{other}").decode() for other in range(self.ranks)]
         shared = sorted({name for name in everyone if name != "cpu" and everyone.count(name) > 1})
         if shared and self.rank == 0:
             logger.warning("found ranks that share %s: they speak gloo, by way of the host", ", ".join(shared))
+        kind = backend(everyone)
+        if kind != "gloo":  # NCCL's own threads use the store, and may not wait for Python
+            store = dist.PrefixStore(f"generation-{generation}-nccl", meeting)
         before = _sockets()
         dist.init_process_group(
-            backend(everyone),
+            kind,
             store=store,
             rank=self.rank,
             world_size=self.ranks,
@@ -151,6 +158,16 @@ def import_all() -> None:
     # DDP imports it. Imported while a group exists, it would keep that group's sockets open for ever: peers of a rank
     # that leaves would wait for their deadline.
     import torch._dynamo  # noqa: PLC0415, F401
+
+    def _sealed(self, meeting: dist.Store) -> dist.Store:
+        if not self.where.token:
+            return meeting
+        _HELD[:] = [SealedStore(meeting, self.where.token)]
+        return _HELD[0]
+
+
+_HELD: list[SealedStore] = []
+"""The store of the group that this process is in."""
 
 
 def identity(device: torch.device) -> str:
@@ -196,6 +213,7 @@ def leave() -> None:
         dist.distributed_c10d._abort_process_group()
     else:
         dist.destroy_process_group()
+    _HELD.clear()
 
 
 def _prepare_nccl() -> None:

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import xarray as xr
 from distributed import Client
 
+from steering.clusters.credentials import FOLDER
 from steering.clusters.roles import RUNNER, addresses, workers_of
-from steering.files import read_json
+from steering.runner.attach import ANSWER_S, Attached
+from steering.runner.checks import refuse_hidden, refuse_taken
+from steering.runner.detached import start_detached
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.manifest import NoCheckpoint, newest_whole
@@ -24,52 +26,18 @@ logger = logging.getLogger(__name__)
 Show = Callable[[dict[str, Any]], None]
 PUBLISHED = "steering-campaign"
 """Under which the runner is published on its cluster: there is one at a time."""
-_ANSWER_S = 30.0
-"""How long a command waits to be taken: the runner answers at once, unless its worker is busy starting up."""
 _RESTART_S = 120.0
 """How long a worker for the runner may take to be there again."""
 _NOTICED_S = 5.0
 """How long the scheduler may take to notice that a worker is gone."""
 _LOOK_S = 0.05
-_LAST_WORDS_S = 20.0
-"""How long an interrupted driver waits for the runner to write what there is."""
-
-
-class Attached:
-    """A running campaign, as any process can watch it and give it commands."""
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-
-    def snapshot(self) -> dict[str, Any]:
-        """The state of the run in numbers."""
-        return self._runner.snapshot().result()
-
-    def live(self) -> xr.Dataset | None:
-        """The live image of the scan being measured; None before the first frame."""
-        return self._runner.live().result()
-
-    def command(self, name: str, version: int | None = None) -> str:
-        """Tell the campaign to pause, resume, stop, approve, veto or rollback (to `version`, or to the one before).
-
-        Returns what will be done. Raises ValueError where it cannot be done now.
-        """
-        return str(self._runner.command(name, version).result(timeout=_ANSWER_S))
-
-    def give_up(self, reason: str) -> None:
-        """End the run at once, whatever it is doing: it gives its workers back."""
-        self._runner.give_up(reason).result(timeout=_ANSWER_S)
-
-    def save(self) -> None:
-        """Write the live images of a run that goes on into its folder."""
-        self._runner.save().result(timeout=_LAST_WORDS_S)
 
 
 class Handle(Attached):
     """A run that this process has started: only this process gets its result."""
 
-    def __init__(self, runner: Any, result: Any, client: Client, worker: str) -> None:
-        super().__init__(runner)
+    def __init__(self, runner: Any, result: Any, folder: RunFolder, client: Client, worker: str) -> None:
+        super().__init__(runner, folder)
         self._result = result
         self._client = client
         self._worker = worker
@@ -112,36 +80,6 @@ class Handle(Attached):
         return self._result.result()
 
 
-@contextlib.contextmanager
-def attached(folder: RunFolder) -> Iterator[Attached]:
-    """A run that another process has started, from its folder alone.
-
-    Raises RuntimeError where the run has ended, or cannot be reached from here.
-    """
-    status = folder.summary().get("status")
-    if status != "running":
-        raise RuntimeError(f"{folder.name}: found a run that is {status}, expected one that goes on")
-    try:
-        where = read_json(folder.path / "scheduler.json")
-    except FileNotFoundError:
-        raise RuntimeError(
-            f"{folder.name}: found no scheduler.json, expected a campaign that has started: wait until it measures"
-        ) from None
-    with contextlib.ExitStack() as held:
-        try:
-            client = held.enter_context(Client(where["address"], timeout=10))
-            published = client.get_dataset(where["runner"])
-            if published.key != where.get("key", published.key):
-                raise KeyError(where["key"])  # another run has the cluster by now
-            runner = published.result(timeout=_ANSWER_S)
-        except (OSError, TimeoutError, KeyError) as error:
-            raise RuntimeError(
-                f"{folder.name}: found nobody at {where['address']} who knows the run ({type(error).__name__}), "
-                "expected its cluster: it may have ended without a word, or cannot be reached from this machine"
-            ) from error
-        yield Attached(runner)
-
-
 def show_all(states: Iterable[dict[str, Any]], show: Show | None) -> None:
     """Show every state, and then close what shows them, whatever happens on the way."""
     try:
@@ -154,18 +92,31 @@ def show_all(states: Iterable[dict[str, Any]], show: Show | None) -> None:
             close()
 
 
-def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
+def start(experiment: Experiment, client: Client | str, folder: RunFolder, *, detach: bool = False) -> Attached:
     """Start a run on the cluster and return at once. The runner lives there, not in the driver.
 
     Its actor is published on the cluster, so that it outlives the driver where the cluster does, and withdrawn when the
-    run has ended. Raises RuntimeError where the cluster has no worker for it, or another campaign is running there.
+    run has ended. detach: a process of its own watches over the run instead of this one, which may end; `client` may
+    then name the cluster that it opens, as in start(experiment, "local", folder, detach=True), see `steering.cluster`.
+    Raises RuntimeError where the cluster has no worker for the runner, another campaign is running there, or workers do
+    not see the run's folder.
     """
+    if detach:
+        return start_detached(experiment, client, folder)
+    if isinstance(client, str):
+        raise TypeError(f"found the name of a cluster, {client!r}, expected a client: with cluster({client!r}) as ...")
+    return _started(experiment, client, folder)
+
+
+def _started(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
     found = addresses(workers_of(client), RUNNER)
     if not found:
         raise RuntimeError(
             f'found no worker with the resource {RUNNER}, expected one: start it with --resources "{RUNNER}=1"'
         )
     _refuse_second(client)
+    refuse_taken(folder)
+    refuse_hidden(client, folder)
     [parts] = client.scatter([experiment], workers=found[:1], hash=False, direct=True)
     future = client.submit(Runner, parts, folder, actor=True, workers=found[:1], pure=False)
     runner = future.result()
@@ -174,9 +125,11 @@ def start(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
     except KeyError:  # another one was published in the same moment
         _refuse_second(client)
         raise
-    attach = {"address": client.scheduler.address, "runner": PUBLISHED, "key": future.key}
+    attach = {"address": client.scheduler.address, "runner": PUBLISHED, "key": future.key, **runner.identity().result()}
+    if (folder.path / FOLDER).is_dir():
+        attach["credentials"] = FOLDER
     folder.write_file("scheduler.json", json.dumps(attach, indent=1).encode())
-    return Handle(runner, runner.run(PUBLISHED), client, found[0])
+    return Handle(runner, runner.run(PUBLISHED, client.id), folder, client, found[0])
 
 
 def _continued(experiment: Experiment, client: Client, folder: RunFolder) -> Handle | None:
@@ -192,7 +145,7 @@ def _continued(experiment: Experiment, client: Client, folder: RunFolder) -> Han
             return None
         time.sleep(_LOOK_S)
     logger.warning("the runner's worker is lost: another runner goes on from checkpoint %d", manifest.number)
-    return start(experiment, client, RunFolder(folder.path, recovering=True))
+    return _started(experiment, client, RunFolder(folder.path, recovering=True))
 
 
 def _noticed(handle: Handle, error: Exception | None) -> bool:
@@ -212,7 +165,7 @@ def _refuse_second(client: Client) -> None:
     except KeyError:
         return
     try:
-        name = other.result(timeout=_ANSWER_S).folder_name().result(timeout=_ANSWER_S)
+        name = other.result(timeout=ANSWER_S).identity().result(timeout=ANSWER_S)["name"]
     except TimeoutError:
         name = "of another folder (its runner is busy: it has not said its name)"
     except Exception:  # its worker is gone, and the run with it
@@ -231,7 +184,7 @@ def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show
     keyboard, `run` first lets the runner write the live images; whatever ends it early ends the run on the cluster too.
     Where the runner's worker is lost, another runner goes on from the newest checkpoint.
     """
-    handle = start(experiment, client, folder)
+    handle = _started(experiment, client, folder)
 
     def states() -> Iterator[dict[str, Any]]:
         nonlocal handle

@@ -79,8 +79,7 @@ class RunFolder:
                     "status": "running",
                     "identity": identity,
                     "started": _now(),
-                    "pid": os.getpid(),
-                    "host": socket.gethostname(),
+                    **this_process(),
                 }
                 _write_whole(path / "summary.json", encoded(started, indent=1))
             except OSError:
@@ -115,6 +114,10 @@ class RunFolder:
     def models(self) -> Path:
         """Where the model store keeps its versions."""
         return self.path / "models"
+
+    def adopt(self) -> None:
+        """Say that the run is this process's by now, which another one has made the folder for."""
+        self.write_summary(this_process())
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add a line to events.jsonl. Raises OSError (a full disk, say); what was there stays readable."""
@@ -212,6 +215,11 @@ def append_lines(log: IO[bytes], lines: bytes) -> None:
 def encoded(value: Mapping[str, Any], indent: int | None = None) -> bytes:
     """As a line of JSON."""
     return (json.dumps(_plain(value), indent=indent, allow_nan=False) + "\n").encode()
+
+
+def this_process() -> dict[str, Any]:
+    """By which others find out whether it is alive."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _now() -> str:

@@ -26,11 +26,12 @@ from steering.runner.actors import LostForGood, retrieved
 from steering.runner.assembly import Actors, assemble
 from steering.runner.checkpoint import Checkpoints
 from steering.runner.describe import describe
+from steering.runner.ending import ending_with
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
 from steering.runner.finishing import Finishing
-from steering.runner.folder import RunFolder
+from steering.runner.folder import RunFolder, this_process
 from steering.runner.labelling import Labelling
 from steering.runner.lock import RUNNER, held
 from steering.runner.metrics import Metrics, advance, snapshot, summary
@@ -82,11 +83,11 @@ class Runner:
         self._begin = Start()
         self._recovery: Recovery | None = None
 
-    async def run(self, name: str | None = None) -> dict[str, Any]:
-        """The whole campaign, from the untrained network to the run's summary. Raises what any part of it raised.
+    async def run(self, name: str | None = None, driver: str | None = None) -> dict[str, Any]:
+        """The whole campaign, to the run's summary; raises what any part of it raised. See ending_with."""
+        return await ending_with(self._campaign(), self.folder, name, driver)
 
-        name: under which this actor is published on the cluster, to be withdrawn when the run has ended.
-        """
+    async def _campaign(self) -> dict[str, Any]:
         self._failed = asyncio.get_running_loop().create_future()
         try:
             with held(self.folder, RUNNER):
@@ -95,7 +96,7 @@ class Runner:
                 async with self._event_log:
                     return await self._run()
         finally:
-            await self._close(name)
+            await self._close()
 
     async def _recover(self) -> None:
         """Take up state and figures of the run, from its newest checkpoint and the log after it."""
@@ -143,10 +144,14 @@ class Runner:
         images = await asyncio.to_thread(self.folder.objects)
         return images.get(str(self.campaign.scan))
 
-    async def command(self, name: str, version: int | None = None) -> str:
-        """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot be
-        done now."""
-        order = Command(time=time.time(), name=name, version=version)
+    async def command(self, name: str, version: int | None = None, by: str = "") -> str:
+        """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot."""
+        if not self._jobs and not self._over:  # what the campaign asked for now would be done by nobody
+            if name != "stop":
+                raise ValueError(f"found a run that is starting, expected one that measures: {name} it in a moment")
+            await self.give_up("stopped by a person before it began")
+            return name
+        order = Command(time=time.time(), name=name, version=version, by=by)
         objection = self.campaign.objection(order)
         if objection is not None:
             raise ValueError(objection)
@@ -156,9 +161,9 @@ class Runner:
             return f"{name}: {describe(proposed)}"
         return name
 
-    async def folder_name(self) -> str:
-        """Name of the run's folder, by which people know it."""
-        return self.folder.name
+    async def identity(self) -> dict[str, Any]:
+        """Name of the run's folder, by which people know it, and the process that this runner lives in."""
+        return {"name": self.folder.name, **this_process()}
 
     async def give_up(self, reason: str) -> None:
         """End the run at once; `run` raises RuntimeError with the reason."""
@@ -406,7 +411,7 @@ class Runner:
         self.folder.write_summary(left)
         return figures | left
 
-    async def _close(self, name: str | None) -> None:
+    async def _close(self) -> None:
         """Release everything that the run holds on the cluster."""
         self._over = True
         client = await get_client()
@@ -415,5 +420,3 @@ class Runner:
             closing.append(self._source.release())
         await asyncio.gather(*closing)
         self._proxy = self._ranks = self._source = self._executor = None
-        if name is not None:
-            await client.unpublish_dataset(name)

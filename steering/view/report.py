@@ -12,12 +12,13 @@ import xarray as xr
 
 from steering.campaign import encode
 from steering.runner.folder import RunFolder
+from steering.runner.liveness import standing
 from steering.runner.optional import failure
 from steering.view.curves import buffer_picture, course_picture, versions_picture
 from steering.view.history import Curve, History, curves, history
 from steering.view.page import bars, page, picture, table, text
 from steering.view.pictures import object_picture, positions_picture
-from steering.view.status import duration, gone, lasted
+from steering.view.status import duration, lasted
 from steering.view.tables import key_figures, measured, number, phase_errors, wall_times
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def write_report(folder: RunFolder) -> Path:
     cannot be made is named in its place; its traceback is logged, and added to the run's events once. Raises OSError
     where the report cannot be written.
     """
-    summary, events = folder.summary(), folder.events()
+    summary, events = standing(folder), folder.events()
     past = history(events)
     parts = _Parts(folder, events)
     objects, lines = parts.objects()
@@ -112,7 +113,7 @@ def _heading(name: str, summary: Mapping[str, Any], past: History) -> str:
 
 
 def _status(summary: Mapping[str, Any]) -> str:
-    return "failed" if gone(summary) else str(summary.get("status", "running"))
+    return "failed" if "lost" in summary else str(summary.get("status", "running"))
 
 
 def _plural(count: int, noun: str) -> str:
@@ -128,8 +129,8 @@ def _notice(summary: Mapping[str, Any], past: History) -> str:
     }.get(status)
     if said is None:
         return ""
-    if gone(summary):
-        reason = f"Its process ({summary['pid']}) has ended without a message: it was killed, or the machine went down."
+    if "lost" in summary:
+        reason = f"It {summary['lost']}."
     rest = "What there is so far is below." if status == "running" else "What it had done by then is below."
     rest = rest if past.acquired else "No frame had been measured."
     return (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import json
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,13 +12,14 @@ from steering.campaign import DecisionProposed, decode
 from steering.runner.again import checkpoint_age
 from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
+from steering.runner.liveness import standing
 from steering.runner.streams import stream_lines
 from steering.view.history import History, history
 
 
 def status_lines(folder: RunFolder) -> list[str]:
     """What the run is doing or how it ended, one fact a line."""
-    summary, past = folder.summary(), history(folder.events())
+    summary, past = standing(folder), history(folder.events())
     rows = [
         ("samples", _samples(summary, past)),
         ("frames", _frames(summary, past)),
@@ -29,6 +29,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("trust", _trust(past)),
         ("saved", _saved(folder, summary)),
         ("waits", _waits(summary, folder.events())),
+        ("jobs", "; ".join(waits_for(folder)) if summary.get("status") == "running" else ""),
         *(("failed", failed) for failed in _failed(folder.events())),
         ("last", _last(past)),
         ("report", str(folder.path / "report.html") if (folder.path / "report.html").exists() else ""),
@@ -54,23 +55,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def gone(summary: Mapping[str, Any]) -> bool:
-    """True for a run whose summary says running while its process, on this machine, does not exist any more."""
-    if summary.get("status") != "running" or summary.get("host") != socket.gethostname() or "pid" not in summary:
-        return False
-    try:
-        os.kill(summary["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+def how(folder: RunFolder) -> str:
+    """What the run does, or how it ended, in half a line."""
+    return _how(standing(folder))
 
 
 def _how(summary: Mapping[str, Any]) -> str:
     status, reason, whole = summary.get("status", "running"), summary.get("reason"), lasted(summary)
-    if gone(summary):
-        return f"ended without a message: its process ({summary['pid']}) was killed, or the machine went down"
+    if "lost" in summary:
+        return str(summary["lost"])
     if whole is None:
         began = datetime.fromisoformat(summary["started"]).timestamp() if summary.get("started") else time.time()
         return f"{status} for {duration(time.time() - began)}"
@@ -160,6 +153,25 @@ def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     left = duration(proposed.until - time.time())
     proposal = f"{describe(proposed)}; approve or veto within {left}, else {proposed.default}"
     return f"{proposal}; {paused}" if paused else proposal
+
+
+def waits_for(folder: RunFolder) -> list[str]:
+    """The batch jobs of a run whose workers have not come yet, with the batch system's state and its reason; where all
+    are there, when the first of them ends."""
+    try:
+        told = json.loads((folder.path / "jobs.json").read_text())
+    except FileNotFoundError:
+        return []
+    waiting = [
+        f"{job['kind']} waits: job {job['job']} {job['state'] or 'submitted'}"
+        + (f" ({job['reason']})" if job["reason"] else "")
+        for job in told["jobs"]
+        if not job["worker"]
+    ]
+    ends = [job["ends"] for job in told["jobs"] if job["ends"]]
+    there = [f"{len(told['jobs'])} run"] if not waiting else []
+    first = [f"the first ends in {duration(min(ends) - time.time())}"] if ends and not waiting else []
+    return [*waiting, *there, *first, *told["given_up"]]
 
 
 def _failed(events: list[dict[str, Any]]) -> list[str]:

@@ -1,0 +1,93 @@
+"""What dask-jobqueue is told for each kind of job, and what differs between batch systems: a function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distributed.security import Security
+
+from steering.clusters.roles import TRAINER
+from steering.clusters.site import CARRIES, Job, Site
+
+Options = dict[str, Any]
+
+
+def slurm_options(job: Job) -> Options:
+    """SLURM: sbatch."""
+    gpus = [f"--gres=gpu:{job.gpus}"] if job.gpus else []
+    return {
+        "queue": job.partition,
+        "account": job.account,
+        "walltime": job.walltime,
+        "job_extra_directives": [*gpus, *job.directives],
+    }
+
+
+def pbs_options(job: Job) -> Options:
+    """PBS: qsub."""
+    gpus = f":ngpus={job.gpus}" if job.gpus else ""
+    memory = job.memory.replace("iB", "B").lower()  # PBS means the binary units
+    return {
+        "queue": job.partition,
+        "account": job.account,
+        "walltime": job.walltime,
+        "resource_spec": f"select=1:ncpus={job.cores}{gpus}:mem={memory}",
+        "job_extra_directives": list(job.directives),
+    }
+
+
+def htcondor_options(job: Job) -> Options:
+    """HTCondor: condor_submit. It knows neither partitions nor a walltime; directives are `name = value`."""
+    lines = dict(line.replace(" ", "").split("=", 1) for line in job.directives)
+    gpus = {"request_gpus": str(job.gpus)} if job.gpus else {}
+    account = {"accounting_group": job.account} if job.account else {}
+    return {"disk": job.disk, "job_extra_directives": {**gpus, **account, **lines}}
+
+
+SYSTEM_OPTIONS: dict[str, Callable[[Job], Options]] = {
+    "slurm": slurm_options,
+    "pbs": pbs_options,
+    "htcondor": htcondor_options,
+}
+
+
+def job_options(system: str, kind: str, site: Site, folder: Path, security: Security | None) -> Options:
+    """All options of a dask-jobqueue Job of one kind (`trainer`, `inference`, `beamline`).
+
+    folder: of the run; job logs go to `jobs` in it.
+    """
+    job = site.jobs[kind]
+    threads = 4 if len(CARRIES[kind]) > 1 else 1  # source, label making and runner must not wait for one another
+    worker = [
+        f"--resources {','.join(f'{role}=1' for role in CARRIES[kind])}",
+        f"--nthreads {threads}",
+        "--memory-limit 0",  # the batch system watches over it; a paused worker would stop the group
+        "--no-dashboard",
+    ]
+    if job.gpus:
+        worker.append("--preload steering.clusters.gpus")
+    options = {
+        "cores": job.cores,
+        "memory": job.memory,
+        "processes": job.ranks if kind == TRAINER else 1,
+        "job_name": f"steering-{kind}",
+        "python": site.python,
+        "interface": site.interface,
+        "protocol": "tcp://" if security is None else "tls://",
+        "security": security,
+        "local_directory": site.scratch or str(folder / "jobs" / "scratch"),
+        "log_directory": str(folder / "jobs"),
+        "death_timeout": site.start_s,
+        "worker_extra_args": worker,
+        "job_script_prologue": _prologue(site, job),
+        "job_directives_skip": list(site.refused),
+    }
+    return {**options, **SYSTEM_OPTIONS[system](job)}
+
+
+def _prologue(site: Site, job: Job) -> list[str]:
+    modules = [f"module load {name}" for name in site.modules]
+    threads = f"export OMP_NUM_THREADS={max(job.cores // job.ranks, 1)}"
+    return [*modules, threads, *site.prologue]

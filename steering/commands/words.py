@@ -1,0 +1,37 @@
+"""How the command line speaks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+
+def message(error: Exception) -> str:
+    """The message of an error in a line; with its kind and place, where the message alone would not be a sentence."""
+    message = " ".join(str(error).split())
+    if len(message) > 400:
+        message = message[:397] + "..."
+    if " " in message and isinstance(error, ValueError | OSError | RuntimeError | ImportError):
+        return message
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {message} ({short(Path(frame.filename))}, line {frame.lineno})"
+
+
+def short(path: Path) -> str:
+    """The path as a person would type it."""
+    path = Path(path).absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def say(line: str) -> None:
+    """A line for who asked for it: standard output."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def complain(line: str) -> None:
+    """A line about what went wrong: standard error."""
+    sys.stderr.write(f"steering: {line}\n")
+    sys.stderr.flush()

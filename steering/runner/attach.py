@@ -1,0 +1,160 @@
+"""A run that another process has started, found by its folder alone."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import xarray as xr
+from distributed import Client
+from distributed.comm.core import FatalCommClosedError
+
+from steering.clusters.credentials import security_of
+from steering.runner.folder import RunFolder
+from steering.runner.liveness import ended, gone, whereabouts
+
+ANSWER_S = 30.0
+"""How long a command waits to be taken: the runner answers at once, unless its worker is busy starting up."""
+LAST_WORDS_S = 20.0
+"""How long an interrupted driver waits for the runner to write what there is."""
+_ENDING_S = 60.0
+"""How long the folder of a run whose cluster has closed may take to say how it ended."""
+UNREACHED = (OSError, TimeoutError, CancelledError, RuntimeError)
+"""What calls of a runner raise that cannot be reached any more."""
+
+
+class Attached:
+    """A running campaign, as any process can watch it and give it commands. Leaving it does not end the run."""
+
+    def __init__(self, runner: Any, folder: RunFolder, client: Client | None = None) -> None:
+        """client: closed with this; None: somebody else's."""
+        self._runner = runner
+        self._client = client
+        self.folder = folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the run, which goes on."""
+        if self._client is not None:
+            self._client.close()
+
+    @property
+    def done(self) -> bool:
+        """True once the run has ended, well or not."""
+        return self.folder.summary().get("status") != "running" or gone(self.folder)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of the run in numbers."""
+        return self._runner.snapshot().result()
+
+    def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
+        """Snapshots until the run has ended, well or not."""
+        while self.folder.summary().get("status") == "running":
+            try:
+                yield self._runner.snapshot().result(timeout=ANSWER_S)
+            except TimeoutError:  # it is busy, replacing its predictor say, or nobody is there any more
+                if gone(self.folder):
+                    return
+            except UNREACHED:
+                if not self._ending():
+                    raise
+                return
+            time.sleep(every)
+
+    def live(self) -> xr.Dataset | None:
+        """The live image of the scan being measured; None before the first frame."""
+        return self._runner.live().result()
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the end. Returns the figures of summary.json; raises RuntimeError where the run ended early."""
+        for _ in self.watch(every=0.5):
+            pass
+        self._ending()
+        summary = self.folder.summary()
+        if summary.get("status") != "finished":
+            raise RuntimeError(f"{self.folder.name}: found a run that {ended(self.folder)}, expected one that finishes")
+        return summary
+
+    def command(self, name: str, version: int | None = None) -> str:
+        """Tell the campaign to pause, resume, stop, approve, veto or rollback (to `version`, or to the one before).
+
+        The log says who gave it. Returns what will be done. Raises ValueError where it cannot be done now.
+        """
+        return str(self._runner.command(name, version, _me()).result(timeout=ANSWER_S))
+
+    def give_up(self, reason: str) -> None:
+        """End the run at once, whatever it is doing: it gives its workers back."""
+        self._runner.give_up(reason).result(timeout=ANSWER_S)
+
+    def save(self) -> None:
+        """Write the live images of a run that goes on into its folder."""
+        self._runner.save().result(timeout=LAST_WORDS_S)
+
+    def _ending(self) -> bool:
+        """Wait for the folder to say how the run ended; False where it does not."""
+        deadline = time.monotonic() + _ENDING_S
+        while not self.done:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+
+def attach(path: str | Path | RunFolder) -> Attached:
+    """Take part in a run that another process has started, by the path of its folder.
+
+    What comes back is what `start` returns: watch it, command it, wait for its result; `close` it, or use it in a
+    `with`. Raises FileNotFoundError where there is no run, RuntimeError where it has ended or cannot be reached from
+    here, PermissionError where its credentials are another user's.
+    """
+    folder = path if isinstance(path, RunFolder) else RunFolder(path)
+    if folder.summary().get("status") != "running" or gone(folder):
+        raise RuntimeError(
+            f"{folder.name}: found a run that {ended(folder)}, expected one that goes on: "
+            f"`steering status {folder.path}` says what it left"
+        )
+    where = whereabouts(folder)
+    if not where:
+        raise RuntimeError(
+            f"{folder.name}: found no scheduler.json, expected a campaign that has started: wait until it measures"
+        )
+    security = security_of(folder.path, where.get("credentials"))
+    client = None
+    try:
+        client = Client(where["address"], timeout=10, security=security)
+        published = client.get_dataset(where["runner"])
+        if published.key != where.get("key", published.key):
+            raise KeyError(where["key"])  # another run has the cluster by now
+        return Attached(published.result(timeout=ANSWER_S), folder, client)
+    except FatalCommClosedError as error:
+        raise RuntimeError(
+            f"{folder.name}: found a scheduler at {where['address']} that does not take the credentials here, "
+            "expected those of this run: another run may have its port by now"
+        ) from error
+    except (OSError, TimeoutError, KeyError) as error:
+        if client is not None:
+            client.close()
+        raise RuntimeError(
+            f"{folder.name}: found nobody at {where['address']} who knows the run ({type(error).__name__}), "
+            "expected its cluster: it may have ended without a word, or cannot be reached from this machine"
+        ) from error
+
+
+def _me() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container without an entry for its user
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

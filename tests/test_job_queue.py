@@ -1,0 +1,315 @@
+"""What a job queue is told, and when a job needs a successor: as text and as decisions, without a queue."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steering.clusters import Job, Site, add_cluster, cluster, credentials, existing, job_queue
+from steering.clusters.existing import refuse_open
+from steering.clusters.gpus import dask_setup, shared_out, visible
+from steering.clusters.jobs import refusal_of
+from steering.clusters.local import _workers, on_gpus
+from steering.clusters.queue import SYSTEMS, job_script, places
+from steering.clusters.site import read_site
+from steering.clusters.squeue import JobState, last_words, parsed
+from steering.clusters.succession import FAILURES, Place, due, lead, successor
+
+pytest.importorskip("dask_jobqueue", reason="no dask-jobqueue: pip install 'steering[jobqueue]'")
+ROOT = Path(__file__).parents[1]
+SITE = Site(
+    trainer=Job(
+        cores=8,
+        memory="64GiB",
+        gpus=4,
+        ranks=4,
+        walltime="08:00:00",
+        partition="gpu",
+        account="p7",
+        directives=("--exclusive",),
+    ),
+    interface="ib0",
+    python="/env/bin/python",
+    modules=("cuda/12",),
+    prologue=("export A=1",),
+)
+
+
+# Job scripts.
+
+
+def lines(tmp_path, system, kind="trainer", site=SITE, security=None):
+    return job_script(system, kind, site, tmp_path, security).splitlines()
+
+
+def test_a_slurm_script_says_all_that_the_site_and_the_role_need(tmp_path):
+    security = credentials.make(tmp_path)
+    script = lines(tmp_path, "slurm", security=security)
+    for line in (
+        "#SBATCH -p gpu",
+        "#SBATCH -A p7",
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --mem=64G",
+        "#SBATCH -t 08:00:00",
+        "#SBATCH --gres=gpu:4",
+        "#SBATCH --exclusive",
+        "module load cuda/12",
+        "export OMP_NUM_THREADS=2",
+        "export A=1",
+    ):
+        assert line in script, line
+    [worker] = [line for line in script if "dask_worker" in line]
+    assert worker.startswith("/env/bin/python -m distributed.cli.dask_worker ")
+    for words in (
+        "--nworkers 4",
+        "--resources trainer=1",
+        "--interface ib0",
+        "--protocol tls://",
+        f"--tls-key {tmp_path}/credentials/key.pem",
+        f"--local-directory {tmp_path}/jobs/scratch",
+        "--death-timeout 300",
+        "--preload steering.clusters.gpus",
+    ):
+        assert words in worker, words
+    assert "PRIVATE KEY" not in "\n".join(script)
+
+
+def test_roles_have_jobs_of_their_own(tmp_path):
+    assert any("--resources inference=1" in line for line in lines(tmp_path, "slurm", "inference"))
+    assert any("--resources source=1,label=1,runner=1" in line for line in lines(tmp_path, "slurm", "beamline"))
+    assert not any("gres" in line or "preload" in line for line in lines(tmp_path, "slurm", "beamline"))
+
+
+def test_directives_that_a_site_refuses_are_left_out(tmp_path):
+    assert not any("--mem=" in line for line in lines(tmp_path, "slurm", site=replace(SITE, refused=("--mem=",))))
+
+
+def test_a_pbs_script(tmp_path):
+    script = lines(tmp_path, "pbs")
+    for line in ("#PBS -q gpu", "#PBS -A p7", "#PBS -l select=1:ncpus=8:ngpus=4:mem=64gb", "#PBS -l walltime=08:00:00"):
+        assert line in script, line
+
+
+def test_an_htcondor_script(tmp_path):
+    site = replace(SITE, trainer=replace(SITE.trainer, directives=("Requirements = HasGPU",), disk="8GiB"))
+    script = lines(tmp_path, "htcondor", site=site)
+    for line in (
+        "request_gpus = 4",
+        "accounting_group = p7",
+        "Requirements = HasGPU",
+        "MY.DaskWorkerCores = 8",
+        f"MY.DaskWorkerDisk = {8 * 2**30}",
+        "Queue",
+    ):
+        assert line in script, line
+    assert any("--resources trainer=1" in line for line in script)
+
+
+def test_ranks_fill_jobs_and_the_last_job_has_the_rest():
+    assert [(p.name, p.processes) for p in places(SITE, 6)] == [
+        ("trainer-0", 4),
+        ("trainer-1", 2),
+        ("inference-0", 1),
+        ("beamline-0", 1),
+    ]
+
+
+# Site files.
+
+
+def test_the_example_is_a_site_file_and_says_every_key():
+    text = (ROOT / "workflows" / "site.toml").read_text()
+    site = read_site(ROOT / "workflows" / "site.toml")
+    assert (site.interface, site.trainer.partition, site.beamline.cores) == ("lo", "debug", 2)
+    assert site.inference.memory == "1500MiB"
+    for key in ("account", "directives", "python", "modules", "prologue", "refused", "scratch", "walltime", "gpus"):
+        assert f"\n{key} =" in text or f"\n# {key} =" in text, key
+
+
+def test_a_table_holds_for_its_job_and_the_top_for_all(tmp_path):
+    file = tmp_path / "site.toml"
+    file.write_text('walltime = "00:10:00"\nstart_s = 5\n[trainer]\nwalltime = "08:00:00"\nranks = 2\ncores = 4\n')
+    site = read_site(file)
+    assert [job.walltime for job in site.jobs.values()] == ["08:00:00", "00:10:00", "00:10:00"]
+    assert (site.trainer.ranks, site.start_s) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("partition = ", "no valid TOML"),
+        ('partitoin = "gpu"', "found partitoin, expected some of account"),
+        ("[trainer]\ncores = 'many'", "found .trainer. cores = 'many', expected int"),
+        ("[trainer]\ngpus = true", "expected int"),
+        ("modules = [1]", "expected a list of strings"),
+        ("[trainer]\nranks = 4", "found 1 cores for 4 ranks of a job"),
+        ("[gpus]\nn = 1", "found gpus = "),
+    ],
+)
+def test_a_wrong_site_file_is_refused_in_words(tmp_path, text, said):
+    file = tmp_path / "site.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said) as refused:
+        read_site(file)
+    assert str(file) in str(refused.value)
+
+
+def test_a_site_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a site file"):
+        read_site(tmp_path / "no.toml")
+
+
+# Successors.
+
+NOW = 1e9
+
+
+def state(ends=None, what="RUNNING"):
+    return JobState(job="1", state=what, ends=ends)
+
+
+def test_a_job_is_kept_until_its_end_is_near():
+    place = Place(kind="trainer", number=0, came=True, lead=lead(state(NOW + 3600), NOW, 300))
+    assert due(place, state(NOW + 3600), NOW) == "keep"
+    assert due(place, state(NOW + 3600), NOW + 3299) == "keep"
+    assert due(place, state(NOW + 3600), NOW + 3301) == "replace"
+    assert due(place, state(NOW + 25), NOW) == "replace"  # somebody has shortened it
+    assert due(place, None, NOW) == "replace"
+
+
+def test_a_job_that_waits_is_kept_however_long():
+    place = Place(kind="trainer", number=0)
+    assert lead(state(None, "PENDING"), NOW, 300) is None
+    assert due(place, state(None, "PENDING"), NOW + 1e6) == "keep"
+
+
+def test_successors_of_short_jobs_are_not_submitted_at_once():
+    """Each waits for half of its time, or the queue would fill with them."""
+    place = Place(kind="trainer", number=0, came=True, lead=lead(state(NOW + 60), NOW, 300))
+    assert due(place, state(NOW + 60), NOW + 29) == "keep"
+    assert due(place, state(NOW + 60), NOW + 31) == "replace"
+
+
+def test_a_place_whose_workers_never_come_is_given_up():
+    place, tried = Place(kind="trainer", number=0), 1
+    while due(place, None, NOW) == "replace":
+        place, tried = successor(place), tried + 1
+    assert tried == FAILURES
+    assert due(place, None, NOW) == "give up"
+    assert successor(replace(place, came=True)).failures == 0
+
+
+def test_names_of_workers_are_never_used_twice():
+    place = Place(kind="trainer", number=3, processes=2)
+    names = [place.name, (second := successor(place)).name, successor(second).name]
+    assert names == ["trainer-3", "trainer-3.1", "trainer-3.2"]
+    assert second.processes == 2
+
+
+def test_squeue_is_read_with_its_reasons():
+    found = parsed(
+        "12|PENDING|N/A|(Nodes required for job are DOWN, DRAINED)\n"
+        "13|RUNNING|2026-11-28T16:00:00|None\n14|COMPLETED|2026-11-28T15:00:00|None\n"
+    )
+    assert set(found) == {"12", "13"}
+    assert found["12"].reason.startswith("(Nodes required")
+    assert found["12"].ends is None
+    assert found["13"].reason == ""
+    assert found["13"].ends is not None
+
+
+def test_a_refusal_is_told_in_the_systems_own_words():
+    error = RuntimeError(
+        "Command exited with non-zero exit code.\nstdout:\n\nstderr:\nsbatch: error: Invalid account\n"
+    )
+    assert refusal_of(error) == "sbatch: error: Invalid account"
+    assert last_words("a\n\nb \nc\n") == "b / c"
+
+
+# GPUs.
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "of_ranks", "of_predictor"),
+    [
+        ([], 2, ["", ""], ""),
+        (["0"], 2, ["0", "0"], "0"),
+        (["0", "1"], 2, ["0", "1"], "1"),
+        (["0", "1", "2"], 2, ["0", "1"], "2"),
+        (["0", "1"], 3, ["0", "1", "0"], "1"),
+    ],
+)
+def test_ranks_take_gpus_in_turn_and_the_predictor_one_of_its_own_where_there_is_one(
+    gpus, ranks, of_ranks, of_predictor
+):
+    assert shared_out(gpus, ranks) == (of_ranks, of_predictor)
+
+
+def test_gpus_are_those_that_the_environment_shows(tmp_path):
+    assert visible({"CUDA_VISIBLE_DEVICES": "2, 5"}) == ["2", "5"]
+    assert visible({"CUDA_VISIBLE_DEVICES": "GPU-ab,GPU-cd"}) == ["GPU-ab", "GPU-cd"]
+    assert visible({"CUDA_VISIBLE_DEVICES": ""}) == visible({"CUDA_VISIBLE_DEVICES": "-1"}) == []
+    assert visible({}, tmp_path / "no driver") == []
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:02:00.0").mkdir()
+    assert visible({}, tmp_path) == ["0", "1"]
+
+
+def test_each_local_worker_is_told_its_gpu():
+    workers = on_gpus(_workers(2), ["3", "5", "7"])
+    told = {name: worker["options"]["env"]["CUDA_VISIBLE_DEVICES"] for name, worker in workers.items()}
+    assert told == {"trainer-0": "3", "trainer-1": "5", "inference": "7", "beamline": "7"}
+    hidden = on_gpus(_workers(1), [])
+    assert {worker["options"]["env"]["CUDA_VISIBLE_DEVICES"] for worker in hidden.values()} == {""}
+
+
+class Worker:
+    def __init__(self, name):
+        self.name = name
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("trainer-0-0", "4"), ("trainer-0.2-1", "6"), ("inference-0", "4")])
+def test_a_worker_of_a_job_takes_the_gpu_of_its_number(monkeypatch, name, gpu):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    dask_setup(Worker(name))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("address", ["tcp://192.0.2.7:8786", "192.0.2.7:8786", "tcp://[2001:db8::1]:8786"])
+def test_a_scheduler_without_tls_beyond_this_machine_is_refused(address):
+    with pytest.raises(PermissionError, match="without TLS beyond this machine"):
+        refuse_open(address)
+    with pytest.raises(PermissionError), existing(address, timeout=1):
+        pass
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "localhost:1", "tcp://[::1]:1", "tls://192.0.2.7:8786"])
+def test_what_stays_on_this_machine_or_has_tls_is_not(address):
+    refuse_open(address)
+
+
+def test_a_queue_needs_a_folder_a_known_system_and_its_commands(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="expected the run's"):
+        cluster("slurm")
+    with pytest.raises(ValueError, match="expected one of slurm, pbs, htcondor"), job_queue("cobalt", folder=tmp_path):
+        pass
+    monkeypatch.setenv("PATH", "")
+    for system in SYSTEMS:
+        with pytest.raises(RuntimeError, match="found no command"), job_queue(system, folder=tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_workflow_takes_the_same_argument():
+    parser = argparse.ArgumentParser()
+    add_cluster(parser)
+    assert vars(parser.parse_args([])) == {"cluster": "local", "insecure": False}
+    with_local = [p for p in (ROOT / "workflows").glob("*.py") if "on_ranks(" in p.read_text()]
+    assert [p.name for p in with_local if "add_cluster(" not in p.read_text()] == ["bench_inference.py"]

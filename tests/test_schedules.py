@@ -1,0 +1,197 @@
+"""Runs that nobody starts by hand: exit codes, silence, and the lines for cron, systemd and SLURM in workflows/."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from steering import cli
+from steering.runner.folder import RunFolder
+from tests.test_cli import FAILS, GOOD, write
+
+ROOT = Path(__file__).parents[1]
+SCHEDULES = ROOT / "workflows" / "schedules"
+STEERING = Path(sys.executable).parent / "steering"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["steering"])
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_workflow_with_nothing_to_do_leaves_no_folder(capsys, code):
+    source = (
+        f"import sys\ndef main(folder, arguments):\n    print('nothing is new', file=sys.stderr)\n    return {code}\n"
+    )
+    assert cli.main(["run", "--quiet", write(source)]) == code
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "nothing is new\n")
+    assert list(Path("runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, "finished"), (1, "failed"), (75, "failed")])
+def test_the_number_that_main_returns_is_the_exit_code(capsys, code, status):
+    assert cli.main(["run", "--out", "out", write(GOOD + f"    return {code}\n")]) == code
+    assert RunFolder("out").summary()["status"] == status
+    assert ("its main returned" in capsys.readouterr().err) == bool(code)
+
+
+def test_a_quiet_run_prints_nothing_and_keeps_what_it_said(capsys):
+    assert (
+        cli.main(["run", write("def main(folder, arguments):\n    print('measuring')\n"), "--quiet", "--out=out"]) == 0
+    )
+    assert capsys.readouterr() == ("", "")
+    assert Path("out/run.log").read_text().splitlines() == ["run folder: out", "measuring", "report: out/report.html"]
+
+
+def test_a_quiet_run_that_fails_says_so(capsys):
+    assert cli.main(["run", "--quiet", "--out", "out", write(FAILS)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "work.py failed: found 3 frames" in said.err
+
+
+# The lines themselves.
+
+
+def rendered(name: str, folder: Path) -> str:
+    """A file of workflows/schedules with the real paths in it."""
+    text = (SCHEDULES / name).read_text()
+    return text.replace("/opt/steering/.venv/bin/steering", str(STEERING)).replace("/opt/steering", str(folder))
+
+
+def cron_line(text: str) -> str:
+    [line] = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return line
+
+
+def test_every_line_names_a_workflow_that_is_there():
+    for name in ("crontab", "scrontab"):
+        line = cron_line((SCHEDULES / name).read_text())
+        assert re.match(r"30 2 \* \* \*\s", line)
+        [workflow] = re.findall(r"workflows/\w+\.py", line)
+        assert (ROOT / workflow).is_file()
+
+
+def test_scrontab_lines_are_whole():
+    """Debian has no scrontab: the lines are read as its page describes them."""
+    lines = (SCHEDULES / "scrontab").read_text().splitlines()
+    options = [line for line in lines if line.startswith("#SCRON")]
+    assert all(re.fullmatch(r"#SCRON --[a-z-]+=\S+", line) for line in options)
+    assert {option.split("=")[0].removeprefix("#SCRON --") for option in options} >= {"partition", "time", "chdir"}
+    assert lines.index(cron_line("\n".join(lines))) == max(lines.index(option) for option in options) + 1
+
+
+def test_the_batch_script_is_valid_and_hands_its_arguments_on(here):
+    subprocess.run(["bash", "-n", str(SCHEDULES / "driver.sbatch")], check=True)
+    says = here / "steering"
+    says.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    says.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "STEERING": str(says), "SLURM_JOB_ID": "7"}
+    command = ["bash", str(SCHEDULES / "driver.sbatch"), "workflows/class_incremental.py", "--ranks", "4"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[:4] == ["run", "--out", "runs/class_incremental-7", "workflows/class_incremental.py"]
+    assert done.stdout.split()[4:] == ["--cluster", "slurm:workflows/site.toml", "--ranks", "4"]
+    environment |= {"SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "runs/class_incremental-8-2" in done.stdout
+    assert "--seed\n2\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_systemd_takes_the_units(here):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("this machine has no systemd-analyze")
+    for kind in ("service", "timer"):
+        (here / f"steering@nightly.{kind}").write_text(rendered(f"steering@.{kind}", ROOT))
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, here.glob("steering@*"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    [when] = re.findall(r"OnCalendar=(.*)", (SCHEDULES / "steering@.timer").read_text())
+    subprocess.run(["systemd-analyze", "calendar", when], check=True, capture_output=True)
+
+
+@pytest.fixture
+def cron(here: Path) -> Iterator[Path]:
+    """A file of /etc/cron.d for which cron is started once it is written."""
+    if os.geteuid() != 0 or shutil.which("cron") is None:
+        pytest.skip("starting cron needs root and Debian's package cron")
+    pid_file = Path("/var/run/crond.pid")
+    with open(pid_file, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pytest.skip("a cron runs here already")
+    started = Path("/var/run/crond.reboot")  # with it, cron would take itself for started before
+    kept = started.exists()
+    started.unlink(missing_ok=True)
+    table = Path(f"/etc/cron.d/steering-test-{os.getpid()}")
+    try:
+        yield table
+    finally:
+        table.unlink(missing_ok=True)
+        if kept:
+            started.touch()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("cron")
+def test_a_run_works_in_crons_environment(here, cron):
+    """The line of the file, at cron's start instead of at night: nearly no environment, and another working folder."""
+    line = cron_line(rendered("crontab", here)).partition("cd ")[2]
+    line = line.replace(".venv/bin/steering", str(STEERING)).replace("workflows/simulated_drift.py", "work.py")
+    (here / "runs").mkdir()
+    write(GOOD + "    import os\n    folder.write_summary({'environment': sorted(os.environ)})\n")
+    # As installed: the package is found by the Python that runs it, in this checkout by its path.
+    cron.write_text(f"PYTHONPATH={ROOT}\n@reboot root cd {line}\n")
+    cron.chmod(0o644)
+    daemon = subprocess.Popen(["cron", "-f"], stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 90
+        while not (found := list(here.glob("runs/*/report.html"))):
+            assert time.monotonic() < deadline, list(here.rglob("*"))
+            time.sleep(0.1)
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=30)
+    summary = RunFolder(found[0].parent).summary()
+    assert summary["status"] == "finished"
+    assert set(summary["environment"]) <= {
+        "HOME",
+        "LC_CTYPE",
+        "LOGNAME",
+        "PATH",
+        "PWD",
+        "PYTHONPATH",
+        "SHELL",
+        "SHLVL",
+        "OLDPWD",
+        "_",
+    }
+    assert "report: " in (found[0].parent / "run.log").read_text()
+
+
+def test_two_at_once_one_works_and_the_other_ends_with_75(here):
+    """What the crontab's flock promises, and that a dead holder holds nothing."""
+    if shutil.which("flock") is None:
+        pytest.skip("this machine has no flock (util-linux)")
+    lock = ["flock", "-n", "-E", "75", str(here / ".schedule")]
+    with subprocess.Popen([*lock, "sleep", "60"], start_new_session=True) as first:
+        while subprocess.run([*lock, "true"], check=False).returncode == 0:
+            time.sleep(0.05)
+        assert subprocess.run([*lock, "true"], check=False).returncode == 75
+        os.killpg(first.pid, signal.SIGKILL)
+    assert subprocess.run([*lock, "true"], check=False).returncode == 0
