@@ -39,7 +39,7 @@ def main(folder, arguments):
         Stage(name, sample(getattr(pictures, name)(), phase=-2.0, absorption=0.1, size=128), 150)
         for name in ("brick", "coins")
     ]
-    source = (Forgets if options.forgets else SimulatedBeamline)(stages, probe=probe, step=5.0, frame_rate=25.0)
+    source = (Forgets if options.forgets else SimulatedBeamline)(stages, probe=probe, step=3.5, frame_rate=25.0)
     experiment = Experiment(
         source=source,
         policy=SpaceFilling(source.candidates),

@@ -83,7 +83,7 @@ def check(folder, *, lost=0):
     pictured = [(scan, i) for scan, image in images.items() for i in image["frame"].values.tolist()]
     assert sorted(pictured) == sorted(every - gone)
     decided = [tuple(p) for e in of_kind(folder, "DecisionSuggested") for p in e["positions"]]
-    assert max(Counter(decided[: 2 * FRAMES]).values()) <= 2  # each candidate at most once in each scan
+    assert max(Counter(decided[: 2 * FRAMES]).values()) <= 2  # a candidate at most once in each scan
     taken = [e for e in folder.events() if e["event"] != "AnswerIgnored"]
     answers = Counter(e["action"] for e in taken if e.get("action") is not None)
     assert max(answers.values()) == 1
