@@ -31,6 +31,7 @@ class Forgets(SimulatedBeamline):
 def main(folder, arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--checkpoint", type=float, default=1.0)
     parser.add_argument("--forgets", action="store_true")
     parser.add_argument("--spool", action="store_true")
     options = parser.parse_args(arguments)
@@ -47,7 +48,7 @@ def main(folder, arguments):
         strategy=ER(),
         trainer=TrainerSettings(batch=4, candidates=2, representatives=4, deadline=10.0),
         campaign=CampaignSettings(steps=10),
-        checkpoint_s=1.0,
+        checkpoint_s=options.checkpoint,
         spool=options.spool,
     )
     with local(ranks=options.ranks) as client:
