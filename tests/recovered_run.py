@@ -31,6 +31,7 @@ class Forgets(SimulatedBeamline):
 def main(folder, arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--checkpoint", type=float, default=1.0)
     parser.add_argument("--forgets", action="store_true")
     parser.add_argument("--spool", action="store_true")
     options = parser.parse_args(arguments)
@@ -39,7 +40,7 @@ def main(folder, arguments):
         Stage(name, sample(getattr(pictures, name)(), phase=-2.0, absorption=0.1, size=128), 150)
         for name in ("brick", "coins")
     ]
-    source = (Forgets if options.forgets else SimulatedBeamline)(stages, probe=probe, step=5.0, frame_rate=25.0)
+    source = (Forgets if options.forgets else SimulatedBeamline)(stages, probe=probe, step=3.5, frame_rate=25.0)
     experiment = Experiment(
         source=source,
         policy=SpaceFilling(source.candidates),
@@ -47,7 +48,7 @@ def main(folder, arguments):
         strategy=ER(),
         trainer=TrainerSettings(batch=4, candidates=2, representatives=4, deadline=10.0),
         campaign=CampaignSettings(steps=10),
-        checkpoint_s=1.0,
+        checkpoint_s=options.checkpoint,
         spool=options.spool,
     )
     with local(ranks=options.ranks) as client:
