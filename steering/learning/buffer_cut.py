@@ -105,8 +105,8 @@ class Cut:
                     )
                 moved = [(i, *self._aside.pop(slot)) for i, slot in enumerate(slots.tolist()) if slot in self._aside]
                 for index, copies, row in moved:
-                    for name, rows in copies.items():
-                        block[name][index] = rows[row]
+                    for name, copied in copies.items():
+                        block[name][index] = copied[row]
                 self._wanted[slots] = False
             yield first, block
 

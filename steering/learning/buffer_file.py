@@ -182,8 +182,9 @@ def _scalars(file: TensorFile) -> dict[str, Any]:
     found, path = file.scalars, file.path
     counts = {name: _number(found, name, file) for name in ("seen", "clock", "bound")}
     policy, rate, salt, identified = (found.get(name) for name in ("policy", "rate", "salt", "identified"))
-    fits = policy in get_args(Policy) and identified in (True, False, None) and isinstance(rate, int | float)
-    if not fits or not 0 <= float(rate) <= 1 or not (salt is None or (type(salt) is int and 0 <= salt < 2**63)):
+    fits = policy in get_args(Policy) and identified in (True, False, None)
+    fits = fits and isinstance(rate, int | float) and 0 <= rate <= 1
+    if not fits or not (salt is None or (type(salt) is int and 0 <= salt < 2**63)):
         raise ValueError(f"found policy {policy!r}, rate {rate!r} in {path}, expected those that steering wrote")
     try:
         scans = scan_names(found.get("scans", []))

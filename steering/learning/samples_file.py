@@ -36,7 +36,7 @@ class SamplesCut:
             name: ScanSamples(dict(scan.train), dict(scan.held_out), dict(scan.residual), scan.over)
             for name, scan in samples.scans.items()
         }
-        return cls(scans, samples.scan, samples.rng.bit_generator.state)
+        return cls(scans, samples.scan, dict(samples.rng.bit_generator.state))
 
     def write(self, path: Path) -> int:
         """Write them to a file, whole or not at all; returns its bytes. Raises OSError."""
@@ -79,7 +79,7 @@ def read_samples(path: Path, *, most_bytes: int = MOST_BYTES) -> SamplesCut:
         raise ValueError(f"found {path} of {path.lstat().st_size} bytes, expected {most_bytes} at most")
     with TensorFile(path, KIND) as file:
         scalars = file.scalars
-        names, over = scalars.get("scans"), scalars.get("over")
+        names, over = scalars.get("scans") or [], scalars.get("over")
         if not _strings(names) or not isinstance(over, list) or len(over) != len(names):
             raise ValueError(f"found {path} without the names of its scans, expected a file that steering wrote")
         if sum(place.nbytes for place in file.places.values()) > most_bytes:

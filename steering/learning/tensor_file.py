@@ -225,7 +225,7 @@ class TensorFile:
                 self._read(place.start + int(index[first]) * place.width, out[first:end])
 
     def _read(self, start: int, out: NDArray[np.uint8]) -> None:
-        left, offset = memoryview(out).cast("B"), self._data + start
+        left, offset = memoryview(out.data).cast("B"), self._data + start
         while len(left):
             count = os.preadv(self._file, [left], offset)
             if not count:

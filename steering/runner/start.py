@@ -98,7 +98,7 @@ def _earlier(path: Path) -> tuple[Origin | None, ModelVersion | None]:
 
 def _of_memory(memory: Memory) -> tuple[Origin | None, ModelVersion | None]:
     contents = memory.contents()
-    version = None if contents.version is None else ModelStore.description(contents.version, memory.path / INDEX)
+    version = None if contents.version is None else ModelStore.description(dict(contents.version), memory.path / INDEX)
     return memory.origin(), version
 
 
