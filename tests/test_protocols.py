@@ -15,8 +15,9 @@ from tests.test_receiver import COUNTS, WHERE, WINDOW, Consumer, adds_up, source
 pytestmark = pytest.mark.slow
 pytest.importorskip("p4p")
 
-from steering.sources.addresses import streams_at  # noqa: E402
+from steering.sources.addresses import motion_at, streams_at  # noqa: E402
 from steering.sources.look import look  # noqa: E402
+from steering.sources.motion import Unmeasured  # noqa: E402
 from steering.sources.streams import FRAMES  # noqa: E402
 from steering.sources.tape import record  # noqa: E402
 
@@ -101,6 +102,18 @@ def test_motors_respect_their_limits_and_go_back(tmp_path):
     refused.apply(decision(np.array([[1.0, 0.0]])))
     with pytest.raises(RuntimeError, match=r"motion: found positions .* for SIM:y, expected them within its limits"):
         list(refused.chunks())
+    served.close()
+
+
+def test_a_measurement_that_breaks_off_says_how_much_is_left(tmp_path):
+    served = publisher("pva", tmp_path)
+    beamline, stopped = Beamline(served, 2), threading.Event()
+    motion = motion_at(served.addresses["motion"]).connected(stopped)
+    with pytest.raises(Unmeasured, match="the beamline is closed") as broken:
+        motion.measure(WHERE[:5], None, False)
+    assert broken.value.left == 3
+    assert len(beamline.measured) == 2
+    motion.close()
     served.close()
 
 

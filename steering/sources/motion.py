@@ -19,13 +19,22 @@ from numpy.typing import NDArray
 from steering.sources.zmq_socket import zmq
 
 
+class Unmeasured(OSError):
+    """A measurement that broke off: no frame will come from the last `left` of its positions."""
+
+    def __init__(self, left: int, message: str) -> None:
+        super().__init__(message)
+        self.left = left
+
+
 class OpenMotion(Protocol):
     """A motion that is connected; used by one thread."""
 
     def measure(self, positions: NDArray[np.float64], dwell: NDArray[np.float64] | None, stop: bool) -> None:
         """Measure at positions (n, 2) for dwell (n,) seconds; with stop the scan is over after them.
 
-        Raises ValueError where the beamline refuses them, OSError where it cannot be reached.
+        Raises ValueError where the beamline refuses them, OSError where it cannot be reached, Unmeasured where it did a
+        part of them.
         """
 
     def close(self) -> None:

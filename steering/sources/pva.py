@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
+from steering.sources.motion import Unmeasured
 from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
 
 _SCALARS = ("|i1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f4", "<f8")
@@ -290,15 +291,19 @@ class _PvaMotion:
                     f"{low:g}..{high:g}"
                 )
         times = np.full(len(where), np.nan) if dwell is None else dwell
+        done = 0
         try:
             for target, seconds in zip(where.tolist(), times.tolist(), strict=True):
                 if self._stopped.is_set():
                     return
                 self._one(target, seconds)
+                done += 1
             if stop and self._motion.end:
                 self._put([self._motion.end], [1])
-        except TimeoutError as error:
-            raise OSError(f"found a move or a frame that did not complete: {error}") from error
+        except (TimeoutError, RuntimeError) as error:  # RuntimeError: the IOC refused, or was disconnected
+            raise Unmeasured(
+                len(where) - done, f"found a move or a frame that did not complete: {error or 'no answer in time'}"
+            ) from error
 
     def close(self) -> None:
         """The motors go back to where they were."""

@@ -288,7 +288,7 @@ class Receiver:
                         if not accepted:
                             raise  # units or limits are wrong, or nobody is there
                         with self._turn:
-                            self._expectation.refused += len(positions)
+                            self._expectation.refused += getattr(error, "left", len(positions))
                             self._refusal = _words(error)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, "motion")
