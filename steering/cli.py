@@ -8,7 +8,6 @@ import logging
 import shutil
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from steering.commands import attach, detach
+from steering.commands import attach, detach, memory, scans
 from steering.commands.words import complain as _complain, message as _message, say as _say, short as _short
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("workflow", metavar="WORKFLOW.py", help="a Python file with main(folder, arguments)")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the workflow unchanged")
     run.set_defaults(command=_run)
-    _add_memory(commands)
+    memory.add_commands(commands)
     recover = commands.add_parser(
         "recover",
         help="continue a run whose processes are all gone, in its folder",
@@ -80,38 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", metavar="DIR", nargs="+", help="folder of a run")
     report.add_argument("--out", metavar="FILE", help="file of the comparison (comparison.html)")
     report.set_defaults(command=_report)
-    record = commands.add_parser(
-        "record",
-        help="record live streams with their timing into a file",
-        description="Record frames and positions as they come; play:FILE plays them again. Ctrl-C ends it.",
-    )
-    record.add_argument("source", metavar="SOURCE", help="address of the frames, as dectris://HOST or pva://PV")
-    record.add_argument("--positions", help="address of the positions")
-    record.add_argument("--out", metavar="FILE", required=True, help="file to be written, which must not exist")
-    record.add_argument("--seconds", type=float, help="end after so many (by Ctrl-C)")
-    record.set_defaults(command=_record)
+    scans.add_commands(commands)
     attach.add_commands(commands)
     status = commands.add_parser("status", help="print what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
-    export = commands.add_parser(
-        "export",
-        help="write the images of a run for other programs: CXI/NeXus and TIFF",
-        description="Write live and refined object, trust, positions and probe of each scan as CXI/NeXus and TIFF.",
-    )
-    export.add_argument("folder", metavar="DIR", help="folder of a run")
-    export.add_argument("--out", metavar="DIR", help="where to (DIR/export)")
-    export.set_defaults(command=_export)
-    inspect = commands.add_parser(
-        "inspect",
-        help="say what a recorded scan is read as, and what is missing",
-        description="Print what is recognised in a recorded scan, with units and shapes, and what is missing.",
-    )
-    inspect.add_argument("file", metavar="FILE", help="a recorded scan")
-    inspect.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
-    inspect.add_argument("--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit]")
-    inspect.add_argument("--allow-folder", metavar="DIR", action="append", default=[], help="where its links may lead")
-    inspect.set_defaults(command=_inspect)
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
         command.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
@@ -119,22 +91,6 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--version", type=int, help="of the model (the previous one)")
         command.set_defaults(command=_command, name=name, version=None)
     return parser
-
-
-def _add_memory(commands: Any) -> None:
-    memory = commands.add_parser("memory", help="say what a memory holds, or take something out of it")
-    verbs = memory.add_subparsers(required=True, metavar="VERB")
-    listed = verbs.add_parser("list", help="one line for each memory in these folders")
-    listed.add_argument("folders", metavar="DIR", nargs="+", help="a memory, or a folder of memories")
-    listed.set_defaults(command=_memory_list)
-    show = verbs.add_parser("show", help="the samples of a memory by scan, and its model")
-    show.add_argument("folder", metavar="DIR", help="a memory")
-    show.set_defaults(command=_memory_show)
-    prune = verbs.add_parser("prune", help="take scans out with every sample, or keep fewer samples")
-    prune.add_argument("folder", metavar="DIR", help="a memory")
-    prune.add_argument("--scan", metavar="RUN/SCAN", action="append", default=[], help="a scan, as `show` names it")
-    prune.add_argument("--keep", metavar="SIZE", help="samples to keep from now on at most, such as 2GiB")
-    prune.set_defaults(command=_memory_prune)
 
 
 _COMMANDS = {
@@ -154,8 +110,8 @@ def _run(chosen: argparse.Namespace) -> int:
     arguments = detach.take_flags(chosen, arguments)
     out = (own["--out"] or [chosen.out])[-1]
     runs = [*(chosen.start or []), *own["--from"]]
-    memory = (own["--memory"] or [chosen.memory])[-1]
-    start = _start(runs, memory) if runs or memory else None
+    kept = (own["--memory"] or [chosen.memory])[-1]
+    start = _start(runs, kept) if runs or kept else None
     workflow = Path(chosen.workflow)
     if chosen.handed_over:
         return _run_in(detach.adopted(chosen.adopt), detach.handed_over(chosen.handed_over), workflow, arguments)
@@ -248,56 +204,11 @@ def _report(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _record(chosen: argparse.Namespace) -> int:
-    from steering.sources.addresses import frames_at, streams_at  # noqa: PLC0415
-    from steering.sources.tape import record  # noqa: PLC0415
-
-    if chosen.positions is None:
-        following = {"frames": frames_at(chosen.source)}
-    else:
-        streams = streams_at(chosen.source, chosen.positions)
-        following = {"frames": streams.frames, streams.positions_are.name: streams.positions}
-    stopped = threading.Event()
-    if chosen.seconds is not None:
-        timer = threading.Timer(chosen.seconds, stopped.set)
-        timer.daemon = True
-        timer.start()
-    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    try:
-        counts = record(following, Path(chosen.out), stopped)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    _say(f"{chosen.out}: {', '.join(f'{count} records of {name}' for name, count in counts.items())}")
-    return 0
-
-
 def _status(chosen: argparse.Namespace) -> int:
     from steering.runner.folder import RunFolder  # noqa: PLC0415
     from steering.view.status import status_lines  # noqa: PLC0415
 
     for line in status_lines(RunFolder(chosen.folder)):
-        _say(line)
-    return 0
-
-
-def _export(chosen: argparse.Namespace) -> int:
-    from steering.runner.folder import RunFolder  # noqa: PLC0415
-    from steering.view.export import export_run  # noqa: PLC0415
-
-    folder = RunFolder(chosen.folder)
-    for path in export_run(folder, Path(chosen.out or folder.path / "export")):
-        _say(_short(path))
-    return 0
-
-
-def _inspect(chosen: argparse.Namespace) -> int:
-    from steering.files import Bounds  # noqa: PLC0415
-    from steering.sources import ReadSettings, inspect_lines  # noqa: PLC0415
-
-    bounds = Bounds(folders=tuple(chosen.allow_folder))
-    for line in inspect_lines(
-        chosen.file, ReadSettings(frames=chosen.frames, positions=chosen.positions, bounds=bounds)
-    ):
         _say(line)
     return 0
 
@@ -340,36 +251,6 @@ def _folder(workflow: Path, out: str | None, start: dict[str, Any] | None) -> Ru
         with contextlib.suppress(FileExistsError):  # another run began in the same second
             return RunFolder.create(Path("runs") / (name if again == 1 else f"{name}_{again}"), workflow, start=start)
     raise FileExistsError(f"runs/{name}: found 99 runs of this second, expected a free name: use --out DIR")
-
-
-def _memory_list(chosen: argparse.Namespace) -> int:
-    from steering.view.memories import memory_line  # noqa: PLC0415
-
-    lines = memory_line([Path(folder) for folder in chosen.folders])
-    for line in lines:
-        _say(line)
-    return 0
-
-
-def _memory_show(chosen: argparse.Namespace) -> int:
-    from steering.view.memories import memory_lines  # noqa: PLC0415
-
-    for line in memory_lines(Path(chosen.folder)):
-        _say(line)
-    return 0
-
-
-def _memory_prune(chosen: argparse.Namespace) -> int:
-    from steering.learning import Memory, bytes_of  # noqa: PLC0415
-
-    if not chosen.scan and chosen.keep is None:
-        raise ValueError("found nothing to prune, expected --scan RUN/SCAN or --keep SIZE")
-    memory = Memory(Path(chosen.folder))
-    for scan in chosen.scan:
-        _say(f"{scan}: {memory.remove(scan)} samples taken out; models that learnt from them stay as they are")
-    if chosen.keep is not None:
-        _say(f"{memory.keep(bytes_of(chosen.keep))} samples left")
-    return 0
 
 
 @dataclass(frozen=True)

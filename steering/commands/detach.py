@@ -74,7 +74,8 @@ def handed_over(where: str) -> Callable[[RunFolder, list[str]], Any]:
 
         experiment = handed_over(sys.stdin.buffer.read())
         insecure = "--insecure" in arguments
-        with cluster(where, ranks=experiment.ranks or 2, folder=folder.path, insecure=insecure) as client:
+        ranks = 2 if experiment.ranks is None else experiment.ranks_range[0]
+        with cluster(where, ranks=ranks, folder=folder.path, insecure=insecure) as client:
             run(experiment, client, folder, show=Progress())
 
     return main

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -315,3 +316,23 @@ class FastLoop:
         if now >= self._woken_at:
             self._woken_at = now + seconds
             self.later(seconds)
+
+    def figures(self, live: LiveImage | None) -> dict[str, Any]:
+        """What it has to say in numbers; live: of the newest scan. Any thread may ask."""
+        residual = None
+        if live is not None:
+            rows = slice(max(0, len(live.frames) - 50), None)
+            residual = float(np.median(live.frames.read("residual", rows=rows)[0]))
+        return {
+            "frames_predicted": self.predicted,
+            "frames_to_revise": 0 if live is None else live.unrevised,
+            "version": self.serving.version,
+            "residual": residual,
+            "predict_s": self.seconds,
+            "latency_ms": {f"p{q}": 1e3 * self.latency.percentile(q) for q in (50, 99)},
+            "backend": self.serving.engine.backend.name,
+            "backends": {name: trial.figures() for name, trial in self.serving.engine.trials.items()},
+            "frames_out_of_order": self.intake.order.out_of_order,
+            "frame_ids_missing": self.intake.order.missing,
+            "network_cpu_s": self.network_cpu_s,
+        }

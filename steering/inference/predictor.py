@@ -375,25 +375,8 @@ class Predictor:
         return frames_of(reader, rows, version=fast.serving.version, probe=fast.probe, mask=fast.mask)
 
     def _figures(self) -> dict[str, Any]:
-        live, fast = self._scans.get(), self._fast
-        residual = None
-        if live is not None:
-            rows = slice(max(0, len(live.frames) - 50), None)
-            residual = float(np.median(live.frames.read("residual", rows=rows)[0]))
-        return {
-            "frames_predicted": fast.predicted,
-            "frames_to_revise": 0 if live is None else live.unrevised,
-            "version": fast.serving.version,
-            "residual": residual,
-            "predict_s": fast.seconds,
-            "latency_ms": {f"p{q}": 1e3 * fast.latency.percentile(q) for q in (50, 99)},
-            "backend": fast.serving.engine.backend.name,
-            "backends": {name: trial.figures() for name, trial in fast.serving.engine.trials.items()},
-            "frames_out_of_order": fast.intake.order.out_of_order,
-            "frame_ids_missing": fast.intake.order.missing,
-            "network_cpu_s": fast.network_cpu_s,
-            "memory": {"held_bytes": self._memory.held, "moved_bytes": self._memory.written},
-        }
+        held = {"held_bytes": self._memory.held, "moved_bytes": self._memory.written}
+        return {**self._fast.figures(self._scans.get()), "memory": held}
 
 
 def _nothing() -> None:

@@ -22,8 +22,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
-logger = logging.getLogger(__name__)
 from steering.learning.sealed_store import SealedStore
+
+logger = logging.getLogger(__name__)
 
 
 class GroupLost(RuntimeError):
@@ -124,6 +125,12 @@ class Place:
         _of_group.update(_sockets().items() - before.items())
         return exchange
 
+    def _sealed(self, meeting: dist.Store) -> dist.Store:
+        if not self.where.token:
+            return meeting
+        _HELD[:] = [SealedStore(meeting, self.where.token)]
+        return _HELD[0]
+
 
 _of_group: set[tuple[int, str]] = set()
 """Sockets of the present group, as descriptor and name."""
@@ -158,12 +165,6 @@ def import_all() -> None:
     # DDP imports it. Imported while a group exists, it would keep that group's sockets open for ever: peers of a rank
     # that leaves would wait for their deadline.
     import torch._dynamo  # noqa: PLC0415, F401
-
-    def _sealed(self, meeting: dist.Store) -> dist.Store:
-        if not self.where.token:
-            return meeting
-        _HELD[:] = [SealedStore(meeting, self.where.token)]
-        return _HELD[0]
 
 
 _HELD: list[SealedStore] = []

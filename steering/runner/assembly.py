@@ -62,7 +62,10 @@ async def assemble(
     predictor = experiment.predictor(folder.models)
     handle = await place(client, predictor, worker=where[INFERENCE][0])
     base = None if recovery is None else recovery.predictor
-    reported = lambda: proxy.reported()  # noqa: E731, PLW0108 (made below)
+
+    def reported() -> dict[str, set[int]]:
+        return proxy.reported()
+
     source = SourceProxy(client, experiment, due=due, reported=reported, emit=log, spool=spool)
     proxy = PredictorProxy(client, predictor, handle, source, emit=emit, base=base)
     forming = _ranks(client, experiment, folder, emit, begin, where)

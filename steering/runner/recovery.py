@@ -34,7 +34,7 @@ from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.manifest import Manifest, checkpoints, newest_whole, read_part
 from steering.runner.metrics import Metrics, advance
-from steering.runner.source_actor import SourceResume
+from steering.runner.source_events import SourceResume
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

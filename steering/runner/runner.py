@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ from steering.campaign import (
     encode,
 )
 from steering.labels.external import waiting
-from steering.runner.actors import LostForGood, retrieved
+from steering.runner.actors import LostForGood
 from steering.runner.assembly import Actors, assemble
 from steering.runner.checkpoint import Checkpoints
 from steering.runner.describe import describe
@@ -32,6 +31,7 @@ from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
 from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder, this_process
+from steering.runner.jobs import Jobs
 from steering.runner.labelling import Labelling
 from steering.runner.lock import RUNNER, held
 from steering.runner.metrics import Metrics, advance, snapshot, summary
@@ -39,7 +39,7 @@ from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 from steering.runner.recovery import Recovery, recover
-from steering.runner.source_actor import Undelivered
+from steering.runner.source_events import Undelivered
 from steering.runner.source_proxy import SourceProxy
 from steering.runner.start import Start, begin, leave
 from steering.runner.upkeep import Upkeep
@@ -72,11 +72,9 @@ class Runner:
         self._finishing: Finishing | None = None
         self._last: dict[str, Any] = {"status": "starting"}
         """The newest snapshot."""
-        self._jobs: set[asyncio.Task] = set()
+        self._jobs = Jobs()
         self._source_ended = self._over = False
         self._writing = asyncio.Lock()
-        self._failed: asyncio.Future | None = None
-        """Raises what ends the run early."""
         self._next: asyncio.Future | None = None
         """Done with the next event."""
         self._event_log = EventLog(folder)
@@ -88,7 +86,7 @@ class Runner:
         return await ending_with(self._campaign(), self.folder, name, driver)
 
     async def _campaign(self) -> dict[str, Any]:
-        self._failed = asyncio.get_running_loop().create_future()
+        self._jobs.begin()
         try:
             with held(self.folder, RUNNER):
                 if self.folder.recovering:
@@ -107,16 +105,15 @@ class Runner:
 
     async def _run(self) -> dict[str, Any]:
         try:
-            await self._unless_failed(self._be_ready())
+            await self._jobs.unless_failed(self._be_ready())
             while not self.campaign.finished:
-                await self._unless_failed(self._event())
+                await self._jobs.unless_failed(self._event())
             await self._hear_the_last_frames()
-            await self._unless_failed(self.finishing.finish_all())
-            await self._unless_failed(self.save())
-            return await self._unless_failed(self._sum_up())
+            await self._jobs.unless_failed(self.finishing.finish_all())
+            await self._jobs.unless_failed(self.save())
+            return await self._jobs.unless_failed(self._sum_up())
         finally:
-            for job in self._jobs:
-                job.cancel()
+            self._jobs.cancel()
 
     async def save(self) -> None:
         """Write the live image of every scan so far, and all events, into the run's folder."""
@@ -146,7 +143,7 @@ class Runner:
 
     async def command(self, name: str, version: int | None = None, by: str = "") -> str:
         """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot."""
-        if not self._jobs and not self._over:  # what the campaign asked for now would be done by nobody
+        if not self._jobs.going_on and not self._over:  # what the campaign asked for now would be done by nobody
             if name != "stop":
                 raise ValueError(f"found a run that is starting, expected one that measures: {name} it in a moment")
             await self.give_up("stopped by a person before it began")
@@ -167,7 +164,7 @@ class Runner:
 
     async def give_up(self, reason: str) -> None:
         """End the run at once; `run` raises RuntimeError with the reason."""
-        self._fail(RuntimeError(reason))
+        self._jobs.fail(RuntimeError(reason))
 
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
@@ -237,12 +234,12 @@ class Runner:
             self.take(self._begin.published)
         else:
             self._go_on(recovery, executor)
-        self._start(self._hear_the_source())
-        self._start(self._hear_the_predictor())
-        self._start(executor.labelling.watch_external_labels())
-        self._start(executor.labelling.refine_as_time_allows())
-        self._start(self._checkpoints(executor).as_time_goes())
-        self._start(self._upkeep(client, actors).keep())
+        self._jobs.start(self._hear_the_source())
+        self._jobs.start(self._hear_the_predictor())
+        self._jobs.start(executor.labelling.watch_external_labels())
+        self._jobs.start(executor.labelling.refine_as_time_allows())
+        self._jobs.start(self._checkpoints(executor).as_time_goes())
+        self._jobs.start(self._upkeep(client, actors).keep())
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
@@ -254,10 +251,10 @@ class Runner:
         self.take(GroupChanged(time=now, lost=(), joined=joined, ranks=len(ranks), generation=ranks.generation))
         for action in before:
             if action in self.campaign.actions.open:
-                self._start(executor.again(action))
+                self._jobs.start(executor.again(action))
         for scan in self.campaign.scans[:-1]:
             if scan not in self.proxy.over:
-                self._start(self._leave(scan))
+                self._jobs.start(self._leave(scan))
 
     def _executor_of(self, client: Client, actors: Actors) -> Executor:
         shared: dict[str, Any] = {
@@ -291,7 +288,7 @@ class Runner:
             source=actors.source,
             optional=self.optional,
             event_log=self._event_log,
-            start=self._start,
+            start=self._jobs.start,
             log=self._log,
         )
 
@@ -304,7 +301,7 @@ class Runner:
             before = self.campaign.scan
             actions = advance(self.campaign, self.metrics, event)
             if before not in (None, self.campaign.scan):
-                self._start(self._leave(str(before)))
+                self._jobs.start(self._leave(str(before)))
             for raised in self.campaign.raised:
                 self._log(raised)
             self.campaign.raised.clear()
@@ -312,9 +309,9 @@ class Runner:
                 raise LostForGood(self.campaign.hopeless)
             for action in actions:
                 if self._executor is not None:
-                    self._start(self._executor.start(action))
+                    self._jobs.start(self._executor.start(action))
         except Exception as error:  # raised again by `run`
-            self._fail(error)
+            self._jobs.fail(error)
 
     def _log(self, event: Event) -> None:
         self._source_ended = self._source_ended or isinstance(event, SourceEnded)
@@ -330,42 +327,12 @@ class Runner:
             self._next = asyncio.get_running_loop().create_future()
         return asyncio.shield(self._next)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        job = asyncio.ensure_future(self._guarded(work))
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
-
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as error:  # raised again by `run`
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        if self._failed is not None and not self._failed.done():
-            self._failed.set_exception(error)
-            self._failed.exception()  # it may come when nobody waits any more
-
-    async def _unless_failed(self, work: Awaitable[T]) -> T:
-        """The result of some work; raises at once what any other part of the run has raised."""
-        job = asyncio.ensure_future(work)
-        if self._failed is None:
-            raise RuntimeError("found a run that has not begun, expected `run` to be called")
-        try:
-            await asyncio.wait({job, self._failed}, return_when=asyncio.FIRST_COMPLETED)
-            if self._failed.done():
-                self._failed.result()
-            return job.result()
-        finally:
-            job.cancel()
-            job.add_done_callback(retrieved)
-
     async def _hear_the_last_frames(self) -> None:
         """Wait for frames that are still on their way when a person stops the campaign: they belong to the run."""
         await self.source.close()
         while not self._source_ended or any(map(self.metrics.unreported, self.metrics.arrived)):
             try:
-                await asyncio.wait_for(self._unless_failed(self._event()), _LAST_FRAMES_S)
+                await asyncio.wait_for(self._jobs.unless_failed(self._event()), _LAST_FRAMES_S)
             except TimeoutError:
                 if self.proxy.replacing:
                     continue
@@ -414,7 +381,6 @@ class Runner:
     async def _close(self) -> None:
         """Release everything that the run holds on the cluster."""
         self._over = True
-        client = await get_client()
         closing = [part.close() for part in (self._proxy, self._ranks) if part is not None]
         if self._source is not None:
             closing.append(self._source.release())

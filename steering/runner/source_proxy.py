@@ -25,7 +25,8 @@ from steering.campaign import (
 from steering.clusters.roles import SOURCE, addresses, workers_now
 from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
 from steering.runner.experiment import Experiment
-from steering.runner.source_actor import GoOn, SourceActor, SourceFailed, SourceResume, Standing
+from steering.runner.source_actor import SourceActor
+from steering.runner.source_events import GoOn, SourceFailed, SourceResume, Standing
 
 _FIRST_REST_S, _LONGEST_REST_S = 0.5, 60.0
 """A source that fails is opened again after so long, and each time in a row after twice as long."""

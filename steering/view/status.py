@@ -12,7 +12,7 @@ from steering.campaign import DecisionProposed, decode
 from steering.runner.again import checkpoint_age
 from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
-from steering.runner.liveness import standing
+from steering.runner.liveness import gone, standing
 from steering.runner.streams import stream_lines
 from steering.view.history import History, history
 
@@ -136,7 +136,7 @@ def _saved(folder: RunFolder, summary: Mapping[str, Any]) -> str:
     if newest is None:
         return ""
     number, age_s = newest
-    hint = f"; continue with `steering recover {folder.path}`" if gone(summary) else ""
+    hint = f"; continue with `steering recover {folder.path}`" if gone(folder) else ""
     return f"checkpoint {number}, {duration(age_s)} ago{hint}"
 
 

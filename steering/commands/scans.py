@@ -1,0 +1,88 @@
+"""`steering record`, `inspect` and `export`: scans that come from elsewhere, and images for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from steering.commands.words import say, short
+
+
+def add_commands(commands: Any) -> None:
+    """Add all three to the parser's commands."""
+    record = commands.add_parser(
+        "record",
+        help="record live streams with their timing into a file",
+        description="Record frames and positions as they come; play:FILE plays them again. Ctrl-C ends it.",
+    )
+    record.add_argument("source", metavar="SOURCE", help="address of the frames, as dectris://HOST or pva://PV")
+    record.add_argument("--positions", help="address of the positions")
+    record.add_argument("--out", metavar="FILE", required=True, help="file to be written, which must not exist")
+    record.add_argument("--seconds", type=float, help="end after so many (by Ctrl-C)")
+    record.set_defaults(command=_record)
+    export = commands.add_parser(
+        "export",
+        help="write the images of a run for other programs: CXI/NeXus and TIFF",
+        description="Write live and refined object, trust, positions and probe of each scan as CXI/NeXus and TIFF.",
+    )
+    export.add_argument("folder", metavar="DIR", help="folder of a run")
+    export.add_argument("--out", metavar="DIR", help="where to (DIR/export)")
+    export.set_defaults(command=_export)
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a recorded scan is read as, and what is missing",
+        description="Print what is recognised in a recorded scan, with units and shapes, and what is missing.",
+    )
+    inspect.add_argument("file", metavar="FILE", help="a recorded scan")
+    inspect.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
+    inspect.add_argument("--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit]")
+    inspect.add_argument("--allow-folder", metavar="DIR", action="append", default=[], help="where its links may lead")
+    inspect.set_defaults(command=_inspect)
+
+
+def _record(chosen: argparse.Namespace) -> int:
+    from steering.sources.addresses import frames_at, streams_at  # noqa: PLC0415
+    from steering.sources.tape import record  # noqa: PLC0415
+
+    if chosen.positions is None:
+        following = {"frames": frames_at(chosen.source)}
+    else:
+        streams = streams_at(chosen.source, chosen.positions)
+        following = {"frames": streams.frames, streams.positions_are.name: streams.positions}
+    stopped = threading.Event()
+    if chosen.seconds is not None:
+        timer = threading.Timer(chosen.seconds, stopped.set)
+        timer.daemon = True
+        timer.start()
+    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    try:
+        counts = record(following, Path(chosen.out), stopped)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    say(f"{chosen.out}: {', '.join(f'{count} records of {name}' for name, count in counts.items())}")
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from steering.runner.folder import RunFolder  # noqa: PLC0415
+    from steering.view.export import export_run  # noqa: PLC0415
+
+    folder = RunFolder(chosen.folder)
+    for path in export_run(folder, Path(chosen.out or folder.path / "export")):
+        say(short(path))
+    return 0
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from steering.files import Bounds  # noqa: PLC0415
+    from steering.sources import ReadSettings, inspect_lines  # noqa: PLC0415
+
+    bounds = Bounds(folders=tuple(chosen.allow_folder))
+    for line in inspect_lines(
+        chosen.file, ReadSettings(frames=chosen.frames, positions=chosen.positions, bounds=bounds)
+    ):
+        say(line)
+    return 0

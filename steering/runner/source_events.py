@@ -1,0 +1,100 @@
+"""What the source's actor and the runner tell each other: where a source is and where one goes on; names of scans."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from steering.campaign import Event, ScanRevisited, Steer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceResume:
+    """What a source's actor needs that goes on after the loss of everything."""
+
+    position: Mapping[str, Any] | None
+    """As `SourceActor.position` returned it; None: the source has none, and begins anew."""
+    decisions: tuple[Steer, ...] = ()
+    """What may not have reached the source by then, in order."""
+    handed: Mapping[int, str] = field(default_factory=dict)
+    """Frames that the log knows to have arrived since then, and the scan of each."""
+    there: frozenset[int] = frozenset()
+    """Those frames since then that the predictor does not lack: it has them, or has set them aside."""
+    frames: int = 0
+    """That had arrived in all."""
+    ended: bool = False
+    """The source had no further frame."""
+    spooled: Path | None = None
+    """Where the frames are that were spooled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undelivered(Event):
+    """A chunk could not be sent to the predictor of this number. The source waits for another predictor."""
+
+    predictor: int
+    error: Exception
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFailed(Event):
+    """The source has raised, or is silent: it hands out nothing more unless another goes on from it."""
+
+    error: Exception
+    silent: bool = False
+    position: Any = None
+    """Its last one, all decisions included; None: it could not say it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing(Event):
+    """Where the source is in its stream, when the newest that it had heard of was this Steer, by its id."""
+
+    position: Any
+    applied: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoOn:
+    """Where a source, as it was made, goes on."""
+
+    position: Any
+    applied: int
+    """Id of the newest Steer that the position includes."""
+    decisions: tuple[Steer, ...]
+    """Those that came after it."""
+    handed: dict[str, tuple[int, ...]]
+    """Ids of frames that have arrived, of the scans that are still kept."""
+    scans: dict[str, str]
+    """Names of the scans so far, in their order, and how the source calls each."""
+
+
+class Visits:
+    """Names the scans of a source apart. A scan is over when a chunk of another one comes; where the source comes back
+    to its name, that is a new scan: a visit, which is called `NAME-visit-2`, `NAME-visit-3` and so on."""
+
+    def __init__(self, scans: Mapping[str, str] | None = None) -> None:
+        """scans: names of the scans so far, in their order, and how the source calls each."""
+        self.scans = dict(scans or {})
+        """The last one is the present scan."""
+
+    def note(self, chunk: xr.Dataset) -> ScanRevisited | None:
+        """Rename the chunk's scan where it is a visit, and keep its own name as the attribute `visit_of`. Returns the
+        event with the first chunk of a visit."""
+        name = str(chunk.attrs["scan"])
+        called, present = next(reversed(self.scans.items()), ("", None))
+        begins = name != present
+        if begins:
+            called, number = name, 2
+            while called in self.scans:
+                called, number = f"{name}-visit-{number}", number + 1
+            self.scans[called] = name
+        if called == name:
+            return None
+        chunk.attrs |= {"scan": called, "visit_of": name}
+        return ScanRevisited(time=time.time(), scan=name, visit=called) if begins else None
