@@ -277,6 +277,7 @@ def watched_to_its_end(environment):
     assert not gone(folder)
     with attach("run") as run:
         until(lambda: run.snapshot().get("frames_acquired"), "the first frame")
+        assert run.command("pause") == "pause"  # so that it goes on until the watcher has come and left
         watcher = subprocess.Popen(
             [sys.executable, "-m", "steering.cli", "attach", "run"], stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -285,7 +286,6 @@ def watched_to_its_end(environment):
         watcher.send_signal(signal.SIGINT)
         said, _ = watcher.communicate(timeout=60)
         assert (watcher.returncode, said.splitlines()[-1]) == (0, "left; run goes on: `steering stop run` ends it")
-        assert run.command("pause") == "pause"
         assert run.command("resume") == "resume"
         figures = run.result()
     assert figures["status"] == "finished"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from steering.clusters.site import read_site
 from steering.clusters.squeue import JobState, last_words, parsed
 from steering.clusters.succession import FAILURES, Place, due, lead, successor
 
-pytest.importorskip("dask_jobqueue", reason="no dask-jobqueue: pip install 'steering[jobqueue]'")
+pytestmark = pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="no dask-jobqueue: the extra jobqueue")
 ROOT = Path(__file__).parents[1]
 SITE = Site(
     trainer=Job(
@@ -76,6 +78,12 @@ def test_a_slurm_script_says_all_that_the_site_and_the_role_need(tmp_path):
     ):
         assert words in worker, words
     assert "PRIVATE KEY" not in "\n".join(script)
+
+
+def test_ctrl_c_still_closes_a_run_in_order(tmp_path):
+    """dask-jobqueue's import would have it exit."""
+    lines(tmp_path, "slurm")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_roles_have_jobs_of_their_own(tmp_path):

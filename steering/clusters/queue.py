@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,8 @@ def _spec(system: str, place: Place, site: Site, folder: Path, security: Securit
 
 def job_class(system: str) -> Any:
     """The class of dask-jobqueue for a batch system. Raises ImportError where it is not installed."""
+    # Its import replaces the handler of Ctrl-C by one that exits: the run would not be closed in order.
+    before = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue.htcondor import HTCondorJob  # noqa: PLC0415
         from dask_jobqueue.pbs import PBSJob  # noqa: PLC0415
@@ -119,6 +122,9 @@ def job_class(system: str) -> Any:
         raise ImportError(
             "found no dask-jobqueue, expected it for a job queue: pip install 'steering[jobqueue]'"
         ) from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
     return {"slurm": SLURMJob, "pbs": PBSJob, "htcondor": HTCondorJob}[system]
 
 
@@ -131,6 +137,7 @@ def job_script(system: str, kind: str, site: Site, folder: Path, security: Secur
 
 def _scheduler(system: str, site: Site, folder: Path, security: Security | None) -> Any:
     """A scheduler in this process that listens on the chosen interface alone, without a job yet."""
+    kind = job_class(system)
     from dask_jobqueue.core import JobQueueCluster  # noqa: PLC0415
 
     where = {"interface": site.interface} if site.interface else {"host": get_ip()}
@@ -138,7 +145,7 @@ def _scheduler(system: str, site: Site, folder: Path, security: Security | None)
     for key in ("interface", "protocol", "security"):
         options.pop(key)
     return JobQueueCluster(
-        job_cls=job_class(system),
+        job_cls=kind,
         interface=site.interface,
         security=security,
         protocol="tcp://" if security is None else "tls://",
