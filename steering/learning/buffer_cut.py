@@ -53,13 +53,14 @@ class Cut:
         """Samples that the buffer held."""
         self.slots = np.flatnonzero(inserted_at > since) if since else np.arange(self.count)
         """(n,) of those that are read, ascending."""
-        self.inserted_at, self.key = inserted_at[self.slots], key[self.slots]
+        self.inserted_at, self.key = (one[self.slots] if since else one.copy() for one in (inserted_at, key))
         self.kept_bytes = 0
         """Copied aside so far."""
         self._most, self._done = most_bytes, done
         self._lock = threading.Lock()
-        self._wanted = np.zeros(self.count, bool)
-        self._wanted[self.slots] = True
+        self._wanted = np.full(self.count, not since)
+        if since:
+            self._wanted[self.slots] = True
         self._aside: dict[int, tuple[dict[str, NDArray[np.uint8]], int]] = {}
         """Of a slot that was overwritten since: its rows by field, and which of them it is."""
         self._overrun = False
