@@ -18,6 +18,7 @@ from steering.clusters import credentials
 from steering.clusters.job_options import SYSTEM_OPTIONS, job_options
 from steering.clusters.jobs import Jobs
 from steering.clusters.local import SILENT, quiet
+from steering.clusters.memory import keep_memory
 from steering.clusters.roles import INFERENCE, TRAINER
 from steering.clusters.site import BEAMLINE, Site, read_site
 from steering.clusters.succession import Place
@@ -89,6 +90,7 @@ def job_queue(
     ):
         jobs = Jobs(cluster, client, folder, system=system, handover=described.handover_s)
         with jobs.kept(places(described, ranks), lambda place: _spec(system, place, described, folder, security)):
+            keep_memory(client)
             jobs.wait(ranks if at_least is None else at_least, timeout)
             yield client
 
