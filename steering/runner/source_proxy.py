@@ -116,6 +116,7 @@ class SourceProxy:
         actor = SourceActor(self._description, keep_bytes=self._keep_bytes)
         self._handle = await place(self._client, actor, worker=worker)
         await self.ask("start", predictor)
+        self._heard = time.monotonic()
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """The actor's answer; where its worker is lost meanwhile, that of the one that takes its place."""
