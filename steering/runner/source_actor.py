@@ -315,7 +315,7 @@ class SourceActor:
 
     async def _send(self, chunk: xr.Dataset, turn: int) -> None:
         if turn != self._turns:
-            raise CancelledError  # another source has taken its place
+            raise RuntimeError("another source has taken the place of this one")  # its thread ends with it
         event = self._visits.note(chunk)
         if event is not None:
             self._events.put_nowait(event)

@@ -125,6 +125,7 @@ class SourceProxy:
             self._known.position = self._description.position()  # of one that has not begun
         self._handle = await place(self._client, self._actor(), worker=worker)
         await self.ask("start", predictor, 0, resume)
+        self._heard = time.monotonic()
 
     def _resume(self, resume: SourceResume) -> None:
         position = resume.position or {}
