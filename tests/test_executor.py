@@ -17,10 +17,10 @@ class Slow:
     def __init__(self, decisions):
         self.left, self.heard = decisions, []
 
-    async def apply(self, decision, scan):
+    async def apply(self, steer):
         self.left -= 1
         await asyncio.sleep(0.01 * self.left)
-        self.heard.append(decision.reasons[0])
+        self.heard.append(steer.decision.reasons[0])
 
     async def close(self):
         self.heard.append("close")

@@ -27,8 +27,12 @@ class Queue:
         self.refuses = False
         self.number = 0
 
-    def sync(self, function):
-        function()
+    def sync(self, function, **named):
+        return function(**named)
+
+    @property
+    def scheduler(self):
+        return self
 
     def _correct_state(self):
         for name in set(self.workers) - set(self.worker_spec):
@@ -44,8 +48,8 @@ class Queue:
     def run(self, job, ends=None):
         self.states[job] = JobState(job=job, state="RUNNING", ends=ends)
 
-    def scheduler_info(self, n_workers):
-        """As the client says it: the workers of all jobs in the queue."""
+    def identity(self, n_workers):
+        """As the scheduler says it: the workers of all jobs in the queue."""
         there = [name for name, worker in self.workers.items() if worker.job_id in self.states]
         return {
             "workers": {f"tls://{name}": {"name": name, "resources": {}} for name in there if name not in self.silent}

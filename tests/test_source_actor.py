@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 
-from steering.campaign import ChunkArrived, DecisionSuggested, PredictionReady, ScanRevisited, SourceEnded
+from steering.campaign import ChunkArrived, DecisionSuggested, PredictionReady, ScanRevisited, SourceEnded, Steer
 from steering.inference import Predictor
 from steering.policies import SpaceFilling
 from steering.ptychography import zone_plate
@@ -48,7 +48,8 @@ async def measured(tmp_path, *names):
     await predictor.start()
     await actor.start(predictor)
     where = tuple(map(tuple, np.tile(source.candidates[:FRAMES], (len(names), 1)).tolist()))
-    await actor.apply(DecisionSuggested(time=0.0, positions=where, reasons=("why",) * len(where)), 1)
+    decision = DecisionSuggested(time=0.0, positions=where, reasons=("why",) * len(where))
+    await actor.apply(Steer(decision, None, id=1))
     events = []
     while not any(isinstance(event, SourceEnded) for event in events):
         events += await actor.events()

@@ -100,7 +100,7 @@ def on_gpus(workers: dict[str, dict[str, Any]], gpus: Sequence[str]) -> dict[str
     return workers
 
 
-def _workers(ranks: int, apart: bool) -> dict[str, dict[str, Any]]:
+def _workers(ranks: int, apart: bool = False) -> dict[str, dict[str, Any]]:
     roles: dict[str, tuple[dict[str, float], int]] = {f"trainer-{k}": ({TRAINER: 1}, 1) for k in range(ranks)}
     roles["inference"] = ({INFERENCE: 1}, 1)
     if apart:

@@ -50,7 +50,7 @@ def silent(folder: RunFolder, quiet: bool) -> Iterator[None]:
 
 def left_nothing(folder: RunFolder) -> bool:
     """Whether a workflow has written neither an event nor a figure: it found nothing to do, or has to come later."""
-    untouched = {"status", "started", "pid", "host"}
+    untouched = {"status", "identity", "started", "pid", "host"}
     return not folder.events() and set(folder.summary()) <= untouched
 
 

@@ -330,6 +330,14 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
             "left_out": metrics.left_out,
             "from_outside": external_figures(metrics.outside, metrics.too_late),
         },
+        **_kept(metrics),
+        "total_s": time.time() - metrics.begun,
+    }
+
+
+def _kept(metrics: Metrics) -> dict[str, Any]:
+    """What checkpoints cost, and what was lost in spite of them."""
+    return {
         "checkpoint": {
             "number": metrics.checkpoints,
             "bytes": metrics.checkpoint_bytes,
@@ -340,7 +348,6 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
             "frames_lost": dict(metrics.lost),
             "frame_ids_lost": metrics.lost_ids,
         },
-        "total_s": time.time() - metrics.begun,
     }
 
 

@@ -147,10 +147,8 @@ class SimulatedBeamline:
         self.travel_s = 0.0
         """Seconds of travel to the positions queued so far."""
         self._here: NDArray[np.float64] | None = None
-        self._in_beam = 0
-        self._next_id = 0
-        self._asked = 0
-        """Positions so far: each brings one frame, and their order is that of the ids."""
+        self._in_beam = self._next_id = self._asked = 0
+        """The last: positions so far; each brings one frame, and their order is that of the ids."""
         self._first_id = 0
         """Of the frames in `_measured`."""
         self._measured = array("d")
