@@ -135,6 +135,7 @@ def _rows(
                 yield from runs
                 continue
             if follower.over or time.monotonic() - changed > where.quiet_s:
+                follower.refuse_unread()
                 return
             yield None, []
             stopped.wait(_POLL_S)
@@ -152,6 +153,8 @@ class _Follower:
         self._patience = min(where.quiet_s, _PATIENCE_S)
         self._torn: float | None = None
         """Since when the file cannot be read."""
+        self._error: Exception | None = None
+        """And why."""
         self._next = 0
         """After the last row that was there."""
         self._holes: dict[int, float] = {}
@@ -170,7 +173,7 @@ class _Follower:
             except (OSError, RuntimeError, KeyError, ValueError) as error:
                 self._endure(error)
                 return []
-            self._torn = None
+            self._torn = self._error = None
             if not runs and not self.over and time.monotonic() - self._shared.opened > _OPEN_S:
                 with contextlib.suppress(OSError):
                     self._shared.reopen()
@@ -188,18 +191,23 @@ class _Follower:
     def _endure(self, error: Exception) -> None:
         """The writer lays the file out, or was between two writes, or the file must be opened anew."""
         now = time.monotonic()
-        self._torn = self._torn or now
+        self._torn, self._error = self._torn or now, error
         if now - self._torn > self._patience:
-            if isinstance(error, ValueError):
-                raise error
-            raise OSError(
-                f"{self._shared.path}: found a file that cannot be followed ({error}), expected one in SWMR mode: its "
-                "writer must set swmr_mode, on a local disk"
-            ) from error
+            self.refuse_unread()
         self._generation = -1
         if now - self._shared.opened > _REOPEN_S:
             with contextlib.suppress(OSError):
                 self._shared.reopen()
+
+    def refuse_unread(self) -> None:
+        """Raise what has kept the file from being read, where it is not read now: a scan that ends so had no end."""
+        if isinstance(self._error, ValueError):
+            raise self._error
+        if self._error is not None:
+            raise OSError(
+                f"{self._shared.path}: found a file that cannot be followed ({self._error}), expected one in SWMR "
+                "mode: its writer must set swmr_mode, on a local disk"
+            ) from self._error
 
     def _look(self) -> list[tuple[int, list[NDArray]]]:
         finished = self._read_finished()  # before the rows: what was written before it is seen after it
