@@ -32,7 +32,7 @@ from pictures.inference import inference_picture
 from steering.clusters import local
 from steering.inference import Engine, Predictor, PredictorSettings
 from steering.inference.backends import REFERENCE, Slot
-from steering.inference.engine import timed
+from steering.inference.engine import run as run_slot, timed
 from steering.inference.evaluate import patch_phase_error
 from steering.learning import Loop, Place, Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
@@ -127,11 +127,11 @@ def slots(engine: Engine) -> dict[str, Slot]:
 
 def errors(ready: dict[str, Slot], frames: Frames) -> dict[str, float]:
     """Phase error of each backend on frames that were never trained on, over that of plain float32."""
-    counts = torch.from_numpy(frames.counts[~frames.taught].astype(np.float32))
+    counts = torch.from_numpy(frames.counts[~frames.taught].astype(np.float32)).to(next(iter(ready.values())).device)
     weight = patch_weight(frames.probe, frames.patches.shape[-1])
     found = {}
     for name, slot in ready.items():
-        patches = torch.cat([torch.polar(*slot(part)).clone() for part in counts.split(64)]).numpy()
+        patches = torch.cat([torch.polar(*slot(part)).clone() for part in counts.split(64)]).cpu().numpy()
         found[name] = float(patch_phase_error(patches, frames.patches[~frames.taught], weight).mean())
     return {name: error / found[REFERENCE.name] for name, error in found.items()} | {
         "float32_rad": found[REFERENCE.name]
@@ -140,12 +140,18 @@ def errors(ready: dict[str, Slot], frames: Frames) -> dict[str, float]:
 
 def speeds(ready: dict[str, Slot], frames: Frames, options: argparse.Namespace) -> dict[str, Any]:
     """Frames per second by batch and backend, latency at batch 1, and FLOP/s of matrix products: medians of turns."""
-    products = {str(d).removeprefix("torch."): torch.rand(SIDE, SIDE).to(d) for d in (torch.float32, torch.bfloat16)}
+    device = next(iter(ready.values())).device
+    side = SIDE if device.type == "cpu" else 8 * SIDE
+    kinds = (torch.float32, torch.bfloat16)
+    products = {str(kind).removeprefix("torch."): torch.rand(side, side, device=device).to(kind) for kind in kinds}
     rates: dict[str, dict[str, float]] = {}
     peaks: dict[str, list[float]] = {name: [] for name in products}
     latency: dict[str, dict[str, float]] = {}
+    host: dict[str, dict[str, float]] = {}
     for batch in options.batches:
-        counts = torch.from_numpy(np.resize(frames.counts, (batch, *frames.counts.shape[1:])).astype(np.float32))
+        whole = np.resize(frames.counts, (batch, *frames.counts.shape[1:]))
+        counts = torch.from_numpy(whole.astype(np.float32)).to(device)
+        host[str(batch)] = from_host(ready, whole, frames.patches.shape[-1], options.repeats)
         times: dict[str, list[float]] = {name: [] for name in ready}
         turns = options.repeats * (20 if batch == 1 else 1)
         for turn in range(turns + 1):
@@ -156,15 +162,35 @@ def speeds(ready: dict[str, Slot], frames: Frames, options: argparse.Namespace) 
             for name, matrix in products.items() if batch > 1 else ():
                 begun = time.perf_counter()
                 matrix @ matrix
-                peaks[name].append(2 * SIDE**3 / (time.perf_counter() - begun))
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                peaks[name].append(2 * side**3 / (time.perf_counter() - begun))
         rates[str(batch)] = {name: batch / float(np.median(values)) for name, values in times.items()}
         if batch == 1:
             latency = {name: percentiles(1e3 * np.array(values)) for name, values in times.items()}
     return {
         "frames_per_s": rates,
+        "from_host_per_s": host,
         "latency_ms": latency,
         "peak_flops": {name: float(np.median(values)) for name, values in peaks.items()},
     }
+
+
+def from_host(ready: dict[str, Slot], counts: NDArray, patch: int, repeats: int) -> dict[str, float]:
+    """Frames per second from uint16 counts (n, N, N) to patches, both in the host's memory, by backend on a GPU."""
+    if next(iter(ready.values())).device.type == "cpu":
+        return {}
+    frames = torch.zeros(counts.shape, dtype=torch.int16, pin_memory=True)
+    out = torch.zeros(len(counts), patch, patch, dtype=torch.complex64, pin_memory=True)
+    found = {}
+    for name, slot in ready.items():
+        times = []
+        for _ in range(repeats + 2):
+            begun = time.perf_counter()
+            run_slot(slot, counts, frames, out)
+            times.append(time.perf_counter() - begun)
+        found[name] = len(counts) / float(np.median(times[2:]))
+    return found
 
 
 def percentiles(values: NDArray) -> dict[str, float]:
@@ -263,7 +289,7 @@ async def live(folder: Path, network: Network, frames: Frames, options: argparse
         probe=frames.probe,
         policy=SpaceFilling(frames.position),
         store=folder,
-        settings=PredictorSettings(compiled=options.compiled),
+        settings=PredictorSettings(compiled=options.compiled, device=options.device),
         frame_rate=options.rate,
     )
     await me.start()
@@ -351,13 +377,13 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     ready: dict[str, dict[str, Slot]] = {}
     for kind in (ProbeFirst, PtychoNN):
         network = trained(kind, frames, options)
-        ready[kind.__name__] = slots(Engine(network, compiled=options.compiled, measure_s=0.2))
+        ready[kind.__name__] = slots(Engine(network, compiled=options.compiled, measure_s=0.2, device=options.device))
         flops = flops_of(network)
         measured = speeds(ready[kind.__name__], frames, options)
         at1, at64 = (summed_up(measured, batch, flops) for batch in (1, 64))
         at64["phase_error_over_float32"] = {"simulated": errors(ready[kind.__name__], frames)}
         if real is not None:
-            on_real = slots(Engine(trained(kind, real, options), compiled=False, measure_s=0))
+            on_real = slots(Engine(trained(kind, real, options), compiled=False, measure_s=0, device=options.device))
             at64["phase_error_over_float32"]["recorded"] = errors(on_real, real)
         figures["networks"][kind.__name__] = {"flops_per_frame": flops, **measured, "batch1": at1, "batch64": at64}
         print(f"{kind.__name__}: {at64['best']} {at64['best_over_eager']:.2f} x eager at batch 64,", end=" ")
@@ -390,5 +416,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-compiled", dest="compiled", action="store_false", help="leave out compiled backends and ONNX Runtime"
     )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where is predicted (auto)")
     parser.add_argument("--no-training", dest="training", action="store_false", help="leave out the part beside ranks")
     return parser.parse_args(arguments)

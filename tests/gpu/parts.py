@@ -52,9 +52,20 @@ def parts(out: Path, kind: str) -> list[Part]:
     quick = ("--repeats", "2", "--fraction", "0.02") if tiny else ("--repeats", "30", "--fraction", "0.5")
     overlap = ("--repeats", "2" if tiny else "20", "--workload", "reconstruction")
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x" if tiny else "-rA", "tests/gpu")
-    rates = ("batch1.frames_per_s", "batch64.frames_per_s", "batch64.share_of_peak", "frame_to_decision_ms", "chosen")
+    rates = (
+        *("networks.ProbeFirst.from_host_per_s", "batch1.frames_per_s", "batch64.frames_per_s"),
+        *("batch64.share_of_peak", "frame_to_decision_ms", "chosen"),
+    )
+        "networks.ProbeFirst.from_host_per_s",
+        "batch1.frames_per_s",
+        "batch64.frames_per_s",
+        "batch64.share_of_peak",
+        "frame_to_decision_ms",
+        "chosen",
+    )
     rehearsal = ("image.step_over_raw", "ptycho.step_over_raw", "ptycho.host.step_over_raw")
     ratios = ("reconstruction.er_over_same_work", "reconstruction.exposed_wait_ms", "devices")
+    refine = (sys.executable, "tests/gpu/refine.py", str(out / "refine"), device[1], "20" if tiny else "516")
     return [
         Part("tests", pytest, 100),
         Part("campaign", workflow("simulated_drift:campaign", out, *device, *frames), 75, ("errors", "versions")),
@@ -62,7 +73,7 @@ def parts(out: Path, kind: str) -> list[Part]:
         Part("rehearsal", workflow("bench_rehearsal:rehearsal", out, *device, *quick), 60, ("device", *rehearsal)),
         Part("overlap-1", workflow("bench_overlap:overlap-1", out, *device, *overlap, "--ranks", "1"), 45, ratios),
         Part("overlap-2", workflow("bench_overlap:overlap-2", out, *device, *overlap, "--ranks", "2"), 45, ratios),
-        Part("refine", (sys.executable, "tests/gpu/refine.py", str(out / "refine"), device[1]), 45, ("figures",)),
+        Part("refine", refine, 45, ("figures",)),
     ]
 
 

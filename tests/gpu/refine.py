@@ -22,6 +22,7 @@ from steering.records import Field
 def main() -> None:
     """Seconds for 1, 10 and 30 passes, and the correlation with the truth after each."""
     out, device = Path(sys.argv[1]), find_device(sys.argv[2] if len(sys.argv) > 2 else "auto")
+    frames = int(sys.argv[3]) if len(sys.argv) > 3 else 516
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     window, reach = 128, 150.0
@@ -29,7 +30,7 @@ def main() -> None:
     y, x = np.mgrid[: canvas.shape[0], : canvas.shape[1]] / 12
     truth = np.exp(1j * np.sign(np.sin(y) * np.cos(1.3 * x + 0.2 * y))).astype(np.complex64)
     probe = zone_plate(window, 90.0, counts=1e6)
-    where = rng.uniform(-reach, reach, (516, 2))
+    where = rng.uniform(-reach, reach, (frames, 2))
     counts = rng.poisson(simulate(truth, probe, canvas, where)).astype(np.uint16)
     found = {}
     for passes in (1, 10, 30):
