@@ -53,9 +53,6 @@ def parts(out: Path, kind: str) -> list[Part]:
     overlap = ("--repeats", "2" if tiny else "20", "--workload", "reconstruction")
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x" if tiny else "-rA", "tests/gpu")
     rates = (
-        *("networks.ProbeFirst.from_host_per_s", "batch1.frames_per_s", "batch64.frames_per_s"),
-        *("batch64.share_of_peak", "frame_to_decision_ms", "chosen"),
-    )
         "networks.ProbeFirst.from_host_per_s",
         "batch1.frames_per_s",
         "batch64.frames_per_s",
