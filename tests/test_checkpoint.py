@@ -219,7 +219,7 @@ def test_a_disk_slower_than_the_inserts_costs_the_checkpoint_and_nothing_else():
 
 @pytest.mark.slow
 def test_the_benchmark_runs_and_keeps_its_keys(tmp_path):
-    quick = ["--mib", "1", "2", "--checkpoints", "2", "--quiet", "2"]
+    quick = ["--mib", "1", "2", "--checkpoints", "2", "--steps", "2"]
     assert main(["run", "workflows/bench_checkpoint.py", "--out", str(tmp_path / "run"), *quick]) == 0
     figures = RunFolder(tmp_path / "run").summary()["checkpoint"]
     assert figures["stall_ms"]["p50"] <= figures["stall_ms"]["p99"]

@@ -209,14 +209,14 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench_checkpoint.py")
     parser.add_argument("--mib", type=int, nargs="+", default=[16, 1024], help="sizes of a rank's buffer (16 1024)")
     parser.add_argument("--checkpoints", type=int, default=40, help="of each size (40)")
-    parser.add_argument("--quiet", type=int, default=30, help="steps without a checkpoint before each (30)")
+    parser.add_argument("--steps", type=int, default=30, help="steps without a checkpoint before each (30)")
     parser.add_argument("--earlier", action="store_true", help="also run the demo, and from it again")
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample of these runs (1100)")
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found = {
-        f"mib_{mib}": stall(folder.path / "checkpoints", mib, options.checkpoints, options.quiet) for mib in options.mib
+        f"mib_{mib}": stall(folder.path / "checkpoints", mib, options.checkpoints, options.steps) for mib in options.mib
     }
     stalls = {f"{mib} MiB per rank": np.array(found[f"mib_{mib}"].pop("stalls_ms")) for mib in options.mib}
     folder.write_file("picture.png", stalls_picture(stalls))

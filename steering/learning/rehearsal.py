@@ -198,6 +198,8 @@ class Rehearsal(Joinable):
         """Wait for this step's representatives and write them into rows start, start + 1, ...; None: not at all."""
         if self._exchange is None:
             raise RuntimeError("found no exchange, expected `connect` before the first step")
+        if fields is not None:  # the identity is not stored with a sample: of stored ones the field has no meaning
+            fields = {name: value for name, value in fields.items() if name != self.identity}
         with group_errors(f"rank {self.rank}, in the exchange of step {self.step},"):
             self.delivered = self._exchange.finish(fields, start)
         self.step += 1

@@ -85,7 +85,7 @@ class SourceActor:
         else:
             if hasattr(self.source, "again"):
                 await asyncio.to_thread(self._keep_again, self.source, point)
-            await self.go_on(self.source, point)
+            await self._go_on(point)
         self._reporting = asyncio.create_task(self._report_streams())
 
     async def position(self) -> dict[str, Any]:
@@ -128,10 +128,14 @@ class SourceActor:
         """Another source, as it was made, takes the place of the one that fails, and hands out what that would have."""
         self._turns += 1  # whatever the other one still says is not heard
         await asyncio.to_thread(_closed, self.source)
-        self.source, self._dropped = source, 0
+        self.source = source
+        await self._go_on(point)
+
+    async def _go_on(self, point: GoOn) -> None:
+        self._dropped = 0
         self._visits = Visits(point.scans)
         arrived = {i for ids in point.handed.values() for i in ids}
-        await asyncio.to_thread(source.resume, point.position, arrived)
+        await asyncio.to_thread(self.source.resume, point.position, arrived)
         self._applied = point.applied
         for steer in point.decisions:
             self._apply(steer)

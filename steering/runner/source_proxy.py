@@ -53,7 +53,8 @@ class Known:
 class SourceProxy:
     """Asks the source's actor, whichever it is by now.
 
-    A source that has `position` and `resume` (see the contract, `Source`) is opened again where it raises, is silent
+    A source that has `position` and `resume` (see the contract, `Source`) is opened again where it raises OSError or
+    EOFError, as what is outside fails (any other error is one of the data or of the code, and ends the run), is silent
     for `silent_s` although positions are due, or is lost with its worker: a new one, as it was made, goes on from the
     newest position, with the decisions since then; ids of frames that have arrived are not handed out again. Where it
     has `again` too, it gives the frames of scans that are not saved yet once more, for a predictor that may be lost
@@ -260,6 +261,8 @@ class SourceProxy:
 
     async def _open_again(self, failed: SourceFailed) -> None:
         """Have a new source go on, after a rest. Raises the failure where that is not possible."""
+        if not isinstance(failed.error, OSError | EOFError):
+            raise failed.error
         self._failures += 1
         if not self._reopens and failed.silent:
             return  # it may come back by itself
