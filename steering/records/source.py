@@ -58,9 +58,9 @@ class Source(Protocol):
         """Measure what decisions ask for; yield chunks, each made by `make_chunk`, until the scans end. Called once.
 
         A chunk belongs to one scan, whose name it carries; another name begins another scan. Frame ids are unique in a
-        run. An exception ends the run with its message, unless the source can go on elsewhere (it has `position` and
-        `resume`): then, after a rest, a new copy of it goes on from where this one was, and so where no frame comes for
-        `Experiment.silent_s` although some are due, or the worker is lost. Nothing of it need be done by the source.
+        run. An exception ends the run with its message. Where the source can go on elsewhere (it has `position` and
+        `resume`), OSError and EOFError, by which what is outside fails, do not: after a rest a new copy of it goes on
+        from where this one was, and so where no frame comes for `Experiment.silent_s` although positions are due.
         """
 
     def apply(self, decision: Decision) -> NDArray[np.float64] | None:
