@@ -204,9 +204,11 @@ def test_another_protocol_is_refused_by_name():
     socket = context.socket(zmq.PUSH)
     port = socket.bind_to_random_port("tcp://127.0.0.1")
     consumer = Consumer(source(streams_at(f"dectris://127.0.0.1:{port}", f"zmq://127.0.0.1:{port}?y=y&x=x")))
-    for _ in range(4):  # two clients there get half of them each
+    end = time.monotonic() + 60
+    while consumer.is_alive():  # two clients there get half of them each, once both are there
+        assert time.monotonic() < end
         socket.send(b'{"htype":"dheader-1.0","series":6}')
-    consumer.over()
+        consumer.join(0.05)
     context.destroy(linger=0)
     assert "frames: found Dectris stream1 (dheader-1.0), expected stream2" in str(consumer.error)
 

@@ -81,7 +81,7 @@ def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
         os.kill(client.run(os.getpid, workers=[home])[home], signal.SIGKILL)
         figures = run.result()
     change = told(folder, "GroupChanged")[0]
-    assert (change["lost"], change["ranks"]) == ([0], 1)
+    assert (change["lost"], change["ranks"]) == ([0], 1 + len(change["joined"]))
     candidates = [event for event in told(folder, "CandidateReady") if event["time"] > change["time"]]
     assert candidates
     assert all(event["error"] is not None for event in candidates)  # the frames to judge by are still there

@@ -26,13 +26,13 @@ import torch.distributed as dist
 import xarray as xr
 from numpy.typing import NDArray
 from skimage import data
-from torch.utils.flop_counter import FlopCounterMode
 
+from measures.rates import flops_of, from_host, percentiles
 from pictures.inference import inference_picture
 from steering.clusters import local
 from steering.inference import Engine, Predictor, PredictorSettings
 from steering.inference.backends import REFERENCE, Slot
-from steering.inference.engine import run as run_slot, timed
+from steering.inference.engine import timed
 from steering.inference.evaluate import patch_phase_error
 from steering.learning import Loop, Place, Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
@@ -174,36 +174,6 @@ def speeds(ready: dict[str, Slot], frames: Frames, options: argparse.Namespace) 
         "latency_ms": latency,
         "peak_flops": {name: float(np.median(values)) for name, values in peaks.items()},
     }
-
-
-def from_host(ready: dict[str, Slot], counts: NDArray, patch: int, repeats: int) -> dict[str, float]:
-    """Frames per second from uint16 counts (n, N, N) to patches, both in the host's memory, by backend on a GPU."""
-    if next(iter(ready.values())).device.type == "cpu":
-        return {}
-    frames = torch.zeros(counts.shape, dtype=torch.int16, pin_memory=True)
-    out = torch.zeros(len(counts), patch, patch, dtype=torch.complex64, pin_memory=True)
-    found = {}
-    for name, slot in ready.items():
-        times = []
-        for _ in range(repeats + 2):
-            begun = time.perf_counter()
-            run_slot(slot, counts, frames, out)
-            times.append(time.perf_counter() - begun)
-        found[name] = len(counts) / float(np.median(times[2:]))
-    return found
-
-
-def percentiles(values: NDArray) -> dict[str, float]:
-    """The 50th and the 99th."""
-    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 99)}
-
-
-def flops_of(network: Network) -> int:
-    """Floating-point operations for one frame in convolutions and matrix products; FFTs are not counted."""
-    window = network.hyperparameters["window"]
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.ones(1, window, window))
-    return counter.get_total_flops()
 
 
 def summed_up(measured: dict[str, Any], batch: int, flops: int) -> dict[str, Any]:

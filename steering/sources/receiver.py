@@ -174,9 +174,9 @@ class Receiver:
                 self._begin(name, record)
             case Ended():
                 with self._turn:
-                    self._last |= record.last
-                    if name != FRAMES:
+                    if name != FRAMES:  # before anybody may take the scan for finished
                         self._refuse_other_samples(name, record.frames)
+                    self._last |= record.last
                     self._joiner.end(name, self._ordinal[name], now, record.frames)
                     self._turn.notify_all()
             case Unreadable():

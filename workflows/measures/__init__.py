@@ -1,0 +1,1 @@
+"""What several workflows measure in the same way."""
