@@ -133,10 +133,10 @@ def write_for_ever(begun, folder):
     log = EventLog(folder)
     for n in itertools.count():
         log.append({"event": "Tick", "n": n, "filler": "x" * 5000})
-        if n == 100:
-            begun.set()
         if n % 100 == 0:
             log.flush()
+        if n == 100:
+            begun.set()
 
 
 @pytest.mark.slow

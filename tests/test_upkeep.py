@@ -168,8 +168,11 @@ def test_killed_and_frozen_ranks_are_replaced_and_a_frozen_one_does_no_harm(tmp_
             pid, begun = process_of(client, name), time.time()
             os.kill(pid, harm)
             until(lambda t=begun: [e for e in of(folder, GroupChanged, t) if e.joined], run)
-            lost, joined = of(folder, GroupChanged, begun)[:2]
-            assert (len(lost.lost), lost.ranks) == (1, 2)
+            changes = of(folder, GroupChanged, begun)
+            joined = next(
+                change for change in changes if change.joined
+            )  # where cores are busy it is one change for both
+            assert sum(len(change.lost) for change in changes[: changes.index(joined) + 1]) == 1
             assert (joined.joined, joined.ranks) == ((2,), 3)
             [gone] = of(folder, WorkerLost, begun)
             assert (gone.worker, gone.silent) == (name, harm == signal.SIGSTOP)
