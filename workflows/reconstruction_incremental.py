@@ -224,5 +224,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     unknown = set(options.strategies.split(",")) - set(fitting)
     if unknown:
-        parser.error(f"found strategies {sorted(unknown)}, expected some of {', '.join(fitting)}, which need no classes")
+        parser.error(f"found strategies {sorted(unknown)}, expected some of {', '.join(fitting)}")
     return options

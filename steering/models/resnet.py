@@ -1,7 +1,7 @@
 """ResNet-18 and ResNet-50, the usual references of continual learning on images.
 
-Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv 1512.03385). In the bottleneck blocks
-of ResNet-50 the stride is in the convolution of 3 x 3, as in Goyal et al., arXiv 1706.02677.
+Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv 1512.03385). In the bottleneck
+blocks of ResNet-50 the stride is in the convolution of 3 x 3, as in Goyal et al., arXiv 1706.02677.
 """
 
 from __future__ import annotations
