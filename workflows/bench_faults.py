@@ -1,13 +1,13 @@
 """Random faults on a running campaign: what is noticed, how fast it goes on, and whether anything is lost or repeated.
 
-    steering run workflows/bench_faults.py [--faults 100] [--first 0] [--seed 0] [--ranks 3] [--only KINDS] [--targets T]
+    steering run workflows/bench_faults.py [--faults 100] [--first 0] [--seed 0] [--ranks 3] [--only K] [--targets T]
     steering run --out DIR workflows/bench_faults.py --merge RUN RUN ...
 
 A campaign measures endless scans; scheduler, driver, runner, source, predictor, label worker and every rank have a
 process, and where the system allows it a network, of their own. Faults come one after the other in an order drawn with
 the seed, each at a random moment after a random kind of event, as soon as the campaign trains and predicts again after
-the one before and is complete. `--first` goes on with a later part of the same order, in a campaign of its own; `--merge`
-puts the parts together.
+the one before and is complete. `--first` goes on with a later part of the same order, in a campaign of its own;
+`--merge` puts the parts together.
 
 Kinds: kill (SIGKILL), stop (SIGSTOP, and SIGCONT once the campaign goes on), cut (its network is taken away, and comes
 back once the campaign goes on), stall (code that holds the interpreter lock for ten seconds), disk (the run's disk is

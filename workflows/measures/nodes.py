@@ -1,8 +1,8 @@
 """A cluster on this machine of which every part can be harmed alone: a process for the scheduler, and for each worker a
 node of its own, a nanny and the worker that it forks, where the system allows it in a network of its own.
 
-`Nodes` starts and harms it; run as a script, this module is the process that forks all others, so that torch is imported
-once.
+`Nodes` starts and harms it; run as a script, this module is the process that forks all others, so that torch is
+imported once.
 """
 
 import asyncio
