@@ -1,16 +1,27 @@
 """Which device a process takes, and that no result of a collective that failed is used."""
 
+import datetime
+import threading
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from steering.learning.group import backend, is_of_group, settle
-from steering.learning.loop import Tally
+from steering.learning import group
+from steering.learning.buffer import RehearsalBuffer
+from steering.learning.channel import Channel, Messages
+from steering.learning.clock import Clock
+from steering.learning.exchange import _Flight
+from steering.learning.group import GroupLost, backend, is_of_group, settle
+from steering.learning.loop import Loop, Tally
 from steering.learning.rows import on_device
+from steering.learning.staging import Staging
+from steering.learning.strategies import STRATEGIES
 from steering.ptychography.device import find_device, free_local_rank, local_ranks
+from tests.test_strategies import SMALL, classification, give
 
 
 @pytest.fixture
@@ -113,6 +124,158 @@ def test_what_never_ends_is_given_up_at_the_deadline():
     event = Event(10**9)
     with pytest.raises(dist.DistBackendError, match="not done after 0 s"):
         settle(event, [], deadline=0, pause=0)
+
+
+class Aborted(Collective):
+    """A backend of a group that was given up: it has no error of its own, and what it had under way looks done."""
+
+    def __init__(self, event):
+        super().__init__(event, 10**9)
+        self.by = []
+
+    def _group_start(self):
+        self.by.append("start")
+
+    def _group_end(self):
+        self.by.append("end")
+
+    def abort(self):
+        self.by.append(threading.current_thread().name)
+        self.event.left = 0
+
+
+def test_a_rank_that_waits_for_a_frozen_one_is_freed_from_another_thread(monkeypatch):
+    event = Event(10**9)
+    frozen = Aborted(event)
+    monkeypatch.setattr(group, "_nccl", [frozen])
+    threading.Timer(0.05, group.abandon).start()
+    try:
+        with pytest.raises(dist.DistBackendError, match="given up") as raised:
+            settle(event, [frozen], deadline=60)
+    finally:
+        group.leave()
+    assert is_of_group(raised.value)
+    for thread in threading.enumerate():
+        if thread.name == "abort NCCL":
+            thread.join()
+    assert frozen.by == ["start", "abort NCCL", "end"]
+    settle(Event(0), [], deadline=60)  # the next group is not given up
+
+
+def ready(kind="er"):
+    """A loop that has taken some steps, and what is to be loaded in the next."""
+    objective, network, samples = classification()
+    loop = Loop(network, STRATEGIES[kind](objective), SMALL)
+    loop.connect(None)
+    loop.prepare({name: value[0] for name, value in samples(1).items()})
+
+    def load(n, out):
+        give(samples(n, seed=loop.steps), out)
+
+    loop.run(5, load)
+    return loop, load
+
+
+def weights_of(loop):
+    return torch.cat([p.detach().flatten() for p in loop.network.parameters()])
+
+
+def holds_after(loop, load, error):
+    """That a step which fails raises GroupLost and leaves weights, buffer and step as they were."""
+    before, stored = weights_of(loop).clone(), loop.buffer.seen
+    with pytest.raises(GroupLost, match=error):
+        loop.run(1, load)
+    assert torch.equal(weights_of(loop), before)
+    assert (loop.buffer.seen, loop.steps) == (stored, 5)
+
+
+def test_no_gradient_of_a_collective_that_failed_reaches_the_weights(monkeypatch):
+    loop, load = ready()
+    event = Event(3)
+    failed = Collective(event, 2)
+    failed.options = SimpleNamespace(_timeout=datetime.timedelta(seconds=60))
+    loop._nccl = [failed]
+    monkeypatch.setattr(loop, "_come_to", lambda: event)
+    holds_after(loop, load, "REMOTE_ERROR")
+
+
+class FailedWork:
+    """An exchange whose other end is gone."""
+
+    def wait(self):
+        raise dist.DistBackendError("found a peer that has closed its connection")
+
+
+def test_an_exchange_whose_wait_fails_changes_nothing():
+    loop, load = ready()
+    exchange = loop.rehearsal._exchange
+    nothing = torch.zeros(0, dtype=torch.uint8)
+    broken = Messages(nothing, nothing, [0], [0], 40, None, _work=FailedWork())
+    exchange._channel, exchange._flights[0] = Channel(None), _Flight(5, np.zeros(0, np.int64), [0], None, broken)
+    holds_after(loop, load, "closed its connection")
+
+
+def test_what_is_staged_on_its_way_to_a_gpu_trains_and_is_stored_as_what_is_loaded_there():
+    (plain, load), (staged, load_staged) = (ready("derpp") for _ in range(2))
+    fields = {name: (tuple(value.shape[1:]), value.dtype) for name, value in plain._ring.next().items()}
+    plain._ring.next()
+    loaded = {name: fields[name] for name in staged._loaded}
+    staged._staging = Staging(loaded, SMALL.batch, torch.device("cpu"))
+    assert plain.run(9, load).losses == staged.run(9, load_staged).losses
+    assert torch.equal(weights_of(plain), weights_of(staged))
+    stored = [loop.buffer.state().packed().tensors for loop in (plain, staged)]
+    assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
+
+
+def test_staged_rows_stay_until_the_one_after_next():
+    staging = Staging({"x": ((2,), torch.uint16)}, 4, torch.device("cpu"))
+    out, kept = {"x": torch.zeros(6, 2, dtype=torch.uint16)}, []
+    for number in (1, 2, 3):
+        kept.append(staging.fill(lambda n, rows, number=number: rows["x"].fill_(number), 3, out))
+        assert out["x"].int().sum(1).tolist() == [2 * number] * 3 + [0] * 3
+    assert [int(rows["x"][0, 0]) for rows in kept] == [3, 2, 3]
+
+
+class Moment:
+    """An event of a GPU that is ten times as far as the one before."""
+
+    made: ClassVar = []
+
+    def __init__(self):
+        self.made.append(self)
+        self.at, self.reached = 10.0 ** len(self.made), False
+
+    def synchronize(self):
+        for each in self.made:
+            each.reached = each.at <= self.at or each.reached
+
+    def elapsed_time(self, other):
+        assert self.reached
+        assert other.reached
+        return other.at - self.at
+
+
+def test_parts_of_a_step_are_timed_by_the_gpu_and_read_when_it_has_come_there(monkeypatch):
+    monkeypatch.setattr(Moment, "made", [])
+    tally = Tally(clock=Clock(torch.device("cpu"), mark=Moment))
+    tally.clock.start()
+    for part in ("load", "wait", "train", "load", "wait"):
+        tally.lap(part)
+    assert not tally.seconds
+    tally.settle()
+    tally.settle()
+    assert dict(tally.seconds) == pytest.approx({"load": 0.09 + 90, "wait": 0.9 + 900, "train": 9.0})
+    assert tally.waits == pytest.approx([0.9, 900])
+
+
+def test_a_buffer_on_the_host_leaves_the_gpus_of_its_machine_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pinned = []
+    monkeypatch.setattr(torch, "empty", lambda *sizes, pin_memory=False, **named: pinned.append(pin_memory))
+    buffer = RehearsalBuffer(10_000)
+    buffer.insert({"x": torch.zeros(4, 5)}, torch.zeros(4, dtype=torch.int64))
+    assert buffer.nbytes <= buffer.budget_bytes
+    assert pinned == []
 
 
 def test_losses_are_read_when_a_round_is_over():

@@ -27,7 +27,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from skimage import data
 
-from measures.rates import flops_of, from_host, percentiles
+from measures.rates import flops_of, from_host, pcie_limit, percentiles
 from pictures.inference import inference_picture
 from steering.clusters import local
 from steering.inference import Engine, Predictor, PredictorSettings
@@ -148,10 +148,12 @@ def speeds(ready: dict[str, Slot], frames: Frames, options: argparse.Namespace) 
     peaks: dict[str, list[float]] = {name: [] for name in products}
     latency: dict[str, dict[str, float]] = {}
     host: dict[str, dict[str, float]] = {}
+    limit: dict[str, float | None] = {}
     for batch in options.batches:
         whole = np.resize(frames.counts, (batch, *frames.counts.shape[1:]))
         counts = torch.from_numpy(whole.astype(np.float32)).to(device)
         host[str(batch)] = from_host(ready, whole, frames.patches.shape[-1], options.repeats)
+        limit[str(batch)] = pcie_limit(device, whole, frames.patches.shape[-1], options.repeats)
         times: dict[str, list[float]] = {name: [] for name in ready}
         turns = options.repeats * (20 if batch == 1 else 1)
         for turn in range(turns + 1):
@@ -171,6 +173,7 @@ def speeds(ready: dict[str, Slot], frames: Frames, options: argparse.Namespace) 
     return {
         "frames_per_s": rates,
         "from_host_per_s": host,
+        "pcie_limit_per_s": limit,
         "latency_ms": latency,
         "peak_flops": {name: float(np.median(values)) for name, values in peaks.items()},
     }

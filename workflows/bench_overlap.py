@@ -77,7 +77,7 @@ def measure(place: Place, workload: str, repeats: int, device: str) -> dict[str,
         "er": loop_of(place, group, workload, ER, device),
         "incremental_b": loop_of(place, group, workload, Incremental, device),
     }
-    pool = {name: value.to(there) for name, value in WORKLOADS[workload](place.rank)[2].items()}
+    pool = WORKLOADS[workload](place.rank)[2]
     turn = np.random.default_rng(place.rank)
 
     def load(n: int, out: dict[str, torch.Tensor]) -> None:

@@ -92,7 +92,8 @@ def learn(place: Place, images: Images, name: str, options: argparse.Namespace, 
     optimiser = torch.optim.SGD(network.parameters(), options.learning_rate, momentum=0.9, weight_decay=5e-4)
     loop = Loop(network, strategy, settings, rank=place.rank, optimiser=optimiser)
     loop.connect(place.join(device=loop.device))
-    images = Images(**{name: value.to(loop.device) for name, value in vars(images).items()})
+    there = {name: value.to(loop.device) for name, value in vars(images).items() if name.startswith("test")}
+    images = Images(**{**vars(images), **there})
     # Ranks draw their own augmentations; weights, made above, are alike.
     torch.manual_seed(seed + 1 + place.rank)
     total, accuracies, seconds = Tally(), [], 0.0
@@ -124,7 +125,7 @@ def train(loop: Loop, images: Images, pool: torch.Tensor, place: Place, options:
     epochs = Epochs(len(pool), seed=loop.settings.seed, rank=place.rank, ranks=place.ranks)
 
     def load(n: int, out: dict[str, torch.Tensor]) -> None:
-        chosen = pool[torch.from_numpy(epochs.take(n)).to(loop.device)]
+        chosen = pool[torch.from_numpy(epochs.take(n))]
         torch.index_select(images.train, 0, chosen, out=out["image"][:n])
         torch.index_select(images.train_label, 0, chosen, out=out["label"][:n])
         out["stratum"][:n] = out["label"][:n]

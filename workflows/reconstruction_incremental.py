@@ -165,12 +165,12 @@ def as_fields(task: Task, stratum: int) -> dict[str, torch.Tensor]:
 
 def train(loop: Loop, parts: list[dict[str, torch.Tensor]], place: Place, options: argparse.Namespace) -> Tally:
     """So many passes over the samples of these tasks."""
-    whole = {name: torch.cat([part[name] for part in parts]).to(loop.device) for name in parts[0]}
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     count = len(whole["stratum"])
     epochs = Epochs(count, seed=options.seed, rank=place.rank, ranks=place.ranks)
 
     def load(n: int, out: dict[str, torch.Tensor]) -> None:
-        rows = torch.from_numpy(epochs.take(n)).to(loop.device)
+        rows = torch.from_numpy(epochs.take(n))
         for name, value in whole.items():
             torch.index_select(as_rows(value), 0, rows, out=as_rows(out[name][:n]))  # torch cannot select from uint16
 

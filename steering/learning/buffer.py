@@ -31,7 +31,9 @@ class RehearsalBuffer:
         budget_bytes: what the stored samples and their bookkeeping (56 bytes each, the stratum included) may take.
         policy: what is kept, see the module's docstring.
         seed: of the decisions what to keep; give each rank its own.
-        device: where samples are stored. Memory on the host is pinned where there is CUDA.
+        device: where samples are stored. The host's memory is not pinned: what a GPU is sent of it is gathered first,
+            into a few pinned rows, so that the storage is as large as the budget says and a rank without a GPU leaves
+            those of its machine alone.
     """
 
     def __init__(
@@ -351,9 +353,9 @@ class RehearsalBuffer:
         self.capacity = capacity
 
     def _empty(self, size: int) -> Tensor:
-        """Memory of so many bytes: of the GPU, or of the host, where a GPU's copies want it pinned."""
-        if self.device.type != "cpu" or torch.cuda.is_available():
-            return torch.empty(size, dtype=torch.uint8, device=self.device, pin_memory=self.device.type == "cpu")
+        """Memory of so many bytes."""
+        if self.device.type != "cpu":
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
         # numpy asks the system for huge pages, torch does not: rows far apart are then found a tenth faster.
         return torch.from_numpy(np.empty(size, np.uint8))
 

@@ -114,7 +114,7 @@ class Exchange:
             self._flights.append(_Flight(step, slots, [0], slots[:0], None))
             return
         if not self._room:
-            self._introduce(self._channel.group, self._channel.device)
+            self._introduce(self._channel.group)
         keys = self.fills.keys
         plan = draw(self.fills.counts, self.fills.seen, self.r, self._step_rng.of_step(step), mode=self.mode)
         mine = plan.owner == self.rank
@@ -235,20 +235,23 @@ class Exchange:
         header[HEAD : HEAD + news.size] = news.ravel()
         return header
 
-    def _introduce(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        """Announce all fills to every rank, and check that all ranks draw with the same settings."""
+    def _introduce(self, group: dist.ProcessGroup) -> None:
+        """Announce all fills to every rank, and check that all ranks draw with the same settings.
+
+        Over gloo, also where samples travel by NCCL: there the host would wait for a rank that is lost unseen.
+        """
         strata = self.buffer.strata
         strata.touch_all()
-        room = torch.tensor([max(strata.touched, FEW)], device=device)
+        room = torch.tensor([max(strata.touched, FEW)])
         dist.all_reduce(room, dist.ReduceOp.MAX, group=group)
         mark = zlib.crc32(f"{self.r} {self.seed} {self.mode}".encode())
-        header = torch.from_numpy(self._header(mark, int(room))).to(device)
+        header = torch.from_numpy(self._header(mark, int(room)))
         headers = [torch.empty_like(header) for _ in range(self.ranks)]
         dist.all_gather(headers, header, group=group)
         marks = [int(other[0]) for other in headers]
         if len(set(marks)) > 1:
             raise ValueError(f"found ranks {marks} with different r, seed or mode of sampling, expected one for all")
-        self._learn(mark, [other.cpu().numpy() for other in headers])
+        self._learn(mark, [other.numpy() for other in headers])
         self._room = FEW
 
     def _learn(self, mark: int, headers: list[np.ndarray]) -> None:

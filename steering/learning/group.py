@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -123,6 +124,7 @@ class Place:
         )
         exchange = dist.new_group(timeout=wait)
         _of_group.update(_sockets().items() - before.items())
+        _nccl[:] = [each for group in (None, exchange) if (each := nccl_of(group, torch.device(device))) is not None]
         return exchange
 
     def _sealed(self, meeting: dist.Store) -> dist.Store:
@@ -150,14 +152,38 @@ def _sockets() -> dict[int, str]:
 
 
 def abandon() -> None:
-    """Shut down the connections to the other ranks, from any thread: a collective that waits for a rank which is frozen
-    or cut off raises at once, and not at its deadline. The group is still to be left. NCCL's connections stay."""
+    """Give up the connections to the other ranks, from any thread: a collective that waits for a rank which is frozen
+    or cut off raises at once, and not at its deadline. The group is still to be left.
+
+    gloo's connections are shut down; NCCL's collectives are aborted by a thread of their own, for that may take as long
+    as the collective that it ends.
+    """
+    if _nccl:
+        _abandoned.set()
+        threading.Thread(target=_abort, args=(list(_nccl),), name="abort NCCL", daemon=True).start()
     for descriptor, name in list(_of_group):
         with suppress(OSError):
             if os.readlink(f"/proc/self/fd/{descriptor}") == name:
                 with socket.socket(fileno=os.dup(descriptor)) as connection:
                     connection.getpeername()  # raises where it listens: gloo ends the process if that is shut down
                     connection.shutdown(socket.SHUT_RDWR)
+
+
+_nccl: list[Any] = []
+"""The backends of the present groups that are NCCL."""
+_abandoned = threading.Event()
+"""The present group was given up: what its collectives have left on a GPU is garbage, although it looks done."""
+
+
+def _abort(backends: Sequence[Any]) -> None:
+    """End what these backends have under way. All of them at once: one would wait for what another has on the GPU."""
+    try:
+        backends[0]._group_start()
+        for each in backends:
+            each.abort()
+        backends[0]._group_end()
+    except Exception:  # whoever waits is ended by the deadline then
+        logger.exception("found a group of NCCL that could not be aborted")
 
 
 def import_all() -> None:
@@ -205,6 +231,8 @@ def leave() -> None:
     What holds the group (DDP, an exchange, the frames of a traceback) must be dropped before; else it stays open.
     """
     _of_group.clear()
+    _nccl.clear()
+    _abandoned.clear()
     if not dist.is_initialized():
         return
     gc.collect()
@@ -221,10 +249,14 @@ def _prepare_nccl() -> None:
     """Settings that NCCL and torch read when the first group with it is made.
 
     By default torch ends the process in which a collective of NCCL fails: a lost rank would take all others with it.
-    With 2 it aborts the collective and leaves the process alone; `settle` raises. The second: two groups are used
-    from one thread, and NCCL is told that the order of their launches is the same on all ranks.
+    With 2 it aborts the collective and leaves the process alone; `settle` raises. Before that torch's watchdog would
+    sleep four times as long as it waits for a dump of what was under way, a minute, and its monitor ends a process
+    whose group is still there some minutes after it failed: neither is for ranks that are to go on. The last: two
+    groups are used from one thread, and NCCL is told that the order of their launches is the same on all ranks.
     """
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "2"
+    os.environ["TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"] = "0"
+    os.environ["TORCH_NCCL_ENABLE_MONITORING"] = "0"
     os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
 
 
@@ -253,6 +285,8 @@ def settle(event: Waitable, backends: Sequence[Collectives], *, deadline: float,
     while True:
         done = event.query()
         found = [name for each in backends if (name := each.get_error().name) != "SUCCESS"]
+        if _abandoned.is_set():
+            found.append("a rank that was given up")
         if found:
             raise dist.DistBackendError(f"found {', '.join(found)} in a collective, expected all ranks to take part")
         if done:
@@ -291,6 +325,19 @@ def broadcast_bytes(data: bytes, source: int) -> bytes:
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     dist.broadcast(buffer, source)
     return data if mine else buffer.numpy().tobytes()
+
+
+def broadcast_tensor(tensor: torch.Tensor, source: int) -> None:
+    """Write into the tensor what rank `source` of the default group has in its own.
+
+    By way of the host, also from GPU to GPU: what NCCL has left there when a rank was lost meanwhile would be garbage
+    that nobody was told of.
+    """
+    there = tensor.detach().cpu()
+    dist.broadcast(there, source)
+    if there.data_ptr() != tensor.data_ptr():
+        with torch.no_grad():
+            tensor.copy_(there)
 
 
 def exchange_bytes(to_each: Sequence[bytes]) -> list[bytes]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +15,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from steering.learning.buffer import RehearsalBuffer
-from steering.learning.group import broadcast_bytes, deadline_of, group_errors, nccl_of, settle
+from steering.learning.clock import Clock
+from steering.learning.group import Waitable, broadcast_bytes, deadline_of, group_errors, nccl_of, settle
 from steering.learning.minibatch import Fields, Minibatch, Ring, Specification
 from steering.learning.rehearsal import Rehearsal
+from steering.learning.rows import IDENTITY, STRATUM
 from steering.learning.settings import TrainerSettings
+from steering.learning.staging import Load, Staging
 from steering.learning.strategies import Strategy
+from steering.learning.strategies.contract import Loss
 from steering.learning.training_state import Packed, capture, digest, restore
 from steering.ptychography.device import find_device
 
 PARTS = ("load", "train", "populate", "augment", "wait")
-Load = Callable[[int, Fields], None]
-"""Write that many new samples into the first rows of these tensors."""
+_SETTLED = 256
+"""Steps after which losses and times of a GPU are read, so that they do not pile up in a long run."""
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Tally:
     """Seconds that each step waited for representatives."""
     _losses: list[torch.Tensor] = field(default_factory=list)
     """Of the newest steps, which `settle` reads."""
+    clock: Clock = field(default_factory=lambda: Clock(torch.device("cpu")))
+    """Of the device that the steps are taken on."""
 
     @property
     def loss(self) -> float:
@@ -63,21 +67,24 @@ class Tally:
     def add(self, loss: torch.Tensor) -> None:
         """Count the loss () of a step. One on a GPU stays there, for reading it would make the host wait."""
         self._losses.append(loss)
+        if len(self._losses) >= _SETTLED:
+            self.settle()
 
     def settle(self) -> None:
-        """Read the losses that were counted."""
+        """Read the losses and times that were counted."""
         if self._losses:
             self.losses += torch.stack(self._losses).tolist()
             self._losses = []
+        self.clock.settle(self._spend)
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Count the time inside."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.perf_counter() - start  # type: ignore[assignment]
+    def lap(self, part: str) -> None:
+        """What came since the last call, or since `clock.start`, was this part of a step."""
+        self.clock.lap(part, self._spend)
+
+    def _spend(self, part: str, seconds: float) -> None:
+        self.seconds[part] += seconds  # type: ignore[assignment]
+        if part == "wait":
+            self.waits.append(seconds)
 
 
 class Loop:
@@ -134,6 +141,8 @@ class Loop:
         """It was connected before, or restored: its state counts more than that of loops which were not."""
         self._module: nn.Module | None = None
         self._ring: Ring | None = None
+        self._staging: Staging | None = None
+        """Where new samples are loaded on their way to a GPU."""
         self._loaded: tuple[str, ...] = ()
 
     @property
@@ -163,7 +172,8 @@ class Loop:
             with warnings.catch_warnings():
                 # The argument's new name is not known to the torch of many clusters yet.
                 warnings.simplefilter("ignore", FutureWarning)
-                self._module = DistributedDataParallel(self.network, broadcast_buffers=False)
+                # No init_sync: all have the same weights already, and it would wait for the GPU unseen by `settle`.
+                self._module = DistributedDataParallel(self.network, broadcast_buffers=False, init_sync=False)
         found = None if group is None else nccl_of(None, self.device)
         self._nccl = [] if found is None else [found]
         if self.settings.precision == "bfloat16":
@@ -220,7 +230,11 @@ class Loop:
         if self._ring is None:
             self._loaded = tuple(example)
             rows = self.settings.batch + self.settings.representatives
-            self._ring = Ring(self._fields(example), rows, self.device)
+            fields = self._fields(example)
+            self._ring = Ring(fields, rows, self.device)
+            if self.device.type == "cuda":
+                loaded = {name: fields[name] for name in self._loaded}
+                self._staging = Staging(loaded, self.settings.batch, self.device)
         self.rehearsal.prefetch()
 
     def _fields(self, example: Fields) -> Specification:
@@ -241,7 +255,7 @@ class Loop:
         Raises GroupLost where a rank is gone, and what network, strategy or `load` raise, as they raise it. Weights,
         buffer and optimiser are then as after the last whole step.
         """
-        tally = Tally()
+        tally = Tally(clock=Clock(self.device))
         for _ in range(steps):
             with group_errors(f"rank {self.rank}, at step {self.steps},"):
                 self._step(load, tally)
@@ -250,43 +264,65 @@ class Loop:
 
     def _step(self, load: Load, tally: Tally) -> None:
         """Load, wait, start the exchange of a later step, loss, backward, step, populate."""
-        b, ring = self.settings.batch, self._ring
+        b, ring, staging = self.settings.batch, self._ring, self._staging
         if ring is None:
             raise RuntimeError("found no example of a sample, expected `prepare` before the first step")
-        with tally.timed("load"):
-            fields = ring.next()
+        tally.clock.start()
+        fields = ring.next()
+        if staging is None:
             load(b, fields)
+            on_host: Fields = {}
+        else:
+            on_host = staging.fill(load, b, fields)
+        tally.lap("load")
         delivered = 0
         if self.strategy.rehearses:
-            before = tally.seconds["wait"]
-            with tally.timed("wait"):
-                arrived = self.rehearsal.finish(fields, b)
-            tally.waits.append(tally.seconds["wait"] - before)
+            arrived = self.rehearsal.finish(fields, b)
+            tally.lap("wait")
             delivered = arrived.count
             tally.representatives += arrived.count
             tally.remote += arrived.remote
-            with tally.timed("augment"):
-                self.rehearsal.prefetch()
+            self.rehearsal.prefetch()
+            tally.lap("augment")
         minibatch = Minibatch({name: value[: b + delivered] for name, value in fields.items()}, new=b)
-        with tally.timed("train"):
-            self.optimiser.zero_grad(set_to_none=True)
-            loss = self.strategy.gradient(self._trained, minibatch)
-            if self._nccl:  # no garbage of a collective that failed may reach the weights
-                backward = torch.cuda.Event()
-                backward.record(torch.cuda.current_stream(self.device))
-                settle(backward, self._nccl, deadline=deadline_of(self._nccl[0]))
-            if self.settings.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
-            if self.settings.schedule is not None:
-                self._set_rate(self.settings.schedule(self.steps))
-            self.optimiser.step()
-            tally.add(loss.value.detach())
-        with tally.timed("populate"), torch.no_grad():
+        loss = self._learn(minibatch)
+        tally.add(loss.value.detach())
+        tally.lap("train")
+        with torch.no_grad():
             new = {name: fields[name][:b] for name in self._loaded}
             kept = self.strategy.remember(new, loss.outputs)
             if kept is not None:
-                self.rehearsal.store(kept)
+                self.rehearsal.store(self._nearest(kept, new, on_host))
+        tally.lap("populate")
         self.steps += 1
+
+    def _learn(self, minibatch: Minibatch) -> Loss:
+        """One step of the optimiser."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.strategy.gradient(self._trained, minibatch)
+        if self._nccl:  # no garbage of a collective that failed may reach the weights
+            settle(self._come_to(), self._nccl, deadline=deadline_of(self._nccl[0]))
+        if self.settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
+        if self.settings.schedule is not None:
+            self._set_rate(self.settings.schedule(self.steps))
+        self.optimiser.step()
+        return loss
+
+    def _come_to(self) -> Waitable:
+        """What is done when the GPU has come to where the host is."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _nearest(self, kept: Fields, new: Fields, on_host: Fields) -> Fields:
+        """What is to be stored, where storing it makes the host wait least: fields that the strategy keeps as they were
+        loaded are there on the host too, and the numbers that decide what is kept are read there."""
+        wanted = {STRATUM, IDENTITY} if self.buffer.device.type == "cuda" else set(on_host)
+        return {
+            name: on_host[name] if name in wanted and name in on_host and value is new.get(name) else value
+            for name, value in kept.items()
+        }
 
     @property
     def _trained(self) -> nn.Module:

@@ -311,13 +311,11 @@ class Rank:
         if self._probe is not None and self._probe.probe is not None:
             self.network.optics.set(self._probe.probe, self._probe.mask)
             self._probe = None
-        if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
+        if not bool(torch.stack([torch.isfinite(p).all() for p in self.network.parameters()]).all()):
             self._return_to_served()  # the ranks' weights are equal: all come here, or none
         # Labels may have reached the ranks at different times; rank 0's optics hold for all.
-        dist.broadcast(self.network.optics.probe, 0)
-        bad = self.network.optics.bad.to(torch.uint8)
-        dist.broadcast(bad, 0)
-        self.network.optics.bad.copy_(bad)
+        group.broadcast_tensor(self.network.optics.probe, 0)
+        group.broadcast_tensor(self.network.optics.bad.view(torch.uint8), 0)
         self._loop.prepare(self.samples.example())
 
     @torch.no_grad()
@@ -326,7 +324,7 @@ class Rank:
         if self.rank == 0:
             self.network.load_state_dict(self.served.state_dict())
         for weight in self.network.parameters():
-            dist.broadcast(weight, 0)
+            group.broadcast_tensor(weight, 0)
         self._loop.optimiser.state.clear()
 
     @torch.no_grad()

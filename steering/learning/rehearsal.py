@@ -29,7 +29,7 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.buffer_state import BufferState, reshard
 from steering.learning.exchange import Delivered, Exchange
-from steering.learning.group import group_errors
+from steering.learning.group import group_errors, nccl_of
 from steering.learning.insertion import Policy
 from steering.learning.minibatch import Minibatch, Ring, Specification
 from steering.learning.rows import IDENTITY, STRATUM
@@ -67,7 +67,7 @@ class Rehearsal(Joinable):
     look_ahead: int = 1
     """Steps that an exchange is started before it is needed; more than 1 where a step is shorter than an exchange."""
     storage: str = "cpu"
-    """Where samples are stored: `cpu` (pinned where there is CUDA) or a GPU, such as `cuda:0`."""
+    """Where samples are stored: `cpu` or a GPU, such as `cuda:0`."""
     seed: int = 0
     """Of the draws, the same on every rank; with the rank, of what the local buffer keeps."""
     deadline: float = 1800.0
@@ -224,8 +224,9 @@ class Rehearsal(Joinable):
         group = None
         if self._grouped:
             wait = datetime.timedelta(seconds=self.deadline)
-            # NCCL cannot send what is on the CPU.
-            group = dist.new_group(timeout=wait, backend="gloo" if device.type == "cpu" else None)
+            # NCCL cannot send what is on the CPU, where ranks introduce themselves, whatever the default group speaks.
+            nccl = device.type == "cuda" and nccl_of(None, device) is not None
+            group = dist.new_group(timeout=wait, backend="cpu:gloo,cuda:nccl" if nccl else "gloo")
         self.connect(group, step=self.step, device=device)
 
     def _room(self, batch: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ _NUMPY = frozenset(
     {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32}
     | {torch.int64, torch.float32, torch.float64, torch.complex64, torch.complex128}
 )
+_BLOCK_BYTES = 2**22  # that leave a GPU at once
 LONG_ROW = 2048  # bytes from which a loop of plain copies costs no more than a gather through a temporary
 
 
@@ -110,8 +111,11 @@ class Rows:
         if rows.device == self.tensor.device:
             source, rows = _widest(self.tensor, rows)
             torch.index_select(source, 0, index, out=rows)
-        else:
-            rows.copy_(self.tensor.index_select(0, index))
+            return
+        most = max(1, _BLOCK_BYTES // max(1, self.width))
+        for first in range(0, len(slots), most):  # so that a copy of all of a buffer needs no second one on the GPU
+            part = slice(first, first + most)
+            rows[part].copy_(self.tensor.index_select(0, index[part]))
 
     def read(self, slots: np.ndarray, out: np.ndarray) -> None:
         """Copy the rows of `slots` (int64, ascending) to `out`, uint8 (n, width), complete on return; from any thread.
@@ -149,9 +153,12 @@ class Rows:
                 for slot, row in zip(slots.tolist(), chosen.tolist(), strict=True):
                     self._host[slot] = rows[row]
             return
-        source = as_rows(samples)
-        if not whole:
-            source = source.index_select(0, on_device(chosen, source.device))
+        if samples.is_cpu and self.tensor.is_cuda:
+            source = torch.empty((len(chosen), self.width), dtype=torch.uint8, pin_memory=True)
+            host_rows(samples).take(chosen, 0, source.numpy(), "clip")
+        else:
+            source = as_rows(samples)
+            source = source if whole else source.index_select(0, on_device(chosen, source.device))
         storage, source = _widest(self.tensor, source.to(self.tensor.device, non_blocking=True))
         storage.index_copy_(0, on_device(slots, storage.device), source)
 

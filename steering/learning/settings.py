@@ -76,7 +76,7 @@ class TrainerSettings:
     """Where networks are trained: `auto`, a GPU where the rank sees one; `cpu`; or `cuda`. Ranks speak NCCL where each
     has a GPU of its own, gloo elsewhere."""
     buffer_device: str = "cpu"
-    """Where samples are stored: `cpu` (pinned where there is CUDA), or `cuda` for the memory of the rank's GPU."""
+    """Where samples are stored: `cpu`, or `cuda` for the memory of the rank's GPU."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.representatives < 0 or not 0 <= self.candidates <= self.batch:

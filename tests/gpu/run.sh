@@ -18,13 +18,17 @@ cd "$here" || exit 1
 
 wheels=$here/.gpu-wheels
 python=${PYTHON:-python3}
-if ! "$python" -c 'import dask, distributed, zarr, hypothesis, matplotlib, pytest_timeout' 2>/dev/null; then
+if ! "$python" -c 'import dask, distributed, zarr, hypothesis, matplotlib, pytest_timeout, xdist' 2>/dev/null; then
     # A folder and no environment: the machine's own torch and numpy must be found beside it.
     target=$(mktemp -d)
     "$python" -m pip install --quiet --no-index --no-deps --target "$target" "$wheels"/*.whl >"$out/wheels.log" 2>&1 ||
         { echo "the wheels in $wheels could not be installed, see $out/wheels.log" >&2; exit 1; }
     export PYTHONPATH=$target${PYTHONPATH:+:$PYTHONPATH}
 fi
+for data in shared/data ../shared/data; do
+    [ -n "${STEERING_DATA:-}" ] || [ ! -d "$data" ] || STEERING_DATA=$(cd "$data" && pwd)
+done
+[ -z "${STEERING_DATA:-}" ] || export STEERING_DATA
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 export OMP_NUM_THREADS=1 MPLBACKEND=Agg
 exec "$python" tests/gpu/parts.py "$out" "$kind"

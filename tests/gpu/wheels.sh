@@ -10,5 +10,5 @@ mkdir -p "$here/.gpu-wheels"
     -c "$here/constraints.txt" -d "$here/.gpu-wheels" \
     dask distributed zarr numcodecs cloudpickle toolz tblib msgpack zict sortedcontainers tornado pyyaml locket click \
     fsspec partd jinja2 markupsafe donfig google-crc32c urllib3 importlib-metadata zipp matplotlib contourpy cycler \
-    fonttools kiwisolver pyparsing hypothesis pytest-timeout
+    fonttools kiwisolver pyparsing hypothesis pytest-timeout pytest-xdist execnet
 du -sh "$here/.gpu-wheels"

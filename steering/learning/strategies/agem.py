@@ -39,8 +39,9 @@ class AGEM(Strategy):
 @torch.no_grad()
 def _project(gradient: list[torch.Tensor], reference: list[torch.Tensor]) -> None:
     """Take from the gradient, in place, its component against the reference."""
-    along = sum(((g * r).sum() for g, r in zip(gradient, reference, strict=True)), torch.tensor(0.0))
-    size = sum(((r * r).sum() for r in reference), torch.tensor(0.0))
-    if along < 0 and size > 0:
-        for g, r in zip(gradient, reference, strict=True):
-            g.sub_(r * (along / size))
+    along = torch.stack([(g * r).sum() for g, r in zip(gradient, reference, strict=True)]).sum()
+    size = torch.stack([(r * r).sum() for r in reference]).sum()
+    # On a GPU a choice by `if` would make the host wait for the whole step.
+    part = torch.where((along < 0) & (size > 0), along / size, torch.zeros_like(along))
+    for g, r in zip(gradient, reference, strict=True):
+        g.sub_(r * part)
