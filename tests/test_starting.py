@@ -1,5 +1,9 @@
 """Laws of runs that start from others: they predict from the first frame, and add to what was learnt before."""
 
+import fcntl
+import subprocess
+import sys
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -13,9 +17,11 @@ from steering.learning.buffer_file import read_buffer
 from steering.models import ModelStore, ProbeFirst
 from steering.runner import RunFolder, run
 from steering.runner.start import origin_of
+from tests.command_line import WORKFLOWS
 from tests.test_runner import experiment, told
 
 pytestmark = pytest.mark.slow
+ROOT = WORKFLOWS.parent
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +98,79 @@ def test_a_memory_holds_what_runs_have_added(runs, capsys):
     assert "samples taken out" in capsys.readouterr().out
     assert [one.run for one in Memory(memory).held()] == [folders["third"].identity]
     assert folders["third"].summary()["left_behind"]["memory_samples"] > 0
+
+
+NIGHTLY = WORKFLOWS / "nightly.py"
+
+
+def night(out, *words, capsys, code=0):
+    """What a nightly run in this process says, and complains of."""
+    assert main(["run", "--out", str(out), str(NIGHTLY), *map(str, words)]) == code
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def held(lock):
+    """Whether a process holds a lock."""
+    try:
+        with open(lock, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_of_two_nights_at_once_one_works_and_a_third_finds_nothing_new(runs, tmp_path, capsys, monkeypatch):
+    """In cron's environment and another working folder; the runs that the memory lacks are taken in."""
+    folders, memory = runs
+    base, elsewhere = memory.parent, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    taken = Memory(memory).contents().runs
+    environment = {"HOME": "/", "LOGNAME": "root", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", "PYTHONPATH": str(ROOT)}
+    words = ["run", "--quiet", "--out", "first", NIGHTLY, base, "--epochs", "10"]
+    command = [sys.executable, "-m", "steering.cli", *map(str, words)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        while not held(base / f".{memory.name}.nightly.lock"):
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.02)
+        _, complained = night("second", base, capsys=capsys, code=75)
+        assert "found another nightly run at work there" in complained
+        said = first.communicate(timeout=300)
+    assert (first.returncode, *said) == (0, "", "")
+    found = RunFolder("first").summary()
+    assert found["night"]["published"], found["night"]
+    matrix, scans = found["forgetting_matrix"], set(found["errors_by_scan"])
+    assert list(matrix) == ["in service", "this night"]
+    assert np.mean(list(matrix["this night"].values())) < np.mean(list(matrix["in service"].values()))
+    names = {name: folder.identity for name, folder in folders.items()}
+    assert set(Memory(memory).contents().runs) == set(names.values()) > set(taken)
+    assert {scan.rpartition("/")[0] for scan in scans} == {names["second"], names["third"], names["other"]}
+    assert found["judged_by_samples_of_the_memory"] == []
+    store = ModelStore(memory / "models")
+    assert (store.newest(), store.describe(0).trained_on.keys()) == (0, scans)
+    assert Memory(memory).contents().version["steps"] == store.describe(0).steps > 0
+    before = {path: path.stat().st_mtime_ns for path in memory.iterdir()}
+    said, complained = night("third", base, "--epochs", 10, capsys=capsys)
+    assert "nothing is new since the last night, which published version 0" in said
+    assert complained == ""
+    assert {path: path.stat().st_mtime_ns for path in memory.iterdir()} == before
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["first"]
+    assert (elsewhere / "first" / "forgetting.png").is_file()
+
+
+def test_a_model_that_is_worse_is_not_published_and_runs_begin_with_the_one_before(runs, tmp_path, capsys):
+    _, memory = runs
+    before = Memory(memory).contents()
+    said, _ = night(tmp_path / "run", memory, "--from-scratch", "--epochs", 0.1, "--ranks", 1, capsys=capsys)
+    assert "not published: it is worse than the model in service on" in said
+    assert Memory(memory).contents() == before
+    assert ModelStore(memory / "models").newest() == 0
+    found = RunFolder(tmp_path / "run").summary()
+    assert list(found["forgetting_matrix"]) == ["night 0", "in service", "this night"]
+    assert found["forgetting_matrix"]["night 0"] == found["forgetting_matrix"]["in service"]
+    assert min(scan["forgotten"] for scan in found["errors_by_scan"].values()) > 0
+    said, _ = night(tmp_path / "again", memory, "--from-scratch", "--epochs", 0.1, "--ranks", 1, capsys=capsys)
+    assert "nothing is new since the last night, which published nothing: it is worse" in said

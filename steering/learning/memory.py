@@ -22,9 +22,13 @@ from typing import Any
 from steering.learning.buffer import BOOKKEEPING
 from steering.learning.buffer_file import read_buffer, write_state
 from steering.learning.buffer_state import BufferState, merge, thin, without
+from steering.learning.checkpoint import write_training
 from steering.learning.identity import WHOLE
-from steering.learning.origin import Origin
+from steering.learning.origin import Origin, own_held_out
+from steering.learning.samples import Row, evenly
+from steering.learning.samples_file import read_samples, write_held_out
 from steering.learning.tensor_file import sync_folder
+from steering.learning.training_state import Packed
 
 FORMAT = "steering-memory 1"
 INDEX = "memory.json"
@@ -33,7 +37,9 @@ BUDGET = 4 * 2**30
 _PATIENCE_S = 600.0
 """How long one waits for another that is writing."""
 _MOST_INDEX = 16 * 2**20
-_PATTERNS = ("samples-", "weights-")
+_PATTERNS = ("samples-", "weights-", "held-out-")
+_HELD_SHARE = 8
+"""Held-out frames may take one byte for so many of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,8 @@ class Contents:
     budget_bytes: int = BUDGET
     samples: str | None = None
     """File of the samples; None: there are none."""
+    held_out: str | None = None
+    """File of frames that no run has trained on, by which models are judged; None: there are none."""
     weights: str | None = None
     """File of model and optimiser, of the run that ended last."""
     version: Mapping[str, Any] | None = None
@@ -120,9 +128,29 @@ class Memory:
             state = self._thinned(state, before.budget_bytes)
             weights = self._copied(origin) if origin.weights is not None else before.weights
             version = version if origin.weights is not None else before.version
-            changes = {"version": version, "runs": (*(r for r in before.runs if r != run), run)}
-            self._write(before, state, weights=weights, **changes)
+            changes = {"version": version, "runs": (*(r for r in before.runs if r != run), run), "weights": weights}
+            held_out = {**self._held_out(before), **own_held_out(origin)}
+            self._write(before, state, held_out, **changes)
             return len(state)
+
+    def serve(self, packed: Packed, version: Mapping[str, Any], *, instead_of: str | None) -> bool:
+        """Have runs begin with this model from now on, and with the same samples as before.
+
+        packed: weights and optimiser as a checkpoint holds them. instead_of: file of the weights that it was compared
+        with; where others have come since, nothing is changed, and False is returned. Raises as `add` does.
+        """
+        with self._locked():
+            before = self.contents()
+            if before.weights != instead_of:
+                return False
+            name = f"weights-{secrets.token_hex(8)}.safetensors"
+            write_training(self.path / name, packed)
+            self._become(replace(before, weights=name, version=version))
+            return True
+
+    def held_out(self) -> dict[str, dict[int, Row]]:
+        """Frames that no run has trained on, by scan (RUN/SCAN) and frame id. Raises as `contents` does."""
+        return self._held_out(self.contents())
 
     def held(self) -> list[Held]:
         """The samples by scan, oldest first. Raises as `contents` does."""
@@ -167,7 +195,7 @@ class Memory:
                 known = ", ".join(f"{one.run}/{one.scan}" for one in (meant or names).values()) or "none at all"
                 raise ValueError(f"found {len(meant)} scans {scan!r} in {self.path}, expected one of: {known}")
             left = without(state, set(meant))
-            self._write(before, left, removed=(*before.removed, *meant), weights=before.weights)
+            self._write(before, left, self._held_out(before), removed=(*before.removed, *meant))
             return len(state) - len(left)
 
     def keep(self, budget_bytes: int) -> int:
@@ -176,7 +204,7 @@ class Memory:
             before = self.contents()
             state = self._state(before, stack)
             thinned = None if state is None else self._thinned(state, budget_bytes)
-            self._write(before, thinned, weights=before.weights, budget_bytes=budget_bytes)
+            self._write(before, thinned, self._held_out(before), budget_bytes=budget_bytes)
             return 0 if thinned is None else len(thinned)
 
     def _state(self, contents: Contents, stack: ExitStack) -> BufferState | None:
@@ -194,17 +222,35 @@ class Memory:
         capacity = max(1, budget // _sample_bytes(state)) if state.layout is not None else 0
         return thin(replace(state, policy="reservoir"), capacity)
 
-    def _write(self, before: Contents, state: BufferState | None, *, weights: str | None, **changes: Any) -> None:
-        """Write the samples, then the index in one step, then remove what nobody needs."""
-        samples = None
+    def _held_out(self, contents: Contents) -> dict[str, dict[int, Row]]:
+        if contents.held_out is None:
+            return {}
+        scans = read_samples(self.path / contents.held_out).scans
+        return {name: scan.held_out for name, scan in scans.items()}
+
+    def _write(
+        self, before: Contents, state: BufferState | None, held_out: dict[str, dict[int, Row]], **changes: Any
+    ) -> None:
+        """Write samples and held-out frames, then the index in one step, then remove what nobody needs."""
+        after, samples, held = replace(before, **changes), None, None
         if state is not None and len(state):
             samples = f"samples-{secrets.token_hex(8)}.safetensors"
             write_state(state, self.path / samples)
-        after = replace(before, samples=samples, weights=weights, **changes)
+        left = {
+            name: rows
+            for name, rows in held_out.items()
+            if rows and int(next(iter(rows.values()))["stratum"]) not in after.removed
+        }
+        if left:
+            held = f"held-out-{secrets.token_hex(8)}.safetensors"
+            write_held_out(evenly(left, after.budget_bytes // _HELD_SHARE), self.path / held)
+        self._become(replace(after, samples=samples, held_out=held))
+
+    def _become(self, after: Contents) -> None:
         _write_index(self.path / INDEX, after)
         for path in self.path.iterdir():
             ours = path.name.startswith(_PATTERNS) or path.name.startswith(f".{INDEX}.")
-            if ours and path.name not in (after.samples, after.weights):
+            if ours and path.name not in (after.samples, after.held_out, after.weights):
                 path.unlink(missing_ok=True)
 
     def _copied(self, origin: Origin) -> str:
@@ -303,7 +349,7 @@ def _contents(data: bytes, path: Path) -> Contents:
                 f"found {path} of format {str(found.get('format'))[:50]!r}, expected {FORMAT!r}: use the version of "
                 "steering that wrote it, or another folder"
             )
-        names = [found["samples"], found["weights"]]
+        names = [found["samples"], found["weights"], found.get("held_out")]
         version, removed, runs = found["version"], found["removed"], found["runs"]
         fits = all(n is None or (isinstance(n, str) and n.startswith(_PATTERNS) and "/" not in n) for n in names)
         fits = fits and type(found["budget_bytes"]) is int and found["budget_bytes"] > 0
@@ -319,6 +365,7 @@ def _contents(data: bytes, path: Path) -> Contents:
         budget_bytes=found["budget_bytes"],
         samples=names[0],
         weights=names[1],
+        held_out=names[2],
         version=version,
         runs=tuple(runs),
         removed=tuple(removed),

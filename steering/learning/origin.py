@@ -14,7 +14,7 @@ from steering.learning.buffer_file import read_buffer
 from steering.learning.buffer_state import BufferState, merge, reshard
 from steering.learning.loop import Loop
 from steering.learning.restore import OtherNetwork, read_training
-from steering.learning.samples import ScanSamples
+from steering.learning.samples import Row, ScanSamples
 from steering.learning.samples_file import read_samples
 from steering.learning.tensor_file import inside
 from steering.learning.training_state import Packed, restore
@@ -112,15 +112,20 @@ def _check_fits(state: BufferState, network: nn.Module) -> None:
             )
 
 
+def own_held_out(origin: Origin) -> dict[str, dict[int, Row]]:
+    """Held-out frames of the origin's own scans, under the names RUN/SCAN. Raises OSError, ValueError for damage."""
+    if not origin.samples:
+        return {}
+    scans = read_samples(inside(origin.folder, origin.samples[0])).scans  # every rank has all that are held out
+    own = {name: scan.held_out for name, scan in scans.items() if "/" not in name and scan.held_out}
+    return {f"{origin.run}/{name}": rows for name, rows in own.items()}
+
+
 def earlier_held_out(origins: Sequence[Origin]) -> dict[str, ScanSamples]:
     """Held-out frames of the runs started from, under the names RUN/SCAN."""
     found: dict[str, ScanSamples] = {}
     for origin in origins:
-        for name in origin.samples[:1]:  # every rank has all that are held out
-            scans = read_samples(inside(origin.folder, name)).scans
-            for scan, held in scans.items():
-                if held.held_out and "/" not in scan:
-                    found[f"{origin.run}/{scan}"] = ScanSamples(held_out=held.held_out)
+        found |= {scan: ScanSamples(held_out=rows) for scan, rows in own_held_out(origin).items()}
     return dict(list(found.items())[-_EARLIER:])
 
 

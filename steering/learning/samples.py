@@ -96,6 +96,10 @@ class ScanSamples:
     over: bool = False
 
 
+KEPT_BYTES = 32 * 2**20
+"""Of held-out frames of all scans that are over together: earlier runs' models and later ones are judged by them."""
+
+
 class NoSamples(ValueError):
     """A rank has no sample to train on. Ranks train together or not at all, so all raise it."""
 
@@ -161,12 +165,17 @@ class Samples:
         self.scan = scan
 
     def end(self, scan: str) -> None:
-        """Drop the frames of a scan."""
+        """Drop the frames of a scan, but for some that are held out: runs that start from this one are judged by them.
+
+        All scans that are over have `KEPT_BYTES` for them, each as much as another.
+        """
         ended = self.scans.setdefault(scan, ScanSamples())
         if not ended.over:
             ended.over = True
             ended.train.clear()
-            ended.held_out.clear()
+            over = {name: one.held_out for name, one in self.scans.items() if one.over and "/" not in name}
+            for name, kept in evenly(over, KEPT_BYTES).items():
+                self.scans[name].held_out = kept
 
     def has(self, scan: str) -> bool:
         """Whether there is a frame of the scan to train on."""
@@ -232,6 +241,18 @@ class Samples:
 
 def _bytes(row: Row) -> int:
     return sum(value.nbytes for value in row.values())
+
+
+def evenly(scans: Mapping[str, dict[int, Row]], most_bytes: int) -> dict[str, dict[int, Row]]:
+    """The frames of each scan, by frame id, spread over the scan where there is no room for all: at least one each."""
+    widest = max((_bytes(row) for frames in scans.values() for row in frames.values()), default=1)
+    each = max(1, most_bytes // widest // max(1, len(scans)))
+    found = {}
+    for name, frames in scans.items():
+        order = sorted(frames)
+        chosen = {order[len(order) * k // each] for k in range(each)} if len(order) > each else order
+        found[name] = {frame: frames[frame] for frame in sorted(chosen)}
+    return found
 
 
 def stacked(rows: list[Row]) -> Row:

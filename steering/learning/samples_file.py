@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ class SamplesCut:
                 for kind in _KINDS:
                     _write_rows(file, f"{number}.{kind}", getattr(scan, kind))
             return file.finish()
+
+
+def write_held_out(scans: Mapping[str, dict[int, Row]], path: Path) -> int:
+    """Write held-out frames alone, by scan and frame id; returns the bytes. Raises OSError."""
+    held = {name: ScanSamples(held_out=rows) for name, rows in scans.items()}
+    return SamplesCut(held, None, dict(np.random.PCG64(0).state)).write(path)
 
 
 def _write_rows(file: TensorWriter, prefix: str, rows: dict[int, Row]) -> None:

@@ -173,11 +173,20 @@ async def leave(ranks: Any, folder: RunFolder, start: Start) -> dict[str, Any]:
     _write(root / LAST, json.dumps(part.to_json()).encode())
     figures: dict[str, Any] = {"last_checkpoint_bytes": part.bytes}
     if start.memory is not None:
-        version = _served(folder)
-        described = None if version is None else asdict(version)
         figures["memory"] = str(start.memory.path)
-        figures["memory_samples"] = start.memory.add(folder.identity, origin_of(folder), described)
+        figures["memory_samples"] = remember(start.memory, folder)
     return figures
+
+
+def remember(memory: Memory, run: RunFolder, *, model: bool = True) -> int:
+    """Add what a run has learnt to a memory; returns the samples there. model: its own takes the place of that there.
+
+    Raises OSError, and ValueError where the run has no checkpoint, or its samples do not fit those stored.
+    """
+    origin, version = origin_of(run), _served(run)
+    if not model:
+        origin = replace(origin, weights=None)
+    return memory.add(run.identity, origin, None if version is None else asdict(version))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,4 +58,30 @@ def matrix_picture(tasks: Sequence[str], strategies: Mapping[str, Mapping[str, A
         ax.set_yticks(range(len(matrix)), [f"after {task}" for task in tasks[: len(matrix)]], fontsize=8.5)
     for ax in axes.ravel()[len(strategies) :]:
         ax.set_axis_off()
+    return png(drawing)
+
+
+@styled
+def nights_picture(errors: Mapping[str, Mapping[str, float]]) -> bytes:
+    """The forgetting matrix: errors of each model (rows, oldest first) on the held-out frames of each scan (columns).
+
+    errors: by model and scan, as the summary of a nightly run holds them.
+    """
+    scans = list(next(iter(errors.values())))
+    drawing, axes = figure(1, 1, height=1.6 + 0.35 * len(errors))
+    ax, matrix = axes[0][0], [[row[scan] for scan in scans] for row in errors.values()]
+    finite = [value for row in matrix for value in row if math.isfinite(value)]
+    ax.imshow(matrix, cmap="viridis_r", vmin=0, vmax=max(finite, default=1.0), aspect="auto")
+    if len(scans) <= 12:
+        for y, row in enumerate(matrix):
+            for x, value in enumerate(row):
+                colour = "white" if value > 0.5 * max(finite, default=1.0) else "black"
+                ax.text(x, y, f"{value:.3f}", ha="center", va="center", color=colour, fontsize=9)
+    short = [scan.rpartition("/")[2] for scan in scans]
+    names = [
+        name if short.count(name) == 1 else scan.replace("/", "\n") for name, scan in zip(short, scans, strict=True)
+    ]
+    ax.set_xticks(range(len(scans)), names, fontsize=8.5, rotation=30 if len(scans) > 6 else 0)
+    ax.set_yticks(range(len(errors)), list(errors), fontsize=8.5)
+    ax.set_title("error on held-out frames by scan, oldest first")
     return png(drawing)
