@@ -2,48 +2,14 @@
 
 from dataclasses import replace
 
-from steering.campaign import (
-    Answer,
-    AskPolicy,
-    CandidateReady,
-    CandidateRefused,
-    DecisionSuggested,
-    Label,
-    LabelsReady,
-    ModelPublished,
-    Publish,
-    Refuse,
-    Remind,
-    RollBack,
-    RollBackRefused,
-    RolledBack,
-    Steer,
-    TakeBack,
-    Tick,
-    Train,
-    TrainingSkipped,
-    VersionRefused,
-)
-
-ANSWERED = {
-    DecisionSuggested: (AskPolicy,),
-    Tick: (Remind,),
-    LabelsReady: (Label,),
-    CandidateReady: (Train,),
-    TrainingSkipped: (Train,),
-    ModelPublished: (Publish,),
-    VersionRefused: (Publish,),
-    CandidateRefused: (Refuse, TakeBack),
-    RolledBack: (RollBack,),
-    RollBackRefused: (RollBack,),
-}
+from steering.campaign import ANSWERS, Answer, Steer
 
 
 def addressed(campaign, event):
     """An answer as the runner gives it: with the id of the newest open action that it can answer."""
     if not isinstance(event, Answer) or event.action is not None:
         return event
-    found = [action.id for action in campaign.actions.open if isinstance(action, ANSWERED[type(event)])]
+    found = [action.id for action in campaign.actions.open if isinstance(action, ANSWERS[type(event)])]
     return replace(event, action=found[-1], generation=campaign.generation) if found else event
 
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from steering.inference.live import LiveImage
 from steering.policies import Adaptive, GradientResidual, Random, Raster, SpaceFilling, StopRule
-from steering.records import Decision, Prediction
+from steering.policies.interest import StructureMap
+from steering.ptychography import Canvas
+from steering.records import Decision, Geometry, Prediction
 
 BEAM = 2.0
 LOOKING = {"gradient_residual": partial(GradientResidual, beam=BEAM), "adaptive": partial(Adaptive, beam=BEAM)}
@@ -307,3 +310,31 @@ def test_space_filling_covers_the_field_sooner_than_the_others():
         mine = covering_radius(candidates, space[:k])
         assert 1.4 * mine < covering_radius(candidates, random[:k])
         assert 2.0 * mine < covering_radius(candidates, raster[:k])
+
+
+def test_the_structure_of_an_image_that_changes_in_parts_is_that_of_the_whole():
+    rng = np.random.default_rng(0)
+    weight = np.clip(1.3 - np.hypot(*np.mgrid[-20:20, -20:20]) / 20, 0, 1).astype(np.float32)
+    canvas = Canvas(shape=(260, 333), origin=(-130.0, -166.0))
+    live = LiveImage("brick", canvas, weight, Geometry(shape=(64, 64)))
+    candidates = rng.uniform((-100, -140), (100, 140), (500, 2))
+    watched, seen = StructureMap(beam=50.0), 0
+    patches = {}
+    for turn in range(12):
+        where = rng.uniform((-100, -140), (100, 140), (1 + turn % 3, 2))
+        made = (rng.normal(size=(len(where), 40, 40)) + 1j * rng.normal(size=(len(where), 40, 40))).astype(np.complex64)
+        live.stitch(made, where)
+        patches[turn] = made, where
+        if turn == 7:  # a patch in the middle of others goes again
+            live.stitcher.remove(*patches[3])
+            live.stitch(0.1 * patches[3][0], patches[3][1])
+        found, whole = (
+            watched.at(candidates, live.view()),
+            StructureMap(beam=50.0).at(candidates, live.view().drop_attrs()),
+        )
+        for mine, wanted in zip(found, whole, strict=True):
+            np.testing.assert_allclose(mine, wanted, rtol=1e-9, atol=1e-12)
+        assert (found[1] > 0).sum() > seen
+        seen = (found[1] > 0).sum() - 1
+    again = pickle.loads(pickle.dumps(watched))
+    np.testing.assert_allclose(again.at(candidates, live.view())[0], found[0])

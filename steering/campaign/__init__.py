@@ -1,6 +1,7 @@
 """The campaign decides; the runner does. Pure: no clock, no file, no network, no Dask."""
 
 from steering.campaign.actions import (
+    ANSWERS,
     Action,
     AskPolicy,
     Declined,
@@ -70,6 +71,7 @@ from steering.campaign.settings import CampaignSettings
 from steering.campaign.state import campaign_from, state_of
 
 __all__ = [
+    "ANSWERS",
     "COMMANDS",
     "EVENTS",
     "RAISED",

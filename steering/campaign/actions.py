@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 from steering.campaign.event import Answer
-from steering.campaign.events import DecisionSuggested
+from steering.campaign.events import (
+    CandidateReady,
+    CandidateRefused,
+    DecisionSuggested,
+    LabelsReady,
+    ModelPublished,
+    RollBackRefused,
+    RolledBack,
+    Tick,
+    TrainingSkipped,
+    VersionRefused,
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,19 @@ class Finish(Action):
 
 
 _UNANSWERED = (Steer, Finish)
+ANSWERS: Mapping[type[Answer], tuple[type[Action], ...]] = {
+    DecisionSuggested: (AskPolicy,),
+    Tick: (Remind,),
+    LabelsReady: (Label,),
+    CandidateReady: (Train,),
+    TrainingSkipped: (Train,),
+    ModelPublished: (Publish,),
+    VersionRefused: (Publish,),
+    CandidateRefused: (Refuse, TakeBack, Publish),
+    RolledBack: (RollBack,),
+    RollBackRefused: (RollBack,),
+}
+"""Which actions each kind of answer may answer."""
 Some = TypeVar("Some", bound=Action)
 
 
@@ -137,10 +161,10 @@ class OpenActions:
             self._open[self.given] = numbered
         return numbered
 
-    def answered(self, event: Answer, *kinds: type[Action]) -> Action | None:
-        """Close the action of one of these kinds that an event answers; None where no such one is open."""
+    def answered(self, event: Answer) -> Action | None:
+        """Close the action that an event answers; None where it answers no open one, see `ANSWERS`."""
         action = self._open.get(-1 if event.action is None else event.action)
-        if action is None or not isinstance(action, kinds):
+        if action is None or not isinstance(action, ANSWERS.get(type(event), ())):
             return None
         return self._open.pop(action.id)
 

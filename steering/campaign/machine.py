@@ -8,12 +8,10 @@ from typing import Any
 
 from steering.campaign.actions import (
     Action,
-    AskPolicy,
     Finish,
     Label,
     OpenActions,
     Refuse,
-    Remind,
     Steer,
     Train,
 )
@@ -32,6 +30,7 @@ from steering.campaign.events import (
     DriftRaised,
     FrameRefused,
     LabelsReady,
+    ModelPublished,
     PredictionReady,
     SourceEnded,
     Tick,
@@ -183,33 +182,33 @@ class Campaign:
 
     def _answer(self, event: Answer) -> list[Action] | None:
         """What an answer calls for by itself; None for one that fits no open action."""
+        action = self.actions.answered(event)
+        # The version that a campaign starts from is nobody's answer.
+        first = isinstance(event, ModelPublished) and event.action is None
+        if action is None and not first:
+            return None
         match event:
             case DecisionSuggested():
-                return self.gate.take(event) if self.actions.answered(event, AskPolicy) else None
+                return self.gate.take(event)
             case Tick():
-                return self.gate.tick(event.time) if self.actions.answered(event, Remind) else None
-            case CandidateReady():
-                train = self.actions.answered(event, Train)
-                self.interruptions = 0 if train else self.interruptions
-                return self.models.weigh(train, event) if isinstance(train, Train) else None
+                return self.gate.tick(event.time)
+            case CandidateReady() if isinstance(action, Train):
+                self.interruptions = 0
+                return self.models.weigh(action, event)
             case TrainingSkipped():
-                return [] if self._skipped(event) else None
+                self._skipped(event)
             case LabelsReady():
-                if self.actions.answered(event, Label) is None:
-                    return None
                 if event.scan == self.scan and event.count:
                     self._labelled = event.scan
-                return []
-        return [] if self.models.take(event) else None
+            case _:
+                self.models.take(event)
+        return []
 
-    def _skipped(self, event: TrainingSkipped) -> bool:
-        """No round is begun until there are new labels; False for an answer to nothing that is open."""
-        if self.actions.answered(event, Train) is None:
-            return False
+    def _skipped(self, event: TrainingSkipped) -> None:
+        """No round is begun until there are new labels."""
         if self._labelled == event.scan:
             self._labelled, self._relabel = None, True
         self._rounds_left += Train in self._counted
-        return True
 
     def _take(self, event: Event) -> list[Action]:
         """What any other event calls for by itself."""

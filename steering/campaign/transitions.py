@@ -9,9 +9,7 @@ from steering.campaign.actions import Action, OpenActions, Publish, Refuse, Roll
 from steering.campaign.event import Answer
 from steering.campaign.events import (
     CandidateReady,
-    CandidateRefused,
     ModelPublished,
-    RollBackRefused,
     RolledBack,
     VersionRefused,
 )
@@ -102,30 +100,16 @@ class Transitions:
         wish = "no version before it" if version is None else f"a wish for version {version}"
         return f"found version {self.version} in service and {wish}, expected one of {known} to go back to"
 
-    def take(self, event: Answer) -> bool:
-        """What became of a transition; False for an answer to nothing that is open."""
+    def take(self, event: Answer) -> None:
+        """Take in what became of a transition."""
         match event:
             case ModelPublished():
-                # The version that a campaign starts from is nobody's answer.
-                known = event.action is None or self.actions.answered(event, Publish) is not None
-                if known:
-                    self._serve(event)
+                self._serve(event)
             case VersionRefused():
-                known = self.actions.answered(event, Publish) is not None
-                if known:
-                    self._due = TakeBack(event.version, self.version, event.reason)
+                self._due = TakeBack(event.version, self.version, event.reason)
             case RolledBack():
-                known = self.actions.answered(event, RollBack) is not None
-                if known:
-                    self._serve(event)
-                    self._left_at = event.action or 0
-            case RollBackRefused():
-                known = self.actions.answered(event, RollBack) is not None
-            case CandidateRefused():
-                known = self.actions.answered(event, Refuse, TakeBack, Publish) is not None
-            case _:
-                known = False
-        return known
+                self._serve(event)
+                self._left_at = event.action or 0
 
     def next(self) -> list[Action]:
         """What is due now, if nothing is under way any more: the refused version goes before the wish for an older

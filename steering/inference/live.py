@@ -59,7 +59,9 @@ class LiveImage:
         """What the scan leaves is there: nothing that comes later changes it."""
         names = ("amplitude", "phase", "weight")
         self._view = xr.Dataset(
-            {name: (("y", "x"), np.zeros(canvas.shape, np.float32)) for name in names}, coords=self.axes()
+            {name: (("y", "x"), np.zeros(canvas.shape, np.float32)) for name in names},
+            coords=self.axes(),
+            attrs={"edits": self.stitcher.tiles.edits},
         )
 
     def retire(self) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from steering.policies.candidates import pixel_of
 from steering.policies.dwell import DwellRule
 from steering.policies.gradient_residual import GradientResidual
-from steering.policies.interest import closeness, structure_at
+from steering.policies.interest import closeness
 from steering.policies.space_filling import SPACE_FILLING, farthest_first
 from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
@@ -73,7 +73,7 @@ class Adaptive(GradientResidual):
         """The reason that the content counts as sparse; None: it does not."""
         if len(self._measured_at) < _LEAST_FRAMES:
             return None
-        structure, _ = structure_at(self._measured_at, self._live, self.beam)
+        structure, _ = self._structure.at(self._measured_at, self._live)
         share, error = content_share(structure)
         return f"sparse ({100 * share:.0f} % of the field)" if share + 2 * error < self.sparse else None
 

@@ -31,8 +31,10 @@ class Policy(Protocol):
         """Take in predictions of frames, each frame once, in the order of arrival.
 
         prediction: of one scan, positions in object pixels. live: the live image of that scan, an xarray.Dataset of
-        amplitude, phase (radians) and weight over (y, x), coordinates in the geometry's length unit; do not write to
-        it. It shows the image as it is when it is read: copy what should stay.
+        amplitude, phase (radians) and weight (of one frame: 1 where its beam is strongest) over (y, x), coordinates in
+        the geometry's length unit; do not write to it. It shows the image as it is when it is read: copy what should
+        stay. Its attribute `edits`, int64 (Y / 64, X / 64), optional, is a number for each 64 x 64 pixels that is
+        another one once something there has changed: a policy need not read the whole image each time.
         """
 
     def suggest(self, n: int) -> Decision:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from steering.policies.candidates import CandidatePolicy, pixel_of
 from steering.policies.dwell import DwellRule
-from steering.policies.interest import closeness, excess, structure_at
+from steering.policies.interest import StructureMap, closeness, excess
 from steering.policies.path import short_path
 from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
@@ -55,6 +55,7 @@ class GradientResidual(CandidatePolicy):
         self.frame_s = frame_s
         self.explore = explore
         self._here: NDArray[np.float64] | None = None
+        self._structure = StructureMap(beam)
         self._forget()
 
     def _forget(self) -> None:
@@ -109,7 +110,7 @@ class GradientResidual(CandidatePolicy):
         """Structure and residual (n,) of each candidate, relative to their means over the field."""
         if self._live is None:
             return np.ones(len(self._left)), np.ones(len(self._left))
-        structure, seen = structure_at(self._candidates, self._live, self.beam)
+        structure, seen = self._structure.at(self._candidates, self._live)
         measured = self._frames / (self._frames + 0.1)
         residual = self._residual / np.maximum(self._frames, 1e-6)
         pairs = ((structure, seen), (residual, measured))
