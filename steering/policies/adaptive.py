@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from steering.policies.candidates import pixel_of
 from steering.policies.dwell import DwellRule
 from steering.policies.gradient_residual import GradientResidual
-from steering.policies.interest import closeness
 from steering.policies.space_filling import SPACE_FILLING, farthest_first
 from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
@@ -66,7 +65,7 @@ class Adaptive(GradientResidual):
             return chosen, [f"{self._proof}; {reason}" for reason in reasons]
         chosen = self._order[self._left[self._order]][:n]
         chosen = chosen[self._sorted_by_path(chosen)]
-        self._exposure += closeness(self._candidates, self._candidates[chosen], self.beam).sum(1)
+        self._expose(self._candidates[chosen])
         return chosen, [SPACE_FILLING] * len(chosen)
 
     def _prove(self) -> str | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from steering.policies.candidates import CandidatePolicy, pixel_of
 from steering.policies.dwell import DwellRule
-from steering.policies.interest import StructureMap, closeness, excess
+from steering.policies.interest import Nearby, StructureMap, excess
 from steering.policies.path import short_path
 from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
@@ -56,6 +56,7 @@ class GradientResidual(CandidatePolicy):
         self.explore = explore
         self._here: NDArray[np.float64] | None = None
         self._structure = StructureMap(beam)
+        self._near = Nearby(self._candidates, beam)
         self._forget()
 
     def _forget(self) -> None:
@@ -72,13 +73,20 @@ class GradientResidual(CandidatePolicy):
 
     def _learn(self, prediction: Prediction, live: Any) -> None:
         self._live = live
-        near = closeness(self._candidates, prediction.position * pixel_of(live), self.beam)
-        self._residual += near @ prediction.residual
-        self._frames += near.sum(1)
+        for where, residual in zip(prediction.position * pixel_of(live), prediction.residual, strict=True):
+            rows, near = self._near(where)
+            self._residual[rows] += near * residual
+            self._frames[rows] += near
 
     def _forgo(self, positions: NDArray[np.float64]) -> None:
-        self._exposure -= closeness(self._candidates, positions, self.beam).sum(1)
+        self._expose(positions, -1)
         self._here = None  # the stage did not go there
+
+    def _expose(self, positions: NDArray[np.float64], sign: int = 1) -> None:
+        """Count frames at positions (n, 2) as exposure of the candidates there, or take them out with sign -1."""
+        for where in positions:
+            rows, near = self._near(where)
+            self._exposure[rows] += sign * near
 
     def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
         structure, residual = self._interest()
@@ -93,7 +101,7 @@ class GradientResidual(CandidatePolicy):
             best = int(gain.argmax())
             reasons.append(_reason(structure[best], residual[best], self._exposure[best]))
             here = self._candidates[best]
-            self._exposure += closeness(self._candidates, here[None], self.beam)[:, 0]
+            self._expose(here[None])
             left[best] = False
             chosen.append(best)
         order = self._sorted_by_path(np.array(chosen))

@@ -133,6 +133,26 @@ def closeness(where: NDArray[np.float64], centres: NDArray[np.float64], beam: fl
     return np.exp(-squared / (2 * (beam / 3) ** 2))
 
 
+class Nearby:
+    """Finds which of many candidates are near a place, without a look at all of them."""
+
+    def __init__(self, candidates: NDArray[np.float64], beam: float) -> None:
+        """candidates: (n, 2); beam: diameter, same unit."""
+        self._candidates = candidates
+        self._beam = beam
+        self._order = np.argsort(candidates[:, 0], kind="stable")
+        self._y = candidates[self._order, 0]
+
+    def __call__(self, centre: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Rows (k,) of the candidates that a beam at `centre` (2,) shines on, and their closeness to it; farther away
+        it is below 1e-3."""
+        reach = _REACH * self._beam / 3
+        first, last = np.searchsorted(self._y, [centre[0] - reach, centre[0] + reach])
+        rows = self._order[first:last]
+        rows = rows[np.abs(self._candidates[rows, 1] - centre[1]) <= reach]
+        return rows, closeness(self._candidates[rows], centre[None], self._beam)[:, 0]
+
+
 def _gradient_energy(
     amplitude: NDArray, phase: NDArray, seen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
