@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         AGEM as AGEM,
         DER as DER,
         ER as ER,
+        ERACE as ERACE,
         STRATEGIES as STRATEGIES,
         DERpp as DERpp,
         FromScratch as FromScratch,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         ProbeFirst as ProbeFirst,
         PtychoNN as PtychoNN,
         ResNet18 as ResNet18,
+        ResNet50 as ResNet50,
     )
     from steering.policies import (
         Adaptive as Adaptive,
@@ -109,8 +111,8 @@ _NAMES = {
     "inference": "HoldOut PredictorSettings",
     "labels": "",
     "learning": "Classification Loop Objective Place Reconstruction Rehearsal Tally TrainerSettings",
-    "learning.strategies": "AGEM DER ER STRATEGIES DERpp FromScratch Incremental Strategy",
-    "models": "ModelStore Network Optics ProbeFirst PtychoNN ResNet18",
+    "learning.strategies": "AGEM DER ER ERACE STRATEGIES DERpp FromScratch Incremental Strategy",
+    "models": "ModelStore Network Optics ProbeFirst PtychoNN ResNet18 ResNet50",
     "policies": "Adaptive BlueskyAgent DwellRule GradientResidual Policy Random Raster SpaceFilling StopRule",
     "ptychography": "RefineSettings beam_diameter zone_plate",
     "records": "Canvas Decision Field Geometry ModelVersion Prediction Source Travel make_chunk",

@@ -1,6 +1,11 @@
 """Damaged and hostile files against every reader: only clear errors, no hang, no memory beyond the bound."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "workflows"))
 
 from workflows import fuzz_readers
 

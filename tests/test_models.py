@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from steering.models import ProbeFirst, PtychoNN, ResNet18, build_network
+from steering.models import ProbeFirst, PtychoNN, ResNet18, ResNet50, build_network
 from steering.ptychography import zone_plate
 
 WINDOW, PATCH = 32, 20
@@ -215,3 +215,17 @@ def test_resnet_is_the_published_one_at_full_width_and_takes_other_sizes():
         assert torch.isfinite(logits).all()
     with pytest.raises(ValueError, match="width=0"):
         ResNet18(10, width=0)
+
+
+def test_the_networks_for_imagenet_are_the_published_ones():
+    """Parameters as in torchvision's; a quarter of the size after the stem, so that 224 pixels end as 7 x 7."""
+    assert sum(p.numel() for p in ResNet18(1000, stem="imagenet").parameters()) == 11_689_512
+    network = ResNet50(1000)
+    assert sum(p.numel() for p in network.parameters()) == 25_557_032
+    small = ResNet50(7, width=4).eval()
+    image = torch.randn(2, 3, 224, 224)
+    assert small.shrink(small.enter(image)).shape == (2, 4, 56, 56)
+    assert small.stages(small.shrink(small.enter(image))).shape == (2, 128, 7, 7)
+    assert torch.isfinite(small(image)).all()
+    with pytest.raises(ValueError, match="stem 'none'"):
+        ResNet18(10, stem="none")

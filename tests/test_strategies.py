@@ -8,7 +8,7 @@ from torch import nn
 from steering.learning import Classification, Loop, Reconstruction, TrainerSettings
 from steering.learning.epochs import Epochs
 from steering.learning.group import Place, leave
-from steering.learning.strategies import AGEM, DER, ER, STRATEGIES, DERpp, Incremental, Minibatch
+from steering.learning.strategies import AGEM, DER, ER, ERACE, STRATEGIES, DERpp, Incremental, Minibatch
 from steering.models import ProbeFirst, ResNet18
 from steering.ptychography import patch_weight, zone_plate
 from tests.ranks import on_ranks
@@ -58,8 +58,15 @@ def augmented(strategy, network, samples, new=3):
     return Minibatch(dict(strategy.remember(fields, outputs) or fields), new=new)
 
 
-@pytest.mark.parametrize("problem", [classification, reconstruction], ids=lambda p: p.__name__)
-@pytest.mark.parametrize("kind", STRATEGIES.values(), ids=STRATEGIES)
+PROBLEMS = [
+    pytest.param(kind, problem, id=f"{name}-{problem.__name__}")
+    for name, kind in STRATEGIES.items()
+    for problem in (classification, reconstruction)
+    if problem is classification or not kind.needs_classes
+]
+
+
+@pytest.mark.parametrize(("kind", "problem"), PROBLEMS)
 class TestStrategyContract:
     """What every strategy must do; a new one joins STRATEGIES."""
 
@@ -139,6 +146,43 @@ def test_derpp_is_der_with_the_labels_of_the_representatives(problem):
     der = DER(objective, alpha=0.3).loss(network, fields).value
     both = DERpp(objective, alpha=0.3, beta=0.7).loss(network, fields).value
     torch.testing.assert_close(both, der + 0.7 * labels)
+
+
+def asymmetric_cross_entropy(logits, label, new):
+    """ER-ACE written out for single samples, as in Caccia et al.: a term of the new samples, in whose denominators are
+    the classes of the new samples alone, and one of the stored samples, with every class in the denominators."""
+
+    def term(rows, classes):
+        return sum(-logits[i, label[i]] + logits[i, classes].exp().sum().log() for i in rows) / len(rows)
+
+    among = sorted(set(label[:new].tolist()))
+    loss = term(range(new), among)
+    return loss + term(range(new, len(label)), list(range(logits.shape[1]))) if new < len(label) else loss
+
+
+@pytest.mark.parametrize("label", [[0, 1, 1, 2, 3], [4, 4, 4, 4, 0], [0, 1, 2], [2, 2, 2]])
+def test_er_ace_is_the_published_loss_and_leaves_the_outputs_of_absent_classes_alone(label):
+    """Three new samples; their classes return among the representatives, or do not, or there are none of these."""
+    objective, network, samples = classification()
+    network.eval()
+    fields = samples(len(label)) | {"label": torch.tensor(label)}
+    strategy, new = ERACE(objective), 3
+    loss = strategy.loss(network, Minibatch(fields, new=new))
+    (logits,) = loss.outputs
+    torch.testing.assert_close(loss.value, asymmetric_cross_entropy(logits, fields["label"], new))
+    (gradient,) = torch.autograd.grad(loss.value, logits)
+    absent = [kind for kind in range(CLASSES) if kind not in label[:new]]
+    assert (gradient[:new, absent] == 0).all()
+    assert (gradient[new:] != 0).all()
+
+
+def test_er_ace_is_refused_for_a_reconstruction_before_anything_is_trained():
+    objective = reconstruction()[0]
+    with pytest.raises(ValueError, match=r"ERACE with Reconstruction.*such as Classification"):
+        ERACE(objective)
+    with pytest.raises(ValueError, match=r"ERACE with Reconstruction"):
+        ERACE().bound(objective)
+    assert ERACE().bound(classification()[0]).objective is not None
 
 
 class Line(nn.Module):

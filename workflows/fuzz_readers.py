@@ -1,11 +1,11 @@
 """Damaged and hostile files against every reader: only clear errors, no hang, no memory beyond the bound.
 
-    steering run workflows/fuzz_readers.py [--inputs 10000] [--readers scan,model,...] [--seed 0]
+    steering run workflows/fuzz_readers.py [--inputs 10000] [--first 0] [--readers cxi,model,...] [--seed 0]
 
 Each input is made from a valid file: bits flipped, cut short, parts exchanged, lengths replaced, and, for HDF5, wrong
 types, shapes, links, filters and chunks. Recorded scans are read as `read_recording` reads them, in a process with
 limits; what Python reads is read here. An input that ends in anything but ValueError or OSError is a finding, with the
-number that makes it again.
+number that makes it again; --first continues at a number.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import resource
 import shutil
 import time
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,11 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
-from steering import ModelStore, ModelVersion, ProbeFirst, RunFolder, hand_in, read_recording
+from measures.spoiling import spoil
+from steering import ER, ModelStore, ModelVersion, ProbeFirst, RunFolder, TrainerSettings, hand_in, read_recording
 from steering.files import Bounds
 from steering.labels.external import read_labels
+from steering.learning import Labels, Loop, Memory, Origin, Reconstruction, best_weights, identities, joined, stratum_of
+from steering.learning.buffer_state import ScanName
+from steering.learning.checkpoint import Recorder
+from steering.learning.origin import earlier_held_out, take_up_buffers
+from steering.learning.samples import Samples
+from steering.runner.manifest import Manifest, NoCheckpoint, checkpoints, commit, newest_whole, read_part, write_part
+from steering.runner.start import LAST, origin_of
 from steering.sources.recordings import ReadSettings, read_probe
 
 BOUNDS = ReadSettings(bounds=Bounds(bytes=2**24, seconds=20.0))
@@ -52,13 +60,14 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     """Fuzz the readers; ends with an error where there are findings."""
     parser = argparse.ArgumentParser(prog="steering run workflows/fuzz_readers.py", description=__doc__.split("\n")[0])
     parser.add_argument("--inputs", type=int, default=10_000, help="of each reader (10000)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input (0)")
     parser.add_argument("--readers", default=",".join(READERS), help=f"({','.join(READERS)})")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     figures = {}
     for name in options.readers.split(","):
         place = folder.path / "inputs" / name
-        outcome = fuzz(name, options.inputs, place, seed=options.seed)
+        outcome = fuzz(name, options.inputs, place, seed=options.seed, first=options.first)
         shutil.rmtree(place)
         figures[name] = asdict(outcome) | {"inputs": options.inputs, "refused": dict(outcome.refused)}
         folder.write_summary({"fuzz": figures})
@@ -68,8 +77,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         raise ValueError(f"found {len(found)} inputs that ended in no clear error, the first {found[0]}")
 
 
-def fuzz(name: str, inputs: int, place: Path, *, seed: int = 0) -> Outcome:
-    """Read so many bad inputs with a reader, in a folder that is made for it."""
+def fuzz(name: str, inputs: int, place: Path, *, seed: int = 0, first: int = 0) -> Outcome:
+    """Read so many bad inputs with a reader, in a folder that is made for it; first: number of the first."""
     prepare, call = READERS[name]
     outcome = Outcome()
     valid = place / "valid"
@@ -77,7 +86,7 @@ def fuzz(name: str, inputs: int, place: Path, *, seed: int = 0) -> Outcome:
     prepare(valid)
     call(valid)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(inputs):
+    for number in range(first, first + inputs):
         rng = random.Random(f"{name}-{seed}-{number}")  # noqa: S311 - to be made again, not to be secret
         bad = place / "bad"
         shutil.rmtree(bad, ignore_errors=True)
@@ -98,208 +107,6 @@ def fuzz(name: str, inputs: int, place: Path, *, seed: int = 0) -> Outcome:
         outcome.longest_s = max(outcome.longest_s, time.monotonic() - started)
     outcome.memory_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return outcome
-
-
-def spoil(folder: Path, rng: random.Random) -> None:
-    """Change one file of a folder, or its structure where it is HDF5."""
-    path = rng.choice(sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size))
-    if path.suffix == ".cxi" and rng.random() < 0.6:
-        spoil_hdf5(path, rng)
-        if rng.random() < 0.7:
-            return
-    if path.suffix == ".npz" and rng.random() < 0.5:
-        spoil_npz(path, rng)
-        return
-    content = bytearray(path.read_bytes())
-    for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
-        rng.choice(BYTE_CHANGES)(content, rng)
-    if path.suffix in (".json", ".jsonl") and rng.random() < 0.5:
-        content = spoil_json(path.read_bytes(), rng)
-    path.write_bytes(content)
-
-
-def _flip(content: bytearray, rng: random.Random) -> None:
-    if content:
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-
-
-def _cut(content: bytearray, rng: random.Random) -> None:
-    del content[rng.randrange(len(content) + 1) :]
-
-
-def _splice(content: bytearray, rng: random.Random) -> None:
-    a, b, n = (rng.randrange(len(content) + 1) for _ in range(3))
-    content[a : a + n // 8] = content[b : b + n // 8]
-
-
-def _insert(content: bytearray, rng: random.Random) -> None:
-    at = rng.randrange(len(content) + 1)
-    content[at:at] = rng.randbytes(rng.choice((1, 8, 4096)))
-
-
-def _length(content: bytearray, rng: random.Random) -> None:
-    size = rng.choice((1, 2, 4, 8))
-    value = rng.choice(
-        (0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1, len(content), rng.getrandbits(64))
-    )
-    at = rng.randrange(max(1, len(content) - size))
-    content[at : at + size] = (value % 2 ** (8 * size)).to_bytes(size, rng.choice(("little", "big")))
-
-
-def _zeros(content: bytearray, rng: random.Random) -> None:
-    at, n = rng.randrange(len(content) + 1), rng.choice((4, 64, 1024))
-    content[at : at + n] = bytes([rng.choice((0, 255))]) * n
-
-
-BYTE_CHANGES = (_flip, _flip, _cut, _splice, _insert, _length, _length, _zeros)
-_VALUES = (None, True, -1, 0, 1e308, 2**70, "x" * 300, "", [], {}, [[[]]], {"a": None}, [2**40], "NaN", -0.5)
-
-
-def spoil_json(content: bytes, rng: random.Random) -> bytearray:
-    """Other values under known keys, unknown keys, and nesting without an end."""
-    lines = content.split(b"\n") if content.count(b"\n") > 1 and b'"event"' in content else [content]
-    at = rng.randrange(len(lines))
-    try:
-        found = json.loads(lines[at])
-    except ValueError:
-        return bytearray(content)
-    holders = [found]
-    for holder in holders:
-        values = holder.values() if isinstance(holder, dict) else holder if isinstance(holder, list) else ()
-        holders += [value for value in values if isinstance(value, dict | list)]
-    holder = rng.choice(holders)
-    if isinstance(holder, dict) and holder:
-        key = rng.choice(sorted(holder))
-        if rng.random() < 0.3:
-            del holder[key]
-        else:
-            holder[key] = rng.choice(_VALUES)
-    elif isinstance(holder, list):
-        holder.insert(rng.randrange(len(holder) + 1), rng.choice(_VALUES))
-    text = json.dumps(found)
-    if rng.random() < 0.1:
-        text = text[:1] + '"deep": ' + "[" * 100_000 + text[1:]
-    lines[at] = text.encode()
-    return bytearray(b"\n".join(lines))
-
-
-def spoil_npz(path: Path, rng: random.Random) -> None:
-    """One array spoilt inside an archive that is whole."""
-    with zipfile.ZipFile(path) as packed:
-        members = {name: bytearray(packed.read(name)) for name in packed.namelist()}
-    rng.choice(BYTE_CHANGES)(members[rng.choice(sorted(members))], rng)
-    if rng.random() < 0.5:
-        content = members[rng.choice(sorted(members))]
-        old, new = rng.choice(((b"<f4", b"|O8"), (b"<f8", b"<U9"), (b"False", b"True "), (b"16", b"-9"), (b"(", b"[")))
-        content[:128] = bytes(content[:128]).replace(old, new)
-    with zipfile.ZipFile(path, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as packed:
-        for name, content in members.items():
-            packed.writestr(name, bytes(content))
-
-
-def spoil_hdf5(path: Path, rng: random.Random) -> None:
-    """Wrong types, shapes, links, filters, chunks and attributes in the place of right ones."""
-    import h5py  # noqa: PLC0415 - the one workflow that writes such files
-
-    with h5py.File(path, "r+") as file:
-        names: list[str] = []
-        file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
-        for _ in range(rng.choice((1, 1, 2))):
-            name = rng.choice(names)
-            if rng.random() < 0.15 and name in file:
-                file[name].attrs["units"] = rng.choice(
-                    ("um", "eV", b"\xff\xb5m", 3, [1.0] * 900, "x" * 9000, np.bytes_(b""))
-                )
-                continue
-            if name in file:
-                del file[name]
-            try:
-                rng.choice(HDF5_CHANGES)(file, name, rng)
-            except (ValueError, TypeError, OSError, RuntimeError):
-                continue  # not every mixture can be written
-
-
-_DTYPES = (
-    "u1",
-    "<u2",
-    ">u4",
-    "<i8",
-    "<f2",
-    "<f4",
-    ">f8",
-    "<c8",
-    "?",
-    "S5",
-    "V8",
-    "vlen",
-    "text",
-    "enum",
-    "pair",
-    "ref",
-)
-_SHAPES = ((), (0,), (1,), (3,), (6,), (6, 3), (3, 6), (0, 16, 16), (6, 16, 16), (6, 17, 15), (2, 3, 16, 16), (1,) * 6)
-
-
-def _dtype(rng: random.Random) -> Any:
-    import h5py  # noqa: PLC0415
-
-    name = rng.choice(_DTYPES)
-    made = {"vlen": h5py.vlen_dtype(np.uint16), "text": h5py.string_dtype(), "ref": h5py.ref_dtype}
-    made |= {"enum": h5py.enum_dtype({"a": 1, "b": 2}), "pair": np.dtype([("r", "<f4"), ("i", "<i4")])}
-    return made.get(name, name)
-
-
-def _other_values(file: Any, name: str, rng: random.Random) -> None:
-    made = file.create_dataset(name, rng.choice(_SHAPES), _dtype(rng))
-    if made.dtype.kind in "uif" and made.size:
-        made[...] = np.random.default_rng(rng.getrandbits(32)).integers(0, 100, made.shape)
-
-
-def _declared(file: Any, name: str, rng: random.Random) -> None:
-    sides = [rng.choice((1, 6, 2**16, 2**31, 2**40)) for _ in range(rng.choice((1, 2, 3)))]
-    file.create_dataset(name, (*sides, 16), rng.choice(("u1", "<f8")), chunks=(*(1 for _ in sides), 16))
-
-
-def _link(file: Any, name: str, rng: random.Random) -> None:
-    import h5py  # noqa: PLC0415
-
-    target = rng.choice(("scan.cxi", "other.h5", "/etc/passwd", "/dev/zero", "..", "", "../../x", "valid/scan.cxi"))
-    soft = h5py.SoftLink(rng.choice((f"/{name}", "/nothing", "/", "entry_1", "/entry_1/sample_1")))
-    file[name] = rng.choice((soft, h5py.ExternalLink(target, rng.choice(("/", f"/{name}", "/data")))))
-
-
-def _virtual(file: Any, name: str, rng: random.Random) -> None:
-    import h5py  # noqa: PLC0415
-
-    layout = h5py.VirtualLayout((6, 16, 16), np.uint16, maxshape=(None, 16, 16))
-    source = h5py.VirtualSource(rng.choice((".", "other.h5", "/etc/passwd", "%b.h5", "scan.cxi")), name, (6, 16, 16))
-    layout[rng.randrange(3) : rng.randrange(3, 6)] = source[: rng.randrange(1, 6)]
-    file.create_virtual_dataset(name, layout)
-
-
-def _stored_elsewhere(file: Any, name: str, rng: random.Random) -> None:
-    place = rng.choice(("/etc/passwd", "raw.bin", "../../x", "scan.cxi", "/dev/zero"))
-    file.create_dataset(name, (6, 16, 16), np.uint16, external=[(place, rng.choice((0, 2**40)), 3072)])
-
-
-def _packed(file: Any, name: str, rng: random.Random) -> None:
-    import hdf5plugin  # noqa: PLC0415
-
-    filters = rng.choice(
-        ({"compression": "gzip"}, {"compression": "lzf"}, {"shuffle": True}, {"fletcher32": True}, {"scaleoffset": 3},
-         hdf5plugin.Bitshuffle(), hdf5plugin.LZ4(), hdf5plugin.Blosc(), hdf5plugin.Zstd())
-    )  # fmt: skip
-    made = file.create_dataset(name, (6, 16, 16), np.uint16, chunks=(2, 16, 16), **filters)
-    made[...] = np.arange(6 * 256).reshape(6, 16, 16) % 97
-    if rng.random() < 0.8:
-        _, content = made.id.read_direct_chunk((2, 0, 0))
-        spoilt = bytearray(content)
-        for _ in range(rng.choice((1, 3))):
-            rng.choice(BYTE_CHANGES)(spoilt, rng)
-        made.id.write_direct_chunk((2, 0, 0), bytes(spoilt) or b"\0")
-
-
-HDF5_CHANGES = (_other_values, _other_values, _declared, _link, _virtual, _stored_elsewhere, _packed, _packed)
 
 
 def _write_cxi(folder: Path) -> None:
@@ -362,6 +169,90 @@ def _read_model(folder: Path) -> None:
     store.load(0 if number is None else number)
 
 
+def _loop() -> Loop:
+    """A rank's network, optimiser and buffer."""
+    torch.manual_seed(0)
+    network = ProbeFirst(window=N, patch=8, width=2)
+    network.optics.set(np.ones((1, N, N), np.complex64))
+    settings = TrainerSettings(batch=2, candidates=2, representatives=2, buffer_bytes=2**16)
+    return Loop(network, ER(Reconstruction(torch.ones(8, 8))), settings)
+
+
+def _labels() -> Labels:
+    rng, n = np.random.default_rng(0), 12
+    return Labels(
+        scan="a",
+        stratum=stratum_of("run", "a"),
+        frame_id=np.arange(n),
+        counts=rng.poisson(5, (n, N, N)).astype(np.uint16),
+        amplitude=np.ones((n, 8, 8), np.float32),
+        phase=np.zeros((n, 8, 8), np.float32),
+        residual=np.full(n, 0.01, np.float32),
+        held_out=np.arange(n) % 4 == 3,
+        probe=None,
+        mask=np.zeros((N, N), bool),
+    )
+
+
+def _write_ranks(root: Path) -> Any:
+    """What one rank leaves in a folder of checkpoints: weights, labelled frames, its buffer and a change of it."""
+    loop, labels, samples = _loop(), _labels(), Samples(seed=0, keep_all=False, run="run")
+    samples.add(labels)
+    recorder = Recorder(loop, samples, {"served": loop.network})
+    loop.buffer.scans[labels.stratum] = ScanName("run", "a", 1.0)
+    for number in (1, 2):
+        there = slice(6 * number - 6, 6 * number)
+        fields = {name: torch.from_numpy(getattr(labels, name)[there]) for name in ("counts", "amplitude", "phase")}
+        own = torch.from_numpy(identities("run", "a", labels.frame_id[there]))
+        loop.buffer.insert(fields, torch.full((6,), labels.stratum), own)
+        recorder.cut(root, number)
+        written = recorder.written.result()
+    return joined(2, [written])
+
+
+def _write_checkpoint(folder: Path) -> None:
+    run = RunFolder.create(folder / "run")
+    root = checkpoints(run)
+    part = _write_ranks(root)
+    (root / LAST).write_text(json.dumps(part.to_json()))
+    digest, size = write_part(root, 2, "ranks", part.to_json())
+    sizes = {name: (root / name).stat().st_size for name in part.files}
+    commit(root, Manifest(number=2, event=5, time=1.0, parts={"ranks": digest}, files=sizes, bytes=size))
+
+
+def _read_checkpoint(folder: Path) -> None:
+    run = RunFolder(folder / "run")
+    _begin(origin_of(run))
+    try:
+        manifest, _ = newest_whole(run)
+        read_part(checkpoints(run), manifest, "ranks")
+    except NoCheckpoint as none:
+        raise ValueError(str(none)) from none
+
+
+def _write_memory(folder: Path) -> None:
+    part = _write_ranks(folder / "left")
+    origin = Origin(folder=folder / "left", run="run", buffers=part.buffers, weights=part.weights)
+    Memory(folder / "memory").add("run", origin, {"number": 2, "network": "ProbeFirst"})
+    shutil.rmtree(folder / "left")
+
+
+def _read_memory(folder: Path) -> None:
+    memory = Memory(folder / "memory")
+    memory.held()
+    origin = memory.origin()
+    if origin is not None:
+        _begin(origin)
+
+
+def _begin(origin: Origin) -> None:
+    """As a rank begins with it."""
+    loop = _loop()
+    best_weights(origin, loop.network)
+    take_up_buffers([origin], loop, rank=0, ranks=1)
+    earlier_held_out([origin])
+
+
 def _packed_npz(folder: Path) -> None:
     import bz2  # noqa: PLC0415
 
@@ -382,5 +273,7 @@ READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "labels": (_write_labels, _read_labels),
     "model": (_write_model, _read_model),
     "run": (_write_run, _read_run),
+    "checkpoint": (_write_checkpoint, _read_checkpoint),
+    "memory": (_write_memory, _read_memory),
 }
 """What writes a valid folder, and what reads it."""

@@ -206,7 +206,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="reconstruction_incremental.py", description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", choices=("simulated", "siemens"), default="simulated")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="names, with commas between them (all)")
+    fitting = [name for name, kind in STRATEGIES.items() if not kind.needs_classes]
+    parser.add_argument("--strategies", default=",".join(fitting), help="names, with commas between them (all)")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
     add_cluster(parser)
@@ -221,7 +222,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    unknown = set(options.strategies.split(",")) - set(STRATEGIES)
+    unknown = set(options.strategies.split(",")) - set(fitting)
     if unknown:
-        parser.error(f"found strategies {sorted(unknown)}, expected some of {', '.join(STRATEGIES)}")
+        parser.error(f"found strategies {sorted(unknown)}, expected some of {', '.join(fitting)}")
     return options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ class Objective(Protocol):
 
     def distance(self, outputs: Outputs, stored: Outputs) -> Tensor:
         """(n,) squared distance of outputs from earlier ones of the same samples, differentiable."""
+
+
+@runtime_checkable
+class ClassObjective(Objective, Protocol):
+    """An objective with classes that compete."""
+
+    def error_among_own(self, outputs: Outputs, fields: Fields) -> Tensor:
+        """(n,) error of each sample, differentiable, where only the classes of these n samples compete."""
 
 
 class Reconstruction:
@@ -115,6 +123,13 @@ class Classification:
     def error(self, outputs: Outputs, fields: Fields) -> Tensor:
         """(n,) cross entropy in nats."""
         return cross_entropy(outputs[0], fields["label"], reduction="none")
+
+    def error_among_own(self, outputs: Outputs, fields: Fields) -> Tensor:
+        """(n,) cross entropy in nats over the classes that are among these samples' labels."""
+        logits, label = outputs[0], fields["label"]
+        absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+        absent[label] = False
+        return cross_entropy(logits.masked_fill(absent, -torch.inf), label, reduction="none")
 
     def distance(self, outputs: Outputs, stored: Outputs) -> Tensor:
         """(n,) mean squared difference of the logits."""

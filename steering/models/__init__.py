@@ -12,7 +12,7 @@ from steering.models.networks import (
 from steering.models.optics import Optics
 from steering.models.probe_first import ProbeFirst
 from steering.models.ptychonn import PtychoNN
-from steering.models.resnet import ResNet18
+from steering.models.resnet import ResNet18, ResNet50
 from steering.models.store import ModelStore
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ProbeFirst",
     "PtychoNN",
     "ResNet18",
+    "ResNet50",
     "SplitNetwork",
     "as_split",
     "build_network",

@@ -17,8 +17,8 @@ def faults_picture(faults: Sequence[Mapping[str, Any]]) -> bytes:
     ax = axes[0, 0]
     targets = sorted({fault["target"] for fault in faults})
     for number, (key, label) in enumerate(SHOWN.items()):
-        for kind, marker in (("kill", "x"), ("stop", "o"), ("stall", "s")):
-            mine = [fault for fault in faults if fault["survived"] and fault["kind"] == kind]
+        for kind, marker in (("kill", "x"), ("stop", "o"), ("stall", "s"), ("cut", "^")):
+            mine = [fault for fault in faults if key in fault and fault["kind"] == kind]
             ax.plot(
                 [targets.index(fault["target"]) + 0.2 * (number - 1) for fault in mine],
                 [fault[key] for fault in mine],

@@ -12,12 +12,25 @@ from steering.learning.strategies.contract import Loss, Strategy
 from steering.learning.strategies.der import DER
 from steering.learning.strategies.derpp import DERpp
 from steering.learning.strategies.er import ER
+from steering.learning.strategies.er_ace import ERACE
 from steering.learning.strategies.from_scratch import FromScratch
 from steering.learning.strategies.incremental import Incremental
 
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.__name__.lower(): kind for kind in (Incremental, ER, DER, DERpp, AGEM)
-} | {"from_scratch": FromScratch}
+} | {"er_ace": ERACE, "from_scratch": FromScratch}
 """By the names that workflows and summaries use."""
 
-__all__ = ["AGEM", "DER", "ER", "STRATEGIES", "DERpp", "FromScratch", "Incremental", "Loss", "Minibatch", "Strategy"]
+__all__ = [
+    "AGEM",
+    "DER",
+    "ER",
+    "ERACE",
+    "STRATEGIES",
+    "DERpp",
+    "FromScratch",
+    "Incremental",
+    "Loss",
+    "Minibatch",
+    "Strategy",
+]

@@ -9,7 +9,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from steering.learning.minibatch import Fields, Minibatch
-from steering.learning.objectives import Objective, Outputs
+from steering.learning.objectives import ClassObjective, Objective, Outputs
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,15 @@ class Strategy:
     """Representatives are drawn for it."""
     restarts = False
     """At a task boundary the weights are reset, and every sample so far is trained on again."""
+    needs_classes = False
+    """Its objective must be a ClassObjective: it serves no reconstruction."""
 
     def __init__(self, objective: Objective | None = None) -> None:
-        """objective: None where it follows from elsewhere, as in an Experiment, where network and probe decide it."""
-        self._objective = objective
+        """objective: None where it follows from elsewhere, as in an Experiment, where network and probe decide it.
+
+        Raises ValueError for an objective without classes where the strategy needs them.
+        """
+        self._objective = self._suited(objective)
 
     @property
     def objective(self) -> Objective:
@@ -49,8 +54,17 @@ class Strategy:
         if self._objective is not None:
             return self
         other = copy.copy(self)
-        other._objective = objective
+        other._objective = other._suited(objective)
         return other
+
+    def _suited(self, objective: Objective | None) -> Objective | None:
+        """The objective. Raises ValueError where this strategy cannot use it."""
+        if self.needs_classes and objective is not None and not isinstance(objective, ClassObjective):
+            raise ValueError(
+                f"found the strategy {type(self).__name__} with {type(objective).__name__}, expected an objective "
+                "whose classes compete, such as Classification: for a reconstruction use ER, DER or DERpp"
+            )
+        return objective
 
     def remember(self, batch: Fields, outputs: Outputs) -> Fields | None:
         """What the buffer is offered of n new samples: fields of n rows each, or None.
