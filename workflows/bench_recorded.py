@@ -9,12 +9,14 @@ probe known. Then scans that cannot tell (flat objects, frames that do not overl
 
 import argparse
 import itertools
+import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from skimage import data
@@ -26,41 +28,81 @@ from steering.sources.finding import turned
 from steering.view.pictures import COLOURS, figure, png, styled
 
 WINDOW, SIDE = 64, 192
+ENDINGS = ("right", "refused", "wrong")
 SIEMENS = "ptycho-aps-velociprobe-siemens/siemens-star-small.npz.bz2"
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Seek the turn of every variant; keys orientation.right, .refused, .wrong and undecidable.refused."""
+    options = _options(arguments)
+    results = Results(options.results or folder.path / "results.jsonl")
+    deadline = time.monotonic() + options.seconds
+    for name, recording in scans():
+        for k, (variant, wanted) in enumerate(variants(recording, options.turns, options.shifts)):
+            results.judge(f"{name}-{k}", variant, wanted, deadline)
+        print(name, results.counted(name), flush=True)
+    for k, recording in enumerate(itertools.islice(undecidable(), options.undecidable)):
+        results.judge(f"undecidable-{k}", recording, None, deadline)
+    names = sorted({key.rpartition("-")[0] for key in results.found} - {"undecidable"})
+    by_scan = {name: results.counted(name) for name in names}
+    total, hopeless = sum(by_scan.values(), Counter()), results.counted("undecidable")
+    cpu = [one["cpu_s"] for one in results.found.values()]
+    folder.write_summary(
+        {
+            "orientation": {key: total[key] for key in ENDINGS}
+            | {"tried": total.total(), "cpu_s": float(np.mean(cpu)), "scans": {n: dict(c) for n, c in by_scan.items()}},
+            "undecidable": {"refused": hopeless["refused"], "tried": hopeless.total()},
+            "left": results.left,
+        }
+    )
+    if results.left:
+        print(f"{results.left} left: run it again with --results {results.file}", flush=True)
+    folder.write_file("orientation.png", picture({name: results.shares(name) for name in (*names, "undecidable")}))
+
+
+class Results:
+    """What was found so far, a line each in a file, so that a run may go on where another one has ended."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file.is_file() else []
+        self.found: dict[str, dict[str, Any]] = {one["key"]: one for one in map(json.loads, lines)}
+        self.left = 0
+
+    def judge(self, key: str, recording: Recording, wanted: str | None, deadline: float) -> None:
+        """Seek the turn of a recording, unless that was done, or the time is over. wanted: None: it cannot tell."""
+        if key in self.found:
+            return
+        if time.monotonic() > deadline:
+            self.left += 1
+            return
+        begun = time.process_time()
+        found = find_orientation(recording)
+        ending = "refused" if not found.sure else "right" if found.orientation == wanted else "wrong"
+        line = {"key": key, "ending": ending, "share": found.share, "cpu_s": time.process_time() - begun}
+        self.found[key] = line
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def counted(self, name: str) -> Counter:
+        """How often each ending came, of a kind of scan."""
+        return Counter(one["ending"] for key, one in self.found.items() if key.rpartition("-")[0] == name)
+
+    def shares(self, name: str) -> list[float]:
+        """The best residual over the second best, of a kind of scan."""
+        return [one["share"] for key, one in self.found.items() if key.rpartition("-")[0] == name]
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="steering run workflows/bench_recorded.py", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--turns", type=int, default=8, help="of the frames, of each scan (8)")
     parser.add_argument("--shifts", type=int, default=8, help="of the beam's centre, of each turn (8)")
     parser.add_argument("--undecidable", type=int, default=8, help="scans that cannot tell (8)")
-    options = parser.parse_args(arguments)
-    shares: dict[str, list[float]] = {}
-    by_scan: dict[str, Counter] = {}
-    started = time.process_time()
-    for name, recording in scans():
-        for variant, wanted in variants(recording, options.turns, options.shifts):
-            found = find_orientation(variant)
-            ending = "refused" if not found.sure else "right" if found.orientation == wanted else "wrong"
-            by_scan.setdefault(name, Counter())[ending] += 1
-            shares.setdefault(name, []).append(found.share)
-        print(name, dict(by_scan[name]), flush=True)
-    tried = sum(map(len, shares.values()))
-    seconds = (time.process_time() - started) / tried
-    hopeless = [find_orientation(recording) for recording in itertools.islice(undecidable(), options.undecidable)]
-    shares["cannot tell"] = [found.share for found in hopeless]
-    total = sum(by_scan.values(), Counter())
-    folder.write_summary(
-        {
-            "orientation": {key: total[key] for key in ("right", "refused", "wrong")}
-            | {"tried": tried, "cpu_s": seconds, "scans": {name: dict(counted) for name, counted in by_scan.items()}},
-            "undecidable": {"refused": sum(not found.sure for found in hopeless), "tried": len(hopeless)},
-        }
-    )
-    folder.write_file("orientation.png", picture(shares))
+    parser.add_argument("--results", type=Path, help="file of results to go on with (results.jsonl of the run)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which the rest is left (no limit)")
+    return parser.parse_args(arguments)
 
 
 def scans() -> Iterator[tuple[str, Recording]]:
