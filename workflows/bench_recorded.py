@@ -28,6 +28,7 @@ from steering.sources.finding import turned
 from steering.view.pictures import COLOURS, figure, png, styled
 
 WINDOW, SIDE = 64, 192
+SCANS = ("siemens", "coins", "lines")
 ENDINGS = ("right", "refused", "wrong")
 SIEMENS = "ptycho-aps-velociprobe-siemens/siemens-star-small.npz.bz2"
 
@@ -38,6 +39,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     results = Results(options.results or folder.path / "results.jsonl")
     deadline = time.monotonic() + options.seconds
     for name, recording in scans():
+        if name not in options.scans:
+            continue
         for k, (variant, wanted) in enumerate(variants(recording, options.turns, options.shifts)):
             results.judge(f"{name}-{k}", variant, wanted, deadline)
         print(name, results.counted(name), flush=True)
@@ -99,6 +102,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--turns", type=int, default=8, help="of the frames, of each scan (8)")
     parser.add_argument("--shifts", type=int, default=8, help="of the beam's centre, of each turn (8)")
+    parser.add_argument("--scans", nargs="*", choices=SCANS, default=SCANS, help="all of them")
     parser.add_argument("--undecidable", type=int, default=8, help="scans that cannot tell (8)")
     parser.add_argument("--results", type=Path, help="file of results to go on with (results.jsonl of the run)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which the rest is left (no limit)")

@@ -8,11 +8,12 @@ protocol, and ends when its samples are over. Frames can be dropped, repeated, r
 
 import argparse
 import json
+from typing import Any
 
 import numpy as np
 
 from served.faults import Faults
-from served.publisher import Publisher, publish
+from served.publisher import publish
 from simulated_drift import stages
 from steering import RunFolder, SimulatedBeamline, zone_plate
 
@@ -38,12 +39,13 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         silent_frames=options.silent_frames,
         seed=options.seed,
     )
-    publisher = make_publisher(options, folder)
+    publisher = make_publisher(options, folder, beamline)
     np.save(folder.path / "probe.npy", beamline.probe)
     print(json.dumps({"served": publisher.addresses, "probe": str(folder.path / "probe.npy")}), flush=True)
     folder.write_summary({"addresses": publisher.addresses})
     try:
-        figures = publish(beamline, publisher, faults)
+        over_bluesky = options.protocol == "bluesky"
+        figures = publisher.run(faults) if over_bluesky else publish(beamline, publisher, faults)
         folder.write_summary({"addresses": publisher.addresses, "sent": figures, "scans": list(beamline.scans)})
         print(json.dumps({"sent": figures}), flush=True)
     finally:
@@ -51,8 +53,12 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         publisher.close()
 
 
-def make_publisher(options: argparse.Namespace, folder: RunFolder) -> Publisher:
-    """The publisher of the protocol; only its own library is imported."""
+def make_publisher(options: argparse.Namespace, folder: RunFolder, beamline: SimulatedBeamline) -> Any:
+    """The publisher of the protocol, or the beamline with its RunEngine; only its own library is imported."""
+    if options.protocol == "bluesky":
+        from served.bluesky import BlueskyBeamline  # noqa: PLC0415
+
+        return BlueskyBeamline(beamline, folder.path)
     if options.protocol == "dectris":
         from served.dectris import DectrisPublisher  # noqa: PLC0415
 
@@ -68,7 +74,7 @@ def make_publisher(options: argparse.Namespace, folder: RunFolder) -> Publisher:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="serve_simulated.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--protocol", choices=("dectris", "pva", "swmr"), required=True)
+    parser.add_argument("--protocol", choices=("dectris", "pva", "swmr", "bluesky"), required=True)
     parser.add_argument("--port", type=int, default=0, help="of the frames (any that is free)")
     parser.add_argument("--compression", choices=("bslz4", "lz4"), default="bslz4", help="of the frames (bslz4)")
     parser.add_argument("--no-keys", action="store_true", help="swmr: the file says nowhere which rows are written")

@@ -3,11 +3,14 @@
     frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed
                pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV
                swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS
+               bluesky://HOST:PORT             ?data=KEY &name=KEY of the start document (sample); documents by ZMQ
+               bluesky:FILE                    as above; documents of a file, a JSON array [name, document] in each line
                play:FILE                       ?speed=1, what `steering record` has written; 0: without waiting
     positions  zmq://HOST:PORT                 ?y=NAME &x=NAME &socket=pull|sub
                pva://PV                        ?y=ATTRIBUTE &x=ATTRIBUTE where PV is that of the frames
                pva://TABLE                     ?y=COLUMN &x=COLUMN &number=COLUMN
                swmr:FILE                       ?y=/PATH &x=/PATH, and as above
+               bluesky:...                     ?y=KEY &x=KEY, readings in events or datasets in files
                play:FILE                       ?speed=1
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
@@ -21,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
+from steering.sources.bluesky import BlueskyFrames, BlueskyPositions, Documents
 from steering.sources.dectris import DectrisFrames
 from steering.sources.live import Streams
 from steering.sources.motion import Motion, ZmqMotion
@@ -107,10 +111,14 @@ def frames_at(text: str) -> Stream:
     if address.scheme == "swmr":
         address.only("data", *_OF_FILES)
         return SwmrFrames(where=_followed(address), data=address.options.get("data", "/entry/data/data"))
+    if address.scheme == "bluesky":
+        address.only("data", "name")
+        name = address.options.get("name", "sample")
+        return BlueskyFrames(documents=Documents(place=address.place), data=address.options.get("data", ""), name=name)
     if address.scheme == "play":
         address.only("speed")
         return _played(address, FRAMES)
-    raise _unknown(address, "dectris, pva, swmr, play")
+    raise _unknown(address, "dectris, pva, swmr, bluesky, play")
 
 
 def positions_at(text: str) -> tuple[Companion, Stream]:
@@ -140,10 +148,14 @@ def positions_at(text: str) -> tuple[Companion, Stream]:
         address.only("y", "x", *_OF_FILES, *_OF_POSITIONS)
         columns = address.needed("y"), address.needed("x")
         return what, SwmrPositions(where=_followed(address), columns=columns, scale=address.scale())
+    if address.scheme == "bluesky":
+        address.only("y", "x", *_OF_POSITIONS)
+        columns = address.needed("y"), address.needed("x")
+        return what, BlueskyPositions(documents=Documents(place=address.place), columns=columns, scale=address.scale())
     if address.scheme == "play":
         address.only("speed", "samples", "gap")
         return what, _played(address, what.name)
-    raise _unknown(address, "zmq, pva, swmr, play")
+    raise _unknown(address, "zmq, pva, swmr, bluesky, play")
 
 
 def motion_at(text: str) -> Motion:
@@ -171,6 +183,8 @@ def streams_at(frames: str, positions: str, motion: str | None = None) -> Stream
     if isinstance(stream, PvaFrames) and isinstance(where, PvaTable) and where.pv == stream.pv:
         stream = replace(stream, attributes=where.columns, scale=where.scale)
         where = NoRecords()
+    if isinstance(stream, BlueskyFrames) and isinstance(where, BlueskyPositions):
+        stream, where = replace(stream, beside=where.columns), replace(where, frames=stream.data)
     return Streams(
         frames=stream,
         positions=where,

@@ -61,8 +61,8 @@ class Receiver:
         self._sampled: set[tuple[str, int]] = set()
         self._names: dict[int, str] = {}
         self._headers: dict[int, dict[str, Any]] = {}
-        self._last = False
-        """The streams said that no further scan will come."""
+        self._last: dict[str, int] = {}
+        """Streams that said that no further scan will come, and the scan that was theirs then."""
         self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=time.monotonic())
         self._refusal = ""
@@ -105,7 +105,9 @@ class Receiver:
             over = sum(self._joiner.over(scan) for scan in range(self._ordinal[FRAMES] + 1))
             all_over = over == self._ordinal[FRAMES] + 1
             enough = self.plan.scans is not None and over >= self.plan.scans
-            return self._closing or (all_over and (enough or self._last) and not self._joiner.ready)
+            # Another stream may have said all before the first frame comes.
+            last = any(name == FRAMES or scan <= self._ordinal[FRAMES] for name, scan in self._last.items())
+            return self._closing or (all_over and (enough or last) and not self._joiner.ready)
 
     def _send(self) -> None:
         """Wait for joined frames for a moment, and send a batch of them, and the figures now and then."""
@@ -176,7 +178,8 @@ class Receiver:
                 with self._turn:
                     if name != FRAMES:  # before anybody may take the scan for finished
                         self._refuse_other_samples(name, record.frames)
-                    self._last |= record.last
+                    if record.last:
+                        self._last[name] = self._ordinal[name]
                     self._joiner.end(name, self._ordinal[name], now, record.frames)
                     self._turn.notify_all()
             case Unreadable():

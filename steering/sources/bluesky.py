@@ -1,0 +1,326 @@
+"""Documents of a bluesky RunEngine: frames are read from the files that they name, positions from events or files.
+
+They come by ZMQ, as bluesky.callbacks.zmq publishes them, or are played from a file with a JSON array [name, document]
+in each line, as bluesky's JSONLinesWriter leaves it. bluesky pickles what it publishes unless it is given a serializer;
+pickles are refused: use `Publisher(..., serializer=steering.sources.bluesky_plan.to_json)`.
+
+A run counts from the descriptor on that has all data keys that are asked for; other runs, and other streams of the run,
+are passed over. The frame's number is that of its event (seq_num - 1), its row in the file the one that stream_datum
+says. bluesky repeats points after a pause: the joiner uses the first of each number.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import h5py
+import hdf5plugin  # noqa: F401 - registers the compression filters that detectors write with
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
+from steering.sources.swmr_file import SwmrFile
+from steering.sources.zmq_socket import messages
+
+_HIGH_WATER, _LINE = 100_000, 2**26
+_POLL_S = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Where documents come from."""
+
+    place: str
+    """HOST:PORT, or the path of a file, with a slash or without a colon."""
+    patience_s: float = 10.0
+    """Seconds that a row may be missing from its file after a document has said that it is there."""
+
+    def come(self, stopped: threading.Event) -> Iterator[tuple[str, Mapping[str, Any]] | str | None]:
+        """(name, document); None where none came for a moment; words for what is no document."""
+        if "/" in self.place or ":" not in self.place:
+            yield from self._played(stopped)
+            return
+        for message in messages(f"tcp://{self.place}", "sub", _HIGH_WATER, stopped):
+            if message is None:
+                yield None
+                continue
+            try:
+                _, name, text = message.split(b" ", 2)
+                yield _document(name.decode(), text)
+            except ValueError as error:
+                yield str(error) if isinstance(error, _Refused) else "a message that is no document of bluesky"
+
+    def _played(self, stopped: threading.Event) -> Iterator[tuple[str, Mapping[str, Any]] | str | None]:
+        with Path(self.place).open("rb") as file:
+            while not stopped.is_set() and (line := file.readline(_LINE)):
+                try:
+                    name, document = json.loads(line)
+                    if not isinstance(name, str) or not isinstance(document, dict):
+                        raise ValueError("an array of other things")
+                    yield name, document
+                except (ValueError, TypeError, RecursionError):
+                    yield "a line that is no [name, document]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlueskyFrames:
+    """Frames of a data key, (y, x) for each event, in HDF5 files."""
+
+    documents: Documents
+    data: str = ""
+    """Data key; empty: the one external key with two dimensions or more."""
+    beside: tuple[str, ...] = ()
+    """Data keys that must be in the same descriptor."""
+    name: str = "sample"
+    """Key of the start document that names the scan; without it: scan-SCAN_ID."""
+
+    def records(self, stopped: threading.Event) -> Iterator[Record | None]:
+        """The frames, as their documents come. Raises ValueError for frames that are not in HDF5, or not one for each
+        event, OSError for a file that cannot be read."""
+        run = _Runs((self.data, *self.beside), self.name)
+        with _Files(self.documents.patience_s) as files:
+            for one in run.follow(self.documents.come(stopped)):
+                if not isinstance(one, _Rows):
+                    yield one
+                elif one.key == run.frames:
+                    for k, frame in enumerate(files.rows(one, 2, stopped)):
+                        yield Frame(one.number + k, frame, time.time())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlueskyPositions:
+    """Positions, or a monitor, of data keys: readings in events, or datasets with a value for each event."""
+
+    documents: Documents
+    columns: tuple[str, ...]
+    """Data keys, of positions y first."""
+    scale: tuple[float, ...]
+    frames: str | None = None
+    """Data key of frames that must be in the same descriptor, empty: of any; None: none need be."""
+
+    def records(self, stopped: threading.Event) -> Iterator[Record | None]:
+        """The samples, as their documents come. Raises as BlueskyFrames."""
+        keys = (*self.columns,) if self.frames is None else (self.frames, *self.columns)
+        run, pending = _Runs(keys), dict[str, dict[int, float]]()
+        with _Files(self.documents.patience_s) as files:
+            for one in run.follow(self.documents.come(stopped), self.columns):
+                if isinstance(one, Began):
+                    pending = {name: {} for name in self.columns}
+                if isinstance(one, Ended):
+                    yield Ended(last=one.last)  # points that bluesky repeats make more samples than frames
+                elif not isinstance(one, _Rows):
+                    yield one
+                elif one.key in pending:
+                    values = one.values if one.values is not None else files.rows(one, 0, stopped)
+                    pending[one.key] |= {one.number + k: float(value) for k, value in enumerate(values)}
+                    yield from self._complete(pending)
+
+    def _complete(self, pending: dict[str, dict[int, float]]) -> Iterator[Samples]:
+        for number in sorted(set.intersection(*(set(each) for each in pending.values()))):
+            row = [pending[name].pop(number) for name in self.columns]
+            yield Samples(number, np.array([row]) * np.asarray(self.scale))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the documents say of some events in a row."""
+
+    key: str
+    number: int
+    """Of the first, from 0."""
+    values: tuple[float, ...] | None = None
+    """Readings; None: they are in a file."""
+    resource: Mapping[str, Any] = field(default_factory=dict)
+    first: int = 0
+    """Row in the file."""
+    last: int = 0
+
+
+class _Refused(ValueError):
+    """With words for the user."""
+
+
+class _Runs:
+    """Follows runs, of which the first descriptor with all keys is the one."""
+
+    def __init__(self, keys: tuple[str, ...], name: str = "") -> None:
+        self._wanted, self._name = keys, name
+        self.frames = ""
+        """Data key of the frames."""
+        self._start: Mapping[str, Any] = {}
+        self._descriptor: Mapping[str, Any] = {}
+        self._resources: dict[str, Mapping[str, Any]] = {}
+        self._missed = False
+
+    def follow(
+        self, documents: Iterator[tuple[str, Mapping[str, Any]] | str | None], readings: tuple[str, ...] = ()
+    ) -> Iterator[Record | _Rows | None]:
+        """Began, Ended, and what is said of the data keys in between."""
+        for one in documents:
+            if one is None or isinstance(one, str):
+                yield None if one is None else Unreadable(one)
+                continue
+            name, document = one
+            try:
+                yield from self._take(name, document, readings)
+            except _Refused as error:
+                raise ValueError(str(error)) from error
+            except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+                yield Unreadable(f"a document {name[:20]!r} without what it should hold")
+        if self._descriptor:
+            yield Ended()
+        yield Ended(last=True)
+
+    def _take(self, name: str, document: Mapping[str, Any], readings: tuple[str, ...]) -> Iterator[Record | _Rows]:
+        if name == "start":
+            if document["uid"] != self._start.get("uid"):
+                self._start, self._descriptor, self._resources = document, {}, {}
+        elif name == "descriptor" and not self._descriptor:
+            yield from self._begin(document)
+        elif name == "stream_resource":
+            self._resources[document["uid"]] = document
+        elif name == "stream_datum" and document["descriptor"] == self._descriptor.get("uid"):
+            yield self._external(document)
+        elif name in ("event", "event_page") and document["descriptor"] == self._descriptor.get("uid"):
+            yield from _readings(document, readings)
+        elif name == "stop" and document["run_start"] == self._start.get("uid") and self._descriptor:
+            events = document.get("num_events", {}).get(self._descriptor.get("name"))
+            self._start, self._descriptor = {}, {}
+            yield Ended(events if isinstance(events, int) else None)
+        elif name in ("event", "stream_datum") and not self._start and not self._missed:
+            self._missed = True
+            yield Unreadable("a document of a run that began before: it is passed over")
+
+    def _begin(self, document: Mapping[str, Any]) -> Iterator[Record]:
+        if document["run_start"] != self._start.get("uid"):
+            return
+        keys = document["data_keys"]
+        images = [name for name, key in keys.items() if "external" in key and len(key["shape"]) >= 2]
+        wanted = [name for name in self._wanted if name]
+        if not all(name in keys for name in wanted) or ("" in self._wanted and not images):
+            return
+        if "" in self._wanted and len(images) > 1:
+            raise _Refused(f"found the frames of {', '.join(images)}, expected one of them: add ?data=NAME")
+        self.frames = images[0] if "" in self._wanted else self._wanted[0]
+        self._descriptor = document
+        named = self._start.get(self._name) if self._name else None
+        if isinstance(named, Mapping):  # a sample with properties
+            named = named.get("name")
+        number = self._start.get("scan_id")
+        yield Began(
+            str(named) if named else f"scan-{number}" if number is not None and self._name else None,
+            header={"run": str(self._start["uid"])},
+        )
+
+    def _external(self, document: Mapping[str, Any]) -> _Rows:
+        resource = self._resources[document["stream_resource"]]
+        first, last = int(document["indices"]["start"]), int(document["indices"]["stop"])
+        number = int(document["seq_nums"]["start"]) - 1
+        if not 0 <= first < last < 2**40 or not 0 <= number < 2**40:
+            raise ValueError("impossible indices")
+        key = str(resource["data_key"])
+        shape = self._descriptor["data_keys"].get(key, {}).get("shape", [])
+        if key == self.frames and len(shape) > 2 and shape[0] not in (None, 1):
+            raise _Refused(f"found {shape[0]} frames of {key} for each event, expected one")
+        return _Rows(key, number, None, resource, first, last)
+
+
+def _readings(document: Mapping[str, Any], columns: tuple[str, ...]) -> Iterator[_Rows]:
+    """Of an event, or of a page of them."""
+    page = isinstance(document["seq_num"], list)
+    numbers = document["seq_num"] if page else [document["seq_num"]]
+    for name in columns:
+        if name in document["data"]:
+            values = document["data"][name] if page else [document["data"][name]]
+            for number, value in zip(numbers, values, strict=True):
+                if not 0 < number < 2**40:
+                    raise ValueError("an impossible seq_num")
+                yield _Rows(name, int(number) - 1, (float(np.squeeze(value)),))
+
+
+class _Files:
+    """The files that stream_resource documents name, open while they are read from."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._path = Path()
+        self._followed: Any = None
+        self._shared: SwmrFile | None = None
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def rows(self, wanted: _Rows, inner: int, stopped: threading.Event) -> NDArray:
+        """(row, ...) with `inner` dimensions each, as soon as they are there. Raises OSError, ValueError."""
+        path, dataset = _place(wanted.resource)
+        begun = time.monotonic()
+        while True:
+            try:
+                return self._read(path, dataset, wanted, inner)
+            except (OSError, KeyError, RuntimeError, IndexError) as error:
+                if time.monotonic() - begun > self._patience_s or stopped.is_set():
+                    raise OSError(
+                        f"{path}: found no rows {wanted.first} to {wanted.last} of {dataset} ({error}), which a "
+                        "document has said are there: is the file's folder reached from here?"
+                    ) from error
+            with SwmrFile.turn:
+                self._leave()
+            stopped.wait(_POLL_S)
+
+    def _read(self, path: Path, dataset: str, wanted: _Rows, inner: int) -> NDArray:
+        with SwmrFile.turn:
+            if self._shared is None or path != self._path:
+                self._leave()
+                self._followed, self._path = SwmrFile.followed(path), path
+                self._shared = self._followed.__enter__()
+            node = self._shared.open()[dataset]
+            if not isinstance(node, h5py.Dataset):
+                raise KeyError(f"{dataset} is no dataset")
+            node.refresh()
+            if len(node) < wanted.last:
+                raise IndexError(f"{len(node)} rows so far")
+            rows = np.asarray(node[wanted.first : wanted.last])
+        shape = rows.shape[rows.ndim - inner :] if inner else ()
+        return rows.reshape(len(rows), *shape)
+
+    def _leave(self) -> None:
+        if self._followed is not None:
+            self._followed.__exit__(None, None, None)
+        self._followed = self._shared = None
+
+
+def _place(resource: Mapping[str, Any]) -> tuple[Path, str]:
+    """File and dataset of a stream_resource. Raises ValueError for what is not read here."""
+    kind, uri = str(resource.get("mimetype")), urlsplit(str(resource.get("uri")))
+    parameters = resource.get("parameters") or {}
+    dataset = parameters.get("dataset", parameters.get("path"))
+    if kind != "application/x-hdf5" or uri.scheme != "file" or uri.hostname not in (None, "localhost"):
+        raise _Refused(f"found {kind} at {uri.geturl()[:200]}, expected application/x-hdf5 at file://localhost/...")
+    if not isinstance(dataset, str) or parameters.get("slice"):
+        raise _Refused(f"found the parameters {str(parameters)[:200]}, expected a dataset, without slice")
+    return Path(unquote(uri.path)), dataset
+
+
+def _document(name: str, text: bytes) -> tuple[str, Mapping[str, Any]]:
+    if text[:1] == b"\x80":
+        raise _Refused(
+            "a pickled document, which is not opened: publish with "
+            "Publisher(..., serializer=steering.sources.bluesky_plan.to_json)"
+        )
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Refused("a document that is no JSON") from error
+    if not isinstance(document, dict):
+        raise _Refused("a document that is no JSON object")
+    return name, document
