@@ -1,23 +1,31 @@
 """How the exchange of representatives scales: measured on 1 to 8 ranks here, projected to 1,024 on a stated network.
 
     steering run workflows/bench_scaling.py [--ranks 1,2,4,8] [--steps 60] [--latency-us 2] [--bandwidth-gb-s 25] ...
+    steering run workflows/bench_scaling.py --runs runs/on-8,runs/on-64,runs/on-128
 
 Measured: the step of a small classifier with rehearsal, and the exchange by itself, on ranks that share this machine's
 cores; and the time in which a rank computes the plan of a step, for any number of ranks, which needs no network.
 Projected: a step's exchange on the stated network, as messages x latency + bytes / bandwidth + plan. The same form is
 fitted to the measurements here, to show how well it describes them.
+
+Runs of class_incremental.py, on whatever cluster, add what they measured: each strategy that rehearses has the exchange
+by itself, its step, and what of the exchange it waited for. The model is fitted to these points by themselves, and its
+projection for their numbers of ranks and bytes stands beside each.
 """
 
 import argparse
 import os
 import statistics
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from measures.exchange import exchange_seconds
 from pictures.scaling import scaling_picture
 from steering.clusters import add_cluster, cluster
 from steering.learning import Classification, Loop, Place, TrainerSettings
@@ -66,7 +74,8 @@ def measure(place: Place, steps: int, r: int) -> dict[str, float]:
         "exposed_wait_ms": 1e3 * statistics.median(waits),
         # Several sizes, to separate the cost of messages from that of bytes.
         **{
-            f"exchange_{size}_ms": 1e3 * statistics.median(alone(Exchange(loop.buffer, group, size), steps, size))
+            f"exchange_{size}_ms": 1e3
+            * statistics.median(exchange_seconds(Exchange(loop.buffer, group, size), steps, room(size)))
             for size in sizes(r)
         },
     }
@@ -77,16 +86,9 @@ def sizes(r: int) -> list[int]:
     return [r, 8 * r, 32 * r]
 
 
-def alone(exchange: Exchange, steps: int, r: int) -> list[float]:
-    """Seconds of each exchange without training beside it."""
-    out = {"image": torch.zeros(r, *IMAGE, dtype=torch.uint8), "label": torch.zeros(r, dtype=torch.int64)}
-    times = []
-    for step in range(steps + 10):
-        begun = time.perf_counter()
-        exchange.start(step)
-        exchange.finish(out)
-        times.append(time.perf_counter() - begun)
-    return times[10:]
+def room(r: int) -> dict[str, torch.Tensor]:
+    """What an exchange writes."""
+    return {"image": torch.zeros(r, *IMAGE, dtype=torch.uint8), "label": torch.zeros(r, dtype=torch.int64)}
 
 
 def plan_ms(ranks: int, r: int, repeats: int = 15) -> float:
@@ -104,43 +106,95 @@ def messages(ranks: int) -> int:
     return ranks - 1
 
 
-def sent_bytes(ranks: int, r: int) -> float:
+def sent_bytes(ranks: int, r: int, sample: float = SAMPLE) -> float:
     """Bytes that a rank sends in a step on average: a header to each other rank, and the samples that they draw."""
-    return (ranks - 1) * (HEADER + r * SAMPLE / ranks)
+    return (ranks - 1) * (HEADER + r * sample / ranks)
 
 
-def fit(measured: dict[str, dict[str, float]], r: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Point:
+    """A measured exchange: what was sent, how long it took, and how many ranks did one another's work in turn."""
+
+    ranks: int
+    bytes: float
+    ms: float
+    shared: float
+
+
+def points_here(measured: dict[str, dict[str, float]], r: int) -> list[Point]:
+    """What was measured here: ranks that share cores do one another's work in turn."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [
+        Point(int(n), sent_bytes(int(n), size), values[f"exchange_{size}_ms"], max(1.0, int(n) / cores))
+        for n, values in measured.items()
+        for size in sizes(r)
+    ]
+
+
+def fit(points: list[Point]) -> dict[str, Any]:
     """The exchange as fixed + messages x latency + bytes / bandwidth, none below 0, fitted to what was measured.
 
-    Ranks that share cores do one another's work in turn: times on n ranks are divided by what they share.
+    Ranks that share cores do one another's work in turn: their times are divided by how many share one.
     """
     from scipy.optimize import nnls  # noqa: PLC0415 (comes with scikit-image)
 
-    cases = [(int(n), size) for n in measured for size in sizes(r)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    matrix = np.array([[1.0, messages(n), sent_bytes(n, size)] for n, size in cases])
-    found = np.array([measured[str(n)][f"exchange_{size}_ms"] / max(1.0, n / cores) for n, size in cases])
+    matrix = np.array([[1.0, messages(one.ranks), one.bytes] for one in points])
+    shared = np.array([one.shared for one in points])
     scale = matrix.max(0) + 1e-12
-    solution, rest = nnls(matrix / scale, found)
+    solution, rest = nnls(matrix / scale, np.array([one.ms for one in points]) / shared)
     fixed, latency, per_byte = (solution / scale).tolist()
-    fitted = matrix @ (solution / scale)
     return {
-        "exchange_ms": {
-            str(n): float(value * max(1.0, n / cores))
-            for (n, size), value in zip(cases, fitted, strict=True)
-            if size == r
-        },
+        "points_ms": (matrix @ (solution / scale) * shared).tolist(),
         "fixed_ms": fixed,
         "latency_us": 1e3 * latency,
         "bandwidth_gb_s": 1e-6 / per_byte if per_byte else float("inf"),
-        "residual_ms": float(rest) / len(cases) ** 0.5,
+        "residual_ms": float(rest) / len(points) ** 0.5,
     }
+
+
+def read_runs(paths: list[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What runs of class_incremental.py measured, by run and strategy, with the projection beside it.
+
+    Raises ValueError for a folder that holds no such run.
+    """
+    found = []
+    for path in paths:
+        summary = RunFolder(path).summary()
+        strategies = {k: v for k, v in (summary.get("strategies") or {}).items() if v.get("exchange_ms")}
+        if not strategies or "ranks_per_core" not in summary:
+            raise ValueError(f"{path}: found no strategy that rehearsed, expected a run of class_incremental.py")
+        ranks, r = summary["ranks"], summary["representatives"]
+        for name, figures in strategies.items():
+            sent = sent_bytes(ranks, r, figures["sample_bytes"])
+            found.append(
+                {
+                    "run": str(path),
+                    "strategy": name,
+                    "ranks": ranks,
+                    "ranks_per_core": summary["ranks_per_core"],
+                    "messages": messages(ranks),
+                    "bytes": sent,
+                    "exchange_ms": figures["exchange_ms"],
+                    "step_ms": 1e3 * figures["runtime_s"] / figures["steps"],
+                    "exposed_wait_ms": 1e3 * figures["seconds"]["wait"] / figures["steps"],
+                    "samples_per_s": figures["samples_per_s"],
+                    "projected_ms": network(ranks, sent, options) + plan_ms(ranks, r),
+                }
+            )
+    return found
+
+
+def fit_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The model fitted to the points of runs."""
+    points = [Point(one["ranks"], one["bytes"], one["exchange_ms"], one["ranks_per_core"]) for one in runs]
+    return fit(points)
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure, fit, project, and write each of these separately."""
     options = _options(arguments)
     r = options.representatives
+    runs = read_runs(options.runs, options)  # what is wrong with one is said at once
     measured: dict[str, dict[str, float]] = {}
     for ranks in (int(n) for n in options.ranks.split(",")):
         with cluster(options.cluster, ranks=ranks, folder=folder.path, insecure=options.insecure) as client:
@@ -156,7 +210,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     plan = {str(n): plan_ms(n, r) for n in MANY}
     projected = {}
     for ranks in (128, 1024):
-        network_ms = messages(ranks) * options.latency_us / 1e3 + sent_bytes(ranks, r) / options.bandwidth_gb_s / 1e6
+        network_ms = network(ranks, sent_bytes(ranks, r), options)
         whole = network_ms + plan[str(ranks)]
         projected[str(ranks)] = {
             "network_ms": network_ms,
@@ -171,20 +225,22 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         "representatives": r,
         "sample_bytes": SAMPLE,
     }
+    fitted = fit(points_here(measured, r))
+    of_steps = fitted.pop("points_ms")[:: len(sizes(r))]
     figures = {
         "measured": measured,
         "measured_plan_ms": plan,
-        "fitted": fit(measured, r),
+        "fitted": {"exchange_ms": dict(zip(measured, of_steps, strict=True)), **fitted},
+        **({"runs": runs, "fitted_to_runs": fit_runs(runs)} if runs else {}),
         "stated_network": stated,
         "projected": projected,
     }
     folder.write_summary(figures)
-    folder.write_file("scaling.png", scaling_picture(figures, {n: network(n, options) for n in MANY}))
+    folder.write_file("scaling.png", scaling_picture(figures, {n: network(n, sent_bytes(n, r), options) for n in MANY}))
 
 
-def network(ranks: int, options: argparse.Namespace) -> float:
-    """Projected milliseconds on the stated network, without the plan."""
-    sent = sent_bytes(ranks, options.representatives)
+def network(ranks: int, sent: float, options: argparse.Namespace) -> float:
+    """Projected milliseconds on the stated network, without the plan; sent: bytes that a rank sends."""
     return messages(ranks) * options.latency_us / 1e3 + sent / options.bandwidth_gb_s / 1e6
 
 
@@ -192,6 +248,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_scaling.py", description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", default="1,2,4,8", help="numbers of ranks to measure here (1,2,4,8)")
     add_cluster(parser)
+    text = "folders of runs of class_incremental.py, with commas between them, whose points are added"
+    parser.add_argument("--runs", default=[], type=lambda text: [Path(one) for one in text.split(",")], help=text)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--representatives", type=int, default=7)
     parser.add_argument("--latency-us", type=float, default=2.0, help="of a message on the stated network (2)")

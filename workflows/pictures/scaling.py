@@ -12,7 +12,7 @@ from steering.view.pictures import COLOURS, INK, figure, png, styled
 def scaling_picture(figures: Mapping[str, Any], network: Mapping[int, float]) -> bytes:
     """Milliseconds per step over ranks, both logarithmic: what was measured, solid; what is projected, dashed.
 
-    figures: `measured`, `fitted`, `measured_plan_ms` and `stated_network`, as in the summary.
+    figures: `measured`, `fitted`, `measured_plan_ms`, `stated_network` and perhaps `runs`, as in the summary.
     network: projected milliseconds on the stated network by number of ranks.
     """
     drawing, axes = figure(height=3.8)
@@ -35,6 +35,12 @@ def scaling_picture(figures: Mapping[str, Any], network: Mapping[int, float]) ->
     ax.plot(
         many, [network[n] + plan[n] for n in many], "--", color=COLOURS[4], label="exchange, projected: network + plan"
     )
+    runs = figures.get("runs", [])
+    for marker, (key, label) in zip(
+        "sD", {"step_ms": "step, in runs", "exchange_ms": "exchange alone, in runs"}.items(), strict=True
+    ):
+        if runs:
+            ax.plot([one["ranks"] for one in runs], [one[key] for one in runs], marker, color=INK, ms=5, label=label)
     ax.axhline(stated["step_ms"], color=INK, linewidth=0.9, linestyle=":")
     ax.annotate("stated training step", (1.05, stated["step_ms"]), xytext=(0, 3), textcoords="offset points")
     ax.set_xscale("log", base=2)
