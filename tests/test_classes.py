@@ -250,9 +250,9 @@ def test_a_folder_and_a_network_of_ones_own_through_all_tasks_on_two_ranks(folde
     (tmp_path / "network_of_ones_own.py").write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
     run, scaling = tmp_path / "run", tmp_path / "scaling"
-    quick = "--size 32 --epochs 30 --batch 4 --candidates 4 --representatives 4 --buffer 1".split()
-    own = ["--data", folder, "--network", "network_of_ones_own:small", "--strategies", "incremental,er_ace"]
-    ran("class_incremental.py", run, *own, *quick)
+    own = f"--data {folder} --network network_of_ones_own:small --strategies incremental,er_ace"
+    quick = "--size 32 --epochs 30 --batch 4 --candidates 4 --representatives 4 --buffer 1"
+    ran("class_incremental.py", run, *f"{own} {quick}".split())
     summary = RunFolder(run).summary()
     assert summary["ranks"] == 2
     assert summary["settings"]["schedule"] == "paper"

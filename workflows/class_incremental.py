@@ -106,7 +106,7 @@ def learn(
         "stored": len(loop.buffer),
         "buffer_bytes": _over_ranks(loop.buffer.nbytes),
         "unreadable": _over_ranks(len(images.unreadable)),
-        **(_exchange(loop, group, images) if strategy.rehearses else {}),
+        **(_exchange(loop, group) if strategy.rehearses else {}),
     }
 
 
@@ -170,20 +170,15 @@ def _over_ranks(value: float) -> float:
     return total.item()
 
 
-def _exchange(loop: Loop, group: Any, images: Images) -> dict[str, float]:
+def _exchange(loop: Loop, group: Any) -> dict[str, float]:
     """The exchange by itself, on these ranks and with these samples, for bench_scaling.py."""
     loop.disconnect()
-    r = loop.settings.representatives
-    exchange = Exchange(loop.buffer, group, r, device=loop.device)
-    out = {
-        "image": torch.zeros((r, *images.shape), dtype=torch.uint8, device=loop.device),
-        "label": torch.zeros(r, dtype=torch.int64, device=loop.device),
-    }
-    layout = loop.buffer.layout
-    return {
-        "exchange_ms": 1e3 * statistics.median(exchange_seconds(exchange, 30, out)),
-        "sample_bytes": sum(layout.row_bytes.values()) if layout else 0,
-    }
+    r, layout = loop.settings.representatives, loop.buffer.layout
+    if layout is None:  # nothing was offered
+        return {}
+    out = {name: torch.zeros((r, *shape), dtype=dtype, device=loop.device) for name, shape, dtype in layout.fields}
+    times = exchange_seconds(Exchange(loop.buffer, group, r, device=loop.device), 30, out)
+    return {"exchange_ms": 1e3 * statistics.median(times), "sample_bytes": sum(layout.row_bytes.values())}
 
 
 def whereabouts(place: Place, device: str) -> tuple[str, int, str]:
