@@ -70,6 +70,7 @@ HOMES = {
     "cbor2": ("steering.sources.dectris",),
     "bluesky": ("steering.sources.bluesky_plan",),
     "ophyd_async": ("steering.sources.bluesky_plan",),
+    "tiled": ("steering.view.tiled",),
     "dask": ("steering.runner", "steering.clusters", "steering.view"),
     "distributed": ("steering.runner", "steering.clusters", "steering.view"),
     "dask_jobqueue": ("steering.clusters.queue",),

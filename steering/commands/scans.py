@@ -25,11 +25,14 @@ def add_commands(commands: Any) -> None:
     record.set_defaults(command=_record)
     export = commands.add_parser(
         "export",
-        help="write the images of a run for other programs: CXI/NeXus and TIFF",
+        help="write the images of a run for other programs: CXI/NeXus and TIFF, or a Tiled server",
         description="Write live and refined object, trust, positions and probe of each scan as CXI/NeXus and TIFF.",
     )
     export.add_argument("folder", metavar="DIR", help="folder of a run")
     export.add_argument("--out", metavar="DIR", help="where to (DIR/export)")
+    export.add_argument(
+        "--tiled", metavar="URL", help="to a container of a Tiled server instead; follows a run that goes on"
+    )
     export.set_defaults(command=_export)
     inspect = commands.add_parser(
         "inspect",
@@ -71,6 +74,11 @@ def _export(chosen: argparse.Namespace) -> int:
     from steering.view.export import export_run  # noqa: PLC0415
 
     folder = RunFolder(chosen.folder)
+    if chosen.tiled:
+        from steering.view.tiled import publish  # noqa: PLC0415
+
+        say(f"{chosen.tiled}: {folder.path.name} with the images of {publish(folder, chosen.tiled)} scans")
+        return 0
     for path in export_run(folder, Path(chosen.out or folder.path / "export")):
         say(short(path))
     return 0

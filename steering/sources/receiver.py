@@ -320,6 +320,9 @@ class Receiver:
             now = time.monotonic()
             streams = {name: self._said(name, counters, now) for name, counters in self._joiner.counters.items()}
             streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
+            runs = {scan: header["run"] for scan, header in self._headers.items() if "run" in header}
+            if runs:  # uids of bluesky's runs
+                streams[FRAMES]["runs"] = {self._names.get(scan, f"scan-{scan + 1}"): uid for scan, uid in runs.items()}
             return {
                 "streams": streams,
                 "given_up": self._expectation.given_up,
