@@ -68,5 +68,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(SAY) installing torch, the largest part
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(SAY) installing steering and the other libraries
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,notebook,bluesky,onnx,dectris,epics,jobqueue]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,notebook,bluesky,onnx,dectris,epics,jobqueue,completion]'
 	@echo "$(CURDIR)" > $@

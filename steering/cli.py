@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from steering.commands import attach, detach, memory, scans
+from steering.commands import attach, detach, memory, scans, start_here
 from steering.commands.words import complain as _complain, message as _message, say as _say, short as _short
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 for a failure, 2 for wrong arguments, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
     logging.getLogger("steering.clusters").setLevel(logging.INFO)  # which jobs are waited for
-    chosen = _parser().parse_args(arguments)
+    chosen = _parser().parse_args(start_here.spelt_out(sys.argv[1:] if arguments is None else arguments))
     ending = _attempt(lambda: chosen.command(chosen))
     if ending.status != "finished" and not ending.returned:
         _complain(ending.reason)
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="steering",
         description="Run a workflow, follow it while it measures, and report on what it left.",
-        epilog="Start with: steering run workflows/simulated_drift.py",
+        epilog="Start with: steering demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("workflow", metavar="WORKFLOW.py", help="a Python file with main(folder, arguments)")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the workflow unchanged")
     run.set_defaults(command=_run)
+    start_here.add_commands(commands, parser)
     memory.add_commands(commands)
     recover = commands.add_parser(
         "recover",

@@ -23,6 +23,18 @@ Entry = Callable[[Any, list[str]], Any]
 """main(folder, arguments) of a workflow."""
 
 
+def shipped() -> Path:
+    """The folder of the workflows that come with this package: in it where it was installed, beside it in a checkout.
+
+    Raises FileNotFoundError where they are in neither place.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "workflows", package.parent / "workflows"):
+        if (folder / "simulated_drift.py").is_file():
+            return folder
+    raise FileNotFoundError(f"{package}: found no workflows there, expected a checkout, or a wheel made from one")
+
+
 @contextmanager
 def loaded(workflow: Path) -> Iterator[Entry]:
     """The `main` of a workflow file; the modules beside it can be imported until the block is left.
@@ -33,7 +45,7 @@ def loaded(workflow: Path) -> Iterator[Entry]:
     """
     if not workflow.is_file():
         found = "a folder" if workflow.is_dir() else "no such file"
-        raise FileNotFoundError(f"{workflow}: found {found}, expected a workflow file (see workflows/)")
+        raise FileNotFoundError(f"{workflow}: found {found}, expected a workflow file (see {shipped()})")
     beside = _Beside(workflow.absolute().parent)
     sys.meta_path.insert(0, beside)
     try:

@@ -77,8 +77,9 @@ HOMES = {
     "rich": ("steering.view", "steering.cli"),
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),
-    "psutil": ("steering.learning.group",),
+    "psutil": ("steering.learning.group", "steering.learning.hardware"),
     "cloudpickle": ("steering.inference.policy_host", "steering.loading"),
+    "shtab": ("steering.commands.start_here",),
     "onnx": ("steering.inference.backends.onnx",),
     "onnxruntime": ("steering.inference.backends.onnx",),
 }
