@@ -148,13 +148,15 @@ def test_a_rank_that_waits_for_a_frozen_one_is_freed_from_another_thread(monkeyp
     event = Event(10**9)
     frozen = Aborted(event)
     monkeypatch.setattr(group, "_nccl", [frozen])
-    threading.Timer(0.05, group.abandon).start()
+    elsewhere = threading.Timer(0.05, group.abandon)
+    elsewhere.start()
     try:
         with pytest.raises(dist.DistBackendError, match="given up") as raised:
             settle(event, [frozen], deadline=60)
     finally:
         group.leave()
     assert is_of_group(raised.value)
+    elsewhere.join()
     for thread in threading.enumerate():
         if thread.name == "abort NCCL":
             thread.join()

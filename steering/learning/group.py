@@ -158,9 +158,10 @@ def abandon() -> None:
     gloo's connections are shut down; NCCL's collectives are aborted by a thread of their own, for that may take as long
     as the collective that it ends.
     """
-    if _nccl:
+    backends = list(_nccl)  # whoever waits may leave the group as soon as it hears of this
+    if backends:
         _abandoned.set()
-        threading.Thread(target=_abort, args=(list(_nccl),), name="abort NCCL", daemon=True).start()
+        threading.Thread(target=_abort, args=(backends,), name="abort NCCL", daemon=True).start()
     for descriptor, name in list(_of_group):
         with suppress(OSError):
             if os.readlink(f"/proc/self/fd/{descriptor}") == name:
