@@ -4,26 +4,28 @@
 # no test of the suite calls it.
 #
 #   containers/try.sh [image] [DEMO_ARGUMENTS ...]       needs: pip install build; for an image root, buildah, mmdebstrap
+#
+# MIRROR: of Debian, for mmdebstrap. OPTIONS: of buildah bud, as -v HERE:THERE:ro with a pip.conf of this site.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-python=${PYTHON:-python3}
+python=${PYTHON:-python3} OPTIONS=${OPTIONS:-}
 
 if [ "${1-}" = image ]; then
     shift
     mmdebstrap --variant=minbase --include=python3-venv,ca-certificates bookworm "$work/base.tar" ${MIRROR:-}
     base=$(buildah from scratch)
     buildah add --quiet "$base" "$work/base.tar" /
-    # Where packages come from is pip's own setting, which goes into the base and not into the recipe.
-    for file in ${PIP_FILES:-}; do buildah add --quiet "$base" "$file" "$file"; done
     buildah commit --quiet "$base" steering-base
     buildah rm "$base"
-    buildah bud --isolation chroot --build-arg BASE=localhost/steering-base -f containers/Dockerfile -t steering-try .
+    # shellcheck disable=SC2086 # several options in one variable
+    buildah bud --isolation chroot $OPTIONS --build-arg BASE=localhost/steering-base -f containers/Dockerfile -t steering-try .
     made=$(buildah from steering-try)
     buildah run --isolation chroot "$made" -- steering demo --out /data/run "$@"
     buildah run --isolation chroot "$made" -- steering status /data/run
     buildah rm "$made"
+    buildah rmi steering-try steering-base
     exit
 fi
 
