@@ -16,6 +16,7 @@ from tests.command_line import ran
 
 sys.path.append(str(Path(__file__).parents[1] / "workflows"))
 
+from bench_scaling import fit_runs, messages, sent_bytes
 from classes.decoding import decode, random_box
 from classes.folder import find_images
 from classes.networks import checked, maker
@@ -268,4 +269,18 @@ def test_a_folder_and_a_network_of_ones_own_through_all_tasks_on_two_ranks(folde
     [point] = RunFolder(scaling).summary()["runs"]
     assert (point["strategy"], point["ranks"], point["messages"]) == ("er_ace", 2, 1)
     assert point["exchange_ms"] == learnt["exchange_ms"] > 0
-    assert RunFolder(scaling).summary()["fitted_to_runs"]["residual_ms"] >= 0
+    assert RunFolder(scaling).summary()["fitted_to_runs"] is None  # one point says nothing of messages and bytes
+
+
+def test_the_model_of_the_exchange_finds_latency_and_bandwidth_of_runs():
+    """Runs on a network of 5 us and 10 GB/s, with 0.2 ms besides; one of them with two ranks to a core."""
+    runs = []
+    for ranks, shared in ((2, 1.0), (8, 2.0), (64, 1.0), (128, 1.0)):
+        sent = sent_bytes(ranks, 7, 150_544)
+        took = (0.2 + messages(ranks) * 5e-3 + sent / 10e6) * shared
+        runs.append({"ranks": ranks, "bytes": sent, "exchange_ms": took, "ranks_per_core": shared})
+    fitted = fit_runs(runs)
+    assert fitted["latency_us"] == pytest.approx(5, rel=1e-3)
+    assert fitted["bandwidth_gb_s"] == pytest.approx(10, rel=1e-3)
+    assert fitted["fixed_ms"] == pytest.approx(0.2, rel=1e-3)
+    assert fit_runs(runs[:2]) is None

@@ -9,8 +9,8 @@ Projected: a step's exchange on the stated network, as messages x latency + byte
 fitted to the measurements here, to show how well it describes them.
 
 Runs of class_incremental.py, on whatever cluster, add what they measured: each strategy that rehearses has the exchange
-by itself, its step, and what of the exchange it waited for. The model is fitted to these points by themselves, and its
-projection for their numbers of ranks and bytes stands beside each.
+by itself, its step, and what of the exchange it waited for. Beside each stands the projection for its number of ranks
+and bytes; to three or more different points the model is fitted by themselves.
 """
 
 import argparse
@@ -184,9 +184,11 @@ def read_runs(paths: list[Path], options: argparse.Namespace) -> list[dict[str, 
     return found
 
 
-def fit_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model fitted to the points of runs."""
+def fit_runs(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The model fitted to the points of runs; None where they are too few to say what messages and bytes cost."""
     points = [Point(one["ranks"], one["bytes"], one["exchange_ms"], one["ranks_per_core"]) for one in runs]
+    if len({(one.ranks, one.bytes) for one in points}) < 3:
+        return None
     return fit(points)
 
 
@@ -235,6 +237,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         "stated_network": stated,
         "projected": projected,
     }
+    if runs and figures["fitted_to_runs"] is None:
+        print("the model is not fitted to the runs: it needs three of different numbers of ranks or bytes")
     folder.write_summary(figures)
     folder.write_file("scaling.png", scaling_picture(figures, {n: network(n, sent_bytes(n, r), options) for n in MANY}))
 

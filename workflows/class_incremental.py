@@ -193,7 +193,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     images = read(options)
     print(f"{len(images.label)} images, {len(images.names)} classes, {options.tasks} tasks, {options.network}")
     by_seed: dict[str, dict[str, Any]] = {}
-    make = maker(options.network, width=options.width, size=options.size)
+    make = maker(options.network, width=options.width, size=images.shape[-1])
     with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         hosts = on_ranks(client, whereabouts, options.device, ranks=options.ranks)
         folder.write_summary(
@@ -290,6 +290,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     for name in ("seeds", "tasks", "ranks", "decoders", "size", "epochs"):
         if getattr(options, name) <= 0:
             parser.error(f"found --{name} {getattr(options, name)}, expected more than 0")
+    if not options.data and options.size != CIFAR["size"]:
+        parser.error(f"found --size {options.size} on CIFAR-100, expected it with --data: those images have 32 pixels")
     if not 0 < options.buffer <= 1:
         parser.error(f"found --buffer {options.buffer}, expected a share of the images, above 0 and up to 1")
     unknown = set(options.strategies.split(",")) - set(STRATEGIES)
