@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 
 import pytest
@@ -95,6 +96,7 @@ class Bench:
         rounds = await self.group.fit("a", 10, self.group.generation)
         assert rounds[0].error is not None
         assert len(set(await self.group.digest())) == 1
+        self.stored = [one.stored for one in rounds]
         return rounds[0].steps
 
     async def back(self, ranks):
@@ -125,7 +127,10 @@ async def lives(client, folder):
     assert (joined.lost, joined.joined, joined.ranks) == ((), (2, 3), 4)
     await bench.sound()
 
-    # Rank 0 as soon as the version is written: it is there once, and the others are held against it.
+    # Rank 0 as soon as the version is written: it is there once, and the others are held against it. What it stored
+    # comes back from the checkpoint.
+    stored = bench.stored
+    await bench.group.checkpoint(folder / "checkpoints")
     bench.let_die("publish", 0)
     digests = set(await bench.group.digest())
     change = await bench.group.publish(bench.store, bench.version(1))
@@ -134,13 +139,19 @@ async def lives(client, folder):
     assert await bench.group.publish(bench.store, bench.version(1)) is None
     assert set(await bench.group.digest()) == digests
     assert ModelStore(bench.store).newest() == 1
+    assert stored[0] > 0
+    assert (change.samples_back, change.samples_lost) == (stored[0], 0)
     await bench.sound()
+    assert sum(bench.stored) >= sum(stored)
 
-    # One of three has gone back, the others perhaps: all do when it is asked again.
+    # One of three has gone back, the others perhaps: all do when it is asked again. Its share cannot be read.
+    stored = bench.stored
+    shutil.rmtree(folder / "checkpoints")
     bench.let_die("go_back", 1)
     change = await bench.group.go_back(bench.store, 1)
     assert isinstance(change, GroupChanged)
     assert change.lost == (1,)
+    assert (change.samples_back, change.samples_lost) == (0, stored[1])
     assert await bench.group.go_back(bench.store, 1) is None
     assert len(set(await bench.group.digest())) == 1
     await bench.sound()

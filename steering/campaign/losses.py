@@ -31,7 +31,10 @@ class GroupChanged(Event):
     seconds: float = 0.0
     """From when the loss was noticed, or the new ranks were ready, until the new group had formed."""
     samples_lost: int = 0
-    """Stored samples that the lost ranks reported after their last training round: they are rehearsed no more."""
+    """Stored samples that the lost ranks reported after their last training round, without those that came back: they
+    are rehearsed no more."""
+    samples_back: int = 0
+    """Stored samples of the lost ranks that the others have taken over from the newest checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

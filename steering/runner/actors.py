@@ -98,6 +98,20 @@ async def while_there(client: Client, worker: str, answer: Awaitable[T]) -> T:
         job.cancel()
 
 
+async def while_all_there(client: Client, handles: Sequence[ActorHandle], answers: Awaitable[T]) -> T:
+    """What these actors answer together. Raises OSError where one is lost before all have answered."""
+    job = asyncio.ensure_future(answers)
+    job.add_done_callback(retrieved)
+    try:
+        while not job.done():
+            await asyncio.wait({job}, timeout=LOOK_S)
+            if not job.done() and await gone(client, handles):
+                raise OSError("found a rank lost while its answer was waited for, expected that of all")
+        return job.result()
+    finally:
+        job.cancel()
+
+
 class Reached:
     """An actor as a task on a worker asks it: where the actor's worker is gone, the answer is an OSError.
 

@@ -89,6 +89,7 @@ def _of_ranks(event: Event) -> str | None:
         case GroupChanged() if event.lost:
             which = ", ".join(map(str, event.lost))
             stored = f", with {event.samples_lost} stored samples" if event.samples_lost else ""
+            stored += f", {event.samples_back} came back from the checkpoint" if event.samples_back else ""
             return f"rank{'s' if len(event.lost) > 1 else ''} {which} lost{stored}; {event.ranks} go on"
         case GroupChanged() if event.joined:
             return f"rank{'s' if len(event.joined) > 1 else ''} {', '.join(map(str, event.joined))} joined; " + (

@@ -26,8 +26,10 @@ from steering.runner.actors import (
     place,
     release,
     retrieved,
+    while_all_there,
     while_there,
 )
+from steering.runner.shares import Shares
 
 _ATTEMPTS = 5
 """Groups that are tried one after the other when each loses ranks while it forms."""
@@ -69,6 +71,7 @@ class RankGroup:
         """Ranks of the first group."""
         self._stored: dict[ActorHandle, int] = {}
         """Samples in each rank's buffer, as it reported them last."""
+        self._shares = Shares(client)
         self._change: GroupChanged | None = None
         """The newest."""
         self._turn = asyncio.Lock()
@@ -108,6 +111,8 @@ class RankGroup:
                     call(member.actor, *before, rank=number, ranks=ranks)
                     for number, member in enumerate(group._members)
                 )
+                if before[0] == "restore" and before[2].ranks == ranks:
+                    group._shares.written(before[1], before[2], group._members)
             await group._join(group._members)
         except CallsFailed as failed:
             raise await failed.cause() from None
@@ -185,10 +190,10 @@ class RankGroup:
                 number = 1 + max(self._number, await asyncio.to_thread(newest_number, folder))
             self._number = max(number, self._number)
 
-            async def cut(ranks: list[Any]) -> int:
-                generation = self.generation
+            async def cut(ranks: list[Any]) -> tuple[int, list[ActorHandle]]:
+                mine = self.generation, self._members
                 await every(call(rank, "cut", folder, number) for rank in ranks)
-                return generation
+                return mine
 
             idle = await self._ask(lambda ranks: every(call(rank, "recorded") for rank in ranks), None)
             if isinstance(idle, GroupChanged):
@@ -196,8 +201,13 @@ class RankGroup:
             begun = await self._together(cut)
             if isinstance(begun, GroupChanged):
                 return begun
-            files = await self._ask(lambda ranks: every(call(rank, "written") for rank in ranks), begun)
-            return files if isinstance(files, GroupChanged) else joined(number, files)
+            generation, members = begun
+            files = await self._ask(lambda ranks: every(call(rank, "written") for rank in ranks), generation)
+            if isinstance(files, GroupChanged):
+                return files
+            part = joined(number, files)
+            self._shares.written(folder, part, members)
+            return part
 
     async def admit(self, addresses: Sequence[str]) -> GroupChanged:
         """Let new ranks join, one on each of these workers, between two verbs: they take over weights, optimiser, step
@@ -294,7 +304,7 @@ class RankGroup:
     async def _form_anew(self, lost: list[ActorHandle], joining: list[ActorHandle], begun: float) -> GroupChanged:
         """Form a group of those who are left and those who join; more may be lost meanwhile. begun: when that was due,
         by time.perf_counter."""
-        before, attempts = self._members, 0
+        before, attempts, back = self._members, 0, 0
         while True:
             kept = [member for member in before if member not in lost]
             new = [member for member in joining if member not in lost]
@@ -307,6 +317,7 @@ class RankGroup:
             self.generation += 1
             if lost:
                 await self._free(kept)
+                back += await self._shares.taken_over(lost, kept)
             try:
                 await self._join([*kept, *new])
                 break
@@ -324,7 +335,8 @@ class RankGroup:
             ranks=len(self._members),
             generation=self.generation,
             seconds=time.perf_counter() - begun,
-            samples_lost=sum(self._stored.get(member, 0) for member in before if member in lost),
+            samples_lost=max(0, sum(self._stored.get(member, 0) for member in before if member in lost) - back),
+            samples_back=back,
         )
         self._emit(self._change)
         return self._change
@@ -346,16 +358,7 @@ class RankGroup:
             call(member.actor, "join", where, rank=number, ranks=ranks, generation=self.generation, began=self._began)
             for number, member in enumerate(members)
         )
-        job = asyncio.ensure_future(every(calls))
-        job.add_done_callback(retrieved)
-        try:
-            while not job.done():
-                await asyncio.wait({job}, timeout=LOOK_S)
-                if not job.done() and await gone(self._client, members):
-                    raise OSError("found a rank lost while its group formed, expected it to join")
-            job.result()
-        finally:
-            job.cancel()
+        await while_all_there(self._client, members, every(calls))
 
 
 async def answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
