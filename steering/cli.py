@@ -105,7 +105,7 @@ _COMMANDS = {
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from steering.loading import loaded  # noqa: PLC0415
+    from steering.loading import loaded, located  # noqa: PLC0415
 
     own, arguments = _taken_out(chosen.arguments)
     arguments = detach.take_flags(chosen, arguments)
@@ -113,7 +113,7 @@ def _run(chosen: argparse.Namespace) -> int:
     runs = [*(chosen.start or []), *own["--from"]]
     kept = (own["--memory"] or [chosen.memory])[-1]
     start = _start(runs, kept) if runs or kept else None
-    workflow = Path(chosen.workflow)
+    workflow = located(Path(chosen.workflow))
     if chosen.handed_over:
         return _run_in(detach.adopted(chosen.adopt), detach.handed_over(chosen.handed_over), workflow, arguments)
     if chosen.detach and workflow.is_file():

@@ -35,6 +35,14 @@ def shipped() -> Path:
     raise FileNotFoundError(f"{package}: found no workflows there, expected a checkout, or a wheel made from one")
 
 
+def located(workflow: Path) -> Path:
+    """The file that is meant: workflows/NAME.py is the one that comes with this package where there is none."""
+    if workflow.exists() or workflow.parts[:1] != ("workflows",):
+        return workflow
+    own = shipped().parent / workflow
+    return own if own.is_file() else workflow
+
+
 @contextmanager
 def loaded(workflow: Path) -> Iterator[Entry]:
     """The `main` of a workflow file; the modules beside it can be imported until the block is left.

@@ -125,6 +125,17 @@ def test_the_demo_is_the_first_workflow():
     assert "usage: steering run simulated_drift.py" in re.sub(r"run \S*/", "run ", out)
 
 
+def test_a_workflow_that_comes_along_is_found_from_any_folder_unless_one_of_that_name_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "usage: " in said("run", "workflows/bench_scaling.py", "--help")[0]
+    assert "workflows/nothing.py: found no such file" in said("run", "workflows/nothing.py", code=1)[1]
+    assert "bench_scaling.py: found no such file" in said("run", "elsewhere/bench_scaling.py", code=1)[1]
+    (tmp_path / "workflows").mkdir()
+    own = tmp_path / "workflows" / "bench_scaling.py"
+    own.write_text('def main(folder, arguments):\n    print("my own")\n')
+    assert "my own" in said("run", "--out", tmp_path / "run", "workflows/bench_scaling.py")[0]
+
+
 def test_a_shell_completes_commands_options_and_folders(tmp_path):
     """By bash itself."""
     pytest.importorskip("shtab", reason="completion needs shtab: pip install 'steering[completion]'")

@@ -9,6 +9,7 @@ task of an image as an input. `incremental` and `from_scratch` are the bounds.
 The first line trains on CIFAR-100, from cifar100/ of the folder that the environment variable STEERING_DATA names. The
 second one, on a folder with train/CLASS and val/CLASS of JPEG or PNG files, has the settings of the paper (Bouvier et
 al., FGCS 2024, DOI 10.1016/j.future.2024.07.016): with ImageNet it repeats its figure. Every setting may be changed.
+A strategy is trained in one piece: the site's walltime must hold one. Those that have ended are in summary.json.
 """
 
 import argparse
