@@ -31,7 +31,7 @@ def accuracy_picture(strategies: Mapping[str, Mapping[str, Any]]) -> bytes:
     cost.set_ylabel("top-5 accuracy at the end (%)")
     cost.set_xlim(0, 1.3 * max((f["runtime_s"] for f in strategies.values()), default=1.0))
     for ax in (course, cost):
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         ax.grid(axis="y")
     return png(drawing)
 
