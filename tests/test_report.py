@@ -13,6 +13,7 @@ from skimage import data, transform
 
 from steering.runner.folder import RunFolder
 from steering.view.comparison import write_comparison
+from steering.view.forgetting import forgetting, matrix
 from steering.view.history import curves, history, running_median
 from steering.view.notebook import LivePanel
 from steering.view.pictures import live_picture, shown
@@ -20,6 +21,7 @@ from steering.view.report import write_report
 from steering.view.status import status_lines
 
 START = time.time() - 30
+STREAM = {"received": 360, "joined": 358, "waiting": 0, "dropped": {"repeat": 2}, "lost": 0, "interpolated": 0}
 PICTURES = {"camera": data.camera, "coins": data.coins, "bricks": data.brick}
 
 
@@ -130,6 +132,13 @@ def made_up_run(path, scans=("camera", "coins", "bricks"), frames=120, forgets=1
                 scan: {"first": 0.9 / (place + 1), "own_end": 0.13 * forgets, "run_end": 0.15 * forgets**2}
                 for place, scan in enumerate(scans)
             },
+            "forgetting": {
+                "versions": [0, 1, 2, version],
+                "own_end": {scan: min(place + 1, version) for place, scan in enumerate(scans)},
+                "phase_error": {scan: [0.9, 0.5, None, 0.15 * forgets**2] for scan in scans},
+                "residual": {scan: [0.3, 0.2, 0.1, 0.05] for scan in scans},
+            },
+            "streams": {"frames": STREAM},
             "wall_s": {
                 "acquire": 31.0,
                 "predict": 4.2,
@@ -179,7 +188,7 @@ def run(tmp_path_factory):
 def test_the_report_loads_nothing_from_outside(run):
     found = loads(run.path / "report.html")
     assert found.sources
-    assert all(source.startswith("data:image/png;base64,") for source in found.sources)
+    assert all(source.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for source in found.sources)
     assert not found.tags & {"script", "iframe", "object", "embed", "base"}
     text = (run.path / "report.html").read_text()
     assert "@import" not in text
@@ -198,7 +207,37 @@ def test_the_report_shows_every_scan_curves_positions_and_figures(run):
         assert word in alts
     for word in ("finished", "360 frames", "49%", "7.31 ms", "0.130", "RunEnded"):
         assert word in text
+    for word in ("<h2>Forgetting</h2>", "phase error in radians", "dropped.repeat", "456 ms"):
+        assert word in text
+    assert text.count("<td class=own") == len(run.summary()["scans"])
     assert text.index("<img") < text.index("Key figures")
+
+
+def test_the_report_stays_below_5_mb_and_says_which_objects_it_shows(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("steering.view.report.PICTURES_BYTES", 1)
+    folder = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    text = write_report(folder).read_text()
+    assert "The last 1 of 3 scans" in text
+    assert [f"<h3>{scan}</h3>" in text for scan in folder.summary()["scans"]] == [False, False, True]
+    assert (run.path / "report.html").stat().st_size < 5e6
+
+
+def test_without_a_truth_the_residual_shows_what_was_forgotten():
+    found = forgetting(
+        {
+            "scans": ["b", "a"],
+            "forgetting": {
+                "versions": [0, 3],
+                "own_end": {"a": 3},
+                "phase_error": {},
+                "residual": {"a": [0.4, 0.1], "b": [0.2, None]},
+            },
+        }
+    )
+    assert list(found.errors) == ["b", "a"]
+    assert "residual" in found.measure
+    assert matrix(found).count("background") == 3
+    assert forgetting({}) is None
 
 
 def test_a_benchmarks_figures_and_pictures_are_shown(tmp_path):
@@ -305,6 +344,9 @@ def test_phases_are_shown_in_the_gauge_of_the_truth():
     assert [version.title for version in (network, refined, truth)] == ["network alone", "refined", "truth"]
     assert np.abs(refined.phase - truth.phase)[there].mean() < 0.05
     assert np.abs(network.phase - truth.phase)[there].mean() < 0.3
+    dim = live_object("coins", 1)
+    dim["amplitude_refined"] = dim["amplitude_refined"] * 0.7  # by half the flux
+    np.testing.assert_allclose(shown(dim)[1].amplitude[there], refined.amplitude[there], rtol=1e-3)
 
 
 def test_the_comparison_names_both_runs_and_what_each_forgot(run, tmp_path):
@@ -312,7 +354,7 @@ def test_the_comparison_names_both_runs_and_what_each_forgot(run, tmp_path):
     other.end("finished")
     out = write_comparison([run, other], tmp_path / "both.html")
     text, found = out.read_text(), loads(out)
-    assert all(source.startswith("data:image/png;base64,") for source in found.sources)
+    assert all(source.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for source in found.sources)
     for word in ("er (finished)", "incremental (finished)", "camera, end of run / end of its scan", "1.15", "1.73"):
         assert word in text
     assert "Error over frames of er, incremental" in found.alts
@@ -320,11 +362,11 @@ def test_the_comparison_names_both_runs_and_what_each_forgot(run, tmp_path):
     assert 'best">0.337' not in text
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(run, tmp_path):
-    other = RunFolder.create(tmp_path / "er")
-    text = write_comparison([run, other], tmp_path / "both.html").read_text()
-    assert str(run.path) in text
-    assert str(other.path) in text
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    first, second = RunFolder.create(tmp_path / "a" / "er"), RunFolder.create(tmp_path / "b" / "er")
+    text = write_comparison([first, second, first], tmp_path / "both.html").read_text()
+    assert "2 runs side by side" in text
+    assert "a/er (running), b/er (running)" in text
 
 
 def test_frames_are_numbered_in_the_order_of_acquisition():

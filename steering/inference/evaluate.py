@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage
 from steering.models import ModelStore, Network
-from steering.ptychography import Stitcher, align, extract_patches, phase_correlation
+from steering.ptychography import Stitcher, align, extract_patches, far_field_residual, phase_correlation
 from steering.records import Field
 
 _TOGETHER = 64
 """Frames that a version predicts in one go here."""
+_MOST_JUDGED = 500
+"""Frames of a scan by which a version is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +57,26 @@ class HoldOut:
 
 @dataclass(frozen=True)
 class Score:
-    """Agreement with the truth, free of the gauge (shift of at most 5 px, global phase, linear ramp)."""
+    """Agreement with the truth, free of the gauge (shift of at most 5 px, global phase, linear ramp), and with the
+    frames, which needs no truth."""
 
     phase_error: float
     """Of patches: mean over frames of the illumination-weighted RMS, each freed of its constant phase; radians.
-    NaN where only an image was judged."""
+    NaN where only an image was judged, or the truth is not known."""
     phase_correlation: float
-    """Of the stitched image: illumination-weighted correlation of the phases, -1..1."""
+    """Of the stitched image: illumination-weighted correlation of the phases, -1..1. NaN where the truth is not
+    known."""
+    residual: float
+    """Of patches: median far-field residual of the frames, 0..1. NaN where only an image was judged."""
 
 
-def score_patches(patches: NDArray[np.complex64], positions: NDArray[np.float64], live: LiveImage) -> Score:
-    """Judge patches (n, size, size) at positions (n, 2), object pixels, against the truth of their scan.
-
-    Raises ValueError where that is not known.
-    """
+def score_patches(
+    patches: NDArray[np.complex64], positions: NDArray[np.float64], live: LiveImage
+) -> tuple[float, float]:
+    """(phase error, phase correlation), as in Score, of patches (n, size, size) at positions (n, 2), object pixels; NaN
+    where the truth of their scan is not known."""
     if live.truth is None:
-        raise ValueError(f"found no truth of scan {live.scan!r}, expected the source to know it")
+        return float("nan"), float("nan")
     stitcher = Stitcher(live.canvas, live.weight)
     stitcher.add(patches, positions)
     image, wanted = stitcher.image(), live.truth
@@ -81,7 +87,7 @@ def score_patches(patches: NDArray[np.complex64], positions: NDArray[np.float64]
     wanted_patches = extract_patches(same_gauge, live.canvas, positions, patches.shape[-1])
     known = (np.abs(wanted_patches) > 0).all((1, 2))
     errors = patch_phase_error(patches[known], wanted_patches[known], live.weight)
-    return Score(float(errors.mean()) if known.any() else float("nan"), phase_correlation(image, wanted, weight=seen))
+    return float(errors.mean()) if known.any() else float("nan"), phase_correlation(image, wanted, weight=seen)
 
 
 def score_versions(
@@ -93,27 +99,29 @@ def score_versions(
 ) -> dict[int, Score]:
     """How well versions do on the frames of a scan that errors are reported from, as they were trained: in float32.
 
-    mask: bad pixels (y, x) known by now. kind: class of the network, see ModelStore.load. Empty where the truth is not
-    known, or no such frame was measured.
+    Of more than 500 such frames 500 are taken, evenly over the scan. mask: bad pixels (y, x) known by now. kind: class
+    of the network, see ModelStore.load. Empty where no such frame was measured.
     """
-    if live.truth is None:
-        return {}
     rows = np.flatnonzero(live.frames["judged"])
     rows = rows[live.frames.kept(rows, "counts")]
     if not len(rows):
         return {}
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_JUDGED)).round().astype(int)]
     (where,) = live.frames.read("position", rows=rows)
     scores = {}
     for version in versions:
         network = models.load(version, network=kind)
         # Pixels that went bad since it was published must not count as light.
         network.optics.set(network.optics.modes().numpy(), mask)
-        patches = []
+        probe = network.optics.modes().numpy()
+        patches, residuals = [], []
         for start in range(0, len(rows), _TOGETHER):
             (counts,) = live.frames.read("counts", rows=rows[start : start + _TOGETHER])
             with torch.inference_mode():
                 patches.append(torch.polar(*network(torch.from_numpy(counts.astype(np.float32)))).numpy())
-        scores[version] = score_patches(np.concatenate(patches), where, live)
+            residuals.append(far_field_residual(patches[-1], counts, probe, mask))
+        agreement = score_patches(np.concatenate(patches), where, live)
+        scores[version] = Score(*agreement, float(np.median(np.concatenate(residuals))))
     return scores
 
 
@@ -123,7 +131,7 @@ def score_refined(live: LiveImage) -> Score | None:
     if live.truth is None or refined is None:
         return None
     weight = (refined.covered & (live.truth != 0)).astype(np.float32)
-    return Score(float("nan"), phase_correlation(refined.object, live.truth, weight=weight))
+    return Score(float("nan"), phase_correlation(refined.object, live.truth, weight=weight), float("nan"))
 
 
 def patch_errors(

@@ -262,7 +262,7 @@ class Predictor:
 
     async def evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
         """How well model versions do on the frames of a scan that errors are reported from: the network's own patches,
-        stitched. Empty where the truth is not known, or no such frame was measured."""
+        stitched. Empty where no such frame was measured."""
         return await self._read(self._score, scan, versions)
 
     async def evaluate_refined(self, scan: str) -> Score | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
@@ -30,7 +29,6 @@ from steering.campaign import (
     WorkerLost,
     encode,
 )
-from steering.inference import Score
 from steering.labels.external import ExternalReport, external_figures
 from steering.labels.make import LabelReport
 from steering.learning import PARTS, Round
@@ -38,7 +36,6 @@ from steering.learning.strategies import STRATEGIES, Strategy
 from steering.records.plain import plain, whole
 from steering.runner.describe import describe
 from steering.runner.experiment import Experiment
-from steering.runner.predictor_proxy import PredictorProxy
 
 _OF_PREDICTION = (
     "backend",
@@ -279,13 +276,11 @@ def composition(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: PredictorProxy) -> dict[str, Any]:
-    """The figures of summary.json, errors by the versions that matter included.
+def summary(metrics: Metrics, source: dict[str, Any], ranks: int, predictor: dict[str, Any]) -> dict[str, Any]:
+    """The figures of summary.json that are counted while the run goes on.
 
-    source: its figures. ranks: how many there are at the end.
+    source, predictor: their figures. ranks: how many there are at the end.
     """
-    predictor = await proxy.ask("figures")
-    errors, correlations = await _agreement(metrics, proxy)
     return {
         "strategy": _name(metrics.experiment.strategy),
         "ranks": ranks,
@@ -313,9 +308,6 @@ async def summary(metrics: Metrics, source: dict[str, Any], ranks: int, proxy: P
         "labels_dropped": sum(r.dropped for r in metrics.rounds[-1]) if metrics.rounds else 0,
         "actions": {"given": dict(metrics.actions), "sha256": metrics.fingerprint.hexdigest()},
         "frames_no_evidence": dict(metrics.campaign.unjudged),
-        "phase_error": errors,
-        # Of one scan; of several it would not be clear which.
-        "phase_correlation": correlations if len(metrics.campaign.scans) == 1 else {},
         "wall_s": {
             "acquire": source["acquire_s"],
             "predict": predictor["predict_s"],
@@ -351,35 +343,9 @@ def _kept(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-async def _agreement(metrics: Metrics, proxy: PredictorProxy) -> tuple[dict[str, Any], dict[str, float | None]]:
-    """By scan, phase errors of the versions that matter; and how well the images of the last scan correlate with the
-    truth. Both only where it is known."""
-    errors: dict[str, dict[str, Any]] = {}
-    correlations: dict[str, float | None] = {}
-    for scan in metrics.campaign.scans:
-        first, last = await proxy.ask("versions_of", scan)
-        own_end = metrics.own_end.get(scan, last)
-        versions = tuple({first, own_end, metrics.campaign.version})
-        scores: dict[int, Score] = await proxy.ask("evaluate", scan, versions)
-        if not scores:
-            continue
-        stages = {"first": first, "own_end": own_end, "run_end": metrics.campaign.version}
-        errors[scan] = {stage: _finite(scores[version].phase_error) for stage, version in stages.items()}
-        errors[scan]["versions"] = stages
-        correlations["held_out"] = _finite(scores[metrics.campaign.version].phase_correlation)
-        refined = await proxy.ask("evaluate_refined", scan)
-        if refined is not None:
-            correlations["refined"] = _finite(refined.phase_correlation)
-    return errors, correlations
-
-
 def _name(strategy: Strategy) -> str:
     known = (name for name, kind in STRATEGIES.items() if kind is type(strategy))
     return next(known, type(strategy).__name__.lower())
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def advance(campaign: Campaign, metrics: Metrics, event: Event) -> list[Action]:

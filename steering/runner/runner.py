@@ -32,6 +32,7 @@ from steering.runner.experiment import Experiment
 from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder, this_process
 from steering.runner.jobs import Jobs
+from steering.runner.judging import judge
 from steering.runner.labelling import Labelling
 from steering.runner.lock import RUNNER, held
 from steering.runner.metrics import Metrics, advance, snapshot, summary
@@ -370,7 +371,9 @@ class Runner:
     async def _sum_up(self) -> dict[str, Any]:
         self.metrics.too_late = len(waiting(self.folder.path))
         source, ranks = await self.source.figures(), 0 if self._ranks is None else len(self._ranks)
-        figures = await summary(self.metrics, source, ranks, self.proxy)
+        figures = summary(self.metrics, source, ranks, await self.proxy.ask("figures"))
+        figures |= await judge(self.metrics, self.folder, self.proxy)
+        figures["total_s"] = time.time() - self.metrics.begun
         self.folder.write_summary(figures)
         await self.snapshot()
         work = leave(self._ranks, self.folder, self._begin)

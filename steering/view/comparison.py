@@ -13,14 +13,16 @@ from matplotlib.axes import Axes
 
 from steering.runner.folder import RunFolder
 from steering.view.curves import error_axes
+from steering.view.forgetting import Forgetting, forgetting, largest_error, matrix
 from steering.view.history import Curve, curves
 from steering.view.page import page, picture, table, text
-from steering.view.pictures import WIDTH, Shown, bare, figure, limits, png, shown, styled
+from steering.view.pictures import WIDTH, Shown, bare, figure, limits, png, shown, styled, webp
 from steering.view.tables import key_figures, number, phase_errors, wall_times
 
 
 def write_comparison(folders: Sequence[RunFolder], out: Path) -> Path:
     """Write a page that sets the runs side by side and return its path. Raises OSError where it cannot be written."""
+    folders = list({folder.path.resolve(): folder for folder in folders}.values())  # each once
     names = _names(folders)
     summaries = dict(zip(names, (folder.summary() for folder in folders), strict=True))
     objects = dict(zip(names, (folder.objects() for folder in folders), strict=True))
@@ -33,6 +35,7 @@ def write_comparison(folders: Sequence[RunFolder], out: Path) -> Path:
         _section(
             "Error over frames", picture(_curves(lines), f"Error over frames of {', '.join(names)}", error_caption)
         ),
+        _section("Forgetting", _forgetting(summaries)),
         _section("Phase of the live object", picture(_objects(objects), f"Live phase of {', '.join(names)}")),
         _section("Key figures", _figures(summaries)),
         _section("Where the time went", _times(summaries)),
@@ -53,9 +56,12 @@ def _section(title: str, content: str) -> str:
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """The folders' own names; their paths where two are called the same."""
-    short = [folder.name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder.path) for folder in folders]
+    """The folders' own names; where two are called the same, their paths from the folder that has all of them."""
+    short, paths = [folder.name for folder in folders], [folder.path.resolve() for folder in folders]
+    if len(set(short)) == len(short):
+        return short
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(shared).as_posix() for path in paths]
 
 
 def _errors(summaries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -75,6 +81,19 @@ def _errors(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     note = "Radians, by the network alone on frames never trained on. The ratio shows forgetting: 1 means none."
     return table(["", *summaries], rows, best=best) + f'<p class="soft">{note}</p>'
+
+
+def _forgetting(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """A matrix for each run, on one scale for all that show the same measure."""
+    several = {name: found for name, summary in summaries.items() if (found := forgetting(summary)) is not None}
+    by_measure: dict[str, list[Forgetting]] = {}
+    for found in several.values():
+        by_measure.setdefault(found.measure, []).append(found)
+    return "".join(
+        f"<h3>{text(name)}</h3>{matrix(found, largest_error(by_measure[found.measure]))}"
+        f'<p class="soft">By version, {text(found.measure)}. Outlined: at the end of the scan itself.</p>'
+        for name, found in several.items()
+    )
 
 
 def _ratio(errors: Mapping[str, float | None]) -> float | None:
@@ -165,7 +184,7 @@ def _objects(objects: Mapping[str, Mapping[str, xr.Dataset]]) -> bytes | None:
                 ax.imshow(images[scan].phase, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
             if place == 0:
                 ax.set_title(scan)
-    return png(drawing)
+    return webp(drawing)
 
 
 def _truth(runs: Sequence[Sequence[Shown]]) -> Shown | None:

@@ -38,6 +38,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { text-align: left; padding: .32rem 1.6rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; color: var(--soft); } thead th { font-size: .85rem; }
 td.number, th.number { text-align: right; } td.best { font-weight: 700; }
+.shades td, .shades thead th { padding: .34rem .7rem; text-align: right; border: 0; }
+.shades td { border: 2px solid var(--page); border-radius: 5px; }
+.shades td.own { outline: 2px solid var(--ink); outline-offset: -3px; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 0 3rem; }
 .bar { display: grid; grid-template-columns: 6rem 1fr 5.5rem; gap: .8rem; align-items: center; font-size: .92rem;
   margin: .28rem 0; }
@@ -68,14 +71,16 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def picture(png: bytes | None, alt: str, caption: str = "") -> str:
-    """A picture with its caption; nothing where there is no picture. alt, caption: plain text."""
-    if png is None:
+def picture(image: bytes | None, alt: str, caption: str = "") -> str:
+    """A picture, PNG or transparent WebP, with its caption; nothing where there is none. alt, caption: plain text."""
+    if image is None:
         return ""
-    width = int.from_bytes(png[16:20], "big") * 100 // DPI  # text of one size, however wide the picture
-    data = base64.b64encode(png).decode()
+    kind = "webp" if image.startswith(b"RIFF") else "png"
+    pixels = int.from_bytes(image[24:27], "little") + 1 if kind == "webp" else int.from_bytes(image[16:20], "big")
+    width = pixels * 100 // DPI  # text of one size, however wide the picture
+    data = base64.b64encode(image).decode()
     under = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    return f'<figure><img src="data:image/png;base64,{data}" width="{width}" alt="{text(alt)}">{under}</figure>'
+    return f'<figure><img src="data:image/{kind};base64,{data}" width="{width}" alt="{text(alt)}">{under}</figure>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, best: Sequence[int | None] = ()) -> str:
@@ -98,6 +103,24 @@ def _cells(row: Sequence[str], best: int | None) -> str:
 
 def _right(place: int) -> str:
     return ' class="number"' if place else ""
+
+
+def shades(head: Sequence[str], rows: Sequence[tuple[str, Sequence[tuple[str, float | None, bool]]]]) -> str:
+    """A table of cells shaded by a share, 0 to 1. rows: their name, and (text, share or None, outlined) by column."""
+    if not rows:
+        return ""
+    top = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{text(name)}</th>{"".join(_shade(*cell) for cell in cells)}</tr>' for name, cells in rows
+    )
+    return (
+        f'<div class="scroll"><table class="shades"><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+    )
+
+
+def _shade(words: str, share: float | None, outlined: bool) -> str:
+    paint = "" if share is None else f' style="background:rgb(217 115 13 / {0.06 + 0.5 * share:.2f})"'
+    return f"<td{' class=own' if outlined else ''}{paint}>{text(words)}</td>"
 
 
 def bars(values: Sequence[tuple[str, float, str]]) -> str:

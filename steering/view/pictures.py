@@ -1,4 +1,4 @@
-"""Pictures of the live object and of the measured positions, as PNG with a transparent background."""
+"""Pictures of the live object and of the measured positions, with a transparent background."""
 
 from __future__ import annotations
 
@@ -77,6 +77,13 @@ def png(drawing: Figure) -> bytes:
     return out.getvalue()
 
 
+def webp(drawing: Figure) -> bytes:
+    """The figure as WebP with a transparent background: a third of the PNG where most of it is an image."""
+    out = io.BytesIO()
+    drawing.savefig(out, dpi=DPI, transparent=True, format="webp", pil_kwargs={"quality": 85, "method": 3})
+    return out.getvalue()
+
+
 @dataclass(frozen=True, eq=False)
 class Shown:
     """One version of an object, ready to be drawn; NaN where it is not known."""
@@ -89,8 +96,8 @@ class Shown:
 def shown(image: xr.Dataset) -> list[Shown]:
     """The network's object, the refined one and the truth, as far as there are any, in one gauge.
 
-    What ptychography cannot determine (a small shift, global phase, linear ramp) is removed from the phases with
-    respect to the truth; where there is none, to the refined object; else global phase and ramp alone.
+    What ptychography cannot determine (a small shift, global phase, linear ramp, and a factor, without the flux) is
+    removed with respect to the truth; where there is none, to the refined object; else global phase and ramp alone.
     """
     waves = {}
     for title, amplitude, phase in VERSIONS:
@@ -110,7 +117,11 @@ def _in_one_gauge(waves: dict[str, NDArray[np.complex64]], best: str, reach: flo
     middle = np.angle(waves[best].sum())
     for title, wave in waves.items():
         there = wave != 0
-        free = wave if title == best else align(wave, waves[best], weight=there, max_shift=max(reach, 0))
+        free = wave
+        if title != best:
+            free = align(wave, waves[best], weight=there, max_shift=max(reach, 0))
+            size, wanted = np.abs(free[there]), np.abs(waves[best][there])
+            free = free * (size @ wanted / max(float(size @ size), 1e-30))
         phase = np.angle(free * np.exp(-1j * middle)) + middle  # no wrap in the middle of the range
         yield Shown(title, np.where(there, np.abs(free), np.nan), np.where(there, phase, np.nan))
 
@@ -127,7 +138,8 @@ def limits(values: NDArray, others: Sequence[NDArray] = ()) -> tuple[float, floa
 
 @styled
 def object_picture(image: xr.Dataset) -> bytes | None:
-    """Amplitude above, phase below; network, refined and truth side by side on one colour scale. None: nothing yet."""
+    """Amplitude above, phase below; network, refined and truth side by side on one colour scale, as WebP. None: nothing
+    yet."""
     versions = shown(image)
     if not versions:
         return None
@@ -145,7 +157,7 @@ def object_picture(image: xr.Dataset) -> bytes | None:
                 ax.set_title(version.title)
         axes[row, 0].set_ylabel(f"{name}{unit}")
         drawing.colorbar(drawn, ax=list(axes[row]), fraction=0.05, pad=0.01, aspect=26).outline.set_visible(False)
-    return png(drawing)
+    return webp(drawing)
 
 
 def bare(ax: Axes) -> None:

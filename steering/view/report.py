@@ -15,15 +15,27 @@ from steering.runner.folder import RunFolder
 from steering.runner.liveness import standing
 from steering.runner.optional import failure
 from steering.view.curves import buffer_picture, course_picture, versions_picture
+from steering.view.forgetting import forgetting, matrix
 from steering.view.history import Curve, History, curves, history
 from steering.view.page import bars, page, picture, table, text
 from steering.view.pictures import object_picture, positions_picture
 from steering.view.status import duration, lasted
-from steering.view.tables import key_figures, measured, number, phase_errors, wall_times
+from steering.view.tables import (
+    STEP_PARTS_MEAN,
+    flat,
+    key_figures,
+    measured,
+    number,
+    phase_errors,
+    step_times,
+    wall_times,
+)
 
 logger = logging.getLogger(__name__)
 
 LOG_LINES = 18
+PICTURES_BYTES = 2_000_000
+"""Of objects: with the other pictures and base64 the report stays below 5 MB."""
 FREQUENT = (
     "CampaignBegan",
     "ChunkArrived",
@@ -50,8 +62,10 @@ def write_report(folder: RunFolder) -> Path:
     parts.add("Error and trust, frame by frame", _course, lines, past)
     parts.add("Where it scanned", _positions, lines)
     parts.add("Key figures", _figures, summary)
+    parts.add("Forgetting", _forgetting, summary)
     parts.add("Model versions", _versions, past, summary)
     parts.add("What is rehearsed", _buffer, summary)
+    parts.add("Streams", _streams, summary, events)
     parts.add("Where the time went", _time, summary)
     parts.add("Measured", _measured, summary)
     parts.add("Pictures", _pictures, folder)
@@ -140,22 +154,28 @@ def _notice(summary: Mapping[str, Any], past: History) -> str:
 
 
 def _objects(objects: Mapping[str, xr.Dataset], summary: Mapping[str, Any]) -> str:
-    pieces = []
-    for scan, image in objects.items():
-        png = object_picture(image)
-        if png is None:
+    pieces: list[str] = []
+    shown, left = 0, PICTURES_BYTES
+    for scan, image in reversed(list(objects.items())):
+        drawn = object_picture(image) if left > 0 else None
+        if drawn is None:
             continue
+        shown, left = shown + 1, left - len(drawn)
         beside = [word for key, word in (("phase_refined", "refined"), ("truth_phase", "the truth")) if key in image]
         alt = f"Live object of {scan}: amplitude above, phase below; network{''.join(f', {w}' for w in beside)}"
         error = phase_errors(summary).get(scan, {}).get("run_end")
         said = f" Phase error at the end of the run: {number(error, '.3f')} rad." if error is not None else ""
         heading = f"<h3>{text(scan)}</h3>" if len(objects) > 1 else ""
-        pieces.append(heading + picture(png, alt, f"Amplitude above, phase below, one colour scale each.{said}"))
+        caption = f"Amplitude above, phase below, one colour scale each.{said}"
+        pieces.insert(0, heading + picture(drawn, alt, caption))
     if not pieces:
         return ""
+    if left <= 0 and shown < len(objects):
+        pieces.insert(0, f"<p>The last {shown} of {len(objects)} scans; all are in object.zarr.</p>")
     about = (
         "The patches that the network predicts, stitched together; beside them the refined object, and the true object "
-        "where it is known. Shift, global phase and ramp, which ptychography cannot determine, are removed."
+        "where it is known. Shift, global phase, ramp and the factor of an unknown flux, which ptychography cannot "
+        "determine, are removed."
     )
     return f'<section><h2>The live object</h2><p class="soft">{about}</p>{"".join(pieces)}</section>'
 
@@ -196,6 +216,26 @@ def _figures(summary: Mapping[str, Any]) -> str:
     )
 
 
+def _forgetting(summary: Mapping[str, Any]) -> str:
+    found = forgetting(summary)
+    if found is None or len(found.versions) < 2:
+        return ""
+    about = (
+        f"By version of the network, on frames never trained on: {found.measure}. Outlined: the version in service at "
+        "the end of the scan. A row that darkens to the right of it is a scan that was forgotten."
+    )
+    return f'<section><h2>Forgetting</h2><p class="soft">{about}</p>{matrix(found)}</section>'
+
+
+def _streams(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
+    reports = [event["streams"] for event in events if event.get("event") == "StreamsReported"]
+    streams = summary.get("streams") or (reports[-1] if reports else {})
+    rows = {name: flat(figures) for name, figures in streams.items()}
+    head = list(dict.fromkeys(key for figures in rows.values() for key in figures))
+    cells = [[name, *(number(figures.get(key)) for key in head)] for name, figures in rows.items()]
+    return f"<section><h2>Streams</h2>{table(['', *head], cells)}</section>" if cells else ""
+
+
 def _versions(past: History, summary: Mapping[str, Any]) -> str:
     if "started" not in summary:
         return ""
@@ -228,11 +268,16 @@ def _pictures(folder: RunFolder) -> str:
 
 
 def _time(summary: Mapping[str, Any]) -> str:
-    values = wall_times(summary)
+    values, step = wall_times(summary), step_times(summary)
     if not values:
         return ""
     about = "Seconds spent in each part. Parts run at the same time, so the sum is not the run's time."
-    return f'<section><h2>Where the time went</h2><p class="soft">{about}</p>{bars(values)}</section>'
+    of_step = (
+        f'<h3>A training step, on average of ranks and steps</h3><p class="soft">{STEP_PARTS_MEAN}</p>{bars(step)}'
+        if step
+        else ""
+    )
+    return f'<section><h2>Where the time went</h2><p class="soft">{about}</p>{bars(values)}{of_step}</section>'
 
 
 def _log(events: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:

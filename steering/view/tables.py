@@ -65,7 +65,31 @@ def wall_times(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     return [(name, float(seconds), f"{seconds:.3g} s") for name, seconds in known if seconds is not None]
 
 
-ELSEWHERE = ("phase_error", "phase_correlation", "prediction_latency_ms", "wall_s", "rehearsal_buffer")
+STEP_PARTS = ("load", "populate", "augment", "wait", "train")
+STEP_PARTS_MEAN = (
+    "load: new samples into the minibatch; populate: candidates into the buffer; augment: draws, and the start of the "
+    "exchange between ranks; wait: for representatives that had not arrived; train: forward, backward, optimiser."
+)
+
+
+def step_times(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """(part, milliseconds, in words) of a training step, as the mean over ranks and steps; none where none was made."""
+    wall, steps = summary.get("wall_s") or {}, value_at(summary, "rehearsal_buffer.steps") or [0]
+    if not steps[-1] or any(part not in wall for part in STEP_PARTS):
+        return []
+    times = [(part, 1e3 * wall[part] / steps[-1]) for part in STEP_PARTS]
+    return [(part, ms, f"{ms:.3g} ms") for part, ms in times]
+
+
+ELSEWHERE = (
+    "phase_error",
+    "phase_correlation",
+    "prediction_latency_ms",
+    "wall_s",
+    "rehearsal_buffer",
+    "forgetting",
+    "streams",
+)
 
 
 def measured(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
