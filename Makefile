@@ -4,6 +4,7 @@
 #   make test       every test, the notebooks too (those on recorded scans where STEERING_DATA names their folder)
 #   make test-fast  the tests that start no processes
 #   make lint       ruff and mypy
+#   make docs       the pages of docs/ as a site: site/index.html
 #   make clean      remove .venv and caches; what is in runs/ stays
 #
 # ARGS is handed on, OUT is the folder of the run:
@@ -30,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test test-fast lint clean
+.PHONY: help demo test test-fast lint docs clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -39,7 +40,7 @@ demo: $(STAMP)
 	@$(BIN)/steering run $(if $(OUT),--out "$(OUT)") workflows/simulated_drift.py $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --nbmake --nbmake-kernel=python3 $(NOTEBOOKS) tests $(ARGS)
+	@STEERING_SHORT=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --nbmake --nbmake-kernel=python3 $(NOTEBOOKS) tests $(ARGS)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -q -m "not slow" tests $(ARGS)
@@ -49,8 +50,12 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(STAMP)
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
 clean:
-	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find steering tests workflows -name __pycache__ -prune -exec rm -rf {} +
 
 # A set-up holds for the folder in which it was made: a copy of the checkout makes its own.
@@ -68,5 +73,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(SAY) installing torch, the largest part
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(SAY) installing steering and the other libraries
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,notebook,bluesky,onnx,dectris,epics,jobqueue,completion]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,docs,notebook,bluesky,onnx,dectris,epics,jobqueue,completion]'
 	@echo "$(CURDIR)" > $@
