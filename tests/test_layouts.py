@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
 from steering.cli import main
 from steering.files.layouts import LAYOUTS
+from steering.files.tables import table_positions
 from steering.sources import ReadSettings, read_recording
 
 N, FRAMES = 16, 6
@@ -152,6 +157,42 @@ def lynx(path):
         eiger_metadata(file)
 
 
+def p45(path):
+    """Frames in another file, a raster that was ended early."""
+    with h5py.File(path.with_name("raw.h5"), "w") as raw:
+        raw["frames"] = np.concatenate([counts(), np.zeros((2, N, N), np.uint32)]).reshape(2, 4, N, N)
+    with h5py.File(path, "w") as file:
+        file["entry/merlin/data"] = h5py.ExternalLink("raw.h5", "/frames")
+        keys = np.r_[np.arange(FRAMES) + 1, 0, 0].reshape(2, 4)
+        file.create_dataset("entry/solstice_scan/keys/uniqueKeys", data=keys, maxshape=(None, None))
+        for column, name in enumerate(("stage_y", "stage_x")):
+            values = np.r_[where()[:, column] * 1e3, 0, 0].reshape(2, 4)
+            file.create_dataset(f"entry/merlin/{name}", data=values, maxshape=(None, None))
+        eiger_metadata(file)
+        del file["entry/sample"]
+
+
+def velociprobe(path):
+    """Positions in a table without names, two rows of each frame, y counted downwards."""
+    with h5py.File(path, "w") as file:
+        file["entry/data/data"] = counts()
+        eiger_metadata(file)
+        del file["entry/sample"]
+    nm = np.rint(where() * 1e9).astype(int)
+    rows = [f"0,{x + wobble},0,0,0,{-y - wobble},0,{k}" for k, (y, x) in enumerate(nm) for wobble in (-1, 1)]
+    path.with_name("scan.csv").write_text("# velociprobe\n" + "\n".join(rows))
+
+
+def lynx_orchestra(path):
+    """Positions in a table with a title and names, both signs turned."""
+    lynx(path)
+    with h5py.File(path, "a") as file:
+        del file["entry/sample"]
+    rows = [f"{k} {FRAMES} 0 {-1e6 * x!r} 0 0 {-1e6 * y!r} 0" for k, (y, x) in enumerate(where().tolist())]
+    names = "DataPoint TotalPoints Target_x Average_x_st_fzp Stdev_x_st_fzp Target_y Average_y_st_fzp Stdev_y_st_fzp"
+    path.with_name("scan.dat").write_text(f"LYNX scan 7, done\n{names}\n" + "\n".join(rows) + "\n")
+
+
 KINDS = {
     cxi: "scan.cxi",
     diamond: "scan.nxs",
@@ -163,8 +204,16 @@ KINDS = {
     hxn: "scan.h5",
     nanomax: "scan.h5",
     lynx: "scan.h5",
+    p45: "scan.nxs",
+    velociprobe: "scan_master.h5",
+    lynx_orchestra: "scan.h5",
 }
-GIVEN = {nanomax: {"energy": KEV * 1000, "distance": DISTANCE, "detector_pixel": PIXEL}}
+GIVEN = {
+    p45: {"positions": ":/entry/merlin/stage_x,/entry/merlin/stage_y[mm]"},
+    velociprobe: {"positions": "scan.csv"},
+    lynx_orchestra: {"positions": "scan.dat"},
+    nanomax: {"energy": KEV * 1000, "distance": DISTANCE, "detector_pixel": PIXEL},
+}
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
@@ -177,7 +226,10 @@ def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
     in_metres = taken.geometry.length_unit == "m"
     assert in_metres == (make is not pair)
     np.testing.assert_allclose(
-        taken.positions, expected if in_metres else expected / OBJECT_PIXEL, rtol=1e-6, atol=1e-14
+        taken.positions,
+        expected if in_metres else expected / OBJECT_PIXEL,
+        rtol=1e-6,
+        atol=1e-9 if make is velociprobe else 1e-14,  # whole nanometres
     )
     if in_metres:
         assert taken.geometry.object_pixel == pytest.approx(OBJECT_PIXEL, rel=1e-5)
@@ -186,16 +238,17 @@ def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
     else:
         assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
     assert (taken.probe is not None) == (make in (cxi, pair))
-    assert main(["inspect", str(path)]) == 0
+    where_else = GIVEN.get(make, {}).get("positions")
+    assert main(["inspect", str(path), *([] if where_else is None else ["--positions", where_else])]) == 0
     said = capsys.readouterr().out
     assert "6 (y, x)" in said
-    assert "(6, " in said or "(2, 3, " in said
+    assert "(6, " in said or "(2, 3, " in said or make is p45
     assert ("missing" in said) == (make is nanomax)
 
 
 def test_every_layout_has_its_file():
     names = {layout.name for layout in LAYOUTS}
-    assert len(names) == len(LAYOUTS) == 8
+    assert len(names) == len(LAYOUTS) == 9
     assert len(KINDS) >= len(LAYOUTS)
 
 
@@ -219,18 +272,49 @@ def test_frames_and_positions_from_files_that_are_named(tmp_path):
         file["some/where"] = counts()
     with h5py.File(tmp_path / "motors.h5", "w") as file:
         file["x"], file["y"] = where()[:, 1] * 1e9, where()[:, 0] * 1e9
-    given = {"energy": KEV * 1000, "distance": DISTANCE, "detector_pixel": PIXEL}
-    settings = ReadSettings(frames=":/some/where", positions="motors.h5:/x,/y[nm]", **given)
+    optics = {"energy": KEV * 1000, "distance": DISTANCE, "detector_pixel": PIXEL}
+    settings = ReadSettings(frames=":/some/where", positions="motors.h5:/x,/y[nm]", **optics)
     taken = read_recording(tmp_path / "frames.h5", zero_frequency="centre", settings=settings)
     np.testing.assert_array_equal(taken.counts, counts())
     np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-14)
-    for wrong in ("motors.h5:/z[nm]", "nothing.h5:/x,/y", "motors.h5:/x,/y[parsec]", "x"):
+    rows = [f"{x * 1e9!r} {y * 1e9!r} 7" for y, x in where().tolist()]
+    (tmp_path / "motors.txt").write_text("x y dwell\n" + "\n".join(rows))
+    for named in ("motors.txt:/x,/y[nm]", "motors.txt:/0,/1[nm]"):
+        settings = ReadSettings(frames=":/some/where", positions=named, **optics)
+        taken = read_recording(tmp_path / "frames.h5", zero_frequency="centre", settings=settings)
+        np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-14)
+    (tmp_path / "short.txt").write_text("\n".join(rows[:-1]))
+    for wrong in (
+        "motors.txt",
+        "motors.txt:/x,/z[nm]",
+        "short.txt:/0,/1[nm]",
+        "motors.h5:/z[nm]",
+        "nothing.h5:/x,/y",
+        "motors.h5:/x,/y[parsec]",
+        "x",
+    ):
         with pytest.raises(ValueError, match="found"):
             read_recording(
                 tmp_path / "frames.h5",
                 zero_frequency="centre",
-                settings=ReadSettings(frames=":/some/where", positions=wrong, **given),
+                settings=ReadSettings(frames=":/some/where", positions=wrong, **optics),
             )
+
+
+LETTERS = "0123456789.,- eE+\n#x_stfzpDaPoint"
+
+
+@given(content=st.one_of(st.binary(max_size=300), st.text(LETTERS, max_size=300).map(str.encode)))
+def test_any_file_as_a_table_of_positions_ends_in_a_clear_error_or_in_positions(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "positions.csv"
+        path.write_bytes(content)
+        said = "found "
+        try:
+            assert table_positions(path, 3)[0].shape == (3, 2)
+        except ValueError as error:
+            said = str(error)
+        assert said.startswith("found ")
 
 
 def test_a_file_with_frames_under_two_layouts_is_read_as_the_one_that_has_positions(tmp_path):

@@ -4,6 +4,7 @@
         --motion zmq://HOST:PORT --energy 8800 --distance 2.4 --pixel 75e-6 --window 256 --probe FILE --field -1 1 -1 1
 
 What addresses look like is in steering.sources.addresses. `--dry-run` listens, prints what each stream sends, and ends.
+Without --probe one is begun from the first frames, which are measured on a raster in the middle of the field.
 """
 
 import argparse
@@ -24,10 +25,12 @@ from steering import (
     SpaceFilling,
     TrainerSettings,
     local,
+    read_probe,
     run,
 )
 from steering.sources import ORIENTATIONS, JoinSettings, LiveSettings, LiveSource, Window
 from steering.sources.addresses import __doc__ as GRAMMAR, streams_at
+from steering.sources.first_frames import begun
 from steering.sources.look import look
 from steering.sources.streams import WHEN_SLOW
 
@@ -49,26 +52,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
                 f"found {' and '.join(silent)} silent for {options.listen:g} s, expected it to send: is it armed?"
             )
         return
-    source = LiveSource(
-        streams,
-        window=Window(
-            size=options.window,
-            roi=None if options.roi is None else tuple(options.roi),
-            centre=None if options.centre is None else tuple(options.centre),
-            binning=options.binning,
-            orientation=options.orientation,
-            dtype=options.dtype,
-        ),
-        geometry=geometry(options),
-        probe=read_probe(options.probe, options.window),
-        candidates=candidates(options),
-        frame_rate=options.frame_rate,
-        settings=LiveSettings(
-            join=JoinSettings(wait_s=options.wait, when_slow=options.when_slow),
-            scans=options.scans or None,
-            end_s=options.end_after or None,
-        ),
-    )
+    probe = begun_probe(options, folder) if options.probe is None else given_probe(options.probe, options.window)
+    source = made(options, probe)
     patch = options.window // 8 * 5
     experiment = Experiment(
         source=source,
@@ -110,17 +95,51 @@ def candidates(options: argparse.Namespace) -> NDArray[np.float64]:
     return grid * (1.0 if options.energy is None else 1e-6)
 
 
-def read_probe(path: Path, window: int) -> NDArray[np.complex64]:
-    """(mode, window, window) from .npy, or from the array `probe` of .npz, scaled to the counts of an open beam."""
-    found = np.load(path, allow_pickle=False)
-    probe = np.asarray(found["probe"] if isinstance(found, np.lib.npyio.NpzFile) else found)
-    probe = probe[None] if probe.ndim == 2 else probe
-    if probe.ndim != 3 or probe.shape[1:] != (window, window) or not np.iscomplexobj(probe):
+def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSource:
+    """A source for the streams of the options; it is opened once."""
+    return LiveSource(
+        streams_at(options.source, options.positions, options.motion),
+        window=Window(
+            size=options.window,
+            roi=None if options.roi is None else tuple(options.roi),
+            centre=None if options.centre is None else tuple(options.centre),
+            binning=options.binning,
+            orientation=options.orientation,
+            dtype=options.dtype,
+        ),
+        geometry=geometry(options),
+        probe=probe,
+        candidates=candidates(options),
+        frame_rate=options.frame_rate,
+        settings=LiveSettings(
+            join=JoinSettings(wait_s=options.wait, when_slow=options.when_slow),
+            scans=options.scans or None,
+            end_s=options.end_after or None,
+        ),
+    )
+
+
+def begun_probe(options: argparse.Namespace, folder: RunFolder) -> NDArray[np.complex64]:
+    """(mode, window, window), begun from the first frames, which are measured for it; kept as probe.npy."""
+    kept = folder.path / "probe.npy"
+    if kept.is_file():  # of a run that is recovered
+        return given_probe(kept, options.window)
+    flat = np.ones((1, options.window, options.window), np.complex64)
+    recording = begun(made(options, flat), frames=options.probe_frames, modes=options.modes)
+    for note in recording.notes:
+        print(f"{len(recording.counts)} frames: {note}", flush=True)
+    np.save(kept, recording.probe)
+    return recording.probe
+
+
+def given_probe(path: Path, window: int) -> NDArray[np.complex64]:
+    """(mode, window, window), in the counts of an open beam."""
+    probe = read_probe(path)
+    if probe.ndim != 3 or probe.shape[1:] != (window, window):
         raise ValueError(
-            f"{path}: found {probe.dtype} {probe.shape}, expected a complex probe (mode, {window}, {window}): give "
-            "--window, or crop it"
+            f"{path}: found a probe {probe.shape}, expected (mode, {window}, {window}): give --window, or crop it"
         )
-    return probe.astype(np.complex64)
+    return probe
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -144,7 +163,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     optics.add_argument("--energy", type=float, help="eV")
     optics.add_argument("--distance", type=float, help="sample to detector, m")
     optics.add_argument("--pixel", type=float, help="of the detector, m")
-    optics.add_argument("--probe", type=Path, help=".npy or .npz, complex, in counts")
+    optics.add_argument(
+        "--probe", type=Path, help=".npy, .npz, .mat or HDF5, complex, in counts (begun from the first frames)"
+    )
+    optics.add_argument("--probe-frames", type=int, default=100, help="from which a probe is begun (100)")
+    optics.add_argument("--modes", type=int, default=1, help="of a probe that is begun from frames (1)")
     optics.add_argument("--window", type=int, default=128, help="pixels of the network's window, binned (128)")
     optics.add_argument("--binning", type=int, default=1, help="detector pixels added to one, along a side (1)")
     optics.add_argument("--roi", type=int, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="detector pixels")
@@ -160,7 +183,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     scan.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
     scan.add_argument("--rounds", type=int, default=5, help="of training after the last frame (5)")
     options = parser.parse_args(arguments)
-    missing = [name for name in ("probe", "field") if getattr(options, name) is None]
-    if missing and not options.dry_run:
-        parser.error(f"expected --{' and --'.join(missing)}, or --dry-run")
+    if options.field is None and not options.dry_run:
+        parser.error("expected --field, or --dry-run")
     return options

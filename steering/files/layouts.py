@@ -49,6 +49,57 @@ class Layout:
     """Ends of the names of two files: frames in the first, all else in the second."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A text file of positions that a beamline writes beside its frames: rows of numbers, one or several of a frame."""
+
+    name: str
+    header: tuple[str, ...] = ()
+    """Names that its columns have; empty: it has none, and columns are counted."""
+    columns: int = 0
+    """Of a table without names."""
+    y: str | int
+    x: str | int
+    frame: str | int
+    """Column with the frame's number; rows of one frame are averaged."""
+    unit: str
+    signs: tuple[int, int] = (1, 1)
+    """Of y and x, to be positions of the probe on the sample."""
+
+
+TABLES = (
+    Table(
+        name="APS LYNX, Orchestra",
+        header=("DataPoint", "Average_x_st_fzp", "Average_y_st_fzp"),
+        y="Average_y_st_fzp",
+        x="Average_x_st_fzp",
+        frame="DataPoint",
+        unit="um",
+        signs=(-1, -1),
+    ),
+    Table(
+        name="APS LYNX, softGlueZynq, every sample",
+        header=("DataPoint", "x_st_fzp", "y_st_fzp", "Detector_Count"),
+        y="y_st_fzp",
+        x="x_st_fzp",
+        frame="Detector_Count",
+        unit="um",
+        signs=(-1, -1),
+    ),
+    Table(
+        name="APS LYNX, softGlueZynq",
+        header=("Detector_Count", "Average_x_st_fzp", "Average_y_st_fzp"),
+        y="Average_y_st_fzp",
+        x="Average_x_st_fzp",
+        frame="Detector_Count",
+        unit="um",
+        signs=(-1, -1),
+    ),
+    # y by the encoder; by the interferometer it is column 2, with its own sign: FILE:/1,/2[nm] has no frames' numbers
+    Table(name="APS Velociprobe", columns=8, y=5, x=1, frame=7, unit="nm", signs=(-1, 1)),
+)
+"""In the order in which they are tried."""
+
 _CXI = Layout(
     name="CXI",
     frames=("entry_1/data_1/data", "entry_1/instrument_1/detector_1/data"),
@@ -146,6 +197,14 @@ LAYOUTS = (
         y=At(("entry/measurement/pseudo/y",), "um"),
         energy=At(("entry/snapshots/post_scan/energy", "entry/snapshots/pre_scan/energy"), "eV"),
     ),
+    # GDA names a scan's motors as the user does: positions=:/entry/.../x,/entry/.../y[mm] says which they are.
+    replace(
+        _NEXUS,
+        name="Diamond p45 (GDA)",
+        frames=tuple(f"entry/{name}/data" for name in ("merlin", "eiger", "excalibur", "medipix", "mandelbrot")),
+        x=At(),
+        y=At(),
+    ),
     replace(_NEXUS, name="APS LYNX", frames=("entry/data/eiger_4",)),
     replace(
         _CXI,
@@ -162,3 +221,6 @@ LAYOUTS = (
     _NEXUS,
 )
 """In the order in which they are tried."""
+
+WRITTEN = ("entry/uniqueKeys", "entry/solstice_scan/keys/uniqueKeys", "entry/diamond_scan/keys/uniqueKeys")
+"""Integers, one for each frame, 0 where it was not written: of a scan that was ended early."""

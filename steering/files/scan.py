@@ -20,8 +20,9 @@ from steering.files.arrays import DAMAGED, read_npz, unpacked_bz2
 from steering.files.bounds import Bounds, Memory
 from steering.files.finder import Finder, columns
 from steering.files.hdf5 import Hdf5
-from steering.files.layouts import LAYOUTS, Layout
-from steering.files.units import PLANCK_TIMES_C
+from steering.files.layouts import LAYOUTS, WRITTEN, Layout
+from steering.files.tables import TextTable, table_positions
+from steering.files.units import PLANCK_TIMES_C, factor
 
 _CHANNELS = 8
 """A 4-dimensional set of frames has at most so many channels as its second axis; more are the columns of a raster."""
@@ -96,7 +97,9 @@ def _read_hdf5(path: Path, memory: Memory, bounds: Bounds, given: dict[str, str]
         for name, text in given.items():
             _take_given(found, name, text, path, memory, bounds)
         _take_frames(found, layout, reader[0], look)
+        _take_table(found)
         _take_positions(found, layout, reader[1])
+        _leave_unwritten(found, reader[0])
         _take_numbers(found, layout, reader[1])
         _take_images(found, layout, reader[1], look)
         return found
@@ -275,11 +278,16 @@ def _take_given(found: dict[str, Any], name: str, text: str, path: Path, memory:
     """`frames`, `positions` or `probe` from FILE:/path[unit]; FILE may be left out for the scan itself."""
     place, unit = [*text[:-1].rsplit("[", 1), "m"][:2] if text.endswith("]") else (text, "m")
     file_name, colon, inside = place.rpartition(":")
-    if not colon:
+    if not colon and name == "positions":
+        file_name, inside = place, ""
+    elif not colon:
         raise ValueError(f"found {name} at {text!r}, expected FILE:/path or FILE:/path[unit]")
     there = path if not file_name else (path.parent / file_name)
     if not there.is_file():
         raise ValueError(f"found {name} at {text!r}, and no file {there}, expected it: check the path")
+    if name == "positions" and not h5py.is_hdf5(there):
+        found["table"] = (there, inside, unit, text)  # it is read when the number of frames is known
+        return
     # Who gives a file by name trusts its folder: links inside it are followed there.
     file = Hdf5(there, memory, bounds.folders)
     try:
@@ -304,6 +312,41 @@ def _take_given(found: dict[str, Any], name: str, text: str, path: Path, memory:
     finally:
         file.close()
         os.chdir(path.resolve().parent)
+
+
+def _leave_unwritten(found: dict[str, Any], reader: Finder) -> None:
+    """Leave out frames that were never written, where the file says which."""
+    nodes = reader.first(WRITTEN)
+    if not nodes or nodes[0].dtype.kind not in "iu":
+        return
+    written = reader.file.read(nodes[0]).ravel() != 0
+    frames = math.prod(found["shape"][:-2]) if "shape" in found else math.prod(found["frames"].shape[:-2])
+    if written.all() or len(written) != frames:
+        return
+    found["said"]["written"] = f"{nodes[0].name}: {int((~written).sum())} frames are not, and left out"
+    if len(found.get("positions", ())) == frames:
+        found["positions"] = found["positions"][written]
+    if "shape" in found:
+        found["shape"] = [int(written.sum()), *found["shape"][-2:]]
+    else:
+        found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])[written]
+
+
+def _take_table(found: dict[str, Any]) -> None:
+    """Positions in a text file."""
+    if "table" not in found:
+        return
+    there, inside, unit, text = found.pop("table")
+    found["length"] = "m"
+    if not inside:
+        found["positions"], found["said"]["positions"] = table_positions(there, _frame_count(found))
+        return
+    names = [one.strip("/") for one in inside.split(",")]
+    if len(names) != 2:
+        raise ValueError(f"found positions at {text!r}, expected FILE:/x,/y[unit], two columns of the table")
+    table = TextTable(there)
+    x, y = (table.column(name) * factor(unit, "length", there.name) for name in names)
+    found["positions"], found["said"]["positions"] = np.stack(_grid(y, x, found), axis=1), text
 
 
 def _without_leading_ones(array: NDArray, ndim: int) -> NDArray:
