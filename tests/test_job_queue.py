@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +17,10 @@ import pytest
 from steering.clusters import Job, Site, add_cluster, cluster, credentials, existing, job_queue
 from steering.clusters.existing import refuse_open
 from steering.clusters.gpus import dask_setup, shared_out, visible
+from steering.clusters.job_options import SYSTEMS, System
 from steering.clusters.jobs import refusal_of
 from steering.clusters.local import _workers, on_gpus
-from steering.clusters.queue import SYSTEMS, job_script, places
+from steering.clusters.queue import job_script, places
 from steering.clusters.site import read_site
 from steering.clusters.squeue import JobState, last_words, parsed
 from steering.clusters.succession import FAILURES, Place, due, lead, successor
@@ -171,6 +175,31 @@ def test_a_site_file_that_is_not_there_is_refused(tmp_path):
         read_site(tmp_path / "no.toml")
 
 
+def test_workers_never_listen_on_all_interfaces(tmp_path):
+    """On the site's, or on the one by which the node reaches the scheduler: found out there, by the line itself."""
+    open_ = replace(SITE, interface=None, python=sys.executable)
+    for system in ("slurm", "pbs"):
+        [worker] = [line for line in lines(tmp_path, system, site=open_) if "dask_worker" in line]
+        assert "--interface" not in worker
+        found = re.search(r"--host (\$\(.*?'\))", worker)
+        assert found, worker
+        command = f"echo {found[1].replace('SCHEDULER', '127.0.0.1')}"
+        assert subprocess.run(["bash", "-c", command], capture_output=True, text=True).stdout == "127.0.0.1\n"
+        assert [line for line in lines(tmp_path, system) if "--host" in line] == []
+
+
+def test_another_system_is_one_more_entry(tmp_path, monkeypatch):
+    """LSF, as a site would add it."""
+
+    def lsf_options(job):
+        return {"queue": job.partition, "project": job.account, "walltime": job.walltime[:-3], "ncpus": job.cores}
+
+    monkeypatch.setitem(SYSTEMS, "lsf", System("dask_jobqueue.lsf:LSFJob", "bsub", lsf_options))
+    script = lines(tmp_path, "lsf")
+    for line in ("#BSUB -q gpu", '#BSUB -P "p7"', "#BSUB -n 8", "#BSUB -W 08:00"):
+        assert line in script, script
+
+
 # Successors.
 
 NOW = 1e9
@@ -308,9 +337,11 @@ def test_a_queue_needs_a_folder_a_known_system_and_its_commands(tmp_path, monkey
         cluster("slurm")
     with pytest.raises(ValueError, match="expected one of slurm, pbs, htcondor"), job_queue("cobalt", folder=tmp_path):
         pass
+    with pytest.raises(ValueError, match="expected one for HTCondor"), job_queue("htcondor", folder=tmp_path):
+        pass
     monkeypatch.setenv("PATH", "")
     for system in SYSTEMS:
-        with pytest.raises(RuntimeError, match="found no command"), job_queue(system, folder=tmp_path):
+        with pytest.raises(RuntimeError, match="found no command"), job_queue(system, folder=tmp_path, site=SITE):
             pass
     assert list(tmp_path.iterdir()) == []
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from distributed import Client
 
 from steering.clusters.existing import existing
+from steering.clusters.job_options import SYSTEMS
 from steering.clusters.local import local
-from steering.clusters.queue import SYSTEMS, job_queue
+from steering.clusters.queue import job_queue
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:

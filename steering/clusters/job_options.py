@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,40 @@ def htcondor_options(job: Job) -> Options:
     return {"disk": job.disk, "job_extra_directives": {**gpus, **account, **lines}}
 
 
-SYSTEM_OPTIONS: dict[str, Callable[[Job], Options]] = {
-    "slurm": slurm_options,
-    "pbs": pbs_options,
-    "htcondor": htcondor_options,
+@dataclass(frozen=True)
+class System:
+    """A batch system: another one that dask-jobqueue knows is one more entry in SYSTEMS, with its own options."""
+
+    job: str
+    """Its class of dask-jobqueue, as module:class."""
+    submit: str
+    """The command by which jobs are submitted."""
+    options: Callable[[Job], Options]
+    """What that class is told of a job, beside what all classes take."""
+
+
+SYSTEMS = {
+    "slurm": System("dask_jobqueue.slurm:SLURMJob", "sbatch", slurm_options),
+    "pbs": System("dask_jobqueue.pbs:PBSJob", "qsub", pbs_options),
+    "htcondor": System("dask_jobqueue.htcondor:HTCondorJob", "condor_submit", htcondor_options),
 }
+"""Batch systems by name."""
 
 
-def job_options(system: str, kind: str, site: Site, folder: Path, security: Security | None) -> Options:
+OWN_HOST = (
+    "--host $({python} -c 'import socket; u = socket.socket(type=socket.SOCK_DGRAM); "
+    """u.connect(("{scheduler}", 9)); print(u.getsockname()[0])')"""
+)
+"""Finds, on the node, the address by which it reaches the scheduler; nothing is sent."""
+
+
+def job_options(
+    system: str, kind: str, site: Site, folder: Path, security: Security | None, scheduler: str = "SCHEDULER"
+) -> Options:
     """All options of a dask-jobqueue Job of one kind (`trainer`, `inference`, `beamline`).
 
-    folder: of the run; job logs go to `jobs` in it.
+    folder: of the run; job logs go to `jobs` in it. scheduler: its host. A worker listens on the site's interface, or
+    where the site names none, on the address by which its node reaches the scheduler; never on all.
     """
     job = site.jobs[kind]
     threads = 4 if len(CARRIES[kind]) > 1 else 1  # source, label making and runner must not wait for one another
@@ -66,6 +90,8 @@ def job_options(system: str, kind: str, site: Site, folder: Path, security: Secu
         "--memory-limit 0",  # the batch system watches over it; a paused worker would stop the group
         "--no-dashboard",
     ]
+    if site.interface is None:
+        worker.append(OWN_HOST.format(python=site.python, scheduler=scheduler))
     if job.gpus:
         worker.append("--preload steering.clusters.gpus")
     options = {
@@ -84,7 +110,7 @@ def job_options(system: str, kind: str, site: Site, folder: Path, security: Secu
         "job_script_prologue": _prologue(site, job),
         "job_directives_skip": list(site.refused),
     }
-    return {**options, **SYSTEM_OPTIONS[system](job)}
+    return {**options, **SYSTEMS[system].options(job)}
 
 
 def _prologue(site: Site, job: Job) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import signal
@@ -15,7 +16,7 @@ from distributed import Client
 from distributed.utils import get_ip
 
 from steering.clusters import credentials
-from steering.clusters.job_options import SYSTEM_OPTIONS, job_options
+from steering.clusters.job_options import SYSTEMS, job_options
 from steering.clusters.jobs import Jobs
 from steering.clusters.local import SILENT, quiet
 from steering.clusters.memory import keep_memory
@@ -25,10 +26,6 @@ from steering.clusters.succession import Place
 
 if TYPE_CHECKING:
     from distributed.security import Security
-
-SYSTEMS = tuple(SYSTEM_OPTIONS)
-"""Batch systems by name."""
-_SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "htcondor": "condor_submit"}
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +74,14 @@ def job_queue(
     if ranks < 1:
         raise ValueError(f"found ranks={ranks}, expected 1 or more")
     described = site if isinstance(site, Site) else read_site(site)
-    if shutil.which(_SUBMIT[system]) is None:
-        raise RuntimeError(f"found no command {_SUBMIT[system]}, expected a machine from which {system} takes jobs")
+    if described.interface is None and system == "htcondor":
+        raise ValueError(
+            'found no interface in the site file, expected one for HTCondor, such as interface = "eth0": workers would '
+            "listen on all (`ip -brief link` lists them)"
+        )
+    submit = SYSTEMS[system].submit
+    if shutil.which(submit) is None:
+        raise RuntimeError(f"found no command {submit}, expected a machine from which {system} takes jobs")
     folder = Path(folder).absolute()
     security = None if insecure else credentials.make(folder)
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,8 @@ def places(site: Site, ranks: int) -> list[Place]:
 
 def _spec(system: str, place: Place, site: Site, folder: Path, security: Security | None) -> dict[str, Any]:
     """The entry of SpecCluster.worker_spec for a place."""
-    options = {**job_options(system, place.kind, site, folder, security), "processes": place.processes}
+    host = "" if site.interface else get_ip()
+    options = {**job_options(system, place.kind, site, folder, security, host), "processes": place.processes}
     group = [f"-{number}" for number in range(place.processes)] if place.processes > 1 else None
     return {"cls": job_class(system), "options": options, **({"group": group} if group else {})}
 
@@ -116,10 +120,9 @@ def job_class(system: str) -> Any:
     """The class of dask-jobqueue for a batch system. Raises ImportError where it is not installed."""
     # Its import replaces the handler of Ctrl-C by one that exits: the run would not be closed in order.
     before = signal.getsignal(signal.SIGINT)
+    module, name = SYSTEMS[system].job.split(":")
     try:
-        from dask_jobqueue.htcondor import HTCondorJob  # noqa: PLC0415
-        from dask_jobqueue.pbs import PBSJob  # noqa: PLC0415
-        from dask_jobqueue.slurm import SLURMJob  # noqa: PLC0415
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise ImportError(
             "found no dask-jobqueue, expected it for a job queue: pip install 'steering[jobqueue]'"
@@ -127,7 +130,6 @@ def job_class(system: str) -> Any:
     finally:
         if signal.getsignal(signal.SIGINT) is not before:
             signal.signal(signal.SIGINT, before)
-    return {"slurm": SLURMJob, "pbs": PBSJob, "htcondor": HTCondorJob}[system]
 
 
 def job_script(system: str, kind: str, site: Site, folder: Path, security: Security | None = None) -> str:

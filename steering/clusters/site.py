@@ -55,7 +55,8 @@ class Site:
     inference: Job = field(default_factory=Job)
     beamline: Job = field(default_factory=lambda: Job(cores=2))
     interface: str | None = None
-    """Network interface of scheduler and workers, such as "ib0"; None: that of the host's own address."""
+    """Network interface of scheduler and workers, such as "ib0"; None: that of the driver's own address, and on each
+    node the one by which it reaches the driver. HTCondor needs it."""
     python: str = sys.executable
     """On the nodes."""
     modules: tuple[str, ...] = ()
