@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 
 from steering.inference.live import LiveImage
-from steering.policies import Adaptive, GradientResidual, Random, Raster, SpaceFilling, StopRule
+from steering.policies import Adaptive, DwellRule, GradientResidual, Random, Raster, SpaceFilling, StopRule
 from steering.policies.interest import StructureMap
-from steering.ptychography import Canvas
+from steering.ptychography import Canvas, zone_plate
 from steering.records import Decision, Geometry, Prediction
 
 BEAM = 2.0
@@ -338,3 +338,18 @@ def test_the_structure_of_an_image_that_changes_in_parts_is_that_of_the_whole():
         seen = (found[1] > 0).sum() - 1
     again = pickle.loads(pickle.dumps(watched))
     np.testing.assert_allclose(again.at(candidates, live.view())[0], found[0])
+
+
+def test_what_a_policy_remembers_of_frames_does_not_grow_with_the_scan():
+    """It is asked in the thread that predicts."""
+    dwell = DwellRule(zone_plate(16, 5.0, aperture=0.52, counts=1e4), frame_s=0.02, shortest=0.01, longest=0.1)
+    policy = Adaptive(grid(8, 8), beam=BEAM, stop=StopRule(ratio=1e-3), dwell=dwell)
+    for _ in range(12):
+        policy.ingest(prediction("a", 512, residual=0.3), flat())
+        policy.suggest(1)
+    state = policy.state()
+    held = [
+        value for part in (state, *state["rules"].values()) for value in part.values() if isinstance(value, np.ndarray)
+    ]
+    assert len(held) > 8
+    assert max(len(value) for value in held) <= 4096 < 12 * 512

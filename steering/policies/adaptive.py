@@ -17,6 +17,9 @@ from steering.records import Prediction, Travel
 
 _LEAST_FRAMES = 30
 """Frames before which the content is not judged."""
+_MOST_FRAMES = 4096
+"""Places that are looked at for it, the first ones: in space-filling order they are a fair sample, and what a
+suggestion costs does not grow with the scan."""
 
 
 class Adaptive(GradientResidual):
@@ -55,7 +58,9 @@ class Adaptive(GradientResidual):
 
     def _learn(self, prediction: Prediction, live: Any) -> None:
         super()._learn(prediction, live)
-        self._measured_at = np.concatenate([self._measured_at, prediction.position * pixel_of(live)])
+        if room := _MOST_FRAMES - len(self._measured_at):
+            here = prediction.position[:room] * pixel_of(live)
+            self._measured_at = np.concatenate([self._measured_at, here])
 
     def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
         if self._proof is None:

@@ -9,6 +9,9 @@ from steering.policies.interest import closeness
 from steering.ptychography import beam_diameter, expected_floor
 from steering.records import Prediction
 
+_KEPT = 4096
+"""Newest frames and positions that count: what a call costs does not grow with the scan."""
+
 
 def enough_light(
     residual: NDArray[np.float64], floor: NDArray[np.float64], seconds: NDArray[np.float64], tolerance: float
@@ -78,8 +81,8 @@ class DwellRule:
             scaled = self.probe * np.float32(np.sqrt(ratio))
             floor[group == k] = expected_floor(prediction.patches[group == k], scaled)
         found = enough_light(prediction.residual.astype(np.float64), floor, seconds, self.tolerance)
-        self._where = np.concatenate([self._where, where])
-        self._enough = np.concatenate([self._enough, found])
+        self._where = np.concatenate([self._where, where])[-_KEPT:]
+        self._enough = np.concatenate([self._enough, found])[-_KEPT:]
 
     def seconds(self, where: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n,) seconds at positions (n, 2), length unit; they are noted as given."""
@@ -89,6 +92,6 @@ class DwellRule:
             near = closeness(where, self._where, self._beam * self._pixel) + 0.01 / len(self._where)
             dwell = np.exp(near @ np.log(self._enough) / near.sum(1))
         dwell = np.clip(dwell, self.shortest, self.longest)
-        self._given_at = np.concatenate([self._given_at, where])
-        self._given = np.concatenate([self._given, dwell])
+        self._given_at = np.concatenate([self._given_at, where])[-_KEPT:]
+        self._given = np.concatenate([self._given, dwell])[-_KEPT:]
         return dwell

@@ -18,6 +18,9 @@ _LEAST_SEEN = 0.05
 """Weight of the live image below which a pixel counts as not measured."""
 _REACH = 4
 """Standard deviations after which the Gaussian mean ends."""
+_FAINT = 9
+"""Standard deviations after which a beam's share in a place is lost in rounding beside 1: until then it tells places
+apart that are alike otherwise."""
 _MANY = 0.25
 """Share of the tiles that have changed from which on everything is computed in one go."""
 
@@ -144,9 +147,8 @@ class Nearby:
         self._y = candidates[self._order, 0]
 
     def __call__(self, centre: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Rows (k,) of the candidates that a beam at `centre` (2,) shines on, and their closeness to it; farther away
-        it is below 1e-3."""
-        reach = _REACH * self._beam / 3
+        """Rows (k,) of the candidates near `centre` (2,), and their closeness to it; farther away it is below 1e-17."""
+        reach = _FAINT * self._beam / 3
         first, last = np.searchsorted(self._y, [centre[0] - reach, centre[0] + reach])
         rows = self._order[first:last]
         rows = rows[np.abs(self._candidates[rows, 1] - centre[1]) <= reach]
