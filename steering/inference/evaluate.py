@@ -134,6 +134,14 @@ def score_refined(live: LiveImage) -> Score | None:
     return Score(float("nan"), phase_correlation(refined.object, live.truth, weight=weight), float("nan"))
 
 
+def note_errors(
+    live: LiveImage, rows: NDArray[np.int64], patches: NDArray[np.complex64], positions: NDArray[np.float64]
+) -> None:
+    """Fill in the errors of rows (n,) whose first patches (n, size, size) at positions (n, 2) these are. For one thread
+    at a time."""
+    live.frames.fill(rows, error=patch_errors(live, patches, positions))
+
+
 def patch_errors(
     live: LiveImage, patches: NDArray[np.complex64], positions: NDArray[np.float64]
 ) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.campaign import Event, PredictionReady
-from steering.inference.evaluate import HoldOut, patch_errors
+from steering.inference.evaluate import HoldOut, note_errors
 from steering.inference.intake import Batch, Inbox, Intake
 from steering.inference.latency import Latency
 from steering.inference.live import LiveImage
@@ -61,8 +61,8 @@ class FastLoop:
     """Called with the number of chunks that have left the inbox."""
     later: Callable[[float], None]
     """Calls `revise` in this thread, so many seconds later."""
-    relieve: Callable[[], None]
-    """Has the oldest frames moved out of memory, in another thread."""
+    beside: Callable[..., None]
+    """Has a function called with these arguments in another thread: one such call after the other, in their order."""
     latency: Latency = field(default_factory=Latency)
     seconds: float = 0.0
     """Spent on predicting and judging."""
@@ -130,7 +130,7 @@ class FastLoop:
         self.predicted += len(batch.frame_id)
         if self.memory.due:
             self.memory.busy = True
-            self.relieve()
+            self.beside(self.memory.relieve, list(self.scans.images.values()))
 
     def _predict_batch(self, batch: Batch, live: LiveImage) -> None:
         ids, counts, where = batch.frame_id, batch.counts, batch.position
@@ -160,9 +160,12 @@ class FastLoop:
             held_out=self.hold_out.held_out(ids),
             withheld=self.hold_out.withheld(where),
             judged=self.hold_out.judged(ids, where),
-            error=patch_errors(live, patches, where),
+            error=np.full(len(ids), np.nan, np.float32),
             acquired=batch.acquired,
         )
+        if live.truth is not None:
+            newest = np.arange(len(live.frames) - len(ids), len(live.frames))
+            self.beside(note_errors, live, newest, patches.copy(), where)
         self.memory.took(asked)
         self.policy_host.ingest(prediction, live)
         new = known < 0

@@ -189,14 +189,18 @@ def validate(
     else:
         unusable = (good < 0).any(1) if good.dtype.kind == "i" else np.zeros(len(ids), bool)
     highest = good.max(1)
-    at_the_top = (good == highest[:, None]).sum(1)
-    first = np.unique(ids, return_index=True)[1]
-    repeated = np.array([i in known for i in ids.tolist()]) | ~np.isin(np.arange(len(ids)), first)
+    at_the_top = np.zeros(len(ids), np.int64)
+    if (high := highest >= _HIGH).any():
+        at_the_top[high] = (good[high] == highest[high, None]).sum(1)
+    repeated, before = np.zeros(len(ids), bool), set[int]()
+    for at, frame in enumerate(ids.tolist()):
+        repeated[at] = frame in before or frame in known
+        before.add(frame)
     reasons = {
         "an id that the scan has already": repeated,
         "counts that are negative or not finite": unusable,
         "no counts at all": highest == 0,
-        "saturated": (highest >= _HIGH) & (at_the_top > SATURATED_SHARE * good.shape[1]),
+        "saturated": high & (at_the_top > SATURATED_SHARE * good.shape[1]),
         "a position outside the field": _outside(positions_px(chunk), canvas, len(mask)),
     }
     keep = np.ones(len(ids), bool)

@@ -140,7 +140,7 @@ class Predictor:
             emit=self._emit,
             taken=lambda chunks: self._call(self._make_room, chunks),
             later=lambda seconds: self._call(self._loop.call_later, seconds, self._revise),
-            relieve=lambda: self._move(self._memory.relieve, list(images.values())),
+            beside=self._move,
         )
         for live in list(images.values()):
             self._memory.took(sum(map(live.frames.bulk, range(len(live.frames.blocks)))))
@@ -156,6 +156,7 @@ class Predictor:
         call are in it. Raises OSError.
         """
         policy = await self._do(self._fast.policy_host.state)
+        await self._moved()
         scans = await self._read(self._saved_scans.write, folder, self._scans.images.copy(), tag)
         return {
             "version": self._fast.serving.version,
@@ -258,6 +259,7 @@ class Predictor:
         """The image of a scan at full resolution and all its frames: what object.zarr holds. None before the first
         frame."""
         reader = await self._read(self._scans.reader, scan)
+        await self._moved()
         return None if reader is None else await self._reading(reader.dataset)
 
     async def evaluate(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
@@ -302,6 +304,10 @@ class Predictor:
 
     async def _reading(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._readers, work, *arguments)
+
+    async def _moved(self) -> None:
+        """Returns once all that was begun beside the thread that predicts is done."""
+        await self._loop.run_in_executor(self._mover, _nothing)
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """Run a job that nobody waits for; an exception that it raises is handed to whoever reads the events."""

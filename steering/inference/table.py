@@ -114,6 +114,12 @@ class Table:
         self.edits += 1
         self.changes.append(rows)
 
+    def fill(self, rows: NDArray[np.int64], **columns: NDArray) -> None:
+        """Write what was not known yet when these rows were appended. Whoever has read them is not told."""
+        for name, column in columns.items():
+            for block, at, where in self._parts(rows):
+                self._there(block, name)[at] = column[where]
+
     def read(self, *names: str, rows: Rows = slice(None)) -> tuple[NDArray, ...]:
         """Copies of these rows of some columns, each row whole. Raises KeyError for rows that are gone."""
         which = np.arange(*rows.indices(self._rows)) if isinstance(rows, slice) else rows

@@ -104,7 +104,9 @@ def _losses() -> NDArray[np.float32]:
 
 def _good_counts(counts: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
     """The counts, 0 on masked pixels."""
-    return counts if mask is None else np.where(good_pixels(mask, counts.shape[-1]).numpy() > 0, counts, 0)
+    if mask is None or not mask.any():
+        return counts
+    return np.where(good_pixels(mask, counts.shape[-1]).numpy() > 0, counts, 0)
 
 
 def above_floor(residual: ArrayLike, floor: ArrayLike, noise_share: float = 1.0) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from steering.ptychography.forward import diffract, intensity
+from steering.ptychography.forward import far_field_amplitude
 from steering.ptychography.stitch import Stitcher
 
 _LEAST_OVERLAP = 0.3
@@ -31,7 +31,7 @@ def far_field_residual(
         )
     good = good_pixels(mask, window)
     whole = torch.from_numpy(fill_up(np.asarray(patches, np.complex64), window))
-    model = intensity(diffract(whole, torch.from_numpy(np.ascontiguousarray(probe, np.complex64)))).sqrt_()
+    model = far_field_amplitude(whole, torch.from_numpy(np.ascontiguousarray(probe, np.complex64)))
     return unexplained(model, measured_amplitude(counts, mask), good).numpy()
 
 
@@ -49,9 +49,9 @@ def offset_of_shares(
 ) -> NDArray[np.float32]:
     """The same from what `Stitcher.share` says of the patches."""
     light, weight = stitcher.under(corner)
-    light = light - own
-    overlap = ((weight - own_weight) * own_weight).sum((1, 2))
-    product = (own * light.conj()).sum((1, 2))
+    light -= own  # `under` has made copies
+    weight -= own_weight
+    overlap, product = (weight * own_weight).sum((1, 2)), (own * light.conj()).sum((1, 2))
     # In single precision a patch without neighbours leaves rounding, not 0: the overlap says that it is alone.
     alone = (overlap < _LEAST_OVERLAP * (own_weight**2).sum((1, 2))) | (product == 0)
     return np.where(alone, np.nan, np.angle(product)).astype(np.float32)
@@ -91,6 +91,5 @@ def good_pixels(mask: NDArray[np.bool_] | None, window: int) -> Tensor:
 
 def fill_up(patches: NDArray[np.complex64], window: int) -> NDArray[np.complex64]:
     """(n, window, window): patches (n, h, w) in the middle, their edge values around them."""
-    before = [window // 2 - side // 2 for side in patches.shape[1:]]
-    pad = [(b, window - side - b) for b, side in zip(before, patches.shape[1:], strict=True)]
-    return np.pad(patches, [(0, 0), *pad], mode="edge")
+    y, x = (np.clip(np.arange(window) - (window // 2 - side // 2), 0, side - 1) for side in patches.shape[1:])
+    return patches[:, y[:, None], x]
