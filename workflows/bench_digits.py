@@ -3,9 +3,9 @@
     steering run workflows/bench_digits.py [--seeds 20]
 
 scikit-learn's digits (8 x 8 pixels, divided by 16): the first 1,200 to train on, the rest to test. Five tasks of two
-classes each come one after the other, each sample once; the accuracy is that on all ten classes at the end. ER, DER and
-DER++ run through `Loop`, and through `reference`, with the same first weights and the same order of samples. What is
-drawn and kept is random in both, so their difference is judged over seeds, by its standard error.
+classes each come one after the other, each sample once; the accuracy is that on all ten classes at the end. ER, ER-ACE,
+DER and DER++ run through `Loop`, and through `reference`, with the same first weights and the same order of samples.
+What is drawn and kept is random in both, so their difference is judged over seeds, by its standard error.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from steering.learning import Loop, TrainerSettings
 from steering.learning.buffer import BOOKKEEPING
-from steering.learning.strategies import DER, ER, DERpp
+from steering.learning.strategies import DER, ER, ERACE, DERpp
 from steering.view.pictures import COLOURS, figure, png, styled
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TRAIN, CLASSES, TASKS = 1200, 10, 5
 BATCH, STORED = 16, 191
 RATE, ALPHA, BETA = 0.1, 0.8, 1.0
-STRATEGIES = {"er": ER, "der": DER, "derpp": DERpp}
+STRATEGIES = {"er": ER, "er_ace": ERACE, "der": DER, "derpp": DERpp}
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def order_of(label: Tensor, seed: int) -> Tensor:
 
 
 def reference(method: str, seed: int, pixels: Tensor, label: Tensor, order: Tensor) -> nn.Module:
-    """ER, DER and DER++ as in their papers, on one process, with nothing of this library."""
+    """ER, ER-ACE, DER and DER++ as in their papers, on one process, with nothing of this library."""
     network, rng = make_network(seed), np.random.default_rng(seed)
     optimiser = torch.optim.SGD(network.parameters(), RATE)
     kept_x, kept_y = torch.zeros(STORED, 64), torch.zeros(STORED, dtype=torch.int64)
@@ -66,6 +66,11 @@ def reference(method: str, seed: int, pixels: Tensor, label: Tensor, order: Tens
         old_z = z[len(new) :]
         if method == "er":
             loss = cross_entropy(z, torch.cat([y, kept_y[drawn]]))
+        elif method == "er_ace":
+            among = y.unique()  # the only classes that compete for the new samples
+            loss = cross_entropy(z[: len(new), among], torch.searchsorted(among, y))
+            if stored:
+                loss = loss + cross_entropy(old_z, kept_y[drawn])
         else:
             loss = cross_entropy(z[: len(new)], y)
             if stored:
@@ -96,6 +101,11 @@ class Digits:
         """(n,) cross entropy in nats."""
         return cross_entropy(outputs[0], fields["label"], reduction="none")
 
+    def error_among_own(self, outputs: tuple[Tensor], fields: dict[str, Tensor]) -> Tensor:
+        """(n,) cross entropy in nats over the classes of these samples."""
+        among = fields["label"].unique()
+        return cross_entropy(outputs[0][:, among], torch.searchsorted(among, fields["label"]), reduction="none")
+
     def distance(self, outputs: tuple[Tensor], stored: tuple[Tensor]) -> Tensor:
         """(n,) mean squared difference of the logits."""
         return (outputs[0] - stored[0]).square().mean(1)
@@ -103,8 +113,9 @@ class Digits:
 
 def through_loop(method: str, seed: int, pixels: Tensor, label: Tensor, order: Tensor) -> nn.Module:
     """The same by this library."""
-    network, weights = make_network(seed), {"er": {}, "der": {"alpha": ALPHA}, "derpp": {"alpha": ALPHA, "beta": BETA}}
-    sample = 64 * 4 + 8 + 8 + BOOKKEEPING + (0 if method == "er" else 4 * CLASSES)  # pixels, label, stratum, logits
+    network, weights = make_network(seed), {"der": {"alpha": ALPHA}, "derpp": {"alpha": ALPHA, "beta": BETA}}
+    # pixels, label, stratum, logits
+    sample = 64 * 4 + 8 + 8 + BOOKKEEPING + (4 * CLASSES if method.startswith("der") else 0)
     settings = TrainerSettings(
         batch=BATCH,
         candidates=BATCH,
@@ -116,7 +127,7 @@ def through_loop(method: str, seed: int, pixels: Tensor, label: Tensor, order: T
         clip_norm=None,
         seed=seed,
     )
-    loop = Loop(network, STRATEGIES[method](Digits(), **weights[method]), settings)
+    loop = Loop(network, STRATEGIES[method](Digits(), **weights.get(method, {})), settings)
     loop.connect(None)
     loop.prepare({"pixels": pixels[0], "label": label[0], "stratum": label[0]})
 
@@ -138,7 +149,10 @@ def accuracy(network: nn.Module, pixels: Tensor, label: Tensor) -> float:
 
 def summed_up(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> dict[str, Any]:
     """The figures: mean accuracies in percent, and the paired difference to the reference with its standard error."""
-    found: dict[str, Any] = {"derpp_over_er": statistics.mean(ours["derpp"]) - statistics.mean(ours["er"])}
+    found: dict[str, Any] = {
+        f"{method}_over_er": statistics.mean(ours[method]) - statistics.mean(ours["er"])
+        for method in ("er_ace", "derpp")
+    }
     for method in STRATEGIES:
         difference = [a - b for a, b in zip(ours[method], theirs[method], strict=True)]
         mean, error = statistics.mean(difference), statistics.stdev(difference) / len(difference) ** 0.5
