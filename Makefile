@@ -73,5 +73,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(SAY) installing torch, the largest part
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(SAY) installing steering and the other libraries
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,docs,notebook,bluesky,onnx,dectris,epics,jobqueue,completion]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,docs,notebook,bluesky,onnx,dectris,epics,jobqueue,completion,view]'
 	@echo "$(CURDIR)" > $@

@@ -100,6 +100,7 @@ if TYPE_CHECKING:
         read_recording as read_recording,
         sample as sample,
     )
+    from steering.view.live.served import LivePage as LivePage
     from steering.view.notebook import LivePanel as LivePanel
     from steering.view.progress import Progress as Progress
 
@@ -119,6 +120,7 @@ _NAMES = {
     "runner": "Experiment FinalSettings LabelSettings LiveSettings RunFolder attach hand_in on_ranks run start",
     "sources": "ORIENTATIONS ReadSettings Replay SimulatedBeamline Stage read_probe read_recording sample",
     "view": "",
+    "view.live.served": "LivePage",
     "view.notebook": "LivePanel",
     "view.progress": "Progress",
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from steering.commands import attach, detach, memory, scans, start_here
+from steering.commands import attach, detach, memory, scans, start_here, view
 from steering.commands.words import complain as _complain, message as _message, say as _say, short as _short
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
     scans.add_commands(commands)
     attach.add_commands(commands)
+    view.add_commands(commands)
     status = commands.add_parser("status", help="print what a run is doing, or how it ended")
     status.add_argument("folder", metavar="DIR", help="folder of a run")
     status.set_defaults(command=_status)
@@ -90,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
         if name == "rollback":
             command.add_argument("--version", type=int, help="of the model (the previous one)")
+        if name == "limit":
+            command.add_argument(
+                "--area", metavar="Y0,Y1,X0,X1", help="in the geometry's unit, as --area=-1e-6,0,0,1e-6"
+            )
+            command.add_argument("--shortest-dwell", type=float, metavar="SECONDS")
         command.set_defaults(command=_command, name=name, version=None)
     return parser
 
@@ -101,6 +107,7 @@ _COMMANDS = {
     "approve": "carry out the decision that waits for approval",
     "veto": "drop the decision that waits for approval; the policy proposes another one",
     "rollback": "put an older model version back into service, and continue training from it",
+    "limit": "hold decisions to an area and a shortest dwell, beside the workflow's limits; without them, lift those",
 }
 
 
@@ -215,10 +222,19 @@ def _status(chosen: argparse.Namespace) -> int:
 
 
 def _command(chosen: argparse.Namespace) -> int:
+    from steering.campaign import Limits  # noqa: PLC0415
+    from steering.records import Field  # noqa: PLC0415
     from steering.runner.attach import attach  # noqa: PLC0415
 
+    limits = None
+    if chosen.name == "limit":
+        edges = [] if chosen.area is None else [float(edge) for edge in chosen.area.split(",")]
+        if len(edges) not in (0, 4):
+            raise ValueError(f"found --area {chosen.area}, expected four edges: --area=Y0,Y1,X0,X1")
+        area = Field(*edges) if edges else None
+        limits = Limits(area=area, shortest_dwell=chosen.shortest_dwell)
     with attach(chosen.folder) as run:
-        _say(run.command(chosen.name, chosen.version))
+        _say(run.command(chosen.name, chosen.version, limits=limits))
     return 0
 
 

@@ -1,5 +1,6 @@
 """Laws of what stands between a policy and the source: safe limits, a person's word, going back to an older model."""
 
+import json
 import math
 
 import numpy as np
@@ -34,8 +35,10 @@ from steering.campaign import (
     Steer,
     Tick,
     Train,
+    campaign_from,
     encode,
     replay,
+    state_of,
 )
 from steering.records import Field
 from tests.campaigns import addressed, handled
@@ -373,3 +376,39 @@ def test_the_log_of_limits_answers_and_rollbacks_replays_to_the_same_actions():
     again, same = replay(log, settings, frame_time=0.01)
     assert same == actions
     assert (again.version, again.outstanding) == (live.version, live.outstanding) == (0, 1)
+
+
+# A person's further limits.
+
+
+def limit(area=None, dwell=None):
+    return Command(time=0.0, name="limit", area=area, shortest_dwell=dwell)
+
+
+def test_a_persons_limits_hold_beside_those_of_the_settings_until_they_are_lifted():
+    campaign = campaign_with(Limits(area=AREA))
+    campaign.handle(limit((-20.0, 0.0, -1.0, 20.0), 0.5))
+    assert campaign.gate.guard.held == Limits(area=Field(-10.0, 0.0, -1.0, 5.0), shortest_dwell=0.5)
+    [steer] = [a for a in handled(campaign, suggested([(-5, 0), (5, 0), (-5, -2)])) if isinstance(a, Steer)]
+    assert (steer.decision.positions, steer.decision.dwell) == (((-5.0, 0.0),), (0.5,))
+    campaign.handle(limit())
+    assert campaign.gate.guard.held == Limits(area=AREA)
+    assert "expected an area that has something" in campaign.objection(limit((11.0, 12.0, 0.0, 1.0)))
+    assert "expected positive limits" in campaign.objection(limit(dwell=-1.0))
+    assert "low..high" in campaign.objection(limit((1.0, 0.0, 0.0, 1.0)))
+
+
+def test_an_approved_decision_keeps_to_limits_that_were_set_while_it_waited():
+    campaign = campaign_with(Limits(area=AREA), approval_s=60.0)
+    assert not [a for a in handled(campaign, suggested([(-5, 0), (5, 0)])) if isinstance(a, Steer)]
+    campaign.handle(limit((-10.0, 0.0, -5.0, 5.0)))
+    [steer] = [a for a in handled(campaign, command("approve")) if isinstance(a, Steer)]
+    assert steer.decision.positions == ((-5.0, 0.0),)
+
+
+def test_limits_of_a_person_outlive_a_crash():
+    campaign = campaign_with(Limits(area=AREA))
+    campaign.handle(limit((-1.0, 1.0, -1.0, 1.0), 0.2))
+    campaign.raised.clear()
+    again = campaign_from(json.loads(json.dumps(state_of(campaign))))
+    assert again.gate.guard.held == campaign.gate.guard.held

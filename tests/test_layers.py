@@ -77,6 +77,8 @@ HOMES = {
     "rich": ("steering.view", "steering.cli"),
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),
+    "bokeh": ("steering.view.live",),
+    "tornado": ("steering.view.live",),
     "psutil": ("steering.learning.group", "steering.learning.hardware"),
     "cloudpickle": ("steering.inference.policy_host", "steering.loading"),
     "shtab": ("steering.commands.start_here",),

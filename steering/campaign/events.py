@@ -9,7 +9,7 @@ from typing import Any
 from steering.campaign import losses, run_events
 from steering.campaign.event import Answer, Event
 
-COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback")
+COMMANDS = ("pause", "resume", "stop", "approve", "veto", "rollback", "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +175,14 @@ class TrainingSkipped(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScansJudged(Event):
+    """Errors of a version, by scan so far, on some frames of it that were never trained on."""
+
+    version: int
+    errors: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelPublished(Answer):
     """A version is in service; validation_residual is what trust expects of it on the scan it was made for.
 
@@ -289,12 +297,18 @@ class SourceEnded(Event):
 class Command(Event):
     """A person's command. Pause: ask for no further positions until resume. Stop: end the campaign without further
     training. Approve, veto: the decision that waits for it. Rollback: put `version` into service again, or where that
-    is None the one served before. Raises ValueError for any other word, so that a slip of the keyboard ends no run."""
+    is None the one served before. Limit: hold decisions within `area` and to `shortest_dwell` beside the limits of the
+    settings, which stay; None: no further limit. Raises ValueError for any other word, so that a slip of the keyboard
+    ends no run."""
 
     name: str
     version: int | None = None
     by: str = ""
     """Who gave it: user@host."""
+    area: tuple[float, float, float, float] | None = None
+    """y0, y1, x0, x1 in the geometry's unit."""
+    shortest_dwell: float | None = None
+    """Seconds."""
 
     def __post_init__(self) -> None:
         if self.name not in COMMANDS:

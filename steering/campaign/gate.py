@@ -16,7 +16,8 @@ from steering.campaign.events import (
     DecisionSuggested,
     FrameRefused,
 )
-from steering.campaign.limits import Guard, Positions
+from steering.campaign.limits import Guard, Limits, Positions
+from steering.records import Field
 
 Word = Literal["approve", "veto"]
 _FRUITLESS = 1000
@@ -56,6 +57,11 @@ class Gate:
     _ended: str = ""
     """Why a scan was ended, of which the policy is still to hear."""
     _fruitless: int = 0
+
+    @property
+    def waiting(self) -> Positions:
+        """The positions of the decision that waits for a person's word."""
+        return () if self._held is None else self._held[0].positions
 
     def ask(self) -> list[Action]:
         """Ask the policy, where the source has too little in hand. After a stop, the next scan is asked for once
@@ -104,7 +110,7 @@ class Gate:
         return [self.actions.give(Remind(until))]
 
     def obey(self, command: Command) -> list[Action]:
-        """A person's pause, resume, approve or veto."""
+        """A person's pause, resume, approve, veto or limit."""
         match command.name:
             case "pause":
                 self.paused = True
@@ -113,7 +119,22 @@ class Gate:
                 return self.tick(command.time)
             case "approve" | "veto":
                 return self._settle(command.name == "approve", "a person", command.time)
+            case "limit":
+                area = None if command.area is None else Field(*command.area)
+                self.guard.asked = Limits(area=area, shortest_dwell=command.shortest_dwell)
         return []
+
+    def objection(self, command: Command) -> str | None:
+        """Why a command cannot be obeyed now; None where it can."""
+        if command.name in ("approve", "veto") and self.proposed is None:
+            return f"found no decision that waits for an answer, expected one to {command.name}"
+        if command.name == "limit":
+            try:
+                area = None if command.area is None else Field(*command.area)
+                self.guard.limits.narrowed(area, Limits(shortest_dwell=command.shortest_dwell).shortest_dwell)
+            except (ValueError, TypeError) as error:
+                return str(error)
+        return None
 
     def tick(self, time: float) -> list[Action]:
         """A proposal that nobody answered in time is settled; not while paused: then nobody wants the stage to move."""
@@ -154,9 +175,14 @@ class Gate:
         if held is None:
             return []
         self.raised.append(DecisionSettled(time=time, approved=approved, by=by))
+        decision, scan, added = held
         if approved:
-            return self._carry_out(*held)
-        decision, _, added = held
+            # Limits may have been set since it was proposed.
+            allowed, refused = self.guard.limited(decision)
+            for reason, positions in refused.items():
+                self.raised.append(DecisionLimited(time=time, count=len(positions), reason=reason))
+                self.decline(decision, positions, reason)
+            return self._carry_out(allowed, scan, added) if allowed.positions or allowed.stop else []
         self.decline(decision, decision.positions, f"vetoed: {by}", stop=decision.stop and not added)
         return []
 

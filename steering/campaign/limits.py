@@ -35,6 +35,17 @@ class Limits:
         if any(number is not None and not 0 < number < np.inf for number in numbers) or not 0 <= self.reach < np.inf:
             raise ValueError(f"found {self}, expected positive limits, and a reach of 0 or more")
 
+    def narrowed(self, area: Field | None, shortest_dwell: float | None) -> Limits:
+        """These limits and further ones. Raises ValueError where they leave nothing, or are none."""
+        if area is not None and self.area is not None:
+            own, area_given = self.area, area
+            low, high = (max(own.y0, area.y0), max(own.x0, area.x0)), (min(own.y1, area.y1), min(own.x1, area.x1))
+            if low[0] > high[0] or low[1] > high[1]:
+                raise ValueError(f"found {area_given}, expected an area that has something of {own}")
+            area = Field(low[0], high[0], low[1], high[1])
+        dwells = [dwell for dwell in (self.shortest_dwell, shortest_dwell) if dwell is not None]
+        return replace(self, area=area or self.area, shortest_dwell=max(dwells, default=None))
+
 
 @dataclass
 class Guard:
@@ -45,10 +56,18 @@ class Guard:
 
     limits: Limits
     frame_time: float = 0.0
+    asked: Limits | None = None
+    """A person's further limits: the allowed area and the shortest dwell."""
     frames: int = 0
     """Positions allowed in this scan. One that brings no frame counts too: nobody knows whether the shutter opened."""
     _places: NDArray[np.float64] = field(default_factory=lambda: np.zeros((4, 0)))
     """(4, n): y, x, dwell, and seconds of beam there from all places within reach, its own included."""
+
+    @property
+    def held(self) -> Limits:
+        """The limits that hold now."""
+        asked = self.asked
+        return self.limits if asked is None else self.limits.narrowed(asked.area, asked.shortest_dwell)
 
     def begin(self) -> None:
         """A new scan, and with it a new sample or a new place on it: nothing of it was measured yet."""
@@ -72,7 +91,7 @@ class Guard:
         if full or decision.stop:
             why = decision.reasons[:1] if decision.stop else (trial.full,)
             reasons = reasons or why
-        own_dwell = decision.dwell is not None or self.frame_time < (self.limits.shortest_dwell or 0.0)
+        own_dwell = decision.dwell is not None or self.frame_time < (self.held.shortest_dwell or 0.0)
         allowed = replace(
             decision,
             positions=tuple(decision.positions[index] for index in kept),
@@ -97,11 +116,12 @@ class Guard:
     def _dwell(self, decision: DecisionSuggested) -> list[float]:
         """Seconds of each position."""
         named = (self.frame_time,) * len(decision.positions) if decision.dwell is None else decision.dwell
-        return [max(dwell, self.limits.shortest_dwell or 0.0) for dwell in named]
+        shortest = self.held.shortest_dwell or 0.0
+        return [max(dwell, shortest) for dwell in named]
 
     def _objections(self, positions: Sequence[tuple[float, float]], dwell: Sequence[float]) -> list[str | None]:
         """Why each position is refused; None where it is allowed, and then it counts for those that follow."""
-        limits, where = self.limits, np.array(positions, float).reshape(-1, 2)
+        limits, where = self.held, np.array(positions, float).reshape(-1, 2)
         numbers = np.isfinite(np.column_stack([where, dwell])).all(1)
         inside = numbers if limits.area is None else limits.area.contains(where, _rounding(limits.area))
         most = np.inf if limits.exposure is None else limits.exposure * (1 + 1e-9)

@@ -271,9 +271,7 @@ class Campaign:
         """Why a command cannot be obeyed now, in words for the person who gave it; None where it can."""
         if self.finished or (self._ended and command.name not in ("rollback", "stop")):
             return f"found a run whose measurement has ended, expected one that measures: cannot {command.name} it"
-        if command.name in ("approve", "veto") and self.gate.proposed is None:
-            return f"found no decision that waits for an answer, expected one to {command.name}"
-        return self.models.objection(command.version) if command.name == "rollback" else None
+        return self.models.objection(command.version) if command.name == "rollback" else self.gate.objection(command)
 
     def _obey(self, event: Command) -> list[Action]:
         if self.objection(event) is not None:

@@ -10,13 +10,15 @@ from steering.campaign import actions
 from steering.campaign.actions import Action, Declined
 from steering.campaign.drift import Window
 from steering.campaign.events import EVENTS
+from steering.campaign.limits import Limits
 from steering.campaign.machine import Campaign
 from steering.campaign.settings import CampaignSettings
+from steering.records import Field
 from steering.records.plain import plain, whole
 
 FORMAT = "steering-campaign 1"
 _ACTIONS = (kind for kind in vars(actions).values() if isinstance(kind, type) and issubclass(kind, Action))
-_RECORDS = (*_ACTIONS, *EVENTS, Declined, Window)
+_RECORDS = (*_ACTIONS, *EVENTS, Declined, Field, Limits, Window)
 _NOT_STATE = {
     "campaign": {"settings", "frame_time", "raised", "actions", "_trust"},
     "actions": set(),

@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -27,6 +28,8 @@ CONFIG = {
 }
 SILENT = logging.CRITICAL + 1
 """A cluster that closes calls a message that comes too late critical."""
+PAGE = "steering.view.live.dashboard"
+"""What puts the live page of the run at /steering of the scheduler's own web server, where Bokeh is installed."""
 # The first optimiser made imports _dynamo, 1.3 s; dask.array, zarr and our own rooms cost each worker 0.4 to 0.8 s.
 PRELOAD = ["distributed", "torch", "torch._dynamo", "xarray", "dask.array", "zarr", "steering.runner.runner"]
 
@@ -84,6 +87,8 @@ def quiet() -> Iterator[None]:
 def _cluster(ranks: int, apart: bool, gpus: Sequence[int | str] | None) -> SpecCluster:
     get_mp_context().set_forkserver_preload(PRELOAD)
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    if find_spec("bokeh") is not None:
+        scheduler["preload"] = [PAGE]
     workers = _workers(ranks, apart)
     if gpus is not None or visible():
         workers = on_gpus(workers, visible() if gpus is None else [str(gpu) for gpu in gpus])

@@ -11,6 +11,7 @@ from steering.inference.scan_reader import ScanReader
 from steering.inference.scans import LabelFrames
 from steering.inference.serving import Installed
 from steering.inference.settings import PredictorSettings
+from steering.inference.small_image import ImageChange, Packing, cut, packed
 from steering.inference.table import Table
 from steering.inference.whole_scan import FinalImage, NetworkImage, ScanFrames, WholeScan, joined
 
@@ -19,10 +20,12 @@ __all__ = [
     "Engine",
     "FinalImage",
     "HoldOut",
+    "ImageChange",
     "Installed",
     "LabelFrames",
     "LiveImage",
     "NetworkImage",
+    "Packing",
     "PolicyAnswer",
     "Predictor",
     "PredictorSettings",
@@ -34,5 +37,7 @@ __all__ = [
     "Score",
     "Table",
     "WholeScan",
+    "cut",
     "joined",
+    "packed",
 ]

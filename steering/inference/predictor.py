@@ -36,6 +36,7 @@ from steering.inference.saved_scans import SavedScans
 from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows, never_trained, newest_rows
 from steering.inference.serving import Canary, Installed, Serving
 from steering.inference.settings import PredictorSettings
+from steering.inference.small_image import ImageChange
 from steering.inference.whole_scan import FinalImage, ScanFrames
 from steering.models import ModelStore, Network
 from steering.policies import Policy
@@ -255,6 +256,11 @@ class Predictor:
         reader = await self._read(self._scans.reader, scan)
         return None if reader is None else await self._reading(reader.picture, region)
 
+    async def change(self, known: tuple[str, int, int] | None) -> ImageChange | None:
+        """What has changed of the image of the scan being measured, made small, see `ScanReader.change`."""
+        reader = self._scans.reader()
+        return None if reader is None else await self._reading(reader.change, known)
+
     async def dataset(self, scan: str) -> xr.Dataset | None:
         """The image of a scan at full resolution and all its frames: what object.zarr holds. None before the first
         frame."""
@@ -288,10 +294,10 @@ class Predictor:
         gc.unfreeze()
         sys.setswitchinterval(self._switch_before)
 
-    async def figures(self) -> dict[str, Any]:
-        """The predictor's figures: counters, times, percentiles, the backend, memory."""
-        cpu_s = await self._do(time.thread_time)
-        return await self._reading(self._figures) | {"fast_thread_cpu_s": cpu_s}
+    async def figures(self, ask: bool = True) -> dict[str, Any]:
+        """Counters, times, percentiles, the backend, memory. ask: the thread that predicts for its CPU time, too."""
+        cpu_s = {"fast_thread_cpu_s": await self._do(time.thread_time)} if ask else {}
+        return await self._reading(self._figures) | cpu_s
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         """Have the thread that predicts do something, after all that it has to do already."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage
 from steering.inference.maps import FrameMaps
+from steering.inference.small_image import MOST_ROWS, MOST_SIDE, SHOWN, ImageChange, cut, packed
 from steering.ptychography import TileCopy
 from steering.ptychography.tiles import TILE
 
@@ -32,6 +35,8 @@ class ScanReader:
     def __init__(self, live: LiveImage) -> None:
         self.live = live
         self._picture: _Picture | None = None
+        self._small: _Picture | None = None
+        self._change_cpu_s = 0.0
         self._whole: TileCopy | None = None
         self._drawing, self._copying = threading.Lock(), threading.Lock()
 
@@ -46,7 +51,7 @@ class ScanReader:
             if region is None
             else tuple(r.indices(n)[1] - r.indices(n)[0] for r, n in zip(region, shape, strict=True))
         )
-        factor = _factor(max(sides))
+        factor = _factor(max(sides), MOST_PIXELS)
         with self._drawing:
             drawn = self._picture
             if drawn is None or drawn.factor != factor:
@@ -56,6 +61,20 @@ class ScanReader:
             return _dataset(
                 self.live, drawn, rows=slice(max(0, len(self.live.frames) - MOST_FRAMES), None), region=region
             )
+
+    def change(self, known: tuple[str, int, int] | None = None) -> ImageChange:
+        """What of the image, made smaller until it has at most MOST_SIDE pixels a side, has changed since the change of
+        which `known` is the `known`; all of it where that is None, or of another image."""
+        factor = _factor(max(self.live.canvas.shape), MOST_SIDE)
+        with self._drawing:
+            begun = time.thread_time()
+            if self._small is None:
+                drawn = self._picture
+                self._small = drawn if drawn is not None and drawn.factor == factor else _Picture(self.live, factor)
+            change = self._small.change(known)
+            self._change_cpu_s += time.thread_time() - begun
+            change.header["cpu_s"] = self._change_cpu_s
+            return change
 
     def dataset(self) -> xr.Dataset:
         """The whole image with units, the truth beside it where it is known, and the table of all frames: what
@@ -74,7 +93,7 @@ class ScanReader:
     def let_go(self) -> None:
         """The scan is over: free the copies. They are made anew for whoever asks, and not kept."""
         with self._drawing, self._copying:
-            self._picture = self._whole = None
+            self._picture = self._small = self._whole = None
 
 
 class _Picture:
@@ -91,20 +110,69 @@ class _Picture:
         self._crop = tuple(slice(-(-size // factor)) for size in live.canvas.shape)
         self._refinements = -1
         self._refined: dict[str, NDArray] = {}
+        self._key = secrets.token_hex(4)
+        self._number = 0
+        """Of the newest change."""
+        self._changed, self._changed_refined = np.zeros((rows, columns), np.int64), np.zeros((rows, columns), np.int64)
+        """Number of the last change of each tile."""
         truth = live.truth
         self._truth = {} if truth is None else _parts(truth, truth != 0, factor, "truth_{}")
 
     def fields(self) -> dict[str, NDArray]:
         """Every map as it is now, float32, NaN where nothing is known. They are the picture's own memory."""
+        self._update()
+        flat = {name: four.reshape(four.shape[0] * four.shape[1], -1)[self._crop] for name, four in self._drawn.items()}
+        return flat | self._refined | self._truth
+
+    def change(self, known: tuple[str, int, int] | None) -> ImageChange:
+        """See `ScanReader.change`."""
+        rows = len(self._live.frames)
+        self._update()
+        same = known is not None and known[0] == self._key
+        since, first = (known[1], known[2]) if same and known is not None else (0, 0)
+        first = max(first, rows - MOST_ROWS)
+        tiles = {}
+        for name in SHOWN & self._drawn.keys():
+            four = self._drawn[name]
+            y, x = np.nonzero(self._changed > since)
+            tiles[name] = (y * four.shape[2] + x, four[y, :, x, :])
+        for name, image in self._refined.items():
+            y, x = np.nonzero(self._changed_refined > since)
+            tiles[name] = (y * self._changed.shape[1] + x, cut(image, TILE // self.factor)[y, x])
+        names = ("position", "live_residual", "error", "acquired")
+        position, *columns = self._live.frames.read(*names, rows=slice(first, rows))
+        pixel = self._live.geometry.object_pixel
+        axes = self._live.axes(self.factor)
+        header = {
+            "scan": self._live.scan,
+            "key": self._key,
+            "number": self._number,
+            "whole": not same,
+            "shape": [len(axes[axis][1]) for axis in ("y", "x")],
+            "side": TILE // self.factor,
+            "grid": list(self._changed.shape),
+            "origin": [float(axes[axis][1][0]) for axis in ("y", "x")],
+            "pixel": pixel * self.factor,
+            "unit": self._live.geometry.length_unit,
+        }
+        of_frames = {"y": position[:, 0] * pixel, "x": position[:, 1] * pixel}
+        return packed(header, tiles, of_frames | dict(zip(("residual", "error", "time"), columns, strict=True)), first)
+
+    def _update(self) -> None:
+        """Draw what has changed since the last time."""
         tiles = np.unique(np.concatenate([self._of_frames.update(), self._stitched.update()]), axis=0)
         for start in range(0, len(tiles), _TOGETHER):
             self._draw(tiles[start : start + _TOGETHER])
+        self._number += 1
+        self._changed[tuple(tiles.T)] = self._number
         refined, refinements = self._live.refined, self._live.refinements
         if refined is not None and refinements != self._refinements:
-            self._refined = _parts(refined.object, refined.covered, self.factor, "{}_refined")
-            self._refinements = refinements
-        flat = {name: four.reshape(four.shape[0] * four.shape[1], -1)[self._crop] for name, four in self._drawn.items()}
-        return flat | self._refined | self._truth
+            new = _parts(refined.object, refined.covered, self.factor, "{}_refined")
+            for name, image in new.items():
+                old = self._refined.get(name, np.full(image.shape, np.nan, np.float32))
+                other = np.where((image == old) | (np.isnan(image) & np.isnan(old)), 0.0, 1.0).astype(np.float32)
+                self._changed_refined[np.nansum(cut(other, TILE // self.factor), (2, 3)) > 0] = self._number
+            self._refined, self._refinements = new, refinements
 
     def _draw(self, tiles: NDArray[np.int64]) -> None:
         image, weight = self._stitched.parts(tiles)
@@ -126,9 +194,9 @@ def _parts(image: NDArray[np.complex64], known: NDArray[np.bool_], factor: int, 
     }
 
 
-def _factor(side: int) -> int:
+def _factor(side: int, most: int) -> int:
     factor = 1
-    while -(-side // factor) > MOST_PIXELS and factor < TILE:
+    while -(-side // factor) > most and factor < TILE:
         factor *= 2
     return factor
 

@@ -10,16 +10,21 @@ from torch import Tensor
 
 from steering.learning.minibatch import Fields
 from steering.learning.objectives import Reconstruction
+from steering.learning.samples import Samples, stacked
 from steering.models import Network
 from steering.ptychography import (
     above_floor,
     far_field_residual,
     no_evidence,
     pair_offsets,
+    patch_weight,
     poisson_floor,
     share_of_noise,
     thinned,
 )
+
+_SCANS, _RECALLED = 32, 16
+"""Newest scans on which a version is judged, and frames of each at most."""
 
 
 def outputs_of(network: Network, fields: Fields, objective: Reconstruction) -> tuple[Tensor, Tensor]:
@@ -27,6 +32,18 @@ def outputs_of(network: Network, fields: Fields, objective: Reconstruction) -> t
     there = {name: value.to(network.optics.probe.device) for name, value in fields.items()}
     outputs = objective.outputs(network, there)
     return torch.polar(*outputs).cpu(), objective.error(outputs, there)
+
+
+def errors_by_scan(network: Network, samples: Samples, patch: int) -> dict[str, float]:
+    """Mean error on some held-out frames of each scan of this run that has any."""
+    objective = Reconstruction(patch_weight(network.optics.modes().cpu().numpy(), patch))
+    found = {}
+    for name, scan in list(samples.scans.items())[-_SCANS:]:
+        rows = list(scan.held_out.values())
+        if rows and "/" not in name:
+            some = stacked(rows[:: -(-len(rows) // _RECALLED)])
+            found[name] = float(outputs_of(network, some, objective)[1].mean())
+    return found
 
 
 def quality_of(network: Network, fields: Fields, objective: Reconstruction) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from steering.learning.checkpoint import RankFiles, RanksPart, Recorder
 from steering.learning.loop import PARTS, Loop
 from steering.learning.objectives import Reconstruction
 from steering.learning.origin import Origin, Started, earlier_held_out, take_up_buffers, take_up_model
-from steering.learning.quality import outputs_of, quality_of
+from steering.learning.quality import errors_by_scan, outputs_of, quality_of
 from steering.learning.redistribution import redistribute
 from steering.learning.restore import read_labelled, read_share, read_training, restore_buffer, restore_training
 from steering.learning.samples import Labels, NoSamples, Samples, stacked
@@ -362,6 +362,11 @@ class Rank:
                 raise
             models.point_to(version.number)
         self.served.load_state_dict(self.network.state_dict())
+
+    @torch.no_grad()
+    def recalled(self) -> dict[str, float]:
+        """Error of the weights last published on held-out frames of each scan so far: what was forgotten shows."""
+        return errors_by_scan(self.served, self.samples, self.network.hyperparameters["patch"])
 
     def serve(self, store: Path, number: int) -> None:
         """Take a published version as the one that candidates are compared with."""

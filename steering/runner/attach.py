@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +17,11 @@ import xarray as xr
 from distributed import Client
 from distributed.comm.core import FatalCommClosedError
 
+from steering.campaign import Limits
 from steering.clusters.credentials import security_of
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import ended, gone, whereabouts
+from steering.runner.look import Look
 
 ANSWER_S = 30.0
 """How long a command waits to be taken: the runner answers at once, unless its worker is busy starting up."""
@@ -73,6 +76,12 @@ class Attached:
                 return
             time.sleep(every)
 
+    def look(self, known: tuple[str, int, int] | None = None) -> Look:
+        """What a page shows now; known: of the newest image it has, see `ImageChange`. Raises as `snapshot`, and
+        TimeoutError where the runner is busy."""
+        look: Look = self._runner.look(known).result(timeout=ANSWER_S)
+        return look
+
     def live(self) -> xr.Dataset | None:
         """The live image of the scan being measured; None before the first frame."""
         return self._runner.live().result()
@@ -87,12 +96,18 @@ class Attached:
             raise RuntimeError(f"{self.folder.name}: found a run that {ended(self.folder)}, expected one that finishes")
         return summary
 
-    def command(self, name: str, version: int | None = None) -> str:
-        """Tell the campaign to pause, resume, stop, approve, veto or rollback (to `version`, or to the one before).
+    def command(self, name: str, version: int | None = None, *, by: str = "", limits: Limits | None = None) -> str:
+        """Tell the campaign to pause, resume, stop, approve, veto, limit or rollback (to `version`, or the one before).
 
-        The log says who gave it. Returns what will be done. Raises ValueError where it cannot be done now.
+        by: who gives it, for the log; this user where that is empty. limits: whose area and shortest dwell hold beside
+        the workflow's own limits, until others are given; without them those of before are lifted. Returns what will be
+        done. Raises ValueError where it cannot be done now.
         """
-        return str(self._runner.command(name, version, _me()).result(timeout=ANSWER_S))
+        asked: dict[str, Any] = {}
+        if limits is not None:
+            area = None if limits.area is None else astuple(limits.area)
+            asked = {"area": area, "shortest_dwell": limits.shortest_dwell}
+        return str(self._runner.command(name, version, by or me(), **asked).result(timeout=ANSWER_S))
 
     def give_up(self, reason: str) -> None:
         """End the run at once, whatever it is doing: it gives its workers back."""
@@ -152,7 +167,8 @@ def attach(path: str | Path | RunFolder) -> Attached:
         ) from error
 
 
-def _me() -> str:
+def me() -> str:
+    """The user of this process, as the log of a run names people: user@host."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container without an entry for its user

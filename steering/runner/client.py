@@ -17,7 +17,7 @@ from steering.runner.attach import ANSWER_S, Attached
 from steering.runner.checks import refuse_hidden, refuse_taken
 from steering.runner.detached import start_detached
 from steering.runner.experiment import Experiment
-from steering.runner.folder import RunFolder
+from steering.runner.folder import PUBLISHED_FOLDER, RunFolder
 from steering.runner.manifest import NoCheckpoint, newest_whole
 from steering.runner.runner import Runner
 
@@ -128,6 +128,7 @@ def _started(experiment: Experiment, client: Client, folder: RunFolder) -> Handl
     attach = {"address": client.scheduler.address, "runner": PUBLISHED, "key": future.key, **runner.identity().result()}
     if (folder.path / FOLDER).is_dir():
         attach["credentials"] = FOLDER
+    client.set_metadata(PUBLISHED_FOLDER, str(folder.path.absolute()))
     folder.write_file("scheduler.json", json.dumps(attach, indent=1).encode())
     return Handle(runner, runner.run(PUBLISHED, client.id), folder, client, found[0])
 

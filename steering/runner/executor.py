@@ -28,6 +28,7 @@ from steering.campaign import (
     RollBack,
     RollBackRefused,
     RolledBack,
+    ScansJudged,
     Steer,
     TakeBack,
     Tick,
@@ -185,8 +186,14 @@ class Executor:
         begun = time.perf_counter()
         version = self._version(action)
         await answered(lambda: self.ranks.publish(self.folder.models, version))
-        await self._put_into_service(action, version)
+        await asyncio.gather(self._put_into_service(action, version), self._recall(action.version))
         self.metrics.seconds["publish"] += time.perf_counter() - begun
+
+    async def _recall(self, version: int) -> None:
+        """Log how well a version does on each scan so far."""
+        errors = await self.optional.run("judging a version on earlier scans", self.ranks.recalled())
+        if isinstance(errors, dict) and errors:
+            self.take(ScansJudged(time=time.time(), version=version, errors=errors))
 
     async def _put_into_service(self, action: Publish, version: ModelVersion) -> None:
         installed: Installed = await self.proxy.install(action.version)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 BALLAST_BYTES = 65536
 _MOST_EVENTS, _MOST_LINE = 2**34, 2**26
 """Bytes of events.jsonl, and of one event."""
+PUBLISHED_FOLDER = "steering-run"
+"""The key of a scheduler's metadata under which the folder of its newest run stands."""
 ENDINGS = ("finished", "failed", "interrupted")
 
 

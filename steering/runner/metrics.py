@@ -245,6 +245,8 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
         "remote_share": remote_share(metrics),
         "reason": metrics.reason,
         "paused": campaign.gate.paused,
+        "latency_ms": predictor["latency_ms"],
+        "predict_s": predictor["predict_s"],
         "events": [(event.time - metrics.begun, text) for event in metrics.noted if (text := describe(event))],
     }
 

@@ -154,6 +154,10 @@ class RankGroup:
 
         return await self._together(work)
 
+    async def recalled(self) -> dict[str, float] | GroupChanged:
+        """Errors of the version last published on held-out frames of each scan so far."""
+        return await self._together(lambda ranks: call(ranks[0], "recalled"))
+
     async def serve(self, store: Path, number: int) -> GroupChanged | None:
         """Judge later candidates against a published version."""
 

@@ -35,6 +35,7 @@ from steering.runner.jobs import Jobs
 from steering.runner.judging import judge
 from steering.runner.labelling import Labelling
 from steering.runner.lock import RUNNER, held
+from steering.runner.look import Look, Looks
 from steering.runner.metrics import Metrics, advance, snapshot, summary
 from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
@@ -65,6 +66,7 @@ class Runner:
         self.folder = folder
         self.campaign = Campaign(settings=experiment.safe_campaign, frame_time=1 / experiment.source.frame_rate)
         self.metrics = Metrics(experiment, self.campaign)
+        self._looks = Looks()
         self.optional = Optional(self.take)
         self._proxy: PredictorProxy | None = None
         self._ranks: RankGroup | None = None
@@ -142,14 +144,14 @@ class Runner:
         images = await asyncio.to_thread(self.folder.objects)
         return images.get(str(self.campaign.scan))
 
-    async def command(self, name: str, version: int | None = None, by: str = "") -> str:
+    async def command(self, name: str, version: int | None = None, by: str = "", **limits: Any) -> str:
         """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot."""
         if not self._jobs.going_on and not self._over:  # what the campaign asked for now would be done by nobody
             if name != "stop":
                 raise ValueError(f"found a run that is starting, expected one that measures: {name} it in a moment")
             await self.give_up("stopped by a person before it began")
             return name
-        order = Command(time=time.time(), name=name, version=version, by=by)
+        order = Command(time=time.time(), name=name, version=version, by=by, **limits)
         objection = self.campaign.objection(order)
         if objection is not None:
             raise ValueError(objection)
@@ -171,12 +173,18 @@ class Runner:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
         if not self._over and self._executor is not None:
             try:
-                figures = await self.source.figures(), await self.proxy.ask("figures")
+                figures = await self.source.figures(), await self.proxy.ask("figures", False)
                 self._last = snapshot(self.metrics, *figures)
             except Exception:  # the run has ended meanwhile: the last one stands
                 if not self._over:
                     raise
         return {**self._last, "elapsed_s": self._last.get("elapsed_s", time.time() - self.metrics.begun)}
+
+    async def look(self, known: tuple[str, int, int] | None = None) -> Look:
+        """What a page shows now; known: of the newest image it has, see `ImageChange`."""
+        live = self._executor is not None and not self.proxy.replacing
+        state, image = (await self.snapshot(), await self.proxy.ask("change", known)) if live else (self._last, None)
+        return Look(state=state | self._looks.state(self.metrics, self._event_log.trouble), image=image)
 
     @property
     def proxy(self) -> PredictorProxy:
@@ -301,6 +309,7 @@ class Runner:
             self._log(event)
             before = self.campaign.scan
             actions = advance(self.campaign, self.metrics, event)
+            self._looks.asked(actions)
             if before not in (None, self.campaign.scan):
                 self._jobs.start(self._leave(str(before)))
             for raised in self.campaign.raised:

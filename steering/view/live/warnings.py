@@ -1,0 +1,48 @@
+"""What is wrong with a run, in words for whoever looks at it. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steering.runner.streams import stream_lines, troubled
+
+_SLOW_S = 5.0
+"""Without an answer of the runner."""
+
+
+def warnings(
+    state: Mapping[str, Any], *, waits: Sequence[str] = (), silent_s: float = 0.0, ended: str = ""
+) -> list[dict[str, str]]:
+    """What is wrong, the worst first: `kind` (alarm or notice) and `text`.
+
+    state: a look's. waits: what the batch system's jobs wait for. silent_s: for how long the runner has not answered.
+    ended: why the run ended before its end.
+    """
+    found: list[tuple[str, str]] = []
+    if ended:
+        found.append(("alarm", f"The run ended early: {ended}"))
+    if state.get("trouble"):
+        found.append(("alarm", f"The disk takes nothing: events wait in memory. {state['trouble']}"))
+    if silent_s > _SLOW_S:
+        found.append(("alarm", f"The run has not answered for {silent_s:.0f} s: what is shown is as old."))
+    if state.get("source"):
+        found.append(("alarm", str(state["source"])))
+    streams = state.get("streams") or {}
+    silent = troubled(streams) if state.get("status") == "running" else ()
+    found += [("alarm", line) for line in stream_lines(streams) if line.split(":")[0] in silent]
+    if state.get("drift"):
+        level, expected = state.get("residual"), state.get("residual_expected")
+        numbers = "" if level is None or expected is None else f": residual {level:.3f}, {expected:.3f} expected"
+        found.append(("alarm", f"Drift: the network explains the newest frames badly{numbers}."))
+    found += [("notice", line) for line in waits if " waits: " in line or "given up" in line]
+    if state.get("frames_dropped"):
+        found.append(("notice", f"{state['frames_dropped']:,} frames were dropped."))
+    proposed = state.get("proposed")
+    if proposed is not None:
+        left = max(0.0, proposed["until"] - time.time())
+        found.append(("notice", f"A decision waits for your answer: {left:.0f} s, then {proposed['default']}."))
+    if state.get("paused"):
+        found.append(("notice", "Paused: nothing more is decided until you resume."))
+    return [{"kind": kind, "text": text} for kind, text in found]

@@ -1,0 +1,172 @@
+"""The live page in a real browser, while a campaign goes on."""
+
+import contextlib
+import json
+import time
+import urllib.request
+from dataclasses import replace
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
+
+import pytest
+
+from steering import LivePage
+from steering.clusters import local
+from steering.runner import RunFolder, start
+from tests.browser import browser, needs_browser, tab
+from tests.test_runner import experiment, told
+
+pytestmark = [pytest.mark.slow, needs_browser, pytest.mark.xdist_group("browser")]
+WIDTHS = {"desk": (1600, 1000), "beamline": (1280, 800), "phone": (390, 844)}
+
+
+def until(true, what):
+    deadline = time.monotonic() + 90
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"waited for {what}"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return RunFolder.create(tmp_path_factory.mktemp("page") / "night")
+
+
+@pytest.fixture(scope="module")
+def client():
+    with local(ranks=1) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def campaign(client, folder):
+    """A run whose decisions wait for a person."""
+    parts = experiment(frames=5000, approval_s=300.0, unanswered="veto")
+    run = start(replace(parts, ranks=1), client, folder)
+    yield run
+    if not run.done:
+        run.command("stop")
+        run.result()
+
+
+@pytest.fixture(scope="module")
+def page(campaign, folder):
+    with LivePage(folder) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def desk(chromium, page):
+    """The page as its operator has it open."""
+    with tab(chromium, page.invite("ada"), viewport={"width": 1280, "height": 800}) as opened:
+        yield opened
+
+
+def shown(tab, script):
+    return tab.evaluate(f"() => {{ {script} }}")
+
+
+def test_the_page_loads_without_a_request_outside_and_the_token_leaves_the_address(desk):
+    opened, wrong = desk
+    assert "token" not in opened.url
+    assert opened.locator("#run").inner_text() == "night"
+    assert wrong == []
+
+
+def test_a_veto_draws_other_positions_and_an_approval_measures_them(desk, folder, campaign):
+    opened, wrong = desk
+    proposed = "return JSON.stringify(model('proposed').data.x)"
+    opened.wait_for_selector("#proposal:visible")
+    before = json.loads(shown(opened, proposed))
+    assert len(before) > 0
+    first = told(folder, "DecisionProposed")[0]["reason"]
+    assert first in opened.locator("#proposal-text").inner_text()
+    opened.get_by_role("button", name="Veto").click()
+    until(lambda: json.loads(shown(opened, proposed)) not in (before, []), "other positions")
+    [word] = until(lambda: told(folder, "Command"), "the word in the log")
+    assert (word["name"], word["by"].split()[0]) == ("veto", "ada")
+    until(lambda: len(told(folder, "DecisionProposed")) > 1, "another proposal")
+    assert not told(folder, "ChunkArrived")
+    while not told(folder, "PredictionReady"):
+        if opened.locator("#proposal").is_visible():
+            opened.get_by_role("button", name="Approve").click()
+        time.sleep(0.1)
+    until(lambda: shown(opened, "return FRAMES.x.length") > 0, "measured positions")
+    until(lambda: shown(opened, "return image.maps.phase.some((v) => !Number.isNaN(v))"), "a live phase")
+    assert wrong == []
+
+
+def test_the_button_pauses_and_resumes_the_run(desk, campaign):
+    opened, _ = desk
+    opened.get_by_role("button", name="Pause").click()
+    until(lambda: campaign.snapshot()["paused"], "the pause")
+    opened.locator("#status", has_text="paused").wait_for()
+    opened.get_by_role("button", name="Resume").click()
+    until(lambda: not campaign.snapshot()["paused"], "the run to go on")
+    opened.locator("#pause:visible").wait_for()
+
+
+def test_no_serious_fault_of_accessibility_and_pictures_at_three_widths(
+    chromium, page, tmp_path_factory, record_property
+):
+    from axe_playwright_python.sync_playwright import Axe
+
+    pictures = tmp_path_factory.getbasetemp() / "page"
+    pictures.mkdir(exist_ok=True)
+    for name, (width, height) in WIDTHS.items():
+        scheme = "dark" if name == "desk" else "light"
+        with tab(chromium, page.address, viewport={"width": width, "height": height}, color_scheme=scheme) as (
+            opened,
+            wrong,
+        ):
+            opened.screenshot(path=pictures / f"{name}.png", full_page=True)
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
+            if name == "beamline":
+                continue
+            found = Axe().run(opened).response["violations"]
+            assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+            assert wrong == []
+    record_property("pictures", str(pictures))
+
+
+def refusal(address, headers=None, body=None):
+    where = urlsplit(address)
+    with contextlib.closing(HTTPConnection(where.hostname, where.port, timeout=30)) as there:
+        there.request("GET" if body is None else "POST", f"{where.path}?{where.query}", body, headers or {})
+        return there.getresponse().status
+
+
+def test_strangers_other_sites_and_readers_are_refused(page, folder, campaign):
+    home = f"http://127.0.0.1:{page.port}"
+    commands = len(told(folder, "Command"))
+    assert refusal(f"{home}/") == refusal(f"{home}/document.json") == refusal(f"{home}/updates") == 403
+    assert refusal(f"{home}/?token=guess") == 403
+    reader = {"Cookie": f"steering-{page.port}={page.invite('bob', 'reader').split('=')[1]}", "X-Steering": "page"}
+    operator = reader | {"Cookie": f"steering-{page.port}={page.invite('ada').split('=')[1]}"}
+    stop = json.dumps({"name": "stop"}).encode()
+    assert refusal(f"{home}/command", reader, stop) == 403
+    assert refusal(f"{home}/command", operator | {"Origin": "http://evil.example"}, stop) == 403
+    assert refusal(f"{home}/command", {"Cookie": operator["Cookie"]}, stop) == 400
+    assert refusal(f"{home}/me", operator | {"Host": "evil.example"}) == 403
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Origin": "http://evil.example"}
+    assert refusal(f"{home}/updates", operator | upgrade) == 403
+    assert len(told(folder, "Command")) == commands
+    assert not campaign.done
+
+
+def test_dasks_own_server_shows_the_page_to_this_machine_alone_and_takes_no_command(campaign, client):
+    there = f"http://127.0.0.1:{client.cluster.scheduler.http_server.port}/steering/"
+    with urllib.request.urlopen(there, timeout=30) as answer:
+        assert b"static/page.js" in answer.read()
+    with urllib.request.urlopen(f"{there}me", timeout=30) as answer:
+        assert json.load(answer) == {"name": "", "role": "reader"}
+    assert refusal(f"{there}command", {"X-Steering": "page"}, b'{"name": "stop"}') == 403
+    assert refusal(f"{there}me", {"Host": "evil.example"}) == 403

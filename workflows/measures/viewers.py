@@ -1,0 +1,45 @@
+"""Browser sessions that look at a live page, in a process of their own: it prints as JSON what each has seen.
+
+python -m measures.viewers ADDRESS VIEWERS SECONDS
+"""
+
+import json
+import shutil
+import sys
+
+from playwright.sync_api import sync_playwright
+
+
+def main(address: str, viewers: int, seconds: float) -> None:
+    """Open the page in so many browsers' contexts, say "open", and after so many seconds what they have seen."""
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        pages = []
+        for _ in range(viewers):
+            page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+            page.goto(address, timeout=120_000)
+            page.wait_for_selector("body[data-painted]", timeout=120_000)
+            pages.append(page)
+        before = [_seen(page) for page in pages]
+        print("open", flush=True)
+        pages[0].wait_for_timeout(1000 * seconds)
+        after = [_seen(page) for page in pages]
+        browser.close()
+    found = [
+        {
+            "first_paint_s": float(now["painted"]) / 1e3,
+            "updates": int(now["updates"]) - int(then["updates"]),
+            "bytes": int(now["bytes"]) - int(then["bytes"]),
+        }
+        for then, now in zip(before, after, strict=True)
+    ]
+    print(json.dumps(found), flush=True)
+
+
+def _seen(page) -> dict[str, str]:  # noqa: ANN001
+    return page.evaluate("({...document.body.dataset})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
