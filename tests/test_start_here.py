@@ -164,7 +164,7 @@ def test_the_citation_says_what_the_project_says():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert {"cff-version", "message", "title", "authors", "version"} <= cited.keys()
     assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
-    assert cited["references"][0]["doi"] in (ROOT / "README.md").read_text("utf-8")
+    assert cited["references"][0]["doi"] in (ROOT / "docs" / "explanation" / "methods.md").read_text("utf-8")
 
 
 def test_every_image_is_made_by_the_one_install_script():
