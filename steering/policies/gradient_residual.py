@@ -94,16 +94,19 @@ class GradientResidual(CandidatePolicy):
         chosen: list[int] = []
         reasons: list[str] = []
         left, here = self._left.copy(), self._here
+        worth = np.where(left, value / (self._exposure + _PRIOR_EXPOSURE) ** 2, -1.0)
         for _ in range(n):
-            gain = np.where(left, value / (self._exposure + _PRIOR_EXPOSURE) ** 2, -1.0)
+            gain = worth
             if self.travel is not None and here is not None:
-                gain = gain / (1 + self.travel.seconds(here, self._candidates) / self.frame_s)
+                gain = worth / (1 + self.travel.seconds(here, self._candidates) / self.frame_s)
             best = int(gain.argmax())
             reasons.append(_reason(structure[best], residual[best], self._exposure[best]))
             here = self._candidates[best]
-            self._expose(here[None])
             left[best] = False
             chosen.append(best)
+            self._expose(here[None])
+            rows, _ = self._near(here)  # of the others nothing has changed
+            worth[rows] = np.where(left[rows], value[rows] / (self._exposure[rows] + _PRIOR_EXPOSURE) ** 2, -1.0)
         order = self._sorted_by_path(np.array(chosen))
         return np.array(chosen)[order], [reasons[i] for i in order]
 
