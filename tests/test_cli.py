@@ -287,10 +287,9 @@ def test_a_full_disk_is_told_and_the_folder_says_how_the_run_ended(here):
         pytest.skip(f"mounting a tmpfs is not permitted here: {tried.stderr.strip()}")
     try:
         fills = "def main(folder, arguments):\n    while True:\n        folder.append_event({'event': 'x' * 5000})\n"
-        done = steering("run", write(fills), "--out", str(disk / "run"))
-        assert done.returncode == 1
-        assert "Traceback" not in done.stdout + done.stderr
-        assert "found a full disk, expected room for the run: free some space" in done.stderr
+        out, err = command_line.said("run", write(fills), "--out", disk / "run", code=1)
+        assert "Traceback" not in out + err
+        assert "found a full disk, expected room for the run: free some space" in err
         assert RunFolder(disk / "run").summary()["status"] == "failed"
         assert RunFolder(disk / "run").events()[-1]["event"] == "RunEnded"
         hidden = {path.name for path in (disk / "run").iterdir() if path.name.startswith(".")}

@@ -52,6 +52,12 @@ def told(folder, name):
     return [event for event in folder.events() if event["event"] == name]
 
 
+@pytest.fixture(scope="module")
+def two_ranks():
+    with local(ranks=2) as client:
+        yield client
+
+
 def wait_for(folder, name, run):
     """Until the log has such an event."""
     while not told(folder, name):
@@ -136,7 +142,7 @@ def test_a_person_takes_part_from_another_process(tmp_path):
         wait_for(folder, "DecisionProposed", run)
         assert told(folder, "DecisionLimited")[0]["reason"] == "outside the allowed area"
         assert any("approve or veto" in line for line in status_lines(folder))
-        assert "positions" in word_from_elsewhere("veto", folder)
+        assert "positions" in said("veto", folder.path)[0]
         while len(told(folder, "DecisionProposed")) < 2:
             time.sleep(0.05)
         assert not told(folder, "ChunkArrived")  # vetoed: nothing was measured
@@ -157,12 +163,10 @@ def test_a_person_takes_part_from_another_process(tmp_path):
     assert "expected one that goes on" in said("pause", folder.path, code=1)[1]
 
 
-def test_a_cluster_with_too_few_ranks_is_refused_in_words(tmp_path):
-    folder = RunFolder.create(tmp_path / "run")
-    with local(ranks=1) as client:
-        run = start(replace(experiment(), ranks=2), client, folder)
-        with pytest.raises(RuntimeError, match="missing 1 with the resource trainer"):
-            run.result()
+def test_a_cluster_with_too_few_ranks_is_refused_in_words(two_ranks, tmp_path):
+    run = start(replace(experiment(), ranks=3), two_ranks, RunFolder.create(tmp_path / "run"))
+    with pytest.raises(RuntimeError, match="missing 1 with the resource trainer"):
+        run.result()
 
 
 def sum_of_ranks(place, summands):
@@ -180,11 +184,10 @@ def one_fails(place):
     return place.rank
 
 
-def test_a_function_runs_on_all_ranks_at_once_and_an_error_comes_back():
-    with local(ranks=2) as client:
-        assert on_ranks(client, sum_of_ranks, [3, 4], ranks=2) == [(0, 7.0), (1, 7.0)]
-        assert on_ranks(client, sum_of_ranks, [3, 4], ranks=1) == [(0, 3.0)]
-        with pytest.raises(ZeroDivisionError, match="this rank broke"):
-            on_ranks(client, one_fails, ranks=2)
-        with pytest.raises(RuntimeError, match="found 2 workers with the resource trainer, expected 3"):
-            on_ranks(client, sum_of_ranks, [3, 4], ranks=3)
+def test_a_function_runs_on_all_ranks_at_once_and_an_error_comes_back(two_ranks):
+    assert on_ranks(two_ranks, sum_of_ranks, [3, 4], ranks=2) == [(0, 7.0), (1, 7.0)]
+    assert on_ranks(two_ranks, sum_of_ranks, [3, 4], ranks=1) == [(0, 3.0)]
+    with pytest.raises(ZeroDivisionError, match="this rank broke"):
+        on_ranks(two_ranks, one_fails, ranks=2)
+    with pytest.raises(RuntimeError, match="found 2 workers with the resource trainer, expected 3"):
+        on_ranks(two_ranks, sum_of_ranks, [3, 4], ranks=3)
