@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from steering.ptychography import Canvas, RefineSettings, phase_correlation, refine
-from steering.sources.start import defocused, with_probe
+from steering.sources.finding import turned
+from steering.sources.start import _Begun, _is_twin, begun_and_oriented, defocused, with_probe
 from tests.test_finding import PROBE, SIDE, N, rough, scan
+
+FOCUS = "behind"
 
 
 def test_the_far_field_of_a_start_has_the_frames_mean_amplitude():
@@ -32,3 +35,33 @@ def test_an_object_is_found_without_a_probe():
     weight = found.covered * 1.0
     weight[: N // 2], weight[-N // 2 :], weight[:, : N // 2], weight[:, -N // 2 :] = 0, 0, 0, 0
     assert phase_correlation(found.object, thing, weight=weight) > 0.8
+
+
+@pytest.mark.slow
+def test_the_turn_is_found_without_a_probe_and_the_twin_is_chosen_by_what_the_user_knows():
+    """The probe of these scans lies behind its focus, and the phase is what says nothing of absorption."""
+    hidden = replace(scan(rough()), probe=None)
+    seen = turned(hidden, "flip_x")  # by a detector that turns its frames so
+    begun = begun_and_oriented(seen, focus=FOCUS, frames=40, tried=5)
+    np.testing.assert_array_equal(begun.counts, hidden.counts)
+    assert begun.probe is not None
+    said = begun.notes[-2]
+    assert f"flip_x is taken, its twin flip_y explains the frames as well: the sample is {FOCUS} the focus" in said
+    assert "begun with a beam of" in begun.notes[-1]
+
+
+def test_which_of_two_twins_is_meant():
+    rng = np.random.default_rng(0)
+    thickness = rng.random((20, 20))
+    object_ = np.exp(-0.2 * thickness - 1j * thickness)  # a negative phase where it absorbs more
+    found = _Begun(0.01, 12.0, np.ones((1, 8, 8), np.complex64), object_)
+    assert _is_twin(found, "behind", None)[0] is False
+    assert _is_twin(found, "before", "negative")[0] is True  # the focus goes first
+    assert _is_twin(found, None, "negative")[0] is False
+    assert _is_twin(found, None, "positive")[0] is True
+    assert _is_twin(found, None, None) == (False, "--focus or --phase says which")
+    noise = found._replace(object=np.exp(-0.2 * thickness + 1j * rng.random((20, 20))))
+    with pytest.raises(ValueError, match="a phase that does not follow the absorption"):
+        _is_twin(noise, None, "positive")
+    with pytest.raises(ValueError, match="expected before or behind"):
+        _is_twin(found, "beside", None)

@@ -25,6 +25,7 @@ from steering import ORIENTATIONS, Canvas, Geometry, RunFolder, read_recording, 
 from steering.ptychography import simulate
 from steering.sources import Recording, find_orientation, line_field
 from steering.sources.finding import turned
+from steering.sources.start import TWINS, find_without_probe
 from steering.view.pictures import COLOURS, figure, png, styled
 
 WINDOW, SIDE = 64, 192
@@ -42,7 +43,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         if name not in options.scans:
             continue
         for k, (variant, wanted) in enumerate(variants(recording, options.turns, options.shifts)):
-            results.judge(f"{name}-{k}", variant, wanted, deadline)
+            one = replace(variant, probe=None) if options.without_probe else variant
+            results.judge(f"{name}-{k}", one, wanted, deadline)
         print(name, results.counted(name), flush=True)
     for k, recording in enumerate(itertools.islice(undecidable(), options.undecidable)):
         results.judge(f"undecidable-{k}", recording, None, deadline)
@@ -80,8 +82,13 @@ class Results:
             self.left += 1
             return
         begun = time.process_time()
-        found = find_orientation(recording)
-        ending = "refused" if not found.sure else "right" if found.orientation == wanted else "wrong"
+        if recording.probe is None:
+            found, _ = find_without_probe(recording)
+            turn = wanted if wanted in (found.orientation, TWINS[found.orientation]) else found.orientation
+        else:
+            found = find_orientation(recording)
+            turn = found.orientation
+        ending = "refused" if not found.sure else "right" if turn == wanted else "wrong"
         line = {"key": key, "ending": ending, "share": found.share, "cpu_s": time.process_time() - begun}
         self.found[key] = line
         with self.file.open("a") as file:
@@ -104,6 +111,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--shifts", type=int, default=8, help="of the beam's centre, of each turn (8)")
     parser.add_argument("--scans", nargs="*", choices=SCANS, default=SCANS, help="all of them")
     parser.add_argument("--undecidable", type=int, default=8, help="scans that cannot tell (8)")
+    parser.add_argument("--without-probe", action="store_true", help="hide the probe: right is right up to the twin")
     parser.add_argument("--results", type=Path, help="file of results to go on with (results.jsonl of the run)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which the rest is left (no limit)")
     return parser.parse_args(arguments)

@@ -42,7 +42,7 @@ from steering import (
     run,
 )
 from steering.files import Bounds
-from steering.sources import Recording, oriented, with_probe
+from steering.sources import Recording, begun_and_oriented, oriented, with_probe
 
 LEAST_FRAMES = 16
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
@@ -107,11 +107,8 @@ def read(options: argparse.Namespace) -> Recording:
         settings=settings,
     )
     if options.orientation == "auto" and recording.probe is None:
-        raise ValueError(
-            f"{options.file}: found no probe, and --orientation auto, which needs one, expected either: give the "
-            "--orientation (a probe is then begun from the frames), or --probe FILE"
-        )
-    if options.orientation == "auto":
+        recording = begun_and_oriented(recording, modes=options.modes, focus=options.focus, phase=options.phase)
+    elif options.orientation == "auto":
         recording = oriented(recording)
     if recording.probe is None:
         recording = with_probe(recording, modes=options.modes)
@@ -190,6 +187,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def _add_reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--probe", metavar="FILE", help=".npy, .npz, .mat or HDF5 with a probe (y, x) or (mode, y, x)")
     group.add_argument("--modes", type=int, default=1, help="of a probe that is begun from the frames (1)")
+    group.add_argument(
+        "--focus", choices=("before", "behind"), help="where the sample is: tells a scan without a probe from its twin"
+    )
+    group.add_argument(
+        "--phase",
+        choices=("negative", "positive"),
+        help="where the sample absorbs more: tells it from its twin as well",
+    )
     group.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
     group.add_argument("--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit]")
     group.add_argument("--energy", type=float, help="of the photons, eV")

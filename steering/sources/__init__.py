@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         hard_xray_geometry as hard_xray_geometry,
         sample as sample,
     )
-    from steering.sources.start import with_probe as with_probe
+    from steering.sources.start import begun_and_oriented as begun_and_oriented, with_probe as with_probe
     from steering.sources.streams import JoinSettings as JoinSettings
     from steering.sources.window import Window as Window
 
@@ -50,7 +50,7 @@ _NAMES = {
     "steering.sources.recordings": "ReadSettings Recording read_probe read_recording",
     "steering.sources.replay": "Replay",
     "steering.sources.simulated": "SimulatedBeamline Stage detector_gap hard_xray_geometry sample",
-    "steering.sources.start": "with_probe",
+    "steering.sources.start": "begun_and_oriented with_probe",
     "steering.sources.streams": "JoinSettings",
     "steering.sources.window": "Window",
 }

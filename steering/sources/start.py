@@ -8,13 +8,15 @@ the object does the rest.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steering.ptychography import Canvas, RefineSettings, add_modes, refine, rescale_probe
 from steering.records import Field
-from steering.sources.finding import neighbours
+from steering.sources.finding import FoundOrientation, neighbours, turned
+from steering.sources.orientation import ORIENTATIONS
 from steering.sources.recordings import Recording
 
 _SETTINGS = RefineSettings(passes=8, probe_from_pass=1, batch=16)
@@ -39,34 +41,119 @@ def defocused(recording: Recording, diameter: float) -> NDArray[np.complex64]:
     return rescale_probe(wave[None].astype(np.complex64), recording.counts, recording.geometry.mask)
 
 
+class _Begun(NamedTuple):
+    """What a search has found."""
+
+    residual: float
+    diameter: float
+    """Of the beam, object pixels; see `defocused`."""
+    probe: NDArray[np.complex64]
+    object: NDArray[np.complex64]
+
+
 def with_probe(recording: Recording, *, modes: int = 1, frames: int = 150, tried: int = 17) -> Recording:
     """The recording with a probe to begin with, where it has none.
 
     modes: of the probe; each beyond the first has a twentieth of the power. frames: how many are refined at each try.
     tried: how many defoci. A note says which was taken. The turn of the frames must be right: the search relies on
-    frames that overlap.
+    frames that overlap; where it is not known, see `begun_and_oriented`.
     """
     if recording.probe is not None:
         return recording
     chosen = neighbours(recording.positions / recording.geometry.object_pixel, frames)
-    part = replace(recording, counts=recording.counts[chosen], positions=recording.positions[chosen])
+    best = _searched(turned(recording, "none", chosen), tried)
+    note = (
+        f"no probe in the file: begun with a beam of {abs(best.diameter):.0f} object pixels from the frames, "
+        f"{_side(best.diameter)}"
+    )
+    return replace(recording, probe=add_modes(best.probe, modes), notes=(*recording.notes, note))
+
+
+def begun_and_oriented(
+    recording: Recording,
+    *,
+    modes: int = 1,
+    focus: str | None = None,
+    phase: str | None = None,
+    frames: int = 64,
+    tried: int = 9,
+) -> Recording:
+    """A recording without a probe, read with orientation "none", turned as its frames say, and with a probe begun.
+
+    Without a known probe a turn and that turn by 180 degrees more explain the frames equally well, with object and
+    probe conjugated: of these twins the one is taken whose sample is `before` or `behind` the focus, where `focus` says
+    so, or whose phase is `negative` or `positive` where it absorbs more, where `phase` does; else the first, and a note
+    says that there is another. Raises ValueError where no turn stands out, or the phase does not follow the absorption.
+    """
+    found, begun = find_without_probe(recording, frames=frames, tried=tried)
+    if not found.sure:
+        raise ValueError(
+            f"found no turn of the frames that explains them better than all others ({found}), each with a probe begun "
+            f"from them: give --probe, or --orientation ({', '.join(ORIENTATIONS)})"
+        )
+    first, twin = found.orientation, TWINS[found.orientation]
+    exchanged, why = _is_twin(begun, focus, phase)
+    name, other = (twin, first) if exchanged else (first, twin)
+    note = f"{found}; {name} is taken, its twin {other} explains the frames as well: {why}"
+    again = turned(recording, name)
+    return with_probe(replace(again, notes=(*recording.notes, note)), modes=modes)
+
+
+def find_without_probe(recording: Recording, *, frames: int = 64, tried: int = 9) -> tuple[FoundOrientation, _Begun]:
+    """Try four turns of a recording without a probe, each for itself and its twin (TWINS), and what was begun for the
+    best. Of the frames those nearest to one another are refined, once for each defocus tried."""
+    chosen = neighbours(recording.positions / recording.geometry.object_pixel, frames)
+    begun = {name: _searched(turned(recording, name, chosen), tried) for name in TWINS}
+    residuals = {name: one.residual for name, one in begun.items()}
+    found = FoundOrientation(orientation=min(residuals, key=lambda name: residuals[name]), residuals=residuals)
+    return found, begun[found.orientation]
+
+
+TWINS = {"none": "rot180", "flip_y": "flip_x", "transpose": "antitranspose", "rot90": "rot270"}
+"""Turns of which each explains what its twin explains, where no probe is known."""
+_FOLLOWS = 0.1
+"""Least correlation of phase and absorption from which a sign is taken."""
+
+
+def _is_twin(one: _Begun, focus: str | None, phase: str | None) -> tuple[bool, str]:
+    """Whether the twin of what was found is meant, and by what."""
+    if focus not in (None, "before", "behind") or phase not in (None, "negative", "positive"):
+        raise ValueError(
+            f"found focus={focus!r}, phase={phase!r}, expected before or behind; negative or positive; or None"
+        )
+    if focus is not None and one.diameter:
+        return (one.diameter > 0) != (focus == "behind"), f"the sample is {focus} the focus"
+    if phase is not None:
+        turned_back = one.object * np.conj(one.object.sum())
+        absorbed, delay = -np.log(np.abs(one.object) + 1e-6).ravel(), np.angle(turned_back).ravel()
+        follows = float(np.corrcoef(absorbed, delay)[0, 1])
+        if abs(follows) < _FOLLOWS:
+            raise ValueError(
+                f"found a phase that does not follow the absorption (correlation {follows:.2f}), expected "
+                f"{_FOLLOWS} or more to choose a twin by its sign: say whether the sample is before or behind the focus"
+            )
+        return (follows > 0) != (phase == "positive"), f"the phase is {phase} where the sample absorbs more"
+    return False, "--focus or --phase says which"
+
+
+def _searched(part: Recording, tried: int) -> _Begun:
+    """The best of so many defoci."""
     where = part.positions / part.geometry.object_pixel
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), part.geometry.shape[0])
     widest = _WIDEST * part.geometry.shape[0]
-    best: tuple[float, float, NDArray[np.complex64]] | None = None
+    best: _Begun | None = None
     for diameter in np.linspace(-widest, widest, tried).tolist():
         probe = defocused(part, diameter)
         found = refine(part.counts, where, probe, canvas, mask=part.geometry.mask, settings=_SETTINGS)
         residual = float(np.median(found.residual))
-        if best is None or residual < best[0]:
-            best = residual, diameter, found.probe
+        if best is None or residual < best.residual:
+            window = part.geometry.shape[0] // 2
+            inner = found.object[window:-window, window:-window]
+            best = _Begun(residual, diameter, found.probe, inner if inner.size else found.object)
     if best is None:
         raise ValueError(f"found tried={tried}, expected one defocus or more")
-    note = (
-        f"no probe in the file: begun with a beam of {abs(best[1]):.0f} object pixels from the frames, {_side(best[1])}"
-    )
-    return replace(recording, probe=add_modes(best[2], modes), notes=(*recording.notes, note))
+    return best
 
 
 def _side(diameter: float) -> str:
