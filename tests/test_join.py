@@ -74,7 +74,8 @@ def test_any_interleaving_with_losses_and_repeats_joins_the_same_frames(came, ra
 )
 @settings(max_examples=80, deadline=None)
 def test_figures_add_up_with_deadlines_small_buffers_and_ends(came, when_slow, capacity):
-    joiner = Joiner((POSITIONS,), JoinSettings(wait_s=2.0, capacity=capacity, when_slow=when_slow))
+    limits = {"wait_s": 2.0, "oldest_s": 2.5, "capacity": capacity, "when_slow": when_slow}
+    joiner = Joiner((POSITIONS,), JoinSettings(**limits))
     now, taken = 0.0, []
     for message, passed, action in came:
         if message[0] == "monitor":
@@ -212,7 +213,19 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     assert len(numbers.lost) <= 65536
 
 
-@pytest.mark.parametrize("wrong", [{"wait_s": -1.0}, {"capacity": 1}, {"when_slow": "sleep"}])
+@pytest.mark.parametrize("wrong", [{"wait_s": -1.0}, {"oldest_s": 1.0}, {"capacity": 1}, {"when_slow": "sleep"}])
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         JoinSettings(**wrong)
+
+
+@pytest.mark.parametrize("when_slow", WHEN_SLOW)
+def test_what_nobody_takes_is_never_older_than_said(when_slow):
+    joiner = Joiner((), JoinSettings(wait_s=0.5, oldest_s=1.0, when_slow=when_slow))
+    for number in range(40):
+        joiner.frame(0, number, None, 0.1 * number)
+    joiner.expire(4.0)
+    kept = [one.number for one in joiner.take(99)]
+    assert kept == (list(range(40)) if when_slow == "block" else list(range(30, 40)))
+    assert joiner.counters[FRAMES].dropped.total() == 40 - len(kept)
+    add_up(joiner)

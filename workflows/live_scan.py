@@ -112,7 +112,7 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSourc
         candidates=candidates(options),
         frame_rate=options.frame_rate,
         settings=LiveSettings(
-            join=JoinSettings(wait_s=options.wait, when_slow=options.when_slow),
+            join=JoinSettings(wait_s=options.wait, oldest_s=options.oldest, when_slow=options.when_slow),
             scans=options.scans or None,
             end_s=options.end_after or None,
         ),
@@ -157,6 +157,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     streams.add_argument("--listen", type=float, default=5.0, help="seconds of a dry run (5)")
     streams.add_argument("--wait", type=float, default=5.0, help="seconds that a frame waits for its position (5)")
     streams.add_argument("--when-slow", choices=WHEN_SLOW, default="block", help="where prediction is slower (block)")
+    streams.add_argument(
+        "--oldest",
+        type=float,
+        default=float("inf"),
+        help="seconds after which a frame gives way, unless it blocks (no)",
+    )
     streams.add_argument("--scans", type=int, default=1, help="scans to measure; 0: until the streams end (1)")
     streams.add_argument("--end-after", type=float, default=300.0, help="seconds without a frame; 0: never (300)")
     optics = parser.add_argument_group("optics")

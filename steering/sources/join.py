@@ -22,6 +22,7 @@ from steering.sources.streams import FRAMES, Companion, Joined, JoinSettings, St
 
 REPEAT, LATE, EARLIER = "repeat", "too late: its frame was settled before", "of a scan that was over"
 FULL, THINNED = "the buffer was full: the oldest gave way", "thinned: the consumer is slower"
+OLD = "older than oldest_s: the consumer is slower"
 UNREADABLE = "unreadable: "
 """How the reason begins of what came and could not be decoded: its number is missing, and counts as lost."""
 NO_LOSS = (REPEAT, LATE, EARLIER)
@@ -173,6 +174,9 @@ class Joiner:
                 while pending and next(iter(pending.values())).since <= limit:
                     self._drop_samples(stream, here, next(iter(pending)), _NO_FRAME)
             self._close_where_done(scan, here)
+        oldest = now - self.settings.oldest_s
+        while self.settings.when_slow != "block" and self._ready and self._ready[0].since < oldest:
+            self._drop_ready(self._ready.popleft(), self.counters[FRAMES], OLD)
 
     def finish(self) -> None:
         """Every scan is over."""

@@ -106,14 +106,19 @@ class JoinSettings:
     """Seconds that a frame waits for its samples, a sample for its frame, and a missing number until it is lost."""
     capacity: int = 4096
     """Most frames that are kept, those that wait and those that are ready."""
+    oldest_s: float = float("inf")
+    """Seconds after which a frame that is ready gives way where nobody takes it, unless when_slow is block: what a
+    consumer sees is then never older."""
     when_slow: str = "block"
     """block: the stream is not read any more, where the protocol allows it; drop oldest; thin: every other one."""
 
     def __post_init__(self) -> None:
-        if not self.wait_s >= 0 or self.capacity < 2 or self.when_slow not in WHEN_SLOW:
+        known = self.when_slow in WHEN_SLOW
+        if not self.wait_s >= 0 or self.capacity < 2 or not self.oldest_s >= self.wait_s or not known:
             raise ValueError(
-                f"found wait_s={self.wait_s}, capacity={self.capacity}, when_slow={self.when_slow!r}; expected 0 or "
-                f"more seconds, 2 or more frames, one of {', '.join(WHEN_SLOW)}"
+                f"found wait_s={self.wait_s}, capacity={self.capacity}, oldest_s={self.oldest_s}, "
+                f"when_slow={self.when_slow!r}; expected 0 or more seconds, 2 or more frames, at least wait_s, "
+                f"one of {', '.join(WHEN_SLOW)}"
             )
 
 
