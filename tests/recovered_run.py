@@ -13,7 +13,8 @@ from steering import (
     SpaceFilling,
     Stage,
     TrainerSettings,
-    local,
+    add_cluster,
+    cluster,
     run,
     sample,
     zone_plate,
@@ -34,13 +35,16 @@ def main(folder, arguments):
     parser.add_argument("--checkpoint", type=float, default=1.0)
     parser.add_argument("--forgets", action="store_true")
     parser.add_argument("--spool", action="store_true")
+    parser.add_argument("--rate", type=float, default=25.0)
+    parser.add_argument("--unsteered", type=float, default=10.0)
+    add_cluster(parser)
     options = parser.parse_args(arguments)
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     stages = [
         Stage(name, sample(getattr(pictures, name)(), phase=-2.0, absorption=0.1, size=128), 150)
         for name in ("brick", "coins")
     ]
-    source = (Forgets if options.forgets else SimulatedBeamline)(stages, probe=probe, step=3.5, frame_rate=25.0)
+    source = (Forgets if options.forgets else SimulatedBeamline)(stages, probe=probe, step=3.5, frame_rate=options.rate)
     experiment = Experiment(
         source=source,
         policy=SpaceFilling(source.candidates),
@@ -50,6 +54,7 @@ def main(folder, arguments):
         campaign=CampaignSettings(steps=10),
         checkpoint_s=options.checkpoint,
         spool=options.spool,
+        unsteered_s=options.unsteered,
     )
-    with local(ranks=options.ranks) as client:
+    with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         run(experiment, client, folder)

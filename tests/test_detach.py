@@ -78,6 +78,9 @@ def test_a_run_of_another_machine_lives_as_long_as_its_cluster_is_reached():
     with socket.create_server(("127.0.0.1", 0)) as server:
         scheduler(folder, address=f"tls://127.0.0.1:{server.getsockname()[1]}", pid=1, host="node7")
         assert not gone(folder)
+        with pytest.raises(RuntimeError, match="found a campaign that goes on"):
+            refuse_taken(folder)
+        refuse_taken(RunFolder(folder.path, recovering=True))  # its runner is lost, and the cluster there
     assert gone(folder)
     assert "ended without a message" in ended(folder)
 

@@ -171,6 +171,18 @@ def test_after_a_stop_the_next_scan_is_begun_once(kind, late):
     same_positions(kind, positions_of(policy), whole)
 
 
+def test_frames_that_nobody_suggested_do_not_begin_a_pass_twice(kind):
+    """The source was left alone by its runner, and has measured five more."""
+    policy, whole = kind(grid(5, 5)), positions_of(kind(grid(5, 5)))
+    feed(policy, "zinc", 0)
+    positions_of(policy)
+    feed(policy, "zinc", 30)
+    found = policy.suggest(5).positions.tolist()
+    feed(policy, "brick", 5)
+    found += positions_of(policy).tolist()
+    same_positions(kind, found, whole)
+
+
 def test_passes_may_be_ahead_by_more_than_one_scan(kind):
     """Few candidates, and a predictor that is far behind."""
     policy, whole = kind(grid(2, 3)), positions_of(kind(grid(2, 3)))

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from steering.clusters import local
 from steering.models import ModelStore
 from steering.runner import RunFolder
+from steering.runner.alone import unsteered
+from steering.runner.ending import WATCHER
+from steering.view.status import status_lines
 
 WORKFLOW = Path(__file__).parent / "recovered_run.py"
 FRAMES = 150
@@ -27,6 +31,15 @@ def start(*arguments):
     return subprocess.Popen(command, start_new_session=True, text=True, env=dict(os.environ), **both)
 
 
+def until(process, true):
+    """Wait until something is true, while a process lives."""
+    limit = time.monotonic() + 240
+    while not true():
+        assert process is None or process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
 def of_kind(folder, *kinds):
     return [event for event in folder.events() if event.get("event") in kinds]
 
@@ -35,11 +48,7 @@ def killed(path, moment, *arguments, when):
     """A run that is killed with all its processes, so many seconds after `when(folder)` is true."""
     process = start("run", "--out", path, WORKFLOW, *arguments)
     try:
-        until = time.monotonic() + 150
-        while not (path / "summary.json").exists() or not when(RunFolder(path)):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < until, "no checkpoint was written"
-            time.sleep(0.1)
+        until(process, lambda: (path / "summary.json").exists() and when(RunFolder(path)))
         time.sleep(moment)
         assert process.poll() is None, process.communicate()[0]
     finally:
@@ -135,17 +144,13 @@ def test_frames_that_the_source_cannot_give_again_are_spooled_or_told_as_lost(tm
 
 
 @pytest.mark.slow
-def test_a_lost_runner_is_followed_by_another_one_while_the_driver_lives(tmp_path):
+def test_a_frozen_runner_is_followed_by_another_one_while_the_driver_lives(tmp_path):
     """Source and runner share a worker of a local cluster: both go, ranks and predictor stay."""
     path = tmp_path / "run"
     process = start("run", "--out", path, WORKFLOW, "--ranks", 1)
     try:
-        until = time.monotonic() + 150
-        while not (path / "summary.json").exists() or not ready(RunFolder(path)):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < until, "no checkpoint was written"
-            time.sleep(0.1)
-        os.kill(json.loads((path / ".runner.lock").read_text())["pid"], signal.SIGKILL)
+        until(process, lambda: (path / "summary.json").exists() and ready(RunFolder(path)))
+        os.kill(json.loads((path / ".runner.lock").read_text())["pid"], signal.SIGSTOP)
         said, _ = process.communicate(timeout=240)
     finally:
         if process.poll() is None:
@@ -153,3 +158,70 @@ def test_a_lost_runner_is_followed_by_another_one_while_the_driver_lives(tmp_pat
     assert process.returncode == 0, said
     assert "another runner goes on from checkpoint" in said
     check(RunFolder(path))
+
+
+def without_driver(client, path, *arguments):
+    """A run whose driver is killed, and then its runner."""
+    process = start("run", "--out", path, WORKFLOW, "--ranks", 1, "--cluster", client.scheduler.address, *arguments)
+    try:
+        until(process, lambda: (path / "summary.json").exists() and ready(RunFolder(path)))
+        until(process, lambda: WATCHER in client.list_datasets())
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def kill_runner(path):
+    os.kill(json.loads((path / ".runner.lock").read_text())["pid"], signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_lost_runner_is_followed_by_another_one_where_no_driver_is_there(tmp_path):
+    """On a cluster that outlives the driver a watcher does what the driver would do. Without one the source goes on
+    with a safe raster, until another runner takes the source over."""
+    with local(ranks=1, apart=True) as client:
+        path = tmp_path / "watched"
+        without_driver(client, path)
+        kill_runner(path)
+        until(None, lambda: RunFolder(path).summary()["status"] != "running")
+        until(None, lambda: (path / "report.html").exists())
+        check(RunFolder(path))
+
+        path = tmp_path / "alone"
+        without_driver(client, path, "--unsteered", 5, "--rate", 3)
+        client.unpublish_dataset(WATCHER)
+        kill_runner(path)
+        until(None, lambda: (unsteered(path) or {"measured": 0})["measured"] > 0)
+        assert any("of a safe raster" in line for line in status_lines(RunFolder(path)))
+        going_on_is_stopped(RunFolder(path))
+    assert unsteered(path) is None
+    adopted(RunFolder(path))
+
+
+def going_on_is_stopped(folder):
+    """The run is recovered, measures again, and is ended by a person."""
+    process = start("recover", folder.path)
+    try:
+        until(process, lambda: of_kind(folder, "RunRecovered"))
+        seen = len(of_kind(folder, "DecisionSuggested"))
+        until(process, lambda: len(of_kind(folder, "DecisionSuggested")) > seen + 1)
+        stopping = start("stop", folder.path)
+        assert stopping.wait(60) == 0, stopping.communicate()[0]
+        said, _ = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+
+
+def adopted(folder):
+    """The next runner has heard of every frame once, of the raster too, and no place was measured twice."""
+    assert sum(len(event["positions"]) for event in of_kind(folder, "FellBack")) > 0
+    arrived = Counter(i for e in of_kind(folder, "ChunkArrived") for i in e["frame_ids"])
+    assert sorted(arrived) == list(range(len(arrived)))
+    assert set(arrived.values()) == {1}
+    assert Counter(i for e in of_kind(folder, "PredictionReady") for i in e["frame_ids"]) == arrived
+    for image in folder.objects().values():
+        where = list(zip(image["position_y"].values.tolist(), image["position_x"].values.tolist(), strict=True))
+        assert len(set(where)) == len(where)
+    assert sum(image.sizes["frame"] for image in folder.objects().values()) == len(arrived)

@@ -1,13 +1,16 @@
 """Laws of the source's actor: each scan that is measured has a name of its own, and its frames come in order."""
 
 import asyncio
+import threading
 
 import numpy as np
+from distributed import Client, Scheduler, Worker
 
 from steering.campaign import ChunkArrived, DecisionSuggested, PredictionReady, ScanRevisited, SourceEnded, Steer
 from steering.inference import Predictor
 from steering.policies import SpaceFilling
 from steering.ptychography import zone_plate
+from steering.runner.actors import call, place
 from steering.runner.source_actor import SourceActor
 from steering.sources import SimulatedBeamline, Stage
 from tests.test_inference import publish
@@ -73,3 +76,31 @@ def test_a_scan_name_that_returns_is_a_new_visit_and_every_frame_is_used(tmp_pat
     assert {scan: image.sizes["frame"] for scan, image in images.items()} == dict.fromkeys(names, FRAMES)
     assert "truth_phase" in images["a-visit-3"]  # the sample is the same
     assert "truth_phase" not in images["b-visit-2"]
+
+
+class Sink:
+    """Takes what is measured."""
+
+    async def receive(self, chunk):
+        pass
+
+
+def test_a_source_whose_runner_is_lost_ends():
+    """Else it would take frames from a detector that the next runner's source asks too."""
+
+    def measuring():
+        return [thread for thread in threading.enumerate() if thread.name == "source"]
+
+    async def main():
+        quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        async with Scheduler(host="127.0.0.1", port=0, **quiet) as scheduler, Worker(scheduler.address) as worker:
+            async with Client(scheduler.address, asynchronous=True) as runner:
+                sink = await place(runner, Sink(), worker=worker.address)
+                source = await place(runner, SourceActor(beamline("a")), worker=worker.address)
+                await call(source.actor, "start", sink.actor)
+                await asyncio.sleep(1.5)
+                assert len(measuring()) == 1, "it waits for decisions"
+            while measuring():
+                await asyncio.sleep(0.05)
+
+    asyncio.run(main())

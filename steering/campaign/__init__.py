@@ -53,6 +53,7 @@ from steering.campaign.events import (
 )
 from steering.campaign.limits import Guard, Limits
 from steering.campaign.losses import (
+    FellBack,
     FramesLost,
     GroupChanged,
     PredictorReplaced,
@@ -97,6 +98,7 @@ __all__ = [
     "DriftRaised",
     "Event",
     "ExternalLabelsRead",
+    "FellBack",
     "Fingerprint",
     "Finish",
     "FrameRefused",

@@ -17,7 +17,8 @@ from steering.campaign.events import (
     FrameRefused,
 )
 from steering.campaign.limits import Guard, Limits, Positions
-from steering.records import Field
+from steering.campaign.losses import FellBack
+from steering.records import MEASURED, Field
 
 Word = Literal["approve", "veto"]
 _FRUITLESS = 1000
@@ -152,6 +153,21 @@ class Gate:
         if event.positions:
             decision = DecisionSuggested(time=event.time, positions=event.positions, reasons=())
             self.decline(decision, event.positions, event.reason)
+
+    def reserve(self, raster: Positions) -> Positions:
+        """Which of these positions may be measured though nobody decides any more: none where a person has a say, or
+        the scan is over."""
+        if self.paused or self.closed or self.approval_s or self._stopped:
+            return ()
+        trial = DecisionSuggested(time=0.0, positions=raster, reasons=("safe raster",) * len(raster))
+        return self.guard.limited(trial)[0].positions
+
+    def fell_back(self, event: FellBack) -> None:
+        """The source has measured a part of the reserve by itself."""
+        measured = DecisionSuggested(time=event.time, positions=event.positions, reasons=())
+        self.guard.allow(measured)
+        self.outstanding += len(event.positions)
+        self.decline(measured, event.positions, MEASURED)
 
     def decline(
         self,

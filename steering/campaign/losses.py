@@ -64,6 +64,15 @@ class SourceReopened(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FellBack(Event):
+    """The source had heard nothing of its runner since the time `since`, and measured these positions by itself: a part
+    of the safe raster that the limits had allowed beforehand."""
+
+    positions: tuple[tuple[float, float], ...]
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FramesLost(Event):
     """Frames that had arrived are gone for good: they are in no checkpoint, and the source cannot give them again."""
 

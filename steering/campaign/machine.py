@@ -39,7 +39,7 @@ from steering.campaign.events import (
 )
 from steering.campaign.gate import Gate
 from steering.campaign.limits import Guard
-from steering.campaign.losses import GroupChanged, PredictorReplaced
+from steering.campaign.losses import FellBack, GroupChanged, PredictorReplaced
 from steering.campaign.run_events import CampaignBegan
 from steering.campaign.settings import CampaignSettings
 from steering.campaign.transitions import Transitions
@@ -221,6 +221,8 @@ class Campaign:
                 self._chunk(event)
             case FrameRefused():
                 self.gate.refused(event)
+            case FellBack():
+                self.gate.fell_back(event)
             case GroupChanged():
                 self._change_group(event)
             case PredictorReplaced():

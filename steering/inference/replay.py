@@ -10,7 +10,7 @@ import numpy as np
 
 from steering.campaign import DecisionSuggested
 from steering.policies import Policy
-from steering.records import Decision
+from steering.records import MEASURED, Decision
 
 Position = tuple[float, float]
 Item = tuple[Position, str, float | None]
@@ -92,10 +92,13 @@ class Replay:
 
     def decline(self, policy: Policy, declined: Sequence[DeclinedPart]) -> None:
         """Tell a policy that wants to know it what is not carried out. Of positions that it did not name this time it
-        hears nothing, and they are still left out when it names them."""
-        if not hasattr(policy, "declined"):
-            return
+        hears nothing, and they are still left out when it names them. So are those that were measured without it."""
         for part, reason in declined:
+            if reason == MEASURED:
+                self._settle(Counter(part.positions))
+                continue
+            if not hasattr(policy, "declined"):
+                continue
             rows = [row for row, where in enumerate(part.positions) if not self._owed[where]]
             if rows or part.stop:
                 positions = np.array([part.positions[row] for row in rows], np.float64).reshape(-1, 2)

@@ -126,7 +126,9 @@ class CandidatePolicy:
         if self._scan not in (None, prediction.scan) and self._measured > self._suggested_before:
             self._begin(None)
         self._scan = prediction.scan
-        self._measured += len(prediction.frame_id)
+        # Frames beyond those suggested were measured without this policy: a source that its runner has left alone.
+        most = max(self._measured, self._expected)
+        self._measured = min(self._measured + len(prediction.frame_id), most)
         mine = self._measured > self._suggested_before or self._scan != self._stopped_scan
         if mine and len(prediction.frame_id):
             if self._stop is not None:
@@ -193,9 +195,14 @@ class CandidatePolicy:
     def _see(self, live: Any) -> None:
         """Take the live image of the scan that goes on."""
 
+    @property
+    def _expected(self) -> int:
+        """Frames that all suggestions so far bring."""
+        return self._suggested_before + len(self._left) - int(self._left.sum()) - self._declined
+
     def _begin(self, stopped: str | None) -> None:
         self._suggested = False
-        self._suggested_before += len(self._left) - int(self._left.sum()) - self._declined
+        self._suggested_before = self._expected
         self._declined = 0
         self._stopped_scan = stopped
         self._left[:] = True

@@ -7,12 +7,13 @@ the scan's field, in the unit of `Geometry.length_unit`. The zero frequency of a
 
 from steering.records.canvas import Canvas
 from steering.records.chunk import chunk_geometry, make_chunk, positions_px
-from steering.records.decisions import Decision, ModelVersion, Prediction
+from steering.records.decisions import MEASURED, Decision, ModelVersion, Prediction
 from steering.records.geometry import Field, Geometry
 from steering.records.source import Source
 from steering.records.travel import Travel
 
 __all__ = [
+    "MEASURED",
     "Canvas",
     "Decision",
     "Field",

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+MEASURED = "measured while nobody decided"
+"""The reason for which a policy need not name positions any more: the source has measured them by itself."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:

@@ -66,7 +66,7 @@ async def assemble(
     def reported() -> dict[str, set[int]]:
         return proxy.reported()
 
-    source = SourceProxy(client, experiment, due=due, reported=reported, emit=log, spool=spool)
+    source = SourceProxy(client, experiment, due=due, reported=reported, emit=log, spool=spool, folder=folder)
     proxy = PredictorProxy(client, predictor, handle, source, emit=emit, base=base)
     forming = _ranks(client, experiment, folder, emit, begin, where)
     ranks, _ = await asyncio.gather(forming, proxy.start())

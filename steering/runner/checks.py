@@ -24,7 +24,10 @@ SKEW_S = 1.0
 
 
 def refuse_taken(folder: RunFolder) -> None:
-    """Raise RuntimeError where another campaign goes on in the folder."""
+    """Raise RuntimeError where another campaign goes on in the folder. Who recovers a run knows that its runner is
+    lost; from another machine it would look alive for as long as its cluster is reached."""
+    if folder.recovering:
+        return
     where = whereabouts(folder)
     if where and folder.summary().get("status") == "running" and there(where):
         raise RuntimeError(

@@ -20,6 +20,7 @@ from steering.runner.experiment import Experiment
 from steering.runner.folder import PUBLISHED_FOLDER, RunFolder
 from steering.runner.manifest import NoCheckpoint, newest_whole
 from steering.runner.runner import Runner
+from steering.runner.watch import OneWorker, fence_now
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +37,22 @@ _LOOK_S = 0.05
 class Handle(Attached):
     """A run that this process has started: only this process gets its result."""
 
-    def __init__(self, runner: Any, result: Any, folder: RunFolder, client: Client, worker: str) -> None:
+    def __init__(self, runner: Any, result: Any, folder: RunFolder, client: Client, place: OneWorker) -> None:
         super().__init__(runner, folder)
         self._result = result
         self._client = client
-        self._worker = worker
+        self._place = place
 
     @property
     def lost(self) -> bool:
-        """Whether the runner's worker is gone, and the run with it unless another one goes on."""
-        return self._worker not in workers_of(self._client)
+        """Whether the runner's worker is gone, and the run with it unless another one goes on. One that is frozen or
+        cut off is taken off the cluster."""
+        workers = workers_of(self._client)
+        if not self._place.silent(workers):
+            return self._place.address not in workers
+        logger.warning("the runner's worker at %s is silent: treated as lost", self._place.address)
+        fence_now(self._client, self._place.address)
+        return True
 
     @property
     def done(self) -> bool:
@@ -68,7 +75,7 @@ class Handle(Attached):
             state = self._runner.snapshot()
             while not state.done():
                 if self.lost:  # what is asked of it may never be answered
-                    raise RuntimeError(f"found the runner's worker at {self._worker} gone, expected it to go on")
+                    raise RuntimeError(f"found the runner's worker at {self._place.address} gone, expected it to go on")
                 time.sleep(_LOOK_S)
             yield state.result()
             time.sleep(every)
@@ -108,7 +115,8 @@ def start(experiment: Experiment, client: Client | str, folder: RunFolder, *, de
     return _started(experiment, client, folder)
 
 
-def _started(experiment: Experiment, client: Client, folder: RunFolder) -> Handle:
+def _started(experiment: Experiment, client: Client, folder: RunFolder, *, driven: bool = True) -> Handle:
+    """driven: this process is the run's driver; else it only starts a runner."""
     found = addresses(workers_of(client), RUNNER)
     if not found:
         raise RuntimeError(
@@ -130,10 +138,13 @@ def _started(experiment: Experiment, client: Client, folder: RunFolder) -> Handl
         attach["credentials"] = FOLDER
     client.set_metadata(PUBLISHED_FOLDER, str(folder.path.absolute()))
     folder.write_file("scheduler.json", json.dumps(attach, indent=1).encode())
-    return Handle(runner, runner.run(PUBLISHED, client.id), folder, client, found[0])
+    # A cluster of this process ends with it, and whoever would watch there.
+    go_on = _go_on_alone if client.cluster is None else None
+    result = runner.run(PUBLISHED, client.id if driven else None, go_on)
+    return Handle(runner, result, folder, client, OneWorker(found[0], experiment.frozen_s))
 
 
-def _continued(experiment: Experiment, client: Client, folder: RunFolder) -> Handle | None:
+def _continued(experiment: Experiment, client: Client, folder: RunFolder, *, driven: bool = True) -> Handle | None:
     """Another runner in the place of a lost one, from its newest checkpoint and log; None where there is no checkpoint,
     or no worker for it within two minutes."""
     try:
@@ -146,7 +157,17 @@ def _continued(experiment: Experiment, client: Client, folder: RunFolder) -> Han
             return None
         time.sleep(_LOOK_S)
     logger.warning("the runner's worker is lost: another runner goes on from checkpoint %d", manifest.number)
-    return _started(experiment, client, RunFolder(folder.path, recovering=True))
+    return _started(experiment, client, RunFolder(folder.path, recovering=True), driven=driven)
+
+
+def _go_on_alone(experiment: Experiment, client: Client, folder: RunFolder) -> None:
+    """What the watcher of a run does where its runner is lost: it takes no part but to start another one."""
+    handle = _continued(experiment, client, folder, driven=False)
+    if handle is None:
+        logger.error("%s: no other runner could go on; continue with `steering recover`", folder.path)
+        return
+    with contextlib.suppress(Exception):  # the runner itself says in the folder how it ended
+        handle.result()
 
 
 def _noticed(handle: Handle, error: Exception | None) -> bool:

@@ -12,6 +12,7 @@ from steering.campaign import (
     DriftRaised,
     Event,
     ExternalLabelsRead,
+    FellBack,
     FrameSetAside,
     FramesLost,
     GroupChanged,
@@ -77,6 +78,8 @@ def _of_models(event: Event) -> str | None:
             return f"model {event.version} did no better: {event.reason}"
         case VersionRefused():
             return f"model {event.version} refused by the predictor: {event.reason}"
+        case FellBack():
+            return f"no word of a runner for {event.time - event.since:.0f} s: {len(event.positions)} of a safe raster"
         case PredictorReplaced():
             return (
                 f"the predictor was lost; another goes on after {event.seconds:.0f} s, {event.frames} frames sent again"

@@ -15,6 +15,9 @@ from distributed import get_client
 
 from steering.runner.folder import RunFolder
 
+WATCHER = "steering-watcher"
+"""Under which the watcher of a run is published on its cluster, so that it lives when the runner is lost."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,12 +39,14 @@ async def ending_with(
         raise
     finally:
         if name is not None:
-            await (await get_client()).unpublish_dataset(name)
+            client = await get_client()
+            for one in (name, WATCHER):
+                await client.unpublish_dataset(one)
 
 
 async def _write(folder: RunFolder, driver: str | None, status: str, error: Exception | None = None) -> None:
     started_by_command = (folder.path / "workflow.py").exists()
-    if started_by_command and await _connected(driver):
+    if started_by_command and await connected(driver):
         return
     reason = "" if error is None else str(error) or type(error).__name__
     told = "" if error is None else "".join(traceback.format_exception(error))
@@ -50,7 +55,7 @@ async def _write(folder: RunFolder, driver: str | None, status: str, error: Exce
         await asyncio.to_thread(_report, folder)
 
 
-async def _connected(driver: str | None) -> bool:
+async def connected(driver: str | None) -> bool:
     """Whether the process that started the run still holds on to the cluster."""
     try:
         client = await get_client()

@@ -45,6 +45,10 @@ class Experiment:
     silent_s: float = 30.0
     """Seconds, beside its own exposure, after which a frame that is due and does not come means that the source is
     silent: that is reported, and a source that can go on elsewhere is opened again (see steering.Source)."""
+    unsteered_s: float | None = 10.0
+    """Seconds without a sign of life of the runner after which the source goes on by itself with a safe raster, until
+    another runner takes over: candidates row by row, as far as the limits allow them, never while paused or where a
+    person approves decisions. None: it waits."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     campaign: CampaignSettings = field(default_factory=CampaignSettings)
     prediction: PredictorSettings = field(default_factory=PredictorSettings)
@@ -80,6 +84,8 @@ class Experiment:
                 f"found checkpoint_s={self.checkpoint_s}, checkpoints={self.checkpoints}, expected seconds above 0 or "
                 "None, and 1 or more"
             )
+        if self.unsteered_s is not None and not 5 <= self.unsteered_s < inf:
+            raise ValueError(f"found unsteered_s={self.unsteered_s}, expected 5 seconds or more, or None")
         least, most = self.ranks_range
         if not (least >= 1 and (most is None or least <= most) and self.frozen_s >= FROZEN_S):
             raise ValueError(

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def held(folder: RunFolder, who: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def wait_until_free(folder: RunFolder, who: str, seconds: float = 60.0) -> None:
+    """Wait for a process that holds the run to end, so long at most: one that is cut off from its cluster ends itself
+    when it notices."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(RuntimeError), held(folder, who):
+            return
+        time.sleep(0.1)
 
 
 def refuse_held(folder: RunFolder) -> None:

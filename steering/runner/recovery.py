@@ -16,11 +16,16 @@ from steering.campaign import (
     ChunkArrived,
     DecisionSuggested,
     Event,
+    FellBack,
+    FrameRefused,
     FrameSetAside,
+    FramesLost,
     PredictionReady,
     RolledBack,
+    ScanRevisited,
     SourceEnded,
     Steer,
+    StreamsReported,
     campaign_from,
     decode,
 )
@@ -66,7 +71,7 @@ class Recovery:
 class _Tail:
     """What the log says after the checkpoint."""
 
-    decisions: list[Steer]
+    decisions: list[Steer | FellBack]
     asked: dict[int, AskPolicy]
     answers: list[PolicyAnswer] = field(default_factory=list)
     handed: dict[int, str] = field(default_factory=dict)
@@ -75,9 +80,15 @@ class _Tail:
     raised: int = 0
     rolled_back: bool = False
     ended: bool = False
+    times: set[float] = field(default_factory=set)
+    """Of events of the source."""
 
     def note(self, event: Event) -> None:
+        if isinstance(event, FrameRefused | ScanRevisited | SourceEnded | FramesLost | FellBack | StreamsReported):
+            self.times.add(event.time)
         match event:
+            case FellBack():
+                self.decisions.append(event)
             case ChunkArrived():
                 self.handed |= dict.fromkeys(event.frame_ids, event.scan)
             case PredictionReady():
@@ -167,6 +178,7 @@ def _source(part: dict[str, Any], tail: _Tail, metrics: Metrics, ended: bool, ro
         there=frozenset(there),
         frames=metrics.arrived.total(),
         ended=ended,
+        logged=frozenset(tail.times),
         spooled=root / "spool",
     )
 

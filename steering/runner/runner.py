@@ -34,7 +34,7 @@ from steering.runner.folder import RunFolder, this_process
 from steering.runner.jobs import Jobs
 from steering.runner.judging import judge
 from steering.runner.labelling import Labelling
-from steering.runner.lock import RUNNER, held
+from steering.runner.lock import RUNNER, held, wait_until_free
 from steering.runner.look import Look, Looks
 from steering.runner.metrics import Metrics, advance, snapshot, summary
 from steering.runner.optional import Optional
@@ -45,6 +45,7 @@ from steering.runner.source_events import Undelivered
 from steering.runner.source_proxy import SourceProxy
 from steering.runner.start import Start, begin, leave
 from steering.runner.upkeep import Upkeep
+from steering.runner.watcher import GoOn, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +84,20 @@ class Runner:
         self._event_log = EventLog(folder)
         self._begin = Start()
         self._recovery: Recovery | None = None
+        self._watcher: Watcher | None = None
 
-    async def run(self, name: str | None = None, driver: str | None = None) -> dict[str, Any]:
-        """The whole campaign, to the run's summary; raises what any part of it raised. See ending_with."""
+    async def run(
+        self, name: str | None = None, driver: str | None = None, go_on: GoOn | None = None
+    ) -> dict[str, Any]:
+        """The whole campaign, to the run's summary; raises what any part of it raised. See ending_with, and Watcher."""
+        self._watcher = None if go_on is None else Watcher(self.experiment, self.folder, driver, go_on)
         return await ending_with(self._campaign(), self.folder, name, driver)
 
     async def _campaign(self) -> dict[str, Any]:
         self._jobs.begin()
         try:
+            if self.folder.recovering:
+                await asyncio.to_thread(wait_until_free, self.folder, RUNNER)
             with held(self.folder, RUNNER):
                 if self.folder.recovering:
                     await self._recover()
@@ -291,6 +298,8 @@ class Runner:
         return Upkeep(
             client=client,
             here=get_worker().address,
+            watcher=self._watcher,
+            gate=self.campaign.gate,
             experiment=self.experiment,
             ranks=actors.ranks,
             proxy=actors.proxy,

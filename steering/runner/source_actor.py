@@ -8,7 +8,7 @@ import contextvars
 import copy
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
 from itertools import chain
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from distributed import Worker, get_worker
 from numpy.typing import NDArray
 
 from steering.campaign import (
     ChunkArrived,
     Event,
+    FellBack,
     FrameRefused,
     FramesLost,
     SourceEnded,
@@ -29,7 +31,10 @@ from steering.campaign import (
     WorkFailed,
 )
 from steering.records import Decision
-from steering.runner.source_events import GoOn, SourceFailed, SourceResume, Standing, Undelivered, Visits
+from steering.runner.alone import Alone, Positions, Told, fell_back, say
+from steering.runner.folder import RunFolder
+from steering.runner.outbox import Outbox
+from steering.runner.source_events import GoOn, SourceFailed, SourceResume, Standing, Visits
 from steering.runner.spool import spooled, write_spooled
 from steering.runner.streams import report
 from steering.sources import Source
@@ -41,15 +46,25 @@ _LOOK_S = 1.0
 class SourceActor:
     """Runs a source on the worker that has one.
 
-    Chunks are kept until the runner lets go of their scan, up to `keep_bytes` of counts: a predictor that takes the
-    place of another is sent them again.
+    Where its runner is lost it goes on by itself with a safe raster (see `Alone`) until the next runner adopts it.
     """
 
-    def __init__(self, source: Source, *, keep_bytes: int = 2**31, spool: Path | None = None) -> None:
-        """spool: folder into which every chunk is written before it is sent to the predictor; None: none is."""
+    def __init__(
+        self,
+        source: Source,
+        *,
+        keep_bytes: int = 2**31,
+        spool: Path | None = None,
+        folder: RunFolder | None = None,
+        unsteered_s: float | None = None,
+    ) -> None:
+        """keep_bytes: see Outbox. spool: folder into which every chunk is written before it is sent to the predictor;
+        None: none is. folder: the run's. unsteered_s: see Alone."""
         self.source = source
         self.keep_bytes = keep_bytes
         self.spool = spool
+        self.folder = folder
+        self._alone = Alone(unsteered_s)
 
     async def start(self, predictor: Any, number: int = 0, point: GoOn | SourceResume | None = None) -> None:
         """Begin to measure what decisions ask for, and to send it to the predictor of this number.
@@ -59,15 +74,10 @@ class SourceActor:
         again or they were spooled; FramesLost tells of the others.
         """
         self._loop = asyncio.get_running_loop()
-        self._predictor, self._number = predictor, number
-        self._kept: list[xr.Dataset] = []
-        self._kept_bytes = 0
-        self._not_kept: set[str] = set()
-        """Scans that were too large."""
-        self._turn = asyncio.Condition()
-        self._sending: asyncio.Future | None = None
         self._closed = False
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._told = Told()
+        self._outbox = Outbox(predictor, number, keep_bytes=self.keep_bytes, put=self._put)
         self._visits = Visits()
         self._unspooled = 0
         """Frames that could not be spooled."""
@@ -86,7 +96,38 @@ class SourceActor:
             if hasattr(self.source, "again"):
                 await asyncio.to_thread(self._keep_again, self.source, point)
             await self._go_on(point)
-        self._reporting = asyncio.create_task(self._report_streams())
+        self._worker: Worker | None = None
+        with contextlib.suppress(ValueError):  # it is no actor
+            self._worker = get_worker()
+        self._say()
+        self._looking = asyncio.create_task(self._look_after())
+
+    async def beat(self, reserve: Positions) -> None:
+        """The runner lives, and allows this reserve for when it does not."""
+        await self._outbox.be_alone(False)
+        if self._alone.heard(time.time(), reserve):
+            self._say()
+
+    async def adopt(self, run: str, predictor: Any, resume: SourceResume) -> bool:
+        """Go on for another runner of the same run; False where that is not possible, and another source must. The
+        predictor takes what it lacks of what is kept; the next `events` tell what the log lacks."""
+        position = resume.position or {}
+        if self.folder is None or self.folder.identity != run:
+            return False
+        if self._closed or "told" not in position or self._outbox.not_kept or self._applied > resume.newest:
+            await self.close()
+            return False
+        old, self._events = self._events, asyncio.Queue()
+        waiting = [old.get_nowait() for _ in range(old.qsize())]
+        for event in self._told.again(int(position["told"]), resume, waiting):
+            self._put(event)
+        old.put_nowait(RuntimeError("another runner hears of the source now"))
+        await self._outbox.go_on_with(predictor, 0)
+        for steer in resume.decisions:
+            if isinstance(steer, Steer):
+                self._apply(steer)
+        await self.beat(())
+        return True
 
     async def position(self) -> dict[str, Any]:
         """Where the source is in its stream, in JSON's types: all that `SourceResume` needs to go on from here."""
@@ -95,6 +136,7 @@ class SourceActor:
             "source": None if there is None else there(),
             "visits": self._visits.scans,
             "steered": self._applied,
+            "told": self._told.mark(),
         }
 
     def _resume(self, resume: SourceResume) -> None:
@@ -103,8 +145,7 @@ class SourceActor:
         if position.get("source") is not None:
             self.source.resume(position["source"], resume.handed.keys())
         self._applied = int(position.get("steered", 0))
-        for steer in resume.decisions:
-            self._apply(steer)
+        self._apply_all(resume.decisions)
 
     def _chunks_again(self, resume: SourceResume) -> Iterator[xr.Dataset]:
         """What had arrived and the predictor lacks, in the order of its arrival as far as that is known."""
@@ -137,8 +178,7 @@ class SourceActor:
         arrived = {i for ids in point.handed.values() for i in ids}
         await asyncio.to_thread(self.source.resume, point.position, arrived)
         self._applied = point.applied
-        for steer in point.decisions:
-            self._apply(steer)
+        self._apply_all(point.decisions)
         self._open()
 
     def _open(self, resume: SourceResume | None = None) -> None:
@@ -155,60 +195,36 @@ class SourceActor:
         for scan, ids in point.handed.items():
             for chunk in other.again(ids):
                 chunk.attrs |= {"scan": scan} | ({"visit_of": point.scans[scan]} if point.scans[scan] != scan else {})
-                self._keep(chunk)
+                self._outbox.keep(chunk)
 
     async def go_on_with(self, predictor: Any, number: int) -> list[int]:
-        """Send another predictor what is kept, and from then on what is measured. Returns the ids of frames sent again.
-
-        Raises RuntimeError where a scan was too large to be kept.
-        """
-        if self._not_kept:
-            raise RuntimeError(
-                f"found the predictor lost, and more than {self.keep_bytes} bytes of frames of "
-                f"{', '.join(sorted(self._not_kept))}, expected fewer, which are kept for another predictor: raise "
-                "PredictorSettings.keep_bytes"
-            )
-        if self._sending is not None:
-            self._sending.cancel()  # the lost one may be there and silent; what it was sent is sent again
-        async with self._turn:
-            frames: list[int] = []
-            for chunk in list(self._kept):
-                await predictor.receive(chunk)
-                frames += chunk["frame"].values.tolist()
-            self._predictor, self._number = predictor, number
-            self._turn.notify_all()
-            return frames
+        """See Outbox.go_on_with."""
+        return await self._outbox.go_on_with(predictor, number)
 
     async def let_go(self, scan: str) -> None:
         """Keep the chunks of a scan no longer."""
-        self._not_kept.discard(scan)
-        self._drop(scan)
-
-    def _keep(self, chunk: xr.Dataset) -> None:
-        scan = chunk.attrs["scan"]
-        if scan in self._not_kept:
-            return
-        self._kept.append(chunk)
-        self._kept_bytes += chunk["counts"].nbytes
-        if self._kept_bytes > self.keep_bytes:
-            self._drop(scan)
-            self._not_kept.add(scan)
-
-    def _drop(self, scan: str) -> None:
-        self._kept = [chunk for chunk in self._kept if chunk.attrs["scan"] != scan]
-        self._kept_bytes = sum(chunk["counts"].nbytes for chunk in self._kept)
+        self._outbox.let_go(scan)
 
     async def apply(self, steer: Steer) -> None:
         """Tell the source where to measure next; what it has heard already is left out. Positions that it refuses must
         be known, or the campaign waits for them."""
         self._apply(steer)
 
+    def _apply_all(self, decisions: Sequence[Steer | FellBack]) -> None:
+        for one in decisions:
+            if isinstance(one, Steer):
+                self._apply(one)
+            else:
+                self._measure(
+                    Decision(positions=np.array(one.positions), reasons=("safe raster",) * len(one.positions))
+                )
+
     def _apply(self, steer: Steer) -> None:
         if steer.id <= self._applied:
             return
         self._applied = steer.id
         decision = steer.decision
-        refused = self.source.apply(
+        self._measure(
             Decision(
                 positions=np.array(decision.positions),
                 reasons=decision.reasons,
@@ -217,6 +233,10 @@ class SourceActor:
                 scan=steer.scan,
             )
         )
+
+    def _measure(self, decision: Decision) -> None:
+        refused = self.source.apply(decision)
+        self._alone.steered(len(decision.positions))
         if refused is not None and len(refused):
             self._refuse(len(refused), "the source cannot measure there", refused)
 
@@ -230,8 +250,12 @@ class SourceActor:
             self._refuse(new, reason, np.zeros((0, 2)))
 
     def _refuse(self, count: int, reason: str, positions: NDArray[np.float64]) -> None:
+        self._alone.arrived(count)
         where = tuple((float(y), float(x)) for y, x in positions)
         self._events.put_nowait(FrameRefused(time=time.time(), count=count, reason=reason, positions=where))
+
+    def _put(self, event: Event | Exception) -> None:
+        self._events.put_nowait(event)
 
     async def events(self) -> list[Event]:
         """What has happened since the last call; waits until there is something."""
@@ -241,6 +265,7 @@ class SourceActor:
         for event in found:
             if isinstance(event, Exception):
                 raise event
+            self._told.note(event)
         events = [event for event in found if isinstance(event, Event)]
         if hasattr(self.source, "position"):
             # Both on this thread: no decision comes in between.
@@ -255,10 +280,14 @@ class SourceActor:
         """Figures of the source's streams; a source of one's own need not have any."""
         return {name: dict(figures) for name, figures in getattr(self.source, "streams", {}).items()}
 
-    async def _report_streams(self) -> None:
-        """Also while no chunk comes: a stream that is silent must be known."""
+    async def _look_after(self) -> None:
+        """Report the streams, also while no chunk comes: one that is silent must be known. Go on alone where the runner
+        is lost. A source that nobody holds any more ends: another one may be open by now, from which it would take
+        frames away."""
         last: StreamsReported | None = None
         while not self._closed:
+            if self._worker is not None and not any(one is self for one in self._worker.state.actors.values()):
+                return await self.close()
             streams = self._streams()
             event = report(time.time(), streams, last)
             if event is not None:
@@ -266,14 +295,29 @@ class SourceActor:
                 self._events.put_nowait(event)
             if streams:
                 self._report_dropped()
+            if self._alone.look(time.time()):
+                await self._go_on_alone()
             await asyncio.sleep(_LOOK_S)
+
+    async def _go_on_alone(self) -> None:
+        await self._outbox.be_alone(True)
+        block = self._alone.block() if self._outbox.kept_bytes < self.keep_bytes // 2 else ()
+        if block:
+            event = fell_back(block, self._alone)
+            self._apply_all([event])
+            self._events.put_nowait(event)
+        self._say()
+
+    def _say(self) -> None:
+        if self.folder is not None:
+            with contextlib.suppress(OSError):  # a disk that takes nothing is no reason to stand still
+                say(self.folder.path, self._alone)
 
     async def close(self) -> None:
         """End the source; what waits for another predictor waits no longer."""
         self.source.close()
         self._closed = True
-        async with self._turn:
-            self._turn.notify_all()
+        await self._outbox.close()
 
     async def release(self) -> None:
         """End the source, and answer the call that waits for its events: the run has ended."""
@@ -287,7 +331,7 @@ class SourceActor:
         try:
             if resume is not None:
                 for chunk in self._chunks_again(resume):
-                    if not self._on_loop(self._deliver(chunk)):
+                    if not self._on_loop(self._outbox.deliver(chunk)):
                         return
                 if resume.ended:
                     return
@@ -325,8 +369,9 @@ class SourceActor:
             self._events.put_nowait(event)
         if self.spool is not None:
             await self._write_spooled(self.spool, chunk)
-        await self._deliver(chunk)
+        await self._outbox.deliver(chunk)
         ids = tuple(chunk["frame"].values.tolist())
+        self._alone.arrived(len(ids))
         self._events.put_nowait(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=ids))
         self._report_dropped()
 
@@ -339,26 +384,6 @@ class SourceActor:
                 failed = WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback="")
                 self._events.put_nowait(failed)
             self._unspooled += chunk.sizes["frame"]
-
-    async def _deliver(self, chunk: xr.Dataset) -> None:
-        """One at a time: the next is sent when this one is acknowledged, so that they arrive in order."""
-        async with self._turn:
-            self._keep(chunk)
-            number = self._number
-            self._sending = sending = asyncio.ensure_future(_send_to(self._predictor, chunk))
-            await asyncio.wait({sending})
-            if sending.cancelled():
-                error: BaseException | None = None
-            elif (error := sending.exception()) is None:
-                return
-            if isinstance(error, Exception):  # handed on to whoever reads the events, and who knows what to do
-                self._events.put_nowait(Undelivered(time=time.time(), predictor=number, error=error))
-            await self._turn.wait_for(lambda: self._number != number or self._closed)
-
-
-async def _send_to(predictor: Any, chunk: xr.Dataset) -> None:
-    """Where the worker is known to be gone, already the name of the method raises: here inside the future."""
-    await predictor.receive(chunk)
 
 
 def _position(source: Any) -> Any:

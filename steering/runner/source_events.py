@@ -10,7 +10,7 @@ from typing import Any
 
 import xarray as xr
 
-from steering.campaign import Event, ScanRevisited, Steer
+from steering.campaign import Event, FellBack, ScanRevisited, Steer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class SourceResume:
 
     position: Mapping[str, Any] | None
     """As `SourceActor.position` returned it; None: the source has none, and begins anew."""
-    decisions: tuple[Steer, ...] = ()
-    """What may not have reached the source by then, in order."""
+    decisions: tuple[Steer | FellBack, ...] = ()
+    """What may not have reached the source by then, in order, and what it has measured by itself since then."""
     handed: Mapping[int, str] = field(default_factory=dict)
     """Frames that the log knows to have arrived since then, and the scan of each."""
     there: frozenset[int] = frozenset()
@@ -29,8 +29,16 @@ class SourceResume:
     """That had arrived in all."""
     ended: bool = False
     """The source had no further frame."""
+    logged: frozenset[float] = frozenset()
+    """Times of the other events of the source that the log has since then."""
     spooled: Path | None = None
     """Where the frames are that were spooled."""
+
+    @property
+    def newest(self) -> int:
+        """Id of the newest Steer that checkpoint or log know of."""
+        known = [one.id for one in self.decisions if isinstance(one, Steer)]
+        return max([int((self.position or {}).get("steered", 0)), *known])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +74,7 @@ class GoOn:
     position: Any
     applied: int
     """Id of the newest Steer that the position includes."""
-    decisions: tuple[Steer, ...]
+    decisions: tuple[Steer | FellBack, ...]
     """Those that came after it."""
     handed: dict[str, tuple[int, ...]]
     """Ids of frames that have arrived, of the scans that are still kept."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from distributed import Client
 
 from steering.campaign import (
     ChunkArrived,
+    DecisionSuggested,
     Event,
+    FellBack,
     FrameRefused,
     ScanRevisited,
     SourceEnded,
@@ -23,8 +26,10 @@ from steering.campaign import (
     Steer,
 )
 from steering.clusters.roles import SOURCE, addresses, workers_now
-from steering.runner.actors import ActorHandle, LostForGood, call, losses, place, release, retrieved, while_there
+from steering.runner.actors import ActorHandle, LostForGood, call, losses, release, retrieved, while_there
+from steering.runner.adoption import adopted, place_source, withdraw
 from steering.runner.experiment import Experiment
+from steering.runner.folder import RunFolder
 from steering.runner.source_actor import SourceActor
 from steering.runner.source_events import GoOn, SourceFailed, SourceResume, Standing
 
@@ -70,12 +75,16 @@ class SourceProxy:
         reported: Callable[[], dict[str, set[int]]],
         emit: Callable[[Event], None],
         spool: Path | None = None,
+        folder: RunFolder | None = None,
     ) -> None:
         """experiment: its source, as it was made. due: whether a frame is asked for that has not come. reported: ids of
         the frames that the predictor has told of, by scan. emit: where SourceSilent and SourceReopened go. spool: see
-        SourceActor."""
+        SourceActor. folder: the run's."""
         self._client = client
-        self._spool = spool
+        self._spool, self._folder = spool, folder
+        self._unsteered_s = experiment.unsteered_s
+        self.decided: set[tuple[float, float]] = set()
+        """Positions decided on in this scan, as far as this proxy knows."""
         self._description: Any = experiment.source
         self._keep_bytes = experiment.prediction.keep_bytes
         self._silent_s = experiment.silent_s
@@ -84,7 +93,7 @@ class SourceProxy:
         self._emit = emit
         self._handle: ActorHandle | None = None
         self._predictor: tuple[Any, int] = (None, 0)
-        self._decisions: list[Steer] = []
+        self._decisions: list[Steer | FellBack] = []
         """Those that the newest position does not include."""
         self._known = Known(handed=defaultdict(list))
         self._scans: dict[str, str] = {}
@@ -124,9 +133,15 @@ class SourceProxy:
             self._resume(resume)
         if self._reopens and self._known.position is None:
             self._known.position = self._description.position()  # of one that has not begun
-        self._handle = await place(self._client, self._actor(), worker=worker)
-        await self.ask("start", predictor, 0, resume)
+        self._handle = None if resume is None else await adopted(self._client, self._folder, predictor, resume)
+        if self._handle is None:
+            self._handle = await place_source(self._client, self._actor(), worker)
+            await self.ask("start", predictor, 0, resume)
         self._heard = time.monotonic()
+
+    async def beat(self, reserve: tuple[tuple[float, float], ...]) -> None:
+        """See SourceActor.beat."""
+        await self.ask("beat", reserve)
 
     def _resume(self, resume: SourceResume) -> None:
         position = resume.position or {}
@@ -134,12 +149,30 @@ class SourceProxy:
         self._scans = dict(position.get("visits") or {})
         for i, scan in resume.handed.items():
             self._known.handed[scan].append(i)
-        self._decisions = [steer for steer in resume.decisions if steer.id > self._known.applied]
+        self._decisions = self._after(resume.decisions)
+        for one in resume.decisions:
+            self._note(one)
         self.frames, self.last, self._ended = resume.frames, time.time(), resume.ended
         self.first = self.last - float(position.get("acquire_s", 0.0))
 
+    def _after(self, decisions: Iterable[Steer | FellBack]) -> list[Steer | FellBack]:
+        """Those that the newest position does not include."""
+        return [one for one in decisions if isinstance(one, FellBack) or one.id > self._known.applied]
+
+    def _note(self, one: Steer | FellBack) -> None:
+        decision = one if isinstance(one, FellBack) else one.decision
+        self.decided.update(decision.positions)
+        if isinstance(decision, DecisionSuggested) and decision.stop:
+            self.decided.clear()
+
     def _actor(self) -> SourceActor:
-        return SourceActor(self._description, keep_bytes=self._keep_bytes, spool=self._spool)
+        return SourceActor(
+            self._description,
+            keep_bytes=self._keep_bytes,
+            spool=self._spool,
+            folder=self._folder,
+            unsteered_s=self._unsteered_s,
+        )
 
     async def position(self) -> dict[str, Any]:
         """Where the source is in its stream, in JSON's types: all that `SourceResume` needs to go on from here."""
@@ -163,6 +196,7 @@ class SourceProxy:
         """Tell the source where to measure next."""
         self._slowest = max(steer.decision.dwell or (0.0,))
         async with self._steering:
+            self._note(steer)
             if self._reopens:
                 self._decisions.append(steer)
             await self.ask("apply", steer)
@@ -193,6 +227,8 @@ class SourceProxy:
         self._over = True
         if self._handle is not None:
             await release(self._client, self._handle, "release")
+            with contextlib.suppress(Exception):  # the run has ended, whatever becomes of its source
+                await withdraw(self._client)
 
     async def events(self) -> list[Event]:
         """What has happened at the source since the last call; waits until there is something, and where the source
@@ -235,8 +271,8 @@ class SourceProxy:
             match event:
                 case Standing():
                     self._known.position = event.position
-                    self._decisions = [steer for steer in self._decisions if steer.id > event.applied]
                     self._known.applied = event.applied
+                    self._decisions = [one for one in self._after(self._decisions) if isinstance(one, Steer)]
                 case SourceFailed():
                     await self._open_again(event)
                 case SourceEnded():
@@ -281,10 +317,10 @@ class SourceProxy:
 
     def _point(self, position: Any = None) -> GoOn:
         """Where another source goes on. position: what the one that failed has said last, with all decisions."""
-        known = self._known
+        known, steered = self._known, (one.id for one in self._decisions if isinstance(one, Steer))
         return GoOn(
             position=known.position if position is None else position,
-            applied=known.applied if position is None or not self._decisions else self._decisions[-1].id,
+            applied=known.applied if position is None else max([known.applied, *steered]),
             decisions=tuple(self._decisions) if position is None else (),
             handed={scan: tuple(ids) for scan, ids in known.handed.items()},
             scans=dict(self._scans),
@@ -339,7 +375,7 @@ class SourceProxy:
             await asyncio.sleep(_LOOK_S)
 
     async def _begin(self, worker: str) -> ActorHandle:
-        handle = await place(self._client, self._actor(), worker=worker)
+        handle = await place_source(self._client, self._actor(), worker)
         await call(handle.actor, "start", *self._predictor, self._point())
         if self._closed:
             await call(handle.actor, "close")

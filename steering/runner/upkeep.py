@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -10,14 +11,17 @@ from typing import Any
 from distributed import Client
 
 from steering.campaign import Event, WorkerLost
+from steering.campaign.gate import Gate
 from steering.clusters.roles import LABEL, TRAINER, Workers, addresses
 from steering.runner.event_log import EventLog
 from steering.runner.experiment import Experiment
+from steering.runner.fallback import Fallback
 from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 from steering.runner.source_proxy import SourceProxy
 from steering.runner.watch import Watch
+from steering.runner.watcher import Watched, Watcher
 
 _FIRST_REST_S, _LONGEST_REST_S = 2.0, 120.0
 """After a rank could not join, its worker is tried again after so long, and each time after twice as long."""
@@ -40,6 +44,10 @@ class Upkeep:
     event_log: EventLog
     log: Callable[[Event], None]
     """Where events go: they call for no action."""
+    watcher: Watcher | None
+    """To be placed where the cluster outlives the driver."""
+    gate: Gate
+    """Of the campaign: it says what a source may measure that is left alone."""
     _known: Workers = field(default_factory=dict)
     """At the last look."""
     _labelling: set[str] = field(default_factory=set)
@@ -48,9 +56,13 @@ class Upkeep:
     _rest: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Of workers whose rank could not join: until when they are let alone, and for how long."""
 
+    def __post_init__(self) -> None:
+        self._placed = None if self.watcher is None else Watched(self.client, self.watcher, self.here)
+
     async def keep(self) -> None:
         """Look after them for ever."""
-        await Watch(self.client, self.experiment.frozen_s, watched=self._watched, seen=self._seen).keep()
+        watch = Watch(self.client, self.experiment.frozen_s, watched=self._watched, seen=self._seen)
+        await asyncio.gather(watch.keep(), Fallback(self.experiment, self.source, self.gate).keep())
 
     def _watched(self) -> set[str]:
         return {*self.ranks.addresses, self.proxy.address, self.source.address, *self._labelling} - {self.here}
@@ -63,6 +75,8 @@ class Upkeep:
             self.start(self._ready_to_label(address))
         self._known = workers
         self._let_join(workers)
+        if self._placed is not None:
+            self._placed.look(workers)
 
     def _report(self, workers: Workers, frozen: list[str]) -> None:
         """Report which workers of the run are lost since the last look."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -64,6 +65,24 @@ class Silence:
         return found
 
 
+class OneWorker:
+    """One worker, watched by whoever looks at the cluster anyhow, as often as that is."""
+
+    def __init__(self, address: str, frozen_s: float) -> None:
+        self.address = address
+        self._silence = Silence(frozen_s)
+        self._looked = 0.0
+
+    def silent(self, workers: Workers) -> bool:
+        """Whether it is there and silent, as `Silence` judges; of more looks in a row than the judgement is made for
+        only some count."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return False
+        self._looked = now
+        return bool(self._silence.judge(workers, [self.address]))
+
+
 class Watch:
     """Looks at the cluster four times a second, takes silent workers off it, and tells others what it sees.
 
@@ -107,6 +126,11 @@ async def fence(client: Client, address: str) -> None:
         logger.info("its nanny answered: %s", await killing)
     with contextlib.suppress(Exception):
         await client.scheduler.unregister(address=address, stimulus_id="steering-watch", close=False)
+
+
+def fence_now(client: Client, address: str) -> None:
+    """The same for a client that blocks."""
+    client.sync(fence, client, address)
 
 
 async def _kill(dask_worker: Any) -> None:

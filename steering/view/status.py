@@ -10,6 +10,7 @@ from typing import Any
 
 from steering.campaign import DecisionProposed, decode
 from steering.runner.again import checkpoint_age
+from steering.runner.alone import unsteered
 from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
@@ -24,6 +25,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("samples", _samples(summary, past)),
         ("frames", _frames(summary, past)),
         ("source", _source(summary, folder.events())),
+        ("steering", _unsteered(folder, summary)),
         *(("stream", line) for line in _streams(summary, folder.events())),
         ("model", _model(past)),
         ("trust", _trust(past)),
@@ -102,6 +104,15 @@ def _source(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     began = datetime.fromtimestamp(since[0]).strftime("%H:%M:%S") if since else "its start"
     why = f", opened again {told[-1]['attempt']} times: {told[-1]['reason']}" if "reason" in told[-1] else ""
     return f"silent since {began}{f' ({duration(time.time() - since[0])})' if since else ''}{why}"
+
+
+def _unsteered(folder: RunFolder, summary: Mapping[str, Any]) -> str:
+    """Since when nobody decides where to measure, and what is measured all the same."""
+    found = unsteered(folder.path) if summary.get("status") == "running" else None
+    if found is None:
+        return ""
+    began = datetime.fromtimestamp(found["since"]).strftime("%H:%M:%S")
+    return f"nobody since {began} ({duration(time.time() - found['since'])}): {found['measured']} of a safe raster"
 
 
 def _streams(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> list[str]:
