@@ -1,6 +1,6 @@
 """What checkpoints cost the training that goes on meanwhile, and what a run gains that starts from an earlier one.
 
-    steering run workflows/bench_checkpoint.py [--mib 16 1024] [--checkpoints 40] [--earlier]
+    steering run workflows/bench_checkpoint.py [--mib 16 1024] [--checkpoints 40] [--earlier] [--recovered 5]
 
 Stall: one rank trains ER on frames of 64 x 64 pixels (uint16) with labels of 40 x 40, its buffer full, and every step
 brings samples never seen before. One checkpoint follows the other. `stall_ms` is, of each checkpoint, the longest time
@@ -12,6 +12,9 @@ while none are: the writer uses the disk and a core of its own.
 --earlier: the demo, then the demo again from that run, then two new samples from it. `first_over_run_end`: the second
 run's first predictions over the first run's last, as phase errors against the truth, the median of the samples;
 `old_over_before`: the network's error on held-out frames of the first run, after and before it learns the new ones.
+
+--recovered N: N demos undisturbed, and N that are killed with all their processes at a random moment after their first
+checkpoint and recovered. `recover.error_over_uninterrupted`: the median error of these over the median of those.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import numpy as np
 import torch
 from skimage import data
 
+from measures.recovered import recovered
 from pictures.checkpoint import stalls_picture
 from simulated_drift import main as demo
 from steering import (
@@ -207,14 +211,31 @@ def unseen(folder: RunFolder, frames: int) -> None:
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure, and write figures and picture."""
     parser = argparse.ArgumentParser(prog="bench_checkpoint.py")
-    parser.add_argument("--mib", type=int, nargs="+", default=[16, 1024], help="sizes of a rank's buffer (16 1024)")
+    parser.add_argument("--mib", type=int, nargs="*", default=[16, 1024], help="sizes of a rank's buffer (16 1024)")
     parser.add_argument("--checkpoints", type=int, default=40, help="of each size (40)")
     parser.add_argument("--steps", type=int, default=30, help="steps without a checkpoint before each (30)")
     parser.add_argument("--earlier", action="store_true", help="also run the demo, and from it again")
+    parser.add_argument("--recovered", type=int, default=0, metavar="N", help="also N demos, and N that are killed")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments at which they are killed (0)")
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample of these runs (1100)")
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    demo_arguments = ["--frames", str(options.frames), "--size", str(options.size)]
+    if options.mib:
+        stalls_of(folder, options)
+    if options.earlier:
+        figures: dict[str, Any] = earlier(folder, demo_arguments, options.frames)
+        folder.write_summary({"from": figures})
+        print("from", figures)
+    if options.recovered:
+        figures = recovered(folder.path / "recovered", demo_arguments, options.recovered, options.seed)
+        folder.write_summary({"recover": figures})
+        print("recover", figures)
+
+
+def stalls_of(folder: RunFolder, options: argparse.Namespace) -> None:
+    """What checkpoints cost a rank with each size of buffer."""
     found = {
         f"mib_{mib}": stall(folder.path / "checkpoints", mib, options.checkpoints, options.steps) for mib in options.mib
     }
@@ -226,7 +247,3 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     folder.write_summary({"checkpoint": checkpoint})
     for name, figures in checkpoint.items():
         print(name, figures)
-    if options.earlier:
-        figures = earlier(folder, ["--frames", str(options.frames), "--size", str(options.size)], options.frames)
-        folder.write_summary({"from": figures})
-        print("from", figures)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ import psutil
 from distributed import Client, Nanny, Scheduler
 from distributed.utils import get_mp_context  # noqa: F401 - imported before anything is forked
 
-from steering.clusters.local import CONFIG, PRELOAD
+from steering.clusters.local import CONFIG, PRELOAD, SILENT
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER, workers_of
 
 SETTINGS = {**CONFIG, "distributed.worker.multiprocessing-method": "fork"}
@@ -218,6 +219,7 @@ def enter(space: str) -> None:
 def _main(host: str, roles: str, spaces: str, said: str) -> None:
     for module in PRELOAD:
         __import__(module)
+    logging.getLogger("distributed").setLevel(SILENT)
     reading, writing = os.pipe()
     scheduler = _forked(lambda: _schedule(host, writing))
     os.close(writing)

@@ -1,0 +1,115 @@
+"""A long run at full rate with a random fault every minute: memory, losses, and the image beside a run without faults.
+
+    steering run workflows/bench_soak.py [--minutes 30] [--every 60] [--seed 0] [--ranks 3] [--rate 20] [--no-twin]
+
+The campaign and the faults are those of bench_faults.py. `memory`: how fast the memory of all processes together grows,
+beside the standard error of that. `image`: the phase error of each scan's refined image against the truth, the median
+over the scans that both runs have finished, over that of a run of the same length without faults (`--no-twin`: it is
+not made). `twin.faults.workers_silent`: healthy workers that were taken for lost. Faults after which everything is
+recovered on a new cluster are left out: the memory begins anew with them.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+
+from measures.bed import MATRIX, OTHERS, RANKS, Bed, drawn, small_disk, survivable
+from measures.memory import MemoryLog, slope
+from measures.nodes import network_of
+from pictures.soak import soak_picture
+from steering import RunFolder
+from steering.ptychography import phase_error
+
+_EDGE = 20
+"""Pixels at the edge of a field that few frames reach."""
+
+
+def main(folder: RunFolder, arguments: list[str]) -> None:
+    """Run the campaign with faults, then without, and compare."""
+    parser = argparse.ArgumentParser(prog="bench_soak.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--every", type=float, default=60.0, help="seconds from one fault to the next (60)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=20.0, help="frames per second (20)")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(MATRIX), help="kinds of faults")
+    parser.add_argument("--twin", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args(arguments)
+    found, samples, errors = soak(folder, "campaign", options, faults=True)
+    folder.write_summary(found)
+    both = {"with faults": errors}
+    if options.twin:
+        twin, _, both["without"] = soak(folder, "twin", options, faults=False)
+        found |= {"twin": twin, "image": compared(both["with faults"], both["without"])}
+        folder.write_summary(found)
+    folder.write_file("soak.png", soak_picture(samples, found["faults"]["list"], both))
+    if found["faults"]["hangs"]:
+        raise ValueError(f"found a campaign that did not survive: {found['faults']['list'][-1]}")
+
+
+def soak(
+    folder: RunFolder, name: str, options: argparse.Namespace, *, faults: bool
+) -> tuple[dict[str, Any], list[tuple[float, float]], dict[str, float]]:
+    """A run of so many minutes; its figures, its memory over time, and the error of each finished scan's image."""
+    place = folder.path / name
+    place.mkdir()
+    suffered: list[dict[str, Any]] = []
+    with network_of(options.ranks) as network, small_disk(place) as disk:
+        kinds = [k for k in options.only if (k != "cut" or network.there) and (k != "disk" or disk)]
+        targets = survivable((*RANKS, *OTHERS, "everything"), options.ranks)
+        cells = drawn(options.seed, 1000, kinds, targets)
+        order = [one for one in cells if one["target"] != "everything" or one["kind"] == "disk"]
+        bed = Bed(place, network, disk, options)
+        try:
+            bed.begin()
+            begun = time.time()
+            until = begun + 60 * options.minutes
+            with MemoryLog(lambda: [bed.campaign.pid, *bed.nodes.processes()]) as memory:
+                for number, fault in enumerate(order):
+                    due = begun + options.every * (number + 0.5)
+                    if not faults or due > until:
+                        break
+                    time.sleep(max(0.0, due - time.time()))
+                    suffered.append({"time": time.time(), **bed.suffer(number, fault)})
+                    if not suffered[-1]["survived"]:
+                        break
+                while time.time() < until and not (suffered and not suffered[-1]["survived"]):
+                    time.sleep(min(1.0, max(0.0, until - time.time())))
+            survived = sum(fault["survived"] for fault in suffered)
+            counts: dict[str, Any] = {"list": suffered, "survived": survived, "hangs": len(suffered) - survived}
+            if not counts["hangs"]:
+                figures, accounted = bed.end()
+                counts |= accounted
+                counts["workers_silent"] = figures["workers_silent"]
+                counts["frames_per_s"] = figures["frames_acquired"] / max(1e-9, figures["wall_s"]["acquire"])
+            errors = image_errors(RunFolder(bed.campaign.path))
+        finally:
+            bed.close()
+    return {"faults": counts, "memory": slope(memory.samples, block_s=options.every)}, memory.samples, errors
+
+
+def image_errors(run: RunFolder) -> dict[str, float]:
+    """Phase error against the truth, radians, of the refined image of every scan that was finished."""
+    finished = {e["scan"] for e in run.events() if e["event"] == "ScanRefined"}
+    found = {}
+    for scan, image in run.objects().items():
+        if scan not in finished or "truth_phase" not in image or "phase_refined" not in image:
+            continue
+        waves = (
+            image[amplitude] * np.exp(1j * image[phase])
+            for amplitude, phase in (("amplitude_refined", "phase_refined"), ("truth_amplitude", "truth_phase"))
+        )
+        mine, truth = (wave.values[_EDGE:-_EDGE, _EDGE:-_EDGE] for wave in waves)
+        found[scan] = phase_error(mine, truth)
+    return found
+
+
+def compared(disturbed: dict[str, float], quiet: dict[str, float]) -> dict[str, Any]:
+    """The two runs' errors over the scans that both have."""
+    both = sorted(set(disturbed) & set(quiet))
+    if not both:
+        return {"scans": 0}
+    medians = [float(np.median([errors[scan] for scan in both])) for errors in (disturbed, quiet)]
+    return {"scans": len(both), "error": medians[0], "error_without": medians[1], "over": medians[0] / medians[1]}
