@@ -34,6 +34,8 @@ PHASES = ("CandidateReady", "LabelsReady", "ModelPublished", "CheckpointWritten"
 """Events after which a fault comes, within a second."""
 HOLD_S = 10.0
 """How long the lock is held, the disk is full, and all processes are stopped."""
+BEGIN_S = 300.0
+"""Within so long the campaign must train for the first time."""
 COMPLETE_S = 240.0
 """Within so long all nodes must be there again, and train. After a cut that is a matter of TCP and of Dask: half a
 minute passes until a nanny takes its connection to the scheduler for broken."""
@@ -55,7 +57,7 @@ class Bed:
 
     def begin(self) -> None:
         """Wait until it trains. Raises Died."""
-        self.campaign.wait(lambda events: any(e["event"] == "CandidateReady" for e in events), 0)
+        self.campaign.wait(lambda events: any(e["event"] == "CandidateReady" for e in events), 0, BEGIN_S)
 
     def suffer(self, number: int, fault: dict[str, Any]) -> dict[str, Any]:
         """Do one fault in its phase; what it led to. `survived` is False where the campaign has ended or hangs."""
