@@ -15,9 +15,7 @@ import pytest
 from steering.clusters import local
 from steering.models import ModelStore
 from steering.runner import RunFolder
-from steering.runner.alone import unsteered
 from steering.runner.ending import WATCHER
-from steering.view.status import status_lines
 
 WORKFLOW = Path(__file__).parent / "recovered_run.py"
 FRAMES = 150
@@ -177,8 +175,7 @@ def kill_runner(path):
 
 @pytest.mark.slow
 def test_a_lost_runner_is_followed_by_another_one_where_no_driver_is_there(tmp_path):
-    """On a cluster that outlives the driver a watcher does what the driver would do. Without one the source goes on
-    with a safe raster, until another runner takes the source over."""
+    """On a cluster that outlives the driver a watcher does what the driver would do."""
     with local(ranks=1, apart=True) as client:
         path = tmp_path / "watched"
         without_driver(client, path)
@@ -186,42 +183,3 @@ def test_a_lost_runner_is_followed_by_another_one_where_no_driver_is_there(tmp_p
         until(None, lambda: RunFolder(path).summary()["status"] != "running")
         until(None, lambda: (path / "report.html").exists())
         check(RunFolder(path))
-
-        path = tmp_path / "alone"
-        without_driver(client, path, "--unsteered", 5, "--rate", 3)
-        client.unpublish_dataset(WATCHER)
-        kill_runner(path)
-        until(None, lambda: (unsteered(path) or {"measured": 0})["measured"] > 0)
-        assert any("of a safe raster" in line for line in status_lines(RunFolder(path)))
-        going_on_is_stopped(RunFolder(path))
-    assert unsteered(path) is None
-    adopted(RunFolder(path))
-
-
-def going_on_is_stopped(folder):
-    """The run is recovered, measures again, and is ended by a person."""
-    process = start("recover", folder.path)
-    try:
-        until(process, lambda: of_kind(folder, "RunRecovered"))
-        seen = len(of_kind(folder, "DecisionSuggested"))
-        until(process, lambda: len(of_kind(folder, "DecisionSuggested")) > seen + 1)
-        stopping = start("stop", folder.path)
-        assert stopping.wait(60) == 0, stopping.communicate()[0]
-        said, _ = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
-
-
-def adopted(folder):
-    """The next runner has heard of every frame once, of the raster too, and no place was measured twice."""
-    assert sum(len(event["positions"]) for event in of_kind(folder, "FellBack")) > 0
-    arrived = Counter(i for e in of_kind(folder, "ChunkArrived") for i in e["frame_ids"])
-    assert sorted(arrived) == list(range(len(arrived)))
-    assert set(arrived.values()) == {1}
-    assert Counter(i for e in of_kind(folder, "PredictionReady") for i in e["frame_ids"]) == arrived
-    for image in folder.objects().values():
-        where = list(zip(image["position_y"].values.tolist(), image["position_x"].values.tolist(), strict=True))
-        assert len(set(where)) == len(where)
-    assert sum(image.sizes["frame"] for image in folder.objects().values()) == len(arrived)

@@ -434,28 +434,14 @@ def test_a_file_that_is_no_recording_is_refused_in_words(tmp_path, content, expe
 
 
 def test_bench_faults_keeps_its_keys(tmp_path):
-    """A lost scheduler, after which the run is recovered on a new cluster, with everything accounted for."""
-    ran("bench_faults.py", tmp_path, "--faults", "1", "--ranks", "1", "--only", "kill", "--targets", "scheduler")
+    """A killed rank, a killed predictor: noticed, replaced, and everything accounted for."""
+    quick = ["--faults", "2", "--ranks", "2", "--only", "kill", "--targets", "rank-0,predictor"]
+    ran("bench_faults.py", tmp_path, *quick)
     figures = RunFolder(tmp_path).summary()
-    check_faults(figures["faults"], survived=1)
-    assert figures["recover_s"]["p50"] > 0
-    assert {"notice_s", "train_again_s", "predict_again_s"} <= set(figures)
+    assert figures["faults"]["survived"] == 2
+    assert [figures["faults"][key] for key in ("hangs", "frames_lost", "decisions_repeated", "versions_lost")] == [
+        0
+    ] * 4
+    for key in ("notice_s", "train_again_s", "predict_again_s"):
+        assert figures[key]["p50"] <= figures[key]["p99"]
     assert (tmp_path / "faults.png").stat().st_size > 1000
-
-
-def check_faults(faults, *, survived):
-    assert faults["survived"] == survived
-    keys = ("hangs", "frames_lost", "frames_twice", "decisions_repeated", "versions_lost")
-    assert [faults[key] for key in keys] == [0] * len(keys)
-
-
-def test_bench_soak_keeps_its_keys(tmp_path):
-    """Its mechanism, in seconds instead of minutes: workers that hold the interpreter lock, or have no network where
-    the system allows to take it away; memory, and nothing lost."""
-    quick = ["--minutes", "0.4", "--every", "12", "--ranks", "1", "--only", "stall,cut", "--no-twin"]
-    ran("bench_soak.py", tmp_path, *quick)
-    figures = RunFolder(tmp_path).summary()
-    check_faults(figures["faults"], survived=2)
-    assert figures["memory"]["blocks"] >= 1
-    assert figures["faults"]["frames_per_s"] > 0
-    assert (tmp_path / "soak.png").stat().st_size > 1000
