@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,9 @@ from steering.runner.rank_group import RankGroup, answered
 from steering.runner.recovery import Recovery, clean_store
 from steering.runner.source_proxy import SourceProxy
 from steering.runner.start import Start
+
+_SET_UP_S = 300.0
+"""How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,17 @@ async def assemble(
     ranks, _ = await asyncio.gather(forming, proxy.start())
     await source.start(where[SOURCE][0], handle.actor, None if recovery is None else recovery.source)
     return Actors(source=source, proxy=proxy, ranks=ranks)
+
+
+async def in_time(set_up: Awaitable[None]) -> None:
+    """Wait for all actors to be there. Raises RuntimeError where that takes too long."""
+    try:
+        await asyncio.wait_for(set_up, _SET_UP_S)
+    except TimeoutError as late:
+        raise RuntimeError(
+            f"found the actors of the run not ready after {_SET_UP_S:.0f} s, expected them within that time: "
+            "look at the workers' logs, and start the run again"
+        ) from late
 
 
 async def _ranks(

@@ -22,7 +22,7 @@ from steering.campaign import (
 )
 from steering.labels.external import waiting
 from steering.runner.actors import LostForGood
-from steering.runner.assembly import Actors, assemble
+from steering.runner.assembly import Actors, assemble, in_time
 from steering.runner.checkpoint import Checkpoints
 from steering.runner.describe import describe
 from steering.runner.ending import ending_with
@@ -53,8 +53,6 @@ _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
 _LOOK_S = 0.5
 """Between two looks whether all of a scan was reported."""
-_SET_UP_S = 300.0
-"""How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""
 
 T = TypeVar("T")
 
@@ -115,7 +113,7 @@ class Runner:
 
     async def _run(self) -> dict[str, Any]:
         try:
-            await self._jobs.unless_failed(self._be_ready())
+            await self._jobs.unless_failed(in_time(self._set_up()))
             while not self.campaign.finished:
                 await self._jobs.unless_failed(self._event())
             await self._hear_the_last_frames()
@@ -215,15 +213,6 @@ class Runner:
         return self._source
 
     # The set-up.
-
-    async def _be_ready(self) -> None:
-        try:
-            await asyncio.wait_for(self._set_up(), _SET_UP_S)
-        except TimeoutError as late:
-            raise RuntimeError(
-                f"found the actors of the run not ready after {_SET_UP_S:.0f} s, expected them within that time: "
-                "look at the workers' logs, and start the run again"
-            ) from late
 
     async def _set_up(self) -> None:
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
