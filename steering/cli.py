@@ -165,13 +165,18 @@ def _run_in(folder: RunFolder, entry: Callable[..., Any], workflow: Path, argume
 
 
 def _run_held(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> int:
+    from steering.clusters.own_job import successor, watched_end  # noqa: PLC0415
     from steering.runner.event_log import events_after  # noqa: PLC0415
 
     if not {"-h", "--help"} & set(arguments):
         _say(f"run folder: {_short(folder.path)}")
     sys.argv = [f"steering run {workflow.name}", *arguments]  # the name that the workflow's own --help prints
     before = events_after(folder, 0)[1] if folder.recovering else 0
-    ending = _attempt(lambda: entry(folder, arguments))
+    with watched_end():
+        ending = _attempt(lambda: entry(folder, arguments))
+    if ending.handed_over:
+        _complain(f"{_short(folder.path)} goes on in job {successor()}: the job of this process ends")
+        return ending.code
     if folder.recovering and ending.status != "finished" and events_after(folder, 0)[1] == before:
         _complain(f"{_short(folder.path)} was not continued, and is as it was: {ending.reason}")
         return ending.code or 1
@@ -280,6 +285,8 @@ class _Ending:
     """The code left by SystemExit, as argparse does."""
     returned: bool = False
     """The code was returned: 0 done or nothing to do, 75 try later, else failed."""
+    handed_over: bool = False
+    """The job of this process ends, and another one goes on with the run."""
 
 
 def _attempt(action: Callable[[], Any]) -> _Ending:
@@ -295,7 +302,8 @@ def _attempt(action: Callable[[], Any]) -> _Ending:
         return _Ending("failed", f"its main returned {code}", code=code, returned=True)
     except KeyboardInterrupt:
         number = stopper.number or signal.SIGINT
-        return _Ending("interrupted", f"stopped by {_SIGNALS[number]}", code=128 + number)
+        reason = f"stopped by {_SIGNALS[number]}"
+        return _Ending("interrupted", reason, code=128 + number, handed_over=stopper.handed_over)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
         reason = f"left with {left.code}" if left.code else ""
@@ -312,15 +320,23 @@ class _Stopper:
 
     def __init__(self) -> None:
         self.number: signal.Signals | None = None
+        self.handed_over = False
         self._count = 0
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self._count += 1
         self.number = self.number or signal.Signals(number)
         if self._count == 2:
-            _complain("closing down already; press Ctrl-C once more to quit at once")
-        else:
-            raise KeyboardInterrupt
+            if not self.handed_over:  # SLURM and the batch script both say it
+                _complain("closing down already; press Ctrl-C once more to quit at once")
+            return
+        if self._count == 1 and number == signal.SIGTERM:
+            from steering.clusters.own_job import JobEnds, successor  # noqa: PLC0415
+
+            self.handed_over = successor() is not None
+            if self.handed_over:
+                raise JobEnds
+        raise KeyboardInterrupt
 
 
 def _hold_signals(hold: bool) -> None:

@@ -23,7 +23,7 @@ from steering.clusters.local import _workers, on_gpus
 from steering.clusters.queue import job_script, places
 from steering.clusters.site import read_site
 from steering.clusters.squeue import JobState, last_words, parsed
-from steering.clusters.succession import FAILURES, Place, due, lead, successor
+from steering.clusters.succession import FAILURES, LAST_S, Place, due, lays_down, lead, successor
 
 pytestmark = pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="no dask-jobqueue: the extra jobqueue")
 ROOT = Path(__file__).parents[1]
@@ -229,6 +229,19 @@ def test_successors_of_short_jobs_are_not_submitted_at_once():
     place = Place(kind="trainer", number=0, came=True, lead=lead(state(NOW + 60), NOW, 300))
     assert due(place, state(NOW + 60), NOW + 29) == "keep"
     assert due(place, state(NOW + 60), NOW + 31) == "replace"
+
+
+@pytest.mark.parametrize("kind", ["trainer", "inference", "beamline"])
+def test_roles_are_laid_down_once_the_successor_is_there(kind):
+    assert not lays_down(kind, state(NOW + 300), NOW, heir=False)
+    assert lays_down(kind, state(NOW + 300), NOW, heir=True)
+
+
+def test_near_the_end_what_can_be_kept_is_written_without_a_successor():
+    for kind in ("trainer", "beamline"):
+        assert lays_down(kind, state(NOW + LAST_S), NOW, heir=False)
+        assert not lays_down(kind, state(None, "PENDING"), NOW, heir=False)
+    assert not lays_down("inference", state(NOW + LAST_S), NOW, heir=False)  # nothing is in the predictor alone
 
 
 def test_a_place_whose_workers_never_come_is_given_up():

@@ -26,6 +26,7 @@ class Queue:
         self._created = set()
         self.refuses = False
         self.number = 0
+        self.laid_down = []
 
     def sync(self, function, **named):
         return function(**named)
@@ -54,6 +55,13 @@ class Queue:
         return {
             "workers": {f"tls://{name}": {"name": name, "resources": {}} for name in there if name not in self.silent}
         }
+
+    def set_metadata(self, keys, value):
+        """What runs hear of roles whose jobs are on their way."""
+        self.awaited = value
+
+    def run_on_scheduler(self, function, names):
+        self.laid_down.append(sorted(names))
 
     silent = ()
     """Workers that never come."""
@@ -103,6 +111,43 @@ def test_a_successor_comes_beside_a_job_that_nears_its_end(queue, jobs, tmp_path
     del queue.states[old]
     jobs._look()
     assert sorted(queue.worker_spec) == ["inference-0.1", "trainer-0"]
+
+
+def nearing(queue, jobs, tmp_path, seconds):
+    """The rank's job ends in so many seconds, and its successor is due."""
+    old = told(tmp_path)["trainer"]["job"]
+    queue.run(old, ends=time.time() + 3600)
+    jobs._look()
+    queue.run(old, ends=time.time() + seconds)
+    jobs._look()
+
+
+def test_roles_are_laid_down_once_and_only_when_the_successor_is_there(queue, jobs, tmp_path):
+    queue.silent = ("trainer-0.1",)
+    nearing(queue, jobs, tmp_path, 100)
+    jobs._look()
+    assert queue.laid_down == []
+    assert queue.awaited == ["trainer"]
+    queue.silent = ()
+    jobs._look()
+    jobs._look()
+    assert queue.laid_down == [["trainer-0"]]
+    assert queue.awaited == []
+
+
+def test_a_role_is_laid_down_near_the_end_though_the_successor_waits(queue, jobs, tmp_path):
+    queue.silent = ("trainer-0.1",)
+    nearing(queue, jobs, tmp_path, 15)
+    jobs._look()
+    assert queue.laid_down == [["trainer-0"]]
+
+
+def test_where_no_successor_can_be_submitted_the_job_goes_on(queue, jobs, tmp_path):
+    jobs._look()
+    queue.refuses = True
+    nearing(queue, jobs, tmp_path, 100)
+    jobs._look()
+    assert queue.laid_down == []
 
 
 def test_a_refusal_in_the_middle_of_a_run_is_tried_again(queue, jobs, tmp_path, caplog):

@@ -29,6 +29,9 @@ class Mortal(Rank):
         super().__init__(*arguments)
         self.folder = folder
 
+    async def keys(self):
+        return sorted(self.buffer.state().key.tolist())
+
     def _due(self, verb):
         order = self.folder / f"{verb}-{self.rank}"
         if order.exists():
@@ -99,6 +102,16 @@ class Bench:
         self.stored = [one.stored for one in rounds]
         return rounds[0].steps
 
+    async def keys(self):
+        """Of all stored samples, whichever rank has them."""
+        found = []
+        assert await self.group.send(lambda ranks: self._keys(ranks, found), self.group.generation) is None
+        return sorted(found)
+
+    async def _keys(self, ranks, found):
+        for keys in await every(call(rank, "keys") for rank in ranks):
+            found.extend(keys)
+
     async def back(self, ranks):
         """The workers that were started again take part again."""
         while len(free := set(addresses(await workers_now(self.client), TRAINER)) - set(self.group.addresses)) < ranks:
@@ -156,6 +169,18 @@ async def lives(client, folder):
     assert len(set(await bench.group.digest())) == 1
     await bench.sound()
     assert len(bench.told) == 4
+
+    # One whose worker is about to end leaves what it remembers to one that has just joined.
+    assert (await bench.back(1)).ranks >= 3
+    kept, digests, leaving = await bench.keys(), set(await bench.group.digest()), bench.group.addresses[0]
+    change = await bench.group.retire([leaving], bench.folder)
+    assert (change.lost, change.retired, change.samples_lost) == ((0,), (0,), 0)
+    assert leaving not in bench.group.addresses
+    assert await bench.keys() == kept
+    assert set(await bench.group.digest()) == digests
+    await bench.sound()
+    assert await bench.group.retire([leaving], bench.folder) is None  # it has left
+    assert await bench.group.retire(bench.group.addresses, bench.folder) is None  # nobody would be left
 
     # An error of one's own is no loss.
     with pytest.raises(FileExistsError, match="model version 1"):

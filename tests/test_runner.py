@@ -30,11 +30,11 @@ from tests.command_line import said
 pytestmark = pytest.mark.slow
 
 
-def experiment(frames=150, **settings):
+def experiment(frames=150, *, rate=80.0, step=None, **settings):
     """One small sample, two ranks."""
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     stages = [Stage("brick", sample(pictures.brick(), phase=-2.0, absorption=0.1, size=128), frames)]
-    source = SimulatedBeamline(stages, probe=probe, step=2.0 if frames > 200 else 5.0, frame_rate=80.0)
+    source = SimulatedBeamline(stages, probe=probe, step=step or (2.0 if frames > 200 else 5.0), frame_rate=rate)
     network = ProbeFirst(window=64, patch=40, width=8)
     return Experiment(
         source=source,

@@ -94,20 +94,66 @@ def test_scrontab_lines_are_whole():
     assert lines.index(cron_line("\n".join(lines))) == max(lines.index(option) for option in options) + 1
 
 
-def test_the_batch_script_is_valid_and_hands_its_arguments_on(here):
-    subprocess.run(["bash", "-n", str(SCHEDULES / "driver.sbatch")], check=True)
-    says = here / "steering"
-    says.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    says.chmod(0o755)
-    environment = {"PATH": os.environ["PATH"], "STEERING": str(says), "SLURM_JOB_ID": "7"}
-    command = ["bash", str(SCHEDULES / "driver.sbatch"), "workflows/class_incremental.py", "--ranks", "4"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[:4] == ["run", "--out", "runs/class_incremental-7", "workflows/class_incremental.py"]
-    assert done.stdout.split()[4:] == ["--cluster", "slurm:workflows/site.toml", "--ranks", "4"]
-    environment |= {"SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "2"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "runs/class_incremental-8-2" in done.stdout
-    assert "--seed\n2\n" in done.stdout
+@pytest.fixture
+def batch(here, monkeypatch):
+    """Runs driver.sbatch as SLURM would, with commands that only say what they are asked: what they were asked, and the
+    exit code."""
+    script = SCHEDULES / "driver.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    for name, then in (
+        ("steering", "exit ${CODE:-0}"),
+        ("sbatch", 'echo "RUN=$STEERING_RUN SEED=$STEERING_SEED ${SLURM_ARRAY_JOB_ID:-none}" >>asked; echo 99'),
+        ("scancel", ""),
+        ("squeue", "echo 4:00:00"),
+    ):
+        (here / name).write_text(f'#!/bin/bash\necho {name} "$@" >>asked\n{then}\n')
+        (here / name).chmod(0o755)
+    path = {"PATH": f"{here}:{os.environ['PATH']}", "STEERING": str(here / "steering"), "SLURM_JOB_PARTITION": "debug"}
+
+    def run(*words, **environment):
+        (here / "asked").unlink(missing_ok=True)
+        done = subprocess.run(["bash", str(script), *words], env=path | environment, check=False)
+        asked = here / "asked"
+        return (asked.read_text() if asked.exists() else ""), done.returncode
+
+    return run
+
+
+WORDS = ("workflows/class_incremental.py", "--ranks", "4")
+
+
+def test_the_batch_script_submits_its_successor_and_hands_its_arguments_on(batch):
+    asked, code = batch(*WORDS, SLURM_JOB_ID="7")
+    run, site = "runs/class_incremental-7", "--cluster slurm:workflows/site.toml"
+    script = f"{SCHEDULES}/driver.sbatch {' '.join(WORDS)}"
+    assert asked.splitlines() == [
+        "squeue --noheader --job=7 --format=%l",
+        f"sbatch --parsable --dependency=afterany:7 --partition=debug --time=4:00:00 {script}",
+        f"RUN={run} SEED= none",
+        f"steering run --out {run} workflows/class_incremental.py {site} --ranks 4",
+        "scancel 99",  # the run has ended
+    ]
+    assert code == 0
+    asked, _ = batch(*WORDS, SLURM_JOB_ID="8", SLURM_ARRAY_JOB_ID="8", SLURM_ARRAY_TASK_ID="2")
+    assert "--dependency=afterany:8_2" in asked
+    assert "RUN=runs/class_incremental-8-2 SEED=2 none" in asked
+    assert f"{site} --seed 2 --ranks 4" in asked
+
+
+@pytest.mark.parametrize(("left", "cancelled"), [(143, False), (137, False), (1, True)])
+def test_the_successor_waits_only_for_a_driver_that_a_signal_has_ended(batch, left, cancelled):
+    asked, code = batch(*WORDS, SLURM_JOB_ID="7", CODE=str(left))
+    assert code == left
+    assert ("scancel 99" in asked) == cancelled
+
+
+def test_the_successor_goes_on_with_a_run_that_was_left_and_with_no_other(batch):
+    folder = RunFolder.create("runs/a")
+    asked, _ = batch(*WORDS, SLURM_JOB_ID="9", STEERING_RUN="runs/a")
+    assert "steering recover runs/a\n" in asked
+    assert "RUN=runs/a " in asked
+    folder.end("finished")
+    assert batch(*WORDS, SLURM_JOB_ID="9", STEERING_RUN="runs/a") == ("", 0)
 
 
 @pytest.mark.slow

@@ -15,12 +15,16 @@ import pytest
 
 from steering.clusters import Job, Site, cluster, slurm
 from steering.clusters.queue import places
+from steering.models import ModelStore
 from steering.runner import RunFolder, attach, start
 from steering.view.status import status_lines
 from tests import slurm as real
 from tests.test_runner import experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+ROOT = Path(__file__).parents[1]
+SITE_FILE = ROOT / "workflows" / "site.toml"
+STEERING = Path(sys.executable).parent / "steering"
 SITE = Site(
     trainer=Job(memory="1500MiB"), inference=Job(memory="1500MiB"), beamline=Job(memory="1500MiB"), interface="lo"
 )
@@ -58,8 +62,7 @@ def test_a_campaign_goes_on_when_jobs_are_cancelled_and_walltimes_near_their_end
     """By the site file of workflows/, with TLS: jobs are replaced, the predictor's before it ends; no frame is lost, no
     job is left, and the key stands in no file but its own."""
     folder = RunFolder.create(tmp_path / "run")
-    site = Path(__file__).parents[1] / "workflows" / "site.toml"
-    with cluster(f"slurm:{site}", ranks=2, folder=folder.path) as client:
+    with cluster(f"slurm:{SITE_FILE}", ranks=2, folder=folder.path) as client:
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
         run = start(experiment(frames=20_000), client, folder)  # it is stopped below
         until(lambda: run.snapshot().get("frames_predicted"))
@@ -86,12 +89,75 @@ def test_a_campaign_goes_on_when_jobs_are_cancelled_and_walltimes_near_their_end
             assert secret.encode() not in file.read_bytes(), file
 
 
+WORKFLOW = """
+from dataclasses import replace
+from steering import cluster, run
+from tests.test_runner import experiment
+
+def main(folder, arguments):
+    long = experiment(frames=20_000, rate=10.0, step=1.0)  # it is stopped from outside
+    with cluster(arguments[1], ranks=2, folder=folder.path) as client:
+        run(replace(long, checkpoint_s=3.0), client, folder)
+"""
+
+
+def test_a_campaign_goes_across_three_walltimes(tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First all jobs of its roles end at once: ranks, predictor and runner are handed over before. Then the job of
+    driver and scheduler is cancelled: the next one goes on from the checkpoint."""
+    for name, value in {"PYTHONPATH": ROOT, "STEERING": STEERING, "SITE": SITE_FILE}.items():
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "work.py").write_text(WORKFLOW)
+    script = str(ROOT / "workflows" / "schedules" / "driver.sbatch")
+    options = ["--parsable", f"--chdir={tmp_path}", f"--output={tmp_path}/driver-%j.log"]
+    driver = subprocess.run(["sbatch", *options, script, "work.py"], capture_output=True, text=True, check=True)
+    job = driver.stdout.strip()
+    path = tmp_path / "runs" / f"work-{job}"
+    until((path / "summary.json").exists)
+    folder = RunFolder(path)
+    until(lambda: named(folder, "CheckpointWritten") and len(ModelStore(folder.models).versions()) > 1)
+
+    jobs = {one["job"] for one in jobs_of(folder)}
+    for one in jobs:
+        subprocess.run(["scontrol", "update", f"JobId={one}", "EndTime=now+40"], check=True)
+    until(lambda: len(named(folder, "RunRecovered")) == 1)
+    until(lambda: not jobs & {one["job"] for one in jobs_of(folder)} and all(one["worker"] for one in jobs_of(folder)))
+    goes_on(folder)
+
+    subprocess.run(["scancel", job], check=True)
+    until(lambda: len(named(folder, "RunRecovered")) == 2)
+    goes_on(folder)
+    command("stop", str(folder.path))
+    until(lambda: folder.summary()["status"] != "running")
+    figures = folder.summary()
+    assert (figures["status"], figures["samples_lost"]) == ("finished", 0)
+    assert figures["frames_predicted"] == figures["frames_acquired"] > 0
+    assert named(folder, "FramesLost") == []
+    steps = [version.steps for version in ModelStore(folder.models).versions()]
+    assert steps == sorted(steps)
+    nothing_left()
+
+
+def named(folder: RunFolder, name: str) -> list[dict]:
+    return [event for event in folder.events() if event["event"] == name]
+
+
+def goes_on(folder: RunFolder) -> None:
+    """Frames are predicted and ranks train after the newest recovery."""
+
+    def new() -> bool:
+        names = [event["event"] for event in folder.events()]
+        last = len(names) - names[::-1].index("RunRecovered")
+        return {"PredictionReady", "CandidateReady"} <= set(names[last:])
+
+    until(new)
+
+
 def job_of(folder: RunFolder, kind: str) -> dict:
     return next(job for job in jobs_of(folder) if job["kind"] == kind)
 
 
 def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -30,6 +30,8 @@ class GroupChanged(Event):
     generation: int
     seconds: float = 0.0
     """From when the loss was noticed, or the new ranks were ready, until the new group had formed."""
+    retired: tuple[int, ...] = ()
+    """Of the lost ones, those that left in order: what they remembered is with the others."""
     samples_lost: int = 0
     """Stored samples that the lost ranks reported after their last training round, without those that came back: they
     are rehearsed no more."""

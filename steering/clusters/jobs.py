@@ -15,10 +15,10 @@ from typing import Any
 
 from distributed import Client
 
-from steering.clusters.roles import missing, workers_of
+from steering.clusters.roles import announce, lay_down, missing, workers_of
 from steering.clusters.site import CARRIES
 from steering.clusters.squeue import JobState, last_words, slurm_states
-from steering.clusters.succession import Place, due, lead, successor
+from steering.clusters.succession import Place, due, lays_down, lead, successor
 
 FILE = "jobs.json"
 """In the run's folder: which jobs it has, and what the batch system says of them."""
@@ -39,8 +39,10 @@ class Jobs:
         self._system = system
         self._handover = handover
         self._places: list[Place] = []
-        self._leaving: dict[str, str] = {}
-        """Workers whose successor is submitted, with their jobs, until these are over."""
+        self._leaving: dict[str, tuple[Place, int]] = {}
+        """By their names those whose successor is submitted, with its index in `_places`, until their jobs are over."""
+        self._laid_down: set[str] = set()
+        """Of these, whose workers have no role any more."""
         self._given_up: dict[str, str] = {}
         self._spec: Callable[[Place], dict[str, Any]]
         self._states: dict[str, JobState] = {}
@@ -111,24 +113,36 @@ class Jobs:
             for place in self._places
         ]
         self._follow(states, now)
+        self._hand_over(names, now)
         self._write()
 
     def _ask(self, names: set[str]) -> dict[str, JobState] | None:
         """What the batch system says; of systems that are not asked, jobs whose worker has gone are over."""
         if self._system == "slurm":
-            return slurm_states([*(place.job for place in self._places), *self._leaving.values()])
+            leaving = (place for place, _ in self._leaving.values())
+            return slurm_states([place.job for place in (*self._places, *leaving)])
         there = [place for place in self._places if not place.came or any(_of(place, name) for name in names)]
         return {place.job: JobState(job=place.job, state="RUNNING" if place.came else "SUBMITTED") for place in there}
 
     def _follow(self, states: Mapping[str, JobState], now: float) -> None:
         """Submit another job wherever one is over, or nears its end."""
-        for name, job in list(self._leaving.items()):
-            if job not in states:
+        for name, (place, _) in list(self._leaving.items()):
+            if place.job not in states:
                 self._cluster.worker_spec.pop(name, None)
                 del self._leaving[name]
         wanted = [index for index, place in enumerate(self._places) if self._wanted(place, states, now)]
         if wanted and now >= self._not_before:
             self._replace(wanted, states, now)
+
+    def _hand_over(self, names: set[str], now: float) -> None:
+        """Have the workers of jobs that end lay down their roles once their successor is there, or the end is near."""
+        for old, index in self._leaving.values():
+            heir = self._places[index]
+            arrived = sum(_of(heir, name) for name in names) >= heir.processes
+            if old.name in self._laid_down or not lays_down(old.kind, self._states.get(old.job), now, heir=arrived):
+                continue
+            lay_down(self._client, [name for name in names if _of(old, name)])
+            self._laid_down.add(old.name)
 
     def _wanted(self, place: Place, states: Mapping[str, JobState], now: float) -> bool:
         """Whether a place needs another job."""
@@ -141,9 +155,7 @@ class Jobs:
 
     def _replace(self, wanted: list[int], states: Mapping[str, JobState], now: float) -> None:
         for old in (self._places[index] for index in wanted):
-            if old.job in states:
-                self._leaving[old.name] = old.job
-            else:
+            if old.job not in states:
                 self._cluster.worker_spec.pop(old.name, None)
         try:
             fresh = self._submitted([successor(self._places[index]) for index in wanted])
@@ -152,8 +164,11 @@ class Jobs:
             self._not_before = now + _AGAIN_S
             return
         for index, place in zip(wanted, fresh, strict=True):
-            logger.info("job %s takes the place of job %s (%s)", place.job, self._places[index].job, place.name)
+            old = self._places[index]
+            logger.info("job %s takes the place of job %s (%s)", place.job, old.job, place.name)
             self._places[index] = place
+            if old.job in states:
+                self._leaving[old.name] = (old, index)
 
     def _submitted(self, places: list[Place]) -> list[Place]:
         """The places with the ids of their jobs. Raises RuntimeError where one is refused."""
@@ -199,6 +214,9 @@ class Jobs:
         told = {"system": self._system, "jobs": jobs, "given_up": list(self._given_up.values())}
         content = json.dumps(told, indent=1).encode()
         if content != self._written:
+            given_up = self._given_up
+            waiting = [place.kind for place in self._places if not place.came and place.name not in given_up]
+            announce(self._client, sorted({role for kind in waiting for role in CARRIES[kind]}))
             fresh = self._folder / f".{FILE}.{os.getpid()}"
             fresh.write_bytes(content)
             os.replace(fresh, self._folder / FILE)

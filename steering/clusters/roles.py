@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distributed import Client
 
 TRAINER, INFERENCE, SOURCE, LABEL, RUNNER = ROLES = ("trainer", "inference", "source", "label", "runner")
 """`trainer` on one worker for each rank; each of the others on at least one worker."""
+
+_LOOK_S = 0.2
 
 Workers = Mapping[str, Mapping[str, Any]]
 """What the scheduler knows of each worker, by its address."""
@@ -31,6 +35,59 @@ def addresses(workers: Workers, role: str) -> list[str]:
     """Addresses of the workers that carry a role, in the order of their names."""
     named = sorted(workers.items(), key=lambda item: str(item[1]["name"]))
     return [address for address, worker in named if worker["resources"].get(role, 0) >= 1]
+
+
+def lay_down(client: Client, names: Sequence[str]) -> None:
+    """Have workers, by their names, carry no role any more: nothing new is placed on them, and who has something there
+    hands it over. What they do goes on meanwhile."""
+    client.run_on_scheduler(_without_roles, names=list(names))
+
+
+def _without_roles(dask_scheduler: Any, names: list[str]) -> None:
+    for address, worker in list(dask_scheduler.workers.items()):
+        if worker.name in names:
+            dask_scheduler.add_resources(worker=address, resources=dict.fromkeys(worker.resources, 0))
+
+
+def ending(workers: Workers, address: str, role: str) -> bool:
+    """Whether a worker that had a role is there and carries it no more: its job is about to end."""
+    return address in workers and workers[address]["resources"].get(role) == 0
+
+
+_AWAITED = "steering-awaited"
+
+
+def announce(client: Client, roles: Sequence[str]) -> None:
+    """Say for which roles a job waits in a queue: who lost a worker of one waits for as long as that takes."""
+    client.set_metadata([_AWAITED], list(roles))
+
+
+async def worker_for(client: Client, role: str, patience_s: float) -> str | None:
+    """Address of a worker that carries a role, once there is one; None where none comes within so many seconds, time
+    in which a job for it waits in a queue not counted. On an event loop."""
+    found: list[str] = []
+
+    def lacks(workers: Workers) -> list[str]:
+        found[:] = addresses(workers, role)
+        return [] if found else [role]
+
+    return found[0] if await _came(client, lacks, patience_s) else None
+
+
+async def all_there(client: Client, ranks: int, patience_s: float) -> bool:
+    """Whether every role has its workers, trainer as many as `ranks`, within so many seconds, counted as above."""
+    return await _came(client, lambda workers: list(missing(workers, ranks=ranks)), patience_s)
+
+
+async def _came(client: Client, lacks: Callable[[Workers], list[str]], patience_s: float) -> bool:
+    until = time.monotonic() + patience_s
+    while roles := lacks(await workers_now(client)):
+        if set(roles) & set(await client.get_metadata([_AWAITED], default=[])):
+            until = time.monotonic() + patience_s
+        elif time.monotonic() > until:
+            return False
+        await asyncio.sleep(_LOOK_S)
+    return True
 
 
 def missing(workers: Workers, *, ranks: int) -> dict[str, int]:

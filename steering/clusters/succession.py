@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from steering.clusters.roles import INFERENCE
 from steering.clusters.squeue import JobState
 
 FAILURES = 3
 """Jobs in a row that end before their worker has come, after which a place is given up."""
+
+LAST_S = 20.0
+"""So long before its end a job lays down its roles, also where its successor still waits in the queue."""
 
 Next = Literal["keep", "replace", "give up"]
 
@@ -50,6 +54,17 @@ def due(place: Place, state: JobState | None, now: float) -> Next:
         return "give up" if not place.came and place.failures + 1 >= FAILURES else "replace"
     near = state.ends is not None and place.lead is not None and now >= state.ends - place.lead
     return "replace" if near else "keep"
+
+
+def lays_down(kind: str, state: JobState | None, now: float, *, heir: bool) -> bool:
+    """Whether the workers of a job whose successor is submitted lay down their roles, so that what they do is handed
+    over. heir: whether the successor's workers are there.
+
+    Where they are not, what can be kept for them is written before the end is near; the predictor goes on predicting
+    until it is lost, for all that it knows others know too.
+    """
+    near = state is not None and state.ends is not None and state.ends - now <= LAST_S
+    return heir or (near and kind != INFERENCE)
 
 
 def successor(place: Place) -> Place:

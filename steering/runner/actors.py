@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from distributed import Client, get_client
 
+from steering.campaign import GroupChanged
 from steering.clusters.roles import workers_now, workers_of
 from steering.learning import GroupLost
 
@@ -196,6 +197,13 @@ async def losses(client: Client, handles: Sequence[ActorHandle]) -> list[ActorHa
             break
         await asyncio.sleep(0.1)
     return found
+
+
+async def answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
+    """The ranks' answer; the verb is repeated for as long as the group changes meanwhile."""
+    while isinstance(answer := await verb(), GroupChanged):
+        pass
+    return answer
 
 
 def retrieved(job: asyncio.Future) -> None:

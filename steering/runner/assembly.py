@@ -14,12 +14,12 @@ from steering.campaign import Event, Publish
 from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
 from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
-from steering.runner.actors import place
+from steering.runner.actors import answered, place
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.manifest import checkpoints
 from steering.runner.predictor_proxy import PredictorProxy
-from steering.runner.rank_group import RankGroup, answered
+from steering.runner.rank_group import RankGroup
 from steering.runner.recovery import Recovery, clean_store
 from steering.runner.source_proxy import SourceProxy
 from steering.runner.start import Start

@@ -36,9 +36,11 @@ UNREACHED = (OSError, TimeoutError, CancelledError, RuntimeError)
 class Attached:
     """A running campaign, as any process can watch it and give it commands. Leaving it does not end the run."""
 
-    def __init__(self, runner: Any, folder: RunFolder, client: Client | None = None) -> None:
-        """client: closed with this; None: somebody else's."""
+    def __init__(self, runner: Any, folder: RunFolder, client: Client | None = None, key: str | None = None) -> None:
+        """client: closed with this; None: somebody else's. key: of the runner, as the folder names it; None: it is not
+        followed where another takes its place."""
         self._runner = runner
+        self._key = key
         self._client = client
         self.folder = folder
 
@@ -65,15 +67,17 @@ class Attached:
     def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
         """Snapshots until the run has ended, well or not."""
         while self.folder.summary().get("status") == "running":
+            self._moved()
             try:
                 yield self._runner.snapshot().result(timeout=ANSWER_S)
             except TimeoutError:  # it is busy, replacing its predictor say, or nobody is there any more
                 if gone(self.folder):
                     return
             except UNREACHED:
-                if not self._ending():
+                if self._ending():
+                    return
+                if self._key in (None, whereabouts(self.folder).get("key")):
                     raise
-                return
             time.sleep(every)
 
     def look(self, known: tuple[str, int, int] | None = None) -> Look:
@@ -113,18 +117,32 @@ class Attached:
         """End the run at once, whatever it is doing: it gives its workers back."""
         self._runner.give_up(reason).result(timeout=ANSWER_S)
 
+    def hand_over(self) -> None:
+        """Have the runner write a checkpoint and end: the run goes on from there with `steering recover`."""
+        self._runner.hand_over().result(timeout=LAST_WORDS_S)
+
     def save(self) -> None:
         """Write the live images of a run that goes on into its folder."""
         self._runner.save().result(timeout=LAST_WORDS_S)
 
     def _ending(self) -> bool:
-        """Wait for the folder to say how the run ended; False where it does not."""
+        """Wait for the folder to say how the run ended, or that another runner goes on; False where it does not end."""
         deadline = time.monotonic() + _ENDING_S
         while not self.done:
-            if time.monotonic() > deadline:
+            where = whereabouts(self.folder)
+            if self._key is not None and not where:  # a runner has handed over, and the next one is awaited
+                deadline = time.monotonic() + _ENDING_S
+            elif self._key not in (None, where.get("key")) or time.monotonic() > deadline:
                 return False
             time.sleep(0.2)
         return True
+
+    def _moved(self) -> None:
+        """Where another runner has taken the place of the one that was asked, ask that from now on."""
+        if self._key not in (None, whereabouts(self.folder).get("key", self._key)):
+            other = attach(self.folder)
+            self.close()
+            self._runner, self._client, self._key = other._runner, other._client, other._key
 
 
 def attach(path: str | Path | RunFolder) -> Attached:
@@ -152,7 +170,7 @@ def attach(path: str | Path | RunFolder) -> Attached:
         published = client.get_dataset(where["runner"])
         if published.key != where.get("key", published.key):
             raise KeyError(where["key"])  # another run has the cluster by now
-        return Attached(published.result(timeout=ANSWER_S), folder, client)
+        return Attached(published.result(timeout=ANSWER_S), folder, client, published.key)
     except FatalCommClosedError as error:
         raise RuntimeError(
             f"{folder.name}: found a scheduler at {where['address']} that does not take the credentials here, "

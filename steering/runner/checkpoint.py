@@ -17,11 +17,11 @@ from typing import Any
 from steering.campaign import CheckpointWritten, Event, state_of
 from steering.inference import SavedPolicy, SavedPredictor
 from steering.records.plain import plain
+from steering.runner.actors import answered
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.manifest import Manifest, checkpoints, commit, newest_number, prune, write_part
 from steering.runner.optional import Optional
-from steering.runner.rank_group import answered
 from steering.runner.spool import drop_spooled
 
 FRAMES = "frames"
@@ -46,14 +46,10 @@ class Checkpoints:
     """When those that are kept were begun."""
     _predictor_bytes: tuple[int, int] = (0, 0)
     """By the predictor of that number: all that it has written."""
-    _attempts: int = field(init=False)
-    """Of the ranks."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.number = newest_number(self.executor.folder)
-        names = (path.name.split(".")[0] for path in (checkpoints(self.executor.folder) / "ranks").glob("[0-9]*"))
-        self._attempts = max((int(name) for name in names if name.isdecimal()), default=0)
 
     async def as_time_goes(self) -> None:
         """Write one whenever it is due: after so many seconds, and at the end of a scan."""
@@ -108,13 +104,8 @@ class Checkpoints:
 
     async def _of_ranks(self, root: Path) -> tuple[Any, dict[str, int]]:
         """The ranks' part in JSON's types, and its files."""
-        part = await answered(lambda: self.executor.ranks.checkpoint(root, self._next()))
+        part = await answered(lambda: self.executor.ranks.checkpoint(root))
         return part.to_json(), dict.fromkeys(part.files, -1)
-
-    def _next(self) -> int:
-        """A number that no attempt had: the ranks count attempts, and one may fail."""
-        self._attempts += 1
-        return self._attempts
 
     def _commit(
         self, root: Path, number: int, event: int, begun: float, parts: dict[str, Any], files: dict[str, int], more: int

@@ -12,13 +12,17 @@ from typing import Any
 from distributed import Client
 
 from steering.clusters.credentials import FOLDER
-from steering.clusters.roles import RUNNER, addresses, workers_of
+from steering.clusters.jobs import FILE as JOBS
+from steering.clusters.own_job import JobEnds
+from steering.clusters.roles import RUNNER, addresses, all_there, workers_of
+from steering.runner.actors import LostForGood
 from steering.runner.attach import ANSWER_S, Attached
 from steering.runner.checks import refuse_hidden, refuse_taken
 from steering.runner.detached import start_detached
 from steering.runner.experiment import Experiment
 from steering.runner.folder import PUBLISHED_FOLDER, RunFolder
-from steering.runner.manifest import NoCheckpoint, newest_whole
+from steering.runner.handover import HandedOver
+from steering.runner.manifest import NoCheckpoint, newest_number, newest_whole
 from steering.runner.runner import Runner
 from steering.runner.watch import OneWorker, fence_now
 
@@ -145,18 +149,15 @@ def _started(experiment: Experiment, client: Client, folder: RunFolder, *, drive
 
 
 def _continued(experiment: Experiment, client: Client, folder: RunFolder, *, driven: bool = True) -> Handle | None:
-    """Another runner in the place of a lost one, from its newest checkpoint and log; None where there is no checkpoint,
-    or no worker for it within two minutes."""
+    """Another runner in place of one that is lost or has handed over, from its newest checkpoint and log; None where
+    there is no checkpoint, or no worker for a role within two minutes, time in a queue not counted."""
     try:
         manifest, _ = newest_whole(folder)
     except (NoCheckpoint, ValueError, OSError):
         return None
-    until = time.monotonic() + _RESTART_S
-    while not addresses(workers_of(client), RUNNER):
-        if time.monotonic() > until:
-            return None
-        time.sleep(_LOOK_S)
-    logger.warning("the runner's worker is lost: another runner goes on from checkpoint %d", manifest.number)
+    if not client.sync(all_there, client, experiment.ranks_range[0], _RESTART_S):
+        return None
+    logger.warning("another runner goes on from checkpoint %d", manifest.number)
     return _started(experiment, client, RunFolder(folder.path, recovering=True), driven=driven)
 
 
@@ -203,20 +204,25 @@ def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show
     """Run an experiment to its end, showing snapshots on the way. Returns the figures of summary.json.
 
     show: called with each snapshot; however the run ends, its `close` is called where it has one. Interrupted from the
-    keyboard, `run` first lets the runner write the live images; whatever ends it early ends the run on the cluster too.
-    Where the runner's worker is lost, another runner goes on from the newest checkpoint.
+    keyboard, `run` first lets the runner write the live images, and where its own job ends a checkpoint; whatever ends
+    it early ends the run on the cluster too. Where the runner's worker is lost or about to end, another runner goes on
+    from the newest checkpoint.
     """
     handle = _started(experiment, client, folder)
 
     def states() -> Iterator[dict[str, Any]]:
         nonlocal handle
+        last = 0
         while True:
             try:
                 yield from handle.watch()
                 error: Exception | None = handle.failure
             except Exception as failed:
                 error = failed
-            again = _continued(experiment, client, folder) if _noticed(handle, error) else None
+            over = isinstance(error, HandedOver) or _noticed(handle, error)
+            if isinstance(error, LostForGood) and (folder.path / JOBS).exists():  # what is lost there is replaced
+                over, last = newest_number(folder) > last, newest_number(folder)
+            again = _continued(experiment, client, folder) if over else None
             if again is None:
                 if error is not None:
                     raise error
@@ -228,7 +234,9 @@ def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show
         return handle.result()
     except BaseException as ending:
         with contextlib.suppress(Exception):  # what ended it is what counts
-            if isinstance(ending, KeyboardInterrupt):
+            if isinstance(ending, JobEnds):
+                handle.hand_over()
+            elif isinstance(ending, KeyboardInterrupt):
                 handle.save()
             handle.give_up("the process that watched over the run has ended it")
         raise

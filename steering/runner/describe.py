@@ -89,6 +89,9 @@ def _of_models(event: Event) -> str | None:
 
 def _of_ranks(event: Event) -> str | None:
     match event:
+        case GroupChanged() if event.retired and event.retired == event.lost:
+            which = ", ".join(map(str, event.retired))
+            return f"rank{'s' if len(event.retired) > 1 else ''} {which} handed over to the others; {event.ranks} go on"
         case GroupChanged() if event.lost:
             which = ", ".join(map(str, event.lost))
             stored = f", with {event.samples_lost} stored samples" if event.samples_lost else ""

@@ -14,6 +14,7 @@ from typing import Any
 from distributed import get_client
 
 from steering.runner.folder import RunFolder
+from steering.runner.handover import HandedOver
 
 WATCHER = "steering-watcher"
 """Under which the watcher of a run is published on its cluster, so that it lives when the runner is lost."""
@@ -34,6 +35,9 @@ async def ending_with(
         figures = await work
         await _write(folder, driver, "finished")
         return figures
+    except HandedOver:
+        (folder.path / "scheduler.json").unlink(missing_ok=True)  # until another runner says where it is
+        raise
     except Exception as error:
         await _write(folder, driver, "failed", error)
         raise

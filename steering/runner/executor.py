@@ -40,13 +40,14 @@ from steering.inference import Installed
 from steering.learning import NoSamples, Round
 from steering.models import ModelStore
 from steering.records import ModelVersion
+from steering.runner.actors import answered
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.labelling import Labelling
 from steering.runner.metrics import Metrics
 from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
-from steering.runner.rank_group import RankGroup, answered
+from steering.runner.rank_group import RankGroup
 from steering.runner.source_proxy import SourceProxy
 
 _BETTER = 0.1

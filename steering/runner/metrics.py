@@ -171,7 +171,7 @@ class Metrics:
             case PredictorReplaced():
                 self.replaced += 1
             case GroupChanged():
-                self.ranks_lost += len(event.lost)
+                self.ranks_lost += len(event.lost) - len(event.retired)
                 self.ranks_joined += len(event.joined)
                 self.samples_lost += event.samples_lost
             case WorkerLost(silent=True):

@@ -19,7 +19,7 @@ from steering.campaign import (
     PredictionReady,
     PredictorReplaced,
 )
-from steering.clusters.roles import INFERENCE, addresses, workers_now
+from steering.clusters.roles import INFERENCE, worker_for, workers_now
 from steering.inference import Answers, Installed, PolicyAnswer, Predictor, ResumeState, SavedPredictor
 from steering.runner.actors import (
     ActorHandle,
@@ -195,12 +195,25 @@ class PredictorProxy:
         # Nobody else has to wait while this is found out: most errors are no losses.
         if self.number == number and not await losses(self._client, [handle]):
             return self.number != number
+        await self._succeeded(number, begun)
+        return True
+
+    async def move(self) -> None:
+        """Have another predictor take the place of this one, whose worker is about to end, before that. Raises
+        LostForGood."""
+        handle = self._handle
+        if not self._released:
+            await self._succeeded(self.number, time.perf_counter())
+            await release(self._client, handle, "close")
+
+    async def _succeeded(self, number: int, begun: float) -> None:
+        """Have another predictor take the place of the one of this number, unless one has by now."""
         async with self._changing:
             if self.number != number:
-                return True
+                return
             self._replaced.set()
             try:
-                frames = await asyncio.wait_for(self._replace(), _READY_S)
+                frames = await self._replace()
             except TimeoutError:
                 raise LostForGood(
                     f"found no predictor ready {_READY_S:.0f} s after one was lost, expected one within that time: "
@@ -211,7 +224,6 @@ class PredictorProxy:
             finally:
                 self._replaced = asyncio.Event()
             self._emit(PredictorReplaced(time=time.time(), frames=frames, seconds=time.perf_counter() - begun))
-            return True
 
     async def _replace(self) -> int:
         """Start another predictor, and have the source send it the frames. Returns how many were sent again."""
@@ -230,7 +242,10 @@ class PredictorProxy:
             )
             worker = await self._worker()
             try:
-                return await while_there(self._client, worker, self._begin(worker, resume))
+                work = while_there(self._client, worker, self._begin(worker, resume))
+                return await asyncio.wait_for(work, _READY_S)
+            except TimeoutError:
+                raise
             except Exception:
                 if attempts == _ATTEMPTS or worker in await workers_now(self._client):
                     raise
@@ -260,12 +275,9 @@ class PredictorProxy:
     async def _worker(self) -> str:
         """Address of a worker that can take the predictor, when there is one again: who watches over the lost worker
         starts another."""
-        until = time.monotonic() + _RESTART_S
-        while time.monotonic() < until:
-            found = addresses(await workers_now(self._client), INFERENCE)
-            if found:
-                return found[0]
-            await asyncio.sleep(0.2)
+        found = await worker_for(self._client, INFERENCE, _RESTART_S)
+        if found is not None:
+            return found
         raise RuntimeError(
             f"found no worker with the resource {INFERENCE} within {_RESTART_S:.0f} s of the loss of one, expected "
             f'another: start workers under a nanny, or a second one with --resources "{INFERENCE}=1"'

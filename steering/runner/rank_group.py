@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
@@ -190,28 +191,33 @@ class RankGroup:
         lost by that, and the next one may succeed.
         """
         async with self._recording:
-            if number is None:
-                number = 1 + max(self._number, await asyncio.to_thread(newest_number, folder))
-            self._number = max(number, self._number)
+            return await self._record(number, folder, self._turn)
 
-            async def cut(ranks: list[Any]) -> tuple[int, list[ActorHandle]]:
-                mine = self.generation, self._members
-                await every(call(rank, "cut", folder, number) for rank in ranks)
-                return mine
+    async def _record(self, number: int | None, folder: Path, turn: Any) -> RanksPart | GroupChanged:
+        """turn: held while the cuts are made."""
+        if number is None:
+            number = 1 + max(self._number, await asyncio.to_thread(newest_number, folder))
+        self._number = max(number, self._number)
 
-            idle = await self._ask(lambda ranks: every(call(rank, "recorded") for rank in ranks), None)
-            if isinstance(idle, GroupChanged):
-                return idle
-            begun = await self._together(cut)
-            if isinstance(begun, GroupChanged):
-                return begun
-            generation, members = begun
-            files = await self._ask(lambda ranks: every(call(rank, "written") for rank in ranks), generation)
-            if isinstance(files, GroupChanged):
-                return files
-            part = joined(number, files)
-            self._shares.written(folder, part, members)
-            return part
+        async def cut(ranks: list[Any]) -> tuple[int, list[ActorHandle]]:
+            mine = self.generation, self._members
+            await every(call(rank, "cut", folder, number) for rank in ranks)
+            return mine
+
+        idle = await self._ask(lambda ranks: every(call(rank, "recorded") for rank in ranks), None)
+        if isinstance(idle, GroupChanged):
+            return idle
+        async with turn:
+            begun = await self._ask(cut, None)
+        if isinstance(begun, GroupChanged):
+            return begun
+        generation, members = begun
+        files = await self._ask(lambda ranks: every(call(rank, "written") for rank in ranks), generation)
+        if isinstance(files, GroupChanged):
+            return files
+        part = joined(number, files)
+        self._shares.written(folder, part, members)
+        return part
 
     async def admit(self, addresses: Sequence[str]) -> GroupChanged:
         """Let new ranks join, one on each of these workers, between two verbs: they take over weights, optimiser, step
@@ -238,6 +244,27 @@ class RankGroup:
                         raise
         finally:
             self._joining = [member for member in self._joining if member not in joining]
+
+    async def retire(self, addresses: Sequence[str], folder: Path) -> GroupChanged | None:
+        """Let the ranks on these workers, which are about to end, leave in order between two verbs: what they remember
+        goes to ranks that have just joined, else to all others, by files of a checkpoint in `folder`.
+
+        None where nobody else would be left, or none of them is there. Raises OSError where the files cannot be
+        written; the group stays as it was.
+        """
+        async with self._recording:
+            leaving = [member for member in self._members if member.address in addresses]
+            if len(leaving) in (0, len(self._members)):
+                return None
+            async with self._turn:
+                begun = time.perf_counter()
+                part = await self._record(None, folder, contextlib.nullcontext())
+                if isinstance(part, GroupChanged):
+                    return part
+                async with self._changing:
+                    change = await self._form_anew(leaving, [], begun, retired=leaving)
+        await asyncio.gather(*(release(self._client, member, "close") for member in leaving))
+        return change
 
     async def close(self) -> None:
         """Let the ranks leave their group, and let go of them."""
@@ -305,9 +332,15 @@ class RankGroup:
                     raise cause
             return await self._form_anew(lost, [], begun)
 
-    async def _form_anew(self, lost: list[ActorHandle], joining: list[ActorHandle], begun: float) -> GroupChanged:
+    async def _form_anew(
+        self,
+        lost: list[ActorHandle],
+        joining: list[ActorHandle],
+        begun: float,
+        retired: Sequence[ActorHandle] = (),
+    ) -> GroupChanged:
         """Form a group of those who are left and those who join; more may be lost meanwhile. begun: when that was due,
-        by time.perf_counter."""
+        by time.perf_counter. retired: those of the lost ones who have handed over what they had."""
         before, attempts, back = self._members, 0, 0
         while True:
             kept = [member for member in before if member not in lost]
@@ -321,7 +354,8 @@ class RankGroup:
             self.generation += 1
             if lost:
                 await self._free(kept)
-                back += await self._shares.taken_over(lost, kept)
+                empty = [member for member in kept if not self._stored.get(member)] if retired else []
+                back += await self._shares.taken_over(lost, empty or kept)
             try:
                 await self._join([*kept, *new])
                 break
@@ -339,6 +373,7 @@ class RankGroup:
             ranks=len(self._members),
             generation=self.generation,
             seconds=time.perf_counter() - begun,
+            retired=tuple(number for number, member in enumerate(before) if member in retired),
             samples_lost=max(0, sum(self._stored.get(member, 0) for member in before if member in lost) - back),
             samples_back=back,
         )
@@ -363,10 +398,3 @@ class RankGroup:
             for number, member in enumerate(members)
         )
         await while_all_there(self._client, members, every(calls))
-
-
-async def answered(verb: Callable[[], Awaitable[T | GroupChanged]]) -> T:
-    """The ranks' answer; the verb is repeated for as long as the group changes meanwhile."""
-    while isinstance(answer := await verb(), GroupChanged):
-        pass
-    return answer

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import xarray as xr
 from distributed import Client, get_client, get_worker
@@ -47,14 +46,10 @@ from steering.runner.start import Start, begin, leave
 from steering.runner.upkeep import Upkeep
 from steering.runner.watcher import GoOn, Watcher
 
-logger = logging.getLogger(__name__)
-
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
 _LOOK_S = 0.5
 """Between two looks whether all of a scan was reported."""
-
-T = TypeVar("T")
 
 
 class Runner:
@@ -80,6 +75,7 @@ class Runner:
         self._next: asyncio.Future | None = None
         """Done with the next event."""
         self._event_log = EventLog(folder)
+        self._keeper: Upkeep | None = None
         self._begin = Start()
         self._recovery: Recovery | None = None
         self._watcher: Watcher | None = None
@@ -170,6 +166,11 @@ class Runner:
         """Name of the run's folder, by which people know it, and the process that this runner lives in."""
         return {"name": self.folder.name, **this_process()}
 
+    async def hand_over(self) -> None:
+        """Write a checkpoint and end; `run` raises HandedOver, and a runner elsewhere goes on from it."""
+        if self._keeper is not None:  # else there is nothing to hand over yet
+            await self._keeper.handover.hand_over()
+
     async def give_up(self, reason: str) -> None:
         """End the run at once; `run` raises RuntimeError with the reason."""
         self._jobs.fail(RuntimeError(reason))
@@ -212,8 +213,6 @@ class Runner:
             raise RuntimeError("found no actors yet, expected `run` to have started them")
         return self._source
 
-    # The set-up.
-
     async def _set_up(self) -> None:
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
         # scheduler, and then hears nothing of its futures for ever.
@@ -243,8 +242,8 @@ class Runner:
         self._jobs.start(self._hear_the_predictor())
         self._jobs.start(executor.labelling.watch_external_labels())
         self._jobs.start(executor.labelling.refine_as_time_allows())
-        self._jobs.start(self._checkpoints(executor).as_time_goes())
-        self._jobs.start(self._upkeep(client, actors).keep())
+        self._jobs.start((checkpoints := self._checkpoints(executor)).as_time_goes())
+        self._jobs.start(self._upkeep(client, actors, checkpoints).keep())
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
@@ -283,21 +282,23 @@ class Runner:
             source_ended=lambda: self._source_ended,
         )
 
-    def _upkeep(self, client: Client, actors: Actors) -> Upkeep:
-        return Upkeep(
+    def _upkeep(self, client: Client, actors: Actors, checkpoints: Checkpoints) -> Upkeep:
+        self._keeper = Upkeep(
+            **vars(actors),
             client=client,
             here=get_worker().address,
             watcher=self._watcher,
             gate=self.campaign.gate,
             experiment=self.experiment,
-            ranks=actors.ranks,
-            proxy=actors.proxy,
-            source=actors.source,
             optional=self.optional,
             event_log=self._event_log,
             start=self._jobs.start,
             log=self._log,
+            checkpoints=self.folder.checkpoints,
+            write=checkpoints.write,
+            end=self._jobs.fail,
         )
+        return self._keeper
 
     # Events in, actions out.
 
@@ -372,8 +373,6 @@ class Runner:
             await self.finishing.finish(scan)
             await self.optional.run("saving what became of a scan that is over", self._save(scan))
             await self.proxy.let_go(scan)
-
-    # The end.
 
     async def _sum_up(self) -> dict[str, Any]:
         self.metrics.too_late = len(waiting(self.folder.path))

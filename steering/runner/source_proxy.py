@@ -25,7 +25,7 @@ from steering.campaign import (
     SourceSilent,
     Steer,
 )
-from steering.clusters.roles import SOURCE, addresses, workers_now
+from steering.clusters.roles import SOURCE, worker_for, workers_now
 from steering.runner.actors import ActorHandle, LostForGood, call, losses, release, retrieved, while_there
 from steering.runner.adoption import adopted, place_source, withdraw
 from steering.runner.experiment import Experiment
@@ -343,9 +343,7 @@ class SourceProxy:
                 ) from error
             self._failures += 1
             self._hear_of_the_last()
-            try:
-                await asyncio.wait_for(self._place_another(), _RESTART_S)
-            except TimeoutError:
+            if not await self._placed_another():
                 raise LostForGood(
                     f"found no worker with the resource {SOURCE} within {_RESTART_S:.0f} s of the loss of one, "
                     f'expected another: start workers under a nanny, or a second one with --resources "{SOURCE}=1"'
@@ -362,17 +360,16 @@ class SourceProxy:
                 event = ChunkArrived(time=time.time(), scan=scan, frame_ids=tuple(new))
                 self._told.append(self._arrived(event))
 
-    async def _place_another(self) -> None:
-        while True:
-            found = addresses(await workers_now(self._client), SOURCE)
-            if found:
-                try:
-                    self._handle = await while_there(self._client, found[0], self._begin(found[0]))
-                    return
-                except Exception:
-                    if found[0] in await workers_now(self._client):
-                        raise
-            await asyncio.sleep(_LOOK_S)
+    async def _placed_another(self) -> bool:
+        """Whether a worker for it has come."""
+        while (worker := await worker_for(self._client, SOURCE, _RESTART_S)) is not None:
+            try:
+                self._handle = await while_there(self._client, worker, self._begin(worker))
+                return True
+            except Exception:
+                if worker in await workers_now(self._client):
+                    raise
+        return False
 
     async def _begin(self, worker: str) -> ActorHandle:
         handle = await place_source(self._client, self._actor(), worker)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from distributed import Client
@@ -16,6 +17,7 @@ from steering.clusters.roles import LABEL, TRAINER, Workers, addresses
 from steering.runner.event_log import EventLog
 from steering.runner.experiment import Experiment
 from steering.runner.fallback import Fallback
+from steering.runner.handover import HandOver
 from steering.runner.optional import Optional
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
@@ -48,6 +50,13 @@ class Upkeep:
     """To be placed where the cluster outlives the driver."""
     gate: Gate
     """Of the campaign: it says what a source may measure that is left alone."""
+    checkpoints: Path
+    """Where ranks that leave write what others take over."""
+    write: Callable[[], Awaitable[None]]
+    """Writes a checkpoint of the whole run."""
+    end: Callable[[Exception], None]
+    """Ends the run here."""
+    handover: HandOver = field(init=False)
     _known: Workers = field(default_factory=dict)
     """At the last look."""
     _labelling: set[str] = field(default_factory=set)
@@ -58,6 +67,17 @@ class Upkeep:
 
     def __post_init__(self) -> None:
         self._placed = None if self.watcher is None else Watched(self.client, self.watcher, self.here)
+        self.handover = HandOver(
+            here=self.here,
+            ranks=self.ranks,
+            proxy=self.proxy,
+            source=self.source,
+            optional=self.optional,
+            start=self.start,
+            checkpoints=self.checkpoints,
+            write=self.write,
+            end=self.end,
+        )
 
     async def keep(self) -> None:
         """Look after them for ever."""
@@ -77,6 +97,7 @@ class Upkeep:
         self._let_join(workers)
         if self._placed is not None:
             self._placed.look(workers)
+        self.handover.look(workers, joining=bool(self._joining))
 
     def _report(self, workers: Workers, frozen: list[str]) -> None:
         """Report which workers of the run are lost since the last look."""
@@ -111,12 +132,13 @@ class Upkeep:
             if address not in there and self._rest.get(address, (0.0, 0.0))[0] <= now
         ]
         _, most = self.experiment.ranks_range
-        room = len(free) if most is None else max(0, most - len(self.ranks) - len(self._joining))
+        staying = len(self.ranks) - len(self.handover.leaving(workers))
+        room = len(free) if most is None else max(0, most - staying - len(self._joining))
         if free[:room]:
+            self._joining.update(free[:room])
             self.start(self._admit(free[:room]))
 
     async def _admit(self, free: list[str]) -> None:
-        self._joining.update(free)
         joined = await self.optional.run("letting new ranks join", self.ranks.admit(free))
         self._joining.difference_update(free)
         for address in free:
