@@ -31,7 +31,9 @@ class SwmrPublisher:
             "motion": self._panda.addresses["motion"],
         }
         self._file: h5py.File | None = None
-        self._scans = 0
+        self._scans = self._rows = 0
+        self._written: list[int] = []
+        """Frames whose keys are not written yet."""
         self.overflowed = 0
 
     def begin(self, scan: str) -> None:
@@ -46,6 +48,7 @@ class SwmrPublisher:
         many = {"chunks": (1024,), "maxshape": (None,)}
         self._axes = [data.create_dataset(name, (0,), np.float64, fillvalue=np.nan, **many) for name in "yx"]
         self._keys = entry.create_dataset("uniqueKeys", (0,), np.int64, **many) if self._with_keys else None
+        self._rows, self._written = 0, []
         self._over = entry.create_dataset("scan_finished", (), np.int32)
         self._file.swmr_mode = True
 
@@ -59,12 +62,12 @@ class SwmrPublisher:
 
     def send(self, number: int, payload: bytes) -> None:
         """Write a frame that is compressed already."""
-        if number >= len(self._frames):
-            self._frames.resize(number + 1, axis=0)
+        if number >= self._rows:
+            # A row that is not written reads as fill values, which keys, or the reader's rule, tell from frames.
+            self._rows = number + 1 if self._keys is None else (number // self._each + 1) * self._each
+            self._frames.resize(self._rows, axis=0)
         self._frames.id.write_direct_chunk((number, 0, 0), payload)
-        self._frames.flush() if number % self._each == self._each - 1 else None
-        if self._keys is not None:
-            self._write(self._keys, number, number + 1)
+        self._written.append(number)
         if number % self._each == self._each - 1:
             self._flush()
 
@@ -98,11 +101,16 @@ class SwmrPublisher:
         self._panda.close()
         self._context.term()
 
-    def _write(self, dataset: h5py.Dataset, number: int, value: float) -> None:
-        if number >= len(dataset):
-            dataset.resize(number + 1, axis=0)
-        dataset[number] = value
-
     def _flush(self) -> None:
-        for dataset in (self._frames, *self._axes, *([] if self._keys is None else [self._keys])):
+        for dataset in (self._frames, *self._axes):
             dataset.flush()
+        if self._keys is not None and self._written:  # after their rows
+            first, last = min(self._written), max(self._written) + 1
+            if last > len(self._keys):
+                self._keys.resize(last, axis=0)
+            keys = self._keys[first:last]
+            numbers = np.array(self._written)
+            keys[numbers - first] = numbers + 1
+            self._keys[first:last] = keys
+            self._keys.flush()
+        self._written.clear()
