@@ -16,10 +16,11 @@ from steering.learning.channel import Channel, Messages
 from steering.learning.clock import Clock
 from steering.learning.exchange import _Flight
 from steering.learning.group import GroupLost, backend, is_of_group, settle
-from steering.learning.loop import Loop, Tally
+from steering.learning.loop import Loop
 from steering.learning.rows import on_device
 from steering.learning.staging import Staging
 from steering.learning.strategies import STRATEGIES
+from steering.learning.tally import Tally
 from steering.ptychography.device import find_device, free_local_rank, local_ranks
 from tests.test_strategies import SMALL, classification, give
 

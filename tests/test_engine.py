@@ -10,6 +10,7 @@ import steering.inference.engine as engines
 from steering.inference import Engine
 from steering.inference.backends import REFERENCE, Backend, Slot, onnx, possible
 from steering.inference.engine import MOST_WORSE
+from steering.inference.transfer import Transfer
 from steering.models import ProbeFirst, PtychoNN
 from steering.ptychography import zone_plate
 
@@ -212,3 +213,34 @@ def test_onnx_is_left_out_where_it_is_not_installed_or_not_wanted(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(onnx, "_NEEDED", ("torch", "no_such_package"))
     assert ONNX not in possible(CPU, compiled=True)
+
+
+class Lanes:
+    """Streams of a GPU that are as late as they may be: copies happen only when they are waited for."""
+
+    def __init__(self):
+        self.back, self.pieces = [], []
+
+    def send(self, frames):
+        self.pieces.append(len(frames))
+        return frames.clone()
+
+    def bring(self, found, out):
+        self.back.append((found, out))
+
+    def finish(self):
+        for found, out in self.back:
+            out.copy_(found)
+        self.back.clear()
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+@pytest.mark.parametrize(("n", "size", "pieces"), [(5, 6, [6]), (100, 128, [64, 64]), (300, 300, [75, 75, 75, 75])])
+def test_frames_go_to_a_gpu_in_pieces_and_come_back_as_if_they_had_gone_together(make, kind, n, size, pieces):
+    slot, lanes = Slot(make(), REFERENCE, CPU), Lanes()
+    counts = frames(n).astype(kind)
+    counts[0, :3] = 65535  # above what int16 holds
+    transfer = Transfer(CPU, frames=300, window=WINDOW, patch=PATCH, lanes=lanes)
+    np.testing.assert_allclose(transfer(slot, counts, size), plain(make(), counts), atol=1e-4)
+    assert lanes.pieces == pieces
+    assert not lanes.back

@@ -49,6 +49,7 @@ from steering.learning import Loop, Reconstruction
 from steering.learning.buffer_cut import Cut
 from steering.learning.checkpoint import FOLDER, Recorder
 from steering.ptychography import patch_weight
+from steering.ptychography.device import add_device
 
 WINDOW, PATCH, BATCH = 64, 40, 16
 
@@ -81,13 +82,13 @@ class Watch:
         return spent
 
 
-def loop_of(mib: int) -> tuple[Loop, Any]:
+def loop_of(mib: int, device: str) -> tuple[Loop, Any]:
     """A rank with a full buffer of so many MiB, and what loads its minibatches."""
     torch.manual_seed(0)
     probe = zone_plate(WINDOW, 50.0, aperture=0.52, counts=1e5)
     network = ProbeFirst(window=WINDOW, patch=PATCH, width=24)
     network.optics.set(probe)
-    settings = TrainerSettings(batch=BATCH, candidates=8, representatives=24, buffer_bytes=mib * 2**20)
+    settings = TrainerSettings(batch=BATCH, candidates=8, representatives=24, buffer_bytes=mib * 2**20, device=device)
     loop = Loop(network, ER(Reconstruction(patch_weight(probe, PATCH))), settings)
     loop.connect(None)
     rng = np.random.default_rng(0)
@@ -117,12 +118,12 @@ def loop_of(mib: int) -> tuple[Loop, Any]:
     return loop, load
 
 
-def stall(folder: Path, mib: int, checkpoints: int, steps: int) -> dict[str, Any]:
+def stall(folder: Path, mib: int, checkpoints: int, steps: int, device: str) -> dict[str, Any]:
     """Figures of one size of buffer; before each checkpoint come so many steps without one.
 
     Every second checkpoint writes the whole buffer, the others what has changed.
     """
-    loop, load = loop_of(mib)
+    loop, load = loop_of(mib, device)
     loop.run(5, load)
     watch, recorder = Watch(), Recorder(loop)
     stalls, spent, quiet, busy, seconds, sizes = [], [], [], [], [], []
@@ -170,7 +171,7 @@ def _seconds(loop: Loop, load: Any) -> float:
     return time.perf_counter() - begun
 
 
-def earlier(folder: RunFolder, arguments: list[str], frames: int) -> dict[str, float]:
+def earlier(folder: RunFolder, arguments: list[str], frames: int, device: str) -> dict[str, float]:
     """Figures of the demo, of the demo again from that run, and of new samples from it."""
     base = folder.path / "runs"
     first = RunFolder.create(base / "first")
@@ -178,7 +179,7 @@ def earlier(folder: RunFolder, arguments: list[str], frames: int) -> dict[str, f
     again = RunFolder.create(base / "again", start={"from": [str(first.path)], "memory": None})
     demo(again, arguments)
     new = RunFolder.create(base / "new", start={"from": [str(first.path)], "memory": None})
-    unseen(new, frames)
+    unseen(new, frames, device)
     ends, firsts = first.summary()["phase_error"], again.summary()["phase_error"]
     began, now = new.summary()["earlier_errors"]
     return {
@@ -188,7 +189,7 @@ def earlier(folder: RunFolder, arguments: list[str], frames: int) -> dict[str, f
     }
 
 
-def unseen(folder: RunFolder, frames: int) -> None:
+def unseen(folder: RunFolder, frames: int, device: str) -> None:
     """A run on two samples that the demo does not have."""
     probe = zone_plate(WINDOW, 50.0, aperture=0.52, counts=1e5)
     stages = [
@@ -203,6 +204,7 @@ def unseen(folder: RunFolder, frames: int) -> None:
         strategy=ER(),
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3),
         campaign=CampaignSettings(steps=30, label_every=150, lookahead=50),
+        device=device,
     )
     with local(ranks=2) as client:
         run(experiment, client, folder)
@@ -219,13 +221,14 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which they are killed (0)")
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample of these runs (1100)")
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
+    add_device(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    demo_arguments = ["--frames", str(options.frames), "--size", str(options.size)]
+    demo_arguments = ["--frames", str(options.frames), "--size", str(options.size), "--device", options.device]
     if options.mib:
         stalls_of(folder, options)
     if options.earlier:
-        figures: dict[str, Any] = earlier(folder, demo_arguments, options.frames)
+        figures: dict[str, Any] = earlier(folder, demo_arguments, options.frames, options.device)
         folder.write_summary({"from": figures})
         print("from", figures)
     if options.recovered:
@@ -237,7 +240,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
 def stalls_of(folder: RunFolder, options: argparse.Namespace) -> None:
     """What checkpoints cost a rank with each size of buffer."""
     found = {
-        f"mib_{mib}": stall(folder.path / "checkpoints", mib, options.checkpoints, options.steps) for mib in options.mib
+        f"mib_{mib}": stall(folder.path / "checkpoints", mib, options.checkpoints, options.steps, options.device)
+        for mib in options.mib
     }
     stalls = {f"{mib} MiB per rank": np.array(found[f"mib_{mib}"].pop("stalls_ms")) for mib in options.mib}
     folder.write_file("picture.png", stalls_picture(stalls))

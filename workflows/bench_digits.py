@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from steering.learning import Loop, TrainerSettings
 from steering.learning.buffer import BOOKKEEPING
 from steering.learning.strategies import DER, ER, ERACE, DERpp
+from steering.ptychography.device import add_device
 from steering.view.pictures import COLOURS, figure, png, styled
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Digits:
         return (outputs[0] - stored[0]).square().mean(1)
 
 
-def through_loop(method: str, seed: int, pixels: Tensor, label: Tensor, order: Tensor) -> nn.Module:
+def through_loop(method: str, seed: int, pixels: Tensor, label: Tensor, order: Tensor, device: str) -> nn.Module:
     """The same by this library."""
     network, weights = make_network(seed), {"der": {"alpha": ALPHA}, "derpp": {"alpha": ALPHA, "beta": BETA}}
     # pixels, label, stratum, logits
@@ -126,6 +127,7 @@ def through_loop(method: str, seed: int, pixels: Tensor, label: Tensor, order: T
         weight_decay=0.0,
         clip_norm=None,
         seed=seed,
+        device=device,
     )
     loop = Loop(network, STRATEGIES[method](Digits(), **weights.get(method, {})), settings)
     loop.connect(None)
@@ -138,7 +140,7 @@ def through_loop(method: str, seed: int, pixels: Tensor, label: Tensor, order: T
     loop.run(TRAIN // BATCH, load)
     if loop.buffer.capacity != STORED:
         raise RuntimeError(f"found room for {loop.buffer.capacity} samples, expected {STORED}: the layout has changed")
-    return network
+    return network.cpu()
 
 
 @torch.no_grad()
@@ -187,6 +189,7 @@ def main(folder: "RunFolder", arguments: list[str]) -> None:
     """Train every method by both implementations with every seed, and write the figures."""
     parser = argparse.ArgumentParser(prog="bench_digits.py", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=20, help="2 or more (20)")
+    add_device(parser)
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error(f"found --seeds {options.seeds}, expected 2 or more")
@@ -197,7 +200,8 @@ def main(folder: "RunFolder", arguments: list[str]) -> None:
     for seed in range(options.seeds):
         order = order_of(label, seed)
         for method in STRATEGIES:
-            ours[method].append(accuracy(through_loop(method, seed, pixels, label, order), pixels, label))
+            network = through_loop(method, seed, pixels, label, order, options.device)
+            ours[method].append(accuracy(network, pixels, label))
             theirs[method].append(accuracy(reference(method, seed, pixels, label, order), pixels, label))
     figures = summed_up(ours, theirs)
     folder.write_summary({"seeds": options.seeds, **figures})

@@ -27,7 +27,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from skimage import data
 
-from measures.rates import flops_of, from_host, pcie_limit, percentiles
+from measures.rates import fastest, flops_of, from_host, pcie_limit, percentiles
 from pictures.inference import inference_picture
 from steering.clusters import local
 from steering.inference import Engine, Predictor, PredictorSettings
@@ -39,6 +39,7 @@ from steering.learning.strategies import ER
 from steering.models import ModelStore, Network, ProbeFirst, PtychoNN
 from steering.policies import SpaceFilling
 from steering.ptychography import Canvas, extract_patches, patch_weight, simulate, zone_plate
+from steering.ptychography.device import add_device
 from steering.records import Field, Geometry, ModelVersion, make_chunk
 from steering.runner import RunFolder, on_ranks
 from steering.sources import read_recording, sample
@@ -120,9 +121,7 @@ def as_fields(frames: Frames) -> dict[str, torch.Tensor]:
 
 def slots(engine: Engine) -> dict[str, Slot]:
     """A slot for every backend that runs here, by name; each cuts batches into the pieces that suit it."""
-    return {
-        backend.name: engine.slot(backend) for backend in engine.backends if not engine.trials[backend.name].refused
-    }
+    return {each.name: engine.slot(each) for each in engine.backends if not engine.trials[each.name].refused}
 
 
 def errors(ready: dict[str, Slot], frames: Frames) -> dict[str, float]:
@@ -358,7 +357,13 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         if real is not None:
             on_real = slots(Engine(trained(kind, real, options), compiled=False, measure_s=0, device=options.device))
             at64["phase_error_over_float32"]["recorded"] = errors(on_real, real)
-        figures["networks"][kind.__name__] = {"flops_per_frame": flops, **measured, "batch1": at1, "batch64": at64}
+        figures["networks"][kind.__name__] = {
+            "flops_per_frame": flops,
+            **measured,
+            "fastest": fastest(measured, flops),
+            "batch1": at1,
+            "batch64": at64,
+        }
         print(f"{kind.__name__}: {at64['best']} {at64['best_over_eager']:.2f} x eager at batch 64,", end=" ")
         print(f"{at64['share_of_peak']:.2f} of a matrix product's speed; at batch 1 {at1['best']},", end=" ")
         print(f"{at1['share_of_peak']:.2f}", flush=True)
@@ -389,6 +394,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-compiled", dest="compiled", action="store_false", help="leave out compiled backends and ONNX Runtime"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where is predicted (auto)")
+    add_device(parser)
     parser.add_argument("--no-training", dest="training", action="store_false", help="leave out the part beside ranks")
     return parser.parse_args(arguments)

@@ -27,6 +27,7 @@ import torch
 from pictures.ingest import ingest_picture
 from steering import Geometry, ProbeFirst, RunFolder, make_chunk, zone_plate
 from steering.inference import Engine
+from steering.ptychography.device import add_device
 from steering.sources import JoinSettings, LiveSettings, LiveSource, Window
 from steering.sources.addresses import streams_at
 
@@ -89,7 +90,7 @@ def measured(folder: Path, protocol: str, side: int, rate: float, options: argpa
     arguments = ("--side", str(side), "--rate", str(rate), "--seconds", str(options.seconds))
     with serving(folder / "served", protocol, *arguments) as server:
         source = made(server.addresses, side, capacity=max(64, round(rate)))
-        predict = predictor(side)
+        predict = predictor(side, options.device)
         latencies: list[tuple[float, int]] = []
         first, newest, last, predicted = 0.0, 0.0, 0.0, 0
         threading.Thread(target=go_when_connected, args=(server, source, options.settle_s), daemon=True).start()
@@ -166,13 +167,13 @@ def made(addresses: dict[str, str], side: int, *, capacity: int, when_slow: str 
     )
 
 
-def predictor(side: int):  # noqa: ANN201 - a function of counts
+def predictor(side: int, device: str):  # noqa: ANN201 - a function of counts
     """A network at its fastest backend that needs no compiler, on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = ProbeFirst(window=side, patch=side // 8 * 5, width=24)
     network.optics.set(zone_plate(side, 50.0, aperture=0.52, counts=1e5), np.zeros((side, side), bool))
-    engine = Engine(network.eval(), frames=CHUNK, compiled=False, measure_s=0.05)
+    engine = Engine(network.eval(), frames=CHUNK, compiled=False, measure_s=0.05, device=device)
 
     def predict(counts: np.ndarray) -> None:
         engine.predict(counts)
@@ -233,4 +234,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rate-256", type=float, default=500.0, help="frames of 256 x 256 a second (500)")
     parser.add_argument("--overload-frames", type=int, default=20_000, help="sent as fast as possible (20000)")
     parser.add_argument("--settle-s", type=float, default=2.0, help="seconds for the streams to connect (2)")
+    add_device(parser)
     return parser.parse_args(arguments)

@@ -26,7 +26,7 @@ from steering.learning import Classification, Loop, Objective, Place, Reconstruc
 from steering.learning.strategies import ER, Incremental, Strategy
 from steering.models import ProbeFirst, ResNet18
 from steering.ptychography import patch_weight, zone_plate
-from steering.ptychography.device import describe_device, find_device
+from steering.ptychography.device import add_device, describe_device, find_device
 from steering.runner import RunFolder, on_ranks
 
 POOL = 256  # samples that new ones are taken from
@@ -184,5 +184,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add_cluster(parser)
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append", help="one of them (both)")
     parser.add_argument("--repeats", type=int, default=30, help="turns of each loop (30)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
+    add_device(parser)
     return parser.parse_args(arguments)

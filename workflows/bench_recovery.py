@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data
 
+from measures.patches import patches_of
 from pictures.recovery import recovery_picture
 from steering.inference import LiveImage, ScanReader
 from steering.inference.evaluate import patch_phase_error
@@ -40,6 +41,7 @@ from steering.ptychography import (
     simulate,
     zone_plate,
 )
+from steering.ptychography.device import add_device
 from steering.records import Field, Geometry, Prediction
 from steering.runner import LabelSettings, RunFolder
 from steering.sources import sample
@@ -162,8 +164,9 @@ def again(loop: Loop, kind: type[Strategy], settings: TrainerSettings) -> Loop:
 class SelfMade:
     """The new sample's labels as the runner makes them: first from the network's image, then from the last ones."""
 
-    def __init__(self, scan: Scan, network: torch.nn.Module) -> None:
+    def __init__(self, scan: Scan, network: torch.nn.Module, device: str) -> None:
         self.scan, self.network, self.left_out = scan, network, 0
+        self.settings = LabelSettings().on(device)
         self.live: LiveImage | None = None
 
     def __call__(self) -> list[Labels]:
@@ -171,17 +174,15 @@ class SelfMade:
         self.live = self.live or predicted(self.network, self.scan)
         rows = np.arange(len(self.scan.counts))
         frames = frames_of(ScanReader(self.live), rows, version=0, probe=PROBE, mask=MASK)
-        labels, refined, left_out = label(frames, stratum=NEW, patch=PATCH, settings=LabelSettings())
+        labels, refined, left_out = label(frames, stratum=NEW, patch=PATCH, settings=self.settings)
         self.live.show_labelled(refined, refined, frames.canvas, 0.0)
         self.left_out += left_out
         return [labels]
 
 
-@torch.inference_mode()
 def predicted(network: torch.nn.Module, scan: Scan) -> LiveImage:
     """The live image of a scan, predicted by the network as it is now."""
-    amplitude, phase = network(torch.from_numpy(scan.counts.astype(np.float32)))
-    patches = torch.polar(amplitude, phase).numpy()
+    patches = patches_of(network, scan.counts)
     live = LiveImage(scan.name, scan.canvas, WEIGHT, Geometry(shape=MASK.shape))
     n = len(scan.counts)
     live.add(
@@ -203,14 +204,13 @@ def predicted(network: torch.nn.Module, scan: Scan) -> LiveImage:
     return live
 
 
-@torch.inference_mode()
 def judge(network: torch.nn.Module, of: list[Scan]) -> float:
     """Mean phase error on the held-out frames of scans, radians."""
     errors = []
     for scan in of:
-        amplitude, phase = network(torch.from_numpy(scan.counts[scan.held_out].astype(np.float32)))
+        patches = patches_of(network, scan.counts[scan.held_out])
         wanted = scan.patches[scan.held_out]
-        errors.append(patch_phase_error(torch.polar(amplitude, phase).numpy(), wanted, WEIGHT))
+        errors.append(patch_phase_error(patches, wanted, WEIGHT))
     return float(np.concatenate(errors).mean())
 
 
@@ -243,7 +243,7 @@ def recovery(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], di
     settings = _settings(options, seed)
     images = {"truth": new.object, "before": predicted(base.network, new).stitcher.image()}
     loop = again(base, ER, settings)
-    make = SelfMade(new, loop.network)
+    make = SelfMade(new, loop.network, options.device)
     arms = {"self-made labels": go_on(loop, make, old, new, options)}
     arms["self-made labels"].left_out = make.left_out
     made = make.live.refined_labels
@@ -322,7 +322,11 @@ def _median(every: list[dict[str, Any]]) -> dict[str, Any]:
 def _settings(options: argparse.Namespace, seed: int, **other: int) -> TrainerSettings:
     settings = {"batch": options.batch, "candidates": options.batch // 2, "representatives": options.representatives}
     return TrainerSettings(
-        **{**settings, **other}, learning_rate=options.learning_rate, buffer_bytes=options.buffer * 2**20, seed=seed
+        **{**settings, **other},
+        learning_rate=options.learning_rate,
+        buffer_bytes=options.buffer * 2**20,
+        seed=seed,
+        device=options.device,
     )
 
 
@@ -340,4 +344,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=24, help="of the network (24)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=1)
+    add_device(parser)
     return parser.parse_args(arguments)

@@ -4,7 +4,7 @@ A step inserts 14 samples of a minibatch of 56 and draws 7 into the augmented mi
 buffer is full and its policy is `replacement`, which stores every candidate, so that the raw step moves the same bytes
 to the same places: by plain row copies, or by index_copy_ and index_select on preallocated tensors, whichever is
 faster. One torch thread; medians of repeats that take turns, each of a few calls in a row. With minibatches on a GPU
-the buffer is in its memory, and once more in pinned memory of the host (`host` in the summary).
+the buffer is in its memory, and once in the host's (`host` in the summary), where the raw step's storage is pinned.
 
     steering run workflows/bench_rehearsal.py [--payload NAME] [--repeats N] [--fraction F] [--device auto]
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steering.learning.buffer import BOOKKEEPING, RehearsalBuffer
 from steering.learning.exchange import Exchange
-from steering.ptychography.device import describe_device, find_device
+from steering.ptychography.device import add_device, describe_device, find_device
 
 if TYPE_CHECKING:
     from steering.runner.folder import RunFolder
@@ -225,7 +225,7 @@ def measure(payload: str, repeats: int, fraction: float, device: torch.device) -
 
 
 def _on_gpu(payload: str, repeats: int, fraction: float, device: torch.device) -> dict[str, Any]:
-    """Of minibatches on a GPU: with the buffer in its memory, and with the buffer in pinned memory of the host."""
+    """Of minibatches on a GPU: with the buffer in its memory, and with the buffer in the host's."""
     shapes, stored, strata = PAYLOADS[payload]
     capacity = max(2 * DRAW, int(stored * fraction))
     minibatch = {name: torch.ones(B, *shape).to(dtype).to(device) for name, (shape, dtype) in shapes.items()}
@@ -283,15 +283,19 @@ def _time(act: Callable[[], None]) -> float:
 
 def main(folder: "RunFolder", arguments: list[str]) -> None:
     """Measure, and write the figures into the summary."""
-    parser = argparse.ArgumentParser(prog="bench_rehearsal.py")
-    parser.add_argument("--payload", choices=list(PAYLOADS), action="append")
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--fraction", type=float, default=1.0, help="of the samples stored; less for a quick run")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where minibatches are (auto)")
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
     torch.set_num_threads(1)
     device = find_device(options.device)
     for payload in options.payload or PAYLOADS:
         figures = measure(payload, options.repeats, options.fraction, device)
         folder.write_summary({"device": describe_device(device), payload: figures})
         print(payload, {name: value for name, value in figures.items() if name != "peers"})
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench_rehearsal.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--payload", choices=list(PAYLOADS), action="append")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the samples stored; less for a quick run")
+    add_device(parser)
+    return parser.parse_args(arguments)

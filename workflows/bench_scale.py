@@ -28,6 +28,7 @@ from steering.inference import Predictor, PredictorSettings
 from steering.models import ModelStore, ProbeFirst
 from steering.policies import SpaceFilling
 from steering.ptychography import Canvas, Refined, simulate, zone_plate
+from steering.ptychography.device import add_device
 from steering.records import Field, Geometry, ModelVersion, make_chunk
 from steering.runner import RunFolder
 from steering.sources import sample
@@ -74,7 +75,9 @@ async def predictor(folder: Path, canvas: int, options: argparse.Namespace) -> t
         probe=PROBE,
         policy=SpaceFilling(np.random.default_rng(0).uniform(-reach, reach, (500, 2))),
         store=folder / "models",
-        settings=PredictorSettings(memory_bytes=options.memory, compiled=options.compiled, gather_ms=0.0),
+        settings=PredictorSettings(
+            memory_bytes=options.memory, compiled=options.compiled, gather_ms=0.0, device=options.device
+        ),
     )
     await me.start()
     return me, reach
@@ -265,6 +268,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=32, help="of the network: its own default is 32")
     parser.add_argument("--compiled", action="store_true", help="try compiled backends and ONNX Runtime too")
     parser.add_argument("--tiny", action="store_true", help="all of it in seconds: says whether it runs, not how fast")
+    add_device(parser)
     options = parser.parse_args(arguments)
     if options.tiny:
         options.frames, options.canvases, options.chunks = [40, 60, 200], [192, 200, 256], [10]

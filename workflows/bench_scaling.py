@@ -33,6 +33,7 @@ from steering.learning.buffer import BOOKKEEPING
 from steering.learning.exchange import Exchange
 from steering.learning.sampling import StepRNG, draw
 from steering.learning.strategies import ER
+from steering.ptychography.device import add_device, find_device
 from steering.runner import RunFolder, on_ranks
 
 IMAGE = (3, 32, 32)
@@ -41,13 +42,15 @@ MANY = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 HEADER = 8 * (5 + 3 * 16)  # the part of every message about fills, in bytes
 
 
-def measure(place: Place, steps: int, r: int) -> dict[str, float]:
+def measure(place: Place, steps: int, r: int, device: str) -> dict[str, float]:
     """Median times of a step and of an exchange on this rank, in ms."""
     torch.set_num_threads(1)  # ranks share this machine's cores
-    group = place.join(device="cpu")
+    there = find_device(device, local_rank=place.rank)
+    group = place.join(device=there)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(IMAGE)), 64), nn.ReLU(), nn.Linear(64, 10))
-    settings = TrainerSettings(batch=56, candidates=14, representatives=r, buffer_bytes=2000 * (SAMPLE + BOOKKEEPING))
+    budget = 2000 * (SAMPLE + BOOKKEEPING)
+    settings = TrainerSettings(batch=56, candidates=14, representatives=r, buffer_bytes=budget, device=device)
     objective = Classification(mean=[0.5] * 3, std=[0.25] * 3)
     loop = Loop(network, ER(objective), settings, rank=place.rank)
     loop.connect(group)
@@ -75,7 +78,9 @@ def measure(place: Place, steps: int, r: int) -> dict[str, float]:
         # Several sizes, to separate the cost of messages from that of bytes.
         **{
             f"exchange_{size}_ms": 1e3
-            * statistics.median(exchange_seconds(Exchange(loop.buffer, group, size), steps, room(size)))
+            * statistics.median(
+                exchange_seconds(Exchange(loop.buffer, group, size, device=there), steps, room(size, there))
+            )
             for size in sizes(r)
         },
     }
@@ -86,9 +91,10 @@ def sizes(r: int) -> list[int]:
     return [r, 8 * r, 32 * r]
 
 
-def room(r: int) -> dict[str, torch.Tensor]:
+def room(r: int, device: torch.device) -> dict[str, torch.Tensor]:
     """What an exchange writes."""
-    return {"image": torch.zeros(r, *IMAGE, dtype=torch.uint8), "label": torch.zeros(r, dtype=torch.int64)}
+    image, label = torch.zeros(r, *IMAGE, dtype=torch.uint8), torch.zeros(r, dtype=torch.int64)
+    return {"image": image.to(device), "label": label.to(device)}
 
 
 def plan_ms(ranks: int, r: int, repeats: int = 15) -> float:
@@ -200,7 +206,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     measured: dict[str, dict[str, float]] = {}
     for ranks in (int(n) for n in options.ranks.split(",")):
         with cluster(options.cluster, ranks=ranks, folder=folder.path, insecure=options.insecure) as client:
-            by_rank = on_ranks(client, measure, options.steps, r, ranks=ranks)
+            by_rank = on_ranks(client, measure, options.steps, r, options.device, ranks=ranks)
         measured[str(ranks)] = {
             **{name: statistics.median(one[name] for one in by_rank) for name in by_rank[0]},
             "exchange_ms": statistics.median(one[f"exchange_{r}_ms"] for one in by_rank),
@@ -259,4 +265,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--latency-us", type=float, default=2.0, help="of a message on the stated network (2)")
     parser.add_argument("--bandwidth-gb-s", type=float, default=25.0, help="of a rank's link in GB/s (25: 200 Gbit/s)")
     parser.add_argument("--step-ms", type=float, default=100.0, help="a training step there, for the share (100)")
+    add_device(parser)
     return parser.parse_args(arguments)

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data, io
 
+from measures.patches import patches_of
 from pictures.policies import errors_picture, seen_picture
 from steering.inference.live import Truth, place
 from steering.learning import Reconstruction
@@ -44,6 +45,7 @@ from steering.ptychography import (
     simulate,
     zone_plate,
 )
+from steering.ptychography.device import add_device, find_device
 from steering.records import Field, Travel
 from steering.runner import RunFolder
 from steering.sources import SimulatedBeamline, Stage, line_field, particle_field, read_recording, sample
@@ -120,9 +122,8 @@ def centred(thing: NDArray) -> Canvas:
 def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.Namespace) -> ProbeFirst:
     """A network trained on frames at random positions of these objects."""
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    window = probe.shape[-1]
-    network = ProbeFirst(window=window, patch=patch, width=24, modes=len(probe))
+    rng, window, device = np.random.default_rng(0), probe.shape[-1], find_device(options.device)
+    network = ProbeFirst(window=window, patch=patch, width=24, modes=len(probe)).to(device)
     network.optics.set(probe)
     counts, patches = [], []
     for thing in objects:
@@ -130,12 +131,12 @@ def train(objects: list[NDArray], probe: NDArray, patch: int, options: argparse.
         where = rng.uniform(-reach, reach, (options.frames, 2))
         counts.append(rng.poisson(simulate(thing, probe, centred(thing), where)).astype(np.uint16))
         patches.append(extract_patches(thing, centred(thing), where, patch))
-    frames, wanted = torch.from_numpy(np.concatenate(counts)), torch.from_numpy(np.concatenate(patches))
+    frames, wanted = (torch.from_numpy(np.concatenate(one)).to(device) for one in (counts, patches))
     objective = Reconstruction(patch_weight(probe, patch))
     optimiser = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=options.steps, pct_start=0.1)
     for _ in range(options.steps):
-        rows = torch.randint(0, len(frames), (32,))
+        rows = torch.randint(0, len(frames), (32,)).to(device)
         fields = {"counts": frames[rows], "amplitude": wanted[rows].abs(), "phase": wanted[rows].angle()}
         loss = objective.error(objective.outputs(network, fields), fields).mean()
         optimiser.zero_grad()
@@ -189,14 +190,11 @@ def recorded(kind: str, options: argparse.Namespace) -> Iterator[tuple[int, Scan
 SETS = {"sparse": simulated, "dense": simulated, "recorded": recorded}
 
 
-@torch.inference_mode()
 def scan_of(name: str, thing: Truth, network: ProbeFirst, where: NDArray, counts: NDArray) -> Scan:
     """The predictions of the frozen network for every frame."""
     image, canvas = thing
-    probe = network.optics.modes().numpy()
-    batches = np.array_split(counts.astype(np.float32), len(counts) // 64 + 1)
-    parts = [network(torch.from_numpy(batch)) for batch in batches]
-    patches = np.concatenate([torch.polar(*part).numpy() for part in parts])
+    probe = network.optics.modes().cpu().numpy()
+    patches = patches_of(network, counts, together=64)
     trial = Trial(
         canvas=canvas,
         probe=probe,
@@ -397,4 +395,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--step", type=float, default=6.0, help="object pixels between candidates (6)")
     parser.add_argument("--frames", type=int, default=600, help="frames of each sample to train on (600)")
     parser.add_argument("--steps", type=int, default=500, help="optimiser steps of the training (500)")
+    add_device(parser)
     return parser.parse_args(arguments)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from skimage import data, filters
 
+from measures.patches import patches_of
 from pictures.trust import Shift, trust_picture
 from steering.campaign import CampaignSettings, DriftRaised, PredictionReady
 from steering.campaign.drift import DriftTest, lowest_u
@@ -41,6 +42,7 @@ from steering.ptychography import (
     simulate,
     zone_plate,
 )
+from steering.ptychography.device import add_device, find_device
 from steering.records import Field, ModelVersion
 from steering.runner import RunFolder
 from steering.sources import sample
@@ -124,9 +126,8 @@ def learn(folder: RunFolder, known: list[Scene], options: argparse.Namespace) ->
     probe = probe_of(known[0])
     network.optics.set(probe)
     settings = {"batch": 32, "candidates": 0, "representatives": 0, "learning_rate": 2e-3}
-    settings = TrainerSettings(**settings, seed=options.seed)
-    rank = Rank(network, Incremental(Reconstruction(patch_weight(probe, PATCH))), settings)
-    meeting = MeetingPoint()
+    settings = TrainerSettings(**settings, seed=options.seed, device=options.device)
+    rank, meeting = Rank(network, Incremental(Reconstruction(patch_weight(probe, PATCH))), settings), MeetingPoint()
     rank.join(meeting.rendezvous, rank=0, ranks=1)
     rng = np.random.default_rng(options.seed)
     labels = [labelled(scene, str(number), rng, options) for number, scene in enumerate(known)]
@@ -172,12 +173,11 @@ def labelled(scene: Scene, name: str, rng: np.random.Generator, options: argpars
 class Judge:
     """Predicts and judges as the predictor does, with one version."""
 
-    def __init__(self, store: ModelStore, version: ModelVersion) -> None:
-        self.network, self.version = store.load(version.number), version
-        self.probe = self.network.optics.modes().numpy()
+    def __init__(self, store: ModelStore, version: ModelVersion, device: torch.device) -> None:
+        self.network, self.version = store.load(version.number).to(device), version
+        self.probe = self.network.optics.modes().cpu().numpy()
         self.weight = patch_weight(self.probe, PATCH)
 
-    @torch.inference_mode()
     def scan(self, parts: Sequence[tuple[Scene, int]], rng: np.random.Generator, *, raster: bool = False) -> Scan:
         """Frames of each scene in turn, all in one image, at random positions or row by row."""
         rows: list[tuple[NDArray, ...]] = []
@@ -190,7 +190,7 @@ class Judge:
             for start in range(0, frames, CHUNK):
                 where = order[start : start + CHUNK]
                 counts = measure(scene, where, rng)
-                patches = torch.polar(*self.network(torch.from_numpy(counts.astype(np.float32)))).numpy()
+                patches = patches_of(self.network, counts)
                 stitcher.add(patches, where)
                 error = patch_phase_error(patches, extract_patches(scene.object, CANVAS, where, PATCH), self.weight)
                 offset = neighbour_offset(patches, where, stitcher)
@@ -311,7 +311,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     known = samples(KNOWN, **USUAL)
     learn(folder, known, options)
     store = ModelStore(folder.models)
-    judges = [Judge(store, version) for version in store.versions()]
+    judges = [Judge(store, version, find_device(options.device)) for version in store.versions()]
     rng = np.random.default_rng(options.seed + 1)
     rows = {name: replays(judges, known, then, rng, options) for name, then in shifts(known).items()}
     usual = np.array([np.median(after([row], "error")) for row in rows["none"]])
@@ -396,4 +396,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=60, help="of them held out (60)")
     parser.add_argument("--width", type=int, default=24, help="of the network (24)")
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     return parser.parse_args(arguments)

@@ -47,7 +47,7 @@ from steering import (
 from steering.learning.buffer import BOOKKEEPING
 from steering.learning.epochs import Epochs
 from steering.learning.exchange import Exchange
-from steering.ptychography.device import describe_device, find_device
+from steering.ptychography.device import add_device, describe_device, find_device
 
 # What is not said is this: on CIFAR-100, and, as in the paper, on a folder of images.
 CIFAR = {
@@ -265,7 +265,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--network", help=f"resnet18, resnet50, or module:function, called with the classes {usual('network')}")
     add("--tasks", type=int, default=4, help="that the classes are divided into, in alphabetical order (4)")
     add("--ranks", type=int, default=2)
-    add("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
+    add_device(parser)
     add("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU")
     add_cluster(parser)
     add("--epochs", type=float, **own, help=f"passes over each task's images {usual('epochs')}")

@@ -28,6 +28,7 @@ from steering import (
     read_probe,
     run,
 )
+from steering.ptychography.device import add_device
 from steering.sources import ORIENTATIONS, JoinSettings, LiveSettings, LiveSource, Window
 from steering.sources.addresses import __doc__ as GRAMMAR, streams_at
 from steering.sources.first_frames import begun
@@ -62,6 +63,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         strategy=ER(),
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3),
         campaign=CampaignSettings(steps=options.steps, label_every=150, rounds_after_end=options.rounds),
+        device=options.device,
     )
     with local(ranks=options.ranks) as client:
         run(experiment, client, folder, show=Progress())
@@ -188,6 +190,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     scan.add_argument("--ranks", type=int, default=2, help="training processes (2)")
     scan.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
     scan.add_argument("--rounds", type=int, default=5, help="of training after the last frame (5)")
+    add_device(scan)
     options = parser.parse_args(arguments)
     if options.field is None and not options.dry_run:
         parser.error("expected --field, or --dry-run")

@@ -44,6 +44,7 @@ from steering.learning.buffer import BOOKKEEPING
 from steering.learning.epochs import Epochs
 from steering.learning.rows import as_rows
 from steering.ptychography import extract_patches, patch_weight, simulate
+from steering.ptychography.device import add_device
 
 HELD_OUT = 10  # every tenth frame is never trained on
 
@@ -209,7 +210,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     fitting = [name for name, kind in STRATEGIES.items() if not kind.needs_classes]
     parser.add_argument("--strategies", default=",".join(fitting), help="names, with commas between them (all)")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where networks are trained (auto)")
+    add_device(parser)
     add_cluster(parser)
     parser.add_argument("--frames", type=int, default=500, help="of each simulated sample (500)")
     parser.add_argument("--passes", type=int, default=20, help="of refinement over the recorded scan (20)")

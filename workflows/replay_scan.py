@@ -42,6 +42,7 @@ from steering import (
     run,
 )
 from steering.files import Bounds
+from steering.ptychography.device import add_device
 from steering.sources import Recording, begun_and_oriented, oriented, with_probe
 
 LEAST_FRAMES = 16
@@ -175,7 +176,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategy", choices=STRATEGIES, default="er")
     parser.add_argument("--policy", choices=POLICIES, default="space_filling")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where is computed (auto)")
+    add_device(parser)
     add_cluster(parser)
     parser.add_argument("--rounds", type=int, default=10, help="rounds of training after the last frame (10)")
     parser.add_argument("--margin", type=float, help="object pixels around the held-out corner (64 or less)")

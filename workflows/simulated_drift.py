@@ -33,6 +33,7 @@ from steering import (
     sample,
     zone_plate,
 )
+from steering.ptychography.device import add_device
 
 FIXED = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
 GUIDED = {"gradient_residual": GradientResidual, "adaptive": Adaptive}
@@ -90,7 +91,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategy", choices=STRATEGIES, default="er", help="how earlier samples are rehearsed (er)")
     parser.add_argument("--policy", choices=[*FIXED, *GUIDED], default="space_filling", help="where to measure next")
     parser.add_argument("--ranks", type=int, default=2, help="training processes (2)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where is computed (auto)")
+    add_device(parser)
     add_cluster(parser)
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample (1100)")
     parser.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")

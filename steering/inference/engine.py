@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from steering.inference.backends import REFERENCE, Backend, Slot, make_package, possible
 from steering.inference.evaluate import patch_phase_error
+from steering.inference.transfer import Transfer
 from steering.models import Network, is_split
 from steering.ptychography import Canvas, extract_patches, patch_weight, simulate
 from steering.ptychography.device import find_device
@@ -130,10 +131,7 @@ class Engine:
         self.serving.piece = self._piece(self.backend)
         self._spare = self.slot(self.backend)
         window, patch = network.hyperparameters["window"], network.hyperparameters["patch"]
-        pinned = self.device.type == "cuda"
-        self._counts = torch.zeros(frames, window, window, pin_memory=pinned)
-        self._raw = torch.zeros(frames, window, window, dtype=torch.int16, pin_memory=True) if pinned else None
-        self._patches = torch.zeros(frames, patch, patch, dtype=torch.complex64, pin_memory=pinned)
+        self._transfer = Transfer(self.device, frames=frames, window=window, patch=patch)
         self._sizes = sorted(
             {1, frames, *(n for step in _STEPS for k in range(frames.bit_length()) if (n := step << k) < frames)}
         )
@@ -157,12 +155,11 @@ class Engine:
         Up to the largest batch they lie in the engine's own memory, which the next call overwrites; above it, in
         memory of their own.
         """
-        most = len(self._counts)
+        most = len(self._transfer)
         if len(counts) > most:
             return np.concatenate([self.predict(counts[i : i + most]).copy() for i in range(0, len(counts), most)])
         size = next(size for size in self._sizes if size >= len(counts))
-        frames = self._counts if self._raw is None or counts.dtype != np.uint16 else self._raw
-        return run(self.serving, counts, frames[:size], self._patches)
+        return self._transfer(self.serving, counts, size)
 
     def slot(self, backend: Backend) -> Slot:
         """Another slot that runs on this backend, holding the network that the engine was made with."""
@@ -254,29 +251,6 @@ class Engine:
     def _refuse(self, backend: Backend, reason: str) -> None:
         self.trials[backend.name].refused = reason
         logger.info("%s is not used: %s", backend.name, reason)
-
-
-def run(slot: Slot, counts: NDArray, frames: torch.Tensor, out: torch.Tensor) -> NDArray[np.complex64]:
-    """Patches (n, patch, patch) of counts (n, window, window) in `out`, by way of `frames`: both on the host.
-
-    frames: float32, or int16 with the bits of uint16 counts, which is half to send to a GPU. What it holds beyond n is
-    predicted with them, and left.
-    """
-    n = len(counts)
-    if frames.dtype == torch.int16:
-        frames[:n].numpy()[...] = counts.view(np.int16)
-    else:
-        np.copyto(frames[:n].numpy(), counts, casting="unsafe")
-    with torch.inference_mode():
-        there = frames.to(slot.device, non_blocking=True)
-        if there.dtype == torch.int16:
-            there = (there.to(torch.int32) & 0xFFFF).to(torch.float32)  # most operators do not know uint16
-        amplitude, phase = (each[:n] for each in slot(there))
-        if slot.device.type == "cpu":
-            torch.polar(amplitude, phase, out=out[:n])
-        else:
-            out[:n].copy_(torch.polar(amplitude, phase))
-    return out[:n].numpy()
 
 
 def timed(slot: Slot, counts: torch.Tensor) -> float:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from steering.inference.backends import REFERENCE, Slot
-from steering.inference.engine import MOST_WORSE, Engine, Stream, run
+from steering.inference.engine import MOST_WORSE, Engine, Stream
 from steering.inference.settings import PredictorSettings
+from steering.inference.transfer import Transfer
 from steering.models import ModelStore, Network
 from steering.ptychography import far_field_residual
 from steering.records import ModelVersion
@@ -254,5 +255,4 @@ def _residuals(slot: Slot, counts: NDArray, mask: NDArray[np.bool_], steps: _Ste
 
 def _patches(slot: Slot, counts: NDArray) -> NDArray[np.complex64]:
     patch = slot.network.hyperparameters["patch"]
-    frames = torch.empty(counts.shape)
-    return run(slot, counts, frames, torch.empty(len(counts), patch, patch, dtype=torch.complex64))
+    return Transfer(slot.device, frames=len(counts), window=counts.shape[-1], patch=patch)(slot, counts)

@@ -3,7 +3,7 @@
 from steering.learning.checkpoint import RankFiles, RanksPart, joined, newest_number, prune
 from steering.learning.group import GroupLost, MeetingPoint, Place, Rendezvous
 from steering.learning.identity import identities, stratum_of
-from steering.learning.loop import PARTS, Loop, Tally
+from steering.learning.loop import Loop
 from steering.learning.memory import Held, Memory, memories
 from steering.learning.objectives import Classification, Objective, Reconstruction
 from steering.learning.origin import Origin, Started, best_weights
@@ -11,6 +11,7 @@ from steering.learning.rank import Rank, Round
 from steering.learning.rehearsal import Rehearsal, bytes_of
 from steering.learning.samples import Labels, NoSamples
 from steering.learning.settings import TrainerSettings
+from steering.learning.tally import PARTS, Tally
 
 __all__ = [
     "PARTS",

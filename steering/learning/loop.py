@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,67 +24,10 @@ from steering.learning.settings import TrainerSettings
 from steering.learning.staging import Load, Staging
 from steering.learning.strategies import Strategy
 from steering.learning.strategies.contract import Loss
+from steering.learning.tally import Tally
 from steering.learning.training_state import Packed, capture, digest, restore
+from steering.learning.ways import PLAIN, Way, fastest, possible
 from steering.ptychography.device import find_device
-
-PARTS = ("load", "train", "populate", "augment", "wait")
-_SETTLED = 256
-"""Steps after which losses and times of a GPU are read, so that they do not pile up in a long run."""
-
-
-@dataclass
-class Tally:
-    """Time, losses and representatives of a number of steps."""
-
-    seconds: Counter[str] = field(default_factory=Counter)
-    """For each of PARTS."""
-    representatives: int = 0
-    remote: int = 0
-    """Of the representatives, how many came from another rank."""
-    losses: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
-    """Seconds that each step waited for representatives."""
-    _losses: list[torch.Tensor] = field(default_factory=list)
-    """Of the newest steps, which `settle` reads."""
-    clock: Clock = field(default_factory=lambda: Clock(torch.device("cpu")))
-    """Of the device that the steps are taken on."""
-
-    @property
-    def loss(self) -> float:
-        """Mean over the steps; 0 where there was none."""
-        return sum(self.losses) / max(1, len(self.losses))
-
-    def __add__(self, other: Tally) -> Tally:
-        """The sum of both."""
-        return Tally(
-            seconds=self.seconds + other.seconds,
-            representatives=self.representatives + other.representatives,
-            remote=self.remote + other.remote,
-            losses=self.losses + other.losses,
-            waits=self.waits + other.waits,
-        )
-
-    def add(self, loss: torch.Tensor) -> None:
-        """Count the loss () of a step. One on a GPU stays there, for reading it would make the host wait."""
-        self._losses.append(loss)
-        if len(self._losses) >= _SETTLED:
-            self.settle()
-
-    def settle(self) -> None:
-        """Read the losses and times that were counted."""
-        if self._losses:
-            self.losses += torch.stack(self._losses).tolist()
-            self._losses = []
-        self.clock.settle(self._spend)
-
-    def lap(self, part: str) -> None:
-        """What came since the last call, or since `clock.start`, was this part of a step."""
-        self.clock.lap(part, self._spend)
-
-    def _spend(self, part: str, seconds: float) -> None:
-        self.seconds[part] += seconds  # type: ignore[assignment]
-        if part == "wait":
-            self.waits.append(seconds)
 
 
 class Loop:
@@ -140,10 +83,15 @@ class Loop:
         self.trained = False
         """It was connected before, or restored: its state counts more than that of loops which were not."""
         self._module: nn.Module | None = None
+        self._grouped = False
         self._ring: Ring | None = None
         self._staging: Staging | None = None
         """Where new samples are loaded on their way to a GPU."""
         self._loaded: tuple[str, ...] = ()
+        self.way: Way | None = None
+        """How a step is computed; None: not chosen yet."""
+        self._chooses = False
+        """There are several ways on all ranks."""
 
     @property
     def buffer(self) -> RehearsalBuffer:
@@ -164,26 +112,34 @@ class Loop:
             The rank whose state all have now.
         """
         self.disconnect()
-        source = 0
-        if group is None:
-            self._module = self.network
-        else:
-            source = self._align()
-            with warnings.catch_warnings():
-                # The argument's new name is not known to the torch of many clusters yet.
-                warnings.simplefilter("ignore", FutureWarning)
-                # No init_sync: all have the same weights already, and it would wait for the GPU unseen by `settle`.
-                self._module = DistributedDataParallel(self.network, broadcast_buffers=False, init_sync=False)
+        self._chooses = len(self._ways) > 1
+        source = 0 if group is None else self._align()
+        self._grouped = group is not None
+        self._wrap()
         found = None if group is None else nccl_of(None, self.device)
         self._nccl = [] if found is None else [found]
-        if self.settings.precision == "bfloat16":
-            self._module = Autocast(self._module, self.device.type)
         self.trained = True
         ranks = 1 if group is None else dist.get_world_size()
         self._suit(self._began_with.on(ranks, began or ranks))
         if self.strategy.rehearses:
             self.rehearsal.connect(group, step=self.steps, device=self.device)
         return source
+
+    def _wrap(self) -> None:
+        """Make what a step runs of the network, as it lies in memory now."""
+        self._module = self.network
+        if self._grouped:
+            with warnings.catch_warnings():
+                # The argument's new name is not known to the torch of many clusters yet.
+                warnings.simplefilter("ignore", FutureWarning)
+                # No init_sync: all have the same weights already, and it would wait for the GPU unseen by `settle`.
+                self._module = DistributedDataParallel(self.network, broadcast_buffers=False, init_sync=False)
+        if self.settings.precision == "bfloat16":
+            self._module = Autocast(self._module, self.device.type)
+
+    @property
+    def _ways(self) -> list[Way]:
+        return possible(self.device, self.network, self.optimiser, compiled=self.settings.compiled)
 
     def _suit(self, settings: TrainerSettings) -> None:
         """Go on with the settings for another number of ranks."""
@@ -201,18 +157,22 @@ class Loop:
             group["lr"] = factor * group["initial_lr"]
 
     def _align(self) -> int:
-        mine = torch.tensor([int(self.trained), self.steps])
+        mine = torch.tensor([int(self.trained), self.steps, int(self._chooses)])
         everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(everyone, mine)
-        source = most_advanced([(bool(trained), steps) for trained, steps in torch.stack(everyone).tolist()])
+        source = most_advanced([(bool(trained), steps) for trained, steps, _ in torch.stack(everyone).tolist()])
+        self._chooses = all(int(one[2]) for one in everyone)
         if dist.get_rank() == source:
             packed = capture(self.network, self.optimiser)
-            packed.scalars["step"] = self.steps
+            packed.scalars |= {"step": self.steps, "way": None if self.way is None else asdict(self.way)}
             broadcast_bytes(packed.to_bytes(), source)
         else:
             packed = Packed.from_bytes(broadcast_bytes(b"", source))
             restore(packed, self.network, self.optimiser)
             self.steps = packed.scalars["step"]
+            if packed.scalars["way"] is not None:  # weights must lie in memory alike on all ranks
+                self.way = Way(**packed.scalars["way"])
+                self.way.apply(self.network, self.optimiser)
         return source
 
     def digest(self) -> str:
@@ -235,7 +195,33 @@ class Loop:
             if self.device.type == "cuda":
                 loaded = {name: fields[name] for name in self._loaded}
                 self._staging = Staging(loaded, self.settings.batch, self.device)
+        if self.way is None:
+            self._choose(example)
         self.rehearsal.prefetch()
+
+    def _choose(self, example: Fields) -> None:
+        """Take the fastest way of a step, which rank 0 says, from now on."""
+        self.way = PLAIN
+        if not self._chooses or self._ring is None:
+            return
+        fields = self._ring.next()
+        for name, value in example.items():
+            fields[name][:] = value.to(self.device)
+        minibatch = Minibatch(fields, new=self.settings.batch)
+
+        def step(network: nn.Module, optimiser: torch.optim.Optimizer) -> torch.Tensor:
+            optimiser.zero_grad(set_to_none=True)
+            half = self.settings.precision == "bfloat16"
+            loss = self.strategy.gradient(Autocast(network, self.device.type) if half else network, minibatch)
+            optimiser.step()
+            return loss.value.detach()
+
+        way = fastest(self._ways, self.network, self.optimiser, step)
+        if self._grouped:
+            way = Way(**json.loads(broadcast_bytes(json.dumps(asdict(way)).encode(), 0)))
+        self.way = way
+        way.apply(self.network, self.optimiser)
+        self._wrap()
 
     def _fields(self, example: Fields) -> Specification:
         """Shape and dtype of each field of an augmented minibatch, with what the strategy stores of a sample."""

@@ -23,7 +23,7 @@ from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.buffer_state import ScanName
 from steering.learning.checkpoint import RankFiles, RanksPart, Recorder
-from steering.learning.loop import PARTS, Loop
+from steering.learning.loop import Loop
 from steering.learning.objectives import Reconstruction
 from steering.learning.origin import Origin, Started, earlier_held_out, take_up_buffers, take_up_model
 from steering.learning.quality import errors_by_scan, outputs_of, quality_of
@@ -33,6 +33,7 @@ from steering.learning.samples import Labels, NoSamples, Samples, stacked
 from steering.learning.samples_file import read_samples
 from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
+from steering.learning.tally import PARTS
 from steering.learning.tensor_file import inside
 from steering.learning.training_state import Packed
 from steering.models import ModelStore, Network

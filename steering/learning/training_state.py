@@ -69,10 +69,14 @@ def restore(packed: Packed, network: nn.Module, optimiser: torch.optim.Optimizer
         optimiser.load_state_dict({"state": state, "param_groups": packed.scalars["groups"]})
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"found a state that does not fit this network or optimiser: {error}") from error
+    keep_layout(optimiser)
+
+
+def keep_layout(optimiser: torch.optim.Optimizer) -> None:
+    """Bring what the optimiser holds into its parameters' memory format, as it makes it itself: mixed ones are slow."""
     for parameter, values in optimiser.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                # In the parameter's memory format, as the optimiser itself makes it: mixed ones are slow.
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

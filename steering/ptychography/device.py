@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Sequence
 
@@ -34,6 +35,11 @@ def find_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
             "CUDA_VISIBLE_DEVICES and at the build of torch"
         )
     return torch.device("cuda", index)
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Add --device to a workflow's arguments; `find_device` takes what it says, in the processes that compute."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:NUMBER: where is computed (auto)")
 
 
 def describe_device(device: torch.device) -> str:

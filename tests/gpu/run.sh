@@ -3,7 +3,9 @@
 #
 #   tests/gpu/run.sh OUT              on a machine with an NVIDIA GPU
 #   tests/gpu/run.sh OUT cpu          the same parts at tiny size on the CPU: says that the script works
+#   tests/gpu/run.sh OUT cpu PART...  some of them
 #   tests/gpu/run.sh OUT class        the second command: class_incremental on the GPU, a wider network, three strategies
+#   tests/gpu/run.sh OUT compiled     the third: prediction with compiled backends too, which takes a C++ compiler
 #
 # The machine may be bare and without a network: Python with torch, numpy, xarray, h5py, scikit-image, safetensors,
 # psutil, rich and pytest. What else is needed travels along as wheels in .gpu-wheels, which tests/gpu/wheels.sh fills.
@@ -31,4 +33,4 @@ done
 [ -z "${STEERING_DATA:-}" ] || export STEERING_DATA
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 export OMP_NUM_THREADS=1 MPLBACKEND=Agg
-exec "$python" tests/gpu/parts.py "$out" "$kind"
+exec "$python" tests/gpu/parts.py "$out" "$kind" "${@:3}"

@@ -40,3 +40,13 @@ def test_a_mask_reaches_captured_graphs():
     engine.serving.mask(mask)
     hot = np.where(mask, 65535, frames()).astype(np.uint16)
     np.testing.assert_array_equal(engine.predict(hot).copy(), engine.predict(frames()))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_batches_that_are_sent_in_pieces_say_what_the_cpu_says(kind):
+    """Many times in a row: memory that was given back too early would be overwritten by what follows."""
+    engine = Engine(network(0), frames=512, device="cuda", measure_s=0)
+    expected = {n: plain(network(0), frames(n)) for n in (100, 300, 512, 700)}
+    for _ in range(20):
+        for n, said in expected.items():
+            np.testing.assert_allclose(engine.predict(frames(n).astype(kind)), said, atol=4e-2)

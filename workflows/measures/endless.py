@@ -23,6 +23,7 @@ from steering import (
     sample,
     zone_plate,
 )
+from steering.ptychography.device import add_device
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
@@ -33,6 +34,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     parser.add_argument("--rate", type=float, default=20.0, help="frames per second (20)")
     parser.add_argument("--scans", type=int, default=400, help="(400)")
     parser.add_argument("--checkpoint", type=float, default=10.0, help="seconds between two (10)")
+    add_device(parser)
     add_cluster(parser)
     options = parser.parse_args(arguments)
     parts = experiment(options)
@@ -60,4 +62,5 @@ def experiment(options: argparse.Namespace) -> Experiment:
         campaign=CampaignSettings(steps=10, gain=0.0, rounds_after_end=0, labels_after_end=0),
         ranks=options.ranks,
         checkpoint_s=options.checkpoint,
+        device=options.device,
     )
