@@ -103,6 +103,7 @@ def _square(name: str, x: Range1d, y: Range1d) -> figure:
             location="bottom_left",
             background_fill_alpha=0.65,
             border_line_color=None,
+            bar_line_color=INK,
             padding=4,
             margin=6,
         )

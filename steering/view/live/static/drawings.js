@@ -26,7 +26,7 @@ function paint() {  // text and lines of the drawings in the colours of the page
     }
   }
   for (const name of [...MAPS, "positions"]) {
-    model("scale_" + name).setv({label_text_color: ink, bar_line_color: ink, background_fill_color: card});
+    model("scale_" + name).setv({label_text_color: ink, background_fill_color: card});
   }
   for (const name of ["residual", "error"]) model("words_" + name).glyph.text_color = {value: ink};
 }
