@@ -59,7 +59,7 @@ def ready(folder):
     """A version was published, and a checkpoint was written after that."""
     events = of_kind(folder, "CheckpointWritten", "ModelPublished")
     published = [number for number, event in enumerate(events) if event.get("version")]
-    return bool(published) and events[-1]["event"] == "CheckpointWritten"
+    return bool(published) and any(event["event"] == "CheckpointWritten" for event in events[published[0] :])
 
 
 def ahead(folder):
