@@ -134,10 +134,12 @@ def test_what_the_log_lacks_is_told_again_and_nothing_else():
 class Predictor:
     """Takes chunks, until it is lost."""
 
-    def __init__(self):
-        self.frames, self.lost = Counter(), False
+    def __init__(self, silent=False):
+        self.frames, self.lost, self.silent = Counter(), False, silent
 
     async def receive(self, chunk):
+        if self.lost and self.silent:
+            await asyncio.Event().wait()
         if self.lost:
             raise OSError("gone")
         self.frames.update(chunk["frame"].values.tolist())
@@ -146,8 +148,8 @@ class Predictor:
         return self.frames
 
 
-async def left_alone(folder):
-    source, first, second = beamline("a"), Predictor(), Predictor()
+async def left_alone(folder, silent):
+    source, first, second = beamline("a"), Predictor(silent), Predictor()
     where = [tuple(p) for p in source.candidates[:12].tolist()]
     actor = SourceActor(source, folder=folder, unsteered_s=0.3)
     await actor.start(first)
@@ -177,9 +179,11 @@ async def left_alone(folder):
     return told, second.frames, said, (await actor.position())["steered"]
 
 
-def test_the_next_runner_adopts_it_and_hears_of_every_frame_once(tmp_path):
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_next_runner_adopts_it_and_hears_of_every_frame_once(tmp_path, silent):
+    """The predictor went with the runner: it refuses what it is sent, or never answers."""
     folder = RunFolder.create(tmp_path / "run")
-    told, frames, said, steered = asyncio.run(asyncio.wait_for(left_alone(folder), 60))
+    told, frames, said, steered = asyncio.run(asyncio.wait_for(left_alone(folder, silent), 60))
     arrived = Counter(i for event in told if isinstance(event, ChunkArrived) for i in event.frame_ids)
     assert arrived == dict.fromkeys(range(12), 1)
     assert frames == dict.fromkeys(range(12), 1)

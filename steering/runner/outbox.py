@@ -69,8 +69,11 @@ class Outbox:
             return frames
 
     async def be_alone(self, alone: bool) -> None:
-        """Wait for no other predictor where the runner is lost: it is the runner that would bring one."""
+        """Wait for no other predictor where the runner is lost: it is the runner that would bring one, and a predictor
+        that went with it may never answer. What is kept is sent to the next one."""
         self._alone = alone
+        if alone and self._sending is not None:
+            self._sending.cancel()
         await self._wake()
 
     async def close(self) -> None:
