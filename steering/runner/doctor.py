@@ -25,6 +25,7 @@ PURPOSES = {
     "jobqueue": "batch jobs by SLURM, PBS or HTCondor",
     "bluesky": "a policy that steers a bluesky plan",
     "ptychi": "refinement by Pty-Chi",
+    "view": "the live page",
     "notebook": "notebooks",
     "completion": "completion of commands in a shell",
 }
