@@ -33,7 +33,9 @@ def tab(browser, address, **settings):
     site, wrong = address.split("/?")[0], []
     inside = (site, site.replace("http", "ws"), "data:", "blob:")
     opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    # 409 is the answer to a command that cannot be done now, as to a second approval.
+    said = wrong.append
+    opened.on("console", lambda one: said(one.text) if one.type == "error" and " 409 " not in one.text else None)
     opened.on("request", lambda asked: None if asked.url.startswith(inside) else wrong.append(asked.url))
     opened.on("websocket", lambda asked: None if asked.url.startswith(inside) else wrong.append(asked.url))
     opened.goto(address)
