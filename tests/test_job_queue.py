@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -365,3 +367,18 @@ def test_every_workflow_takes_the_same_argument():
     assert vars(parser.parse_args([])) == {"cluster": "local", "insecure": False}
     with_local = [p for p in (ROOT / "workflows").glob("*.py") if "on_ranks(" in p.read_text()]
     assert [p.name for p in with_local if "add_cluster(" not in p.read_text()] == ["bench_inference.py"]
+
+
+WAITS = "import time\nfrom steering.clusters.own_job import watched_end\nwith watched_end():\n    time.sleep({seconds})"
+
+
+@pytest.mark.parametrize(("successor", "seconds", "code"), [("8", 60, -signal.SIGTERM), ("", 1, 0)])
+def test_a_driver_ends_before_its_job_does_where_another_goes_on(tmp_path, successor, seconds, code):
+    end = datetime.fromtimestamp(time.time() + 6).isoformat(timespec="seconds")
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho '7|RUNNING|{end}|None'\n")
+    squeue.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "7", "STEERING_SUCCESSOR": successor}
+    done = subprocess.run([sys.executable, "-c", WAITS.format(seconds=seconds)], env=environment, check=False)
+    assert done.returncode == code
