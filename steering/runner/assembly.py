@@ -11,7 +11,18 @@ from urllib.parse import urlsplit
 from distributed import Client
 
 from steering.campaign import Event, Publish
-from steering.clusters.roles import INFERENCE, ROLES, RUNNER, SOURCE, TRAINER, addresses, missing, refusal, workers_now
+from steering.clusters.roles import (
+    INFERENCE,
+    ROLES,
+    RUNNER,
+    SOURCE,
+    TRAINER,
+    addresses,
+    all_there,
+    missing,
+    refusal,
+    workers_now,
+)
 from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
 from steering.runner.actors import answered, place
@@ -53,6 +64,7 @@ async def assemble(
     that has not come. Raises RuntimeError where the cluster lacks a role.
     """
     recovery = begin if isinstance(begin, Recovery) else None
+    await all_there(client, experiment.ranks_range[0], 0.0)  # jobs may be on their way: what lacks then stays away
     workers = await workers_now(client)
     lacks = missing(workers, ranks=experiment.ranks_range[0])
     if lacks:
