@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
+import os
 import shutil
 import signal
 import sys
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from steering.commands import attach, detach, memory, scans, start_here, view
 from steering.commands.words import complain as _complain, message as _message, say as _say, short as _short
+from steering.logs import KINDS, VARIABLE, begin as begin_log, chosen as chosen_log
 
 if TYPE_CHECKING:
     from steering.runner.folder import RunFolder
@@ -29,10 +30,15 @@ _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 for a failure, 2 for wrong arguments, 130 after Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
-    logging.getLogger("steering.clusters").setLevel(logging.INFO)  # which jobs are waited for
     chosen = _parser().parse_args(start_here.spelt_out(sys.argv[1:] if arguments is None else arguments))
-    ending = _attempt(lambda: chosen.command(chosen))
+    if chosen.log is not None:
+        os.environ[VARIABLE] = chosen.log  # of the workers too, and of a driver that runs by itself
+
+    def logged() -> int:
+        begin_log(chosen_log())
+        return chosen.command(chosen)
+
+    ending = _attempt(logged)
     if ending.status != "finished" and not ending.returned:
         _complain(ending.reason)
     return ending.code
@@ -44,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a workflow, follow it while it measures, and report on what it left.",
         epilog="Start with: steering demo",
     )
+    parser.add_argument("--log", choices=KINDS, help="how is logged: lines for people, or a JSON object a line (text)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
@@ -83,9 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     scans.add_commands(commands)
     attach.add_commands(commands)
     view.add_commands(commands)
-    status = commands.add_parser("status", help="print what a run is doing, or how it ended")
-    status.add_argument("folder", metavar="DIR", help="folder of a run")
-    status.set_defaults(command=_status)
+    _add_status(commands)
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
         command.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
@@ -98,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--shortest-dwell", type=float, metavar="SECONDS")
         command.set_defaults(command=_command, name=name, version=None)
     return parser
+
+
+def _add_status(commands: Any) -> None:
+    status = commands.add_parser("status", help="print what a run is doing, or how it ended")
+    status.add_argument("folder", metavar="DIR", help="folder of a run")
+    status.set_defaults(command=_status)
 
 
 _COMMANDS = {

@@ -21,6 +21,7 @@ from steering.cli import main
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {
+    "logs": 1,
     "records": 1,
     "files": 1,
     "ptychography": 2,
@@ -80,6 +81,8 @@ HOMES = {
     "bokeh": ("steering.view.live",),
     "tornado": ("steering.view.live",),
     "psutil": ("steering.learning.group", "steering.learning.hardware"),
+    "prometheus_client": ("steering.runner.prometheus",),
+    "tensorboard": ("steering.runner.tensorboard",),
     "cloudpickle": ("steering.inference.policy_host", "steering.loading"),
     "shtab": ("steering.commands.start_here",),
     "onnx": ("steering.inference.backends.onnx",),
@@ -87,6 +90,7 @@ HOMES = {
 }
 # where the name to install is another one
 DISTRIBUTIONS = {
+    "prometheus_client": "prometheus-client",
     "dask_jobqueue": "dask-jobqueue",
     "ophyd_async": "ophyd-async",
     "skimage": "scikit-image",

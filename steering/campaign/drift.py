@@ -56,6 +56,11 @@ class DriftTest:
             found += self._judge(event, expected)
         return found
 
+    @property
+    def levels(self) -> dict[str, float]:
+        """Of the newest frames, by what tells it: see `Window.level`."""
+        return {by: window.level for by, window in self._windows.items()}
+
     def _judge(self, event: PredictionReady, expected: float | None) -> list[DriftRaised | DriftLowered]:
         fallen = [by for by, window in self._windows.items() if window.fallen]
         if fallen and self._fell_with is None:

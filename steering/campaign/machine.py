@@ -144,6 +144,11 @@ class Campaign:
         return self.actions.any(Train, Refuse) or self.models.under_way
 
     @property
+    def trust(self) -> dict[str, float]:
+        """Of the newest frames, by residual and by offset: see `Window.level`."""
+        return self._trust.levels
+
+    @property
     def outstanding(self) -> int:
         """Positions decided on that have brought no frame yet."""
         return self.gate.outstanding

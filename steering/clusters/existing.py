@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from distributed import Client
 
 from steering.clusters.credentials import security_of
+from steering.clusters.logs import share_logs
 from steering.clusters.memory import give_memory_back, keep_memory
 from steering.clusters.roles import missing, refusal, workers_of
 
@@ -42,6 +43,7 @@ def existing(
     with _connect(where, timeout, credentials, insecure) as client:
         _refuse_missing_roles(client, ranks, timeout)
         keep_memory(client)
+        share_logs(client)
         yield client
         give_memory_back(client)
 

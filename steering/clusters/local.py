@@ -17,6 +17,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.utils import get_mp_context
 
 from steering.clusters.gpus import shared_out, visible
+from steering.clusters.logs import share_logs
 from steering.clusters.memory import keep_memory
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
 
@@ -64,6 +65,7 @@ def local(ranks: int = 2, *, apart: bool = False, gpus: Sequence[int | str] | No
         ):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             keep_memory(client)
+            share_logs(client)
             yield client
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

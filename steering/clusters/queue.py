@@ -19,6 +19,7 @@ from steering.clusters import credentials
 from steering.clusters.job_options import SYSTEMS, job_options
 from steering.clusters.jobs import Jobs
 from steering.clusters.local import SILENT, quiet
+from steering.clusters.logs import share_logs
 from steering.clusters.memory import keep_memory
 from steering.clusters.roles import INFERENCE, TRAINER
 from steering.clusters.site import BEAMLINE, Site, read_site
@@ -94,6 +95,7 @@ def job_queue(
         jobs = Jobs(cluster, client, folder, system=system, handover=described.handover_s)
         with jobs.kept(places(described, ranks), lambda place: _spec(system, place, described, folder, security)):
             keep_memory(client)
+            share_logs(client)
             jobs.wait(ranks if at_least is None else at_least, timeout)
             yield client
 

@@ -38,11 +38,12 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 def spelt_out(words: Sequence[str]) -> list[str]:
     """`demo ...` as the `run WORKFLOW ...` that it stands for; other words as they are."""
-    if list(words[:1]) != ["demo"]:
+    first = 2 * (list(words[:1]) == ["--log"])  # the only option that may stand before a command
+    if list(words[first : first + 1]) != ["demo"]:
         return list(words)
     from steering.loading import shipped  # noqa: PLC0415
 
-    return ["run", str(shipped() / "simulated_drift.py"), *words[1:]]
+    return [*words[:first], "run", str(shipped() / "simulated_drift.py"), *words[first + 1 :]]
 
 
 def _doctor(chosen: argparse.Namespace) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
 from pathlib import Path
+
+from steering.logs import VARIABLE
 
 
 def message(error: Exception) -> str:
@@ -32,6 +35,9 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """A line about what went wrong: standard error."""
+    """A line about what went wrong: standard error, or the log where its lines are JSON."""
+    if os.environ.get(VARIABLE) == "json":
+        logging.getLogger("steering").error(line)
+        return
     sys.stderr.write(f"steering: {line}\n")
     sys.stderr.flush()

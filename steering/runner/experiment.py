@@ -75,6 +75,8 @@ class Experiment:
     spool: bool = False
     """Write every frame to disk before it is acknowledged: for a source that cannot give frames again. Without it, such
     frames that came after the newest checkpoint are lost with the processes of a run."""
+    tensorboard: bool = False
+    """Write the run's figures as curves into its folder `tensorboard`, every two seconds (extra `tensorboard`)."""
     frames: int | None = None
     """Frames to come in all, for the progress display; None: as the source says."""
 

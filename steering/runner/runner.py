@@ -28,6 +28,7 @@ from steering.runner.ending import ending_with
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
+from steering.runner.exported import export
 from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder, this_process
 from steering.runner.jobs import Jobs
@@ -242,6 +243,7 @@ class Runner:
         self._jobs.start(self._hear_the_predictor())
         self._jobs.start(executor.labelling.watch_external_labels())
         self._jobs.start(executor.labelling.refine_as_time_allows())
+        self._jobs.start(export(client, self.folder, self.optional, self.metrics, actors))
         self._jobs.start((checkpoints := self._checkpoints(executor)).as_time_goes())
         self._jobs.start(self._upkeep(client, actors, checkpoints).keep())
 
