@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from distributed import Client, get_client
+from distributed.protocol import pickle
 
 from steering.campaign import GroupChanged
 from steering.clusters.roles import workers_now, workers_of
@@ -69,7 +72,8 @@ async def place(client: Client, thing: Any, *, worker: str) -> ActorHandle:
     answered.
     """
     [there] = await client.scatter([thing], workers=[worker], hash=False, direct=True)
-    future = client.submit(_same, there, actor=True, workers=[worker], pure=False, allow_other_workers=False)
+    options = {"actor": True, "workers": [worker], "pure": False, "allow_other_workers": False}
+    future = client.submit(_own, there, _process(), **options)
     return ActorHandle(await while_there(client, worker, future), future, worker)
 
 
@@ -212,5 +216,11 @@ def retrieved(job: asyncio.Future) -> None:
         job.exception()
 
 
-def _same(thing: Any) -> Any:
-    return thing
+def _own(thing: Any, sender: tuple[str, int]) -> Any:
+    """What was sent, as the worker's own. Within one process Dask hands over the very object, which its sender goes on
+    using, and may send elsewhere while the actor changes it."""
+    return pickle.loads(pickle.dumps(thing)) if sender == _process() else thing
+
+
+def _process() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()

@@ -192,7 +192,8 @@ class SimulatedBeamline:
         """See the contract, `Source`: every frame that this source, or the one that it goes on from, handed out since
         its position."""
         self._skip_handed()
-        known = np.array(self._measured).reshape(-1, 4)
+        # A copy in one step: while an array reads another one's memory the thread that measures cannot extend it.
+        known = np.frombuffer(self._measured.tobytes(), np.float64).reshape(-1, 4)
         mine = [i for i in sorted(set(ids)) if 0 <= i - self._first_id < len(known)]
         for (part, _), same in groupby(mine, lambda i: (int(known[i - self._first_id, 0]), i // _AGAIN)):
             frame_ids = np.array(list(same))
