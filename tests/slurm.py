@@ -100,6 +100,7 @@ def _locked(folder: Path, name: str = "lock") -> Iterator[None]:
 
 def _start(folder: Path) -> None:
     for name in ("state", "spool"):
+        shutil.rmtree(folder / name, ignore_errors=True)  # of one that has stopped: its jobs are not taken up again
         (folder / name).mkdir()
     port, node_port = _free_ports()
     host = socket.gethostname().split(".")[0]

@@ -23,7 +23,7 @@ from steering.learning.rehearsal import bytes_of
 from steering.learning.strategies import DER, DERpp
 from tests.ranks import on_ranks
 
-README = Path(__file__).parents[1] / "README.md"
+TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorials" / "own-network.md"
 
 
 def samples(n=6, seed=0):
@@ -274,9 +274,8 @@ def test_a_distributed_checkpoint_carries_it_to_as_many_ranks_and_to_one(two):
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_runs_as_it_stands(tmp_path):
-    section = README.read_text().split("\n## The rehearsal buffer alone\n")[1].split("\n## ")[0]
-    [example] = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+def test_the_example_of_the_tutorial_runs_as_it_stands(tmp_path):
+    [example] = re.findall(r'^```python title="train.py"\n(.*?)^```$', TUTORIAL.read_text(), re.MULTILINE | re.DOTALL)
     assert len(example.splitlines()) <= 25
     (tmp_path / "train.py").write_text(example)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "train.py"]

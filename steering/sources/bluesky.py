@@ -303,6 +303,8 @@ def _place(resource: Mapping[str, Any]) -> tuple[Path, str]:
     """File and dataset of a stream_resource. Raises ValueError for what is not read here."""
     kind, uri = str(resource.get("mimetype")), urlsplit(str(resource.get("uri")))
     parameters = resource.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise _Refused(f"found the parameters {str(parameters)[:200]}, expected a mapping that names a dataset")
     dataset = parameters.get("dataset", parameters.get("path"))
     if kind != "application/x-hdf5" or uri.scheme != "file" or uri.hostname not in (None, "localhost"):
         raise _Refused(f"found {kind} at {uri.geturl()[:200]}, expected application/x-hdf5 at file://localhost/...")
