@@ -13,10 +13,8 @@ from steering.runner.folder import RunFolder
 from steering.runner.metrics import Metrics
 from steering.runner.predictor_proxy import PredictorProxy
 
-_VERSIONS = 16
-"""Of the matrix of a run of few scans."""
-_SCORES = 48
-"""Of versions on scans, in all: a score takes some 50 ms of one core."""
+_SCORES = 18
+"""Of versions on scans, in all: each takes up to half a second, and the end of the run waits for them."""
 
 
 async def judge(metrics: Metrics, folder: RunFolder, proxy: PredictorProxy) -> dict[str, Any]:
