@@ -53,8 +53,10 @@ def jobs_of(folder: RunFolder) -> list[dict]:
     return json.loads((folder.path / "jobs.json").read_text())["jobs"]
 
 
-def command(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "steering.cli", *words], capture_output=True, text=True, check=True)
+def command(*words: object) -> str:
+    told = [sys.executable, "-m", "steering.cli", *map(str, words)]
+    done = subprocess.run(told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from distributed import Client, get_client, get_worker
 
 from steering.clusters.roles import INFERENCE, LABEL, SOURCE, Workers, addresses, workers_now
+from steering.runner.actors import place
 from steering.runner.ending import WATCHER, connected
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
@@ -81,17 +82,11 @@ class Watched:
 
     async def _place(self, worker: str) -> None:
         await self._client.unpublish_dataset(WATCHER)
-        [watcher] = await self._client.scatter([self._watcher], workers=[worker], hash=False, direct=True)
-        future = self._client.submit(_same, watcher, actor=True, workers=[worker], pure=False)
-        actor = await future
-        await self._client.publish_dataset(future, name=WATCHER)
-        await actor.watch(self._here)
+        handle = await place(self._client, self._watcher, worker=worker)
+        await self._client.publish_dataset(handle.future, name=WATCHER)
+        await handle.actor.watch(self._here)
 
 
 def _failed(placing: asyncio.Future) -> None:
     if not placing.cancelled() and placing.exception() is not None:
         logger.warning("found no watcher over the runner: %s", placing.exception())
-
-
-def _same(thing: Any) -> Any:
-    return thing
