@@ -193,6 +193,33 @@ def test_the_next_runner_adopts_it_and_hears_of_every_frame_once(tmp_path, silen
     assert steered == 2
 
 
+async def while_it_is_asked(folder):
+    source, predictor = beamline("a"), Predictor()
+    actor = SourceActor(source, folder=folder, unsteered_s=60.0)
+    await actor.start(predictor)
+    where = tuple(map(tuple, source.candidates[:4].tolist()))
+    position = await actor.position()
+    await actor.apply(Steer(DecisionSuggested(time=0.0, positions=where, reasons=("why",) * 4), None, id=1))
+    unlogged = []
+    while sum(len(event.frame_ids) for event in unlogged if isinstance(event, ChunkArrived)) < 4:
+        unlogged += await actor.events()
+    unanswered = asyncio.ensure_future(actor.events())
+    await asyncio.sleep(0.05)
+    assert not unanswered.done()
+    steer = Steer(DecisionSuggested(time=0.0, positions=where, reasons=("why",) * 4), None, id=1)
+    assert await actor.adopt(folder.identity, predictor, SourceResume(position=position, decisions=(steer,)))
+    with pytest.raises(RuntimeError, match="another runner"):
+        await unanswered
+    told = await actor.events()
+    await actor.close()
+    return told
+
+
+def test_what_the_next_runner_is_told_again_does_not_go_to_a_call_that_the_last_one_has_left_open(tmp_path):
+    told = asyncio.run(asyncio.wait_for(while_it_is_asked(RunFolder.create(tmp_path / "run")), 60))
+    assert [i for event in told if isinstance(event, ChunkArrived) for i in event.frame_ids] == [0, 1, 2, 3]
+
+
 async def on_a_cluster(folder):
     """The same with Dask: the actor outlives the client that has placed it."""
     source = beamline("a")

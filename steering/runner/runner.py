@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -10,15 +11,7 @@ from typing import Any
 import xarray as xr
 from distributed import Client, get_client, get_worker
 
-from steering.campaign import (
-    Campaign,
-    Command,
-    Event,
-    GroupChanged,
-    RunRecovered,
-    SourceEnded,
-    encode,
-)
+from steering.campaign import Campaign, Command, Event, GroupChanged, RunRecovered, SourceEnded, encode
 from steering.labels.external import waiting
 from steering.runner.actors import LostForGood
 from steering.runner.assembly import Actors, assemble, in_time
@@ -47,6 +40,8 @@ from steering.runner.start import Start, begin, leave
 from steering.runner.upkeep import Upkeep
 from steering.runner.watcher import GoOn, Watcher
 
+_BEGIN_S = 20.0
+"""How long a command waits for a run that is starting."""
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
 _LOOK_S = 0.5
@@ -71,6 +66,7 @@ class Runner:
         self._last: dict[str, Any] = {"status": "starting"}
         """The newest snapshot."""
         self._jobs = Jobs()
+        self._measures = asyncio.Event()
         self._source_ended = self._over = False
         self._writing = asyncio.Lock()
         self._next: asyncio.Future | None = None
@@ -149,10 +145,13 @@ class Runner:
     async def command(self, name: str, version: int | None = None, by: str = "", **limits: Any) -> str:
         """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot."""
         if not self._jobs.going_on and not self._over:  # what the campaign asked for now would be done by nobody
-            if name != "stop":
+            if name == "stop":
+                await self.give_up("stopped by a person before it began")
+                return name
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._measures.wait(), _BEGIN_S)
+            if not self._jobs.going_on and not self._over:
                 raise ValueError(f"found a run that is starting, expected one that measures: {name} it in a moment")
-            await self.give_up("stopped by a person before it began")
-            return name
         order = Command(time=time.time(), name=name, version=version, by=by, **limits)
         objection = self.campaign.objection(order)
         if objection is not None:
@@ -246,6 +245,7 @@ class Runner:
         self._jobs.start(export(client, self.folder, self.optional, self.metrics, actors))
         self._jobs.start((checkpoints := self._checkpoints(executor)).as_time_goes())
         self._jobs.start(self._upkeep(client, actors, checkpoints).keep())
+        self._measures.set()
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""

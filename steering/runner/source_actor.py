@@ -215,9 +215,8 @@ class SourceActor:
             if isinstance(one, Steer):
                 self._apply(one)
             else:
-                self._measure(
-                    Decision(positions=np.array(one.positions), reasons=("safe raster",) * len(one.positions))
-                )
+                reasons = ("safe raster",) * len(one.positions)
+                self._measure(Decision(positions=np.array(one.positions), reasons=reasons))
 
     def _apply(self, steer: Steer) -> None:
         if steer.id <= self._applied:
@@ -259,9 +258,10 @@ class SourceActor:
 
     async def events(self) -> list[Event]:
         """What has happened since the last call; waits until there is something."""
-        found = [await self._events.get()]
-        while not self._events.empty():
-            found.append(self._events.get_nowait())
+        waiting = self._events  # while this call waits, another runner may adopt the source, and has others
+        found = [await waiting.get()]
+        while not waiting.empty():
+            found.append(waiting.get_nowait())
         for event in found:
             if isinstance(event, Exception):
                 raise event
