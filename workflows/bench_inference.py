@@ -77,14 +77,14 @@ def simulated(n: int) -> Frames:
     return Frames(counts=counts, patches=patches, position=where, probe=probe, mask=np.zeros((64, 64), bool))
 
 
-def recorded(passes: int) -> Frames | None:
+def recorded(passes: int, device: str) -> Frames | None:
     """The recorded scan of a Siemens star with the object that its frames refine to; None where there are no data."""
     file = Path(os.environ.get("STEERING_DATA", "")) / "ptycho-aps-velociprobe-siemens" / "siemens-star-small.npz.bz2"
     if not file.exists():
         return None
     recording = read_recording(file, zero_frequency="corner")
     where, mask = recording.positions / recording.geometry.object_pixel, ~recording.geometry.good()
-    patches, probe = recording.labels(patch=64, passes=passes)
+    patches, probe = recording.labels(patch=64, passes=passes, device=device)
     return Frames(counts=recording.counts, patches=patches, position=where, probe=probe, mask=mask)
 
 
@@ -344,7 +344,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure, and write the figures as they come."""
     options = _options(arguments)
     torch.set_num_threads(1)  # as the predictor does
-    frames, real = simulated(options.frames), recorded(options.passes) if options.passes else None
+    frames, real = simulated(options.frames), recorded(options.passes, options.device) if options.passes else None
     figures: dict[str, Any] = {"networks": {}}
     ready: dict[str, dict[str, Slot]] = {}
     for kind in (ProbeFirst, PtychoNN):

@@ -23,6 +23,7 @@ from skimage import data
 
 from steering import ORIENTATIONS, Canvas, Geometry, RunFolder, read_recording, sample, zone_plate
 from steering.ptychography import simulate
+from steering.ptychography.device import add_device
 from steering.sources import Recording, find_orientation, line_field
 from steering.sources.finding import turned
 from steering.sources.start import TWINS, find_without_probe
@@ -37,7 +38,7 @@ SIEMENS = "ptycho-aps-velociprobe-siemens/siemens-star-small.npz.bz2"
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Seek the turn of every variant; keys orientation.right, .refused, .wrong and undecidable.refused."""
     options = _options(arguments)
-    results = Results(options.results or folder.path / "results.jsonl")
+    results = Results(options.results or folder.path / "results.jsonl", options.device)
     deadline = time.monotonic() + options.seconds
     for name, recording in scans():
         if name not in options.scans:
@@ -68,8 +69,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
 class Results:
     """What was found so far, a line each in a file, so that a run may go on where another one has ended."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, device: str) -> None:
+        self.file, self.device = file, device
         lines = file.read_text().splitlines() if file.is_file() else []
         self.found: dict[str, dict[str, Any]] = {one["key"]: one for one in map(json.loads, lines)}
         self.left = 0
@@ -83,10 +84,10 @@ class Results:
             return
         begun = time.process_time()
         if recording.probe is None:
-            found, _ = find_without_probe(recording)
+            found, _ = find_without_probe(recording, device=self.device)
             turn = wanted if wanted in (found.orientation, TWINS[found.orientation]) else found.orientation
         else:
-            found = find_orientation(recording)
+            found = find_orientation(recording, device=self.device)
             turn = found.orientation
         ending = "refused" if not found.sure else "right" if turn == wanted else "wrong"
         line = {"key": key, "ending": ending, "share": found.share, "cpu_s": time.process_time() - begun}
@@ -114,6 +115,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--without-probe", action="store_true", help="hide the probe: right is right up to the twin")
     parser.add_argument("--results", type=Path, help="file of results to go on with (results.jsonl of the run)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which the rest is left (no limit)")
+    add_device(parser)
     return parser.parse_args(arguments)
 
 

@@ -127,7 +127,7 @@ def begun_probe(options: argparse.Namespace, folder: RunFolder) -> NDArray[np.co
     if kept.is_file():  # of a run that is recovered
         return given_probe(kept, options.window)
     flat = np.ones((1, options.window, options.window), np.complex64)
-    recording = begun(made(options, flat), frames=options.probe_frames, modes=options.modes)
+    recording = begun(made(options, flat), frames=options.probe_frames, modes=options.modes, device=options.device)
     for note in recording.notes:
         print(f"{len(recording.counts)} frames: {note}", flush=True)
     np.save(kept, recording.probe)

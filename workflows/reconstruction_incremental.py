@@ -97,7 +97,7 @@ def siemens(options: argparse.Namespace) -> Course:
     file = Path(named) / "ptycho-aps-velociprobe-siemens" / "siemens-star-small.npz.bz2"
     recording = read_recording(file, zero_frequency="corner")
     where = recording.positions / recording.geometry.object_pixel
-    patches, probe = recording.labels(patch=64, passes=options.passes)
+    patches, probe = recording.labels(patch=64, passes=options.passes, device=options.device)
     middle = np.median(where, axis=0)
     quarter = 2 * (where[:, 0] > middle[0]) + (where[:, 1] > middle[1])
     names = ("upper left", "upper right", "lower left", "lower right")

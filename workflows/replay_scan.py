@@ -108,11 +108,12 @@ def read(options: argparse.Namespace) -> Recording:
         settings=settings,
     )
     if options.orientation == "auto" and recording.probe is None:
-        recording = begun_and_oriented(recording, modes=options.modes, focus=options.focus, phase=options.phase)
+        signs = {"focus": options.focus, "phase": options.phase}
+        recording = begun_and_oriented(recording, modes=options.modes, **signs, device=options.device)
     elif options.orientation == "auto":
-        recording = oriented(recording)
+        recording = oriented(recording, device=options.device)
     if recording.probe is None:
-        recording = with_probe(recording, modes=options.modes)
+        recording = with_probe(recording, modes=options.modes, device=options.device)
     for note in recording.notes:
         print(note)
     return recording

@@ -48,24 +48,24 @@ class FoundOrientation:
         return f"orientation {self.orientation}: residual {self.share:.2f} of the second best ({listed})"
 
 
-def find_orientation(recording: Recording, *, frames: int = _FRAMES) -> FoundOrientation:
+def find_orientation(recording: Recording, *, frames: int = _FRAMES, device: str = "auto") -> FoundOrientation:
     """Try the eight turns of a recording that was read with orientation "none".
 
     frames: how many are refined, those nearest to the one with the most neighbours. The recording's probe is taken as
-    it is in the object's axes. Raises ValueError for a recording without a probe.
+    it is in the object's axes. device: see `find_device`. Raises ValueError for a recording without a probe.
     """
     where = recording.positions / recording.geometry.object_pixel
     chosen = neighbours(where, frames)
-    residuals = {name: _residual(turned(recording, name, chosen), where[chosen]) for name in ORIENTATIONS}
+    residuals = {name: _residual(turned(recording, name, chosen), where[chosen], device) for name in ORIENTATIONS}
     return FoundOrientation(orientation=min(residuals, key=lambda name: residuals[name]), residuals=residuals)
 
 
-def oriented(recording: Recording) -> Recording:
+def oriented(recording: Recording, *, device: str = "auto") -> Recording:
     """The recording, read with orientation "none", turned as its frames say; a note says how sure that is.
 
-    Raises ValueError where no turn stands out, and for a recording without a probe.
+    device: see `find_device`. Raises ValueError where no turn stands out, and for a recording without a probe.
     """
-    found = find_orientation(recording)
+    found = find_orientation(recording, device=device)
     if not found.sure:
         raise ValueError(
             f"found no turn of the frames that explains them better than all others ({found}), expected one at "
@@ -100,8 +100,9 @@ def neighbours(where: NDArray[np.float64], frames: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(np.hypot(*(where - middle).T), kind="stable")[:frames])
 
 
-def _residual(part: Recording, where: NDArray[np.float64]) -> float:
+def _residual(part: Recording, where: NDArray[np.float64], device: str) -> float:
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), part.geometry.shape[0])
-    found = refine(part.counts, where, part.fitted_probe(), canvas, mask=part.geometry.mask, settings=_SETTINGS)
+    settings = replace(_SETTINGS, device=device)
+    found = refine(part.counts, where, part.fitted_probe(), canvas, mask=part.geometry.mask, settings=settings)
     return float(np.median(found.residual[part.counts.any((1, 2))])) if part.counts.any() else 1.0

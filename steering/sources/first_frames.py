@@ -28,11 +28,11 @@ def raster_block(candidates: NDArray[np.float64], frames: int) -> NDArray[np.flo
     return chosen[np.lexsort((chosen[:, 1], chosen[:, 0]))]
 
 
-def begun(source: LiveSource, *, frames: int = 100, modes: int = 1) -> Recording:
+def begun(source: LiveSource, *, frames: int = 100, modes: int = 1, device: str = "auto") -> Recording:
     """The first frames of a live source, and a probe begun from them; the source is closed then: open another one.
 
-    Where it can be steered they are measured on a raster, else they are those that come first. Raises ValueError for
-    fewer than 30 frames, RuntimeError for a stream that fails.
+    Where it can be steered they are measured on a raster, else they are those that come first. device: see
+    `find_device`. Raises ValueError for fewer than 30 frames, RuntimeError for a stream that fails.
     """
     if source.plan.motion is not None:
         where = raster_block(source.candidates, frames)
@@ -65,4 +65,4 @@ def begun(source: LiveSource, *, frames: int = 100, modes: int = 1) -> Recording
         probe=None,
         geometry=replace(source.geometry, mask=bad if bad.any() else None),
     )
-    return with_probe(recording, modes=modes)
+    return with_probe(recording, modes=modes, device=device)

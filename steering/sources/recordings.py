@@ -118,13 +118,15 @@ class Recording:
         mask = self.geometry.mask
         return rescale_probe(aim_probe(self.probe, self.counts, mask), self.counts, mask)
 
-    def labels(self, *, patch: int, passes: int) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
+    def labels(
+        self, *, patch: int, passes: int, device: str = "auto"
+    ) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
         """Patches (frame, patch, patch), cut out of the object that all frames refine to in so many passes, and the
-        probe (mode, y, x) of these. Raises ValueError where there is no probe to begin with."""
+        probe (mode, y, x) of these. device: see `find_device`. Raises ValueError where there is no probe."""
         where = self.positions / self.geometry.object_pixel
         (y0, x0), (y1, x1) = where.min(0), where.max(0)
         canvas = Canvas.around(Field(y0, y1, x0, x1), self.geometry.shape[0])
-        settings = RefineSettings(passes=passes, probe_from_pass=1)
+        settings = RefineSettings(passes=passes, probe_from_pass=1, device=device)
         mask = self.geometry.mask
         refined = refine(self.counts, where, self.fitted_probe(), canvas, mask=mask, settings=settings)
         return extract_patches(refined.object, canvas, where, patch), refined.probe

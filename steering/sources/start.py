@@ -51,17 +51,19 @@ class _Begun(NamedTuple):
     object: NDArray[np.complex64]
 
 
-def with_probe(recording: Recording, *, modes: int = 1, frames: int = 150, tried: int = 17) -> Recording:
+def with_probe(
+    recording: Recording, *, modes: int = 1, frames: int = 150, tried: int = 17, device: str = "auto"
+) -> Recording:
     """The recording with a probe to begin with, where it has none.
 
     modes: of the probe; each beyond the first has a twentieth of the power. frames: how many are refined at each try.
-    tried: how many defoci. A note says which was taken. The turn of the frames must be right: the search relies on
-    frames that overlap; where it is not known, see `begun_and_oriented`.
+    tried: how many defoci. device: see `find_device`. A note says which defocus was taken. The turn of the frames must
+    be right: the search relies on frames that overlap; where it is not known, see `begun_and_oriented`.
     """
     if recording.probe is not None:
         return recording
     chosen = neighbours(recording.positions / recording.geometry.object_pixel, frames)
-    best = _searched(turned(recording, "none", chosen), tried)
+    best = _searched(turned(recording, "none", chosen), tried, device)
     note = (
         f"no probe in the file: begun with a beam of {abs(best.diameter):.0f} object pixels from the frames, "
         f"{_side(best.diameter)}"
@@ -77,6 +79,7 @@ def begun_and_oriented(
     phase: str | None = None,
     frames: int = 64,
     tried: int = 9,
+    device: str = "auto",
 ) -> Recording:
     """A recording without a probe, read with orientation "none", turned as its frames say, and with a probe begun.
 
@@ -85,7 +88,7 @@ def begun_and_oriented(
     so, or whose phase is `negative` or `positive` where it absorbs more, where `phase` does; else the first, and a note
     says that there is another. Raises ValueError where no turn stands out, or the phase does not follow the absorption.
     """
-    found, begun = find_without_probe(recording, frames=frames, tried=tried)
+    found, begun = find_without_probe(recording, frames=frames, tried=tried, device=device)
     if not found.sure:
         raise ValueError(
             f"found no turn of the frames that explains them better than all others ({found}), each with a probe begun "
@@ -96,14 +99,16 @@ def begun_and_oriented(
     name, other = (twin, first) if exchanged else (first, twin)
     note = f"{found}; {name} is taken, its twin {other} explains the frames as well: {why}"
     again = turned(recording, name)
-    return with_probe(replace(again, notes=(*recording.notes, note)), modes=modes)
+    return with_probe(replace(again, notes=(*recording.notes, note)), modes=modes, device=device)
 
 
-def find_without_probe(recording: Recording, *, frames: int = 64, tried: int = 9) -> tuple[FoundOrientation, _Begun]:
+def find_without_probe(
+    recording: Recording, *, frames: int = 64, tried: int = 9, device: str = "auto"
+) -> tuple[FoundOrientation, _Begun]:
     """Try four turns of a recording without a probe, each for itself and its twin (TWINS), and what was begun for the
     best. Of the frames those nearest to one another are refined, once for each defocus tried."""
     chosen = neighbours(recording.positions / recording.geometry.object_pixel, frames)
-    begun = {name: _searched(turned(recording, name, chosen), tried) for name in TWINS}
+    begun = {name: _searched(turned(recording, name, chosen), tried, device) for name in TWINS}
     residuals = {name: one.residual for name, one in begun.items()}
     found = FoundOrientation(orientation=min(residuals, key=lambda name: residuals[name]), residuals=residuals)
     return found, begun[found.orientation]
@@ -136,8 +141,9 @@ def _is_twin(one: _Begun, focus: str | None, phase: str | None) -> tuple[bool, s
     return False, "--focus or --phase says which"
 
 
-def _searched(part: Recording, tried: int) -> _Begun:
+def _searched(part: Recording, tried: int, device: str) -> _Begun:
     """The best of so many defoci."""
+    settings = replace(_SETTINGS, device=device)
     where = part.positions / part.geometry.object_pixel
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), part.geometry.shape[0])
@@ -145,7 +151,7 @@ def _searched(part: Recording, tried: int) -> _Begun:
     best: _Begun | None = None
     for diameter in np.linspace(-widest, widest, tried).tolist():
         probe = defocused(part, diameter)
-        found = refine(part.counts, where, probe, canvas, mask=part.geometry.mask, settings=_SETTINGS)
+        found = refine(part.counts, where, probe, canvas, mask=part.geometry.mask, settings=settings)
         residual = float(np.median(found.residual))
         if best is None or residual < best.residual:
             window = part.geometry.shape[0] // 2
