@@ -126,6 +126,9 @@ def test_no_serious_fault_of_accessibility_and_pictures_at_three_widths(
             opened,
             wrong,
         ):
+            whole = opened.evaluate("document.documentElement.scrollHeight")
+            opened.set_viewport_size({"width": width, "height": whole})  # what is out of sight is not drawn
+            opened.wait_for_timeout(500)
             opened.screenshot(path=pictures / f"{name}.png", full_page=True)
             assert opened.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
             if name == "beamline":
@@ -160,6 +163,23 @@ def test_strangers_other_sites_and_readers_are_refused(page, folder, campaign):
     assert refusal(f"{home}/updates", operator | upgrade) == 403
     assert len(told(folder, "Command")) == commands
     assert not campaign.done
+
+
+def test_the_pages_port_has_the_figures_that_dasks_server_has_for_those_who_may_look(page, folder, campaign):
+    home = f"http://127.0.0.1:{page.port}"
+    assert refusal(f"{home}/metrics") == refusal(f"{home}/metrics", {"Authorization": "Bearer guess"}) == 403
+    token = page.invite("prometheus", "reader").split("=")[1]
+    asked = urllib.request.Request(f"{home}/metrics", headers={"Authorization": f"Bearer {token}"})
+    until(lambda: refusal(asked.full_url, asked.headers) == 200, "the first figures")
+    with (
+        urllib.request.urlopen(asked, timeout=30) as answer,
+        urllib.request.urlopen(folder.summary()["metrics"]) as dasks,
+    ):
+        here, there = answer.read().decode(), dasks.read().decode()
+    described = [line for line in here.splitlines() if line.startswith("#")]
+    assert "# TYPE steering_frames_total counter" in described
+    assert set(described) <= set(there.splitlines())
+    assert 'steering_frames_total{fate="acquired",run="night"}' in here
 
 
 def test_dasks_own_server_shows_the_page_to_this_machine_alone_and_takes_no_command(campaign, client):

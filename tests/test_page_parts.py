@@ -102,11 +102,9 @@ def test_the_log_is_drawn_as_it_grows_and_lines_of_others_do_no_harm(tmp_path):
     assert tail.lines() == []
     lines = [
         {"event": "ModelPublished", "time": 101.0, "version": 1, "validation_error": 0.2, "validation_residual": 0.1},
-        {"event": "ScansJudged", "time": 101.5, "version": 1, "errors": {"a": 0.2}},
         {"event": "DriftRaised", "time": "soon"},
         {"event": "DriftRaised"},
         {"event": "Command", "time": 102.0, "name": "veto", "by": "ada"},
-        {"event": "ScansJudged", "time": 103.0, "version": 2, "errors": {"a": 0.3, "b": 0.4}},
     ]
     text = "\n".join(map(json.dumps, lines)) + '\n[1]\n{"event": "RunEn'
     (folder.path / "events.jsonl").write_text(text)
@@ -115,7 +113,6 @@ def test_the_log_is_drawn_as_it_grows_and_lines_of_others_do_no_harm(tmp_path):
         log.write('ded", "time": 104.0, "status": "failed", "reason": "no beam"}\n')
     course.take(tail.lines())
     assert course.series["versions"].columns["time"] == [1.0]
-    assert course.forgetting() == {"versions": [1, 2], "scans": {"a": [0.2, 0.3], "b": [None, 0.4]}}
     assert [words for _, words in course.log][-2:] == ["veto, by ada", "the run failed: no beam"]
 
 

@@ -135,8 +135,7 @@ def made_up_run(path, scans=("camera", "coins", "bricks"), frames=120, forgets=1
             "forgetting": {
                 "versions": [0, 1, 2, version],
                 "own_end": {scan: min(place + 1, version) for place, scan in enumerate(scans)},
-                "phase_error": {scan: [0.9, 0.5, None, 0.15 * forgets**2] for scan in scans},
-                "residual": {scan: [0.3, 0.2, 0.1, 0.05] for scan in scans},
+                "errors": {scan: [0.9, 0.5, None, 0.15 * forgets**2] for scan in scans},
             },
             "streams": {"frames": STREAM},
             "wall_s": {
@@ -207,7 +206,7 @@ def test_the_report_shows_every_scan_curves_positions_and_figures(run):
         assert word in alts
     for word in ("finished", "360 frames", "49%", "7.31 ms", "0.130", "RunEnded"):
         assert word in text
-    for word in ("<h2>Forgetting</h2>", "phase error in radians", "dropped.repeat", "456 ms"):
+    for word in ("<h2>Forgetting</h2>", "Validation error by version", "dropped.repeat", "456 ms"):
         assert word in text
     assert text.count("<td class=own") == len(run.summary()["scans"])
     assert text.index("<img") < text.index("Key figures")
@@ -222,22 +221,20 @@ def test_the_report_stays_below_5_mb_and_says_which_objects_it_shows(run, tmp_pa
     assert (run.path / "report.html").stat().st_size < 5e6
 
 
-def test_without_a_truth_the_residual_shows_what_was_forgotten():
+def test_the_matrix_of_forgetting_has_the_scans_in_their_order():
     found = forgetting(
         {
             "scans": ["b", "a"],
             "forgetting": {
                 "versions": [0, 3],
                 "own_end": {"a": 3},
-                "phase_error": {},
-                "residual": {"a": [0.4, 0.1], "b": [0.2, None]},
+                "errors": {"a": [0.4, 0.1], "b": [0.2, None]},
             },
         }
     )
     assert list(found.errors) == ["b", "a"]
-    assert "residual" in found.measure
     assert matrix(found).count("background") == 3
-    assert forgetting({}) is None
+    assert forgetting({}) is forgetting({"forgetting": {}}) is None
 
 
 def test_a_benchmarks_figures_and_pictures_are_shown(tmp_path):

@@ -75,10 +75,10 @@ def page(folder: RunFolder) -> Iterator[tuple[psutil.Process, str]]:
 
 @contextmanager
 def viewers(address: str, count: int, seconds: float) -> Iterator[subprocess.Popen]:
-    """Browsers that have the page open; they give way to the run, as those of other machines would."""
+    """Browsers that have the page open; they give way to the run, see `measures.viewers`."""
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
-    command = ["nice", "-n", "19", sys.executable, "-m", "measures.viewers", address, str(count), str(seconds)]
+    command = [sys.executable, "-m", "measures.viewers", address, str(count), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         if process.stdout.readline().strip() != "open":
             raise RuntimeError(f"found browsers that ended with {process.wait()}, expected the page open in them")

@@ -19,6 +19,7 @@ from distributed.comm.core import FatalCommClosedError
 
 from steering.campaign import Limits
 from steering.clusters.credentials import security_of
+from steering.runner import prometheus
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import ended, gone, whereabouts
 from steering.runner.look import Look
@@ -99,6 +100,15 @@ class Attached:
         if summary.get("status") != "finished":
             raise RuntimeError(f"{self.folder.name}: found a run that {ended(self.folder)}, expected one that finishes")
         return summary
+
+    def metrics(self) -> bytes:
+        """The newest figures of the run in Prometheus' text format.
+
+        Raises LookupError where there are none (yet), ModuleNotFoundError without the extra `metrics` here.
+        """
+        if self._client is None:
+            raise LookupError(f"{self.folder.name}: found a run without a client of its own, expected one by `attach`")
+        return prometheus.text(self.folder.name, prometheus.newest(self._client, self.folder.name))
 
     def command(self, name: str, version: int | None = None, *, by: str = "", limits: Limits | None = None) -> str:
         """Tell the campaign to pause, resume, stop, approve, veto, limit or rollback (to `version`, or the one before).

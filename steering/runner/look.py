@@ -11,6 +11,7 @@ from typing import Any
 from steering.campaign import Action, Steer
 from steering.inference import ImageChange
 from steering.learning import PARTS
+from steering.runner.forgetting import forgetting
 from steering.runner.metrics import Metrics, composition
 
 _MOST_POSITIONS = 500
@@ -51,7 +52,8 @@ class Looks:
 
         next: to be measured, in this order. proposed: the decision that waits for an answer, or None. served: versions
         in the order in which they went into service. limits, approval_s: as set. seconds: spent by part. trouble: why
-        the log cannot be written now, or None. buffer: as `rehearsal_buffer` in summary.json.
+        the log cannot be written now, or None. buffer, forgetting: as `rehearsal_buffer` and `forgetting` in
+        summary.json.
         look_cpu_s: CPU seconds that this has taken so far.
         """
         begun = time.thread_time()
@@ -79,6 +81,7 @@ class Looks:
             "approval_s": gate.approval_s,
             "seconds": {part: metrics.seconds[part] for part in ("label", *PARTS, "publish")},
             "buffer": self._buffer,
+            "forgetting": forgetting(metrics),
             "trouble": None if trouble is None else str(trouble),
         }
         self._cpu_s += time.thread_time() - begun

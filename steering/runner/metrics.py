@@ -25,6 +25,7 @@ from steering.campaign import (
     RollBackRefused,
     RunRecovered,
     ScanRefined,
+    ScansJudged,
     VersionRefused,
     WorkerLost,
     encode,
@@ -50,6 +51,8 @@ _LISTED = 1000
 """What the summary tells of how frames were predicted."""
 
 
+MOST_JUDGED = 256
+"""Versions of which the errors on each scan are kept."""
 MOST_ROUNDS = 256
 """Training rounds that the figures of a run are made from: a run of days has a hundred thousand."""
 
@@ -105,6 +108,9 @@ class Metrics:
     """The newest notable events."""
     own_end: dict[str, int] = field(default_factory=dict)
     """The version in service when each scan was left."""
+    judged: dict[int, dict[str, float]] = field(default_factory=dict)
+    """By version, its errors by scan: the newest, and of those before at most MOST_JUDGED, thinned as they become more;
+    those that were in service when a scan was left stay."""
     strata: dict[str, int] = field(default_factory=dict)
     """Key of each scan in the rehearsal buffers."""
     actions: Counter[str] = field(default_factory=Counter)
@@ -162,9 +168,17 @@ class Metrics:
                 self.published += event.action is not None
             case VersionRefused() | RollBackRefused():
                 self.refused += 1
+            case ScansJudged():
+                self._note_errors(event)
         self._note_loss(event)
         if describe(event) is not None:
             self.noted.append(event)
+
+    def _note_errors(self, event: ScansJudged) -> None:
+        self.judged[event.version] = {scan: round(error, 4) for scan, error in event.errors.items()}
+        if len(self.judged) > MOST_JUDGED:
+            for version in set(sorted(self.judged)[1:-1:2]) - set(self.own_end.values()):
+                del self.judged[version]
 
     def _note_loss(self, event: Event) -> None:
         match event:

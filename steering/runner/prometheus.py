@@ -23,7 +23,9 @@ def installed() -> bool:
 
 
 def text(run: str, figures: Iterable[Family]) -> bytes:
-    """The figures in Prometheus' text format. Raises ImportError without the extra `metrics`."""
+    """The figures in Prometheus' text format. Raises ModuleNotFoundError without the extra `metrics`."""
+    if not installed():
+        raise ModuleNotFoundError("found no prometheus-client, expected it here: pip install 'steering[metrics]'")
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - an extra
 
     registry = CollectorRegistry()
@@ -77,8 +79,7 @@ class _OnScheduler(SchedulerPlugin):
 
     def _read(self) -> dict[str, list[Family]]:
         left = self._scheduler.task_metadata.get(_KEY, {})
-        recent = {run: told for run, told in left.items() if time.time() - told["time"] < _OLD_S}
-        return {run: [Family.from_json(each) for each in told["figures"]] for run, told in recent.items()}
+        return {run: _families(told) for run, told in left.items() if _recent(told)}
 
 
 async def show(client: Client) -> str:
@@ -95,3 +96,22 @@ async def leave(client: Client, run: str, figures: Iterable[Family]) -> None:
     """Leave the newest figures of a run with the scheduler."""
     told = {"time": time.time(), "figures": [each.to_json() for each in figures]}
     await client.set_metadata([_KEY, run], told)
+
+
+def newest(client: Client, run: str) -> list[Family]:
+    """What a run has left with the scheduler last. Raises LookupError where that was nothing, or long ago."""
+    told = client.get_metadata([_KEY, run], None)
+    if told is None or not _recent(told):
+        raise LookupError(
+            f"{run}: found no figures with the scheduler, expected those of a run that goes on, "
+            "on a cluster that has the extra `metrics`"
+        )
+    return _families(told)
+
+
+def _recent(told: Mapping[str, Any]) -> bool:
+    return bool(time.time() - told["time"] < _OLD_S)
+
+
+def _families(told: Mapping[str, Any]) -> list[Family]:
+    return [Family.from_json(each) for each in told["figures"]]

@@ -380,7 +380,7 @@ class Runner:
         self.metrics.too_late = len(waiting(self.folder.path))
         source, ranks = await self.source.figures(), 0 if self._ranks is None else len(self._ranks)
         figures = summary(self.metrics, source, ranks, await self.proxy.ask("figures"))
-        figures |= await judge(self.metrics, self.folder, self.proxy)
+        figures |= await judge(self.metrics, self.proxy)
         figures["total_s"] = time.time() - self.metrics.begun
         self.folder.write_summary(figures)
         await self.snapshot()

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from steering.runner.folder import RunFolder
 from steering.view.curves import error_axes
-from steering.view.forgetting import Forgetting, forgetting, largest_error, matrix
+from steering.view.forgetting import forgetting, largest_error, matrix
 from steering.view.history import Curve, curves
 from steering.view.page import page, picture, table, text
 from steering.view.pictures import WIDTH, Shown, bare, figure, limits, png, shown, styled, webp
@@ -84,16 +84,17 @@ def _errors(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _forgetting(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """A matrix for each run, on one scale for all that show the same measure."""
+    """A matrix for each run, all on one scale."""
     several = {name: found for name, summary in summaries.items() if (found := forgetting(summary)) is not None}
-    by_measure: dict[str, list[Forgetting]] = {}
-    for found in several.values():
-        by_measure.setdefault(found.measure, []).append(found)
-    return "".join(
-        f"<h3>{text(name)}</h3>{matrix(found, largest_error(by_measure[found.measure]))}"
-        f'<p class="soft">By version, {text(found.measure)}. Outlined: at the end of the scan itself.</p>'
-        for name, found in several.items()
+    if not several:
+        return ""
+    most = largest_error(several.values())
+    note = (
+        "Validation error by version: against the labels of some frames never trained on. Outlined: at the end of "
+        "the scan itself."
     )
+    matrices = "".join(f"<h3>{text(name)}</h3>{matrix(found, most)}" for name, found in several.items())
+    return f'<p class="soft">{note}</p>{matrices}'
 
 
 def _ratio(errors: Mapping[str, float | None]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,8 @@ from steering.view.tables import number
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Errors of the network alone on frames that it was never trained on."""
+    """Validation errors of the network alone, on labelled frames that it was never trained on."""
 
-    measure: str
-    """What the errors are, with their unit."""
     versions: Sequence[int]
     errors: Mapping[str, Sequence[float | None]]
     """By scan, in order: of each of the versions."""
@@ -24,13 +22,13 @@ class Forgetting:
 
 
 def forgetting(summary: Mapping[str, Any]) -> Forgetting | None:
-    """The phase errors where the truth is known, else the residuals; None where nothing was judged."""
+    """Of summary.json; None where nothing was judged."""
     found = summary.get("forgetting") or {}
-    for key, measure in (("phase_error", "phase error in radians"), ("residual", "far-field residual, 0 to 1")):
-        if errors := found.get(key):
-            order = [scan for scan in summary.get("scans") or [] if scan in errors]
-            return Forgetting(measure, found["versions"], {s: errors[s] for s in order}, found["own_end"])
-    return None
+    errors = found.get("errors")
+    if not errors:  # or of an older version of steering
+        return None
+    order = [scan for scan in summary.get("scans") or [] if scan in errors]
+    return Forgetting(found["versions"], {scan: errors[scan] for scan in order}, found["own_end"])
 
 
 def matrix(found: Forgetting, largest: float | None = None) -> str:
@@ -50,7 +48,7 @@ def matrix(found: Forgetting, largest: float | None = None) -> str:
     return shades(["", *(f"v{version}" for version in found.versions)], rows)
 
 
-def largest_error(several: Sequence[Forgetting]) -> float:
+def largest_error(several: Iterable[Forgetting]) -> float:
     """The largest error of several runs."""
     known = [e for found in several for errors in found.errors.values() for e in errors if e is not None]
     return max(known, default=0.0) or 1.0

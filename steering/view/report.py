@@ -221,8 +221,9 @@ def _forgetting(summary: Mapping[str, Any]) -> str:
     if found is None or len(found.versions) < 2:
         return ""
     about = (
-        f"By version of the network, on frames never trained on: {found.measure}. Outlined: the version in service at "
-        "the end of the scan. A row that darkens to the right of it is a scan that was forgotten."
+        "Validation error by version of the network: against the labels of some frames never trained on. "
+        "Outlined: the version in service at the end of the scan. A row that darkens to the right of it is a scan that "
+        "was forgotten."
     )
     return f'<section><h2>Forgetting</h2><p class="soft">{about}</p>{matrix(found)}</section>'
 

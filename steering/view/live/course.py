@@ -14,8 +14,6 @@ from steering.runner.describe import describe
 
 MOST_POINTS = 2000
 """Of a curve. Beyond that every second one goes."""
-_NEWEST = 12
-"""Versions that are shown singly."""
 _TOGETHER = 10
 """Frames whose errors are one point."""
 _MOST_MARKS = 500
@@ -76,8 +74,6 @@ class Course:
         }
         self.log: deque[tuple[float, str]] = deque(maxlen=_LOG)
         """(seconds, words), oldest first."""
-        self.judged: dict[int, dict[str, float]] = {}
-        """By version, its errors by scan."""
         self.time = 0.0
         """Of the newest event."""
 
@@ -120,8 +116,6 @@ class Course:
             series["versions"].append(at, event["version"], event.get("validation_error"))
         elif kind == "RolledBack":
             series["rollbacks"].append(at, event["version"])
-        elif kind == "ScansJudged":
-            self.judged[event["version"]] = {scan: round(error, 4) for scan, error in event["errors"].items()}
         elif kind == "LabelsReady" and event["count"]:
             series["labels"].append(at, event["count"])
         elif kind == "DriftRaised":
@@ -130,15 +124,6 @@ class Course:
             series["drift"].change_last(stop=at)
         if (level := event.get(expected.get(kind, ""))) is not None:
             series["expected"].append(at, round(level, 4))
-
-    def forgetting(self) -> dict[str, Any]:
-        """Errors of every scan by version, for the newest versions and some of those before; empty without any.
-        versions: their numbers. scans: by name, its errors by version, None where it was not known yet."""
-        numbers = sorted(self.judged)
-        numbers = numbers[: -_NEWEST : -(-len(numbers) // _NEWEST) or 1] + numbers[-_NEWEST:]
-        scans = dict.fromkeys(scan for number in numbers for scan in self.judged[number])
-        rows = {scan: [self.judged[number].get(scan) for number in numbers] for scan in scans}
-        return {"versions": numbers, "scans": rows} if numbers else {}
 
     @staticmethod
     def _ended(event: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ class Reader:
         self.folder = folder
         self._every = every_s
         self._run: Attached | None = None
+        self._reaching = threading.Lock()
         self._course = Course(_started(folder))
         self._tail = Tail(folder)
         self._state: dict[str, Any] = {}
@@ -93,8 +94,19 @@ class Reader:
     def command(self, name: str, version: int | None, by: str, limits: Limits | None = None) -> str:
         """Give the run a command. Returns what will be done; raises ValueError where it cannot be done now,
         RuntimeError where the run has ended or cannot be reached. Waits for the runner's answer."""
-        run = self._run or self._attached()
-        return run.command(name, version, by=by, limits=limits)
+        return self._attached().command(name, version, by=by, limits=limits)
+
+    def metrics(self) -> bytes:
+        """The newest figures of the run in Prometheus' text format. Raises as `Attached.metrics`, and RuntimeError
+        where the run has ended or cannot be reached."""
+        if self._over():
+            raise RuntimeError(f"{self.folder.name}: found a run that has ended, expected one that goes on")
+        run = self._attached()
+        try:
+            return run.metrics()
+        except UNREACHED:
+            self._let_go(run)
+            raise
 
     # In the reader's own thread.
 
@@ -157,30 +169,40 @@ class Reader:
 
     def _ask(self, known: tuple[str, int, int] | None) -> Look | None:
         """A look at the run; None where it cannot be reached or has ended."""
-        now = time.monotonic()
-        if self._run is None:
+        now, run = time.monotonic(), self._run
+        if run is None:
             if now - self._tried < _AGAIN_S or self._over():
                 return None
             self._tried = now
             try:
-                self._run = self._attached()
+                run = self._attached()
             except (RuntimeError, OSError) as error:
                 logger.info("%s", error)
                 return None
         try:
-            look = self._run.look(known)
+            look = run.look(known)
             self._answered = time.monotonic()
             return look
         except TimeoutError:
             return None
         except UNREACHED as error:
             logger.info("the run cannot be reached: %s", error)
-            self._run.close()
-            self._run = None
+            self._let_go(run)
             return None
 
     def _attached(self) -> Attached:
-        return attach(self.folder)
+        """The run, reached once for everybody here."""
+        with self._reaching:
+            if self._run is None:
+                self._run = attach(self.folder)
+            return self._run
+
+    def _let_go(self, run: Attached) -> None:
+        """Reach the run anew next time."""
+        with self._reaching:
+            run.close()
+            if self._run is run:
+                self._run = None
 
     def _over(self) -> bool:
         return self.folder.summary().get("status") != "running" or gone(self.folder)
@@ -232,7 +254,7 @@ class Reader:
             **self._folder_facts,
             "warnings": warnings(state, waits=self._folder_facts.get("waits", ()), silent_s=silent, ended=ended),
             "log": [[round(when, 1), words] for when, words in self._course.log],
-            "forgetting": self._course.forgetting(),
+            "forgetting": state.get("forgetting") or summary.get("forgetting") or {},
             "figures": {} if live else summary,
         }
 

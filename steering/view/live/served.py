@@ -15,7 +15,7 @@ from steering.runner.attach import Attached, me
 from steering.runner.folder import RunFolder
 from steering.view.live.access import Access, Role, Visitor
 from steering.view.live.reader import Reader
-from steering.view.live.server import Routes, Site, listen, port_of
+from steering.view.live.server import Site, listen, port_of
 
 _HERE = ("127.0.0.1", "localhost", "[::1]")
 _NOTEBOOKS = "http://localhost:* http://127.0.0.1:*"
@@ -39,16 +39,14 @@ class LivePage:
         address: str = "127.0.0.1",
         port: int = 0,
         hosts: Iterable[str] = (),
-        others: Routes | None = None,
     ) -> None:
         """run: what `start` or `attach` returned, or the folder of a run, also of one that has ended. address: of the
         interface to serve it on. port: 0 for any that is free. hosts: HOST:PORT of other names by which browsers reach
-        it. others: handlers of the same server beside the page's. Raises OSError where the port is taken.
+        it. Raises OSError where the port is taken.
         """
         folder = run.folder if isinstance(run, Attached) else run if isinstance(run, RunFolder) else RunFolder(run)
         self._access, self._reader = Access(), Reader(folder)
         self._site = Site(reader=lambda: self._reader, access=self._access)
-        self._others = others
         self._failure: OSError | None = None
         self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, args=(address, port), name="page server", daemon=True)
@@ -116,7 +114,7 @@ class LivePage:
             self._loop.close()
 
     async def _listen(self, address: str, port: int) -> HTTPServer:
-        return listen(self._site, address, port, self._others)
+        return listen(self._site, address, port)
 
 
 def _names(address: str) -> list[str]:

@@ -22,6 +22,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from steering.campaign import Limits
 from steering.records import Field
+from steering.runner.attach import UNREACHED
 from steering.view.live.access import Access, Visitor, allowed
 from steering.view.live.document import embedded
 from steering.view.live.reader import Reader
@@ -39,6 +40,8 @@ HERE = ("127.0.0.1", "localhost", "[::1]", "::1")
 """Names of this machine for itself."""
 _MOST_BYTES = 4096
 """Of a command."""
+_METRICS_S = 8.0
+"""How long figures may take: Prometheus waits for 10 s unless it is told otherwise."""
 
 Routes = list[tuple[str, type[RequestHandler], dict[str, Any]]]
 
@@ -86,7 +89,9 @@ class Page(RequestHandler):
     def _known(self) -> Visitor | None:
         if self.site.access is None:
             return Visitor(name="", role="reader")
-        return self.site.access.visitor(self.get_cookie(self.cookie))
+        # A program that asks again and again, as Prometheus, has no cookies; it has the token in a header of its own.
+        kind, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        return self.site.access.visitor(token if kind.lower() == "bearer" else self.get_cookie(self.cookie))
 
     @property
     def cookie(self) -> str:
@@ -183,6 +188,20 @@ class Me(Page):
         self.finish({"name": self.visitor.name, "role": self.visitor.role})
 
 
+class Metrics(Page):
+    """The figures of the run for Prometheus: those that Dask's /metrics has."""
+
+    async def get(self) -> None:
+        """In its text format; 503 and why where there are none."""
+        try:
+            found = await asyncio.wait_for(asyncio.to_thread(self.site.reader().metrics), _METRICS_S)
+        except (LookupError, ImportError, *UNREACHED) as error:
+            self.set_status(503)
+            found = f"503: {error if str(error) else 'the run does not answer'}\n".encode()
+        self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.finish(found)
+
+
 class Updates(Page, WebSocketHandler):
     """The messages, to one viewer."""
 
@@ -268,22 +287,23 @@ def _limits(given: Mapping[str, Any] | None) -> Limits | None:
 
 
 def routes(site: Site, prefix: str = "") -> Routes:
-    """The page's handlers under a prefix of the path. Others of the same server, as /metrics, are put beside them."""
+    """The page's handlers under a prefix of the path."""
     shared = {"site": site}
     return [
         (f"{prefix}/", Index, shared),
         (f"{prefix}/static/(page\\.css|page\\.js|drawings\\.js|bokeh\\.min\\.js)", Static, shared),
         (f"{prefix}/document\\.json", Drawings, shared),
         (f"{prefix}/me", Me, shared),
+        (f"{prefix}/metrics", Metrics, shared),
         (f"{prefix}/updates", Updates, shared),
         (f"{prefix}/command", Order, shared),
     ]
 
 
-def listen(site: Site, address: str, port: int, others: Routes | None = None) -> HTTPServer:
-    """Serve the page on an address and a port, 0 for any. others: handlers beside those of the page. Called within the
-    event loop. Raises OSError where the port is taken."""
-    application = Application([*routes(site), *(others or [])], websocket_max_message_size=_MOST_BYTES)
+def listen(site: Site, address: str, port: int) -> HTTPServer:
+    """Serve the page on an address and a port, 0 for any. Called within the event loop. Raises OSError where the port
+    is taken."""
+    application = Application(list(routes(site)), websocket_max_message_size=_MOST_BYTES)
     application.settings["log_function"] = lambda _handler: None
     server = HTTPServer(application, max_body_size=2**16)
     server.listen(port, address)

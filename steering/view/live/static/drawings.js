@@ -6,6 +6,26 @@ const COLOURS = ["#1f83c4", "#d9730d", "#2a9d6f", "#b85bb0", "#8a78d6", "#a8842c
 const MAPS = ["amplitude", "phase", "amplitude_refined", "phase_refined", "trust", "pixel_residual"];
 let bokeh = null, image = null;
 
+// A drawing is made while it is in sight, once for all that has come since the screen was last drawn; one out of sight
+// when it comes into sight.
+const WAITING = new Map(), IN_SIGHT = new Set();
+let asked = false;
+const sight = new IntersectionObserver((entries) => {
+  for (const {target, isIntersecting} of entries) IN_SIGHT[isIntersecting ? "add" : "delete"](target.id);
+  soon();
+}, {rootMargin: "50%"});
+
+function later(name, make) { WAITING.set("drawing-" + name, make); soon(); }
+
+function soon() {
+  if (asked) return;
+  asked = true;
+  requestAnimationFrame(() => {
+    asked = false;
+    for (const [id, make] of WAITING) if (IN_SIGHT.has(id)) { WAITING.delete(id); make(); }
+  });
+}
+
 const model = (name) => MODELS[name] = MODELS[name] || bokeh.get_model_by_name(name);
 
 async function embed() {
@@ -14,6 +34,7 @@ async function embed() {
   bokeh = Bokeh.documents[Bokeh.documents.length - 1];
   // A finger scrolls the page, two zoom in a drawing.
   if (matchMedia("(pointer: coarse)").matches) for (const root of bokeh.roots()) root.toolbar.active_drag = null;
+  for (const at of document.querySelectorAll(".drawing")) sight.observe(at);
   paint();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 }
@@ -43,11 +64,11 @@ function span(name, start, end) {  // a range that follows the data until somebo
 function draw(head, data) {
   if (head.whole || !image || image.key !== head.key) {
     const [ny, nx] = head.shape, same = image && image.scan === head.scan && String(image.shape) === String(head.shape);
-    image = {key: head.key, scan: head.scan, unit: head.unit, maps: {}, shape: [ny, nx], view: same ? image.view : null};
+    image = {key: head.key, scan: head.scan, unit: head.unit, maps: {}, head, shape: [ny, nx], view: same ? image.view : null};
     FRAMES.first = head.frames.first;
     for (const key of ["x", "y", "residual"]) FRAMES[key] = [];
     for (const name of MAPS) {  // of the scan before
-      if (!head.maps[name]) place(name, head, new Float32Array(ny * nx).fill(NaN));
+      if (!head.maps[name]) { image.maps[name] = new Float32Array(ny * nx).fill(NaN); later(name, () => place(name)); }
     }
     if (!same) fit(head);
   }
@@ -73,7 +94,7 @@ function unpack(name, tiles, head, data) {
       }
     }
   }
-  place(name, head, name.startsWith("phase") ? centred(values) : values);
+  later(name, () => place(name));
 }
 
 function centred(values) {  // the global phase is free: the mean phase is shown as 0, so that nothing wraps in the middle
@@ -85,8 +106,9 @@ function centred(values) {  // the global phase is free: the mean phase is shown
   return values.map((v) => v - middle - turn * Math.round((v - middle) / turn));
 }
 
-function place(name, head, values) {
-  const source = model("image_" + name), [ny, nx] = head.shape;
+function place(name) {
+  const source = model("image_" + name), {head, shape: [ny, nx]} = image;
+  const values = name.startsWith("phase") ? centred(image.maps[name]) : image.maps[name];
   const made = new source.data.image[0].constructor(values, [ny, nx]);
   source.data = {
     image: [made], x: [head.origin[1] - head.pixel / 2], y: [head.origin[0] - head.pixel / 2],
@@ -134,6 +156,10 @@ function frames(part, data) {
     FRAMES[key] = FRAMES[key].slice(0, keep).concat(Array.from(fresh)).slice(-4096);
   }
   FRAMES.first = part.first + part.count - FRAMES.x.length;
+  later("positions", dots);
+}
+
+function dots() {
   model("measured").data = {x: FRAMES.x, y: FRAMES.y, residual: FRAMES.residual};
   const [low, high] = limits(FRAMES.residual);
   model("colours_positions").setv({low, high});
@@ -152,32 +178,35 @@ function aims() {
 
 // Curves.
 
+const col = (name, key) => (SERIES[name] && SERIES[name][key]) || [];
+
 function curves() {
-  const col = (name, key) => (SERIES[name] && SERIES[name][key]) || [];
+  $("of-error").hidden = !col("error", "time").length;
+  for (const name of ["residual", "error"]) later(name, () => curve(name));
+}
+
+function curve(name) {
   const last = Math.max(0, ...["residual", "error", "versions", "labels"].map((name) => col(name, "time").slice(-1)[0] || 0));
   const first = Math.min(last, ...["residual", "scans"].map((name) => col(name, "time")[0] ?? last));
   const now = FACTS.live ? Math.max(last, FACTS.elapsed_s || 0) : last;
   span("time", first - 0.01 * (now - first), now + 0.02 * (now - first) + 0.1);
   const expected = {time: [...col("expected", "time")], residual: [...col("expected", "residual")]};
   if (expected.time.length) { expected.time.push(now); expected.residual.push(expected.residual.slice(-1)[0]); }
-  model("curve_expected").data = expected;
-  for (const name of ["residual", "error"]) {
-    const values = col(name, name), high = 1.3 * Math.max(1e-6, limits([...values, ...(name === "residual" ? expected.residual : [])], 0)[1]);
-    model("curve_" + name).data = {time: col(name, "time"), [name]: values};
-    span("range_" + name, 0, high);
-    const marks = (kind, y, words) => {
-      const time = col(kind, "time");
-      model(`${kind}_${name}`).data = {time, y: time.map(() => y), words: time.map((_, i) => words(i))};
-    };
-    marks("versions", 0.95 * high, (i) => `version ${col("versions", "version")[i]}`);
-    marks("labels", 0.02 * high, (i) => `${col("labels", "count")[i]} frames labelled`);
-    const scans = col("scans", "time");
-    model("scans_" + name).data = {time: scans};
-    model("names_" + name).data = {time: scans, y: scans.map(() => 0.85 * high), scan: col("scans", "scan")};
-    model("rollbacks_" + name).data = {time: col("rollbacks", "time")};
-    model("drift_" + name).data = {left: col("drift", "start"), right: col("drift", "stop").map((v) => v === null ? now : v)};
-  }
-  $("of-error").hidden = !col("error", "time").length;
+  if (name === "residual") model("curve_expected").data = expected;
+  const values = col(name, name), high = 1.3 * Math.max(1e-6, limits([...values, ...(name === "residual" ? expected.residual : [])], 0)[1]);
+  model("curve_" + name).data = {time: col(name, "time"), [name]: values};
+  span("range_" + name, 0, high);
+  const marks = (kind, y, words) => {
+    const time = col(kind, "time");
+    model(`${kind}_${name}`).data = {time, y: time.map(() => y), words: time.map((_, i) => words(i))};
+  };
+  marks("versions", 0.95 * high, (i) => `version ${col("versions", "version")[i]}`);
+  marks("labels", 0.02 * high, (i) => `${col("labels", "count")[i]} frames labelled`);
+  const scans = col("scans", "time");
+  model("scans_" + name).data = {time: scans};
+  model("names_" + name).data = {time: scans, y: scans.map(() => 0.85 * high), scan: col("scans", "scan")};
+  model("rollbacks_" + name).data = {time: col("rollbacks", "time")};
+  model("drift_" + name).data = {left: col("drift", "start"), right: col("drift", "stop").map((v) => v === null ? now : v)};
 }
 
 function buffer() {

@@ -129,9 +129,9 @@ function forgetting(errors) {  // a row for each scan, a column for each version
   const versions = errors.versions || [], made = JSON.stringify(errors), at = $("forgetting");
   $("of-forgetting").hidden = !versions.length;
   if (at.dataset.made === made || !versions.length) return;
-  table("forgetting", ["version", ...versions], Object.entries(errors.scans).map(([scan, row]) => [scan, ...row.map((e) => fixed(e, 3))]));
+  table("forgetting", ["version", ...versions], Object.entries(errors.errors).map(([scan, row]) => [scan, ...row.map((e) => fixed(e, 3))]));
   at.dataset.made = made;
-  Object.values(errors.scans).forEach((row, i) => {
+  Object.values(errors.errors).forEach((row, i) => {
     const known = row.filter((e) => e !== null), low = Math.min(...known), high = Math.max(...known);
     [...at.tBodies[0].rows[i].cells].slice(1).forEach((cell, k) => {
       if (row[k] !== null) cell.style.setProperty("--share", `${Math.round(45 * (row[k] - low) / Math.max(1e-9, high - low))}%`);

@@ -1,0 +1,46 @@
+"""The matrix of forgetting: whose errors it has, and of which versions."""
+
+import json
+
+from steering.campaign import ScansJudged
+from steering.records.plain import plain, whole
+from steering.runner.forgetting import forgetting, spread
+from steering.runner.metrics import MOST_JUDGED, Metrics
+
+
+def judged(versions):
+    metrics = Metrics(None, None)
+    metrics.own_end = {"a": 2, "b": 7, "not judged yet": 7}
+    for version in versions:
+        errors = {"a": 0.1 * version} | ({"b": 0.5} if version > 2 else {})
+        metrics.note(ScansJudged(time=0.0, version=version, errors=errors))
+    return metrics
+
+
+def test_every_scan_has_an_error_by_version_once_it_has_one():
+    metrics = judged([1, 2, 4])
+    found = forgetting(metrics)
+    assert json.loads(json.dumps(found)) == {
+        "versions": [1, 2, 4],
+        "own_end": {"a": 2, "b": 7},
+        "errors": {"a": [0.1, 0.2, 0.4], "b": [None, None, 0.5]},
+    }
+    metrics.judged = whole(plain(metrics.judged))  # as a checkpoint keeps it
+    assert forgetting(metrics) == found
+    assert forgetting(judged([])) == {}
+
+
+def test_a_run_of_days_keeps_some_of_its_versions():
+    metrics = judged(range(5 * MOST_JUDGED))
+    assert len(metrics.judged) <= MOST_JUDGED
+    found = forgetting(metrics)["versions"]
+    assert {2, 7} < set(found)
+    assert len(found) == 16
+    assert max(metrics.judged) == 5 * MOST_JUDGED - 1
+
+
+def test_what_is_wanted_is_in_and_the_rest_is_spread_evenly():
+    assert spread(range(100), {0, 40, 99}, 8) == [0, 10, 30, 40, 50, 69, 89, 99]
+    assert spread(range(5), {0, 4}, 8) == [0, 1, 2, 3, 4]
+    assert spread(range(9), {0, 3, 6, 8}, 2) == [0, 3, 6, 8]
+    assert spread([], set(), 8) == []
