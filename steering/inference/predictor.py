@@ -259,7 +259,7 @@ class Predictor:
     async def change(self, known: tuple[str, int, int] | None) -> ImageChange | None:
         """What has changed of the image of the scan being measured, made small, see `ScanReader.change`."""
         reader = self._scans.reader()
-        return None if reader is None else await self._reading(reader.change, known)
+        return None if reader is None else await self._reading(reader.change, known, self._fast.idle)
 
     async def dataset(self, scan: str) -> xr.Dataset | None:
         """The image of a scan at full resolution and all its frames: what object.zarr holds. None before the first

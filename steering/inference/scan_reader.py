@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage
 from steering.inference.maps import FrameMaps
+from steering.inference.serving import Idle
 from steering.inference.small_image import MOST_ROWS, MOST_SIDE, SHOWN, ImageChange, cut, packed
 from steering.ptychography import TileCopy
 from steering.ptychography.tiles import TILE
@@ -25,6 +26,8 @@ _OF_IMAGE: dict[str, Callable[[NDArray], NDArray]] = {"amplitude": np.abs, "phas
 _DRAWN = (*_OF_IMAGE, "trust", "pixel_residual", "model_version")
 _TOGETHER = 64
 """Tiles that are drawn in one go."""
+_PATIENCE_S, _POLL_S = 0.2, 1e-3
+"""How long a change waits for a time without frames that is as long as the last one took, and between two looks."""
 _SEEN = 0.05
 """Weight of the stitched patches from which on the network has said something of a pixel."""
 
@@ -36,7 +39,7 @@ class ScanReader:
         self.live = live
         self._picture: _Picture | None = None
         self._small: _Picture | None = None
-        self._change_cpu_s = 0.0
+        self._change_cpu_s = self._change_s = 0.0
         self._whole: TileCopy | None = None
         self._drawing, self._copying = threading.Lock(), threading.Lock()
 
@@ -62,17 +65,25 @@ class ScanReader:
                 self.live, drawn, rows=slice(max(0, len(self.live.frames) - MOST_FRAMES), None), region=region
             )
 
-    def change(self, known: tuple[str, int, int] | None = None) -> ImageChange:
+    def change(self, known: tuple[str, int, int] | None = None, idle: Idle = lambda: float("inf")) -> ImageChange:
         """What of the image, made smaller until it has at most MOST_SIDE pixels a side, has changed since the change of
-        which `known` is the `known`; all of it where that is None, or of another image."""
+        which `known` is the `known`; all of it where that is None, or of another image.
+
+        idle: asked first, so that frames do not meet this work; where they come too fast for that, it is done all the
+        same after a while.
+        """
         factor = _factor(max(self.live.canvas.shape), MOST_SIDE)
+        until = time.perf_counter() + _PATIENCE_S
+        while idle() < self._change_s and time.perf_counter() < until:
+            time.sleep(_POLL_S)
         with self._drawing:
-            begun = time.thread_time()
+            begun, at = time.thread_time(), time.perf_counter()
             if self._small is None:
                 drawn = self._picture
                 self._small = drawn if drawn is not None and drawn.factor == factor else _Picture(self.live, factor)
             change = self._small.change(known)
             self._change_cpu_s += time.thread_time() - begun
+            self._change_s = time.perf_counter() - at
             change.header["cpu_s"] = self._change_cpu_s
             return change
 
