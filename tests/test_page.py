@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from dataclasses import replace
@@ -180,6 +183,22 @@ def test_the_pages_port_has_the_figures_that_dasks_server_has_for_those_who_may_
     assert "# TYPE steering_frames_total counter" in described
     assert set(described) <= set(there.splitlines())
     assert 'steering_frames_total{fate="acquired",run="night"}' in here
+
+
+def test_the_command_serves_it_until_it_is_interrupted(folder, campaign):
+    command = [sys.executable, "-u", "-m", "steering.cli", "view", folder.path, "--operator", "ada", "--reader", "bob"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
+        first, *invited = (serving.stdout.readline() for _ in range(3))
+        assert "night: the page is served until Ctrl-C" in first
+        for line, (name, role) in zip(invited, {"ada": "operator", "bob": "reader"}.items(), strict=True):
+            home, token = line.split()[-1].split("/?token=")
+            cookie = {"Cookie": f"steering-{home.split(':')[-1]}={token}"}
+            with urllib.request.urlopen(urllib.request.Request(f"{home}/me", headers=cookie), timeout=30) as answer:
+                assert json.load(answer) == {"name": name, "role": role}
+        serving.send_signal(signal.SIGINT)
+        assert "the page is closed; the run is as it was" in serving.stdout.read()
+    assert serving.returncode == 0
+    assert not campaign.done
 
 
 def test_dasks_own_server_shows_the_page_to_this_machine_alone_and_takes_no_command(campaign, client):

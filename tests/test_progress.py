@@ -111,7 +111,7 @@ def test_the_display_tells_everything_it_knows():
         "0.031",
         "3,100 samples",
         "62% full",
-        "50% from other ranks",
+        "50% of other ranks",
         "farthest from every measured [position]",
         "new sample: coins",
         "drift raised",

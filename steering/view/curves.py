@@ -195,6 +195,6 @@ def versions_picture(past: History, started: float) -> bytes | None:
     ax.set_ylim(0, max(e for e in errors if e is not None) * 1.25)
     ax.set_xlim(left=0)
     ax.set_xlabel("seconds since the start")
-    ax.set_ylabel("validation error (rad)")
+    ax.set_ylabel("validation error")
     ax.grid(axis="y")
     return png(drawing)

@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from steering.runner.streams import stream_lines
+from steering.runner.streams import stream_lines, troubled
 
 Snapshot = Mapping[str, Any]
 """Keys, all optional: elapsed_s, status, scan, scan_index, scans_total, frames_acquired, frames_expected,
@@ -34,8 +34,10 @@ def draw(snapshot: Snapshot, trust: Sequence[tuple[float, bool]] = ()) -> Render
     rows.add_column(ratio=1, no_wrap=True)
     rows.add_row("sample", _sample(snapshot))
     rows.add_row("frames", _frames(snapshot))
-    for line in stream_lines(snapshot.get("streams") or {}):
-        rows.add_row("stream", Text(line, overflow="ellipsis"))
+    streams = snapshot.get("streams") or {}
+    silent = troubled(streams)
+    for line in stream_lines(streams):
+        rows.add_row("stream", Text(line, style="bold red" if line.split(":")[0] in silent else "", overflow="ellipsis"))
     rows.add_row("model", _model(snapshot))
     rows.add_row("trust", _trust(snapshot, trust))
     rows.add_row("train", _learning(snapshot))
@@ -128,13 +130,12 @@ def _trust(snapshot: Snapshot, trust: Sequence[tuple[float, bool]]) -> Text:
     words = sparkline(trust or [(residual, bool(snapshot.get("drift")))], width=24, expected=expected)
     words.append("  ")
     words.append(f"residual {residual:.3f}", style="bold")
-    if expected is not None:
-        words.append(f"   {expected:.3f} expected", style="dim")
-    if snapshot.get("drift"):
-        words.append("   ")
+    if snapshot.get("drift"):  # first: a narrow terminal cuts the end off
+        words.append("  ")
         words.append(" DRIFT ", style="bold white on red")
-    elif expected is not None:
-        words.append("   no drift", style="green")
+    if expected is not None:
+        words.append(f"  {expected:.3f} expected", style="dim")
+        words.append("" if snapshot.get("drift") else "  no drift", style="green")
     return words
 
 
@@ -169,7 +170,7 @@ def _memory(snapshot: Snapshot) -> RenderableType:
     if share is not None:
         words.append(f"   {share:.0%} full", style="dim")
     if remote is not None:
-        words.append(f"   {remote:.0%} from other ranks", style="dim")
+        words.append(f"   {remote:.0%} of other ranks", style="dim")
     if share is None:
         return words if words.plain else UNKNOWN.copy()
     return _with_bar(min(share, 1.0), words)

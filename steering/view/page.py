@@ -37,7 +37,7 @@ figcaption { font-size: .88rem; margin-top: .55rem; max-width: 90ch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .94rem; margin: .4rem 0 1rem; }
 th, td { text-align: left; padding: .32rem 1.6rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; color: var(--soft); } thead th { font-size: .85rem; }
-td.number, th.number { text-align: right; } td.best { font-weight: 700; }
+td.number, th.number { text-align: right; white-space: nowrap; } td.best { font-weight: 700; }
 .shades td, .shades thead th { padding: .34rem .7rem; text-align: right; border: 0; }
 .shades td { border: 2px solid var(--page); border-radius: 5px; }
 .shades td.own { outline: 2px solid var(--ink); outline-offset: -3px; }

@@ -129,7 +129,7 @@ def _model(past: History) -> str:
     if not past.versions:
         return ""
     newest = past.versions[-1]
-    error = f", validation error {newest.error:.3f} rad" if newest.error is not None else ""
+    error = f", validation error {newest.error:.3f}" if newest.error is not None else ""
     return f"version {newest.number}{error}, {sum(v.number > 0 for v in past.versions)} published"
 
 
