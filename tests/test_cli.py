@@ -215,7 +215,7 @@ def test_status_tells_how_a_run_stands(capsys):
         "live: running for ",
         "zinc (number 2 of 2)",
         "3 acquired, 2 predicted",
-        "version 1, validation error 0.200 rad, 1 published",
+        "version 1, validation error 0.200, 1 published",
         "residual 0.300, 0.050 expected, DRIFT",
         "DriftRaised",
     ):

@@ -168,9 +168,9 @@ def _memory(snapshot: Snapshot) -> RenderableType:
     share, samples, remote = (snapshot.get(key) for key in ("buffer_share", "buffer_samples", "remote_share"))
     words = Text("" if samples is None else f"{samples:,} samples")
     if share is not None:
-        words.append(f"   {share:.0%} full", style="dim")
+        words.append(f"  {share:.0%} full", style="dim")
     if remote is not None:
-        words.append(f"   {remote:.0%} of other ranks", style="dim")
+        words.append(f"  {remote:.0%} of other ranks", style="dim")
     if share is None:
         return words if words.plain else UNKNOWN.copy()
     return _with_bar(min(share, 1.0), words)
