@@ -6,10 +6,10 @@ const COLOURS = ["#1f83c4", "#d9730d", "#2a9d6f", "#b85bb0", "#8a78d6", "#a8842c
 const MAPS = ["amplitude", "phase", "amplitude_refined", "phase_refined", "trust", "pixel_residual"];
 let bokeh = null, image = null;
 
-// A drawing is made while it is in sight, once for all that has come since the screen was last drawn; one out of sight
-// when it comes into sight.
-const WAITING = new Map(), IN_SIGHT = new Set();
-let asked = false;
+// A drawing is made while it is in sight, once for all that has come since it was last made; one out of sight when it
+// comes into sight. It takes at most a quarter of the time, so that buttons work on a slow phone, too.
+const WAITING = new Map(), IN_SIGHT = new Set(), REST = 3;
+let drawing = false;
 const sight = new IntersectionObserver((entries) => {
   for (const {target, isIntersecting} of entries) IN_SIGHT[isIntersecting ? "add" : "delete"](target.id);
   soon();
@@ -18,11 +18,15 @@ const sight = new IntersectionObserver((entries) => {
 function later(name, make) { WAITING.set("drawing-" + name, make); soon(); }
 
 function soon() {
-  if (asked) return;
-  asked = true;
+  if (drawing || ![...WAITING.keys()].some((id) => IN_SIGHT.has(id))) return;
+  drawing = true;
   requestAnimationFrame(() => {
-    asked = false;
-    for (const [id, make] of WAITING) if (IN_SIGHT.has(id)) { WAITING.delete(id); make(); }
+    const begun = performance.now();
+    for (const [id, make] of [...WAITING]) if (IN_SIGHT.has(id)) { WAITING.delete(id); make(); }
+    // Bokeh paints in the frames that follow.
+    requestAnimationFrame(() => requestAnimationFrame(() => {
+      setTimeout(() => { drawing = false; soon(); }, REST * (performance.now() - begun));
+    }));
   });
 }
 
