@@ -25,6 +25,7 @@ function soon() {
     for (const [id, make] of [...WAITING]) if (IN_SIGHT.has(id)) { WAITING.delete(id); make(); }
     // Bokeh paints in the frames that follow.
     requestAnimationFrame(() => requestAnimationFrame(() => {
+      if (image && !document.body.dataset.painted) document.body.dataset.painted = performance.now();
       setTimeout(() => { drawing = false; soon(); }, REST * (performance.now() - begun));
     }));
   });

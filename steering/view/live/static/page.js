@@ -34,7 +34,6 @@ function take(data) {
   if ("buffer" in header.facts || "figures" in header.facts) buffer();
   document.body.dataset.updates = ++updates;
   document.body.dataset.bytes = bytes += data.byteLength;
-  if (header.image && !document.body.dataset.painted) requestAnimationFrame(() => { document.body.dataset.painted = performance.now(); });
 }
 
 function grow(name, part) {
