@@ -116,29 +116,24 @@ def test_the_button_pauses_and_resumes_the_run(desk, campaign):
     opened.locator("#pause:visible").wait_for()
 
 
-def test_no_serious_fault_of_accessibility_and_pictures_at_three_widths(
-    chromium, page, tmp_path_factory, record_property
-):
+def test_no_serious_fault_of_accessibility_and_pictures_at_three_widths(desk, tmp_path_factory, record_property):
     from axe_playwright_python.sync_playwright import Axe
 
+    opened, wrong = desk
     pictures = tmp_path_factory.getbasetemp() / "page"
     pictures.mkdir(exist_ok=True)
     for name, (width, height) in WIDTHS.items():
-        scheme = "dark" if name == "desk" else "light"
-        with tab(chromium, page.address, viewport={"width": width, "height": height}, color_scheme=scheme) as (
-            opened,
-            wrong,
-        ):
-            whole = opened.evaluate("document.documentElement.scrollHeight")
-            opened.set_viewport_size({"width": width, "height": whole})  # what is out of sight is not drawn
-            opened.wait_for_timeout(500)
-            opened.screenshot(path=pictures / f"{name}.png", full_page=True)
-            assert opened.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
-            if name == "beamline":
-                continue
+        opened.emulate_media(color_scheme="dark" if name == "desk" else "light")
+        opened.set_viewport_size({"width": width, "height": height})
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
+        if name != "beamline":
             found = Axe().run(opened).response["violations"]
             assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
-            assert wrong == []
+        whole = opened.evaluate("document.documentElement.scrollHeight")
+        opened.set_viewport_size({"width": width, "height": whole})  # what is out of sight is not drawn
+        opened.wait_for_timeout(500)
+        opened.screenshot(path=pictures / f"{name}.png")
+    assert wrong == []
     record_property("pictures", str(pictures))
 
 
