@@ -2,19 +2,20 @@
 
 import contextlib
 import json
-import signal
-import subprocess
-import sys
+import logging
 import time
 import urllib.request
 from dataclasses import replace
 from http.client import HTTPConnection
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 
 from steering import LivePage
+from steering.cli import main
 from steering.clusters import local
+from steering.commands import view
 from steering.runner import RunFolder, start
 from tests.browser import browser, needs_browser, tab
 from tests.test_runner import experiment, told
@@ -180,19 +181,26 @@ def test_the_pages_port_has_the_figures_that_dasks_server_has_for_those_who_may_
     assert 'steering_frames_total{fate="acquired",run="night"}' in here
 
 
-def test_the_command_serves_it_until_it_is_interrupted(folder, campaign):
-    command = [sys.executable, "-u", "-m", "steering.cli", "view", folder.path, "--operator", "ada", "--reader", "bob"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
-        first, *invited = (serving.stdout.readline() for _ in range(3))
+def test_the_command_serves_it_until_it_is_interrupted(folder, campaign, monkeypatch, capsys):
+    def interrupted(_seconds):
+        first, *invited = capsys.readouterr().out.splitlines()
         assert "night: the page is served until Ctrl-C" in first
         for line, (name, role) in zip(invited, {"ada": "operator", "bob": "reader"}.items(), strict=True):
             home, token = line.split()[-1].split("/?token=")
             cookie = {"Cookie": f"steering-{home.split(':')[-1]}={token}"}
             with urllib.request.urlopen(urllib.request.Request(f"{home}/me", headers=cookie), timeout=30) as answer:
                 assert json.load(answer) == {"name": name, "role": role}
-        serving.send_signal(signal.SIGINT)
-        assert "the page is closed; the run is as it was" in serving.stdout.read()
-    assert serving.returncode == 0
+        raise KeyboardInterrupt
+
+    loud = [logging.getLogger(name) for name in ("distributed", "distributed.client", "distributed.core")]
+    levels = [one.level for one in loud]
+    monkeypatch.setattr(view, "time", SimpleNamespace(sleep=interrupted))
+    try:
+        assert main(["view", str(folder.path), "--operator", "ada", "--reader", "bob"]) == 0
+    finally:
+        for one, level in zip(loud, levels, strict=True):
+            one.setLevel(level)
+    assert "the page is closed; the run is as it was" in capsys.readouterr().out
     assert not campaign.done
 
 
