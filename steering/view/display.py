@@ -37,7 +37,8 @@ def draw(snapshot: Snapshot, trust: Sequence[tuple[float, bool]] = ()) -> Render
     streams = snapshot.get("streams") or {}
     silent = troubled(streams)
     for line in stream_lines(streams):
-        rows.add_row("stream", Text(line, style="bold red" if line.split(":")[0] in silent else "", overflow="ellipsis"))
+        style = "bold red" if line.split(":")[0] in silent else ""
+        rows.add_row("stream", Text(line, style=style, overflow="ellipsis"))
     rows.add_row("model", _model(snapshot))
     rows.add_row("trust", _trust(snapshot, trust))
     rows.add_row("train", _learning(snapshot))
