@@ -10,6 +10,22 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """Slow modules first, dealt to the two halves that two workers begin with, so that at the end only short tests are
+    left to share."""
+    modules = {}
+    for item in items:
+        modules.setdefault(item.path, []).append(item)
+    slow, rest = [], []
+    for path, tests in modules.items():
+        long = path.suffix == ".ipynb" or any(test.get_closest_marker("slow") for test in tests)
+        (slow if long else rest).append(tests)
+    first, second = ([test for tests in slow[start::2] for test in tests] for start in (0, 1))
+    short = [test for tests in rest for test in tests]
+    middle = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *short[:middle], *second, *short[middle:]]
+
+
 @pytest.fixture(scope="session")
 def data():
     """The folder of recorded data that STEERING_DATA names."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,11 @@ from steering.clusters import existing, local
 from steering.runner import RunFolder, attach, start
 from tests.test_runner import experiment
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # What a scheduler in this process says of keys that a client has just let go must not end that client's connection.
+    pytest.mark.filterwarnings("default:Client .* desires key:UserWarning"),
+]
 DASK = [sys.executable, "-m", "dask"]
 WORKERS = ("trainer=1", "trainer=1", "inference=1", "source=1 label=1 runner=1")
 
@@ -55,8 +59,23 @@ def scheduler_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             process.wait()
 
 
+@pytest.fixture(scope="module")
+def here() -> Iterator[Client]:
+    """A local cluster with two ranks, whose workers share what they import."""
+    with local(ranks=2) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def running(here: Client, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its scheduler file: to others it is a cluster that goes on, whoever comes and goes."""
+    file = tmp_path_factory.mktemp("running") / "scheduler.json"
+    here.write_scheduler_file(str(file))
+    return file
+
+
 def open_local(request: pytest.FixtureRequest) -> AbstractContextManager[Client]:
-    return local(ranks=2)
+    return nullcontext(request.getfixturevalue("here"))
 
 
 def open_existing(request: pytest.FixtureRequest) -> AbstractContextManager[Client]:
@@ -69,8 +88,7 @@ CLUSTERS = {"local": open_local, "existing": open_existing}
 @pytest.mark.parametrize("open_cluster", CLUSTERS.values(), ids=CLUSTERS.keys())
 def test_workers_carry_the_roles(open_cluster: Callable, request: pytest.FixtureRequest) -> None:
     with open_cluster(request) as client:
-        carried = [worker["resources"] for worker in client.scheduler_info()["workers"].values()]
-        assert sum("trainer" in resources for resources in carried) == 2
+        assert sum("trainer" in carried for carried in resources_of(client).values()) == 2
         for role in ("inference", "source", "label", "runner"):
             assert client.submit(lambda: os.getpid(), resources={role: 1}, pure=False).result(timeout=60) != os.getpid()
 
@@ -90,11 +108,10 @@ def pages_of_a_hundred_arrays() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
 
-def test_workers_keep_the_memory_that_they_use_again() -> None:
+def test_workers_keep_the_memory_that_they_use_again(here: Client) -> None:
     """As Dask starts workers, each array would be made of new pages: 25,600."""
-    with local(ranks=1) as client:
-        for role in ("trainer", "label", "inference"):
-            assert client.submit(pages_of_a_hundred_arrays, resources={role: 1}, pure=False).result() < 2000
+    for role in ("trainer", "label", "inference"):
+        assert here.submit(pages_of_a_hundred_arrays, resources={role: 1}, pure=False).result() < 2000
 
 
 def test_local_leaves_nothing_behind_when_the_body_raises() -> None:
@@ -130,13 +147,18 @@ def test_two_local_clusters_do_not_disturb_each_other(monkeypatch: pytest.Monkey
                 assert set(said.values()) == {(word, "1")}
 
 
-def test_a_lost_rank_comes_back() -> None:
-    with local(ranks=1) as client:
-        pid = client.submit(os.getpid, resources={"trainer": 1}, pure=False).result(timeout=60)
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(pid), "the end of the rank")
-        again = client.submit(os.getpid, resources={"trainer": 1}, pure=False).result(timeout=60)
-        assert again != pid
+def test_a_lost_rank_comes_back(here: Client) -> None:
+    address, pid = next((a, pid) for a, pid in here.run(os.getpid).items() if "trainer" in resources_of(here)[a])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(pid), "the end of the rank")
+    wait_until(lambda: sum("trainer" in carried for carried in resources_of(here).values()) == 2, "another one")
+    assert address not in resources_of(here)
+    assert pid not in here.run(os.getpid).values()
+
+
+def resources_of(client: Client) -> dict[str, dict[str, float]]:
+    """Of each worker, by its address."""
+    return {address: worker["resources"] for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()}
 
 
 DRIVER = """
@@ -227,9 +249,9 @@ def left_over(client: Client) -> list[str]:
     return held
 
 
-def test_a_campaign_leaves_nothing_on_a_cluster_where_another_one_follows(scheduler_file: Path, tmp_path: Path) -> None:
+def test_a_campaign_leaves_nothing_on_a_cluster_where_another_one_follows(running: Path, tmp_path: Path) -> None:
     """A second one at the same time is refused, and disturbs nothing."""
-    with existing(str(scheduler_file), ranks=2, timeout=60) as client:
+    with existing(str(running), ranks=2, timeout=60) as client:
         for number in range(2):
             run = start(experiment(60), client, RunFolder.create(tmp_path / f"run-{number}"))
             with pytest.raises(RuntimeError, match=f"found the campaign run-{number} running on the cluster at tcp:"):
@@ -248,14 +270,14 @@ from tests.test_runner import experiment
 
 def main(folder, arguments):
     with cluster(arguments[0], ranks=2, folder=folder.path) as client:
-        run(experiment(), client, folder)
+        run(experiment(60), client, folder)
 """
 
 
-def test_a_run_goes_on_without_its_driver_and_ends_itself(scheduler_file: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_without_its_driver_and_ends_itself(running: Path, tmp_path: Path) -> None:
     """kill -9 of `steering run` on a cluster that outlives it: the run's end and report do not depend on it."""
     (tmp_path / "work.py").write_text(WORKFLOW)
-    command = [sys.executable, "-m", "steering.cli", "run", "--out", "run", "work.py", str(scheduler_file)]
+    command = [sys.executable, "-m", "steering.cli", "run", "--out", "run", "work.py", str(running)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     driver = subprocess.Popen(command, cwd=tmp_path, env=environment, **quiet)  # type: ignore[call-overload]
@@ -267,9 +289,9 @@ def test_a_run_goes_on_without_its_driver_and_ends_itself(scheduler_file: Path, 
     with attach(tmp_path / "run") as run:
         figures = run.result()
     assert figures["status"] == "finished"
-    assert figures["frames_predicted"] == figures["frames_acquired"] == 150
+    assert figures["frames_predicted"] == figures["frames_acquired"] == 60
     wait_until((tmp_path / "run" / "report.html").is_file, "the report")
-    with existing(str(scheduler_file), ranks=2, timeout=60) as client:
+    with existing(str(running), ranks=2, timeout=60) as client:
         wait_until(lambda: not left_over(client), "the cluster to be as it was")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from steering.clusters import local
 from steering.models import ModelStore
 from steering.runner import RunFolder
 from steering.runner.ending import WATCHER
+from tests.command_line import said
 
 WORKFLOW = Path(__file__).parent / "recovered_run.py"
 FRAMES = 150
@@ -69,14 +71,8 @@ def ahead(folder):
 
 
 def recovered(folder, *arguments):
-    process = start("recover", folder.path, *arguments)
-    try:
-        said, _ = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
-    return said
+    """What is said when a run goes on with these arguments of its workflow, and twice as fast."""
+    return "\n".join(said("recover", folder.path, "--", "--rate", 50, *arguments))
 
 
 def check(folder, *, lost=0):
@@ -108,14 +104,20 @@ def check(folder, *, lost=0):
     return summary
 
 
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory):
+    """The folder of a run on two ranks whose processes were all killed, at any moment after a checkpoint."""
+    moment = random.uniform(0.0, 1.5)
+    print(f"killed {moment:.3f} s after a checkpoint")
+    return killed(tmp_path_factory.mktemp("dead") / "run", moment, "--ranks", 2, when=ready).path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_everything_is_killed_and_the_run_goes_on(tmp_path, ranks):
-    moment = random.Random(ranks).uniform(0.0, 1.5)
-    folder = killed(tmp_path / "run", moment, "--ranks", 2, when=ready)
+def test_everything_is_killed_and_the_run_goes_on(dead, tmp_path, ranks):
+    folder = RunFolder(shutil.copytree(dead, tmp_path / "run"))
     before = folder.events()
-    said = recovered(folder, "--", "--ranks", ranks)
-    assert "goes on from checkpoint" in said
+    assert "goes on from checkpoint" in recovered(folder, "--ranks", ranks)
     summary = check(folder)
     assert summary["ranks"] == ranks
     assert folder.events()[: len(before) - 1] == before[:-1]
@@ -123,17 +125,26 @@ def test_everything_is_killed_and_the_run_goes_on(tmp_path, ranks):
     steps = [e["steps"] for e in of_kind(folder, "CandidateReady") if e["seq"] > len(before)]
     assert all(step > 10 for step in steps), f"training began anew after checkpoint {number}"
     assert json.loads((folder.path / "workflow.json").read_text())["arguments"][-1] == str(ranks)
-    refusal = start("recover", folder.path)
-    assert "found a run that is finished" in refusal.communicate(timeout=60)[0]
+    assert "found a run that is finished" in "".join(said("recover", folder.path, code=1))
+
+
+UNREPEATED = ("--ranks", 1, "--checkpoint", 1000, "--forgets")
+
+
+@pytest.fixture(scope="module")
+def forgetful(tmp_path_factory):
+    """The folder of a run that was killed long after its checkpoint, from a source that gives no frame twice."""
+    return killed(tmp_path_factory.mktemp("forgetful") / "run", 0.0, *UNREPEATED, "--spool", when=ahead).path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spool", [False, True])
-def test_frames_that_the_source_cannot_give_again_are_spooled_or_told_as_lost(tmp_path, spool):
-    more = ["--spool"] if spool else []
-    folder = killed(tmp_path / "run", 0.0, "--ranks", 1, "--checkpoint", 1000, "--forgets", *more, when=ahead)
+def test_frames_that_the_source_cannot_give_again_are_spooled_or_told_as_lost(forgetful, tmp_path, spool):
+    folder = RunFolder(shutil.copytree(forgetful, tmp_path / "run"))
     known = {i for e in of_kind(folder, "ChunkArrived") for i in e["frame_ids"]}
-    recovered(folder)
+    if not spool:
+        shutil.rmtree(folder.checkpoints / "spool")
+    recovered(folder, *UNREPEATED, *["--spool"] * spool)
     lost = {i for e in of_kind(folder, "FramesLost") for i in e["frame_ids"]}
     assert lost <= known
     assert bool(lost) != spool
@@ -149,12 +160,12 @@ def test_a_frozen_runner_is_followed_by_another_one_while_the_driver_lives(tmp_p
     try:
         until(process, lambda: (path / "summary.json").exists() and ready(RunFolder(path)))
         os.kill(json.loads((path / ".runner.lock").read_text())["pid"], signal.SIGSTOP)
-        said, _ = process.communicate(timeout=240)
+        told, _ = process.communicate(timeout=240)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
-    assert "another runner goes on from checkpoint" in said
+    assert process.returncode == 0, told
+    assert "another runner goes on from checkpoint" in told
     check(RunFolder(path))
 
 

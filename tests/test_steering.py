@@ -1,5 +1,6 @@
 """Policies that look at what was measured: what they follow, when they stop, and how long they stay."""
 
+import functools
 import pickle
 from dataclasses import replace
 
@@ -76,9 +77,9 @@ def dense():
 
 
 @pytest.fixture(scope="module")
-def orders(sparse):
-    """The way of each policy over separate pieces of content."""
-    return {kind: sparse.run(looking(kind, sparse)) for kind in (GradientResidual, Adaptive)}
+def order_of(sparse):
+    """The way of a policy over separate pieces of content, found once."""
+    return functools.cache(lambda kind, **settings: sparse.run(looking(kind, sparse, **settings)))
 
 
 def near(tried, rows, mask):
@@ -93,8 +94,8 @@ def looking(kind, tried, **settings):
 
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
-def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse, orders):
-    order = orders[kind]
+def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse, order_of):
+    order = order_of(kind)
     early = order[: len(order) // 4]
     share = near(sparse, order, TWO_SPOTS).mean()
     assert near(sparse, early, TWO_SPOTS).mean() > 2 * share
@@ -104,16 +105,16 @@ def test_it_goes_where_the_content_is_and_finds_separate_pieces(kind, sparse, or
 
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
-def test_it_covers_the_field_before_it_is_half_done(kind, sparse, orders):
-    order = orders[kind]
+def test_it_covers_the_field_before_it_is_half_done(kind, sparse, order_of):
+    order = order_of(kind)
     half = sparse.where[order[: len(order) // 2]]
     hole = np.sqrt(((sparse.where[:, None] - half[None]) ** 2).sum(-1)).min(1).max()
     assert hole < BEAM
 
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
-def test_the_same_frames_give_the_same_way_and_it_travels_half_way(kind, sparse):
-    order = sparse.run(looking(kind, sparse, travel=TRAVEL))
+def test_the_same_frames_give_the_same_way_and_it_travels_half_way(kind, sparse, order_of):
+    order = order_of(kind, travel=TRAVEL)
     np.testing.assert_array_equal(order, sparse.run(looking(kind, sparse, travel=TRAVEL)))
     policy = looking(kind, sparse, travel=TRAVEL)
     stitcher = Stitcher(CANVAS, sparse.weight)
@@ -130,21 +131,21 @@ def flat_view(tried, rows):
 
 
 @pytest.mark.parametrize("kind", [GradientResidual, Adaptive])
-def test_a_way_that_costs_is_shorter(kind, sparse):
+def test_a_way_that_costs_is_shorter(kind, sparse, order_of):
     def seconds(order):
         return TRAVEL.along(sparse.where[order]).sum()
 
     n = len(sparse.where) // 2
-    free, paid = (sparse.run(looking(kind, sparse, travel=travel))[:n] for travel in (None, TRAVEL))
+    free, paid = (order_of(kind, **settings)[:n] for settings in ({}, {"travel": TRAVEL}))
     assert seconds(paid) < 0.7 * seconds(free)
 
 
-def test_adaptive_is_space_filling_until_sparse_is_proven(sparse):
-    order, plain = sparse.run(looking(Adaptive, sparse)), sparse.run(SpaceFilling(sparse.where))
+def test_adaptive_is_space_filling_until_sparse_is_proven(sparse, order_of):
+    order, plain = order_of(Adaptive), sparse.run(SpaceFilling(sparse.where))
     same = int(np.argmin(order == plain))
     assert 30 <= same < len(order) // 4
     np.testing.assert_array_equal(order[:same], plain[:same])
-    paid = sparse.run(looking(Adaptive, sparse, travel=TRAVEL))
+    paid = order_of(Adaptive, travel=TRAVEL)
     assert set(paid[:30]) == set(plain[:30])
     assert TRAVEL.along(sparse.where[paid[:30]]).sum() < TRAVEL.along(sparse.where[plain[:30]]).sum()
     never = sparse.run(looking(Adaptive, sparse, sparse=0.0))
