@@ -10,9 +10,10 @@ import xarray as xr
 
 from steering.inference.live import LiveImage
 from steering.policies import Adaptive, DwellRule, GradientResidual, Random, Raster, SpaceFilling, StopRule
-from steering.policies.interest import StructureMap
+from steering.policies.interest import Cells, StructureMap
+from steering.policies.ranking import Ranking
 from steering.ptychography import Canvas, zone_plate
-from steering.records import Decision, Geometry, Prediction
+from steering.records import Decision, Geometry, Prediction, Travel
 
 BEAM = 2.0
 LOOKING = {"gradient_residual": partial(GradientResidual, beam=BEAM), "adaptive": partial(Adaptive, beam=BEAM)}
@@ -350,6 +351,50 @@ def test_the_structure_of_an_image_that_changes_in_parts_is_that_of_the_whole():
         seen = (found[1] > 0).sum() - 1
     again = pickle.loads(pickle.dumps(watched))
     np.testing.assert_allclose(again.at(candidates, live.view())[0], found[0])
+
+
+@pytest.mark.parametrize("travel", [None, Travel(velocity=100.0, settling=0.01)])
+def test_the_best_of_many_candidates_is_found_without_a_look_at_all(travel):
+    """Whatever changes in the meantime, and for candidates in a line, at one place and far off as well."""
+    rng = np.random.default_rng(0)
+    places = [np.zeros((50, 2)), np.stack([np.arange(300.0), np.zeros(300)], 1), [[1e4, -1e4]]]
+    where = np.concatenate([rng.uniform(-500, 500, (20_000, 2)), *places])
+    cells = Cells(where, beam=10.0)
+    ranking, worth = Ranking(cells), np.round(rng.random(len(where)), 2)
+    assert np.array_equal(np.sort(cells.members(np.arange(len(cells.count)))), np.arange(len(where)))
+    for _ in range(2):  # all are due at first, not all of them at once
+        ranking.update(now := ranking.due(), due := cells.members(now), worth[due])
+    for _ in range(60):
+        here = where[rng.integers(len(where))]
+        rows, near = cells.near(here)
+        assert set(np.flatnonzero(np.abs(where - here).max(1) <= 30)) == set(rows)
+        worth[rows] *= 1 - near
+        changed = np.unique(cells.of[rows])
+        ranking.update(changed, members := cells.members(changed), worth[members])
+        gain, by = worth, ()
+        if travel is not None:
+            by = (lambda there, here=here: 1 + travel.seconds(here, there), here, where)
+            gain = worth / by[0](where)
+        best = ranking.best(*by)
+        assert best == gain.argmax()
+        worth[best] = -1.0
+        ranking.update(cell := cells.of[[best]], members := cells.members(cell), worth[members])
+
+
+def test_what_a_suggestion_looks_at_does_not_grow_with_the_candidates(monkeypatch):
+    looked, update = [], Ranking.update
+
+    def noted(self, cells, rows, worth):
+        looked.append(len(rows))
+        update(self, cells, rows, worth)
+
+    monkeypatch.setattr(Ranking, "update", noted)
+    policy, seen = GradientResidual(grid(300, 300), beam=BEAM), []
+    for _ in range(12):
+        policy.ingest(prediction("a", 5), flat())
+        seen += sorted_rows(policy.suggest(5).positions)
+    assert len(set(seen)) == len(seen) == 60
+    assert max(looked) < 2**14 + 1000 < 300**2
 
 
 def test_what_a_policy_remembers_of_frames_does_not_grow_with_the_scan():

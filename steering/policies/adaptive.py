@@ -68,7 +68,8 @@ class Adaptive(GradientResidual):
         if self._proof is not None:
             chosen, reasons = super()._choose(n)
             return chosen, [f"{self._proof}; {reason}" for reason in reasons]
-        chosen = self._order[self._left[self._order]][:n]
+        done = len(self._order) - self._todo  # all of them in this order
+        chosen = self._order[done : done + n]
         chosen = chosen[self._sorted_by_path(chosen)]
         self._expose(self._candidates[chosen])
         return chosen, [SPACE_FILLING] * len(chosen)

@@ -150,7 +150,7 @@ class CandidatePolicy:
         if enough is not None:
             self._over = True
             return Decision(positions=np.empty((0, 2)), reasons=(enough,), stop=True)
-        chosen, reasons = self._choose(min(n, int(self._left.sum())))
+        chosen, reasons = self._choose(min(n, self._todo))
         self._left[chosen] = False
         self._over = not self._left.any()
         where = self._candidates[chosen]
@@ -198,7 +198,12 @@ class CandidatePolicy:
     @property
     def _expected(self) -> int:
         """Frames that all suggestions so far bring."""
-        return self._suggested_before + len(self._left) - int(self._left.sum()) - self._declined
+        return self._suggested_before + len(self._left) - self._todo - self._declined
+
+    @property
+    def _todo(self) -> int:
+        """Candidates that are left."""
+        return int(np.count_nonzero(self._left))
 
     def _begin(self, stopped: str | None) -> None:
         self._suggested = False
@@ -245,8 +250,8 @@ class Ordered(CandidatePolicy):
         self._reason = reason
 
     def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
-        done = len(self._order) - int(self._left.sum())
-        chosen = self._order[self._left[self._order]][:n]
+        done = len(self._order) - self._todo
+        chosen = self._order[done : done + n]
         return chosen, [f"{self._reason}, {done + i + 1} of {len(self._order)}" for i in range(n)]
 
 

@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 
 from steering.policies.candidates import CandidatePolicy, pixel_of
 from steering.policies.dwell import DwellRule
-from steering.policies.interest import Nearby, StructureMap, excess
+from steering.policies.interest import Cells, Scale, StructureMap
 from steering.policies.path import short_path
+from steering.policies.ranking import Ranking
 from steering.policies.stop import StopRule
 from steering.records import Prediction, Travel
 
 _PRIOR_EXPOSURE = 1.0
 """Exposure, in frames, that every position is taken to have beforehand: the larger it is, the sooner a second frame on
 structure is worth as much as a first one elsewhere."""
+_SAMPLED = 4096
+"""Candidates, evenly over the field, that stand for all in the means; of fewer all do."""
 
 
 class GradientResidual(CandidatePolicy):
@@ -56,12 +59,30 @@ class GradientResidual(CandidatePolicy):
         self.explore = explore
         self._here: NDArray[np.float64] | None = None
         self._structure = StructureMap(beam)
-        self._near = Nearby(self._candidates, beam)
+        self._group()
         self._forget()
+
+    def _group(self) -> None:
+        self._cells = Cells(self._candidates, self.beam)
+        every = self._cells.members(np.arange(len(self._cells.count)))
+        self._sample = np.sort(every[:: -(-len(every) // _SAMPLED)])
+        self._ranking = Ranking(self._cells)
+        self._interest = np.ones((2, len(every)))
+        """Structure and residual of each candidate, relative to their means over the field."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_cells", "_sample", "_ranking", "_interest")  # large, and all of it follows from the rest
+        return {name: value for name, value in vars(self).items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._group()
 
     def _forget(self) -> None:
         n = len(self._candidates)
         self._live: Any = None
+        self._ranking.outdate(slice(None))
+        self._interest[:] = 1.0
         self._exposure = np.zeros(n)
         self._residual = np.zeros(n)
         """Sum over the frames around each candidate: their residuals times closeness."""
@@ -70,13 +91,15 @@ class GradientResidual(CandidatePolicy):
 
     def _see(self, live: Any) -> None:
         self._live = live if self._frames.any() else None
+        self._ranking.outdate(slice(None))
 
     def _learn(self, prediction: Prediction, live: Any) -> None:
         self._live = live
         for where, residual in zip(prediction.position * pixel_of(live), prediction.residual, strict=True):
-            rows, near = self._near(where)
+            rows, near = self._cells.near(where)
             self._residual[rows] += near * residual
             self._frames[rows] += near
+            self._ranking.outdate(self._cells.of[rows])
 
     def _forgo(self, positions: NDArray[np.float64]) -> None:
         self._expose(positions, -1)
@@ -85,30 +108,35 @@ class GradientResidual(CandidatePolicy):
     def _expose(self, positions: NDArray[np.float64], sign: int = 1) -> None:
         """Count frames at positions (n, 2) as exposure of the candidates there, or take them out with sign -1."""
         for where in positions:
-            rows, near = self._near(where)
+            rows, near = self._cells.near(where)
             self._exposure[rows] += sign * near
+            self._ranking.outdate(self._cells.of[rows])
 
     def _choose(self, n: int) -> tuple[NDArray[np.int64], list[str]]:
-        structure, residual = self._interest()
-        value = structure + residual
+        left, here = self._left.copy(), self._here
+        self._look(left)
         chosen: list[int] = []
         reasons: list[str] = []
-        left, here = self._left.copy(), self._here
-        worth = np.where(left, value / (self._exposure + _PRIOR_EXPOSURE) ** 2, -1.0)
         for _ in range(n):
-            gain = worth
-            if self.travel is not None and here is not None:
-                gain = worth / (1 + self.travel.seconds(here, self._candidates) / self.frame_s)
-            best = int(gain.argmax())
-            reasons.append(_reason(structure[best], residual[best], self._exposure[best]))
+            while (best := self._ranking.best(*self._travelled(here))) < 0:
+                self._look(left)  # of a large field not all that are left were looked at yet
+            structure, residual = self._interest[:, best]
+            reasons.append(_reason(structure, residual, self._exposure[best]))
             here = self._candidates[best]
             left[best] = False
             chosen.append(best)
             self._expose(here[None])
-            rows, _ = self._near(here)  # of the others nothing has changed
-            worth[rows] = np.where(left[rows], value[rows] / (self._exposure[rows] + _PRIOR_EXPOSURE) ** 2, -1.0)
+            rows, _ = self._cells.near(here)
+            cells = np.unique(self._cells.of[rows])  # of the others nothing has changed
+            self._rank(cells, self._cells.members(cells), left)
         order = self._sorted_by_path(np.array(chosen))
         return np.array(chosen)[order], [reasons[i] for i in order]
+
+    def _travelled(self, here: NDArray[np.float64] | None) -> tuple[Any, ...]:
+        if self.travel is None or here is None:
+            return ()
+        travel = self.travel
+        return lambda there: 1 + travel.seconds(here, there) / self.frame_s, here, self._candidates
 
     def _sorted_by_path(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """The order in which to measure these candidates: a short path where travel takes time, else as they are."""
@@ -117,16 +145,29 @@ class GradientResidual(CandidatePolicy):
         self._here = self._candidates[chosen[order[-1]]]
         return order
 
-    def _interest(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Structure and residual (n,) of each candidate, relative to their means over the field."""
-        if self._live is None:
-            return np.ones(len(self._left)), np.ones(len(self._left))
-        structure, seen = self._structure.at(self._candidates, self._live)
-        measured = self._frames / (self._frames + 0.1)
-        residual = self._residual / np.maximum(self._frames, 1e-6)
-        pairs = ((structure, seen), (residual, measured))
-        found = [known * excess(value, known) + (1 - known) * self.explore for value, known in pairs]
-        return found[0], found[1]
+    def _look(self, left: NDArray[np.bool_]) -> None:
+        """Find out what candidates are worth where image or frames have changed."""
+        if self._live is not None:
+            for low, high in self._structure.update(self._live):
+                self._ranking.outdate(self._cells.touched(low, high))
+        cells = self._ranking.due()
+        rows = self._cells.members(cells)
+        if self._live is not None:
+            scales = [Scale.of(value, known) for value, known in self._seen(self._sample)]
+            for interest, scale, (value, known) in zip(self._interest, scales, self._seen(rows), strict=True):
+                interest[rows] = known * scale.excess(value) + (1 - known) * self.explore
+        self._rank(cells, rows, left)
+
+    def _rank(self, cells: NDArray[np.int64], rows: NDArray[np.int64], left: NDArray[np.bool_]) -> None:
+        value = self._interest[:, rows].sum(0)
+        worth = np.where(left[rows], value / (self._exposure[rows] + _PRIOR_EXPOSURE) ** 2, -1.0)
+        self._ranking.update(cells, rows, worth)
+
+    def _seen(self, rows: NDArray[np.int64]) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]:
+        """Structure and residual (k,) of these candidates, each with how far it is known."""
+        frames = self._frames[rows]
+        residual = self._residual[rows] / np.maximum(frames, 1e-6)
+        return self._structure.read(self._candidates[rows]), (residual, frames / (frames + 0.1))
 
 
 def _reason(structure: float, residual: float, exposure: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ _REACH = 4
 _FAINT = 9
 """Standard deviations after which a beam's share in a place is lost in rounding beside 1: until then it tells places
 apart that are alike otherwise."""
+_IN_A_CELL = 32
+"""Candidates, at least, on the average of a field that they fill evenly."""
 _MANY = 0.25
 """Share of the tiles that have changed from which on everything is computed in one go."""
 
@@ -45,17 +48,38 @@ class StructureMap:
         return {"_beam": self._beam, "_live": None}  # all else follows from the image
 
     def at(self, where: NDArray[np.float64], live: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Structure at each position (n, 2), length unit, and how far it is known, by the image as it is now.
+
+        live: as in `Policy.ingest`. Returns two (n,), see `read`.
+        """
+        self.update(live)
+        return self.read(where)
+
+    def update(self, live: Any) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Take in what has changed in the image. Returns the boxes, low and high (2,) in the length unit, outside of
+        which `read` says what it said before."""
+        begun = live is not self._live
+        if begun:
+            self._begin(live)
+        changed = self._changed()
+        for part in changed:
+            self._sum(part)
+        boxes = [self._smoothen(part) for part in changed]
+        if begun:
+            return [(np.full(2, -np.inf), np.full(2, np.inf))]
+        return [
+            (self._place(rows.start, columns.start), self._place(rows.stop, columns.stop)) for rows, columns in boxes
+        ]
+
+    def _place(self, row: int, column: int) -> NDArray[np.float64]:
+        """Where a block begins, (2,), length unit."""
+        return np.array(self._start) + np.array([row, column]) * self._width
+
+    def read(self, where: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Structure at each position (n, 2), length unit, and how far it is known. Returns two (n,).
 
-        live: as in `Policy.ingest`. Known is 0 where no pixel is measured under the beam, 1/2 where a tenth is, and
-        close to 1 where all are.
+        Known is 0 where no pixel is measured under the beam, 1/2 where a tenth is, and close to 1 where all are.
         """
-        if live is not self._live:
-            self._begin(live)
-        for part in (changed := self._changed()):
-            self._sum(part)
-        for part in changed:
-            self._smoothen(part)
         row, column = (
             np.clip(((where[:, axis] - start) / self._width).astype(np.int64), 0, size - 1)
             for axis, (start, size) in enumerate(zip(self._start, self._sums.shape[1:], strict=True))
@@ -102,29 +126,40 @@ class StructureMap:
         for sums, values in zip(self._sums, found, strict=True):
             sums[part] = _blocks(values[:rows, :columns], self._block)
 
-    def _smoothen(self, part: Part) -> None:
-        """Compute the means that these blocks have a say in. Beyond the map's border nothing is known, and so 0."""
+    def _smoothen(self, part: Part) -> Part:
+        """Compute the means that these blocks have a say in, and return where these are. Beyond the map's border
+        nothing is known, and so 0."""
         reach = math.ceil(_REACH * self._sigma)
         size = self._sums.shape[1:]
-        near = tuple(_wider(each, reach, n) for each, n in zip(part, size, strict=True))
+        near = _wider(part[0], reach, size[0]), _wider(part[1], reach, size[1])
         read = tuple(_wider(each, reach, n) for each, n in zip(near, size, strict=True))
         rows, columns = (_gaussian(to, of, self._sigma) for to, of in zip(near, read, strict=True))
         for means, sums in zip(self._means, self._sums, strict=True):
             means[near] = rows @ sums[read] @ columns.T
+        return near
 
 
-def excess(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The part of values (n,) above their floor, relative to its mean; 0 where they are at the floor.
+@dataclass(frozen=True)
+class Scale:
+    """Floor and mean of values, by which those above the floor stand out."""
 
-    The floor is the lower quartile of the values of which at least half is known: what the noise of empty places, or
-    of well explained frames, leaves. All 1 where nothing stands out.
-    """
-    measured = known >= 0.5
-    if not measured.any():
-        return np.ones(len(values))
-    above = np.maximum(values - np.quantile(values[measured], 0.25), 0.0)
-    mean = float(np.average(above, weights=known))
-    return above / mean if mean > 0 else np.ones(len(values))
+    floor: float = 0.0
+    mean: float = 0.0
+    """Of what is above the floor; 0: nothing stands out."""
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], known: NDArray[np.float64]) -> Scale:
+        """The floor is the lower quartile of the values (n,) of which at least half is known: what the noise of empty
+        places, or of well explained frames, leaves."""
+        measured = known >= 0.5
+        if not measured.any():
+            return cls()
+        floor = float(np.quantile(values[measured], 0.25))
+        return cls(floor, float(np.average(np.maximum(values - floor, 0.0), weights=known)))
+
+    def excess(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The part of values (n,) above the floor, relative to its mean; all 1 where nothing stands out."""
+        return np.maximum(values - self.floor, 0.0) / self.mean if self.mean > 0 else np.ones(len(values))
 
 
 def closeness(where: NDArray[np.float64], centres: NDArray[np.float64], beam: float) -> NDArray[np.float64]:
@@ -136,23 +171,56 @@ def closeness(where: NDArray[np.float64], centres: NDArray[np.float64], beam: fl
     return np.exp(-squared / (2 * (beam / 3) ** 2))
 
 
-class Nearby:
-    """Finds which of many candidates are near a place, without a look at all of them."""
+class Cells:
+    """Candidates by the squares of a grid in which they lie: what is near a place is found without a look at all."""
 
     def __init__(self, candidates: NDArray[np.float64], beam: float) -> None:
         """candidates: (n, 2); beam: diameter, same unit."""
         self._candidates = candidates
         self._beam = beam
-        self._order = np.argsort(candidates[:, 0], kind="stable")
-        self._y = candidates[self._order, 0]
+        self._low = candidates.min(0)
+        extent = candidates.max(0) - self._low
+        self._side = max(2 * beam, math.sqrt(float(extent.prod()) * _IN_A_CELL / len(candidates)))
+        cell = ((candidates - self._low) / self._side).astype(np.int64)
+        self._shape = tuple((cell.max(0) + 1).tolist())
+        number = cell[:, 0] * self._shape[1] + cell[:, 1]
+        self._order = np.argsort(number, kind="stable")
+        occupied, self._first = np.unique(number[self._order], return_index=True)
+        """Of each cell that holds candidates, its number in the grid and where it begins in the order."""
+        self._row = np.full(self._shape[0] * self._shape[1] + 1, len(occupied), np.int64)
+        self._row[:-1] = np.searchsorted(occupied, np.arange(len(self._row) - 1))
+        self.count = np.diff(self._first, append=len(candidates))
+        """Candidates in each cell, (c,)."""
+        self.of = np.searchsorted(occupied, number)
+        """The cell of each candidate, (n,)."""
 
-    def __call__(self, centre: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def members(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The candidates in these cells, one cell after the other, and within each from the first to the last."""
+        count = self.count[cells]
+        step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return self._order[np.repeat(self._first[cells], count) + step]
+
+    def touched(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The cells that a box from low (2,) to high (2,) touches."""
+        most = np.array(self._shape) - 1
+        (y0, x0), (y1, x1) = (
+            np.clip(np.floor((edge - self._low) / self._side), 0, most).astype(np.int64).tolist()
+            for edge in (low, high)
+        )
+        rows = np.arange(y0, y1 + 1) * self._shape[1]
+        return np.concatenate([np.arange(self._row[row + x0], self._row[row + x1 + 1]) for row in rows])
+
+    def near(self, centre: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Rows (k,) of the candidates near `centre` (2,), and their closeness to it; farther away it is below 1e-17."""
         reach = _FAINT * self._beam / 3
-        first, last = np.searchsorted(self._y, [centre[0] - reach, centre[0] + reach])
-        rows = self._order[first:last]
-        rows = rows[np.abs(self._candidates[rows, 1] - centre[1]) <= reach]
+        rows = self.members(self.touched(centre - reach, centre + reach))
+        rows = rows[np.abs(self._candidates[rows] - centre).max(1) <= reach]
         return rows, closeness(self._candidates[rows], centre[None], self._beam)[:, 0]
+
+    def boxes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Corners, low and high (c, 2), of the candidates in each cell."""
+        where = self._candidates[self._order]
+        return np.minimum.reduceat(where, self._first), np.maximum.reduceat(where, self._first)
 
 
 def _gradient_energy(
