@@ -25,7 +25,7 @@ from tests.test_runner import experiment
 pytestmark = [
     pytest.mark.slow,
     # What a scheduler in this process says of keys that a client has just let go must not end that client's connection.
-    pytest.mark.filterwarnings("default:Client .* desires key:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Client .* desires key:UserWarning"),
 ]
 DASK = [sys.executable, "-m", "dask"]
 WORKERS = ("trainer=1", "trainer=1", "inference=1", "source=1 label=1 runner=1")

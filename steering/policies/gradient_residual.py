@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,11 @@ class GradientResidual(CandidatePolicy):
         self._ranking = Ranking(self._cells)
         self._interest = np.ones((2, len(every)))
         """Structure and residual of each candidate, relative to their means over the field."""
+        self._blocks, self._mapped = np.zeros(len(every), np.int64), None
+        """In which each of them lies in the structure's map, and of which image that is."""
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_cells", "_sample", "_ranking", "_interest")  # large, and all of it follows from the rest
+        made = ("_cells", "_sample", "_ranking", "_interest", "_blocks", "_mapped")  # large, and all of it follows from the rest
         return {name: value for name, value in vars(self).items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -150,12 +153,16 @@ class GradientResidual(CandidatePolicy):
         if self._live is not None:
             for low, high in self._structure.update(self._live):
                 self._ranking.outdate(self._cells.touched(low, high))
+            if self._mapped is not self._live:
+                self._blocks, self._mapped = self._structure.blocks(self._candidates), self._live
         cells = self._ranking.due()
         rows = self._cells.members(cells)
         if self._live is not None:
-            scales = [Scale.of(value, known) for value, known in self._seen(self._sample)]
-            for interest, scale, (value, known) in zip(self._interest, scales, self._seen(rows), strict=True):
-                interest[rows] = known * scale.excess(value) + (1 - known) * self.explore
+            sampled = self._seen(self._sample)
+            every = len(self._sample) == len(self._candidates)
+            seen = [(value[rows], known[rows]) for value, known in sampled] if every else self._seen(rows)
+            for interest, sample, (value, known) in zip(self._interest, sampled, seen, strict=True):
+                interest[rows] = known * Scale.of(*sample).excess(value) + (1 - known) * self.explore
         self._rank(cells, rows, left)
 
     def _rank(self, cells: NDArray[np.int64], rows: NDArray[np.int64], left: NDArray[np.bool_]) -> None:
@@ -163,11 +170,11 @@ class GradientResidual(CandidatePolicy):
         worth = np.where(left[rows], value / (self._exposure[rows] + _PRIOR_EXPOSURE) ** 2, -1.0)
         self._ranking.update(cells, rows, worth)
 
-    def _seen(self, rows: NDArray[np.int64]) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]:
+    def _seen(self, rows: NDArray[np.int64]) -> Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Structure and residual (k,) of these candidates, each with how far it is known."""
         frames = self._frames[rows]
         residual = self._residual[rows] / np.maximum(frames, 1e-6)
-        return self._structure.read(self._candidates[rows]), (residual, frames / (frames + 0.1))
+        return self._structure.read(self._blocks[rows]), (residual, frames / (frames + 0.1))
 
 
 def _reason(structure: float, residual: float, exposure: float) -> str:

@@ -53,7 +53,7 @@ class StructureMap:
         live: as in `Policy.ingest`. Returns two (n,), see `read`.
         """
         self.update(live)
-        return self.read(where)
+        return self.read(self.blocks(where))
 
     def update(self, live: Any) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Take in what has changed in the image. Returns the boxes, low and high (2,) in the length unit, outside of
@@ -75,16 +75,20 @@ class StructureMap:
         """Where a block begins, (2,), length unit."""
         return np.array(self._start) + np.array([row, column]) * self._width
 
-    def read(self, where: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Structure at each position (n, 2), length unit, and how far it is known. Returns two (n,).
-
-        Known is 0 where no pixel is measured under the beam, 1/2 where a tenth is, and close to 1 where all are.
-        """
+    def blocks(self, where: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The block in which each position (n, 2), length unit, lies: (n,), for `read`, as long as the image is."""
         row, column = (
             np.clip(((where[:, axis] - start) / self._width).astype(np.int64), 0, size - 1)
             for axis, (start, size) in enumerate(zip(self._start, self._sums.shape[1:], strict=True))
         )
-        energy, there = self._means[:, row, column] / self._block**2
+        return row * self._sums.shape[2] + column
+
+    def read(self, blocks: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Structure in each of these blocks (n,), and how far it is known. Returns two (n,).
+
+        Known is 0 where no pixel is measured under the beam, 1/2 where a tenth is, and close to 1 where all are.
+        """
+        energy, there = (means.ravel()[blocks] / self._block**2 for means in self._means)
         return energy / np.maximum(there, 1e-6), there / (there + _LITTLE)
 
     def _begin(self, live: Any) -> None:
