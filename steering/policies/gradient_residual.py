@@ -74,7 +74,8 @@ class GradientResidual(CandidatePolicy):
         """In which each of them lies in the structure's map, and of which image that is."""
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_cells", "_sample", "_ranking", "_interest", "_blocks", "_mapped")  # large, and all of it follows from the rest
+        # Large, and all of it follows from the rest.
+        made = ("_cells", "_sample", "_ranking", "_interest", "_blocks", "_mapped")
         return {name: value for name, value in vars(self).items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
