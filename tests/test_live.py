@@ -9,7 +9,7 @@ from steering.cli import main
 from steering.records import Decision
 from steering.runner.folder import RunFolder
 from steering.view.status import status_lines
-from tests.serving import beamline, gathered, live, served
+from tests.serving import beamline, gathered, live, measuring, served, steered_apart
 
 FRAMES = 60
 
@@ -66,18 +66,8 @@ def test_a_campaign_over_a_protocol_ends_with_what_it_learnt(tmp_path):
     arguments = ("--protocol", "dectris", "--samples", "1", "--frames", str(frames), "--frame-rate", "60", *faults)
     with served(tmp_path, *arguments) as addresses:
         out = tmp_path / "run"
-        command = ["run", "--out", str(out), "workflows/live_scan.py", "--source", addresses["frames"]]
-        command += [
-            "--positions",
-            addresses["positions"],
-            "--motion",
-            addresses["motion"],
-            "--probe",
-            addresses["probe"],
-        ]
-        command += ["--energy", "8800", "--distance", "2.4", "--pixel", "0.0006", "--window", "64", "--wait", "1"]
-        command += ["--field", "-0.8", "0.8", "-0.8", "0.8", "--step", "0.05", "--scans", "1", "--ranks", "1"]
-        assert main([*command, "--steps", "10", "--rounds", "1", "--end-after", "60"]) == 0
+        command = ["run", "--out", str(out), "workflows/live_scan.py", *measuring(addresses), "--wait", "1"]
+        assert main([*command, *["--ranks", "1", "--steps", "10", "--rounds", "1", "--end-after", "60"]]) == 0
     summary = RunFolder(out).summary()
     assert summary["status"] == "finished"
     assert summary["versions_published"] >= 1
@@ -88,6 +78,9 @@ def test_a_campaign_over_a_protocol_ends_with_what_it_learnt(tmp_path):
     assert counters["dropped"]["repeat"] > 0
     for stream in summary["streams"].values():
         assert stream["received"] == stream["joined"] + sum(stream["dropped"].values()) + stream["waiting"]
+    assert steered_apart(RunFolder(out), frames) < 1e-12  # each number measured where it was decided
+    errors = summary["phase_error"]["gravel"]
+    assert errors["run_end"] < 0.8 * errors["first"]
     lines = "\n".join(status_lines(RunFolder(out)))
     assert f"frames: {counters['received']} received, {counters['lost']} lost" in lines
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("p4p")
 
 from steering.sources.addresses import motion_at, streams_at  # noqa: E402
+from steering.sources.beam import BeamSettings  # noqa: E402
 from steering.sources.look import look  # noqa: E402
 from steering.sources.motion import Unmeasured  # noqa: E402
 from steering.sources.streams import FRAMES  # noqa: E402
@@ -49,10 +50,10 @@ def decision(positions) -> Decision:
 
 
 class Beamline:
-    """Measures at once what is asked for over the protocol."""
+    """Measures at once what is asked for over the protocol; the beam is away for the frames in `dark`."""
 
-    def __init__(self, served, frames: int) -> None:
-        self.served, self.frames, self.measured = served, frames, []
+    def __init__(self, served, frames: int, dark: range = range(0)) -> None:
+        self.served, self.frames, self.measured, self.dark = served, frames, [], dark
         self._turn = threading.Lock()
         served.begin("gravel")
         served.steered_by(self.apply)
@@ -63,7 +64,7 @@ class Beamline:
                 if len(self.measured) < self.frames:
                     number = len(self.measured)
                     self.served.position(number, position)
-                    self.served.frame(number, COUNTS[number % len(COUNTS)])
+                    self.served.frame(number, COUNTS[number % len(COUNTS)] * (number not in self.dark))
                     self.measured.append(position)
             if decision.stop or len(self.measured) == self.frames:
                 self.served.end(len(self.measured), last=True)
@@ -87,6 +88,28 @@ def test_what_is_decided_is_measured_and_every_frame_comes_whole(protocol, tmp_p
     np.testing.assert_allclose(where, WHERE[:90][numbers], atol=1e-10)
     np.testing.assert_allclose(where, np.array(beamline.measured)[numbers], atol=1e-10)
     np.testing.assert_array_equal(gathered(consumer.chunks, "counts"), COUNTS[numbers % len(COUNTS)])
+    assert consumer.live.frames_dropped == 0
+    adds_up(consumer.live)
+
+
+def test_what_was_measured_without_the_beam_is_set_aside_and_measured_again(tmp_path):
+    """While the beam is away one position is tried now and then; when it is back all that was missed is measured, where
+    it was decided and for as long."""
+    served = publisher("dectris", tmp_path)
+    consumer = Consumer(live(served, beam=BeamSettings(least_counts=COUNTS.sum((1, 2)).min() / 2, again_s=0.05)))
+    beamline = Beamline(served, 200, dark=range(30, 63))
+    dwell = np.linspace(0.1, 0.2, 60)
+    consumer.live.apply(Decision(positions=WHERE[:60], reasons=("test",) * 60, dwell=dwell))
+    consumer.until(60)
+    consumer.live.apply(Decision(positions=WHERE[:0], reasons=("over",), stop=True))
+    consumer.over()
+    served.close()
+    assert consumer.error is None
+    where = np.stack([gathered(consumer.chunks, "position_y"), gathered(consumer.chunks, "position_x")], axis=1)
+    np.testing.assert_allclose(where[np.lexsort(where.T[::-1])], WHERE[:60], atol=1e-10)
+    frames = consumer.live.streams["frames"]
+    assert frames["dropped"] == {"without beam": 33}
+    assert frames["measured_again"] == 33 == len(beamline.measured) - 60
     assert consumer.live.frames_dropped == 0
     adds_up(consumer.live)
 

@@ -324,6 +324,12 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
     assert streams.frames.scale == (-1e-6, 1e-6)
     assert isinstance(streams.positions, NoRecords)
     assert isinstance(streams.motion, PvaMotion)
+    streams = streams_at(
+        "dectris://det", "zmq://pc:5555?y=A&x=B&socket=sub", None, "zmq://pc:5555?value=I0&socket=sub&gap=0"
+    )
+    [(what, monitor)] = streams.monitors
+    assert (what.name, what.width, what.gap) == ("monitor", 1, 0)
+    assert monitor == PandaPositions(address="tcp://pc:5555", columns=("I0",), scale=(1.0,), socket="sub")
     streams = streams_at("swmr:/data/a+b.h5", "swmr:/data/p.h5?y=/e/y&x=/e/x")
     assert isinstance(streams.frames, SwmrFrames)
     assert streams.frames.where.file == "/data/a+b.h5"

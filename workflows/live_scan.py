@@ -8,6 +8,7 @@ Without --probe one is begun from the first frames, which are measured on a rast
 """
 
 import argparse
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from steering import (
 from steering.ptychography.device import add_device
 from steering.sources import ORIENTATIONS, JoinSettings, LiveSettings, LiveSource, Window
 from steering.sources.addresses import __doc__ as GRAMMAR, streams_at
+from steering.sources.beam import BeamSettings
+from steering.sources.correction import add_correction, given_correction
 from steering.sources.first_frames import begun
 from steering.sources.look import look
 from steering.sources.streams import WHEN_SLOW
@@ -42,7 +45,7 @@ EV_METRES = 1.23984198e-6  # wavelength times photon energy
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure, learn and steer."""
     options = _options(arguments)
-    streams = streams_at(options.source, options.positions, options.motion)
+    streams = streams_at(options.source, options.positions, options.motion, options.monitor)
     if options.dry_run:
         found = look(streams, options.listen)
         for name, seen in found.items():
@@ -90,7 +93,8 @@ def geometry(options: argparse.Namespace) -> Geometry:
 def candidates(options: argparse.Namespace) -> NDArray[np.float64]:
     """(n, 2) of (y, x): a grid over the field, in metres, or in object pixels where the geometry is not given."""
     y0, y1, x0, x1 = options.field
-    axes = [np.arange(low, high + options.step / 2, options.step) for low, high in ((y0, y1), (x0, x1))]
+    # The last one lies on the edge or before it: a beamline refuses what is beyond.
+    axes = [np.arange(low, high + 1e-6 * options.step, options.step) for low, high in ((y0, y1), (x0, x1))]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
     if len(grid) < 2:
         raise ValueError(f"found a field {options.field} with one position at --step {options.step}: expected more")
@@ -100,7 +104,7 @@ def candidates(options: argparse.Namespace) -> NDArray[np.float64]:
 def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSource:
     """A source for the streams of the options; it is opened once."""
     return LiveSource(
-        streams_at(options.source, options.positions, options.motion),
+        streams_at(options.source, options.positions, options.motion, options.monitor),
         window=Window(
             size=options.window,
             roi=None if options.roi is None else tuple(options.roi),
@@ -108,6 +112,7 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSourc
             binning=options.binning,
             orientation=options.orientation,
             dtype=options.dtype,
+            correction=given_correction(options),
         ),
         geometry=geometry(options),
         probe=probe,
@@ -115,8 +120,10 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSourc
         frame_rate=options.frame_rate,
         settings=LiveSettings(
             join=JoinSettings(wait_s=options.wait, oldest_s=options.oldest, when_slow=options.when_slow),
+            beam=BeamSettings(least_counts=options.least_counts, least_monitor=options.least_monitor),
             scans=options.scans or None,
             end_s=options.end_after or None,
+            truths={} if options.truth is None else known_objects(options.truth),
         ),
     )
 
@@ -144,6 +151,19 @@ def given_probe(path: Path, window: int) -> NDArray[np.complex64]:
     return probe
 
 
+def known_objects(path: Path) -> dict[str, NDArray[np.complex64]]:
+    """(Y, X) of each array of an npz file, by its name: that of a scan."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: found no npz file ({error}), expected one with an array for each scan") from error
+    for name, thing in found.items():
+        if thing.ndim != 2 or not np.iscomplexobj(thing) or not np.isfinite(thing).all():
+            raise ValueError(f"{path}: found {name} {thing.shape} {thing.dtype}, expected finite complex (Y, X)")
+    return found
+
+
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="steering run workflows/live_scan.py",
@@ -155,6 +175,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     streams.add_argument("--source", required=True, help="address of the frames")
     streams.add_argument("--positions", required=True, help="address of the positions")
     streams.add_argument("--motion", help="address of the motion; none: the beamline scans by itself")
+    streams.add_argument("--monitor", help="address of the incident intensity (none)")
+    streams.add_argument(
+        "--least-counts", type=float, default=0.0, help="of a frame: with fewer the beam is away; it is measured again"
+    )
+    streams.add_argument("--least-monitor", type=float, help="the same, of the monitor")
     streams.add_argument("--dry-run", action="store_true", help="listen, print what each stream sends, and end")
     streams.add_argument("--listen", type=float, default=5.0, help="seconds of a dry run (5)")
     streams.add_argument("--wait", type=float, default=5.0, help="seconds that a frame waits for its position (5)")
@@ -176,12 +201,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     optics.add_argument("--probe-frames", type=int, default=100, help="from which a probe is begun (100)")
     optics.add_argument("--modes", type=int, default=1, help="of a probe that is begun from frames (1)")
+    optics.add_argument(
+        "--truth", type=Path, help=".npz: a test sample's known object, complex (Y, X), by the scan's name, for errors"
+    )
     optics.add_argument("--window", type=int, default=128, help="pixels of the network's window, binned (128)")
     optics.add_argument("--binning", type=int, default=1, help="detector pixels added to one, along a side (1)")
     optics.add_argument("--roi", type=int, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="detector pixels")
     optics.add_argument("--centre", type=float, nargs=2, metavar=("Y", "X"), help="of the beam, detector pixels")
     optics.add_argument("--orientation", choices=ORIENTATIONS, default="none", help="of the detector (none)")
     optics.add_argument("--dtype", choices=("uint16", "uint32"), default="uint32", help="of the counts (uint32)")
+    add_correction(parser.add_argument_group("detector"))
     scan = parser.add_argument_group("scan")
     scan.add_argument("--field", type=float, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="um, or object pixels")
     scan.add_argument("--step", type=float, default=0.05, help="between candidate positions, as the field (0.05)")

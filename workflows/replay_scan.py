@@ -44,6 +44,7 @@ from steering import (
 from steering.files import Bounds
 from steering.ptychography.device import add_device
 from steering.sources import Recording, begun_and_oriented, oriented, with_probe
+from steering.sources.correction import add_correction, given_correction
 
 LEAST_FRAMES = 16
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
@@ -98,6 +99,7 @@ def read(options: argparse.Namespace) -> Recording:
         window=options.window,
         binning=options.binning,
         drop_outliers=options.drop_outliers,
+        correction=given_correction(options, bounds),
         bounds=bounds,
     )
     recording = read_recording(
@@ -208,5 +210,6 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--drop-outliers", action="store_true", help="leave out frames with positions far from all others"
     )
+    add_correction(group)
     group.add_argument("--allow-folder", metavar="DIR", action="append", default=[], help="where links may lead")
     group.add_argument("--most-bytes", type=int, help="most bytes of all arrays (half of the machine's memory)")

@@ -2,7 +2,8 @@
 
     steering run workflows/serve_simulated.py --protocol dectris [--drop 0.02] [--reorder 0.1] [--stall-at 200] ...
 
-It prints a line of JSON with the addresses of its frames, positions and motion, measures where it is asked to over the
+It prints a line of JSON with the addresses of its frames, positions and motion, and with the files of its probe and of
+what its samples are (--probe and --truth of live_scan.py), measures where it is asked to over the
 protocol, and ends when its samples are over. Frames can be dropped, repeated, reordered and stalled on request.
 """
 
@@ -37,11 +38,17 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         stall_s=options.stall_s,
         silent_from=options.silent_from,
         silent_frames=options.silent_frames,
+        dark_from=options.dark_from,
+        dark_frames=options.dark_frames,
         seed=options.seed,
     )
     publisher = make_publisher(options, folder, beamline)
-    np.save(folder.path / "probe.npy", beamline.probe)
-    print(json.dumps({"served": publisher.addresses, "probe": str(folder.path / "probe.npy")}), flush=True)
+    probe, truth = folder.path / "probe.npy", folder.path / "truth.npz"
+    np.save(probe, beamline.probe)
+    # A scan of files is called as its file is.
+    names = [f"scan-{k}" if options.protocol == "swmr" else stage.name for k, stage in enumerate(beamline.stages)]
+    np.savez(truth, **{name: stage.object for name, stage in zip(names, beamline.stages, strict=True)})
+    print(json.dumps({"served": publisher.addresses, "probe": str(probe), "truth": str(truth)}), flush=True)
     folder.write_summary({"addresses": publisher.addresses})
     try:
         over_bluesky = options.protocol == "bluesky"
@@ -90,5 +97,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--stall-s", type=float, default=5.0)
     parser.add_argument("--silent-from", type=int, default=-1, help="frame from which on positions are held back")
     parser.add_argument("--silent-frames", type=int, default=250, help="for so many frames (250)")
+    parser.add_argument("--dark-from", type=int, default=-1, help="frame from which on there is no beam")
+    parser.add_argument("--dark-frames", type=int, default=60, help="for so many frames (60)")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.protocol == "bluesky" and options.dark_from >= 0:
+        parser.error("found --dark-from with bluesky, whose frames are in files already, expected another protocol")
+    return options

@@ -52,6 +52,8 @@ def _line(name: str, figures: Mapping[str, Any], streams: Figures, older_s: floa
     if figures["lost"]:
         parts.append(f"{figures['lost']:,} lost")
     parts += [f"{count:,} dropped ({reason})" for reason, count in figures["dropped"].items()]
+    if figures.get("to_measure_again"):
+        parts.append(f"{figures['to_measure_again']:,} to be measured again")
     if figures["interpolated"]:
         parts.append(f"{figures['interpolated']:,} interpolated")
     return ", ".join(parts)

@@ -12,11 +12,13 @@
                swmr:FILE                       ?y=/PATH &x=/PATH, and as above
                bluesky:...                     ?y=KEY &x=KEY, readings in events or datasets in files
                play:FILE                       ?speed=1
+    monitor    as positions, without play      ?value=NAME in place of y and x: the incident intensity
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
 
-Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx; positions samples=N of a frame (1) and gap=N frames
-that are interpolated (3). Every pva address takes server=HOST:PORT, instead of EPICS's own search.
+Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx; positions and monitor samples=N of a frame (1) and
+gap=N frames that are interpolated (3). Two clients of a zmq address with socket=pull get half of it each. Every pva
+address takes server=HOST:PORT, instead of EPICS's own search.
 """
 
 from __future__ import annotations
@@ -35,7 +37,6 @@ from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
 from steering.sources.tape import Played
 
 _UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
-_OF_POSITIONS = ("unit", "flip", "samples", "gap")
 _OF_FILES = ("keys", "finished", "total", "quiet")
 
 
@@ -124,38 +125,49 @@ def frames_at(text: str) -> Stream:
 def positions_at(text: str) -> tuple[Companion, Stream]:
     """The positions at an address, and how they belong to frames."""
     address = parse(text)
-    what = Companion(name="positions", width=2, samples=address.whole("samples", 1), gap=address.whole("gap", 3))
-    if address.scheme == "zmq":
-        address.only("y", "x", "socket", *_OF_POSITIONS)
-        columns = address.needed("y"), address.needed("x")
-        return what, PandaPositions(
-            address=_tcp(address),
-            columns=columns,
-            scale=address.scale(),
-            socket=address.options.get("socket", "pull"),
-        )
-    if address.scheme == "pva":
-        address.only("y", "x", "number", "server", *_OF_POSITIONS)
-        columns = address.needed("y"), address.needed("x")
-        return what, PvaTable(
-            pv=address.place,
-            columns=columns,
-            scale=address.scale(),
-            server=address.options.get("server", ""),
-            number=address.options.get("number", "number"),
-        )
-    if address.scheme == "swmr":
-        address.only("y", "x", *_OF_FILES, *_OF_POSITIONS)
-        columns = address.needed("y"), address.needed("x")
-        return what, SwmrPositions(where=_followed(address), columns=columns, scale=address.scale())
-    if address.scheme == "bluesky":
-        address.only("y", "x", *_OF_POSITIONS)
-        columns = address.needed("y"), address.needed("x")
-        return what, BlueskyPositions(documents=Documents(place=address.place), columns=columns, scale=address.scale())
     if address.scheme == "play":
         address.only("speed", "samples", "gap")
+        what = _companion(address, "positions", 2)
         return what, _played(address, what.name)
-    raise _unknown(address, "zmq, pva, swmr, bluesky, play")
+    return _beside(address, "positions", ("y", "x"), address.scale(), ("unit", "flip", "samples", "gap"))
+
+
+def monitor_at(text: str) -> tuple[Companion, Stream]:
+    """The incident intensity at an address, and how it belongs to frames."""
+    return _beside(parse(text), "monitor", ("value",), (1.0,), ("samples", "gap"))
+
+
+def _beside(
+    address: Address, name: str, axes: tuple[str, ...], scale: tuple[float, ...], options: tuple[str, ...]
+) -> tuple[Companion, Stream]:
+    """A stream of numbers that go with frames; `axes` are the options that name its columns."""
+    what, place = _companion(address, name, len(axes)), address.place
+    kinds = {
+        "zmq": ("socket",),
+        "pva": ("number", "server"),
+        "swmr": _OF_FILES,
+        "bluesky": (),
+    }
+    if address.scheme not in kinds:
+        raise _unknown(address, f"{', '.join(kinds)}{', play' if name == 'positions' else ''}")
+    address.only(*axes, *kinds[address.scheme], *options)
+    columns, more = tuple(address.needed(axis) for axis in axes), address.options.get
+    stream: Stream
+    if address.scheme == "zmq":
+        stream = PandaPositions(address=_tcp(address), columns=columns, scale=scale, socket=more("socket", "pull"))
+    elif address.scheme == "pva":
+        stream = PvaTable(
+            pv=place, columns=columns, scale=scale, server=more("server", ""), number=more("number", "number")
+        )
+    elif address.scheme == "swmr":
+        stream = SwmrPositions(where=_followed(address), columns=columns, scale=scale)
+    else:
+        stream = BlueskyPositions(documents=Documents(place=place), columns=columns, scale=scale)
+    return what, stream
+
+
+def _companion(address: Address, name: str, width: int) -> Companion:
+    return Companion(name=name, width=width, samples=address.whole("samples", 1), gap=address.whole("gap", 3))
 
 
 def motion_at(text: str) -> Motion:
@@ -176,7 +188,7 @@ def motion_at(text: str) -> Motion:
     raise _unknown(address, "zmq, pva")
 
 
-def streams_at(frames: str, positions: str, motion: str | None = None) -> Streams:
+def streams_at(frames: str, positions: str, motion: str | None = None, monitor: str | None = None) -> Streams:
     """The streams of a live source at these addresses. Raises ValueError for what is none."""
     what, where = positions_at(positions)
     stream = frames_at(frames)
@@ -190,6 +202,7 @@ def streams_at(frames: str, positions: str, motion: str | None = None) -> Stream
         positions=where,
         positions_are=what,
         motion=None if motion is None else motion_at(motion),
+        monitors=() if monitor is None else (monitor_at(monitor),),
     )
 
 

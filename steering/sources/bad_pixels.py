@@ -36,6 +36,8 @@ class BadPixels:
 
         Raises ValueError for a frame that the window does not fit.
         """
+        if self._window.correction is not None:
+            frame = frame._replace(counts=self._window.correction.photons(frame.counts))
         cut = self._window.cut(frame.counts, bad)
         if self.known is not None:
             return [(frame, self._window.settled(cut, frame.counts, self.known))]

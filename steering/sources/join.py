@@ -11,7 +11,7 @@ The figures of a stream add up at every moment: received = joined + dropped + wa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,14 @@ class Joiner:
     long. A scan ends when every stream has said so (`end`), or when a later one has begun and the deadline is over.
     """
 
-    def __init__(self, companions: Sequence[Companion], settings: JoinSettings | None = None) -> None:
+    def __init__(
+        self,
+        companions: Sequence[Companion],
+        settings: JoinSettings | None = None,
+        judge: Callable[[Joined], str] = lambda _: "",
+    ) -> None:
+        """judge: says of each joined frame, once, why it is set aside; empty where it is not."""
+        self._judge = judge
         self.companions = {c.name: c for c in companions}
         self.settings = settings or JoinSettings()
         self.counters = {FRAMES: StreamCounters(), **{c.name: StreamCounters() for c in companions}}
@@ -222,7 +229,11 @@ class Joiner:
             rows[name] = len(value.rows) if value is not None else 0
             if value is not None:
                 value.settled = True
-        self._ready.append(Joined(scan, number, frame, values, since, rows))
+        joined = Joined(scan, number, frame, values, since, rows)
+        if reason := self._judge(joined):
+            self._drop_ready(joined, self.counters[FRAMES], reason)
+        else:
+            self._ready.append(joined)
 
     def _settle(self, scan: Hashable, here: _Scan, number: int, when: str) -> None:
         """A frame that waits no longer: joined with what there is, or set aside."""

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.records import Canvas, Decision, Field, Geometry, make_chunk
+from steering.sources.beam import NO_BEAM, BeamSettings
 from steering.sources.join import NO_LOSS, UNREADABLE
 from steering.sources.motion import Motion
 from steering.sources.plan import Batch, Plan
@@ -52,11 +53,16 @@ class LiveSettings:
     join: JoinSettings = field(default_factory=JoinSettings)
     scans: int | None = 1
     """Scans to measure; None: until the stream says that no more will come, or the run is stopped."""
+    beam: BeamSettings = field(default_factory=BeamSettings)
+    """Below what the beam counts as away: such frames are set aside, and measured again where they can be."""
     chunk_frames: int = 10
     give_up_s: float = 10.0
     """Seconds without a frame after which positions that were asked for count as lost, and others may be asked for."""
     end_s: float | None = 300.0
     """Seconds without a frame after which the run ends with an error; None: never."""
+    truths: Mapping[str, NDArray[np.complex64]] = field(default_factory=dict)
+    """Objects (Y, X) of test samples that are known, by the scan's name, in the order of the scans: to report errors.
+    Position (0, 0) lies at the middle pixel (Y // 2, X // 2)."""
 
     def __post_init__(self) -> None:
         if not self.give_up_s > self.join.wait_s or self.chunk_frames < 1:
@@ -99,12 +105,14 @@ class LiveSource:
         low, high = self.candidates.min(0), self.candidates.max(0)
         self.field = Field(float(low[0]), float(high[0]), float(low[1]), float(high[1]))
         self.frame_rate = frame_rate
+        self.scans = tuple(self.settings.truths)
         self.plan = Plan(
             frames=streams.frames,
             companions=((streams.positions_are, streams.positions), *streams.monitors),
             motion=streams.motion,
             window=window,
             settings=self.settings.join,
+            beam=self.settings.beam,
             scans=self.settings.scans,
             chunk_frames=self.settings.chunk_frames,
             give_up_s=self.settings.give_up_s,
@@ -136,13 +144,16 @@ class LiveSource:
 
     @property
     def frames_dropped(self) -> int:
-        """Frames that were asked for, or came, and are not handed out: lost on the way, set aside, or thinned."""
+        """Frames that were asked for, or came, and are not handed out: lost on the way, set aside, or thinned; without
+        those that are measured again."""
         frames = self.streams.get(FRAMES)
         if frames is None:
             return 0
-        losses = (why for why in frames["dropped"] if why not in NO_LOSS and not why.startswith(UNREADABLE))
+        again = NO_LOSS if self.plan.motion is None else (*NO_LOSS, NO_BEAM)
+        losses = (why for why in frames["dropped"] if why not in again and not why.startswith(UNREADABLE))
         dropped = sum(frames["dropped"][why] for why in losses)
-        return int(dropped + frames["lost"] + self._figures["given_up"] + self._figures["refused"])
+        others = sum(self._figures[what] for what in ("given_up", "refused", "unmeasured"))
+        return int(dropped + frames["lost"] + others)
 
     @property
     def receiver_pid(self) -> int | None:
@@ -177,8 +188,12 @@ class LiveSource:
             self._order(("close",))
 
     def truth(self, scan: str) -> tuple[NDArray[np.complex64], Canvas] | None:
-        """None: what a live sample looks like is not known."""
-        return None
+        """The object (Y, X) of a test sample, and where it lies; None: what other samples look like is not known."""
+        if scan not in self.settings.truths:
+            return None
+        thing = np.asarray(self.settings.truths[scan], np.complex64)
+        ny, nx = thing.shape
+        return thing, Canvas((ny, nx), (-(ny // 2), -(nx // 2)))
 
     def _order(self, order: tuple[Any, ...]) -> None:
         with self._lock:

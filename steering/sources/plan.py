@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.sources.beam import BeamSettings
 from steering.sources.motion import Motion
 from steering.sources.streams import Companion, JoinSettings, Stream
 from steering.sources.window import Window
@@ -21,6 +22,7 @@ class Plan:
     motion: Motion | None
     window: Window
     settings: JoinSettings = field(default_factory=JoinSettings)
+    beam: BeamSettings = field(default_factory=BeamSettings)
     scans: int | None = 1
     """Scans after whose end it is all over; None: until it is closed."""
     chunk_frames: int = 10

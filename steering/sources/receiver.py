@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.bad_pixels import BadPixels
+from steering.sources.beam import Beam
 from steering.sources.expectation import Expectation
 from steering.sources.join import NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion
@@ -49,7 +50,14 @@ class Receiver:
     def __init__(self, plan: Plan, connection: Connection) -> None:
         self.plan = plan
         self._connection = connection
-        self._joiner = Joiner([companion for companion, _ in plan.companions], plan.settings)
+        companions = [companion for companion, _ in plan.companions]
+        self._beam = Beam(
+            plan.beam,
+            positions=companions[0].name,
+            monitor=companions[1].name if len(companions) > 1 else None,
+            steered=plan.motion is not None,
+        )
+        self._joiner = Joiner(companions, plan.settings, self._beam.judge)
         self._turn = threading.Condition()
         self._stopped = threading.Event()
         self._error: BaseException | None = None
@@ -126,6 +134,7 @@ class Receiver:
             taken = self._joiner.take(self.plan.chunk_frames)
             self._turn.notify_all()
             self._look_for_silence(now)
+            self._measure_again(now)
         for scan in dict.fromkeys(one.scan for one in taken):
             mine = [one for one in taken if one.scan == scan]
             self._connection.send(("frames", self._batch(scan, mine)))
@@ -216,6 +225,7 @@ class Receiver:
                     self._names[scan] = record.name
                 self._headers[scan] = dict(record.header)
                 self._pixels.begin()
+                self._beam.scan_over()
                 self._joiner.begin(scan, record.first)
                 self._joiner.end(FRAMES, scan - 1, time.monotonic())
 
@@ -269,6 +279,7 @@ class Receiver:
                 else:
                     with self._turn:
                         self._expectation.ask(len(order[1]), time.monotonic())
+                        self._beam.ask(order[1], order[2])
                     self._orders.put(order)
         except (EOFError, OSError):
             with self._turn:  # the source is gone: put the motors back, and leave
@@ -309,6 +320,12 @@ class Receiver:
                 FRAMES,
             )
 
+    def _measure_again(self, now: float) -> None:
+        positions, dwell = self._beam.due(now, self._expectation.outstanding(self._known()))
+        if len(positions):
+            self._expectation.ask(len(positions), now)
+            self._orders.put(("measure", positions, dwell, False))
+
     def _known(self) -> int:
         """Frames that came, each once, or are lost."""
         frames = self._joiner.counters[FRAMES]
@@ -320,6 +337,9 @@ class Receiver:
             now = time.monotonic()
             streams = {name: self._said(name, counters, now) for name, counters in self._joiner.counters.items()}
             streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
+            if self._beam.again or self._beam.missed:
+                streams[FRAMES]["measured_again"] = self._beam.again
+                streams[FRAMES]["to_measure_again"] = self._beam.missed
             runs = {scan: header["run"] for scan, header in self._headers.items() if "run" in header}
             if runs:  # uids of bluesky's runs
                 streams[FRAMES]["runs"] = {self._names.get(scan, f"scan-{scan + 1}"): uid for scan, uid in runs.items()}
@@ -328,6 +348,8 @@ class Receiver:
                 "given_up": self._expectation.given_up,
                 "refused": self._expectation.refused,
                 "refusal": self._refusal,
+                # Those that are missed still are measured again, unless all is over.
+                "unmeasured": self._beam.given_up + self._beam.missed * self._stopped.is_set(),
                 "cpu_s": time.process_time(),
             }
 

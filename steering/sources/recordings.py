@@ -22,6 +22,7 @@ from steering.files import Bounds, isolated
 from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
 from steering.records import Field, Geometry
+from steering.sources.correction import Correction
 from steering.sources.frames import binned, brightest, clean, squared, window_around
 from steering.sources.orientation import turn
 from steering.sources.positions import outliers, refuse_impossible
@@ -51,6 +52,8 @@ class ReadSettings:
     """So many pixels along each side become one, with the sum of their counts."""
     drop_outliers: bool = False
     """Leave out frames whose positions are far from all others, in place of refusing the file."""
+    correction: Correction | None = None
+    """What turns the file's readings into photons, (y, x) as the file's frames are."""
     bounds: Bounds = field(default_factory=Bounds)
     """What reading may cost, and where links may lead."""
 
@@ -191,6 +194,8 @@ def _recording(
     numbers = _numbers(fields, settings)
     data = squared(fields["frames"]) if fields["amplitude"] else fields["frames"]
     mask = None if settings.mask == "none" else fields.get("mask")
+    if settings.correction is not None:
+        data = settings.correction.photons(data)
     data, bad, notes = clean(data, mask, inverted=settings.mask == "inverted")
     turned_frames = turn(data, zero_frequency, orientation)
     bad = turn(bad[None], zero_frequency, orientation)[0]

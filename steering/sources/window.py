@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.sources.correction import Correction
 from steering.sources.orientation import ORIENTATIONS, turn
 
 
@@ -32,6 +33,8 @@ class Window:
     """A name of ORIENTATIONS: how frames must be turned to agree with the positions."""
     dtype: str = "uint32"
     """Of the counts that come out. uint16 halves what is sent; counts above 65533 then become 65534."""
+    correction: Correction | None = None
+    """What turns readings of the whole detector into photons, before frames are cut."""
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 2 or self.binning < 1:
@@ -90,8 +93,9 @@ class Window:
             return cut
         extra = flagged & ~known
         saturated = np.zeros(cut.shape, bool)
-        if frame.dtype.kind == "u":
-            saturated = self.cut((frame == np.iinfo(frame.dtype).max - 1).astype(np.uint8)) == 1
+        if frame.dtype.kind != "i":
+            full = frame == (np.inf if frame.dtype.kind == "f" else np.iinfo(frame.dtype).max - 1)
+            saturated = self.cut(full.astype(np.uint8)) == 1
         out = np.where(known, top, cut).astype(cut.dtype)
         out[extra] = 0
         out[extra & saturated] = top - 1

@@ -33,6 +33,9 @@ class Faults:
     silent_from: int = -1
     """Frame number from which on the positions of silent_frames frames are held back; then they come all together."""
     silent_frames: int = 0
+    dark_from: int = -1
+    """Frame number from which on dark_frames frames are measured without the beam."""
+    dark_frames: int = 0
     seed: int = 0
     dropped: int = 0
     """So far."""
@@ -44,6 +47,8 @@ class Faults:
 
     def frames(self, frame: Sent) -> list[Sent]:
         """What is sent of frames when this one was measured."""
+        if 0 <= self.dark_from <= frame.number < self.dark_from + self.dark_frames:
+            frame = frame._replace(counts=np.zeros_like(frame.counts))
         drop, repeat, reorder = self._rng.random(3) < (self.drop, self.repeat, self.reorder)
         before, self._held = self._held, None
         if drop:

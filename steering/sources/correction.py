@@ -1,0 +1,92 @@
+"""Detector images that turn what a detector reads into photons: dark, flat field, gain and the beam stop's shadow.
+
+All are (y, x) of the whole detector, before it is cut, binned and turned. Pixels that a detector flags stay flagged.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.files import Bounds, isolated
+
+_NAMES = ("data", "dark", "flat", "flatfield", "mask", "entry/data/data", "entry_1/data_1/data")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Correction:
+    """What is done to each frame: (reading - dark) / (flat * gain), rounded to whole photons."""
+
+    dark: NDArray | None = None
+    """(y, x) what a frame reads without light."""
+    flat: NDArray | None = None
+    """(y, x) response of each pixel, 1 on average; a pixel of 0 or less, or that is not finite, is bad."""
+    gain: float = 1.0
+    """What the detector reads for one photon."""
+    beam_stop: NDArray[np.bool_] | None = None
+    """(y, x) True where a beam stop hides the detector."""
+
+    def __post_init__(self) -> None:
+        shapes = {image.shape for image in (self.dark, self.flat, self.beam_stop) if image is not None}
+        if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
+            raise ValueError(f"found detector images of shapes {sorted(shapes)}, expected one shape (y, x) for all")
+        if not 0 < self.gain < np.inf:
+            raise ValueError(f"found gain={self.gain}, expected what the detector reads for one photon, above 0")
+
+    def photons(self, frames: NDArray) -> NDArray:
+        """(..., y, x) float32 of what a detector reads (..., y, x): NaN where it has no counts, inf where it flags a
+        pixel as saturated. Raises ValueError for frames of another shape than the images."""
+        for name, image in (("dark", self.dark), ("flat", self.flat), ("beam stop", self.beam_stop)):
+            if image is not None and image.shape != frames.shape[-2:]:
+                raise ValueError(f"found a {name} {image.shape} and frames {frames.shape[-2:]}, expected one shape")
+        read = frames.astype(np.float32)
+        if self.dark is not None:
+            read -= self.dark
+        with np.errstate(divide="ignore", invalid="ignore"):
+            read /= self.gain if self.flat is None else self.gain * self.flat
+        out = np.rint(np.maximum(read, 0), dtype=np.float32)
+        bad = ~np.isfinite(read) if self.flat is None else ~(np.isfinite(read) & (self.flat > 0))
+        if self.beam_stop is not None:
+            bad = bad | self.beam_stop
+        if frames.dtype.kind == "u":
+            top = np.iinfo(frames.dtype).max
+            out[frames == top - 1] = np.inf
+            bad = bad | (frames == top)
+        elif frames.dtype.kind == "i":
+            bad = bad | (frames < 0)
+        out[bad] = np.nan
+        return out
+
+
+def add_correction(parser: argparse._ActionsContainer) -> None:
+    """Add --dark, --flat, --gain and --beam-stop to a workflow's arguments; `given_correction` takes what they say."""
+    image = "of the detector (y, x), .npy, .npz, .mat or HDF5"
+    parser.add_argument("--dark", type=Path, metavar="FILE", help=f"what a frame reads without light, {image}")
+    parser.add_argument("--flat", type=Path, metavar="FILE", help=f"response of each pixel, {image}")
+    parser.add_argument("--gain", type=float, default=1.0, help="what the detector reads for one photon (1)")
+    parser.add_argument("--beam-stop", type=Path, metavar="FILE", help=f"not 0 where it hides the detector, {image}")
+
+
+def given_correction(options: argparse.Namespace, bounds: Bounds | None = None) -> Correction | None:
+    """What the arguments say; None where they say nothing. Raises OSError and ValueError for files that do not do."""
+    dark, flat, stop = (
+        None if path is None else _image(path, bounds) for path in (options.dark, options.flat, options.beam_stop)
+    )
+    if dark is None and flat is None and stop is None and options.gain == 1:
+        return None
+    return Correction(dark=dark, flat=flat, gain=options.gain, beam_stop=None if stop is None else stop != 0)
+
+
+def _image(path: Path, bounds: Bounds | None) -> NDArray[np.float32]:
+    try:
+        found = isolated("steering.files.array_file:read_array_file", path, bounds, names=list(_NAMES))["array"]
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    image = found[0] if found.ndim == 3 and len(found) == 1 else found
+    if image.ndim != 2 or image.dtype.kind not in "uifb":
+        raise ValueError(f"{path}: found {found.dtype} {found.shape}, expected an image of real numbers (y, x)")
+    return image.astype(np.float32)

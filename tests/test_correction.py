@@ -1,0 +1,76 @@
+"""Dark, flat, gain and a beam stop turn what a detector reads back into photons, live and recorded."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+
+from steering.sources import ReadSettings, Window, read_recording
+from steering.sources.bad_pixels import BadPixels
+from steering.sources.correction import Correction, add_correction, given_correction
+from steering.sources.streams import Frame
+
+RNG = np.random.default_rng(0)
+SHAPE = (16, 16)
+PHOTONS = RNG.poisson(40, (20, *SHAPE))
+DARK, FLAT, GAIN = RNG.uniform(90, 110, SHAPE), RNG.uniform(0.8, 1.2, SHAPE), 13.0
+STOP = np.zeros(SHAPE, bool)
+STOP[6:9, 7:9] = True
+READ = np.rint(PHOTONS * FLAT * GAIN + DARK).astype(np.uint16)
+CORRECTION = Correction(dark=DARK, flat=FLAT, gain=GAIN, beam_stop=STOP)
+
+
+def test_photons_come_back_and_flags_stay():
+    read = READ.copy()
+    read[0, 0, 0], read[0, 0, 1] = 65535, 65534
+    found = CORRECTION.photons(read)
+    good = ~STOP & (read < 65534)
+    np.testing.assert_array_equal(found[good], PHOTONS[good])
+    assert np.isnan(found[:, STOP]).all()
+    assert np.isnan(found[0, 0, 0])
+    assert np.isposinf(found[0, 0, 1])
+    assert np.isnan(Correction().photons(np.array([[-1, 3]], np.int32))[0, 0])
+    dead = Correction(flat=np.array([[0.0, 1.0]]))
+    np.testing.assert_array_equal(np.isnan(dead.photons(np.array([[5.0, 5.0]]))), [[True, False]])
+
+
+def test_live_frames_are_corrected_before_they_are_cut():
+    window = Window(size=12, centre=(8, 8), dtype="uint16", correction=CORRECTION)
+    read = READ.copy()
+    read[3, 4, 4] = 65534  # saturated in one frame
+    pixels, out = BadPixels(window), []
+    for number, one in enumerate(read):
+        out += [counts for _, counts in pixels.take(Frame(number, one, 0.0), None, 0.0)]
+    inner, stop = np.s_[2:14, 2:14], STOP[2:14, 2:14]
+    out = np.array(out)
+    wanted = np.where(stop, 65535, PHOTONS[:, *inner])
+    wanted[3, 2, 2] = 65534
+    np.testing.assert_array_equal(out, wanted)
+
+
+def test_a_recorded_scan_is_read_in_photons(tmp_path):
+    files = {}
+    for name, image in (("dark", DARK), ("flat", FLAT), ("beam_stop", STOP)):
+        np.save(tmp_path / f"{name}.npy", image)
+        files[name] = str(tmp_path / f"{name}.npy")
+    parser = argparse.ArgumentParser()
+    add_correction(parser)
+    words = ["--dark", files["dark"], "--flat", files["flat"], "--beam-stop", files["beam_stop"], "--gain", str(GAIN)]
+    correction = given_correction(parser.parse_args(words))
+    where = RNG.uniform(0, 20, (len(READ), 2))
+    np.savez(tmp_path / "scan.npz", data=READ, probe=np.ones((1, *SHAPE), np.complex64), scan=where)
+    found = read_recording(tmp_path / "scan.npz", zero_frequency="centre", settings=ReadSettings(correction=correction))
+    np.testing.assert_array_equal(found.geometry.mask, STOP)
+    np.testing.assert_array_equal(found.counts[:, ~STOP], PHOTONS[:, ~STOP])
+    assert given_correction(parser.parse_args([])) is None
+
+
+def test_images_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"found a dark \(16, 16\) and frames \(8, 8\)"):
+        CORRECTION.photons(np.zeros((3, 8, 8), np.uint16))
+    with pytest.raises(ValueError, match="expected one shape"):
+        Correction(dark=np.zeros((3, 3)), flat=np.ones((4, 4)))
+    with pytest.raises(ValueError, match="gain=0"):
+        Correction(gain=0)
