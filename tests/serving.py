@@ -34,7 +34,7 @@ def live(addresses: dict[str, str], like, **settings) -> LiveSource:
     join = JoinSettings(**settings.pop("join", {}))
     return LiveSource(
         streams_at(addresses["frames"], addresses["positions"], addresses["motion"]),
-        window=Window(size=64, dtype="uint16"),
+        window=Window(size=64, dtype="uint16", orientation=settings.pop("orientation", "none")),
         geometry=like.geometry,
         probe=like.probe,
         candidates=like.candidates,

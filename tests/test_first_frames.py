@@ -20,12 +20,16 @@ def test_the_first_frames_are_a_block_in_the_middle_row_by_row():
 
 @pytest.mark.slow
 def test_a_probe_is_begun_from_the_first_frames_of_a_live_scan(tmp_path):
-    """Some frames are lost, and not waited for; what is begun is about the beam that is there."""
+    """Some frames are lost, and not waited for; what is begun is about the beam that is there. By the first frames it is
+    found too how they are turned."""
     here = beamline(60)
     arguments = ("--protocol", "dectris", "--samples", "1", "--frames", "200", "--frame-rate", "200", "--drop", "0.05")
     with served(tmp_path, *arguments) as addresses:
-        recording = begun(live(addresses, here, join={"wait_s": 1.0}), frames=64)
-    assert 50 <= len(recording.counts) <= 64
+        recording, _ = begun(live(addresses, here, join={"wait_s": 0.5}), frames=40)
+        turned = live(addresses, here, join={"wait_s": 0.5}, orientation="rot90")  # as another detector is mounted
+        _, orientation = begun(turned, probe=here.probe, orientation="auto", frames=40)
+    assert orientation == "rot270"
+    assert 32 <= len(recording.counts) <= 40
     assert "begun with a beam of" in recording.notes[-1]
     assert recording.probe.shape == here.probe.shape
     # mean amplitude of the frames, and the size of the beam on the sample, as of the true probe

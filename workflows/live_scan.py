@@ -4,11 +4,13 @@
         --motion zmq://HOST:PORT --energy 8800 --distance 2.4 --pixel 75e-6 --window 256 --probe FILE --field -1 1 -1 1
 
 What addresses look like is in steering.sources.addresses. `--dry-run` listens, prints what each stream sends, and ends.
-Without --probe one is begun from the first frames, which are measured on a raster in the middle of the field.
+Without --probe one is begun from the first frames, which are measured on a raster in the middle of the field; with
+--orientation auto they say how the detector is turned.
 """
 
 import argparse
 import zipfile
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -45,18 +47,12 @@ EV_METRES = 1.23984198e-6  # wavelength times photon energy
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure, learn and steer."""
     options = _options(arguments)
-    streams = streams_at(options.source, options.positions, options.motion, options.monitor)
     if options.dry_run:
-        found = look(streams, options.listen)
-        for name, seen in found.items():
-            print(f"{name}: {seen.line()}", flush=True)
-        silent = [name for name, seen in found.items() if not seen.count]
-        if silent:
-            raise RuntimeError(
-                f"found {' and '.join(silent)} silent for {options.listen:g} s, expected it to send: is it armed?"
-            )
+        dry_run(options)
         return
-    probe = begun_probe(options, folder) if options.probe is None else given_probe(options.probe, options.window)
+    probe = None if options.probe is None else given_probe(options.probe, options.window)
+    if probe is None or options.orientation == "auto":
+        probe, options.orientation = begun_with(options, probe, folder.path / "begun.npz")
     source = made(options, probe)
     patch = options.window // 8 * 5
     experiment = Experiment(
@@ -70,6 +66,27 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     )
     with local(ranks=options.ranks) as client:
         run(experiment, client, folder, show=Progress())
+
+
+def dry_run(options: argparse.Namespace) -> None:
+    """Print what each stream sends, and how the frames are turned. Raises RuntimeError where one is silent."""
+    found = look(streams_at(options.source, options.positions, monitor=options.monitor), options.listen)
+    for name, seen in found.items():
+        print(f"{name}: {seen.line()}", flush=True)
+    silent = [name for name, seen in found.items() if not seen.count]
+    if silent:
+        raise RuntimeError(
+            f"found {' and '.join(silent)} silent for {options.listen:g} s, expected it to send: is it armed?"
+        )
+    if options.orientation != "auto":
+        return
+    # As they come: a dry run moves nothing.
+    options.motion, options.field = None, options.field or [-1.0, 1.0, -1.0, 1.0]
+    options.end_after = options.listen + LiveSettings.give_up_s
+    try:
+        begun_with(options, None if options.probe is None else given_probe(options.probe, options.window))
+    except (ValueError, RuntimeError) as error:
+        print(f"orientation: not known: {error}", flush=True)
 
 
 def geometry(options: argparse.Namespace) -> Geometry:
@@ -128,17 +145,33 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSourc
     )
 
 
-def begun_probe(options: argparse.Namespace, folder: RunFolder) -> NDArray[np.complex64]:
-    """(mode, window, window), begun from the first frames, which are measured for it; kept as probe.npy."""
-    kept = folder.path / "probe.npy"
-    if kept.is_file():  # of a run that is recovered
-        return given_probe(kept, options.window)
-    flat = np.ones((1, options.window, options.window), np.complex64)
-    recording = begun(made(options, flat), frames=options.probe_frames, modes=options.modes, device=options.device)
+def begun_with(
+    options: argparse.Namespace, probe: NDArray[np.complex64] | None, kept: Path | None = None
+) -> tuple[NDArray[np.complex64], str]:
+    """The probe (mode, window, window), begun from the first frames where none is given, and the frames' orientation,
+    found by them where that is asked for. kept: a file for both, for a run that is recovered."""
+    if kept is not None and kept.is_file():
+        with np.load(kept, allow_pickle=False) as before:
+            return before["probe"], str(before["orientation"])
+    first = copy(options)
+    first.orientation = "none" if options.orientation == "auto" else options.orientation
+    source = made(first, np.ones((1, options.window, options.window), np.complex64) if probe is None else probe)
+    recording, turn = begun(
+        source,
+        probe=probe,
+        orientation="auto" if options.orientation == "auto" else "none",
+        frames=options.probe_frames,
+        modes=options.modes,
+        focus=options.focus,
+        phase=options.phase,
+        device=options.device,
+    )
     for note in recording.notes:
         print(f"{len(recording.counts)} frames: {note}", flush=True)
-    np.save(kept, recording.probe)
-    return recording.probe
+    turn = turn if options.orientation == "auto" else options.orientation
+    if kept is not None:
+        np.savez(kept, probe=recording.probe, orientation=turn)
+    return recording.probe, turn
 
 
 def given_probe(path: Path, window: int) -> NDArray[np.complex64]:
@@ -208,7 +241,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     optics.add_argument("--binning", type=int, default=1, help="detector pixels added to one, along a side (1)")
     optics.add_argument("--roi", type=int, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="detector pixels")
     optics.add_argument("--centre", type=float, nargs=2, metavar=("Y", "X"), help="of the beam, detector pixels")
-    optics.add_argument("--orientation", choices=ORIENTATIONS, default="none", help="of the detector (none)")
+    optics.add_argument(
+        "--orientation",
+        choices=("auto", *ORIENTATIONS),
+        default="none",
+        help="of the detector (none); auto: found by the first frames",
+    )
+    optics.add_argument("--focus", choices=("before", "behind"), help="where the sample is, for auto without --probe")
+    optics.add_argument("--phase", choices=("negative", "positive"), help="where the sample absorbs more, the same")
     optics.add_argument("--dtype", choices=("uint16", "uint32"), default="uint32", help="of the counts (uint32)")
     add_correction(parser.add_argument_group("detector"))
     scan = parser.add_argument_group("scan")

@@ -65,6 +65,13 @@ def oriented(recording: Recording, *, device: str = "auto") -> Recording:
 
     device: see `find_device`. Raises ValueError where no turn stands out, and for a recording without a probe.
     """
+    found = sure_orientation(recording, device=device)
+    again = turned(recording, found.orientation)
+    return replace(again, notes=(*recording.notes, str(found)))
+
+
+def sure_orientation(recording: Recording, *, device: str = "auto") -> FoundOrientation:
+    """As `find_orientation`; raises ValueError where no turn stands out."""
     found = find_orientation(recording, device=device)
     if not found.sure:
         raise ValueError(
@@ -72,8 +79,7 @@ def oriented(recording: Recording, *, device: str = "auto") -> Recording:
             f"{_STANDS_OUT} of the second best: is the object flat, or too little overlapped? Give the orientation "
             f"({', '.join(ORIENTATIONS)})"
         )
-    again = turned(recording, found.orientation)
-    return replace(again, notes=(*recording.notes, str(found)))
+    return found
 
 
 def turned(recording: Recording, orientation: str, frames: NDArray[np.int64] | slice = slice(None)) -> Recording:

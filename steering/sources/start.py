@@ -83,6 +83,24 @@ def begun_and_oriented(
 ) -> Recording:
     """A recording without a probe, read with orientation "none", turned as its frames say, and with a probe begun.
 
+    See `turn_without_probe`, which raises what this does.
+    """
+    name, note = turn_without_probe(recording, focus=focus, phase=phase, frames=frames, tried=tried, device=device)
+    again = turned(recording, name)
+    return with_probe(replace(again, notes=(*recording.notes, note)), modes=modes, device=device)
+
+
+def turn_without_probe(
+    recording: Recording,
+    *,
+    focus: str | None = None,
+    phase: str | None = None,
+    frames: int = 64,
+    tried: int = 9,
+    device: str = "auto",
+) -> tuple[str, str]:
+    """The turn, a name of ORIENTATIONS, that explains the frames of a recording without a probe, and a note on it.
+
     Without a known probe a turn and that turn by 180 degrees more explain the frames equally well, with object and
     probe conjugated: of these twins the one is taken whose sample is `before` or `behind` the focus, where `focus` says
     so, or whose phase is `negative` or `positive` where it absorbs more, where `phase` does; else the first, and a note
@@ -97,9 +115,7 @@ def begun_and_oriented(
     first, twin = found.orientation, TWINS[found.orientation]
     exchanged, why = _is_twin(begun, focus, phase)
     name, other = (twin, first) if exchanged else (first, twin)
-    note = f"{found}; {name} is taken, its twin {other} explains the frames as well: {why}"
-    again = turned(recording, name)
-    return with_probe(replace(again, notes=(*recording.notes, note)), modes=modes, device=device)
+    return name, f"{found}; {name} is taken, its twin {other} explains the frames as well: {why}"
 
 
 def find_without_probe(
