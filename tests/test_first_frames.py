@@ -20,8 +20,8 @@ def test_the_first_frames_are_a_block_in_the_middle_row_by_row():
 
 @pytest.mark.slow
 def test_a_probe_is_begun_from_the_first_frames_of_a_live_scan(tmp_path):
-    """Some frames are lost, and not waited for; what is begun is about the beam that is there. By the first frames it is
-    found too how they are turned."""
+    """Some frames are lost, and not waited for; what is begun is about the beam that is there. They also
+    say how they are turned."""
     here = beamline(60)
     arguments = ("--protocol", "dectris", "--samples", "1", "--frames", "200", "--frame-rate", "200", "--drop", "0.05")
     with served(tmp_path, *arguments) as addresses:

@@ -146,7 +146,7 @@ def test_a_dry_run_says_what_each_stream_sends(protocol, tmp_path):
     found = {}
 
     def listen() -> None:
-        found.update(look(streams_at(served.addresses["frames"], served.addresses["positions"]), 4.0))
+        found.update(look(streams_at(served.addresses["frames"], served.addresses["positions"]).named(), 4.0))
 
     listener = threading.Thread(target=listen)
     listener.start()

@@ -92,6 +92,10 @@ def test_the_command_line_records_what_an_address_gives(tmp_path, capsys):
         [("frames", type(one).__name__) for one in [*FRAMES, Ended()]]
         + [("positions", type(one).__name__) for one in [*POSITIONS, Ended()]]
     )
+    assert main(["inspect", tape, "--positions", tape, "--listen", "0.3"]) == 0
+    frames, positions = capsys.readouterr().out.splitlines()
+    assert frames.startswith("frames: ")
+    assert " at first" in positions
     assert main(["record", "tango://x", "--out", str(tmp_path / "c.tape")]) == 1
     assert "found the protocol 'tango'" in capsys.readouterr().err
 

@@ -70,7 +70,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
 
 def dry_run(options: argparse.Namespace) -> None:
     """Print what each stream sends, and how the frames are turned. Raises RuntimeError where one is silent."""
-    found = look(streams_at(options.source, options.positions, monitor=options.monitor), options.listen)
+    found = look(streams_at(options.source, options.positions, monitor=options.monitor).named(), options.listen)
     for name, seen in found.items():
         print(f"{name}: {seen.line()}", flush=True)
     silent = [name for name, seen in found.items() if not seen.count]

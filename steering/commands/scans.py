@@ -36,25 +36,24 @@ def add_commands(commands: Any) -> None:
     export.set_defaults(command=_export)
     inspect = commands.add_parser(
         "inspect",
-        help="say what a recorded scan is read as, and what is missing",
-        description="Print what is recognised in a recorded scan, with units and shapes, and what is missing.",
+        help="say what a recorded scan is read as, or what a live stream sends",
+        description="Print what is recognised in a recorded scan, with units and shapes, and what is missing; or what "
+        "a live stream at an address (as of workflows/live_scan.py) sends.",
     )
-    inspect.add_argument("file", metavar="FILE", help="a recorded scan")
+    inspect.add_argument("file", metavar="FILE", help="a recorded scan, or an address of frames")
+    inspect.add_argument("--listen", type=float, default=5.0, help="seconds, to a live stream (5)")
     inspect.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
-    inspect.add_argument("--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit]")
+    inspect.add_argument(
+        "--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit], or an address"
+    )
     inspect.add_argument("--allow-folder", metavar="DIR", action="append", default=[], help="where its links may lead")
     inspect.set_defaults(command=_inspect)
 
 
 def _record(chosen: argparse.Namespace) -> int:
-    from steering.sources.addresses import frames_at, streams_at  # noqa: PLC0415
     from steering.sources.tape import record  # noqa: PLC0415
 
-    if chosen.positions is None:
-        following = {"frames": frames_at(chosen.source)}
-    else:
-        streams = streams_at(chosen.source, chosen.positions)
-        following = {"frames": streams.frames, streams.positions_are.name: streams.positions}
+    following = _followed(chosen.source, chosen.positions)
     stopped = threading.Event()
     if chosen.seconds is not None:
         timer = threading.Timer(chosen.seconds, stopped.set)
@@ -67,6 +66,13 @@ def _record(chosen: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, before)
     say(f"{chosen.out}: {', '.join(f'{count} records of {name}' for name, count in counts.items())}")
     return 0
+
+
+def _followed(source: str, positions: str | None) -> dict[str, Any]:
+    """The streams at an address of frames, and of positions where there is one."""
+    from steering.sources.addresses import frames_at, streams_at  # noqa: PLC0415
+
+    return {"frames": frames_at(source)} if positions is None else streams_at(source, positions).named()
 
 
 def _export(chosen: argparse.Namespace) -> int:
@@ -87,6 +93,13 @@ def _export(chosen: argparse.Namespace) -> int:
 def _inspect(chosen: argparse.Namespace) -> int:
     from steering.files import Bounds  # noqa: PLC0415
     from steering.sources import ReadSettings, inspect_lines  # noqa: PLC0415
+    from steering.sources.addresses import is_live  # noqa: PLC0415
+    from steering.sources.look import look  # noqa: PLC0415
+
+    if is_live(chosen.file):
+        for name, seen in look(_followed(chosen.file, chosen.positions), chosen.listen).items():
+            say(f"{name}: {seen.line()}")
+        return 0
 
     bounds = Bounds(folders=tuple(chosen.allow_folder))
     for line in inspect_lines(

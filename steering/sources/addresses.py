@@ -32,11 +32,12 @@ from steering.sources.live import Streams
 from steering.sources.motion import Motion, ZmqMotion
 from steering.sources.panda import PandaPositions
 from steering.sources.pva import NoRecords, PvaFrames, PvaMotion, PvaTable
-from steering.sources.streams import FRAMES, Companion, Stream
+from steering.sources.streams import FRAMES, POSITIONS, Companion, Stream
 from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
 from steering.sources.tape import Played
 
 _UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
+_FRAMES_AT = ("dectris", "pva", "swmr", "bluesky", "play")
 _OF_FILES = ("keys", "finished", "total", "quiet")
 
 
@@ -79,6 +80,11 @@ class Address:
         return y, x
 
 
+def is_live(text: str) -> bool:
+    """Whether it is meant as an address of frames, and not as a file."""
+    return text.partition(":")[0] in _FRAMES_AT
+
+
 def parse(text: str) -> Address:
     """The parts of an address. Raises ValueError for what is none."""
     before, _, options = text.partition("?")
@@ -119,7 +125,7 @@ def frames_at(text: str) -> Stream:
     if address.scheme == "play":
         address.only("speed")
         return _played(address, FRAMES)
-    raise _unknown(address, "dectris, pva, swmr, bluesky, play")
+    raise _unknown(address, ", ".join(_FRAMES_AT))
 
 
 def positions_at(text: str) -> tuple[Companion, Stream]:
@@ -127,9 +133,9 @@ def positions_at(text: str) -> tuple[Companion, Stream]:
     address = parse(text)
     if address.scheme == "play":
         address.only("speed", "samples", "gap")
-        what = _companion(address, "positions", 2)
+        what = _companion(address, POSITIONS, 2)
         return what, _played(address, what.name)
-    return _beside(address, "positions", ("y", "x"), address.scale(), ("unit", "flip", "samples", "gap"))
+    return _beside(address, POSITIONS, ("y", "x"), address.scale(), ("unit", "flip", "samples", "gap"))
 
 
 def monitor_at(text: str) -> tuple[Companion, Stream]:
@@ -149,7 +155,7 @@ def _beside(
         "bluesky": (),
     }
     if address.scheme not in kinds:
-        raise _unknown(address, f"{', '.join(kinds)}{', play' if name == 'positions' else ''}")
+        raise _unknown(address, f"{', '.join(kinds)}{', play' if name == POSITIONS else ''}")
     address.only(*axes, *kinds[address.scheme], *options)
     columns, more = tuple(address.needed(axis) for axis in axes), address.options.get
     stream: Stream

@@ -23,12 +23,11 @@ from steering.sources.beam import NO_BEAM, BeamSettings
 from steering.sources.join import NO_LOSS, UNREADABLE
 from steering.sources.motion import Motion
 from steering.sources.plan import Batch, Plan
-from steering.sources.streams import FRAMES, Companion, JoinSettings, Stream
+from steering.sources.streams import FRAMES, POSITIONS, Companion, JoinSettings, Stream
 from steering.sources.window import Window
 
 logger = logging.getLogger(__name__)
 
-POSITIONS = "positions"
 SCAN_IDS = 10**9
 """A frame's id is its number plus so much for each scan before its own."""
 
@@ -44,6 +43,11 @@ class Streams:
     motion: Motion | None = None
     """None: the beamline scans by itself, and decisions are not carried out."""
     monitors: tuple[tuple[Companion, Stream], ...] = ()
+
+    def named(self) -> dict[str, Stream]:
+        """All that are listened to, by name, the frames first."""
+        beside = ((self.positions_are, self.positions), *self.monitors)
+        return {FRAMES: self.frames, **{companion.name: stream for companion, stream in beside}}
 
 
 @dataclass(frozen=True, kw_only=True)

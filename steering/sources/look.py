@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.sources.live import Streams
-from steering.sources.streams import FRAMES, Began, Frame, Record, Samples, Stream, Unreadable
+from steering.sources.streams import POSITIONS, Began, Frame, Record, Samples, Stream, Unreadable
 
 
 @dataclass
@@ -64,14 +63,12 @@ class Seen:
         self.ended = now
 
 
-def look(streams: Streams, seconds: float) -> dict[str, Seen]:
-    """What each stream sends in so many seconds, by its name.
+def look(streams: Mapping[str, Stream], seconds: float) -> dict[str, Seen]:
+    """What each stream sends in so many seconds, by its name; positions that come with frames count as `positions`.
 
     What a detector pushes to one client only, as stream2 does, is taken from it: nobody else gets these frames.
     """
-    following: dict[str, Stream] = {FRAMES: streams.frames, streams.positions_are.name: streams.positions}
-    following |= {companion.name: stream for companion, stream in streams.monitors}
-    found = {name: Seen() for name in following}
+    found = {name: Seen() for name in streams}
     stopped = threading.Event()
 
     def follow(name: str, stream: Stream) -> None:
@@ -79,12 +76,12 @@ def look(streams: Streams, seconds: float) -> dict[str, Seen]:
             for record in stream.records(stopped):
                 if record is not None:
                     found[name].note(record)
-                    if isinstance(record, Frame) and record.own is not None:
-                        found[streams.positions_are.name].note(Samples(record.number, record.own[None]))
+                    if isinstance(record, Frame) and record.own is not None and POSITIONS in found:
+                        found[POSITIONS].note(Samples(record.number, record.own[None]))
         except Exception as error:  # it is printed beside the other streams
             found[name].trouble = str(error)
 
-    threads = [threading.Thread(target=follow, args=each, daemon=True) for each in following.items()]
+    threads = [threading.Thread(target=follow, args=each, daemon=True) for each in streams.items()]
     for thread in threads:
         thread.start()
     stopped.wait(seconds)

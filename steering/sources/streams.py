@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 FRAMES = "frames"
 """Name of the stream of frames."""
+POSITIONS = "positions"
 WHEN_SLOW = ("block", "drop oldest", "thin")
 
 
