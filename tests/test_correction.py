@@ -64,6 +64,11 @@ def test_a_recorded_scan_is_read_in_photons(tmp_path):
     found = read_recording(tmp_path / "scan.npz", zero_frequency="centre", settings=ReadSettings(correction=correction))
     np.testing.assert_array_equal(found.geometry.mask, STOP)
     np.testing.assert_array_equal(found.counts[:, ~STOP], PHOTONS[:, ~STOP])
+    counts = PHOTONS[:, ~STOP].sum(1)
+    settings = ReadSettings(correction=correction, least_counts=float(np.median(counts)))
+    lit = read_recording(tmp_path / "scan.npz", zero_frequency="centre", settings=settings)
+    np.testing.assert_array_equal(lit.counts[:, ~STOP], PHOTONS[counts >= np.median(counts)][:, ~STOP])
+    assert "10 frames with less than" in " ".join(lit.notes)
     assert given_correction(parser.parse_args([])) is None
 
 

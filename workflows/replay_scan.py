@@ -99,6 +99,7 @@ def read(options: argparse.Namespace) -> Recording:
         window=options.window,
         binning=options.binning,
         drop_outliers=options.drop_outliers,
+        least_counts=options.least_counts,
         correction=given_correction(options, bounds),
         bounds=bounds,
     )
@@ -207,6 +208,7 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--mask", choices=("file", "inverted", "none"), default="file", help="the file's mask (file)")
     group.add_argument("--window", type=int, help="pixels of the square that is cut out around the beam")
     group.add_argument("--binning", type=int, default=1, help="pixels along each side that become one (1)")
+    group.add_argument("--least-counts", type=float, default=0.0, help="of a frame: those with fewer are left out (0)")
     group.add_argument(
         "--drop-outliers", action="store_true", help="leave out frames with positions far from all others"
     )

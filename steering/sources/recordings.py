@@ -54,6 +54,8 @@ class ReadSettings:
     """Leave out frames whose positions are far from all others, in place of refusing the file."""
     correction: Correction | None = None
     """What turns the file's readings into photons, (y, x) as the file's frames are."""
+    least_counts: float = 0.0
+    """Frames with fewer, bad pixels left out, were taken without the beam and are left out."""
     bounds: Bounds = field(default_factory=Bounds)
     """What reading may cost, and where links may lead."""
 
@@ -212,6 +214,10 @@ def _recording(
     where = _in_unit(fields, [n // settings.binning for n in whole], side)
     given = fields.get("probe") if probe is None else probe
     modes = None if given is None else _fitted_probe(_modes(given), whole, side, settings.binning)
+    if settings.least_counts and where.shape == (len(counts), 2):
+        lit = counts.sum((1, 2), where=~bad, dtype=np.float64) >= settings.least_counts
+        said.append(f"{int((~lit).sum())} frames with less than {settings.least_counts:g} counts are left out")
+        where, counts = where[lit], counts[lit]
     kept, more = _judged(where, len(counts), geometry, settings)
     where, counts = where[kept], counts[kept] if not isinstance(kept, slice) else counts
     readable = np.isfinite(where).all() and len(where) > 0  # Recording refuses the others
