@@ -225,7 +225,24 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     streams.add_argument("--scans", type=int, default=1, help="scans to measure; 0: until the streams end (1)")
     streams.add_argument("--end-after", type=float, default=300.0, help="seconds without a frame; 0: never (300)")
-    optics = parser.add_argument_group("optics")
+    _add_optics(parser.add_argument_group("optics"))
+    add_correction(parser.add_argument_group("detector"))
+    scan = parser.add_argument_group("scan")
+    scan.add_argument("--field", type=float, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="um, or object pixels")
+    scan.add_argument("--step", type=float, default=0.05, help="between candidate positions, as the field (0.05)")
+    scan.add_argument("--policy", choices=POLICIES, default="space_filling")
+    scan.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
+    scan.add_argument("--ranks", type=int, default=2, help="training processes (2)")
+    scan.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
+    scan.add_argument("--rounds", type=int, default=5, help="of training after the last frame (5)")
+    add_device(scan)
+    options = parser.parse_args(arguments)
+    if options.field is None and not options.dry_run:
+        parser.error("expected --field, or --dry-run")
+    return options
+
+
+def _add_optics(optics: argparse._ArgumentGroup) -> None:
     optics.add_argument("--energy", type=float, help="eV")
     optics.add_argument("--distance", type=float, help="sample to detector, m")
     optics.add_argument("--pixel", type=float, help="of the detector, m")
@@ -250,17 +267,3 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     optics.add_argument("--focus", choices=("before", "behind"), help="where the sample is, for auto without --probe")
     optics.add_argument("--phase", choices=("negative", "positive"), help="where the sample absorbs more, the same")
     optics.add_argument("--dtype", choices=("uint16", "uint32"), default="uint32", help="of the counts (uint32)")
-    add_correction(parser.add_argument_group("detector"))
-    scan = parser.add_argument_group("scan")
-    scan.add_argument("--field", type=float, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="um, or object pixels")
-    scan.add_argument("--step", type=float, default=0.05, help="between candidate positions, as the field (0.05)")
-    scan.add_argument("--policy", choices=POLICIES, default="space_filling")
-    scan.add_argument("--frame-rate", type=float, default=50.0, help="frames per second (50)")
-    scan.add_argument("--ranks", type=int, default=2, help="training processes (2)")
-    scan.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
-    scan.add_argument("--rounds", type=int, default=5, help="of training after the last frame (5)")
-    add_device(scan)
-    options = parser.parse_args(arguments)
-    if options.field is None and not options.dry_run:
-        parser.error("expected --field, or --dry-run")
-    return options
