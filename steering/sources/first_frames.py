@@ -47,8 +47,8 @@ def begun(
 
     Where the source can be steered they are measured on a raster, else they are those that come first; it is closed
     then: open another one. orientation: of its frames, a name of ORIENTATIONS; "auto": found by them, `focus` and
-    `phase` then tell twins apart, see `turn_without_probe`. device: see `find_device`. Raises ValueError for fewer than 30 frames, and where no
-    turn explains them, RuntimeError for a stream that fails.
+    `phase` then tell twins apart, see `turn_without_probe`. device: see `find_device`. Raises ValueError for fewer than
+    30 frames, and where no turn explains them, RuntimeError for a stream that fails.
     """
     recording = replace(first(source, frames), probe=probe)
     if orientation == "auto":
