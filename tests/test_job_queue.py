@@ -15,13 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
 from steering.clusters import Job, Site, add_cluster, cluster, credentials, existing, job_queue
 from steering.clusters.existing import refuse_open
 from steering.clusters.gpus import dask_setup, shared_out, visible
 from steering.clusters.job_options import SYSTEMS, System
 from steering.clusters.jobs import refusal_of
-from steering.clusters.local import _workers, on_gpus
+from steering.clusters.local import _workers, on_gpus, quiet
 from steering.clusters.queue import job_script, places
 from steering.clusters.site import read_site
 from steering.clusters.squeue import JobState, last_words, parsed
@@ -80,7 +81,7 @@ def test_a_slurm_script_says_all_that_the_site_and_the_role_need(tmp_path):
         f"--tls-key {tmp_path}/credentials/key.pem",
         f"--local-directory {tmp_path}/jobs/scratch",
         "--death-timeout 300",
-        "--preload steering.clusters.gpus",
+        "--preload steering.clusters.gpus --preload steering.clusters.imports",
     ):
         assert words in worker, words
     assert "PRIVATE KEY" not in "\n".join(script)
@@ -95,7 +96,7 @@ def test_ctrl_c_still_closes_a_run_in_order(tmp_path):
 def test_roles_have_jobs_of_their_own(tmp_path):
     assert any("--resources inference=1" in line for line in lines(tmp_path, "slurm", "inference"))
     assert any("--resources source=1,label=1,runner=1" in line for line in lines(tmp_path, "slurm", "beamline"))
-    assert not any("gres" in line or "preload" in line for line in lines(tmp_path, "slurm", "beamline"))
+    assert not any("gres" in line or "clusters.gpus" in line for line in lines(tmp_path, "slurm", "beamline"))
 
 
 def test_directives_that_a_site_refuses_are_left_out(tmp_path):
@@ -345,6 +346,54 @@ def test_a_scheduler_without_tls_beyond_this_machine_is_refused(address):
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "localhost:1", "tcp://[::1]:1", "tls://192.0.2.7:8786"])
 def test_what_stays_on_this_machine_or_has_tls_is_not(address):
     refuse_open(address)
+
+
+ADDRESS = {
+    "empty": b"",
+    "a list": b"[1]",
+    "no text": b"\xff\xfe\x00",
+    "no address": b'{"address": null}',
+    "no port": b'{"address": "tls://node7"}',
+}
+
+
+@pytest.mark.parametrize("content", ADDRESS.values(), ids=ADDRESS)
+def test_a_scheduler_file_without_an_address_is_refused(tmp_path, content):
+    file = tmp_path / "scheduler.json"
+    file.write_bytes(content)
+    with (
+        pytest.raises(OSError, match=r"found no address in it .* expected the file of `dask scheduler"),
+        existing(file),
+    ):
+        pass
+
+
+def test_a_scheduler_of_other_tls_is_refused_each_time(tmp_path):
+    """And the process can connect elsewhere then: a client that Dask leaves open has the next one wait for ever."""
+    mine = credentials.make(tmp_path / "mine")
+    credentials.make(tmp_path / "other")
+    with (
+        quiet(),
+        LocalCluster(n_workers=0, host="127.0.0.1", protocol="tls://", security=mine, dashboard_address=None) as one,
+    ):
+        address = one.scheduler_address
+        for where, folder, said in (
+            (address, "other/credentials", "TLS certificate does not match"),
+            (address, None, "no credentials: say them by credentials=FOLDER"),
+            (address.replace("tls", "tcp"), None, "check the address, tls:// or tcp://"),
+            (address, None, "no credentials"),
+        ):
+            chosen = None if folder is None else tmp_path / folder
+            with pytest.raises(OSError, match=said), existing(where, timeout=20, credentials=chosen):
+                pass
+        for folder, said in ((".", "found no ca.pem"), ("nothing", "expected a folder with the files ca.pem")):
+            with pytest.raises(FileNotFoundError, match=said), existing(address, credentials=tmp_path / folder):
+                pass
+        with (
+            pytest.raises(RuntimeError, match=f"found 0 workers at {address}, missing 1"),
+            existing(address, ranks=1, timeout=1, credentials=tmp_path / "mine" / "credentials"),
+        ):
+            pass
 
 
 def test_a_queue_needs_a_folder_a_known_system_and_its_commands(tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ from steering.campaign.machine import RAISED, Campaign, replay
 from steering.campaign.run_events import (
     CampaignBegan,
     CheckpointWritten,
+    DevicesFound,
     RunRecovered,
     RunStarted,
     WorkFailed,
@@ -94,6 +95,7 @@ __all__ = [
     "DecisionSettled",
     "DecisionSuggested",
     "Declined",
+    "DevicesFound",
     "DriftLowered",
     "DriftRaised",
     "Event",

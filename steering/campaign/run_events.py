@@ -29,6 +29,15 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DevicesFound(Event):
+    """Where the ranks and the predictor compute, in words: at the start, and whenever that has changed."""
+
+    ranks: tuple[str, ...]
+    """In the order of the ranks, such as "NVIDIA H200 (GPU 0 of node7)"."""
+    predictor: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkFailed(Event):
     """Optional work failed, for the first time in this run; the run goes on without it."""
 

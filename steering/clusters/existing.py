@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import re
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from distributed import Client
+from distributed.comm import connect
+from distributed.security import Security
 
 from steering.clusters.credentials import security_of
 from steering.clusters.logs import share_logs
@@ -22,7 +26,7 @@ from steering.clusters.roles import missing, refusal, workers_of
 
 @contextmanager
 def existing(
-    where: str,
+    where: str | Path,
     *,
     ranks: int = 2,
     timeout: float = 10.0,
@@ -40,7 +44,7 @@ def existing(
     """
     if ranks < 1:
         raise ValueError(f"found ranks={ranks}, expected 1 or more")
-    with _connect(where, timeout, credentials, insecure) as client:
+    with _connect(str(where), timeout, credentials, insecure) as client:
         _refuse_missing_roles(client, ranks, timeout)
         keep_memory(client)
         share_logs(client)
@@ -58,19 +62,47 @@ def _connect(where: str, timeout: float, credentials: str | Path | None, insecur
     address = where if is_address else _address_in(Path(where))
     if not insecure:
         refuse_open(address)
-    security = None if credentials is None else security_of(Path(credentials), ".")
+    security = Security() if credentials is None else security_of(Path(credentials), ".") or Security()
+    at = where if is_address else f"{where}, which names {address},"
     try:
+        _reach(address, timeout, security)
         return Client(address, timeout=timeout, security=security)
-    except (OSError, ValueError, TypeError) as error:  # Dask's TypeError: tls:// without credentials
+    except (OSError, ValueError) as error:
         raise OSError(
-            f"found no scheduler that answers at {where} within {timeout:g} s ({error}), expected one: "
-            "start it with `dask scheduler`, or check the address, and for tls:// the credentials"
+            f"found no scheduler that answers at {at} within {timeout:g} s ({error or type(error).__name__}), expected "
+            "one: start it with `dask scheduler`, or check the address, tls:// or tcp:// as the scheduler itself says, "
+            "and for tls:// the credentials"
         ) from error
+
+
+def _reach(address: str, timeout: float, security: Security) -> None:
+    """Connect once, and let go. Raises OSError, ValueError.
+
+    Dask closes a client that cannot connect after some errors only; one that it leaves open has the next client of
+    this process wait for ever.
+    """
+    arguments = security.get_connection_args("client")
+    if address.startswith("tls://") and arguments.get("ssl_context") is None:
+        raise OSError("no credentials: say them by credentials=FOLDER, or in Dask's configuration")
+
+    async def once() -> None:
+        comm = await connect(address, timeout=timeout, **arguments)
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as apart:  # a notebook's own thread has a loop that runs
+        apart.submit(asyncio.run, once()).result()
 
 
 def _address_in(file: Path) -> str:
     try:
-        return str(json.loads(file.read_text())["address"])
+        told = json.loads(file.read_text())["address"]
+        if not isinstance(told, str) or not re.fullmatch(r"\w+://.+:\d+", told):
+            raise ValueError(told)
+        return told
+    except PermissionError:
+        raise PermissionError(
+            f"{file}: found no permission to read it, expected that of the user who started the scheduler: ask for it"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise OSError(
             f"{file}: found no address in it ({type(error).__name__}), expected the file of `dask scheduler "

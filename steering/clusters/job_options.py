@@ -94,6 +94,7 @@ def job_options(
         worker.append(OWN_HOST.format(python=site.python, scheduler=scheduler))
     if job.gpus:
         worker.append("--preload steering.clusters.gpus")
+    worker.append("--preload steering.clusters.imports")
     options = {
         "cores": job.cores,
         "memory": job.memory,

@@ -17,6 +17,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.utils import get_mp_context
 
 from steering.clusters.gpus import shared_out, visible
+from steering.clusters.imports import every
 from steering.clusters.logs import share_logs
 from steering.clusters.memory import keep_memory
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
@@ -31,8 +32,7 @@ SILENT = logging.CRITICAL + 1
 """A cluster that closes calls a message that comes too late critical."""
 PAGE = "steering.view.live.dashboard"
 """What puts the live page of the run at /steering of the scheduler's own web server, where Bokeh is installed."""
-# The first optimiser made imports _dynamo, 1.3 s; dask.array, zarr and our own rooms cost each worker 0.4 to 0.8 s.
-PRELOAD = ["distributed", "torch", "torch._dynamo", "xarray", "dask.array", "zarr", "steering.runner.runner"]
+PRELOAD = ["distributed", *every()]
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from steering.inference.scans import Scans
 from steering.inference.serving import Serving
 from steering.inference.table import BULKY
 from steering.ptychography import Verdict, far_field_residual, judge, patch_weight, prior_residual
+from steering.ptychography.device import place_in_words
 from steering.records import Prediction
 
 _GAPS = 8
@@ -337,6 +338,7 @@ class FastLoop:
             "latency_sum_s": self.latency.sum_s,
             "chunks_waiting": len(self.inbox),
             "backend": self.serving.engine.backend.name,
+            "device": place_in_words(self.serving.engine.device),
             "backends": {name: trial.figures() for name, trial in self.serving.engine.trials.items()},
             "frames_out_of_order": self.intake.order.out_of_order,
             "frame_ids_missing": self.intake.order.missing,

@@ -38,6 +38,7 @@ from steering.learning.tensor_file import inside
 from steering.learning.training_state import Packed
 from steering.models import ModelStore, Network
 from steering.ptychography import patch_weight
+from steering.ptychography.device import place_in_words
 from steering.records import ModelVersion
 
 
@@ -244,6 +245,10 @@ class Rank:
     def buffer(self) -> RehearsalBuffer:
         """The local rehearsal buffer."""
         return self._loop.buffer
+
+    async def computes_on(self) -> str:
+        """Device and host of this rank, in words, also while `fit` runs."""
+        return place_in_words(self._loop.device)
 
     async def receive(self, labels: Labels) -> int:
         """Take labels in, also while `fit` runs; they are trained on from its next call. Returns how many."""

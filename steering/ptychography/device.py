@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import socket
 from collections.abc import Sequence
 
 import torch
@@ -45,6 +47,14 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 def describe_device(device: torch.device) -> str:
     """A device in words, for people and for summaries: which GPU gave a figure."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def place_in_words(device: torch.device) -> str:
+    """The same with the host, and the number or UUID of the GPU there, as the process sees it."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    number = seen[device.index or 0] if seen != [""] and (device.index or 0) < len(seen) else str(device.index or 0)
+    gpu = f"GPU {number} of " if device.type == "cuda" else ""
+    return f"{describe_device(device)} ({gpu}{socket.gethostname()})"
 
 
 def local_ranks(hosts: Sequence[str]) -> list[int]:

@@ -17,6 +17,7 @@ from steering.runner.actors import LostForGood
 from steering.runner.assembly import Actors, assemble, in_time
 from steering.runner.checkpoint import Checkpoints
 from steering.runner.describe import describe
+from steering.runner.devices import say_devices
 from steering.runner.ending import ending_with
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
@@ -139,8 +140,7 @@ class Runner:
             except Exception:  # the run has ended meanwhile
                 if not self._over:
                     raise
-        images = await asyncio.to_thread(self.folder.objects)
-        return images.get(str(self.campaign.scan))
+        return (await asyncio.to_thread(self.folder.objects)).get(str(self.campaign.scan))
 
     async def command(self, name: str, version: int | None = None, by: str = "", **limits: Any) -> str:
         """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot."""
@@ -243,6 +243,7 @@ class Runner:
         self._jobs.start(executor.labelling.watch_external_labels())
         self._jobs.start(executor.labelling.refine_as_time_allows())
         self._jobs.start(export(client, self.folder, self.optional, self.metrics, actors))
+        self._jobs.start(say_devices(actors, self.optional, self._log))
         self._jobs.start((checkpoints := self._checkpoints(executor)).as_time_goes())
         self._jobs.start(self._upkeep(client, actors, checkpoints).keep())
         self._measures.set()

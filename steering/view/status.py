@@ -12,6 +12,7 @@ from steering.campaign import DecisionProposed, decode
 from steering.runner.again import checkpoint_age
 from steering.runner.alone import unsteered
 from steering.runner.describe import describe
+from steering.runner.devices import devices_in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
 from steering.runner.streams import stream_lines
@@ -30,6 +31,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("model", _model(past)),
         ("trust", _trust(past)),
         ("saved", _saved(folder, summary)),
+        ("device", _devices(folder.events()) if summary.get("status") == "running" else ""),
         ("waits", _waits(summary, folder.events())),
         ("jobs", "; ".join(waits_for(folder)) if summary.get("status") == "running" else ""),
         *(("failed", failed) for failed in _failed(folder.events())),
@@ -149,6 +151,12 @@ def _saved(folder: RunFolder, summary: Mapping[str, Any]) -> str:
     number, age_s = newest
     hint = f"; continue with `steering recover {folder.path}`" if gone(folder) else ""
     return f"checkpoint {number}, {duration(age_s)} ago{hint}"
+
+
+def _devices(events: list[dict[str, Any]]) -> str:
+    """Where ranks and predictor compute."""
+    found = [event for event in events if event.get("event") == "DevicesFound"]
+    return devices_in_words(found[-1]["ranks"], found[-1]["predictor"]) if found else ""
 
 
 def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
