@@ -1,4 +1,5 @@
-"""A real SLURM of one node on this machine, for tests: started by the first that needs it, stopped after the last.
+"""A real SLURM of one node on this machine, for tests: started by the first that needs it, stopped after the last,
+also where that is killed.
 
 It needs root and Debian's packages: apt-get install --no-install-recommends slurm-wlm slurmctld slurmd munge
 (.ci/run does that). Nothing of it is written outside a temporary folder, but for munge's key and socket.
@@ -28,6 +29,8 @@ AuthType=auth/munge
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
@@ -47,7 +50,9 @@ KillWait=5
 GresTypes=gpu
 DefMemPerCPU=500
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=16000 Gres=gpu:2 State=UNKNOWN
-PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=OFF
+PartitionName=spare Nodes={host} MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 # Two GPUs that are none: CUDA_VISIBLE_DEVICES is set as on a real node.
 GPUS = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
@@ -61,6 +66,21 @@ def missing() -> str:
     return f"this machine has no {', '.join(lacks)} (Debian: slurm-wlm slurmctld slurmd munge)" if lacks else ""
 
 
+# Owns the daemons, and ends them and all jobs once nobody holds the file, however the holders have ended: the system
+# lets go of a killed process's locks. Its own children are in the foreground, so that none stays as a zombie.
+KEEPER = """
+exec 9> holders
+slurmctld -D -f "$PWD/slurm.conf" 9>&- &
+slurmd -D -f "$PWD/slurm.conf" 9>&- &
+flock 9
+scancel --user="$(id -un)"
+for _ in $(seq 100); do [ -z "$(squeue -h)" ] && break; sleep 0.1; done
+kill $(jobs -p)
+wait
+rm running
+"""
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[Path]:
     """The configuration of a SLURM that runs; several processes may hold one at the same time.
@@ -68,20 +88,15 @@ def running(folder: Path) -> Iterator[Path]:
     folder: the same one for all of them.
     """
     folder.mkdir(exist_ok=True)
-    holders = folder / "holders"
-    with _locked(folder):
-        number = int(holders.read_text()) if holders.exists() else 0
-        if number == 0:
+    with _locked(folder), open(folder / "holders", "a") as holders:
+        fcntl.flock(holders, fcntl.LOCK_SH)  # where one is being stopped, this waits for its end
+        if not (folder / "running").exists():
             _start(folder)
-        holders.write_text(str(number + 1))
+        holder = os.dup(holders.fileno())
     try:
         yield folder / "slurm.conf"
     finally:
-        with _locked(folder):
-            number = int(holders.read_text()) - 1
-            holders.write_text(str(number))
-            if number == 0:
-                _stop(folder)
+        os.close(holder)
 
 
 @contextmanager
@@ -110,8 +125,17 @@ def _start(folder: Path) -> None:
     if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode:
         _start_munge()
     environment = {**os.environ, "SLURM_CONF": str(config), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
-    for daemon in ("slurmctld", "slurmd"):
-        subprocess.run([daemon, "-f", str(config)], env=environment, check=True, stdin=subprocess.DEVNULL)
+    (folder / "running").touch()
+    with open(folder / "keeper.log", "w") as log:
+        subprocess.Popen(
+            ["bash", "-c", KEEPER],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + 60
     while (
         "idle"
@@ -134,20 +158,6 @@ def _start_munge() -> None:
     shutil.chown(socket_folder, "munge", "munge")
     socket_folder.chmod(0o755)
     subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged"], check=True, capture_output=True)
-
-
-def _stop(folder: Path) -> None:
-    for name in ("slurmd", "slurmctld"):
-        file = folder / f"{name}.pid"
-        if not file.exists():
-            continue
-        pid = int(file.read_text())
-        os.kill(pid, 15)
-        deadline = time.monotonic() + 20
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                break
-            time.sleep(0.05)
 
 
 def _free_ports() -> list[int]:

@@ -66,6 +66,7 @@ def test_a_slurm_script_says_all_that_the_site_and_the_role_need(tmp_path):
         "#SBATCH -t 08:00:00",
         "#SBATCH --gres=gpu:4",
         "#SBATCH --exclusive",
+        "#SBATCH --no-requeue",
         "module load cuda/12",
         "export OMP_NUM_THREADS=2",
         "export A=1",
@@ -163,6 +164,11 @@ def test_a_table_holds_for_its_job_and_the_top_for_all(tmp_path):
         ("modules = [1]", "expected a list of strings"),
         ("[trainer]\nranks = 4", "found 1 cores for 4 ranks of a job"),
         ("[gpus]\nn = 1", "found gpus = "),
+        ("trainer = 3", r"found trainer = 3, expected a table: a line \[trainer\]"),
+        ('memory = "lots"', "found memory='lots', .*expected sizes of a whole job such as '16GiB'"),
+        ("start_s = -1", "found start_s=-1, .*expected seconds above 0"),
+        ("handover_s = nan", "handover_s=nan, expected seconds"),
+        ("python = '\0'", "no valid TOML"),
     ],
 )
 def test_a_wrong_site_file_is_refused_in_words(tmp_path, text, said):
@@ -176,6 +182,11 @@ def test_a_wrong_site_file_is_refused_in_words(tmp_path, text, said):
 def test_a_site_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a site file"):
         read_site(tmp_path / "no.toml")
+    with pytest.raises(OSError, match=r"found no file to read .Is a directory"):
+        read_site(tmp_path)
+    (tmp_path / "site.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="found no valid TOML"):
+        read_site(tmp_path / "site.toml")
 
 
 def test_workers_never_listen_on_all_interfaces(tmp_path):
@@ -197,7 +208,7 @@ def test_another_system_is_one_more_entry(tmp_path, monkeypatch):
     def lsf_options(job):
         return {"queue": job.partition, "project": job.account, "walltime": job.walltime[:-3], "ncpus": job.cores}
 
-    monkeypatch.setitem(SYSTEMS, "lsf", System("dask_jobqueue.lsf:LSFJob", "bsub", lsf_options))
+    monkeypatch.setitem(SYSTEMS, "lsf", System("dask_jobqueue.lsf:LSFJob", ("bsub", "bkill"), lsf_options))
     script = lines(tmp_path, "lsf")
     for line in ("#BSUB -q gpu", '#BSUB -P "p7"', "#BSUB -n 8", "#BSUB -W 08:00"):
         assert line in script, script
@@ -403,9 +414,14 @@ def test_a_queue_needs_a_folder_a_known_system_and_its_commands(tmp_path, monkey
         pass
     with pytest.raises(ValueError, match="expected one for HTCondor"), job_queue("htcondor", folder=tmp_path):
         pass
+    for system in SYSTEMS:
+        absent = pytest.raises(ValueError, match=r"found the interface 'ib9' .*; this machine has .*lo")
+        with absent, job_queue(system, folder=tmp_path, site=replace(SITE, interface="ib9")):
+            pass
     monkeypatch.setenv("PATH", "")
     for system in SYSTEMS:
-        with pytest.raises(RuntimeError, match="found no command"), job_queue(system, folder=tmp_path, site=SITE):
+        missing = pytest.raises(RuntimeError, match="found no command")
+        with missing, job_queue(system, folder=tmp_path, site=replace(SITE, interface="lo")):
             pass
     assert list(tmp_path.iterdir()) == []
 

@@ -16,13 +16,13 @@ Options = dict[str, Any]
 
 
 def slurm_options(job: Job) -> Options:
-    """SLURM: sbatch."""
+    """SLURM: sbatch. A job that SLURM would start again by itself is held for two minutes: another one takes its place."""
     gpus = [f"--gres=gpu:{job.gpus}"] if job.gpus else []
     return {
         "queue": job.partition,
         "account": job.account,
         "walltime": job.walltime,
-        "job_extra_directives": [*gpus, *job.directives],
+        "job_extra_directives": ["--no-requeue", *gpus, *job.directives],
     }
 
 
@@ -53,16 +53,16 @@ class System:
 
     job: str
     """Its class of dask-jobqueue, as module:class."""
-    submit: str
-    """The command by which jobs are submitted."""
+    commands: tuple[str, ...]
+    """By which jobs are submitted, cancelled and, where the system is asked of them, looked at."""
     options: Callable[[Job], Options]
     """What that class is told of a job, beside what all classes take."""
 
 
 SYSTEMS = {
-    "slurm": System("dask_jobqueue.slurm:SLURMJob", "sbatch", slurm_options),
-    "pbs": System("dask_jobqueue.pbs:PBSJob", "qsub", pbs_options),
-    "htcondor": System("dask_jobqueue.htcondor:HTCondorJob", "condor_submit", htcondor_options),
+    "slurm": System("dask_jobqueue.slurm:SLURMJob", ("sbatch", "scancel", "squeue"), slurm_options),
+    "pbs": System("dask_jobqueue.pbs:PBSJob", ("qsub", "qdel"), pbs_options),
+    "htcondor": System("dask_jobqueue.htcondor:HTCondorJob", ("condor_submit", "condor_rm"), htcondor_options),
 }
 """Batch systems by name."""
 

@@ -6,6 +6,7 @@ import importlib
 import logging
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,14 +76,7 @@ def job_queue(
     if ranks < 1:
         raise ValueError(f"found ranks={ranks}, expected 1 or more")
     described = site if isinstance(site, Site) else read_site(site)
-    if described.interface is None and system == "htcondor":
-        raise ValueError(
-            'found no interface in the site file, expected one for HTCondor, such as interface = "eth0": workers would '
-            "listen on all (`ip -brief link` lists them)"
-        )
-    submit = SYSTEMS[system].submit
-    if shutil.which(submit) is None:
-        raise RuntimeError(f"found no command {submit}, expected a machine from which {system} takes jobs")
+    _check_machine(system, described)
     folder = Path(folder).absolute()
     security = None if insecure else credentials.make(folder)
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
@@ -98,6 +92,24 @@ def job_queue(
             share_logs(client)
             jobs.wait(ranks if at_least is None else at_least, timeout)
             yield client
+
+
+def _check_machine(system: str, site: Site) -> None:
+    """Raise ValueError for an interface that is not there, RuntimeError where the system's commands are missing."""
+    there = [name for _, name in socket.if_nameindex()]
+    if site.interface is None and system == "htcondor":
+        raise ValueError(
+            'found no interface in the site file, expected one for HTCondor, such as interface = "eth0": workers would '
+            f"listen on all; this machine has {', '.join(there)}"
+        )
+    if site.interface is not None and site.interface not in there:
+        raise ValueError(
+            f"found the interface {site.interface!r} in the site file, expected one that driver and nodes have; this "
+            f"machine has {', '.join(there)}"
+        )
+    for command in SYSTEMS[system].commands:
+        if shutil.which(command) is None:
+            raise RuntimeError(f"found no command {command}, expected a machine from which {system} takes jobs")
 
 
 def places(site: Site, ranks: int) -> list[Place]:

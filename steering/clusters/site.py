@@ -6,8 +6,11 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
+
+from dask.utils import parse_bytes
 
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
 
@@ -43,6 +46,14 @@ class Job:
             raise ValueError(
                 f"found cores={self.cores}, ranks={self.ranks}, gpus={self.gpus}, expected at least 1, 1 and 0"
             )
+        try:
+            enough = min(parse_bytes(self.memory), parse_bytes(self.disk)) > 0
+        except ValueError:
+            enough = False
+        if not enough:
+            raise ValueError(
+                f"found memory={self.memory!r}, disk={self.disk!r}, expected sizes of a whole job such as '16GiB'"
+            )
         if self.cores < self.ranks:
             raise ValueError(f"found {self.cores} cores for {self.ranks} ranks of a job, expected one for each or more")
 
@@ -72,6 +83,12 @@ class Site:
     handover_s: float = 300.0
     """How long before the end of a job its successor is submitted."""
 
+    def __post_init__(self) -> None:
+        if not (0 < self.start_s < inf and 0 < self.handover_s < inf):
+            raise ValueError(
+                f"found start_s={self.start_s}, handover_s={self.handover_s}, expected seconds above 0 for both"
+            )
+
     @property
     def jobs(self) -> dict[str, Job]:
         """The kinds of job by their names."""
@@ -93,17 +110,24 @@ def read_site(path: str | Path | None) -> Site:
         return Site()
     path = Path(path)
     try:
-        told = tomllib.loads(path.read_text())
+        told = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: found no such file, expected a site file as workflows/site.toml") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise OSError(
+            f"{path}: found no file to read ({error.strerror}), expected one as workflows/site.toml"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: found no valid TOML ({error}), expected a site file as workflows/site.toml"
         ) from None
     tables = {name: told.pop(name) for name in CARRIES if name in told}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: found {name} = {table!r}, expected a table: a line [{name}] and its keys below")
     shared = {key: told.pop(key) for key in list(told) if key in _SHARED}
-    site = Site(**_checked(path, "", shared, _SHARED))
     try:
+        site = Site(**_checked(path, "", shared, _SHARED))
         every = _checked(path, "", told, _OF_JOB)
         jobs: dict[str, Any] = {
             name: replace(job, **{**every, **_checked(path, f"[{name}] ", tables.get(name, {}), _OF_JOB)})
