@@ -1,6 +1,7 @@
 """Which device a process takes, and that no result of a collective that failed is used."""
 
 import datetime
+import socket
 import threading
 from types import SimpleNamespace
 from typing import ClassVar
@@ -21,7 +22,8 @@ from steering.learning.rows import on_device
 from steering.learning.staging import Staging
 from steering.learning.strategies import STRATEGIES
 from steering.learning.tally import Tally
-from steering.ptychography.device import find_device, free_local_rank, local_ranks
+from steering.ptychography.device import find_device, free_local_rank, local_ranks, place_in_words
+from steering.runner.devices import devices_in_words
 from tests.test_strategies import SMALL, classification, give
 
 
@@ -62,6 +64,19 @@ def test_a_gpu_that_is_left_unused_is_said(gpus, caplog):
     gpus(1)
     find_device("cpu")
     assert "leaves unused" in caplog.text
+
+
+def test_where_is_computed_is_said_with_the_gpu_as_its_host_counts_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    host = socket.gethostname()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert place_in_words(torch.device("cpu")) == f"cpu ({host})"
+    assert place_in_words(torch.device("cuda", 1)) == f"NVIDIA H200 (GPU 5 of {host})"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert place_in_words(torch.device("cuda", 1)) == f"NVIDIA H200 (GPU 1 of {host})"
+    assert devices_in_words(["cpu (a)", "cpu (b)"], "cpu (c)") == "2 ranks: cpu (a), cpu (b); predictor: cpu (c)"
+    many = ["NVIDIA H200 (GPU 0 of a)"] * 7 + ["cpu (b)"]
+    assert devices_in_words(many, "cpu (c)") == "8 ranks: 7 on NVIDIA H200, 1 on cpu; predictor: cpu (c)"
 
 
 def test_processes_are_numbered_on_each_host_by_themselves():

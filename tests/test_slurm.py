@@ -239,7 +239,7 @@ def test_jobs_that_wait_are_named_with_slurms_reason(tmp_path: Path) -> None:
     later = replace(SITE, trainer=replace(SITE.trainer, directives=("--begin=now+1hour",)))
     with (
         pytest.raises(TimeoutError, match=r"no worker for trainer.* after 5 s.* job \d+: PENDING \(BeginTime\)"),
-        slurm(folder=folder.path, ranks=1, site=later, timeout=5, insecure=True),
+        slurm(folder=folder.path, ranks=1, site=replace(later, deadline_s=5.0), insecure=True),
     ):
         pass
     [waiting] = [line for line in status_lines(folder) if "trainer waits" in line]

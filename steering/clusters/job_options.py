@@ -16,7 +16,7 @@ Options = dict[str, Any]
 
 
 def slurm_options(job: Job) -> Options:
-    """SLURM: sbatch. A job that SLURM would start again by itself is held for two minutes: another one takes its place."""
+    """SLURM: sbatch. It holds a job that it starts again by itself for two minutes: another takes the place instead."""
     gpus = [f"--gres=gpu:{job.gpus}"] if job.gpus else []
     return {
         "queue": job.partition,

@@ -64,7 +64,7 @@ def job_queue(
     system: "slurm", "pbs" or "htcondor". folder: the run's, on a file system that the nodes share: the jobs' state
     (jobs.json), their logs (jobs) and the credentials (credentials, mode 0600) go there. ranks: trainer ranks. site:
     what the site needs, or the path of its TOML file. at_least: ranks to begin with, all by default; the others join
-    when their jobs start. timeout: seconds to wait for the roles; None: as long as the queue takes. insecure: without
+    when their jobs start. timeout: seconds to wait for the roles; None: as the site says. insecure: without
     TLS, on a network that you trust.
 
     A job that ends is replaced, under SLURM one whose walltime nears its end already before. Raises ImportError
@@ -90,7 +90,7 @@ def job_queue(
         with jobs.kept(places(described, ranks), lambda place: _spec(system, place, described, folder, security)):
             keep_memory(client)
             share_logs(client)
-            jobs.wait(ranks if at_least is None else at_least, timeout)
+            jobs.wait(at_least or ranks, described.deadline_s if timeout is None else timeout)
             yield client
 
 

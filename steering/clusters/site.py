@@ -82,12 +82,14 @@ class Site:
     """How long a worker looks for the scheduler before it gives up."""
     handover_s: float = 300.0
     """How long before the end of a job its successor is submitted."""
+    deadline_s: float | None = None
+    """How long a run waits for the workers of its roles to begin; None: for as long as the queue takes."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.start_s < inf and 0 < self.handover_s < inf):
-            raise ValueError(
-                f"found start_s={self.start_s}, handover_s={self.handover_s}, expected seconds above 0 for both"
-            )
+        times = {"start_s": self.start_s, "handover_s": self.handover_s, "deadline_s": self.deadline_s}
+        for name, seconds in times.items():
+            if seconds is not None and not 0 < seconds < inf:
+                raise ValueError(f"found {name}={seconds}, expected seconds above 0")
 
     @property
     def jobs(self) -> dict[str, Job]:
@@ -97,7 +99,7 @@ class Site:
 
 _SHARED = {f.name: f for f in fields(Site) if f.name not in CARRIES}
 _OF_JOB = {f.name: f for f in fields(Job)}
-_TYPES = {"int": int, "float": float, "str": str, "str | None": str, "tuple[str, ...]": list}
+_TYPES = {"int": int, "float": float, "float | None": float, "str": str, "str | None": str, "tuple[str, ...]": list}
 
 
 def read_site(path: str | Path | None) -> Site:
