@@ -127,15 +127,8 @@ def _start(folder: Path) -> None:
     environment = {**os.environ, "SLURM_CONF": str(config), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
     (folder / "running").touch()
     with open(folder / "keeper.log", "w") as log:
-        subprocess.Popen(
-            ["bash", "-c", KEEPER],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        told = {"cwd": folder, "env": environment, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        subprocess.run(["setsid", "--fork", "bash", "-c", KEEPER], check=True, **told)  # type: ignore[call-overload]
     deadline = time.monotonic() + 60
     while (
         "idle"
