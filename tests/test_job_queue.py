@@ -288,7 +288,7 @@ def test_names_of_workers_are_never_used_twice():
 def test_squeue_is_read_with_its_reasons():
     found = parsed(
         "12|PENDING|N/A|(Nodes required for job are DOWN, DRAINED)\n"
-        "13|RUNNING|2026-11-28T16:00:00|None\n14|COMPLETED|2026-11-28T15:00:00|None\n"
+        "13|RUNNING|2026-11-28T16:00:00|None\n14|COMPLETED|2026-11-28T15:00:00|None\n15|COMPLETING|2026-11-28T15:00:00|None\n"
     )
     assert set(found) == {"12", "13"}
     assert found["12"].reason.startswith("(Nodes required")

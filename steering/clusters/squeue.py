@@ -8,6 +8,22 @@ from dataclasses import dataclass
 from datetime import datetime
 
 
+_OVER = (
+    *(
+        "COMPLETED",
+        "CANCELLED",
+        "FAILED",
+        "TIMEOUT",
+        "NODE_FAIL",
+        "PREEMPTED",
+        "OUT_OF_MEMORY",
+        "BOOT_FAIL",
+        "DEADLINE",
+    ),
+    "COMPLETING",  # what it started is being ended; where its node hangs that may take minutes
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobState:
     """A job in the queue."""
@@ -40,7 +56,7 @@ def parsed(lines: str) -> dict[str, JobState]:
     found = {}
     for line in lines.splitlines():
         job, state, end, reason = line.strip().split("|", 3)
-        if state in ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"):
+        if state in _OVER:
             continue
         running = state == "RUNNING"
         found[job] = JobState(
