@@ -1,5 +1,6 @@
 """Which device a process takes, and that no result of a collective that failed is used."""
 
+import asyncio
 import datetime
 import socket
 import threading
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from steering.campaign import GroupChanged
 from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.channel import Channel, Messages
@@ -23,7 +25,9 @@ from steering.learning.staging import Staging
 from steering.learning.strategies import STRATEGIES
 from steering.learning.tally import Tally
 from steering.ptychography.device import find_device, free_local_rank, local_ranks, place_in_words
+from steering.runner import devices
 from steering.runner.devices import devices_in_words
+from steering.runner.optional import Optional
 from tests.test_strategies import SMALL, classification, give
 
 
@@ -77,6 +81,47 @@ def test_where_is_computed_is_said_with_the_gpu_as_its_host_counts_it(monkeypatc
     assert devices_in_words(["cpu (a)", "cpu (b)"], "cpu (c)") == "2 ranks: cpu (a), cpu (b); predictor: cpu (c)"
     many = ["NVIDIA H200 (GPU 0 of a)"] * 7 + ["cpu (b)"]
     assert devices_in_words(many, "cpu (c)") == "8 ranks: 7 on NVIDIA H200, 1 on cpu; predictor: cpu (c)"
+
+
+class Computing:
+    """Ranks and a predictor that say where they compute."""
+
+    def __init__(self):
+        self.ranks = self.proxy = self
+        self.generation, self.number, self.changing = 0, 0, True
+
+    async def send(self, work, generation):
+        if self.changing:
+            self.changing = False
+            return GroupChanged(time=0.0, lost=(), joined=(), ranks=1, generation=generation)
+        return await work([self])
+
+    async def computes_on(self):
+        return f"cpu (node{self.generation})"
+
+    async def ask(self, method, each):
+        return {"device": "cpu (other)"}
+
+
+def test_where_is_computed_is_logged_again_when_others_compute(monkeypatch):
+    """And asked again where the group changed meanwhile; once where nothing has."""
+    monkeypatch.setattr(devices, "_LOOK_S", 0.0)
+    found, actors = [], Computing()
+
+    async def enough():
+        async with asyncio.TaskGroup() as group:
+            saying = group.create_task(devices.say_devices(actors, Optional(found.append), found.append))
+            for generation in (0, 1):
+                actors.generation = generation
+                for _ in range(50):
+                    await asyncio.sleep(0)
+            saying.cancel()
+
+    asyncio.run(enough())
+    assert [(one.ranks, one.predictor) for one in found] == [
+        (("cpu (node0)",), "cpu (other)"),
+        (("cpu (node1)",), "cpu (other)"),
+    ]
 
 
 def test_processes_are_numbered_on_each_host_by_themselves():
