@@ -2,6 +2,7 @@
 
 import datetime
 
+import psutil
 import pytest
 import torch.distributed as dist
 
@@ -17,6 +18,11 @@ def meeting():
 def joined(meeting):
     where = meeting.rendezvous
     return dist.TCPStore(where.address, where.port, is_master=False, timeout=datetime.timedelta(seconds=5))
+
+
+def test_it_listens_where_it_is_told_to_and_nowhere_else(meeting):
+    listening = [c.laddr for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN]
+    assert [ip for ip, port in listening if port == meeting.rendezvous.port] == ["127.0.0.1"]
 
 
 def test_what_a_rank_writes_another_one_reads(meeting):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from steering.clusters import Job, Site, slurm
@@ -95,6 +97,7 @@ def test_a_campaign_goes_across_walltimes_preemption_and_cancelled_jobs(
     assert "running for" in said
     assert "4 run; the first ends in" in said
     assert f"2 ranks: cpu ({socket.gethostname()})" in said
+    assert listening({driver, *(one["job"] for one in jobs_of(folder))}) == {"127.0.0.1"}
 
     jobs, predictor = {one["job"] for one in jobs_of(folder)}, job_of(folder, "inference")["job"]
     for one in jobs:
@@ -183,6 +186,17 @@ def goes_on(folder: RunFolder) -> None:
         return {"PredictionReady", "CandidateReady"} <= set(names[last:])
 
     until(new)
+
+
+def listening(jobs: set[str]) -> set[str]:
+    """The addresses at which processes of these jobs take connections."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SLURM_JOB_ID") in jobs and "python" in process.name():
+                there = process.net_connections(kind="inet")
+                found |= {each.laddr.ip for each in there if each.status == psutil.CONN_LISTEN}
+    return found
 
 
 def job_of(folder: RunFolder, kind: str) -> dict:

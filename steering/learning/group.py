@@ -75,9 +75,16 @@ class MeetingPoint:
     """Holds the store through which ranks find one another. Keep it alive as long as the ranks live."""
 
     def __init__(self, address: str = "127.0.0.1", *, interface: str | None = None) -> None:
-        # Port 0 lets the system choose: two campaigns on one machine do not disturb each other.
-        self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        self.rendezvous = Rendezvous(address, self._store.port, interface, secrets.token_hex(32))
+        """address: of this process, where it listens, there alone. Raises OSError for one that is not its own."""
+        # torch's own server would listen on all interfaces. Port 0 lets the system choose: two campaigns on one machine
+        # do not disturb each other.
+        family, _, _, _, where = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+        listening = socket.create_server((str(where[0]), 0), family=family, backlog=1024)
+        port = listening.getsockname()[1]
+        self._store = dist.TCPStore(
+            address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
+        self.rendezvous = Rendezvous(address, port, interface, secrets.token_hex(32))
 
 
 @dataclass(frozen=True, kw_only=True)
