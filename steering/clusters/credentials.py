@@ -41,19 +41,25 @@ def make(path: Path) -> Security:
     return _of(folder)
 
 
+def security_in(folder: Path) -> Security:
+    """The credentials in a folder that somebody names. Raises FileNotFoundError where they are not there."""
+    for file in _FILES.values():
+        if not (folder / file).exists():
+            raise FileNotFoundError(
+                f"{folder}: found no {file}, expected a folder with the files {', '.join(_FILES.values())}"
+            )
+    return _of(folder)
+
+
 def security_of(path: Path, name: str | None) -> Security | None:
     """The credentials of a run, to attach to it: `name` is their folder below the run's, None where it uses none.
 
-    Raises FileNotFoundError where there are none, PermissionError where they are another user's.
+    Raises PermissionError where they are another user's.
     """
     if name is None:
         return None
     folder = path / name
     for file in _FILES.values():
-        if not folder.is_dir() or (os.access(folder, os.X_OK) and not (folder / file).exists()):
-            raise FileNotFoundError(
-                f"{folder}: found no {file}, expected a folder with the files {', '.join(_FILES.values())}"
-            )
         if not os.access(folder / file, os.R_OK):
             raise PermissionError(
                 f"{folder}: found no permission to read the run's credentials, expected those of the user who started "

@@ -18,7 +18,7 @@ from distributed import Client
 from distributed.comm import connect
 from distributed.security import Security
 
-from steering.clusters.credentials import security_of
+from steering.clusters.credentials import security_in
 from steering.clusters.logs import share_logs
 from steering.clusters.memory import give_memory_back, keep_memory
 from steering.clusters.roles import missing, refusal, workers_of
@@ -62,7 +62,7 @@ def _connect(where: str, timeout: float, credentials: str | Path | None, insecur
     address = where if is_address else _address_in(Path(where))
     if not insecure:
         refuse_open(address)
-    security = Security() if credentials is None else security_of(Path(credentials), ".") or Security()
+    security = Security() if credentials is None else security_in(Path(credentials))
     at = where if is_address else f"{where}, which names {address},"
     try:
         _reach(address, timeout, security)
