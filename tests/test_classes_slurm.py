@@ -1,7 +1,5 @@
 """The benchmark of classes on a real SLURM: it learns there what it learns on this machine."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from PIL import Image
 
 from steering.runner.folder import RunFolder
-from tests.test_slurm import queue, to_itself  # noqa: F401 (fixtures)
+from tests.test_slurm import command, queue, to_itself  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -37,9 +35,7 @@ def test_jobs_learn_what_this_machine_learns(tmp_path: Path) -> None:
     found = {}
     for where in ("local", f"slurm:{site}"):
         run = tmp_path / where.partition(":")[0]
-        told = ["run", str(workflows / "class_incremental.py"), "--out", str(run), *common, "--cluster", where]
-        done = subprocess.run([sys.executable, "-m", "steering.cli", *told], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        command("run", workflows / "class_incremental.py", "--out", run, *common, "--cluster", where)
         found[run.name] = RunFolder(run).summary()["strategies"]["er"]
     local, slurm = found["local"], found["slurm"]
     assert slurm["steps"] == local["steps"] > 20
