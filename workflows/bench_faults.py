@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from measures.bed import MATRIX, TARGETS, Bed, drawn, small_disk, survivable
+from measures.bed import TARGETS, Bed, add_options, drawn, possible, small_disk, some_of, survivable
 from measures.campaign import Died
 from measures.nodes import network_of
 from pictures.faults import faults_picture
@@ -48,9 +48,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         _write(folder, _merged([RunFolder(path).summary() for path in options.merge]))
         return
     with network_of(options.ranks) as network, small_disk(folder.path) as disk:
-        kinds = [kind for kind in options.only if (kind != "cut" or network.there) and (kind != "disk" or disk)]
-        print(f"kinds of faults: {', '.join(kinds)}", flush=True)
-        targets = survivable(options.targets, options.ranks)
+        kinds, targets = possible(options.only, network, disk), survivable(options.targets, options.ranks)
         order = drawn(options.seed, options.first + options.faults, kinds, targets)[options.first :]
         faults: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
@@ -105,16 +103,10 @@ def _write(folder: RunFolder, found: dict[str, Any]) -> None:
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    def words(known: Any) -> Any:
-        return lambda text: [word for word in text.split(",") if word in known]
-
     parser = argparse.ArgumentParser(prog="bench_faults.py", description=__doc__.split("\n")[0])
+    add_options(parser)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="number of the first fault in the order of the seed (0)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ranks", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=20.0, help="frames per second (20)")
-    parser.add_argument("--only", type=words(MATRIX), default=list(MATRIX), help="kinds of faults, with commas")
-    parser.add_argument("--targets", type=words(TARGETS), default=list(TARGETS), help="what they hit, with commas")
+    parser.add_argument("--targets", type=some_of(TARGETS), default=list(TARGETS), help="what they hit, with commas")
     parser.add_argument("--merge", nargs="+", metavar="RUN", help="put the figures of these runs together")
     return parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from measures.bed import MATRIX, OTHERS, RANKS, Bed, drawn, small_disk, survivable
+from measures.bed import OTHERS, RANKS, Bed, add_options, drawn, possible, small_disk, survivable
 from measures.memory import MemoryLog, slope
 from measures.nodes import network_of
 from pictures.soak import soak_picture
@@ -29,12 +29,9 @@ _EDGE = 20
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Run the campaign with faults, then without, and compare."""
     parser = argparse.ArgumentParser(prog="bench_soak.py", description=__doc__.split("\n")[0])
+    add_options(parser)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--every", type=float, default=60.0, help="seconds from one fault to the next (60)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ranks", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=20.0, help="frames per second (20)")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(MATRIX), help="kinds of faults")
     parser.add_argument("--twin", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args(arguments)
     found, samples, errors = soak(folder, "campaign", options, faults=True)
@@ -57,7 +54,7 @@ def soak(
     place.mkdir()
     suffered: list[dict[str, Any]] = []
     with network_of(options.ranks) as network, small_disk(place) as disk:
-        kinds = [k for k in options.only if (k != "cut" or network.there) and (k != "disk" or disk)]
+        kinds = possible(options.only, network, disk)
         targets = survivable((*RANKS, *OTHERS, "everything"), options.ranks)
         cells = drawn(options.seed, 1000, kinds, targets)
         order = [one for one in cells if one["target"] != "everything" or one["kind"] == "disk"]

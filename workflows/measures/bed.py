@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,35 @@ COMPLETE_S = 240.0
 """Within so long all nodes must be there again, and train. After a cut that is a matter of TCP and of Dask: half a
 minute passes until a nanny takes its connection to the scheduler for broken."""
 DISK_MIB = 1024
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark with faults is asked."""
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the faults (0)")
+    parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=20.0, help="frames per second (20)")
+    parser.add_argument("--only", type=some_of(MATRIX), default=list(MATRIX), help="kinds of faults, with commas")
+
+
+def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """What reads words with commas between them. An unknown one is an error."""
+
+    def read(text: str) -> list[str]:
+        words = text.split(",")
+        if unknown := [word for word in words if word not in known]:
+            raise argparse.ArgumentTypeError(f"found {', '.join(unknown)}, expected some of {', '.join(known)}")
+        return words
+
+    return read
+
+
+def possible(kinds: Sequence[str], network: Network, disk: Path | None) -> list[str]:
+    """Those of the kinds of faults that can be done here; says so."""
+    missing = {"cut": not network.there, "disk": disk is None}
+    found = [kind for kind in kinds if not missing.get(kind, False)]
+    left_out = [kind for kind in kinds if kind not in found]
+    print(f"kinds of faults: {', '.join(found)}{'; not possible here: ' if left_out else ''}{', '.join(left_out)}")
+    return found
 
 
 class Bed:
