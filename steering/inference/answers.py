@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from steering.campaign import DecisionSuggested
+from steering.campaign import DecisionSuggested, Event
 from steering.inference.replay import DeclinedPart
 
 
@@ -65,3 +65,10 @@ class Answers:
         """What was answered to an action already, where that is the newest answer; None where it is another."""
         newest = self.kept[-1] if self.kept else None
         return newest if newest is not None and action and newest.action == action else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """Work that nobody waits for has raised: whoever reads the events does so in its place."""
+
+    error: Exception

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +22,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.campaign import Event
-from steering.inference.answers import PolicyAnswer
+from steering.inference.answers import Failed, PolicyAnswer
 from steering.inference.evaluate import HoldOut, Score, score_refined, score_versions
 from steering.inference.fast_loop import FastLoop
 from steering.inference.intake import Inbox, Intake
 from steering.inference.live import LiveImage, Truth
 from steering.inference.memory import Memory
 from steering.inference.policy_host import PolicyHost, ResumeState
+from steering.inference.process import quicken, settle, slacken
 from steering.inference.replay import DeclinedPart
 from steering.inference.saved_scans import SavedScans
 from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows, never_trained, newest_rows
@@ -45,7 +44,6 @@ from steering.records import Field, Geometry
 from steering.records.plain import plain, whole
 
 T = TypeVar("T")
-_SWITCH_S = 2e-4
 _FULL_S = 0.01
 """Between two looks whether there is room in memory again."""
 
@@ -68,6 +66,7 @@ class Predictor:
     """Class of the versions in the store; None: one of our own, by its name."""
     frame_rate: float = 0.0
     """Frames per second that are expected; the backend is chosen for it. 0: not known."""
+    _closed: bool = dataclasses.field(default=True, init=False)
 
     async def start(self, resume: ResumeState | None = None) -> None:
         """Load the newest model and be ready for frames.
@@ -76,10 +75,8 @@ class Predictor:
         only results that are not known yet are reported.
         """
         torch.set_num_threads(1)
-        # Each operator gives up the interpreter and asks for it again: Python in another thread of this process (a
-        # version being made ready, messages) must hand it back at once, not after the usual 5 ms.
-        self._switch_before = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_S)
+        quicken()
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")
         self._readers = ThreadPoolExecutor(3, thread_name_prefix="reader")
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="mover")
@@ -91,8 +88,7 @@ class Predictor:
         self._turn_due = False
         self._models = ModelStore(self.store)
         self._fast = await asyncio.to_thread(self._assembled, resume or ResumeState(), resume is not None)
-        gc.collect()
-        gc.freeze()  # a full collection that looked through all that is there now would stop the frames for 0.2 s
+        settle()
 
     def _assembled(self, resume: ResumeState, resumed: bool) -> FastLoop:
         settings, mask = self.settings, ~self.geometry.good()
@@ -185,7 +181,7 @@ class Predictor:
         while not self._events.empty():
             events.append(self._events.get_nowait())
         for event in events:
-            if isinstance(event, _Failed):
+            if isinstance(event, Failed):
                 raise event.error
         return events
 
@@ -288,11 +284,19 @@ class Predictor:
 
     async def close(self) -> None:
         """Give threads, memory and the process's settings back: the worker may serve other runs."""
-        self._events.put_nowait(_Failed(time=time.time(), error=RuntimeError("the run has ended")))  # a call waits
+        self._closed = True
+        self._events.put_nowait(Failed(time=time.time(), error=RuntimeError("the run has ended")))  # a call waits
         for pool in (self._thread, self._readers, self._mover):
             pool.shutdown(wait=False, cancel_futures=True)
-        gc.unfreeze()
-        sys.setswitchinterval(self._switch_before)
+        slacken()
+
+    async def forgotten(self) -> None:
+        """Nobody holds this predictor any more: its runner was lost, and has left calls open, which would keep it."""
+        if not self._closed:
+            await self.close()
+            await asyncio.to_thread(self._thread.shutdown)
+            await asyncio.to_thread(self._mover.shutdown)
+            del self._fast, self._scans, self._memory
 
     async def figures(self, ask: bool = True) -> dict[str, Any]:
         """Counters, times, percentiles, the backend, memory. ask: the thread that predicts for its CPU time, too."""
@@ -320,7 +324,7 @@ class Predictor:
         try:
             work(*arguments)
         except Exception as error:  # handed on to whoever reads the events
-            self._emit(_Failed(time=time.time(), error=error))
+            self._emit(Failed(time=time.time(), error=error))
 
     def _emit(self, event: Event) -> None:
         self._call(self._events.put_nowait, event)
@@ -393,8 +397,3 @@ class Predictor:
 
 def _nothing() -> None:
     """A job without work: when it is done, everything queued before it is done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Failed(Event):
-    error: Exception

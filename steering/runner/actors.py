@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from distributed import Client, get_client
+from distributed import Client, Status, Worker, get_client, get_worker
 from distributed.protocol import pickle
 
 from steering.campaign import GroupChanged
 from steering.clusters.roles import workers_now, workers_of
 from steering.learning import GroupLost
+from steering.runner.source_events import TakenOver
 
 LOOK_S = 0.25
 """Between two looks whether the workers of those who are asked are still there."""
@@ -26,6 +27,8 @@ _PATIENCE_S = 2.0
 """Between two looks of a task whether the worker of the actor that it asks is still there."""
 _CLOSE_S = 5.0
 """How long an actor may take to close."""
+_FORGOTTEN_S = 1.0
+"""Between two looks whether somebody holds an actor."""
 
 T = TypeVar("T")
 
@@ -77,17 +80,20 @@ async def place(client: Client, thing: Any, *, worker: str) -> ActorHandle:
     return ActorHandle(await while_there(client, worker, future), future, worker)
 
 
-async def release(client: Client, handle: ActorHandle, method: str) -> None:
+async def release(client: Client, handle: ActorHandle, method: str, *arguments: Any) -> bool:
     """Call an actor's last method and let its worker forget it, whoever still holds a handle. Never raises: what is
-    gone already needs no closing."""
+    gone already needs no closing. False, and nothing is forgotten, where the actor is another runner's by now."""
     try:
-        await asyncio.wait_for(call(handle.actor, method), _CLOSE_S)
+        await asyncio.wait_for(call(handle.actor, method, *arguments), _CLOSE_S)
+    except TakenOver:
+        return False
     except Exception as error:
         logger.info("an actor at %s did not close: %s", handle.address, error)
     try:
         await asyncio.wait_for(client.cancel([handle.future], force=True), _CLOSE_S)
     except Exception as error:
         logger.info("an actor at %s was not released: %s", handle.address, error)
+    return True
 
 
 async def while_there(client: Client, worker: str, answer: Awaitable[T]) -> T:
@@ -219,7 +225,24 @@ def retrieved(job: asyncio.Future) -> None:
 def _own(thing: Any, sender: tuple[str, int]) -> Any:
     """What was sent, as the worker's own. Within one process Dask hands over the very object, which its sender goes on
     using, and may send elsewhere while the actor changes it."""
-    return pickle.loads(pickle.dumps(thing)) if sender == _process() else thing
+    own = pickle.loads(pickle.dumps(thing)) if sender == _process() else thing
+    if hasattr(own, "forgotten"):
+        worker = get_worker()
+        worker.loop.add_callback(_tell_when_forgotten, worker, own)
+    return own
+
+
+async def _tell_when_forgotten(worker: Worker, actor: Any) -> None:
+    """Tell an actor once nobody holds it any more: calls that a lost runner has left open would keep it for ever, with
+    all its memory."""
+    known = False
+    while worker.status != Status.closed:
+        there = any(one is actor for one in worker.state.actors.values())
+        if known and not there:
+            await actor.forgotten()
+            return
+        known = known or there
+        await asyncio.sleep(_FORGOTTEN_S)
 
 
 def _process() -> tuple[str, int]:

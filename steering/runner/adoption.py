@@ -34,15 +34,18 @@ async def withdraw(client: Client) -> None:
     await client.unpublish_dataset(PUBLISHED)
 
 
-async def adopted(client: Client, folder: RunFolder | None, predictor: Any, resume: SourceResume) -> ActorHandle | None:
-    """The source of a lost runner of this run, if it is there and can go on; None: another one must be opened."""
+async def adopted(
+    client: Client, folder: RunFolder | None, predictor: Any, resume: SourceResume, holder: str = ""
+) -> ActorHandle | None:
+    """The source of a lost runner of this run, if it is there and can go on; None: another one must be opened. holder:
+    who asks it from now on, see SourceActor.asked."""
     if folder is None:
         return None
     try:
         async with asyncio.timeout(_ADOPT_S):
             future = await client.get_dataset(PUBLISHED)
             actor = await future
-            answer = call(actor, "adopt", folder.identity, predictor, resume)
+            answer = call(actor, "adopt", folder.identity, predictor, resume, holder)
             there = await while_there(client, actor._address, answer)
     except Exception as error:  # whatever it is, another source can be opened
         logger.info("found no source to go on with: %r", error)

@@ -17,7 +17,7 @@ from typing import Any
 from steering.campaign import CheckpointWritten, Event, state_of
 from steering.inference import SavedPolicy, SavedPredictor
 from steering.records.plain import plain
-from steering.runner.actors import answered
+from steering.runner.actors import answered, call
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.manifest import Manifest, checkpoints, commit, newest_number, prune, write_part
@@ -49,7 +49,9 @@ class Checkpoints:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
-        self.number = newest_number(self.executor.folder)
+        folder = self.executor.folder
+        # What a lost runner has left on the workers may be writing the files of the one after the newest.
+        self.number = newest_number(folder) + folder.recovering
 
     async def as_time_goes(self) -> None:
         """Write one whenever it is due: after so many seconds, and at the end of a scan."""
@@ -79,8 +81,14 @@ class Checkpoints:
             }
             await asyncio.to_thread((root / FRAMES).mkdir, parents=True, exist_ok=True)
             parts["source"] = await self.executor.source.position()
-            maker = self.executor.proxy.number
-            parts["predictor"] = await self.executor.proxy.ask("checkpoint", root / FRAMES, f"{number:06d}-{maker}")
+            maker = 0
+
+            def ask(predictor: Any) -> Any:  # its number in the names: a lost one may be writing still
+                nonlocal maker
+                maker = self.executor.proxy.number
+                return call(predictor, "checkpoint", root / FRAMES, f"{number:06d}-{maker}")
+
+            parts["predictor"] = await self.executor.proxy.outlived(ask)
             parts["ranks"], files = await self._of_ranks(root)
             files |= {f"{FRAMES}/{name}": -1 for name in _names(parts["predictor"])}
             before = self._predictor_bytes[1] if self._predictor_bytes[0] == maker else 0
@@ -99,6 +107,7 @@ class Checkpoints:
                 folder=root / FRAMES, part=parts["predictor"], policy=SavedPolicy.read(parts["predictor"]["policy"])
             )
             self.executor.proxy.rebase(saved, reported)
+            self.executor.source.rebase()
             now = time.time()
             self.emit(CheckpointWritten(time=now, number=number, last=event, bytes=written, seconds=now - begun))
 

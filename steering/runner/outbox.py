@@ -62,6 +62,8 @@ class Outbox:
         async with self._turn:
             frames: list[int] = []
             for chunk in list(self.kept):
+                if self._closed:  # who asked has given up, and another source sends all of it
+                    break
                 await predictor.receive(chunk)
                 frames += chunk["frame"].values.tolist()
             self._predictor, self._number = predictor, number

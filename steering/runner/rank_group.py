@@ -195,8 +195,8 @@ class RankGroup:
 
     async def _record(self, number: int | None, folder: Path, turn: Any) -> RanksPart | GroupChanged:
         """turn: held while the cuts are made."""
-        if number is None:
-            number = 1 + max(self._number, await asyncio.to_thread(newest_number, folder))
+        if number is None:  # ranks that a lost runner has left may be writing the one after the newest
+            number = 1 + (self._number or 1 + await asyncio.to_thread(newest_number, folder))
         self._number = max(number, self._number)
 
         async def cut(ranks: list[Any]) -> tuple[int, list[ActorHandle]]:

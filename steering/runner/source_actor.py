@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import copy
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from distributed import Worker, get_worker
 from numpy.typing import NDArray
 
 from steering.campaign import (
@@ -34,7 +32,7 @@ from steering.records import Decision
 from steering.runner.alone import Alone, Positions, Told, fell_back, say
 from steering.runner.folder import RunFolder
 from steering.runner.outbox import Outbox
-from steering.runner.source_events import GoOn, SourceFailed, SourceResume, Standing, Visits
+from steering.runner.source_events import GoOn, SourceResume, Standing, TakenOver, Visits, end_quietly, failed
 from steering.runner.spool import spooled, write_spooled
 from steering.runner.streams import report
 from steering.sources import Source
@@ -57,14 +55,23 @@ class SourceActor:
         spool: Path | None = None,
         folder: RunFolder | None = None,
         unsteered_s: float | None = None,
+        holder: str = "",
     ) -> None:
         """keep_bytes: see Outbox. spool: folder into which every chunk is written before it is sent to the predictor;
-        None: none is. folder: the run's. unsteered_s: see Alone."""
+        None: none is. folder: the run's. unsteered_s: see Alone. holder: see `asked`."""
         self.source = source
         self.keep_bytes = keep_bytes
         self.spool = spool
         self.folder = folder
         self._alone = Alone(unsteered_s)
+        self._holder = holder
+
+    async def asked(self, holder: str, method: str, *arguments: Any) -> Any:
+        """What a method answers, to the runner that holds this source. A lost one may still be heard when its network
+        is back, and would take away what this one is told: raises TakenOver for it."""
+        if holder != self._holder:
+            raise TakenOver("found a source that another runner has taken over, expected to hold it")
+        return await getattr(self, method)(*arguments)
 
     async def start(self, predictor: Any, number: int = 0, point: GoOn | SourceResume | None = None) -> None:
         """Begin to measure what decisions ask for, and to send it to the predictor of this number.
@@ -93,12 +100,7 @@ class SourceActor:
             self._resume(point)
             self._open(point)
         else:
-            if hasattr(self.source, "again"):
-                await asyncio.to_thread(self._keep_again, self.source, point)
-            await self._go_on(point)
-        self._worker: Worker | None = None
-        with contextlib.suppress(ValueError):  # it is no actor
-            self._worker = get_worker()
+            await self._go_on(point, lost=True)
         self._say()
         self._looking = asyncio.create_task(self._look_after())
 
@@ -108,20 +110,21 @@ class SourceActor:
         if self._alone.heard(time.time(), reserve):
             self._say()
 
-    async def adopt(self, run: str, predictor: Any, resume: SourceResume) -> bool:
-        """Go on for another runner of the same run; False where that is not possible, and another source must. The
-        predictor takes what it lacks of what is kept; the next `events` tell what the log lacks."""
+    async def adopt(self, run: str, predictor: Any, resume: SourceResume, holder: str = "") -> bool:
+        """Go on for another runner (holder) of the same run; False where that is not possible, and another source must.
+        The predictor takes what it lacks of what is kept; the next `events` tell what the log lacks."""
         position = resume.position or {}
         if self.folder is None or self.folder.identity != run:
             return False
         if self._closed or "told" not in position or self._outbox.not_kept or self._applied > resume.newest:
             await self.close()
             return False
+        self._holder = holder
         old, self._events = self._events, asyncio.Queue()
         waiting = [old.get_nowait() for _ in range(old.qsize())]
         for event in self._told.again(int(position["told"]), resume, waiting):
             self._put(event)
-        old.put_nowait(RuntimeError("another runner hears of the source now"))
+        old.put_nowait(TakenOver("another runner hears of it now"))
         await self._outbox.go_on_with(predictor, 0)
         for steer in resume.decisions:
             if isinstance(steer, Steer):
@@ -146,6 +149,7 @@ class SourceActor:
             self.source.resume(position["source"], resume.handed.keys())
         self._applied = int(position.get("steered", 0))
         self._apply_all(resume.decisions)
+        self._alone.arrived(len(resume.handed))
 
     def _chunks_again(self, resume: SourceResume) -> Iterator[xr.Dataset]:
         """What had arrived and the predictor lacks, in the order of its arrival as far as that is known."""
@@ -168,17 +172,20 @@ class SourceActor:
     async def go_on(self, source: Any, point: GoOn) -> None:
         """Another source, as it was made, takes the place of the one that fails, and hands out what that would have."""
         self._turns += 1  # whatever the other one still says is not heard
-        await asyncio.to_thread(_closed, self.source)
+        await asyncio.to_thread(end_quietly, self.source)
         self.source = source
         await self._go_on(point)
 
-    async def _go_on(self, point: GoOn) -> None:
+    async def _go_on(self, point: GoOn, *, lost: bool = False) -> None:
+        """lost: the other one was, and what was kept of its frames."""
         self._dropped = 0
         self._visits = Visits(point.scans)
-        arrived = {i for ids in point.handed.values() for i in ids}
-        await asyncio.to_thread(self.source.resume, point.position, arrived)
+        await asyncio.to_thread(self.source.resume, point.position, point.arrived)
         self._applied = point.applied
-        self._apply_all(point.decisions)
+        self._apply_all(point.decisions, point.told)
+        self._alone.arrived(len(point.arrived))
+        if lost and hasattr(self.source, "again"):
+            await asyncio.to_thread(self._keep_again, point)
         self._open()
 
     def _open(self, resume: SourceResume | None = None) -> None:
@@ -188,12 +195,10 @@ class SourceActor:
         work = (self._pull, self.source, self._turns, resume)
         threading.Thread(target=run, args=work, name="source", daemon=True).start()
 
-    def _keep_again(self, source: Any, point: GoOn) -> None:
+    def _keep_again(self, point: GoOn) -> None:
         """Keep the frames that have arrived, as far as the source has them; another predictor may need them."""
-        other = copy.deepcopy(source)
-        other.resume(point.position, {i for ids in point.handed.values() for i in ids})
         for scan, ids in point.handed.items():
-            for chunk in other.again(ids):
+            for chunk in self.source.again(ids):
                 chunk.attrs |= {"scan": scan} | ({"visit_of": point.scans[scan]} if point.scans[scan] != scan else {})
                 self._outbox.keep(chunk)
 
@@ -210,33 +215,33 @@ class SourceActor:
         be known, or the campaign waits for them."""
         self._apply(steer)
 
-    def _apply_all(self, decisions: Sequence[Steer | FellBack]) -> None:
+    def _apply_all(self, decisions: Sequence[Steer | FellBack], told: int = 0) -> None:
+        """told: what was refused of earlier ones is known."""
         for one in decisions:
             if isinstance(one, Steer):
-                self._apply(one)
+                self._apply(one, known=one.id <= told)
             else:
                 reasons = ("safe raster",) * len(one.positions)
                 self._measure(Decision(positions=np.array(one.positions), reasons=reasons))
 
-    def _apply(self, steer: Steer) -> None:
+    def _apply(self, steer: Steer, *, known: bool = False) -> None:
         if steer.id <= self._applied:
             return
         self._applied = steer.id
         decision = steer.decision
-        self._measure(
-            Decision(
-                positions=np.array(decision.positions),
-                reasons=decision.reasons,
-                dwell=None if decision.dwell is None else np.array(decision.dwell),
-                stop=decision.stop,
-                scan=steer.scan,
-            )
+        own = Decision(
+            positions=np.array(decision.positions),
+            reasons=decision.reasons,
+            dwell=None if decision.dwell is None else np.array(decision.dwell),
+            stop=decision.stop,
+            scan=steer.scan,
         )
+        self._measure(own, known=known)
 
-    def _measure(self, decision: Decision) -> None:
+    def _measure(self, decision: Decision, *, known: bool = False) -> None:
         refused = self.source.apply(decision)
         self._alone.steered(len(decision.positions))
-        if refused is not None and len(refused):
+        if refused is not None and len(refused) and not known:
             self._refuse(len(refused), "the source cannot measure there", refused)
 
     def _report_dropped(self) -> None:
@@ -282,12 +287,9 @@ class SourceActor:
 
     async def _look_after(self) -> None:
         """Report the streams, also while no chunk comes: one that is silent must be known. Go on alone where the runner
-        is lost. A source that nobody holds any more ends: another one may be open by now, from which it would take
-        frames away."""
+        is lost."""
         last: StreamsReported | None = None
         while not self._closed:
-            if self._worker is not None and not any(one is self for one in self._worker.state.actors.values()):
-                return await self.close()
             streams = self._streams()
             event = report(time.time(), streams, last)
             if event is not None:
@@ -319,6 +321,10 @@ class SourceActor:
         self._closed = True
         await self._outbox.close()
 
+    async def forgotten(self) -> None:
+        """Nobody holds it any more: another one may be open by now, from which it would take frames away."""
+        await self.close()
+
     async def release(self) -> None:
         """End the source, and answer the call that waits for its events: the run has ended."""
         await self.close()
@@ -340,7 +346,7 @@ class SourceActor:
                     return
             last = SourceEnded(time=time.time())
         except Exception as error:  # handed on to whoever reads the events
-            last = SourceFailed(time=time.time(), error=error, position=_position(source))
+            last = failed(source, error)
         self._on_loop(self._end(last, turn))
 
     async def _end(self, last: Event, turn: int) -> None:
@@ -384,17 +390,3 @@ class SourceActor:
                 failed = WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback="")
                 self._events.put_nowait(failed)
             self._unspooled += chunk.sizes["frame"]
-
-
-def _position(source: Any) -> Any:
-    """Where a source that has failed is; None where it cannot say."""
-    try:
-        return source.position()
-    except Exception:
-        return None
-
-
-def _closed(source: Source) -> None:
-    """End a source that has failed, and may fail in this too."""
-    with contextlib.suppress(Exception):
-        source.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,11 @@ from typing import Any
 import xarray as xr
 
 from steering.campaign import Event, FellBack, ScanRevisited, Steer
+from steering.sources import Source
+
+
+class TakenOver(RuntimeError):
+    """Another runner holds the source: this one was lost, and is heard late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,10 @@ class GoOn:
     """Those that came after it."""
     handed: dict[str, tuple[int, ...]]
     """Ids of frames that have arrived, of the scans that are still kept."""
+    arrived: frozenset[int]
+    """Of all frames that have arrived since this position, and of those."""
+    told: int
+    """Id of the newest Steer of which the runner knows what the source refused."""
     scans: dict[str, str]
     """Names of the scans so far, in their order, and how the source calls each."""
 
@@ -106,3 +116,17 @@ class Visits:
             return None
         chunk.attrs |= {"scan": called, "visit_of": name}
         return ScanRevisited(time=time.time(), scan=name, visit=called) if begins else None
+
+
+def failed(source: Source, error: Exception) -> SourceFailed:
+    """What tells that a source has raised, with where it is, as far as it can say that."""
+    position = None
+    with contextlib.suppress(Exception):
+        position = source.position()
+    return SourceFailed(time=time.time(), error=error, position=position)
+
+
+def end_quietly(source: Source) -> None:
+    """End a source that has failed, and may fail in this too."""
+    with contextlib.suppress(Exception):
+        source.close()

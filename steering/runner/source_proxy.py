@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.source_actor import SourceActor
 from steering.runner.source_events import GoOn, SourceFailed, SourceResume, Standing
+from steering.runner.source_known import Known, SinceCheckpoint
 
 _FIRST_REST_S, _LONGEST_REST_S = 0.5, 60.0
 """A source that fails is opened again after so long, and each time in a row after twice as long."""
@@ -41,18 +43,6 @@ silent is opened again for ever: the beam may be off."""
 _RESTART_S = 120.0
 """How long a worker may take to be there again: importing torch from a slow disk needs a minute."""
 _LOOK_S = 0.25
-
-
-@dataclass(kw_only=True)
-class Known:
-    """What the runner knows of the stream: enough for another source to go on."""
-
-    position: Any = None
-    """The newest that the source has said; None: it cannot say it."""
-    applied: int = 0
-    """Id of the newest Steer that this position includes."""
-    handed: defaultdict[str, list[int]]
-    """Ids of the frames of scans that are still kept, by scan."""
 
 
 class SourceProxy:
@@ -93,6 +83,8 @@ class SourceProxy:
         self._emit = emit
         self._handle: ActorHandle | None = None
         self._predictor: tuple[Any, int] = (None, 0)
+        self._since = SinceCheckpoint(None)
+        self._gives_again = experiment.checkpoint_s is not None and hasattr(experiment.source, "again")
         self._decisions: list[Steer | FellBack] = []
         """Those that the newest position does not include."""
         self._known = Known(handed=defaultdict(list))
@@ -105,6 +97,8 @@ class SourceProxy:
         self._silent = self._closed = self._over = self._ended = False
         self._number = 0
         """Actors that were lost before this one."""
+        self._name = secrets.token_hex(8)
+        """By which the actor knows this proxy from that of another runner."""
         self._steering = asyncio.Lock()
         """Held while the source hears of a decision, and while another one goes on with all of them."""
         self._changing = asyncio.Lock()
@@ -124,16 +118,19 @@ class SourceProxy:
         return hasattr(self._description, "position") and hasattr(self._description, "resume")
 
     async def start(self, worker: str, predictor: Any, resume: SourceResume | None = None) -> None:
-        """Begin to measure, on this worker, and to send what is measured to the predictor, which is number 0.
-
-        resume: go on from there.
-        """
+        """Begin to measure, on this worker, and to send what is measured to the predictor, which is number 0; resume:
+        go on from there."""
         self._predictor = (predictor, 0)
         if resume is not None:
             self._resume(resume)
         if self._reopens and self._known.position is None:
             self._known.position = self._description.position()  # of one that has not begun
-        self._handle = None if resume is None else await adopted(self._client, self._folder, predictor, resume)
+        if self._gives_again:
+            known, arrived = self._known, () if resume is None else resume.handed
+            self._since = SinceCheckpoint(known.position, known.applied, self._decisions, arrived)
+        self._handle = (
+            None if resume is None else await adopted(self._client, self._folder, predictor, resume, self._name)
+        )
         if self._handle is None:
             self._handle = await place_source(self._client, self._actor(), worker)
             await self.ask("start", predictor, 0, resume)
@@ -172,12 +169,20 @@ class SourceProxy:
             spool=self._spool,
             folder=self._folder,
             unsteered_s=self._unsteered_s,
+            holder=self._name,
         )
 
     async def position(self) -> dict[str, Any]:
         """Where the source is in its stream, in JSON's types: all that `SourceResume` needs to go on from here."""
+        asked = self._since.asked()
         found: dict[str, Any] = await self.ask("position")
+        if self._gives_again:
+            self._since.mark(found["source"], found["steered"], asked)
         return {**found, "acquire_s": self.last - self.first}
+
+    def rebase(self) -> None:
+        """The checkpoint with the newest `position` is on the disk."""
+        self._since.commit()
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """The actor's answer; where its worker is lost meanwhile, that of the one that takes its place."""
@@ -187,7 +192,9 @@ class SourceProxy:
             if handle is None:
                 raise RuntimeError("found no source yet, expected `start` to be called")
             try:
-                return await while_there(self._client, handle.address, call(handle.actor, method, *arguments))
+                return await while_there(
+                    self._client, handle.address, call(handle.actor, "asked", self._name, method, *arguments)
+                )
             except Exception as error:
                 if not await self._replaced(number, error):
                     raise
@@ -199,6 +206,7 @@ class SourceProxy:
             self._note(steer)
             if self._reopens:
                 self._decisions.append(steer)
+                self._since.steered(steer)
             await self.ask("apply", steer)
 
     async def go_on_with(self, predictor: Any, number: int) -> list[int]:
@@ -226,7 +234,8 @@ class SourceProxy:
         """End the source: the run has ended, and nobody takes its place."""
         self._over = True
         if self._handle is not None:
-            await release(self._client, self._handle, "release")
+            if not await release(self._client, self._handle, "asked", self._name, "release"):
+                return  # another runner goes on with it
             with contextlib.suppress(Exception):  # the run has ended, whatever becomes of its source
                 await withdraw(self._client)
 
@@ -279,6 +288,8 @@ class SourceProxy:
                     self._ended = True
                     self._told.append(event)
                 case _:
+                    if isinstance(event, FellBack):
+                        self._since.fell_back()
                     self._told.append(self._arrived(event))
 
     def _arrived(self, event: Event) -> Event:
@@ -291,6 +302,7 @@ class SourceProxy:
                 self.first, self.last = self.first or event.time, event.time
                 self.frames += len(event.frame_ids)
                 self._known.handed[event.scan] += event.frame_ids
+                self._since.came(event.frame_ids)
             case FrameRefused(positions=()):
                 self.dropped += event.count
         return event
@@ -316,15 +328,23 @@ class SourceProxy:
         self._emit(SourceReopened(time=time.time(), reason=reason, attempt=self._failures, seconds=seconds))
 
     def _point(self, position: Any = None) -> GoOn:
-        """Where another source goes on. position: what the one that failed has said last, with all decisions."""
-        known, steered = self._known, (one.id for one in self._decisions if isinstance(one, Steer))
-        return GoOn(
-            position=known.position if position is None else position,
-            applied=known.applied if position is None else max([known.applied, *steered]),
-            decisions=tuple(self._decisions) if position is None else (),
-            handed={scan: tuple(ids) for scan, ids in known.handed.items()},
+        """Where another source goes on. position: what the one that failed has said last; None: it is lost, and with it
+        the frames that it has kept."""
+        known = self._known
+        handed = {scan: tuple(ids) for scan, ids in known.handed.items()}
+        found = GoOn(
+            position=known.position,
+            applied=known.applied,
+            decisions=tuple(self._decisions),
+            handed=handed,
+            arrived=frozenset(i for ids in handed.values() for i in ids),
             scans=dict(self._scans),
+            told=known.applied,
         )
+        if position is None:
+            return self._since.instead_of(found)
+        steered = max([known.applied, *(one.id for one in self._decisions if isinstance(one, Steer))])
+        return replace(found, position=position, applied=steered, decisions=())
 
     async def _replaced(self, number: int, error: Exception) -> bool:
         """Replace the actor of this number if it is lost; False where it is not."""
