@@ -129,6 +129,7 @@ def test_what_the_log_lacks_is_told_again_and_nothing_else():
     for _ in range(20):
         told.mark()
     assert told.again(0, SourceResume(position={}), []) == [], "what no checkpoint needs is forgotten"
+    assert told.forgotten == 6, "a checkpoint before that is too old to go on from"
 
 
 class Predictor:

@@ -70,6 +70,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     survived = sum(fault["survived"] for fault in faults)
     counts = {"list": faults, "survived": survived, "hangs": len(faults) - survived + ("why" in found)}
     _write(folder, {"faults": {**counts, **found}})
+    if counts["hangs"]:
+        raise ValueError(f"found a campaign that did not survive: {found.get('why') or faults[-1]}")
 
 
 def figures_of(faults: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from measures.bed import OTHERS, RANKS, Bed, add_options, drawn, possible, small_disk, survivable
+from measures.campaign import Died
 from measures.memory import MemoryLog, slope
 from measures.nodes import network_of
 from pictures.soak import soak_picture
@@ -43,7 +44,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         folder.write_summary(found)
     folder.write_file("soak.png", soak_picture(samples, found["faults"]["list"], both))
     if found["faults"]["hangs"]:
-        raise ValueError(f"found a campaign that did not survive: {found['faults']['list'][-1]}")
+        last = (found["faults"]["list"] or [None])[-1]
+        raise ValueError(f"found a campaign that did not survive: {found['faults'].get('why') or last}")
 
 
 def soak(
@@ -77,14 +79,21 @@ def soak(
             survived = sum(fault["survived"] for fault in suffered)
             counts: dict[str, Any] = {"list": suffered, "survived": survived, "hangs": len(suffered) - survived}
             if not counts["hangs"]:
-                figures, accounted = bed.end()
-                counts |= accounted
-                counts["workers_silent"] = figures["workers_silent"]
-                counts["frames_per_s"] = figures["frames_acquired"] / max(1e-9, figures["wall_s"]["acquire"])
+                counts |= accounted(bed)
             errors = image_errors(RunFolder(bed.campaign.path))
         finally:
             bed.close()
     return {"faults": counts, "memory": slope(memory.samples, block_s=options.every)}, memory.samples, errors
+
+
+def accounted(bed: Bed) -> dict[str, Any]:
+    """What became of all that was in a campaign, which is stopped for it."""
+    try:
+        figures, found = bed.end()
+    except Died as died:
+        return {"hangs": 1, "why": str(died)}
+    rate = figures["frames_acquired"] / max(1e-9, figures["wall_s"]["acquire"])
+    return {**found, "workers_silent": figures["workers_silent"], "frames_per_s": rate}
 
 
 def image_errors(run: RunFolder) -> dict[str, float]:

@@ -20,6 +20,8 @@ _BLOCK = 16
 _GAP_S = 3.0
 _MARKS = 8
 """Checkpoints back to which is known what was told after them."""
+_MOST_TOLD = 100_000
+"""Events of these; without checkpoints there is no end."""
 
 Positions = tuple[tuple[float, float], ...]
 
@@ -82,6 +84,8 @@ class Told:
 
     def __init__(self) -> None:
         self.count = 0
+        self.forgotten = 0
+        """Number of the newest event that is not known any more."""
         self._events: deque[tuple[int, Event]] = deque()
         self._marks: deque[int] = deque()
 
@@ -90,6 +94,8 @@ class Told:
         self.count += 1
         if not isinstance(event, Standing | Undelivered):
             self._events.append((self.count, event))
+            if len(self._events) > _MOST_TOLD:
+                self.forgotten, _ = self._events.popleft()
 
     def mark(self) -> int:
         """A checkpoint includes what was told until now."""
@@ -97,7 +103,7 @@ class Told:
         if len(self._marks) > _MARKS:
             oldest = self._marks.popleft()
             while self._events and self._events[0][0] <= oldest:
-                self._events.popleft()
+                self.forgotten, _ = self._events.popleft()
         return self.count
 
     def again(self, mark: int, resume: SourceResume, waiting: Iterable[Event | Exception]) -> list[Event | Exception]:

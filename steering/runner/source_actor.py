@@ -116,13 +116,14 @@ class SourceActor:
         position = resume.position or {}
         if self.folder is None or self.folder.identity != run:
             return False
-        if self._closed or "told" not in position or self._outbox.not_kept or self._applied > resume.newest:
+        told, steered = int(position.get("told", -1)), resume.newest
+        if self._closed or told < self._told.forgotten or self._outbox.not_kept or self._applied > steered:
             await self.close()
             return False
         self._holder = holder
         old, self._events = self._events, asyncio.Queue()
         waiting = [old.get_nowait() for _ in range(old.qsize())]
-        for event in self._told.again(int(position["told"]), resume, waiting):
+        for event in self._told.again(told, resume, waiting):
             self._put(event)
         old.put_nowait(TakenOver("another runner hears of it now"))
         await self._outbox.go_on_with(predictor, 0)
