@@ -431,17 +431,3 @@ def test_a_file_that_is_no_recording_is_refused_in_words(tmp_path, content, expe
     assert len(err.strip().splitlines()) <= 3
     assert RunFolder(tmp_path / "run").summary()["status"] == "failed"
     assert expected.lower() in err.lower()
-
-
-def test_bench_faults_keeps_its_keys(tmp_path):
-    """A killed rank, a killed predictor: noticed, replaced, and everything accounted for."""
-    quick = ["--faults", "2", "--ranks", "2", "--only", "kill", "--targets", "rank-0,predictor"]
-    ran("bench_faults.py", tmp_path, *quick)
-    figures = RunFolder(tmp_path).summary()
-    assert figures["faults"]["survived"] == 2
-    assert [figures["faults"][key] for key in ("hangs", "frames_lost", "decisions_repeated", "versions_lost")] == [
-        0
-    ] * 4
-    for key in ("notice_s", "train_again_s", "predict_again_s"):
-        assert figures[key]["p50"] <= figures[key]["p99"]
-    assert (tmp_path / "faults.png").stat().st_size > 1000

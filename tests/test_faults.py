@@ -1,0 +1,71 @@
+"""The benchmarks with faults at a small size: everything goes on after each, and is accounted for."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from steering.runner import RunFolder
+from tests.command_line import ran
+
+sys.path.append(str(Path(__file__).parents[1] / "workflows"))
+
+from workflows import bench_faults, bench_soak
+
+NOTHING = ("hangs", "frames_lost", "frames_twice", "decisions_repeated", "labels_unknown", "versions_lost")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_replaced_and_a_run_without_a_scheduler_recovered_with_nothing_lost(tmp_path):
+    words = ["--faults", "2", "--ranks", "2", "--only", "kill", "--targets", "rank-0,scheduler"]
+    ran("bench_faults.py", tmp_path / "run", *words)
+    figures = RunFolder(tmp_path / "run").summary()
+    assert figures["faults"]["survived"] == 2
+    assert [figures["faults"][key] for key in NOTHING] == [0] * len(NOTHING)
+    for key in ("notice_s", "train_again_s", "predict_again_s"):
+        assert figures[key]["p50"] <= figures[key]["p99"]
+    assert figures["recover_s"]["p50"] > 0
+    both = RunFolder.create(tmp_path / "both")
+    bench_faults.main(both, ["--merge", str(tmp_path / "run"), str(tmp_path / "run")])
+    merged = both.summary()
+    assert (merged["faults"]["survived"], merged["faults"]["frames"]) == (4, 2 * figures["faults"]["frames"])
+    assert (both.path / "faults.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_soak_ends_with_figures_of_memory_and_nothing_lost(tmp_path):
+    """Its mechanism, in seconds instead of minutes: workers are killed, hold the interpreter lock, or have no network
+    where the system allows to take it away."""
+    ran(
+        "bench_soak.py",
+        tmp_path,
+        "--minutes",
+        "0.5",
+        "--every",
+        "10",
+        "--ranks",
+        "2",
+        "--only",
+        "kill,stall,cut",
+        "--no-twin",
+    )
+    figures = RunFolder(tmp_path).summary()
+    assert figures["faults"]["survived"] >= 1
+    assert [figures["faults"][key] for key in NOTHING] == [0] * len(NOTHING)
+    assert figures["memory"]["blocks"] >= 1
+    assert figures["faults"]["frames_per_s"] > 0
+    assert (tmp_path / "soak.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("words", [["--only", "kill,stopp"], ["--targets", "rank-7"]])
+def test_an_unknown_fault_is_refused_in_words(words, capsys):
+    with pytest.raises(SystemExit):
+        bench_faults.main(None, words)
+    said = capsys.readouterr().err
+    assert words[1].split(",")[-1] in said
+    assert "expected some of" in said
+
+
+def test_images_are_compared_over_the_scans_that_both_runs_have():
+    assert bench_soak.compared({"a": 0.1, "b": 0.2, "c": 9.0}, {"a": 0.1, "b": 0.1})["over"] == pytest.approx(1.5)
+    assert bench_soak.compared({}, {"a": 0.1}) == {"scans": 0}
