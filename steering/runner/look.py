@@ -58,7 +58,8 @@ class Looks:
         """
         begun = time.thread_time()
         campaign = metrics.campaign
-        gate, due = campaign.gate, campaign.outstanding
+        gate = campaign.gate
+        due = 0 if gate.closed else campaign.outstanding
         proposed = gate.proposed
         if self._rounds != (done := sum(r.steps for r in metrics.rounds[-1]) if metrics.rounds else 0):
             self._rounds, self._buffer = done, composition(metrics)

@@ -73,7 +73,7 @@ def embedded() -> dict[str, Any]:
 
 
 def _plot(name: str, **given: Any) -> figure:
-    plot = figure(name=name, toolbar_location=None, sizing_mode="scale_width", **given)
+    plot = figure(name=name, tools="", toolbar_location=None, **given)
     plot.background_fill_alpha = plot.border_fill_alpha = 0
     plot.outline_line_color = None
     plot.grid.grid_line_color, plot.grid.grid_line_alpha = INK, 0.18
@@ -91,7 +91,17 @@ def _zoomable(plot: figure, dimensions: str = "both") -> None:
 
 def _square(name: str, x: Range1d, y: Range1d) -> figure:
     """A plot of the object, its frame a square, all with the same ranges."""
-    plot = _plot(name, x_range=x, y_range=y, tools="", aspect_ratio=1, width=320, height=320, min_border=0)
+    plot = _plot(
+        name,
+        x_range=x,
+        y_range=y,
+        tools="",
+        sizing_mode="scale_width",
+        aspect_ratio=1,
+        width=320,
+        height=320,
+        min_border=0,
+    )
     plot.axis.visible = plot.grid.visible = False
     _zoomable(plot)
     plot.add_layout(
@@ -154,7 +164,9 @@ def _positions(x: Range1d, y: Range1d) -> figure:
 def _curve(name: str, time: Range1d) -> figure:
     """A figure of merit over the seconds of the run, with what has happened to the model."""
     values = Range1d(0, 0.1, name=f"range_{name}")
-    plot = _plot(name, x_range=time, y_range=values, tools="", width=640, height=230, min_border_left=52)
+    plot = _plot(
+        name, x_range=time, y_range=values, tools="", sizing_mode="stretch_width", height=230, min_border_left=52
+    )
     plot.xaxis.axis_label = "seconds since the start"
     _zoomable(plot, "width")
     drift = ColumnDataSource({"left": [], "right": []}, name=f"drift_{name}")
@@ -190,7 +202,9 @@ def _curve(name: str, time: Range1d) -> figure:
 def _buffer() -> figure:
     """What the rehearsal buffers hold, by scan, over the steps of training."""
     steps, stored = Range1d(0, 10, name="steps"), Range1d(0, 10, name="samples")
-    plot = _plot("buffer", x_range=steps, y_range=stored, tools="", width=640, height=230, min_border_left=52)
+    plot = _plot(
+        "buffer", x_range=steps, y_range=stored, tools="", sizing_mode="stretch_width", height=230, min_border_left=52
+    )
     plot.xaxis.axis_label, plot.yaxis.axis_label = "steps of training", "samples stored"
     _zoomable(plot, "width")
     source = ColumnDataSource({"xs": [], "ys": [], "colour": [], "scan": []}, name="stored")

@@ -34,8 +34,12 @@ def warnings(
     found += [("alarm", line) for line in stream_lines(streams) if line.split(":")[0] in silent]
     if state.get("drift"):
         level, expected = state.get("residual"), state.get("residual_expected")
-        numbers = "" if level is None or expected is None else f": residual {level:.3f}, {expected:.3f} expected"
-        found.append(("alarm", f"Drift: the network explains the newest frames badly{numbers}."))
+        known = level is not None and expected is not None
+        numbers = f": residual {level:.3f}, {expected:.3f} expected" if known else ""
+        words = "the network explains the newest frames badly"
+        if known and level <= expected:
+            words = "was raised and is not over yet, though the newest frames look well"
+        found.append(("alarm", f"Drift: {words}{numbers}."))
     found += [("notice", line) for line in waits if " waits: " in line or "given up" in line]
     if state.get("frames_dropped"):
         found.append(("notice", f"{state['frames_dropped']:,} frames were dropped."))

@@ -119,23 +119,24 @@ function place(name) {
     image: [made], x: [head.origin[1] - head.pixel / 2], y: [head.origin[0] - head.pixel / 2],
     dw: [nx * head.pixel], dh: [ny * head.pixel],
   };
-  const [low, high] = name === "trust" ? [0, 1] : limits(values);
+  const found = limits(values), [low, high] = name === "trust" || !found ? [0, 1] : found;
   model("colours_" + name).setv({low, high});
-  legend(name, low, high);
+  legend(name, found ? [low, high] : null);
 }
 
-function limits(values, share = 0.01) {  // from the 1 % to the 99 % quantile
+function limits(values, share = 0.01) {  // from the 1 % to the 99 % quantile; null where nothing is known
   const step = Math.max(1, Math.floor(values.length / 8192)), known = [];
   for (let i = 0; i < values.length; i += step) if (!Number.isNaN(values[i])) known.push(values[i]);
-  if (!known.length) return [0, 1];
+  if (!known.length) return null;
   known.sort((a, b) => a - b);
   const low = known[Math.floor(share * (known.length - 1))], high = known[Math.ceil((1 - share) * (known.length - 1))];
   return [low, Math.max(high, low + 1e-3)];
 }
 
-function legend(name, low, high) {
+function legend(name, found) {
   const at = $("scale-" + name);
-  if (at) at.innerHTML = `<i>${low.toFixed(2)}</i><i>${high.toFixed(2)}</i>`;
+  at.classList.toggle("nothing", !found);
+  at.innerHTML = found ? found.map((value) => `<i>${value.toFixed(2)}</i>`).join("") : "nothing yet";
 }
 
 function fit(head) {  // the whole of the scan, as a square
@@ -166,10 +167,10 @@ function frames(part, data) {
 
 function dots() {
   model("measured").data = {x: FRAMES.x, y: FRAMES.y, residual: FRAMES.residual};
-  const [low, high] = limits(FRAMES.residual);
+  const found = limits(FRAMES.residual), [low, high] = found || [0, 1];
   model("colours_positions").setv({low, high});
   model("dots").glyph.size = {value: FRAMES.x.length > 1000 ? 3.5 : 6};
-  legend("positions", low, high);
+  legend("positions", found);
 }
 
 function aims() {
@@ -198,7 +199,7 @@ function curve(name) {
   const expected = {time: [...col("expected", "time")], residual: [...col("expected", "residual")]};
   if (expected.time.length) { expected.time.push(now); expected.residual.push(expected.residual.slice(-1)[0]); }
   if (name === "residual") model("curve_expected").data = expected;
-  const values = col(name, name), high = 1.3 * Math.max(1e-6, limits([...values, ...(name === "residual" ? expected.residual : [])], 0)[1]);
+  const values = col(name, name), high = 1.3 * Math.max(1e-6, ...(limits([...values, ...(name === "residual" ? expected.residual : [])], 0) || []));
   model("curve_" + name).data = {time: col(name, "time"), [name]: values};
   span("range_" + name, 0, high);
   const marks = (kind, y, words) => {
