@@ -95,7 +95,6 @@ def _square(name: str, x: Range1d, y: Range1d) -> figure:
         name,
         x_range=x,
         y_range=y,
-        tools="",
         sizing_mode="scale_width",
         aspect_ratio=1,
         width=320,
