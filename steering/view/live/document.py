@@ -163,9 +163,7 @@ def _positions(x: Range1d, y: Range1d) -> figure:
 def _curve(name: str, time: Range1d) -> figure:
     """A figure of merit over the seconds of the run, with what has happened to the model."""
     values = Range1d(0, 0.1, name=f"range_{name}")
-    plot = _plot(
-        name, x_range=time, y_range=values, tools="", sizing_mode="stretch_width", height=230, min_border_left=52
-    )
+    plot = _plot(name, x_range=time, y_range=values, sizing_mode="stretch_width", height=230, min_border_left=52)
     plot.xaxis.axis_label = "seconds since the start"
     _zoomable(plot, "width")
     drift = ColumnDataSource({"left": [], "right": []}, name=f"drift_{name}")
@@ -201,9 +199,7 @@ def _curve(name: str, time: Range1d) -> figure:
 def _buffer() -> figure:
     """What the rehearsal buffers hold, by scan, over the steps of training."""
     steps, stored = Range1d(0, 10, name="steps"), Range1d(0, 10, name="samples")
-    plot = _plot(
-        "buffer", x_range=steps, y_range=stored, tools="", sizing_mode="stretch_width", height=230, min_border_left=52
-    )
+    plot = _plot("buffer", x_range=steps, y_range=stored, sizing_mode="stretch_width", height=230, min_border_left=52)
     plot.xaxis.axis_label, plot.yaxis.axis_label = "steps of training", "samples stored"
     _zoomable(plot, "width")
     source = ColumnDataSource({"xs": [], "ys": [], "colour": [], "scan": []}, name="stored")
