@@ -72,7 +72,7 @@ function show(f) {
   const at = f.frames_acquired === undefined ? "" : `${f.frames_acquired} ${f.frames_expected ? "of " + f.frames_expected + " " : ""}frames`;
   text("line", [f.live && f.elapsed_s ? clock(f.elapsed_s) : f.how || "", at, f.version !== undefined ? `model version ${f.version}` : "",
     f.live && f.reason ? f.reason : ""].filter(Boolean).join("  ·  "));
-  text("scan", f.scan ? `${f.scan}${f.scan_index !== undefined ? ` (number ${f.scan_index + 1}${f.scans_total ? " of " + f.scans_total : ""})` : ""}` : "");
+  text("scan", !f.scan ? (image ? image.scan : "") : `${f.scan}${f.scan_index !== undefined ? ` (number ${f.scan_index + 1}${f.scans_total ? " of " + f.scans_total : ""})` : ""}`);
   warn(f.warnings || []);
   controls(f);
   numbers(f);
