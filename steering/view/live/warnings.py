@@ -34,11 +34,11 @@ def warnings(
     found += [("alarm", line) for line in stream_lines(streams) if line.split(":")[0] in silent]
     if state.get("drift"):
         level, expected = state.get("residual"), state.get("residual_expected")
-        known = level is not None and expected is not None
-        numbers = f": residual {level:.3f}, {expected:.3f} expected" if known else ""
-        words = "the network explains the newest frames badly"
-        if known and level <= expected:
-            words = "was raised and is not over yet, though the newest frames look well"
+        words, numbers = "the network explains the newest frames badly", ""
+        if level is not None and expected is not None:
+            numbers = f": residual {level:.3f}, {expected:.3f} expected"
+            if level <= expected:
+                words = "was raised and is not over yet, though the newest frames look well"
         found.append(("alarm", f"Drift: {words}{numbers}."))
     found += [("notice", line) for line in waits if " waits: " in line or "given up" in line]
     if state.get("frames_dropped"):
