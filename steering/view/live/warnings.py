@@ -33,13 +33,7 @@ def warnings(
     silent = troubled(streams) if state.get("status") == "running" else ()
     found += [("alarm", line) for line in stream_lines(streams) if line.split(":")[0] in silent]
     if state.get("drift"):
-        level, expected = state.get("residual"), state.get("residual_expected")
-        words, numbers = "the network explains the newest frames badly", ""
-        if level is not None and expected is not None:
-            numbers = f": residual {level:.3f}, {expected:.3f} expected"
-            if level <= expected:
-                words = "was raised and is not over yet, though the newest frames look well"
-        found.append(("alarm", f"Drift: {words}{numbers}."))
+        found.append(("alarm", _drift(state.get("residual"), state.get("residual_expected"))))
     found += [("notice", line) for line in waits if " waits: " in line or "given up" in line]
     if state.get("frames_dropped"):
         found.append(("notice", f"{state['frames_dropped']:,} frames were dropped."))
@@ -50,3 +44,11 @@ def warnings(
     if state.get("paused"):
         found.append(("notice", "Paused: nothing more is decided until you resume."))
     return [{"kind": kind, "text": text} for kind, text in found]
+
+
+def _drift(level: float | None, expected: float | None) -> str:
+    badly = "Drift: the network explains the newest frames badly"
+    if level is None or expected is None:
+        return f"{badly}."
+    words = badly if level > expected else "Drift was raised and is not over yet, though the newest frames look well"
+    return f"{words}: residual {level:.3f}, {expected:.3f} expected."
