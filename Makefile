@@ -28,7 +28,7 @@ export JUPYTER_CONFIG_DIR := $(KEPT)/jupyter/config
 export JUPYTER_DATA_DIR := $(KEPT)/jupyter/data
 export JUPYTER_RUNTIME_DIR := $(KEPT)/jupyter/runtime
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
+unexport PYTHONPATH PYTHONHOME JUPYTER_PATH PYTHONDONTWRITEBYTECODE
 
 MAKEFLAGS += --no-print-directory
 .PHONY: help demo test test-fast lint docs clean

@@ -86,12 +86,12 @@ def told(tmp_path):
 
 
 def test_a_job_that_is_gone_is_followed_by_another(queue, jobs, tmp_path):
-    jobs._look()
+    jobs.look()
     assert told(tmp_path)["trainer"]["worker"]
     lost = told(tmp_path)["trainer"]["job"]
     del queue.states[lost]
-    jobs._look()
-    jobs._look()
+    jobs.look()
+    jobs.look()
     assert told(tmp_path)["trainer"]["job"] not in (lost, told(tmp_path)["inference"]["job"])
     assert sorted(queue.worker_spec) == ["inference-0", "trainer-0.1"]
     assert len(queue.states) == 2
@@ -100,16 +100,16 @@ def test_a_job_that_is_gone_is_followed_by_another(queue, jobs, tmp_path):
 def test_a_successor_comes_beside_a_job_that_nears_its_end(queue, jobs, tmp_path):
     old = told(tmp_path)["inference"]["job"]
     queue.run(old, ends=time.time() + 3600)
-    jobs._look()
+    jobs.look()
     assert told(tmp_path)["inference"]["job"] == old
     queue.run(old, ends=time.time() + 100)
     for _ in range(3):
-        jobs._look()  # only one, however often one looks
+        jobs.look()  # only one, however often one looks
     assert told(tmp_path)["inference"]["job"] != old
     assert old in queue.states
     assert len(queue.states) == 3
     del queue.states[old]
-    jobs._look()
+    jobs.look()
     assert sorted(queue.worker_spec) == ["inference-0.1", "trainer-0"]
 
 
@@ -117,20 +117,20 @@ def nearing(queue, jobs, tmp_path, seconds):
     """The rank's job ends in so many seconds, and its successor is due."""
     old = told(tmp_path)["trainer"]["job"]
     queue.run(old, ends=time.time() + 3600)
-    jobs._look()
+    jobs.look()
     queue.run(old, ends=time.time() + seconds)
-    jobs._look()
+    jobs.look()
 
 
 def test_roles_are_laid_down_once_and_only_when_the_successor_is_there(queue, jobs, tmp_path):
     queue.silent = ("trainer-0.1",)
     nearing(queue, jobs, tmp_path, 100)
-    jobs._look()
+    jobs.look()
     assert queue.laid_down == []
     assert queue.awaited == ["trainer"]
     queue.silent = ()
-    jobs._look()
-    jobs._look()
+    jobs.look()
+    jobs.look()
     assert queue.laid_down == [["trainer-0"]]
     assert queue.awaited == []
 
@@ -138,30 +138,30 @@ def test_roles_are_laid_down_once_and_only_when_the_successor_is_there(queue, jo
 def test_a_role_is_laid_down_near_the_end_though_the_successor_waits(queue, jobs, tmp_path):
     queue.silent = ("trainer-0.1",)
     nearing(queue, jobs, tmp_path, 15)
-    jobs._look()
+    jobs.look()
     assert queue.laid_down == [["trainer-0"]]
 
 
 def test_where_no_successor_can_be_submitted_the_job_goes_on(queue, jobs, tmp_path):
-    jobs._look()
+    jobs.look()
     queue.refuses = True
     nearing(queue, jobs, tmp_path, 100)
-    jobs._look()
+    jobs.look()
     assert queue.laid_down == []
 
 
 def test_a_refusal_in_the_middle_of_a_run_is_tried_again(queue, jobs, tmp_path, caplog):
-    jobs._look()
+    jobs.look()
     lost = told(tmp_path)["trainer"]["job"]
     del queue.states[lost]
     queue.refuses = True
-    jobs._look()
+    jobs.look()
     assert "found a job that slurm refuses: sbatch: error: the queue is full; it is tried again in 30 s" in caplog.text
     queue.refuses = False
-    jobs._look()
+    jobs.look()
     assert told(tmp_path)["trainer"]["job"] == lost
     jobs._not_before = 0.0
-    jobs._look()
+    jobs.look()
     assert told(tmp_path)["trainer"]["job"] != lost
     assert len(queue.states) == 2
 
@@ -169,7 +169,7 @@ def test_a_refusal_in_the_middle_of_a_run_is_tried_again(queue, jobs, tmp_path, 
 def test_a_batch_system_that_does_not_answer_says_nothing_of_the_jobs(queue, jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(watched, "slurm_states", lambda asked: None)
     before = dict(queue.states)
-    jobs._look()
+    jobs.look()
     assert queue.states == before
 
 
@@ -179,7 +179,7 @@ def test_a_place_whose_workers_never_come_is_given_up_and_said(queue, jobs, tmp_
         queue.states.pop(told(tmp_path)["trainer"]["job"], None)
         (tmp_path / "jobs").mkdir(exist_ok=True)
         (tmp_path / "jobs" / f"steering-trainer-{queue.number}.err").write_text(f"no such python {number}\n")
-        jobs._look()
+        jobs.look()
     assert queue.number == 4  # two at first, and two more trainers
     [said] = json.loads((tmp_path / "jobs.json").read_text())["given_up"]
     assert "found 3 jobs of trainer in a row" in said

@@ -95,11 +95,13 @@ class Jobs:
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_S):
             try:
-                self._look()
+                self.look()
             except Exception:  # the run does not end because its jobs cannot be looked at now
                 logger.exception("looking at the jobs failed; it is tried again")
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Ask once how the jobs stand, and submit others for those that are over or near their end. A thread of this
+        object does so again and again."""
         now, names = time.time(), {str(worker["name"]) for worker in workers_of(self._client).values()}
         self._places = [
             replace(place, came=place.came or any(_of(place, name) for name in names)) for place in self._places
