@@ -22,11 +22,7 @@ from steering.clusters import existing, local
 from steering.runner import RunFolder, attach, start
 from tests.test_runner import experiment
 
-pytestmark = [
-    pytest.mark.slow,
-    # What a scheduler in this process says of keys that a client has just let go must not end that client's connection.
-    pytest.mark.filterwarnings("ignore:Client .* desires key:UserWarning"),
-]
+pytestmark = pytest.mark.slow
 DASK = [sys.executable, "-m", "dask"]
 WORKERS = ("trainer=1", "trainer=1", "inference=1", "source=1 label=1 runner=1")
 
