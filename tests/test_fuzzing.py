@@ -14,8 +14,8 @@ from workflows import fuzz_readers
 @pytest.mark.parametrize("reader", fuzz_readers.READERS)
 def test_bad_inputs_end_in_clear_errors(reader, tmp_path):
     """In the full run 10,000: steering run workflows/fuzz_readers.py."""
-    outcome = fuzz_readers.fuzz(reader, 500, tmp_path / "inputs", seed=1)
+    outcome = fuzz_readers.fuzz(reader, 150, tmp_path / "inputs", seed=1)
     assert outcome.findings == []
-    assert outcome.read + sum(outcome.refused.values()) == 500
-    assert sum(outcome.refused.values()) > 50, "the inputs are bad ones"
+    assert outcome.read + sum(outcome.refused.values()) == 150
+    assert sum(outcome.refused.values()) > 15, "the inputs are bad ones"
     assert outcome.memory_mib < 256
