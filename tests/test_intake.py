@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steering.campaign import FrameSetAside, PredictionReady
-from steering.inference.intake import validate
+from steering.inference.intake import ArrivedFrames, make_batch, validate
 from steering.records import Geometry, make_chunk
 from tests.test_inference import CANVAS, GEOMETRY, WINDOW, chunks, predictor
 
@@ -27,7 +27,7 @@ def good(n=1, seed=0):
 
 def validated(chunk, known=(), mask=None):
     mask = np.zeros((WINDOW, WINDOW), bool) if mask is None else mask
-    return validate(chunk, known=dict.fromkeys(known, 0), mask=mask, canvas=CANVAS)
+    return validate(ArrivedFrames.of(chunk, 0.0), known=dict.fromkeys(known, 0), mask=mask, canvas=CANVAS)
 
 
 @pytest.mark.parametrize("reason", BAD)
@@ -58,6 +58,40 @@ def test_counts_that_are_none_are_set_aside(value):
     chunk = chunk_of(counts, [1, 2])
     chunk["counts"].values[0, 3, 3] = value  # no source makes such a chunk; one from elsewhere may hold it
     assert validated(chunk)[1] == {"counts that are negative or not finite": (1,)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_chunks_that_wait_together_are_validated_as_one_after_the_other(seed):
+    """Whatever is wrong with some of them: ids again, bad counts, other masks, other dtypes, positions outside."""
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        taken = []
+        for number in range(rng.integers(1, 5)):
+            counts = good(n := int(rng.integers(1, 4)), int(rng.integers(1000)))
+            fault = rng.integers(8)
+            if fault < 2:
+                list(BAD.values())[fault](counts[0])
+            mask = np.zeros(counts.shape[1:], bool)
+            mask[3, :4] = fault == 2
+            ids = np.arange(n) + (0 if fault == 3 else 10 * number)
+            where = rng.uniform(-5, 5, (n, 2)) + 500 * (fault == 4)
+            geometry = Geometry(shape=GEOMETRY.shape, mask=mask if mask.any() else None)
+            taken.append((chunk_of(counts.astype(np.float32) if fault == 5 else counts, ids, where, geometry), number))
+        known, mask = {0: 0} if rng.integers(2) else {}, np.zeros((WINDOW, WINDOW), bool)
+        batch, masked, aside = make_batch(taken, known=known, mask=mask, canvas=CANVAS)
+        rows, refused = [], {}
+        for one in taken:
+            found, mask, said = make_batch([one], known=known, mask=mask, canvas=CANVAS)
+            for reason, frames in said.items():
+                refused[reason] = refused.get(reason, ()) + frames
+            if found is not None:
+                rows.append(found)
+                known |= dict.fromkeys(found.frame_id.tolist(), 0)
+        assert aside == refused
+        np.testing.assert_array_equal(masked, mask)
+        assert (batch is None) == (not rows)
+        for name in ("frame_id", "counts", "position", "arrived") if rows else ():
+            np.testing.assert_array_equal(getattr(batch, name), np.concatenate([getattr(row, name) for row in rows]))
 
 
 @pytest.mark.parametrize("level", [1, 3, 30])

@@ -126,24 +126,60 @@ def make_batch(
     """
     parts, aside = [], dict[str, tuple[int, ...]]()
     had = _Either(known, set())
-    for chunk, arrived in taken:
-        keep, refused = validate(chunk, known=had, mask=mask, canvas=canvas)
+    for frames in _together([ArrivedFrames.of(chunk, arrived) for chunk, arrived in taken], mask):
+        keep, refused = validate(frames, known=had, mask=mask, canvas=canvas)
         for reason, ids in refused.items():
             aside[reason] = aside.get(reason, ()) + ids
         if keep.any():
-            mask = mask | mask_of(chunk, keep)
-            parts.append((chunk, keep, arrived))
-            had.new.update(chunk.variables["frame"].values[keep].tolist())
+            mask = mask | mask_of(frames, keep)
+            parts.append((frames, keep))
+            had.new.update(frames.frame_id[keep].tolist())
     if not parts:
         return None, mask, aside
-    batch = Batch(
-        frame_id=np.concatenate([chunk.variables["frame"].values[keep] for chunk, keep, _ in parts]),
-        counts=np.concatenate([chunk.variables["counts"].values[keep] for chunk, keep, _ in parts]),
-        position=np.concatenate([positions_px(chunk)[keep] for chunk, keep, _ in parts]),
-        acquired=np.concatenate([np.full(keep.sum(), _acquired(chunk)) for chunk, keep, _ in parts]),
-        arrived=np.concatenate([np.full(keep.sum(), arrived) for _, keep, arrived in parts]),
+    columns = {
+        name: np.concatenate([getattr(frames, name)[keep] for frames, keep in parts])
+        for name in ("frame_id", "counts", "position", "acquired", "arrived")
+    }
+    return Batch(**columns), mask, aside
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArrivedFrames(Batch):
+    """Frames as they come, in a chunk or in several."""
+
+    mask: NDArray[np.bool_]
+    """(y, x), True = do not use."""
+
+    @classmethod
+    def of(cls, chunk: xr.Dataset, arrived: float) -> ArrivedFrames:
+        """Those of a chunk; each of its fields is read once, since that takes as long as using it."""
+        said = chunk.variables
+        ids = said["frame"].values
+        return cls(
+            frame_id=ids,
+            counts=said["counts"].values,
+            position=positions_px(chunk),
+            acquired=np.full(len(ids), _acquired(chunk)),
+            arrived=np.full(len(ids), arrived),
+            mask=said["mask"].values,
+        )
+
+
+def _together(parts: list[ArrivedFrames], mask: NDArray[np.bool_]) -> list[ArrivedFrames]:
+    """The frames of all chunks as those of one, where they are alike, no id comes twice and no pixel is newly bad: to
+    look at them one by one would find the same, and take as many times as long. Else the chunks as they are."""
+    ids = np.concatenate([part.frame_id for part in parts])
+    alike = all(
+        part.counts.shape[1:] == mask.shape
+        and part.counts.dtype == parts[0].counts.dtype
+        and not (part.mask & ~mask).any()
+        for part in parts
     )
-    return batch, mask, aside
+    if len(parts) == 1 or not alike or len(set(ids.tolist())) < len(ids):
+        return parts
+    names = ("counts", "position", "acquired", "arrived")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return [ArrivedFrames(frame_id=ids, mask=parts[0].mask, **columns)]
 
 
 @dataclass(frozen=True)
@@ -172,14 +208,14 @@ def _acquired(chunk: xr.Dataset) -> float:
 
 
 def validate(
-    chunk: xr.Dataset, *, known: Container[int], mask: NDArray[np.bool_], canvas: Canvas
+    frames: ArrivedFrames, *, known: Container[int], mask: NDArray[np.bool_], canvas: Canvas
 ) -> tuple[NDArray[np.bool_], dict[str, tuple[int, ...]]]:
-    """Which frames of a chunk can be used, (n,), and the ids of the others by reason.
+    """Which frames can be used, (n,), and the ids of the others by reason.
 
-    known: ids that the scan has already. mask: bad pixels (y, x) before this chunk. canvas: where their windows have to
-    lie.
+    known: ids that the scan has already. mask: bad pixels (y, x) before these frames. canvas: where their windows have
+    to lie.
     """
-    counts, ids = chunk.variables["counts"].values, chunk.variables["frame"].values
+    counts, ids = frames.counts, frames.frame_id
     if counts.shape[1:] != mask.shape:
         said = f"frames of {counts.shape[1]} x {counts.shape[2]} pixels, expected {mask.shape[0]} x {mask.shape[1]}"
         return np.zeros(len(ids), bool), {said: tuple(ids.tolist())}
@@ -201,7 +237,7 @@ def validate(
         "counts that are negative or not finite": unusable,
         "no counts at all": highest == 0,
         "saturated": high & (at_the_top > SATURATED_SHARE * good.shape[1]),
-        "a position outside the field": _outside(positions_px(chunk), canvas, len(mask)),
+        "a position outside the field": _outside(frames.position, canvas, len(mask)),
     }
     keep = np.ones(len(ids), bool)
     aside: dict[str, tuple[int, ...]] = {}
@@ -212,9 +248,9 @@ def validate(
     return keep, aside
 
 
-def mask_of(chunk: xr.Dataset, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The chunk's mask (y, x) without what only frames that are set aside have brought into it."""
-    mask, counts = chunk.variables["mask"].values, chunk.variables["counts"].values
+def mask_of(frames: ArrivedFrames, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Their mask (y, x) without what only frames that are set aside have brought into it."""
+    mask, counts = frames.mask, frames.counts
     if keep.all() or counts.dtype.kind != "u":
         return mask
     top = counts == np.iinfo(counts.dtype).max
