@@ -103,22 +103,23 @@ def test_the_campaign_goes_on_when_a_rank_is_killed(tmp_path):
         assert folder.objects()["brick"].attrs["refinement"] == "as time allowed while the scan was measured"
 
 
-def test_pause_resume_and_stop(two_ranks, tmp_path):
+def test_pause_resume_and_stop(tmp_path):
     """A paused campaign asks for no further positions; a stop ends the run well, with what there is."""
     folder = RunFolder.create(tmp_path / "run")
-    parts = experiment(frames=5000)
-    run = start(Experiment(**{**vars(parts), "ranks": 1}), two_ranks, folder)
-    wait_for(folder, "PredictionReady", run)
-    run.command("pause")
-    wait_for(folder, "Command", run)
-    acquired = -1
-    while acquired != (acquired := run.snapshot()["frames_acquired"]):
-        time.sleep(1.0)  # what was asked for before the pause is still measured
-    run.command("resume")
-    while run.snapshot()["frames_acquired"] <= acquired:
-        time.sleep(0.1)
-    run.command("stop")
-    figures = run.result()
+    with local(ranks=1) as client:
+        parts = experiment(frames=5000)
+        run = start(Experiment(**{**vars(parts), "ranks": 1}), client, folder)
+        wait_for(folder, "PredictionReady", run)
+        run.command("pause")
+        wait_for(folder, "Command", run)
+        acquired = -1
+        while acquired != (acquired := run.snapshot()["frames_acquired"]):
+            time.sleep(1.0)  # what was asked for before the pause is still measured
+        run.command("resume")
+        while run.snapshot()["frames_acquired"] <= acquired:
+            time.sleep(0.1)
+        run.command("stop")
+        figures = run.result()
     assert acquired < figures["frames_acquired"] < 5000
     assert figures["frames_predicted"] == figures["frames_acquired"]
 
@@ -131,30 +132,31 @@ def word_from_elsewhere(name, folder):
     return done.stdout
 
 
-def test_a_person_takes_part_from_another_process(two_ranks, tmp_path):
+def test_a_person_takes_part_from_another_process(tmp_path):
     """Decisions wait for a word, limits hold, an older model comes back, and the run ends when it is told to."""
     folder = RunFolder.create(tmp_path / "run")
     limits = Limits(area=Field(-1e-7, 1e-7, -1.0, 1.0))  # 100 nm up and down of a field of 280 nm
-    parts = experiment(frames=5000, approval_s=300.0, unanswered="veto", limits=limits)
-    run = start(Experiment(**{**vars(parts), "ranks": 1}), two_ranks, folder)
-    wait_for(folder, "DecisionProposed", run)
-    assert told(folder, "DecisionLimited")[0]["reason"] == "outside the allowed area"
-    assert any("approve or veto" in line for line in status_lines(folder))
-    assert "positions" in said("veto", folder.path)[0]
-    while len(told(folder, "DecisionProposed")) < 2:
-        time.sleep(0.05)
-    assert not told(folder, "ChunkArrived")  # vetoed: nothing was measured
-    while not any(event["version"] for event in told(folder, "ModelPublished")):
-        waits = any("approve or veto" in line for line in status_lines(folder))
-        if waits and run.snapshot()["frames_acquired"] < 100:  # of some 350: the scan goes on
-            run.command("approve")
-        time.sleep(0.05)
-    said("pause", folder.path)
-    assert "expected one of" in said("rollback", folder.path, "--version", 99, code=1)[1]
-    assert said("rollback", folder.path)[1] == ""
-    wait_for(folder, "RolledBack", run)
-    assert word_from_elsewhere("stop", folder)
-    figures = run.result()
+    with local(ranks=1) as client:
+        parts = experiment(frames=5000, approval_s=300.0, unanswered="veto", limits=limits)
+        run = start(Experiment(**{**vars(parts), "ranks": 1}), client, folder)
+        wait_for(folder, "DecisionProposed", run)
+        assert told(folder, "DecisionLimited")[0]["reason"] == "outside the allowed area"
+        assert any("approve or veto" in line for line in status_lines(folder))
+        assert "positions" in said("veto", folder.path)[0]
+        while len(told(folder, "DecisionProposed")) < 2:
+            time.sleep(0.05)
+        assert not told(folder, "ChunkArrived")  # vetoed: nothing was measured
+        while not any(event["version"] for event in told(folder, "ModelPublished")):
+            waits = any("approve or veto" in line for line in status_lines(folder))
+            if waits and run.snapshot()["frames_acquired"] < 100:  # of some 350: the scan goes on
+                run.command("approve")
+            time.sleep(0.05)
+        said("pause", folder.path)
+        assert "expected one of" in said("rollback", folder.path, "--version", 99, code=1)[1]
+        assert said("rollback", folder.path)[1] == ""
+        wait_for(folder, "RolledBack", run)
+        assert word_from_elsewhere("stop", folder)
+        figures = run.result()
     folder.end("finished")
     assert np.abs(folder.objects()["brick"]["position_y"]).max() <= 1.0001e-7
     assert figures["frames_predicted"] == figures["frames_acquired"] > 0
