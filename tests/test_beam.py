@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steering.sources.beam import NO_BEAM, Beam, BeamSettings
+from steering.sources.beam import NO_BEAM, Beam, BeamSettings, Order
 from steering.sources.join import Joiner
 from steering.sources.streams import FRAMES, Companion, Joined
 
@@ -23,28 +23,55 @@ def joined(counts, y, x, monitor=1.0) -> Joined:
     return Joined(0, 0, (counts, 0.0), values, 0.0, {})
 
 
+def order(positions, dwell=None, *, stop=False) -> Order:
+    return Order(np.array(positions, float).reshape(-1, 2), dwell, stop)
+
+
 def test_what_is_missed_is_asked_for_again_where_it_was_decided():
     beam = judging(least_counts=50)
-    asked = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
-    beam.ask(asked, np.array([0.1, 0.2, 0.3]))
+    asked = order([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]], np.array([0.1, 0.2, 0.3]))
+    assert beam.ask(asked) == [asked]
     assert beam.judge(joined(LIGHT, 0.01, 0.0)) == ""
     assert beam.judge(joined(DARK, 1.02, 0.0)) == NO_BEAM
     assert beam.judge(joined(DARK, 1.98, 0.0)) == NO_BEAM
-    assert len(beam.due(0.0, outstanding=1)[0]) == 0  # what is asked for will tell
-    positions, dwell = beam.due(0.0, outstanding=0)
-    np.testing.assert_array_equal(positions, asked[1:2])
-    np.testing.assert_array_equal(dwell, [0.2])
+    assert beam.due(0.0, outstanding=1) == []  # what is asked for will tell
+    [again] = beam.due(0.0, outstanding=0)
+    np.testing.assert_array_equal(again.positions, asked.positions[1:2])
+    np.testing.assert_array_equal(again.dwell, [0.2])
     assert beam.judge(joined(DARK, 1.0, 0.0)) == NO_BEAM
-    assert len(beam.due(1.0, outstanding=0)[0]) == 0
-    assert len(beam.due(2.0, outstanding=0)[0]) == 1
+    assert beam.due(1.0, outstanding=0) == []
+    assert len(beam.due(2.0, outstanding=0)) == 1
     assert beam.judge(joined(LIGHT, 2.0, 0.0)) == ""
-    np.testing.assert_array_equal(beam.due(2.1, outstanding=0)[0], asked[1:2])
+    [again] = beam.due(2.1, outstanding=0)
+    np.testing.assert_array_equal(again.positions, asked.positions[1:2])
     assert (beam.missed, beam.again) == (0, 3)
+
+
+def test_the_end_of_a_scan_waits_for_what_was_missed_and_later_orders_for_it():
+    beam = judging(least_counts=50)
+    [first] = beam.ask(order([[1.0, 0.0]], stop=True))
+    assert not first.stop
+    assert beam.ask(order([[2.0, 0.0]], stop=True)) == []
+    assert beam.judge(joined(DARK, 1.0, 0.0)) == NO_BEAM
+    [again] = beam.due(0.0, outstanding=0)
+    assert not again.stop
+    assert beam.due(0.1, outstanding=1) == []
+    assert beam.judge(joined(LIGHT, 1.0, 0.0)) == ""
+    stop, then = beam.due(0.2, outstanding=0)
+    assert stop.stop
+    assert not len(stop.positions)
+    assert then.positions.tolist() == [[2.0, 0.0]]
+    assert not then.stop
+    beam.judge(joined(LIGHT, 2.0, 0.0))
+    assert [one.stop for one in beam.due(0.3, outstanding=0)] == [True]
+    unwatched = Beam(BeamSettings(), positions="positions", monitor=None, steered=True)
+    asked = order([[1.0, 0.0]], stop=True)
+    assert unwatched.ask(asked) == [asked]
 
 
 def test_a_monitor_decides_where_it_is_asked_and_a_scan_that_is_over_gives_up():
     beam = judging(least_monitor=0.5)
-    beam.ask(np.array([[0.0, 0.0]]), None)
+    beam.ask(order([[0.0, 0.0]]))
     assert beam.judge(joined(DARK, 0.0, 0.0)) == ""  # an absorber, say
     assert beam.judge(joined(LIGHT, 0.0, 0.0, monitor=0.4)) == NO_BEAM
     beam.scan_over()

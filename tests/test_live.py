@@ -98,3 +98,17 @@ def test_the_benchmark_of_ingest_runs_and_keeps_its_keys(tmp_path):
         assert part["latency_ms"]["p50"] <= part["latency_ms"]["p99"]
     assert figures["overload"]["exact"]
     assert (out / "ingest.png").stat().st_size > 5000
+
+
+def test_errors_over_a_protocol_are_held_against_the_range_of_the_embedded_runs():
+    from bench_protocols import compared
+
+    def run(kind: str, number: int, error: float) -> dict:
+        errors = {"1.own_end": error, "1.run_end": error}
+        return {"kind": kind, "number": number, "phase_error": errors, "lost": number, "steered_apart_nm": 0.0}
+
+    runs = [run("embedded", 0, 0.2), run("embedded", 1, 0.25), run("pva", 0, 0.274), run("pva", 1, 0.276)]
+    found = compared(runs)
+    assert found["embedded"]["1.run_end"] == [0.2, 0.25]
+    assert found["pva"]["outside"] == {"1.own_end of run 1": 0.276, "1.run_end of run 1": 0.276}
+    assert found["pva"]["lost"] == 1

@@ -99,9 +99,7 @@ def test_what_was_measured_without_the_beam_is_set_aside_and_measured_again(tmp_
     consumer = Consumer(live(served, beam=BeamSettings(least_counts=COUNTS.sum((1, 2)).min() / 2, again_s=0.05)))
     beamline = Beamline(served, 200, dark=range(30, 63))
     dwell = np.linspace(0.1, 0.2, 60)
-    consumer.live.apply(Decision(positions=WHERE[:60], reasons=("test",) * 60, dwell=dwell))
-    consumer.until(60)
-    consumer.live.apply(Decision(positions=WHERE[:0], reasons=("over",), stop=True))
+    consumer.live.apply(Decision(positions=WHERE[:60], reasons=("test",) * 60, dwell=dwell, stop=True))
     consumer.over()
     served.close()
     assert consumer.error is None

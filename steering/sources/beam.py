@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,17 @@ NO_BEAM = "without beam"
 """The reason for which such frames are set aside."""
 _ASKED = 4096
 """Positions that are remembered."""
+
+
+class Order(NamedTuple):
+    """What is asked of a beamline."""
+
+    positions: NDArray[np.float64]
+    """(n, 2)"""
+    dwell: NDArray[np.float64] | None
+    """(n,) seconds."""
+    stop: bool
+    """The scan is over after them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +62,12 @@ class Beam:
                 f"found least_monitor={settings.least_monitor:g} and no monitor, expected its stream as well"
             )
         self.settings, self._positions, self._monitor = settings, positions, monitor
-        self._remembers = steered and (settings.least_counts > 0 or settings.least_monitor is not None)
+        self._watches = steered and (settings.least_counts > 0 or settings.least_monitor is not None)
         self._asked: deque[tuple[float, float, float]] = deque(maxlen=_ASKED)
         """y, x, dwell (NaN: none)."""
         self._missed: list[tuple[float, float, float]] = []
+        self._held: list[Order] = []
+        """The end of the scan, and what came after it."""
         self._tried = -np.inf
         self.there = True
         """As the newest frame says."""
@@ -67,11 +81,20 @@ class Beam:
         """Positions that are to be measured again."""
         return len(self._missed)
 
-    def ask(self, positions: NDArray[np.float64], dwell: NDArray[np.float64] | None) -> None:
-        """Positions (n, 2) are asked for."""
-        if self._remembers:
-            seconds = np.full(len(positions), np.nan) if dwell is None else dwell
-            self._asked += [(y, x, s) for (y, x), s in zip(positions.tolist(), seconds.tolist(), strict=True)]
+    def ask(self, order: Order) -> list[Order]:
+        """What is asked of the beamline for this order now: the end of a scan waits until all that was missed of it is
+        measured, and so does what is asked for after it."""
+        if not self._watches:
+            return [order]
+        if self._held:
+            self._held.append(order)
+            return []
+        seconds = np.full(len(order.positions), np.nan) if order.dwell is None else order.dwell
+        self._asked += [(y, x, s) for (y, x), s in zip(order.positions.tolist(), seconds.tolist(), strict=True)]
+        if not order.stop:
+            return [order]
+        self._held = [Order(order.positions[:0], None, True)]
+        return [order._replace(stop=False)] if len(order.positions) else []
 
     def judge(self, joined: Joined) -> str:
         """Why a frame is set aside, empty where it is not."""
@@ -83,20 +106,21 @@ class Beam:
             self._missed.append(min(self._asked, key=lambda one: (one[0] - y) ** 2 + (one[1] - x) ** 2))
         return NO_BEAM
 
-    def due(self, now: float, outstanding: int) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Positions (n, 2) to be asked for once more now, and their dwell (n,), where they had one.
-
-        outstanding: positions that were asked for and are not known to be measured.
-        """
+    def due(self, now: float, outstanding: int) -> list[Order]:
+        """What is to be asked for now. outstanding: positions that were asked for and are not known to be measured."""
         count = 0
         if self.there:
             count = len(self._missed)
         elif self._missed and not outstanding and now - self._tried >= self.settings.again_s:
             count, self._tried = 1, now
-        taken, self._missed = np.array(self._missed[:count]).reshape(-1, 3), self._missed[count:]
-        self.again += count
-        dwell = taken[:, 2]
-        return taken[:, :2], None if np.isnan(dwell).any() else dwell
+        if count:
+            taken, self._missed = np.array(self._missed[:count]), self._missed[count:]
+            self.again += count
+            return [Order(taken[:, :2], None if np.isnan(taken[:, 2]).any() else taken[:, 2], False)]
+        if not self._held or self._missed or outstanding:
+            return []
+        (stop, *later), self._held = self._held, []
+        return [stop, *(each for order in later for each in self.ask(order))]
 
     def scan_over(self) -> None:
         """What is missed of a scan is not measured in the next one."""

@@ -102,6 +102,7 @@ def _close_when_quiet(source: LiveSource, newest: list[float], over: threading.E
         quiet, frames = time.monotonic() - newest[0], source.streams.get(FRAMES, {})
         # What it says of itself may be half a second old.
         all_known = source.plan.motion is not None and not frames.get("outstanding") and not frames.get("waiting")
-        if frames.get("received") and (quiet > _QUIET_S or (all_known and quiet > _SETTLED_S)):
+        away = frames.get("to_measure_again")  # the beam, which is waited for
+        if frames.get("received") and not away and (quiet > _QUIET_S or (all_known and quiet > _SETTLED_S)):
             source.close()
             return

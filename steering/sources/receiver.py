@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.bad_pixels import BadPixels
-from steering.sources.beam import Beam
+from steering.sources.beam import Beam, Order
 from steering.sources.expectation import Expectation
 from steering.sources.join import NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion
@@ -134,7 +134,7 @@ class Receiver:
             taken = self._joiner.take(self.plan.chunk_frames)
             self._turn.notify_all()
             self._look_for_silence(now)
-            self._measure_again(now)
+            self._ask(self._beam.due(now, self._expectation.outstanding(self._known())))
         for scan in dict.fromkeys(one.scan for one in taken):
             mine = [one for one in taken if one.scan == scan]
             self._connection.send(("frames", self._batch(scan, mine)))
@@ -278,9 +278,7 @@ class Receiver:
                         self._turn.notify_all()
                 else:
                     with self._turn:
-                        self._expectation.ask(len(order[1]), time.monotonic())
-                        self._beam.ask(order[1], order[2])
-                    self._orders.put(order)
+                        self._ask(self._beam.ask(Order(*order[1:])))
         except (EOFError, OSError):
             with self._turn:  # the source is gone: put the motors back, and leave
                 self._closing = True
@@ -320,11 +318,10 @@ class Receiver:
                 FRAMES,
             )
 
-    def _measure_again(self, now: float) -> None:
-        positions, dwell = self._beam.due(now, self._expectation.outstanding(self._known()))
-        if len(positions):
-            self._expectation.ask(len(positions), now)
-            self._orders.put(("measure", positions, dwell, False))
+    def _ask(self, orders: Sequence[Order]) -> None:
+        for order in orders:
+            self._expectation.ask(len(order.positions), time.monotonic())
+            self._orders.put(("measure", *order))
 
     def _known(self) -> int:
         """Frames that came, each once, or are lost."""
