@@ -25,10 +25,15 @@ def test_a_probe_is_begun_from_the_first_frames_of_a_live_scan(tmp_path):
     here = beamline(60)
     arguments = ("--protocol", "dectris", "--samples", "1", "--frames", "200", "--frame-rate", "200", "--drop", "0.05")
     with served(tmp_path, *arguments) as addresses:
-        recording, _ = begun(live(addresses, here, join={"wait_s": 0.5}), frames=40)
-        turned = live(addresses, here, join={"wait_s": 0.5}, orientation="rot90")  # as another detector is mounted
+        source = live(addresses, here, join={"wait_s": 0.5})
+        recording, _ = begun(source, frames=40)
+        assert source.began.name == "gravel"
+        turned = live(
+            addresses, here, join={"wait_s": 0.5}, orientation="rot90", going_on=source.began
+        )  # as another detector is mounted
         _, orientation = begun(turned, probe=here.probe, orientation="auto", frames=40)
     assert orientation == "rot270"
+    assert turned.began.name == "gravel"  # which stream2 says once only
     assert 32 <= len(recording.counts) <= 40
     assert "begun with a beam of" in recording.notes[-1]
     assert recording.probe.shape == here.probe.shape

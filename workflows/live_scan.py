@@ -38,7 +38,7 @@ from steering.sources.beam import BeamSettings
 from steering.sources.correction import add_correction, given_correction
 from steering.sources.first_frames import begun
 from steering.sources.look import look
-from steering.sources.streams import WHEN_SLOW
+from steering.sources.streams import WHEN_SLOW, Began
 
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster}
 EV_METRES = 1.23984198e-6  # wavelength times photon energy
@@ -51,9 +51,10 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         dry_run(options)
         return
     probe = None if options.probe is None else given_probe(options.probe, options.window)
+    before = None
     if probe is None or options.orientation == "auto":
-        probe, options.orientation = begun_with(options, probe, folder.path / "begun.npz")
-    source = made(options, probe)
+        probe, options.orientation, before = begun_with(options, probe, folder.path / "begun.npz")
+    source = made(options, probe, before)
     patch = options.window // 8 * 5
     experiment = Experiment(
         source=source,
@@ -118,8 +119,8 @@ def candidates(options: argparse.Namespace) -> NDArray[np.float64]:
     return grid * (1.0 if options.energy is None else 1e-6)
 
 
-def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSource:
-    """A source for the streams of the options; it is opened once."""
+def made(options: argparse.Namespace, probe: NDArray[np.complex64], before: Began | None = None) -> LiveSource:
+    """A source for the streams of the options; it is opened once. before: how the scan began that goes on."""
     return LiveSource(
         streams_at(options.source, options.positions, options.motion, options.monitor),
         window=Window(
@@ -140,6 +141,7 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSourc
             beam=BeamSettings(least_counts=options.least_counts, least_monitor=options.least_monitor),
             scans=options.scans or None,
             end_s=options.end_after or None,
+            going_on=before,
             truths={} if options.truth is None else known_objects(options.truth),
         ),
     )
@@ -147,12 +149,13 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64]) -> LiveSourc
 
 def begun_with(
     options: argparse.Namespace, probe: NDArray[np.complex64] | None, kept: Path | None = None
-) -> tuple[NDArray[np.complex64], str]:
-    """The probe (mode, window, window), begun from the first frames where none is given, and the frames' orientation,
-    found by them where that is asked for. kept: a file for both, for a run that is recovered."""
+) -> tuple[NDArray[np.complex64], str, Began]:
+    """The probe (mode, window, window), begun from the first frames where none is given, the frames' orientation, found
+    by them where that is asked for, and how their scan began. kept: a file for all, for a run that is recovered."""
     if kept is not None and kept.is_file():
         with np.load(kept, allow_pickle=False) as before:
-            return before["probe"], str(before["orientation"])
+            header = {"bad": before["bad"]} if "bad" in before else {}
+            return before["probe"], str(before["orientation"]), Began(str(before["scan"]) or None, None, header)
     first = copy(options)
     first.orientation = "none" if options.orientation == "auto" else options.orientation
     source = made(first, np.ones((1, options.window, options.window), np.complex64) if probe is None else probe)
@@ -169,9 +172,11 @@ def begun_with(
     for note in recording.notes:
         print(f"{len(recording.counts)} frames: {note}", flush=True)
     turn = turn if options.orientation == "auto" else options.orientation
+    scan = source.began or Began(None)
     if kept is not None:
-        np.savez(kept, probe=recording.probe, orientation=turn)
-    return recording.probe, turn
+        bad = {name: scan.header[name] for name in ("bad",) if name in scan.header}
+        np.savez(kept, probe=recording.probe, orientation=turn, scan=scan.name or "", **bad)
+    return recording.probe, turn, scan
 
 
 def given_probe(path: Path, window: int) -> NDArray[np.complex64]:

@@ -92,7 +92,7 @@ class Stream2:
         began: list[Record] = []
         if self.series is None:
             self.series = series
-            began.append(Began(str(fields.get("series_id")), None))
+            began.append(Began(None, None))  # what the start said of it is not known
         if series != self.series:
             raise ValueError("a message of another series than the one that began: left over from an aborted one")
         if kind == "end":

@@ -23,7 +23,7 @@ from steering.sources.beam import NO_BEAM, BeamSettings
 from steering.sources.join import NO_LOSS, UNREADABLE
 from steering.sources.motion import Motion
 from steering.sources.plan import Batch, Plan
-from steering.sources.streams import FRAMES, POSITIONS, Companion, JoinSettings, Stream
+from steering.sources.streams import FRAMES, POSITIONS, Began, Companion, JoinSettings, Stream
 from steering.sources.window import Window
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,9 @@ class LiveSettings:
     """Seconds without a frame after which positions that were asked for count as lost, and others may be asked for."""
     end_s: float | None = 300.0
     """Seconds without a frame after which the run ends with an error; None: never."""
+    going_on: Began | None = None
+    """Of a scan that another source has begun (its `began`): stream2 says once only how it is called, and what pixels
+    are bad."""
     truths: Mapping[str, NDArray[np.complex64]] = field(default_factory=dict)
     """Objects (Y, X) of test samples that are known, by the scan's name, in the order of the scans: to report errors.
     Position (0, 0) lies at the middle pixel (Y // 2, X // 2)."""
@@ -116,6 +119,7 @@ class LiveSource:
             motion=streams.motion,
             window=window,
             settings=self.settings.join,
+            going_on=self.settings.going_on,
             beam=self.settings.beam,
             scans=self.settings.scans,
             chunk_frames=self.settings.chunk_frames,
@@ -124,6 +128,8 @@ class LiveSource:
         )
         self._positions = streams.positions_are.name
         self._figures: dict[str, Any] = {}
+        self.began: Began | None = None
+        """What the frames' stream said when the newest scan began."""
         self._orders: list[tuple[Any, ...]] = []
         """Not sent yet."""
         self._connection: Connection | None = None
@@ -223,6 +229,8 @@ class LiveSource:
                 yield self._chunk(rest[0])
             elif kind == "figures":
                 self._figures = rest[0]
+            elif kind == "began":
+                self.began = rest[0]
             elif kind == "error":
                 raise RuntimeError(rest[0])
             else:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from steering.sources.beam import BeamSettings
 from steering.sources.motion import Motion
-from steering.sources.streams import Companion, JoinSettings, Stream
+from steering.sources.streams import Began, Companion, JoinSettings, Stream
 from steering.sources.window import Window
 
 
@@ -25,6 +25,8 @@ class Plan:
     beam: BeamSettings = field(default_factory=BeamSettings)
     scans: int | None = 1
     """Scans after whose end it is all over; None: until it is closed."""
+    going_on: Began | None = None
+    """What the frames' stream said when the scan began that is joined in the middle, where that is known."""
     chunk_frames: int = 10
     give_up_s: float = 10.0
     """Seconds without a frame after which positions that were asked for count as lost."""

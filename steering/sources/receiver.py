@@ -67,6 +67,8 @@ class Receiver:
         self._rows = dict.fromkeys(self._joiner.counters, 0)
         """Samples of the scan so far."""
         self._sampled: set[tuple[str, int]] = set()
+        self._news: Began | None = None
+        """A scan that has begun since the source was told."""
         self._names: dict[int, str] = {}
         self._headers: dict[int, dict[str, Any]] = {}
         self._last: dict[str, int] = {}
@@ -134,7 +136,10 @@ class Receiver:
             taken = self._joiner.take(self.plan.chunk_frames)
             self._turn.notify_all()
             self._look_for_silence(now)
+            news, self._news = self._news, None
             self._ask(self._beam.due(now, self._expectation.outstanding(self._known())))
+        if news is not None:
+            self._connection.send(("began", news))
         for scan in dict.fromkeys(one.scan for one in taken):
             mine = [one for one in taken if one.scan == scan]
             self._connection.send(("frames", self._batch(scan, mine)))
@@ -220,7 +225,11 @@ class Receiver:
             fresh = name != FRAMES and frames > mine and (name, frames) not in self._sampled
             self._ordinal[name] = frames if fresh else mine + 1
             if name == FRAMES:
-                scan = self._ordinal[FRAMES]
+                scan, before = self._ordinal[FRAMES], self.plan.going_on
+                if scan == 0 and record.first is None and before is not None:
+                    header = {**before.header, **record.header}
+                    record = record._replace(name=record.name or before.name, header=header)
+                self._news = record
                 if record.name is not None:
                     self._names[scan] = record.name
                 self._headers[scan] = dict(record.header)

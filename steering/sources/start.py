@@ -20,6 +20,7 @@ from steering.sources.orientation import ORIENTATIONS
 from steering.sources.recordings import Recording
 
 _SETTINGS = RefineSettings(passes=8, probe_from_pass=1, batch=16)
+_FEW, _ROUGHLY = 48, RefineSettings(passes=5, probe_from_pass=1, batch=16)
 _WIDEST = 0.8
 """Share of the window that the widest beam takes which is tried."""
 
@@ -52,13 +53,14 @@ class _Begun(NamedTuple):
 
 
 def with_probe(
-    recording: Recording, *, modes: int = 1, frames: int = 150, tried: int = 17, device: str = "auto"
+    recording: Recording, *, modes: int = 1, frames: int = 150, tried: int = 9, device: str = "auto"
 ) -> Recording:
     """The recording with a probe to begin with, where it has none.
 
     modes: of the probe; each beyond the first has a twentieth of the power. frames: how many are refined at each try.
-    tried: how many defoci. device: see `find_device`. A note says which defocus was taken. The turn of the frames must
-    be right: the search relies on frames that overlap; where it is not known, see `begun_and_oriented`.
+    tried: how many defoci, before those beside the best; a note says which was taken. device: see `find_device`. The
+    turn of the frames must be right: the search relies on frames that overlap; where it is not known, see
+    `begun_and_oriented`.
     """
     if recording.probe is not None:
         return recording
@@ -158,24 +160,29 @@ def _is_twin(one: _Begun, focus: str | None, phase: str | None) -> tuple[bool, s
 
 
 def _searched(part: Recording, tried: int, device: str) -> _Begun:
-    """The best of so many defoci."""
+    """The best of so many defoci, and of those half a step beside it. All are tried on few frames and in few passes,
+    the last three in full: that costs a third."""
+    if tried < 2:
+        raise ValueError(f"found tried={tried}, expected two defoci or more")
+    widest = _WIDEST * part.geometry.shape[0]
+    diameters, step = np.linspace(-widest, widest, tried, retstep=True)
+    few = turned(part, "none", neighbours(part.positions / part.geometry.object_pixel, _FEW))
+    roughly = {each: _begun(few, each, replace(_ROUGHLY, device=device)).residual for each in diameters.tolist()}
+    best = min(roughly, key=lambda diameter: roughly[diameter])
     settings = replace(_SETTINGS, device=device)
+    tries = (_begun(part, best + shift * float(step), settings) for shift in (-0.5, 0.0, 0.5))
+    return min(tries, key=lambda one: one.residual)
+
+
+def _begun(part: Recording, diameter: float, settings: RefineSettings) -> _Begun:
+    """What a recording refines to that begins with a beam of so many pixels."""
     where = part.positions / part.geometry.object_pixel
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), part.geometry.shape[0])
-    widest = _WIDEST * part.geometry.shape[0]
-    best: _Begun | None = None
-    for diameter in np.linspace(-widest, widest, tried).tolist():
-        probe = defocused(part, diameter)
-        found = refine(part.counts, where, probe, canvas, mask=part.geometry.mask, settings=settings)
-        residual = float(np.median(found.residual))
-        if best is None or residual < best.residual:
-            window = part.geometry.shape[0] // 2
-            inner = found.object[window:-window, window:-window]
-            best = _Begun(residual, diameter, found.probe, inner if inner.size else found.object)
-    if best is None:
-        raise ValueError(f"found tried={tried}, expected one defocus or more")
-    return best
+    found = refine(part.counts, where, defocused(part, diameter), canvas, mask=part.geometry.mask, settings=settings)
+    window = part.geometry.shape[0] // 2
+    inner = found.object[window:-window, window:-window]
+    return _Begun(float(np.median(found.residual)), diameter, found.probe, inner if inner.size else found.object)
 
 
 def _side(diameter: float) -> str:
