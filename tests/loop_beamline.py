@@ -73,3 +73,17 @@ class Silent:
     def records(self, stopped):
         while not stopped.wait(0.05):
             yield None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A stream of given records; before the last one it rests."""
+
+    records_: tuple
+    rest_s: float = 0.0
+
+    def records(self, stopped):
+        yield from self.records_[:-1]
+        stopped.wait(self.rest_s)
+        yield self.records_[-1]
+        yield from Silent().records(stopped)

@@ -16,7 +16,8 @@ import pytest
 from steering.records import Decision, Geometry
 from steering.sources import JoinSettings, LiveSettings, LiveSource, Streams, Window
 from steering.sources.addresses import streams_at
-from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent
+from steering.sources.streams import Began, Ended, Frame, Samples
+from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent, Told
 from tests.serving import gathered
 
 pytestmark = pytest.mark.slow
@@ -151,6 +152,17 @@ def test_a_wrong_number_of_samples_is_no_position():
     publisher.close()
     assert "positions: found 200 samples for 20 frames, 10 for each, expected 1" in str(consumer.error)
     assert "give samples=10" in str(consumer.error)
+
+
+def test_the_last_word_of_positions_is_waited_for_once_all_frames_are_joined():
+    """Ten samples of each frame, one expected: every frame has one, that of another. Only the end says so."""
+    frames = [Frame(k, COUNTS[k], time.time()) for k in range(8)]
+    slow = (Began("scan"), Samples(0, WHERE[:8]), Samples(8, WHERE[8:80]), Ended(8))
+    streams = Streams(
+        frames=Told(records_=(Began("scan"), *frames, Ended(last=True))), positions=Told(records_=slow, rest_s=1.0)
+    )
+    with pytest.raises(RuntimeError, match=r"found 80 samples for 8 frames, .* give samples=10"):
+        list(source(streams).chunks())
 
 
 def test_a_detector_that_is_armed_again():

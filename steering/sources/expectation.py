@@ -1,4 +1,6 @@
-"""Which frames are expected of a beamline, which are given up, and for how long none came. Pure: no clock."""
+"""What is expected of a beamline: frames, which are given up, for how long none came, and how many samples they have.
+
+Pure: times are arguments."""
 
 from __future__ import annotations
 
@@ -45,3 +47,16 @@ class Expectation:
         elif not outstanding and self._steered and not self._abandoned:
             self._since = None
         return 0.0 if self._since is None else now - self._since
+
+
+def refuse_other_samples(expected: int, rows: int, frames: int | None) -> None:
+    """Raises ValueError where a scan of so many frames (None: not known) had another number of samples for each than
+    expected: every frame has the position of another one then. rows: samples in all."""
+    too_many = rows > 1.5 * expected * (frames or rows)
+    # Fewer may be lost; one for each frame, where several are expected, is another setting.
+    one_each = expected > 1 and abs(rows - (frames or 0)) <= 0.02 * rows
+    if frames and (too_many or one_each):
+        raise ValueError(
+            f"found {rows} samples for {frames} frames, {rows / frames:.3g} for each, expected {expected}: the "
+            f"positions of this scan are wrong; give samples={max(1, round(rows / frames))}"
+        )

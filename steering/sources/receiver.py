@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from steering.sources.bad_pixels import BadPixels
 from steering.sources.beam import Beam, Order
-from steering.sources.expectation import Expectation
+from steering.sources.expectation import Expectation, refuse_other_samples
 from steering.sources.join import NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion
 from steering.sources.plan import Batch, Plan
@@ -34,12 +34,13 @@ from steering.sources.streams import (
     Record,
     Samples,
     Stream,
-    StreamCounters,
     Unreadable,
 )
 
 _SEND_S, _FIGURES_S, _CLOSE_S = 0.02, 0.5, 15.0
 _LOOKS = 3
+_SAID_S = 3.0
+"""Seconds for which the last word of a stream is waited for once all is joined."""
 _REASONS = 20
 """Most reasons that are told apart."""
 
@@ -71,6 +72,9 @@ class Receiver:
         """A scan that has begun since the source was told."""
         self._names: dict[int, str] = {}
         self._headers: dict[int, dict[str, Any]] = {}
+        self._ended: dict[str, int] = {}
+        """The newest scan that each stream has ended."""
+        self._joined_by: float | None = None
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
         self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
@@ -117,7 +121,15 @@ class Receiver:
             enough = self.plan.scans is not None and over >= self.plan.scans
             # Another stream may have said all before the first frame comes.
             last = any(name == FRAMES or scan <= self._ordinal[FRAMES] for name, scan in self._last.items())
-            return self._closing or (all_over and (enough or last) and not self._joiner.ready)
+            return self._closing or (all_over and (enough or last) and not self._joiner.ready and self._all_said())
+
+    def _all_said(self) -> bool:
+        """Streams that say when a scan begins have said that it is over, by which wrong positions are found; or they
+        have not, for long after all was joined."""
+        now, frames = time.monotonic(), self._ordinal[FRAMES]
+        self._joined_by = self._joined_by or now
+        ended = all(self._ended.get(name, -1) >= min(self._ordinal[name], frames) for name in self._begun)
+        return ended or now - self._joined_by > _SAID_S
 
     def _send(self) -> None:
         """Wait for joined frames for a moment, and send a batch of them, and the figures now and then."""
@@ -191,7 +203,8 @@ class Receiver:
             case Ended():
                 with self._turn:
                     if name != FRAMES:  # before anybody may take the scan for finished
-                        self._refuse_other_samples(name, record.frames)
+                        refuse_other_samples(self._joiner.companions[name].samples, self._rows[name], record.frames)
+                    self._ended[name] = self._ordinal[name]
                     if record.last:
                         self._last[name] = self._ordinal[name]
                     self._joiner.end(name, self._ordinal[name], now, record.frames)
@@ -203,18 +216,6 @@ class Receiver:
                     reason = UNREADABLE + record.reason[:200]
                     known = reason in counters.dropped or len(counters.dropped) < _REASONS
                     counters.dropped[reason if known else UNREADABLE + "for other reasons"] += 1
-
-    def _refuse_other_samples(self, name: str, frames: int | None) -> None:
-        """With a wrong number of samples every frame has the position of another one."""
-        expected, rows = self._joiner.companions[name].samples, self._rows[name]
-        too_many = rows > 1.5 * expected * (frames or rows)
-        # Fewer may be lost; one for each frame, where several are expected, is another setting.
-        one_each = expected > 1 and abs(rows - (frames or 0)) <= 0.02 * rows
-        if frames and (too_many or one_each):
-            raise ValueError(
-                f"found {rows} samples for {frames} frames, {rows / frames:.3g} for each, expected {expected}: the "
-                f"positions of this scan are wrong; give samples={max(1, round(rows / frames))}"
-            )
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
@@ -341,7 +342,9 @@ class Receiver:
     def _figures(self) -> dict[str, Any]:
         with self._turn:
             now = time.monotonic()
-            streams = {name: self._said(name, counters, now) for name, counters in self._joiner.counters.items()}
+            streams = {
+                name: counters.said(self._joiner.waiting(name), now) for name, counters in self._joiner.counters.items()
+            }
             streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
             if self._beam.again or self._beam.missed:
                 streams[FRAMES]["measured_again"] = self._beam.again
@@ -358,19 +361,6 @@ class Receiver:
                 "unmeasured": self._beam.given_up + self._beam.missed * self._stopped.is_set(),
                 "cpu_s": time.process_time(),
             }
-
-    def _said(self, name: str, counters: StreamCounters, now: float) -> dict[str, Any]:
-        return {
-            "received": counters.received,
-            "joined": counters.joined,
-            "waiting": self._joiner.waiting(name),
-            "dropped": dict(counters.dropped),
-            "lost": counters.lost,
-            "out_of_order": counters.out_of_order,
-            "interpolated": counters.interpolated,
-            "last_number": counters.last_number,
-            "silent_s": None if counters.last_seen is None else round(now - counters.last_seen, 3),
-        }
 
     def _fail(self, error: BaseException, stream: str) -> None:
         with self._turn:

@@ -154,6 +154,20 @@ class StreamCounters:
     last_seen: float | None = None
     last_number: int | None = None
 
+    def said(self, waiting: int, now: float) -> dict[str, Any]:
+        """All of it for a display; waiting: received, and neither joined nor dropped."""
+        return {
+            "received": self.received,
+            "joined": self.joined,
+            "waiting": waiting,
+            "dropped": dict(self.dropped),
+            "lost": self.lost,
+            "out_of_order": self.out_of_order,
+            "interpolated": self.interpolated,
+            "last_number": self.last_number,
+            "silent_s": None if self.last_seen is None else round(now - self.last_seen, 3),
+        }
+
     def note(self, now: float, number: int) -> None:
         """One has come."""
         self.received += 1
