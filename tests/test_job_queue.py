@@ -206,6 +206,7 @@ def test_workers_never_listen_on_all_interfaces(tmp_path):
     for system in ("slurm", "pbs"):
         [worker] = [line for line in lines(tmp_path, system, site=open_) if "dask_worker" in line]
         assert "--interface" not in worker
+        assert "--dashboard-address 127.0.0.1:0" in worker
         found = re.search(r"--host (\$\(.*?'\))", worker)
         assert found, worker
         command = f"echo {found[1].replace('SCHEDULER', '127.0.0.1')}"

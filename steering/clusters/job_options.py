@@ -88,7 +88,7 @@ def job_options(
         f"--resources {','.join(f'{role}=1' for role in CARRIES[kind])}",
         f"--nthreads {threads}",
         "--memory-limit 0",  # the batch system watches over it; a paused worker would stop the group
-        "--no-dashboard",
+        "--no-dashboard --dashboard-address 127.0.0.1:0",  # the server of its health, which else listens on all
     ]
     if site.interface is None:
         worker.append(OWN_HOST.format(python=site.python, scheduler=scheduler))
