@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import socket
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -122,6 +123,16 @@ def test_where_is_computed_is_logged_again_when_others_compute(monkeypatch):
         (("cpu (node0)",), "cpu (other)"),
         (("cpu (node1)",), "cpu (other)"),
     ]
+
+
+@pytest.mark.parametrize(
+    "workflow", sorted((Path(__file__).parents[1] / "workflows").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_workflow_that_computes_is_told_where(workflow):
+    """The two that are not read files and serve frames; they leave GPUs alone."""
+    text = workflow.read_text()
+    told = "    add_device(" in text or "    add_options(" in text  # the latter: of a benchmark with faults
+    assert told != (workflow.stem in ("fuzz_readers", "serve_simulated"))
 
 
 def test_processes_are_numbered_on_each_host_by_themselves():

@@ -21,6 +21,7 @@ import numpy as np
 
 from served.process import HERE, measuring, served, steered_apart
 from steering import RunFolder
+from steering.ptychography.device import add_device
 from steering.view.pictures import COLOURS, figure, png, styled
 
 PROTOCOLS = ("dectris", "pva", "swmr", "bluesky")
@@ -129,7 +130,7 @@ def _wanted(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
 
 
 def _training(options: argparse.Namespace) -> tuple[str, ...]:
-    return ("--ranks", str(options.ranks), "--steps", str(options.steps))
+    return ("--ranks", str(options.ranks), "--steps", str(options.steps), "--device", options.device)
 
 
 @styled
@@ -161,4 +162,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
     parser.add_argument("--results", type=Path, help="file of results to go on with (results.jsonl of the run)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which the rest is left (no limit)")
+    add_device(parser)
     return parser.parse_args(arguments)

@@ -38,12 +38,13 @@ from steering import (
     start,
     zone_plate,
 )
+from steering.ptychography.device import add_device
 
 WIDTH = 8  # of the network: small, so that the frames come fast on two cores
 WARM_S = 20.0  # before the first period: the first labels are made and the first versions are in service
 
 
-def experiment(size: int, rate: float, seconds: float) -> Experiment:
+def experiment(size: int, rate: float, seconds: float, device: str) -> Experiment:
     """A scan in lines over an object of size x size pixels, longer than all periods."""
     probe = zone_plate(64, 50.0, aperture=0.52, counts=1e5)
     step = max(4.0, size / np.sqrt(rate * seconds))
@@ -58,6 +59,7 @@ def experiment(size: int, rate: float, seconds: float) -> Experiment:
         trainer=TrainerSettings(batch=4, candidates=2, representatives=4),
         campaign=CampaignSettings(steps=10, label_every=500),
         ranks=1,
+        device=device,
     )
 
 
@@ -130,7 +132,7 @@ def case(folder: RunFolder, size: int, options: argparse.Namespace) -> dict[str,
     seconds = WARM_S + options.seconds * (2 * len(options.viewers) + 1) + 60.0 * len(options.viewers)
     found: dict[str, Any] = {}
     with local(ranks=1) as client:
-        run = start(experiment(size, options.rate, 2 * seconds), client, folder)
+        run = start(experiment(size, options.rate, 2 * seconds, options.device), client, folder)
         with page(folder) as (process, address):
             time.sleep(WARM_S)
             alone = [quiet_period(run, folder, process, options.seconds)]
@@ -194,4 +196,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 4096], help="of the object, pixels (512 4096)")
     parser.add_argument("--viewers", type=int, nargs="+", default=[1, 10], help="browser sessions (1 10)")
     parser.add_argument("--rate", type=float, default=40.0, help="frames a second (40)")
+    add_device(parser)
     return parser.parse_args(arguments)

@@ -18,6 +18,7 @@ from measures.campaign import Campaign, Died
 from measures.nodes import Network, Nodes
 from steering import RunFolder
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
+from steering.ptychography.device import add_device
 
 RANKS, OTHERS = ("rank-0", "rank-other", "rank-two"), ("predictor", "source", "label", "runner")
 TARGETS = (*RANKS, *OTHERS, "scheduler", "everything")
@@ -48,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--rate", type=float, default=20.0, help="frames per second (20)")
     parser.add_argument("--only", type=some_of(MATRIX), default=list(MATRIX), help="kinds of faults, with commas")
+    add_device(parser)
 
 
 def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
@@ -80,7 +82,7 @@ class Bed:
         self.campaign = Campaign(folder / "campaign" / "run", *self._words())
 
     def _words(self) -> list[str]:
-        named = {name: getattr(self.options, name) for name in ("ranks", "seed", "rate")}
+        named = {name: getattr(self.options, name) for name in ("ranks", "seed", "rate", "device")}
         numbers = [word for name, value in named.items() for word in (f"--{name}", str(value))]
         return ["--cluster", self.nodes.address, "--insecure", *numbers]
 
