@@ -27,6 +27,7 @@ from steering import ModelStore, ModelVersion, RunFolder, add_cluster, cluster, 
 from steering.learning import Memory
 from steering.learning.memory import INDEX
 from steering.models import build_network, find_network
+from steering.ptychography.device import add_device
 
 TRY_LATER = 75
 EARLIER = 8
@@ -173,7 +174,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--margin", type=float, default=0.05, help="by how much it may be worse on a single scan (0.05: 5 %%)"
     )
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where the network is trained (auto)")
+    add_device(parser)
     add_cluster(parser)
     parser.add_argument("--epochs", type=float, default=20, help="passes over all samples (20)")
     parser.add_argument("--batch", type=int, default=16, help="samples per rank and step (16)")
