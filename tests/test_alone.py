@@ -291,3 +291,25 @@ def test_too_short_a_time_is_refused(seconds):
 
     with pytest.raises(ValueError, match="expected 5 seconds or more"):
         experiment(unsteered_s=seconds)
+
+
+async def closed(given_up):
+    source, first, second = beamline("a"), Predictor(), Predictor()
+    actor = SourceActor(source)
+    await actor.start(first)
+    where = tuple(map(tuple, source.candidates[:4].tolist()))
+    await actor.apply(Steer(DecisionSuggested(time=0.0, positions=where, reasons=("why",) * 4), None, id=1))
+    while sum(first.frames.values()) < 4:
+        await asyncio.sleep(0.01)
+    await actor.close()
+    if given_up:
+        await actor.forgotten()
+    return await actor.go_on_with(second, 1), first.frames, second.frames
+
+
+def test_a_predictor_that_comes_when_all_is_measured_is_sent_all_of_it():
+    """The last refinement of a scan still needs it; not from a source that another one has replaced."""
+    sent, first, second = asyncio.run(closed(given_up=False))
+    assert sorted(sent) == sorted(first)
+    assert first == second
+    assert asyncio.run(closed(given_up=True))[::2] == ([], Counter())

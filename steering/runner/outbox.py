@@ -24,6 +24,8 @@ class Outbox:
         self.kept_bytes = 0
         self.not_kept: set[str] = set()
         """Scans that were too large."""
+        self.given_up = False
+        """Another source sends all of it: nothing is sent from here."""
         self._predictor, self._number = predictor, number
         self._put = put
         self._turn = asyncio.Condition()
@@ -62,7 +64,7 @@ class Outbox:
         async with self._turn:
             frames: list[int] = []
             for chunk in list(self.kept):
-                if self._closed:  # who asked has given up, and another source sends all of it
+                if self.given_up:
                     break
                 await predictor.receive(chunk)
                 frames += chunk["frame"].values.tolist()
@@ -79,7 +81,8 @@ class Outbox:
         await self._wake()
 
     async def close(self) -> None:
-        """What waits for another predictor waits no longer."""
+        """What waits for another predictor waits no longer. One that comes is still sent what is kept: when all is
+        measured the last work on a run goes on."""
         self._closed = True
         await self._wake()
 

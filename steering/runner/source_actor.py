@@ -118,7 +118,7 @@ class SourceActor:
             return False
         told, steered = int(position.get("told", -1)), resume.newest
         if self._closed or told < self._told.forgotten or self._outbox.not_kept or self._applied > steered:
-            await self.close()
+            await self.forgotten()
             return False
         self._holder = holder
         old, self._events = self._events, asyncio.Queue()
@@ -324,11 +324,12 @@ class SourceActor:
 
     async def forgotten(self) -> None:
         """Nobody holds it any more: another one may be open by now, from which it would take frames away."""
+        self._outbox.given_up = True
         await self.close()
 
     async def release(self) -> None:
         """End the source, and answer the call that waits for its events: the run has ended."""
-        await self.close()
+        await self.forgotten()
         self._events.put_nowait(RuntimeError("the run has ended"))
 
     def _pull(self, source: Source, turn: int, resume: SourceResume | None) -> None:
