@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -37,6 +38,18 @@ def find_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
             "CUDA_VISIBLE_DEVICES and at the build of torch"
         )
     return torch.device("cuda", index)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch on the CPU meanwhile: on a busy machine the threads of many small transforms wait for one
+    another most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.ptychography import Canvas, RefineSettings, refine
+from steering.ptychography.device import one_thread
 from steering.records import Field
 from steering.sources.orientation import ORIENTATIONS, turn
 from steering.sources.recordings import Recording
@@ -110,5 +111,6 @@ def _residual(part: Recording, where: NDArray[np.float64], device: str) -> float
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), part.geometry.shape[0])
     settings = replace(_SETTINGS, device=device)
-    found = refine(part.counts, where, part.fitted_probe(), canvas, mask=part.geometry.mask, settings=settings)
+    with one_thread():
+        found = refine(part.counts, where, part.fitted_probe(), canvas, mask=part.geometry.mask, settings=settings)
     return float(np.median(found.residual[part.counts.any((1, 2))])) if part.counts.any() else 1.0

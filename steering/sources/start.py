@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.ptychography import Canvas, RefineSettings, add_modes, refine, rescale_probe
+from steering.ptychography.device import one_thread
 from steering.records import Field
 from steering.sources.finding import FoundOrientation, neighbours, turned
 from steering.sources.orientation import ORIENTATIONS
@@ -179,7 +180,9 @@ def _begun(part: Recording, diameter: float, settings: RefineSettings) -> _Begun
     where = part.positions / part.geometry.object_pixel
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), part.geometry.shape[0])
-    found = refine(part.counts, where, defocused(part, diameter), canvas, mask=part.geometry.mask, settings=settings)
+    probe, mask = defocused(part, diameter), part.geometry.mask
+    with one_thread():
+        found = refine(part.counts, where, probe, canvas, mask=mask, settings=settings)
     window = part.geometry.shape[0] // 2
     inner = found.object[window:-window, window:-window]
     return _Begun(float(np.median(found.residual)), diameter, found.probe, inner if inner.size else found.object)
