@@ -26,6 +26,8 @@ PURPOSES = {
     "bluesky": "a policy that steers a bluesky plan",
     "ptychi": "refinement by Pty-Chi",
     "view": "the live page",
+    "metrics": "figures of runs for Prometheus",
+    "tensorboard": "figures of runs as curves in TensorBoard",
     "notebook": "notebooks",
     "completion": "completion of commands in a shell",
 }
