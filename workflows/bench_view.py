@@ -41,6 +41,7 @@ from steering import (
 from steering.ptychography.device import add_device
 
 WIDTH = 8  # of the network: small, so that the frames come fast on two cores
+SETTLE_S = 2.0  # after a period, so that the log has what became of its last frames, too
 WARM_S = 20.0  # before the first period: the first labels are made and the first versions are in service
 
 
@@ -143,6 +144,7 @@ def case(folder: RunFolder, size: int, options: argparse.Namespace) -> dict[str,
                     spent = period.end()
                     seen = json.loads(browsers.stdout.readline())
                 alone.append(quiet_period(run, folder, process, options.seconds))
+                time.sleep(SETTLE_S)
                 found[str(count)] = figures(spent, seen, period.delays(), alone[-2:])
                 print(f"{size} px, {count} viewers: {json.dumps(found[str(count)])}", flush=True)
         run.command("stop")
