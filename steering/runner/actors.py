@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ _CLOSE_S = 5.0
 """How long an actor may take to close."""
 _FORGOTTEN_S = 1.0
 """Between two looks whether somebody holds an actor."""
+_PLACED_S = 60.0
+"""Within so long an actor that was made is known to its worker, or never."""
 
 T = TypeVar("T")
 
@@ -235,8 +238,8 @@ def _own(thing: Any, sender: tuple[str, int]) -> Any:
 async def _tell_when_forgotten(worker: Worker, actor: Any) -> None:
     """Tell an actor once nobody holds it any more: calls that a lost runner has left open would keep it for ever, with
     all its memory."""
-    known = False
-    while worker.status != Status.closed:
+    known, until = False, time.monotonic() + _PLACED_S
+    while worker.status != Status.closed and (known or time.monotonic() < until):
         there = any(one is actor for one in worker.state.actors.values())
         if known and not there:
             await actor.forgotten()

@@ -324,8 +324,9 @@ class SourceActor:
 
     async def forgotten(self) -> None:
         """Nobody holds it any more: another one may be open by now, from which it would take frames away."""
-        self._outbox.given_up = True
-        await self.close()
+        if hasattr(self, "_outbox"):  # else it has never begun
+            self._outbox.given_up = True
+            await self.close()
 
     async def release(self) -> None:
         """End the source, and answer the call that waits for its events: the run has ended."""
