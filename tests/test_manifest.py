@@ -124,6 +124,8 @@ def test_a_run_that_cannot_go_on_is_refused_in_words(folder, capsys):
     write(folder, 1)
     with held(folder, RUNNER):
         assert f"found a run that is alive (its runner is process {os.getpid()} on" in refusal()
+    folder.write_summary({"status": "failed"})
+    assert recoverable(folder.path).checkpoint == 1, "as after the loss of a scheduler"
     folder.write_summary({"status": "finished"})
     assert "found a run that is finished, expected one that was killed before its end" in refusal()
     assert cli.main(["recover", str(folder.path / "nowhere")]) == 1

@@ -44,14 +44,15 @@ def note_workflow(folder: RunFolder, workflow: Path, arguments: list[str]) -> No
 def recoverable(path: str | Path) -> Begun:
     """A run that can go on. Nothing of it is changed.
 
-    Raises FileNotFoundError where there is no run, RuntimeError for one that has ended or is alive, or has no
-    checkpoint that can be used, ValueError for a checkpoint of another format.
+    Raises FileNotFoundError where there is no run, RuntimeError for one that has ended otherwise than by a failure, is
+    alive, or has no checkpoint that can be used, ValueError for a checkpoint of another format.
     """
     folder = RunFolder(path, recovering=True)
     status = folder.summary().get("status")
-    if status != "running":
+    if status not in ("running", "failed"):  # a lost scheduler ends a run as failed
         raise RuntimeError(
-            f"{folder.name}: found a run that is {status}, expected one that was killed before its end: start a new run"
+            f"{folder.name}: found a run that is {status}, expected one that was killed before its end or has failed: "
+            "start a new run"
         )
     refuse_held(folder)
     manifest, remarks = newest_whole(folder)

@@ -174,11 +174,16 @@ def _go_on_alone(experiment: Experiment, client: Client, folder: RunFolder) -> N
 def _noticed(handle: Handle, error: Exception | None) -> bool:
     """Whether the runner is lost; after an error of a connection the scheduler has some seconds to notice it."""
     until = time.monotonic() + (_NOTICED_S if isinstance(error, OSError) else 0.0)
-    while not handle.lost:
-        if time.monotonic() >= until:
-            return False
-        time.sleep(_LOOK_S)
-    return True
+    try:
+        while not handle.lost:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_S)
+        return True
+    except (OSError, RuntimeError) as unreached:
+        raise LostForGood(
+            "found the cluster's scheduler gone, expected it to outlive the run: continue with `steering recover`"
+        ) from unreached
 
 
 def _refuse_second(client: Client) -> None:

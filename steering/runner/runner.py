@@ -64,8 +64,7 @@ class Runner:
         self._source: SourceProxy | None = None
         self._executor: Executor | None = None
         self._finishing: Finishing | None = None
-        self._last: dict[str, Any] = {"status": "starting"}
-        """The newest snapshot."""
+        self._last: dict[str, Any] = {"status": "starting"}  # the newest snapshot
         self._jobs = Jobs()
         self._measures = asyncio.Event()
         self._source_ended = self._over = False
@@ -100,6 +99,7 @@ class Runner:
 
     async def _recover(self) -> None:
         """Take up state and figures of the run, from its newest checkpoint and the log after it."""
+        self.folder.write_summary({"status": "running", "reason": ""})  # it may have failed before
         recovery = self._recovery = await asyncio.to_thread(recover, self.folder, self.experiment)
         self.campaign, self.metrics = recovery.campaign, recovery.metrics
         self._event_log = EventLog(self.folder, number=recovery.last)
