@@ -161,7 +161,7 @@ DRIVER = """
 import importlib, os, sys, time
 from steering.clusters import local
 
-importlib.import_module("steering.clusters.local").PRELOAD.clear()  # these workers need nothing of it
+importlib.import_module("steering.clusters.local").PRELOAD[1:] = []  # these workers need no more than Dask
 
 if __name__ == "__main__":
     try:
