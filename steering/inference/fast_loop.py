@@ -31,7 +31,7 @@ from steering.ptychography.device import place_in_words
 from steering.records import Prediction
 
 _GAPS = 8
-"""Of so many newest chunks the shortest time between two is when the next one is expected."""
+"""Of so many newest chunks the mean time between two is when the next one is expected, after the last."""
 _PAUSE = 4
 """So many times that, without a chunk, is a pause."""
 _LATER_S = 0.05
