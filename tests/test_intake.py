@@ -170,3 +170,11 @@ def test_a_scan_without_one_good_frame_ends_nothing(tmp_path):
     nothing, live = asyncio.run(main())
     assert nothing == (None, None, {}, (0, 0))
     assert live.sizes["frame"] == 5
+
+
+def test_chunks_of_which_another_predictor_had_every_frame_are_no_batch():
+    mask = np.zeros((8, 8), bool)
+    batch, masked, aside = make_batch([], known=(), mask=mask, canvas=CANVAS)
+    assert batch is None
+    assert masked is mask
+    assert aside == {}

@@ -168,6 +168,8 @@ class ArrivedFrames(Batch):
 def _together(parts: list[ArrivedFrames], mask: NDArray[np.bool_]) -> list[ArrivedFrames]:
     """The frames of all chunks as those of one, where they are alike, no id comes twice and no pixel is newly bad: to
     look at them one by one would find the same, and take as many times as long. Else the chunks as they are."""
+    if len(parts) < 2:  # none: another predictor had all of them, and this one goes on from what that has left
+        return parts
     ids = np.concatenate([part.frame_id for part in parts])
     alike = all(
         part.counts.shape[1:] == mask.shape
@@ -175,7 +177,7 @@ def _together(parts: list[ArrivedFrames], mask: NDArray[np.bool_]) -> list[Arriv
         and not (part.mask & ~mask).any()
         for part in parts
     )
-    if len(parts) == 1 or not alike or len(set(ids.tolist())) < len(ids):
+    if not alike or len(set(ids.tolist())) < len(ids):
         return parts
     names = ("counts", "position", "acquired", "arrived")
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
