@@ -204,6 +204,18 @@ def test_the_command_serves_it_until_it_is_interrupted(folder, campaign, monkeyp
     assert not campaign.done
 
 
+def test_only_pages_of_this_machine_may_show_it_in_a_frame_and_only_once_a_notebook_has_asked(page):
+    def ancestors():
+        cookie = {"Cookie": f"steering-{page.port}={page.invite('ada').split('=')[1]}"}
+        asked = urllib.request.Request(f"http://127.0.0.1:{page.port}/", headers=cookie)
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return answer.headers["Content-Security-Policy"].split("frame-ancestors ")[1]
+
+    assert ancestors() == "'none'"
+    assert "<iframe" in page._repr_html_()
+    assert ancestors() == "http://localhost:* http://127.0.0.1:*"
+
+
 def test_dasks_own_server_shows_the_page_to_this_machine_alone_and_takes_no_command(campaign, client):
     there = f"http://127.0.0.1:{client.cluster.scheduler.http_server.port}/steering/"
     with urllib.request.urlopen(there, timeout=30) as answer:

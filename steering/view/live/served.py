@@ -87,8 +87,10 @@ class LivePage:
     def _repr_html_(self) -> str:
         """The page in a frame, by the name that the notebook itself was reached by: cookies go to no other."""
         self._site.frames = _NOTEBOOKS
-        address = html.escape(self.invite(), quote=True)
+        # Jupyter is at localhost unless it is told otherwise, and not every front end runs the script below.
+        address = html.escape(self.invite().replace("//127.0.0.1:", "//localhost:"), quote=True)
         return (
+            f'<a href="{address}" target="_blank" rel="noopener">The live page in a tab of its own</a>'
             f'<iframe src="{address}" title="Live page of the run" '
             f'style="width: 100%; height: {_HEIGHT}px; border: 1px solid #8888; border-radius: 6px" '
             'onload="if (!this.dataset.named) { this.dataset.named = 1; const at = new URL(this.src); '

@@ -68,6 +68,7 @@ class Page(RequestHandler):
     def initialize(self, site: Site) -> None:
         """Tornado calls it with the route's arguments."""
         self.site = site
+        self.set_default_headers()  # again: Tornado has called it before this, without the site
 
     def prepare(self) -> None:
         """Raises HTTPError for who may not look."""
