@@ -19,6 +19,9 @@ from steering.runner.handover import HandedOver
 WATCHER = "steering-watcher"
 """Under which the watcher of a run is published on its cluster, so that it lives when the runner is lost."""
 
+_WITHDRAW_S = 30.0
+"""How long a scheduler may take to forget a name."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +48,10 @@ async def ending_with(
         if name is not None:
             client = await get_client()
             for one in (name, WATCHER):
-                await client.unpublish_dataset(one)
+                try:
+                    await asyncio.wait_for(client.unpublish_dataset(one), _WITHDRAW_S)
+                except TimeoutError:  # the run has its result: it does not wait for ever for a name to be forgotten
+                    logger.warning("the scheduler did not forget %s within %.0f s", one, _WITHDRAW_S)
 
 
 async def _write(folder: RunFolder, driver: str | None, status: str, error: Exception | None = None) -> None:
