@@ -30,6 +30,8 @@ _CLOSE_S = 5.0
 """How long an actor may take to close."""
 _FORGOTTEN_S = 1.0
 """Between two looks whether somebody holds an actor."""
+_PLACING_S = 0.05
+"""Between two looks whether it is known to its worker: it may be held for a short time only."""
 _PLACED_S = 60.0
 """Within so long an actor that was made is known to its worker, or never."""
 
@@ -245,7 +247,7 @@ async def _tell_when_forgotten(worker: Worker, actor: Any) -> None:
             await actor.forgotten()
             return
         known = known or there
-        await asyncio.sleep(_FORGOTTEN_S)
+        await asyncio.sleep(_FORGOTTEN_S if known else _PLACING_S)
 
 
 def _process() -> tuple[str, int]:
