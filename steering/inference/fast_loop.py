@@ -252,7 +252,7 @@ class FastLoop:
         begun = time.thread_time()
         patches = self.serving.engine.predict(counts)
         self.network_cpu_s += time.thread_time() - begun
-        return patches, far_field_residual(patches, counts, self.probe, self.mask)
+        return patches, far_field_residual(patches, counts, self.probe, self.mask, device=self.serving.engine.device)
 
     def swap(self) -> None:
         """Put what `Serving.make_ready` has accepted into service."""

@@ -248,7 +248,10 @@ def _residuals(slot: Slot, counts: NDArray, mask: NDArray[np.bool_], steps: _Ste
     while len(left):
         some, left = np.split(left, [steps.fitting(len(left))])
         found.append(
-            steps.do(lambda now=some: far_field_residual(_patches(slot, now), now, probe, mask), len(some))  # type: ignore[misc]
+            steps.do(
+                lambda now=some: far_field_residual(_patches(slot, now), now, probe, mask, device=slot.device),  # type: ignore[misc]
+                len(some),
+            )
         )
     return np.concatenate(found)
 

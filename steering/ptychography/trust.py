@@ -15,12 +15,18 @@ _LEAST_OVERLAP = 0.3
 
 
 def far_field_residual(
-    patches: NDArray, counts: NDArray, probe: NDArray[np.complex64], mask: NDArray[np.bool_] | None = None
+    patches: NDArray,
+    counts: NDArray,
+    probe: NDArray[np.complex64],
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    device: torch.device | None = None,
 ) -> NDArray[np.float32]:
     """The part of each frame that its predicted patch does not explain, whatever the flux: 0 none of it, 1 all of it.
 
     patches: complex (n, h, w), sampled around the exact positions, filled up to the window by its edge values.
     counts: (n, N, N) of any real dtype. probe: complex64 (mode, N, N). mask: bool (N, N), True = do not use.
+    device: to compute on; None: the CPU.
     Returns (n,): 1 - (sum |F| sqrt I)^2 / (sum |F|^2 sum I) over the good pixels, 1 for a frame without counts.
     It is blind to a constant phase offset of the patch; `neighbour_offset` is not.
     """
@@ -29,10 +35,11 @@ def far_field_residual(
         raise ValueError(
             f"found patches {patches.shape} and counts {counts.shape}, expected (n, h, w) and (n, {window}, {window})"
         )
-    good = good_pixels(mask, window)
-    whole = torch.from_numpy(fill_up(np.asarray(patches, np.complex64), window))
-    model = far_field_amplitude(whole, torch.from_numpy(np.ascontiguousarray(probe, np.complex64)))
-    return unexplained(model, measured_amplitude(counts, mask), good).numpy()
+    there = torch.device("cpu") if device is None else device
+    whole = torch.from_numpy(fill_up(np.asarray(patches, np.complex64), window)).to(there)
+    model = far_field_amplitude(whole, torch.from_numpy(np.ascontiguousarray(probe, np.complex64)).to(there))
+    measured, good = measured_amplitude(counts, mask).to(there), good_pixels(mask, window).to(there)
+    return unexplained(model, measured, good).cpu().numpy()
 
 
 def neighbour_offset(patches: NDArray, positions_px: ArrayLike, stitcher: Stitcher) -> NDArray[np.float32]:

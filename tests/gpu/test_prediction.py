@@ -7,6 +7,7 @@ import torch
 from steering.inference import Engine
 from steering.inference.backends import possible
 from steering.models import ProbeFirst
+from steering.ptychography import far_field_residual
 from tests.test_engine import frames, plain
 from tests.test_models import lit
 
@@ -50,3 +51,14 @@ def test_batches_that_are_sent_in_pieces_say_what_the_cpu_says(kind):
     for _ in range(20):
         for n, said in expected.items():
             np.testing.assert_allclose(engine.predict(frames(n).astype(kind)), said, atol=4e-2)
+
+
+def test_the_residual_that_trust_rests_on_is_the_cpus():
+    rng = np.random.default_rng(0)
+    patches = np.exp(1j * rng.random((5, 16, 16))).astype(np.complex64)
+    probe = (rng.standard_normal((2, 32, 32)) + 1j * rng.standard_normal((2, 32, 32))).astype(np.complex64)
+    mask = np.zeros((32, 32), bool)
+    mask[3:6] = True
+    counts = np.where(mask, 65535, rng.poisson(9.0, (5, 32, 32))).astype(np.uint16)
+    there = far_field_residual(patches, counts, probe, mask, device=torch.device("cuda", 0))
+    np.testing.assert_allclose(there, far_field_residual(patches, counts, probe, mask), atol=1e-4)
