@@ -66,7 +66,7 @@ def test_a_campaign_goes_on_when_jobs_are_cancelled_and_walltimes_near_their_end
     folder = RunFolder.create(tmp_path / "run")
     with cluster(f"slurm:{SITE_FILE}", ranks=2, folder=folder.path) as client:
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
-        run = start(experiment(frames=20_000), client, folder)  # it is stopped below
+        run = start(experiment(frames=20_000, rate=10.0, step=1.0), client, folder)  # it is stopped below
         until(lambda: run.snapshot().get("frames_predicted"))
         rank, predictor = job_of(folder, "trainer")["job"], job_of(folder, "inference")["job"]
         subprocess.run(["scancel", rank], check=True)
