@@ -66,7 +66,7 @@ def test_a_predictor_whose_runner_is_lost_leaves_no_memory_behind(tmp_path):
     before = sys.getswitchinterval()
     left, quick = asyncio.run(asyncio.wait_for(forgotten(tmp_path / "models"), 60))
     assert left is None
-    assert quick < before, "the next one has what it has set"
+    assert quick < 0.005, "the next one has what it has set, and not Python's own"
     assert sys.getswitchinterval() == before
 
 
