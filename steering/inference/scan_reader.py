@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from steering.inference.live import LiveImage
 from steering.inference.maps import FrameMaps
-from steering.inference.serving import Idle
+from steering.inference.serving import Idle, wait_for_idle
 from steering.inference.small_image import MOST_ROWS, MOST_SIDE, SHOWN, ImageChange, cut, packed
 from steering.ptychography import TileCopy
 from steering.ptychography.tiles import TILE
@@ -26,8 +26,8 @@ _OF_IMAGE: dict[str, Callable[[NDArray], NDArray]] = {"amplitude": np.abs, "phas
 _DRAWN = (*_OF_IMAGE, "trust", "pixel_residual", "model_version")
 _TOGETHER = 64
 """Tiles that are drawn in one go."""
-_PATIENCE_S, _POLL_S = 0.2, 1e-3
-"""How long a change waits for a time without frames that is as long as the last one took, and between two looks."""
+_PATIENCE_S = 0.2
+"""How long a change waits for a time without frames that is as long as the last one took."""
 _SEEN = 0.05
 """Weight of the stitched patches from which on the network has said something of a pixel."""
 
@@ -73,9 +73,7 @@ class ScanReader:
         same after a while.
         """
         factor = _factor(max(self.live.canvas.shape), MOST_SIDE)
-        until = time.perf_counter() + _PATIENCE_S
-        while idle() < self._change_s and time.perf_counter() < until:
-            time.sleep(_POLL_S)
+        wait_for_idle(idle, self._change_s, _PATIENCE_S)
         with self._drawing:
             begun, at = time.thread_time(), time.perf_counter()
             if self._small is None:

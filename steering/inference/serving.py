@@ -227,18 +227,19 @@ class _Steps:
         return next((n for n in _TOGETHER if n <= most and self._cost_s.get(n, n * one) <= left), 1)
 
     def _wait(self, seconds: float) -> None:
-        if not self._comes(seconds, self._patience_s):
+        if not wait_for_idle(self._idle, seconds, self._patience_s):
             self._patience_s = 0.0  # what was not there once is not waited for again
-            self._comes(1e-4, _MOMENT_S)
+            wait_for_idle(self._idle, 1e-4, _MOMENT_S)
 
-    def _comes(self, seconds: float, within: float) -> bool:
-        """Wait until there are so many seconds without a frame; False where there are not, within that time."""
-        until = time.perf_counter() + within
-        while self._idle() < seconds:
-            if time.perf_counter() >= until:
-                return False
-            time.sleep(_POLL_S)
-        return True
+
+def wait_for_idle(idle: Idle, seconds: float, within: float) -> bool:
+    """Wait until there are so many seconds without a frame; False where there are not, within that time."""
+    until = time.perf_counter() + within
+    while idle() < seconds:
+        if time.perf_counter() >= until:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def _residuals(slot: Slot, counts: NDArray, mask: NDArray[np.bool_], steps: _Steps) -> NDArray[np.float32]:

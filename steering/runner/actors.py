@@ -28,6 +28,8 @@ _PATIENCE_S = 2.0
 """Between two looks of a task whether the worker of the actor that it asks is still there."""
 _CLOSE_S = 5.0
 """How long an actor may take to close."""
+_UNPUBLISH_S = 30.0
+"""How long a scheduler may take to forget a name."""
 _FORGOTTEN_S = 1.0
 """Between two looks whether somebody holds an actor."""
 _PLACING_S = 0.05
@@ -99,6 +101,14 @@ async def release(client: Client, handle: ActorHandle, method: str, *arguments: 
     except Exception as error:
         logger.info("an actor at %s was not released: %s", handle.address, error)
     return True
+
+
+async def unpublish(client: Client, name: str) -> None:
+    """Have the scheduler forget a name. A scheduler was seen never to answer: after half a minute the rest goes on."""
+    try:
+        await asyncio.wait_for(client.unpublish_dataset(name), _UNPUBLISH_S)
+    except TimeoutError:
+        logger.warning("the scheduler did not forget %s within %.0f s", name, _UNPUBLISH_S)
 
 
 async def while_there(client: Client, worker: str, answer: Awaitable[T]) -> T:

@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import Client
 
-from steering.runner.actors import ActorHandle, call, place, while_there
+from steering.runner.actors import ActorHandle, call, place, unpublish, while_there
 from steering.runner.folder import RunFolder
 from steering.runner.source_actor import SourceActor
 from steering.runner.source_events import SourceResume
@@ -31,7 +31,7 @@ async def place_source(client: Client, actor: SourceActor, worker: str) -> Actor
 
 async def withdraw(client: Client) -> None:
     """The actor need not outlive its runner any more."""
-    await client.unpublish_dataset(PUBLISHED)
+    await unpublish(client, PUBLISHED)
 
 
 async def adopted(

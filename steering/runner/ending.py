@@ -13,14 +13,12 @@ from typing import Any
 
 from distributed import get_client
 
+from steering.runner.actors import unpublish
 from steering.runner.folder import RunFolder
 from steering.runner.handover import HandedOver
 
 WATCHER = "steering-watcher"
 """Under which the watcher of a run is published on its cluster, so that it lives when the runner is lost."""
-
-_WITHDRAW_S = 30.0
-"""How long a scheduler may take to forget a name."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +46,7 @@ async def ending_with(
         if name is not None:
             client = await get_client()
             for one in (name, WATCHER):
-                try:
-                    await asyncio.wait_for(client.unpublish_dataset(one), _WITHDRAW_S)
-                except TimeoutError:  # the run has its result: it does not wait for ever for a name to be forgotten
-                    logger.warning("the scheduler did not forget %s within %.0f s", one, _WITHDRAW_S)
+                await unpublish(client, one)
 
 
 async def _write(folder: RunFolder, driver: str | None, status: str, error: Exception | None = None) -> None:

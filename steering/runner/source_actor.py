@@ -390,6 +390,6 @@ class SourceActor:
             await asyncio.to_thread(write_spooled, folder, chunk)
         except OSError as error:
             if not self._unspooled:
-                failed = WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback="")
-                self._events.put_nowait(failed)
+                told = WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback="")
+                self._events.put_nowait(told)
             self._unspooled += chunk.sizes["frame"]

@@ -43,11 +43,6 @@ class SinceCheckpoint:
         self._rasters = 0
         self._marked: tuple[Any, int, int] | None = None
 
-    @property
-    def usable(self) -> bool:
-        """Whether another source can go on from here."""
-        return self.position is not None
-
     def steered(self, steer: Steer) -> None:
         """The source is told of a decision."""
         if self._keeping:
@@ -81,7 +76,7 @@ class SinceCheckpoint:
 
     def instead_of(self, newest: GoOn) -> GoOn:
         """Where another source goes on: from the newest checkpoint, else from the newest position."""
-        if not self.usable:
+        if self.position is None:
             return newest
         return replace(
             newest,

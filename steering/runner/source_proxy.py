@@ -237,7 +237,7 @@ class SourceProxy:
             if not await release(self._client, self._handle, "asked", self._name, "release"):
                 return  # another runner goes on with it
             with contextlib.suppress(Exception):  # the run has ended, whatever becomes of its source
-                await asyncio.wait_for(withdraw(self._client), 30.0)  # a scheduler was seen never to answer
+                await withdraw(self._client)
 
     async def events(self) -> list[Event]:
         """What has happened at the source since the last call; waits until there is something, and where the source

@@ -11,7 +11,7 @@ from typing import Any
 from distributed import Client, get_client, get_worker
 
 from steering.clusters.roles import INFERENCE, LABEL, SOURCE, Workers, addresses, workers_now
-from steering.runner.actors import place
+from steering.runner.actors import place, unpublish
 from steering.runner.ending import WATCHER, connected
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
@@ -81,7 +81,7 @@ class Watched:
             self._placing.add_done_callback(_failed)
 
     async def _place(self, worker: str) -> None:
-        await self._client.unpublish_dataset(WATCHER)
+        await unpublish(self._client, WATCHER)
         handle = await place(self._client, self._watcher, worker=worker)
         await self._client.publish_dataset(handle.future, name=WATCHER)
         await handle.actor.watch(self._here)
