@@ -24,11 +24,20 @@ def test_a_killed_rank_and_a_killed_predictor_are_replaced_and_nothing_is_lost(t
     assert [figures["faults"][key] for key in NOTHING] == [0] * len(NOTHING)
     for key in ("notice_s", "train_again_s", "predict_again_s"):
         assert figures[key]["p50"] <= figures[key]["p99"]
-    both = RunFolder.create(tmp_path / "both")
-    bench_faults.main(both, ["--merge", str(tmp_path / "run"), str(tmp_path / "run")])
-    merged = both.summary()
-    assert (merged["faults"]["survived"], merged["faults"]["frames"]) == (4, 2 * figures["faults"]["frames"])
-    assert (both.path / "faults.png").stat().st_size > 1000
+    after = RunFolder.create(tmp_path / "after")
+    bench_faults.main(after, ["--faults", "2", "--after", str(tmp_path / "run")])  # nothing is left to do
+    assert after.summary() == figures | {"status": after.summary()["status"]}
+    assert (after.path / "faults.png").stat().st_size > 1000
+
+
+def test_figures_of_several_campaigns_are_added_and_one_that_was_cut_off_keeps_its_faults():
+    one = {"number": 0, "kind": "kill", "target": "rank-0", "survived": True}
+    whole = bench_faults.counted([one]) | {"frames": 100, "frames_lost": 0, "accounted": 1}
+    cut_off = bench_faults.counted([one | {"number": 1}, one | {"number": 2, "survived": False}])
+    found = bench_faults.added(whole, cut_off)
+    assert [fault["number"] for fault in found["list"]] == [0, 1, 2]
+    assert (found["survived"], found["hangs"], found["campaigns"]) == (2, 1, 2)
+    assert (found["frames"], found["accounted"]) == (100, 1)
 
 
 @pytest.mark.parametrize("words", [["--only", "kill,stopp"], ["--targets", "rank-7"]])

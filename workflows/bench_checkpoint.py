@@ -1,6 +1,7 @@
 """What checkpoints cost the training that goes on meanwhile, and what a run gains that starts from an earlier one.
 
-    steering run workflows/bench_checkpoint.py [--mib 16 1024] [--checkpoints 40] [--earlier] [--recovered 5]
+    steering run workflows/bench_checkpoint.py [--mib 16 1024] [--checkpoints 40] [--earlier]
+    steering run workflows/bench_checkpoint.py --mib --recovered 5 [--after RUN]
 
 Stall: one rank trains ER on frames of 64 x 64 pixels (uint16) with labels of 40 x 40, its buffer full, and every step
 brings samples never seen before. One checkpoint follows the other. `stall_ms` is, of each checkpoint, the longest time
@@ -15,6 +16,7 @@ run's first predictions over the first run's last, as phase errors against the t
 
 --recovered N: N demos undisturbed, and N that are killed with all their processes at a random moment after their first
 checkpoint and recovered. `recover.error_over_uninterrupted`: the median error of these over the median of those.
+Figures are written after each pair; --after RUN goes on from those of an earlier run, until there are N.
 """
 
 import argparse
@@ -218,6 +220,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=30, help="steps without a checkpoint before each (30)")
     parser.add_argument("--earlier", action="store_true", help="also run the demo, and from it again")
     parser.add_argument("--recovered", type=int, default=0, metavar="N", help="also N demos, and N that are killed")
+    parser.add_argument("--after", metavar="RUN", help="go on from the demos of this run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which they are killed (0)")
     parser.add_argument("--frames", type=int, default=1100, help="frames of each sample of these runs (1100)")
     parser.add_argument("--size", type=int, default=256, help="object pixels of a sample's side (256)")
@@ -231,23 +234,24 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         figures: dict[str, Any] = earlier(folder, demo_arguments, options.frames, options.device)
         folder.write_summary({"from": figures})
         print("from", figures)
-    if options.recovered:
-        figures = recovered(folder.path / "recovered", demo_arguments, options.recovered, options.seed)
+    before = RunFolder(options.after).summary().get("recover") if options.after else None
+    runs = recovered(folder.path / "recovered", demo_arguments, options.recovered, options.seed, before)
+    for figures in runs:
         folder.write_summary({"recover": figures})
-        print("recover", figures)
+        print("recover", figures, flush=True)
 
 
 def stalls_of(folder: RunFolder, options: argparse.Namespace) -> None:
     """What checkpoints cost a rank with each size of buffer."""
-    found = {
-        f"mib_{mib}": stall(folder.path / "checkpoints", mib, options.checkpoints, options.steps, options.device)
-        for mib in options.mib
-    }
-    stalls = {f"{mib} MiB per rank": np.array(found[f"mib_{mib}"].pop("stalls_ms")) for mib in options.mib}
-    folder.write_file("picture.png", stalls_picture(stalls))
-    worst = max(found.values(), key=lambda one: one["stall_ms"]["p99"])
-    checkpoint = {name: worst[name] for name in ("stall_ms", "stall_cpu_ms")}
-    checkpoint |= {"share": max(one["share"] for one in found.values()), **found}
-    folder.write_summary({"checkpoint": checkpoint})
-    for name, figures in checkpoint.items():
-        print(name, figures)
+    found: dict[str, Any] = {}
+    stalls: dict[str, Any] = {}
+    for mib in options.mib:
+        mine = stall(folder.path / "checkpoints", mib, options.checkpoints, options.steps, options.device)
+        stalls[f"{mib} MiB per rank"] = np.array(mine.pop("stalls_ms"))
+        found[f"mib_{mib}"] = mine
+        print(f"mib_{mib}", mine, flush=True)
+        worst = max(found.values(), key=lambda one: one["stall_ms"]["p99"])
+        checkpoint = {name: worst[name] for name in ("stall_ms", "stall_cpu_ms")}
+        checkpoint |= {"share": max(one["share"] for one in found.values()), **found}
+        folder.write_summary({"checkpoint": checkpoint})
+        folder.write_file("picture.png", stalls_picture(stalls))

@@ -1,13 +1,14 @@
 """Random faults on a running campaign: what is noticed, how fast it goes on, and whether anything is lost or repeated.
 
-    steering run workflows/bench_faults.py [--faults 100] [--first 0] [--seed 0] [--ranks 3] [--only K] [--targets T]
-    steering run --out DIR workflows/bench_faults.py --merge RUN RUN ...
+    steering run workflows/bench_faults.py [--faults 100] [--seed 0] [--ranks 3] [--only K] [--targets T]
+    steering run workflows/bench_faults.py --minutes 6 [--after RUN]
 
 A campaign measures endless scans; scheduler, driver, runner, source, predictor, label worker and every rank have a
 process, and where the system allows it a network, of their own. Faults come one after the other in an order drawn with
 the seed, each at a random moment after a random kind of event, as soon as the campaign trains and predicts again after
-the one before and is complete. `--first` goes on with a later part of the same order, in a campaign of its own;
-`--merge` puts the parts together.
+the one before and is complete. With `--minutes` no fault begins later than that; `--after` goes on in the order where
+an earlier run of this benchmark has ended, in a campaign of its own, and adds to that run's figures. They are written
+after every fault.
 
 Kinds: kill (SIGKILL), stop (SIGSTOP, and SIGCONT once the campaign goes on), cut (its network is taken away, and comes
 back once the campaign goes on, that of the only node of a role once the loss is noticed), stall (code that holds the
@@ -18,6 +19,9 @@ by hand.
 """
 
 import argparse
+import math
+import os
+import time
 from collections import Counter
 from typing import Any
 
@@ -44,34 +48,57 @@ OF_CAMPAIGN = (
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Run the campaign, do harm to it, and count."""
     options = _options(arguments)
-    if options.merge:
-        _write(folder, _merged([RunFolder(path).summary() for path in options.merge]))
+    before = RunFolder(options.after).summary()["faults"] if options.after else {"list": [], "campaigns": 0}
+    first = 1 + max((fault["number"] for fault in before["list"]), default=-1)
+    if first >= options.faults:
+        _write(folder, before)
         return
     with network_of(options.ranks) as network, small_disk(folder.path) as disk:
         kinds, targets = possible(options.only, network, disk), survivable(options.targets, options.ranks)
-        order = drawn(options.seed, options.first + options.faults, kinds, targets)[options.first :]
+        order = drawn(options.seed, options.faults, kinds, targets)[first:]
         faults: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
         bed = Bed(folder.path, network, disk, options)
         try:
             bed.begin()
-            for number, fault in enumerate(order, options.first):
-                faults.append(bed.suffer(number, fault))
-                folder.write_summary({"faults": {"list": faults}})
+            until = time.monotonic() + 60 * options.minutes
+            for number, fault in enumerate(order, first):
+                if time.monotonic() > until:
+                    break
+                faults.append({"load": os.getloadavg()[0], **bed.suffer(number, fault)})
+                _write(folder, added(before, counted(faults)))
                 if not faults[-1]["survived"]:
                     break
-            else:
+            if all(fault["survived"] for fault in faults):
                 figures, found = bed.end()
-                found["campaign"] = {key: figures[key] for key in OF_CAMPAIGN}
+                found |= {key: figures[key] for key in OF_CAMPAIGN} | {"accounted": len(faults)}
         except Died as died:
-            found = {"why": str(died)}
+            found = {"why": str(died), "hangs": 1}
         finally:
             bed.close()
-    survived = sum(fault["survived"] for fault in faults)
-    counts = {"list": faults, "survived": survived, "hangs": len(faults) - survived + ("why" in found)}
-    _write(folder, {"faults": {**counts, **found}})
-    if counts["hangs"]:
+    own = counted(faults, found.pop("hangs", 0)) | found
+    _write(folder, added(before, own))
+    if own["hangs"]:
         raise ValueError(f"found a campaign that did not survive: {found.get('why') or faults[-1]}")
+
+
+def counted(faults: list[dict[str, Any]], hangs: int = 0) -> dict[str, Any]:
+    """What is known of one campaign's faults without its account. hangs: others than after a fault. `healthy_lost`:
+    workers that nobody had harmed and that were taken for lost."""
+    survived = sum(fault["survived"] for fault in faults)
+    counts = {"survived": survived, "hangs": len(faults) - survived + hangs}
+    healthy = sum(fault.get("healthy_lost", 0) for fault in faults)
+    return {"list": list(faults), **counts, "healthy_lost": healthy, "campaigns": 1}
+
+
+def added(before: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The figures of earlier campaigns and of this one: lists are joined, numbers are summed. `accounted` is of how
+    many faults the campaign came to its end in order: frames, decisions, labels and versions are of these."""
+    found = before | own
+    for key in before.keys() & own.keys():
+        if isinstance(own[key], int | float | list):
+            found[key] = before[key] + own[key]
+    return found
 
 
 def figures_of(faults: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,19 +115,10 @@ def figures_of(faults: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _merged(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of several parts."""
-    parts = [summary["faults"] for summary in summaries]
-    numbers = {key for part in parts for key, value in part.items() if isinstance(value, int)}
-    counts = {key: sum(part.get(key, 0) for part in parts) for key in sorted(numbers)}
-    faults = sorted((fault for part in parts for fault in part["list"]), key=lambda one: one["number"])
-    return {"faults": {"list": faults, **counts, "campaigns": len(parts)}}
-
-
 def _write(folder: RunFolder, found: dict[str, Any]) -> None:
-    faults = found["faults"]["list"]
+    faults = found["list"]
     cells = Counter(f"{fault['kind']} {fault['target']}" for fault in faults)
-    folder.write_summary({**found, **figures_of(faults), "faults_by_cell": dict(sorted(cells.items()))})
+    folder.write_summary({"faults": found, **figures_of(faults), "faults_by_cell": dict(sorted(cells.items()))})
     folder.write_file("faults.png", faults_picture(faults))
 
 
@@ -108,7 +126,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_faults.py", description=__doc__.split("\n")[0])
     add_options(parser)
     parser.add_argument("--faults", type=int, default=100)
-    parser.add_argument("--first", type=int, default=0, help="number of the first fault in the order of the seed (0)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no fault begins later than that")
+    parser.add_argument("--after", metavar="RUN", help="go on where this run has ended, and add to its figures")
     parser.add_argument("--targets", type=some_of(TARGETS), default=list(TARGETS), help="what they hit, with commas")
-    parser.add_argument("--merge", nargs="+", metavar="RUN", help="put the figures of these runs together")
     return parser.parse_args(arguments)

@@ -1,16 +1,24 @@
 """A long run at full rate with a random fault every minute: memory, losses, and the image beside a run without faults.
 
-    steering run workflows/bench_soak.py [--minutes 30] [--every 60] [--seed 0] [--ranks 3] [--rate 20] [--no-twin]
+    steering run workflows/bench_soak.py [--minutes 30] [--every 60] [--seed 0] [--ranks 3] [--rate 20] [--twin RUN]
+    steering run workflows/bench_soak.py --every 0 --busy 2 --twin none
 
 The campaign and the faults are those of bench_faults.py. `memory`: how fast the memory of all processes together grows,
 beside the standard error of that. `image`: the phase error of each scan's refined image against the truth, the median
-over the scans that both runs have finished, over that of a run of the same length without faults (`--no-twin`: it is
-not made). `twin.faults.workers_silent`: healthy workers that were taken for lost. Faults after which everything is
-recovered on a new cluster are left out: the memory begins anew with them.
+over the scans that both runs have finished, over that of a run of the same length without faults, which comes after it,
+or is an earlier run of this benchmark that `--twin` names (`none`: none is). Faults after which everything is recovered
+on a new cluster are left out: the memory begins anew with them.
+
+The second form does no harm: `faults.workers_silent` is then the number of healthy workers that were taken for lost,
+beside so many loops that keep a core busy each.
 """
 
 import argparse
+import contextlib
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,20 +40,36 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench_soak.py", description=__doc__.split("\n")[0])
     add_options(parser)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--every", type=float, default=60.0, help="seconds from one fault to the next (60)")
-    parser.add_argument("--twin", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--every", type=float, default=60.0, help="seconds from one fault to the next (60); 0: none")
+    parser.add_argument("--busy", type=int, default=0, help="loops beside it that keep a core busy each (0)")
+    parser.add_argument("--twin", default="", metavar="RUN", help="a run without faults, made before; none: none is")
     options = parser.parse_args(arguments)
-    found, samples, errors = soak(folder, "campaign", options, faults=True)
-    folder.write_summary(found)
-    both = {"with faults": errors}
-    if options.twin:
-        twin, _, both["without"] = soak(folder, "twin", options, faults=False)
-        found |= {"twin": twin, "image": compared(both["with faults"], both["without"])}
-        folder.write_summary(found)
+    with busy(options.busy):
+        found, samples, errors = soak(folder, "campaign", options, faults=options.every > 0)
+        folder.write_summary({**found, "errors": errors})
+        both = {"with faults": errors}
+        if options.twin not in ("", "none"):
+            both["without"] = RunFolder(options.twin).summary()["errors"]
+        elif not options.twin:
+            found["twin"], _, both["without"] = soak(folder, "twin", options, faults=False)
+        if "without" in both:
+            folder.write_summary({**found, "image": compared(errors, both["without"])})
     folder.write_file("soak.png", soak_picture(samples, found["faults"]["list"], both))
     if found["faults"]["hangs"]:
         last = (found["faults"]["list"] or [None])[-1]
         raise ValueError(f"found a campaign that did not survive: {found['faults'].get('why') or last}")
+
+
+@contextlib.contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """So many processes that do nothing but count, while the context is open."""
+    found = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for one in found:
+            one.kill()
+            one.wait()
 
 
 def soak(
@@ -72,6 +96,8 @@ def soak(
                         break
                     time.sleep(max(0.0, due - time.time()))
                     suffered.append({"time": time.time(), **bed.suffer(number, fault)})
+                    so_far = {"memory": slope(memory.samples, block_s=options.every)}
+                    folder.write_summary({"faults": {"list": suffered}, **so_far})
                     if not suffered[-1]["survived"]:
                         break
                 while time.time() < until and not (suffered and not suffered[-1]["survived"]):
@@ -83,7 +109,7 @@ def soak(
             errors = image_errors(RunFolder(bed.campaign.path))
         finally:
             bed.close()
-    return {"faults": counts, "memory": slope(memory.samples, block_s=options.every)}, memory.samples, errors
+    return {"faults": counts, "memory": slope(memory.samples, block_s=options.every or 60.0)}, memory.samples, errors
 
 
 def accounted(bed: Bed) -> dict[str, Any]:

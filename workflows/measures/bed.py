@@ -136,7 +136,8 @@ class Bed:
                 if kind == "cut":
                     self.network.cut(name, False)
         self._complete(begun)
-        return found
+        silent = [e["worker"] for e in self.campaign.since(begun) if e["event"] == "WorkerLost" and e["silent"]]
+        return {**found, "healthy_lost": len([name for name in silent if name not in names])}
 
     def _victims(self, target: str) -> list[str]:
         if target in ROLES:

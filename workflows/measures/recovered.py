@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +18,35 @@ DEMO = Path(__file__).parents[1] / "simulated_drift.py"
 _LONGEST_S = 1800.0
 
 
-def recovered(folder: Path, arguments: list[str], runs: int, seed: int = 0) -> dict[str, Any]:
-    """So many demos undisturbed, and as many killed at a random moment after their first checkpoint and recovered.
+def recovered(
+    folder: Path, arguments: list[str], runs: int, seed: int = 0, before: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """So many demos undisturbed, and as many killed at a random moment after their first checkpoint and recovered:
+    the figures after each pair. before: figures of earlier pairs, which are gone on from.
 
     The error of a run: the median over its samples of the phase error of the final version. Raises RuntimeError for a
     run that does not end well.
     """
-    rng = np.random.default_rng(seed)
-    whole: list[float] = []
-    cut: list[float] = []
-    took: list[float] = []
-    shares: list[float] = []
-    for number in range(runs):
+    names = ("uninterrupted", "recovered", "killed_after_share", "seconds")
+    whole, cut, shares, took = (list((before or {}).get(name, ())) for name in names)
+    for number in range(len(whole), runs):
         path, begun = folder / f"whole-{number}", time.monotonic()
         _ended(_started("run", "--out", str(path), str(DEMO), *arguments))
         took.append(time.monotonic() - begun)
-        whole.append(error_of(path))
+        error = error_of(path)
         path = folder / f"killed-{number}"
-        shares.append(float(rng.uniform(0.1, 0.9)))
-        _killed(path, arguments, shares[-1] * statistics.median(took))
+        share = float(np.random.default_rng([seed, number]).uniform(0.1, 0.9))
+        _killed(path, arguments, share * statistics.median(took))
         _ended(_started("recover", str(path)))
         cut.append(error_of(path))
-    return {
-        "runs": runs,
-        "uninterrupted": whole,
-        "recovered": cut,
-        "killed_after_share": shares,
-        "error_over_uninterrupted": statistics.median(cut) / statistics.median(whole),
-        "within_range": min(whole) <= statistics.median(cut) <= max(whole),
-    }
+        whole.append(error)
+        shares.append(share)
+        yield {
+            "runs": len(whole),
+            **dict(zip(names, (whole, cut, shares, took), strict=True)),
+            "error_over_uninterrupted": statistics.median(cut) / statistics.median(whole),
+            "within_range": min(whole) <= statistics.median(cut) <= max(whole),
+        }
 
 
 def error_of(path: Path) -> float:
