@@ -30,7 +30,7 @@ _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 for a failure, 2 for wrong arguments, 130 after Ctrl-C."""
-    chosen = _parser().parse_args(start_here.spelt_out(sys.argv[1:] if arguments is None else arguments))
+    chosen = parser().parse_args(start_here.spelt_out(sys.argv[1:] if arguments is None else arguments))
     if chosen.log is not None:
         os.environ[VARIABLE] = chosen.log  # of the workers too, and of a driver that runs by itself
 
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ending.code
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Of all commands with their arguments."""
     parser = argparse.ArgumentParser(
         prog="steering",
         description="Run a workflow, follow it while it measures, and report on what it left.",
@@ -125,7 +126,7 @@ _COMMANDS = {
 def _run(chosen: argparse.Namespace) -> int:
     from steering.loading import loaded, located  # noqa: PLC0415
 
-    own, arguments = _taken_out(chosen.arguments)
+    own, arguments = taken_out(chosen.arguments)
     arguments = detach.take_flags(chosen, arguments)
     out = (own["--out"] or [chosen.out])[-1]
     runs = [*(chosen.start or []), *own["--from"]]
@@ -257,7 +258,7 @@ def _command(chosen: argparse.Namespace) -> int:
 _OWN = ("--out", "--from", "--memory")
 
 
-def _taken_out(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def taken_out(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Our own options may also come after the workflow's name: they are taken out, the rest is the workflow's."""
     own: dict[str, list[str]] = {name: [] for name in _OWN}
     rest = []

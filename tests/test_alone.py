@@ -163,9 +163,8 @@ async def left_alone(folder, silent):
     unheard = asyncio.ensure_future(actor.events())  # what the runner is told while it dies
     await asyncio.sleep(0.05)
     first.lost = True
-    while sum(len(chunk["frame"]) for chunk in actor._outbox.kept) < 8:
+    while (said := unsteered(folder.path)) is None or said["measured"] < 4:
         await asyncio.sleep(0.01)
-    said = unsteered(folder.path)
     resume = SourceResume(position=position, handed=dict.fromkeys(logged, "a0"))
     assert not await actor.adopt("another run", second, resume)
     assert await actor.adopt(folder.identity, second, resume)
@@ -270,9 +269,11 @@ def test_a_source_that_heard_a_decision_which_the_log_lacks_is_not_adopted(tmp_p
         where = (tuple(source.candidates[0].tolist()),)
         await actor.apply(Steer(DecisionSuggested(time=0.0, positions=where, reasons=("why",)), None, id=1))
         assert not await actor.adopt(folder.identity, Predictor(), SourceResume(position=position))
-        return actor._closed
+        events = []
+        while not any(isinstance(event, SourceEnded) for event in events):  # it ends, for another one begins
+            events += await actor.events()
 
-    assert asyncio.run(main(RunFolder.create(tmp_path / "run"))), "it ends, for another one begins"
+    asyncio.run(asyncio.wait_for(main(RunFolder.create(tmp_path / "run")), 60))
 
 
 def test_what_stands_in_a_folder_is_believed_only_where_it_makes_sense(tmp_path):

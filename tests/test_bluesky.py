@@ -21,6 +21,7 @@ class Stage2D:
 
     def __init__(self, source):
         self.source, self.position, self.frames = source, {}, 0
+        self.chunks = source.chunks()
         self.network = ProbeFirst(window=WINDOW, patch=PATCH, width=4)
         self.network.optics.set(source.probe)
         canvas = Canvas.around(source.field.scaled(1 / source.geometry.object_pixel), WINDOW)
@@ -29,7 +30,8 @@ class Stage2D:
     def measure(self):
         """A frame where the stage stands, predicted and stitched; its residual."""
         where = (self.position["stage_y"], self.position["stage_x"])
-        chunk = self.source._measure(0, [where], np.array([1 / self.source.frame_rate]))
+        self.source.apply(Decision(positions=np.array([where]), reasons=("the plan",)))
+        chunk = next(self.chunks)
         with torch.inference_mode():
             amplitude, phase = self.network(torch.from_numpy(chunk["counts"].values.astype(np.float32)))
         patches = torch.polar(amplitude, phase).numpy()
@@ -43,7 +45,10 @@ def beamline():
     rng = np.random.default_rng(0)
     thing = sample(rng.random((64, 64)), phase=1.0, absorption=0.1)
     probe = zone_plate(WINDOW, 25.0, counts=1e4)
-    return Stage2D(SimulatedBeamline([Stage("scan", thing, frames=10**6)], probe=probe, step=8.0))
+    source = SimulatedBeamline(
+        [Stage("scan", thing, frames=10**6)], probe=probe, step=8.0, frame_rate=1e4, chunk_frames=1
+    )
+    return Stage2D(source)
 
 
 def agent_of(beamline, policy, **more):

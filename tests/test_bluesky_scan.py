@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bluesky")]
 pytest.importorskip("bluesky")
 pytest.importorskip("ophyd_async")
 
+import zmq  # noqa: E402
 from bluesky import RunEngine  # noqa: E402
 from bluesky.utils import RunEngineInterrupted  # noqa: E402
 from event_model import DocumentNames, schema_validators  # noqa: E402
@@ -240,15 +241,18 @@ def test_documents_that_cannot_be_used_are_refused_in_a_sentence(tmp_path):
     assert not any(isinstance(one, Began | Frame | Samples) for one in other)
 
 
-def test_pickled_documents_are_not_opened(campaign):
+def test_pickled_documents_are_not_opened():
     class Trap:
         def __reduce__(self):
             return (pytest.fail, ("it was opened",))
 
     found, stopped = [], threading.Event()
+    context = zmq.Context()
+    publisher = context.socket(zmq.PUB)
+    port = publisher.bind_to_random_port("tcp://127.0.0.1")
 
     def listen() -> None:
-        for one in frames_at(campaign.addresses["frames"]).records(stopped):
+        for one in frames_at(f"bluesky://127.0.0.1:{port}").records(stopped):
             found.extend([one] if one is not None else [])
             if found:
                 return
@@ -257,9 +261,10 @@ def test_pickled_documents_are_not_opened(campaign):
     listener.start()
     end = time.monotonic() + 30
     while listener.is_alive() and time.monotonic() < end:
-        campaign._queue.append(b" start " + pickle.dumps({"uid": Trap()}))
+        publisher.send(b" start " + pickle.dumps({"uid": Trap()}))
         time.sleep(0.05)
     stopped.set()
     listener.join(10)
+    context.destroy(linger=0)
     assert isinstance(found[0], Unreadable)
     assert found[0].reason.startswith("a pickled document, which is not opened: publish with Publisher(")

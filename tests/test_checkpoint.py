@@ -132,7 +132,7 @@ def test_a_cut_is_the_buffer_as_it_was_whatever_is_inserted_while_it_is_read(pol
             first += count
 
         insert(int(rng.integers(1, 80)))
-        since = buffer._clock if attempt % 2 else 0
+        since = buffer.state().clock if attempt % 2 else 0
         insert(int(rng.integers(1, 80)))
         before = buffer.state()
         slots = np.flatnonzero(before.inserted_at > since)

@@ -18,7 +18,7 @@ from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.channel import Channel, Messages
 from steering.learning.clock import Clock
-from steering.learning.exchange import _Flight
+from steering.learning.exchange import Flight
 from steering.learning.group import GroupLost, backend, is_of_group, settle
 from steering.learning.loop import Loop
 from steering.learning.rows import on_device
@@ -106,7 +106,7 @@ class Computing:
 
 def test_where_is_computed_is_logged_again_when_others_compute(monkeypatch):
     """And asked again where the group changed meanwhile; once where nothing has."""
-    monkeypatch.setattr(devices, "_LOOK_S", 0.0)
+    monkeypatch.setattr(devices, "LOOK_S", 0.0)
     found, actors = [], Computing()
 
     async def enough():
@@ -219,7 +219,7 @@ class Aborted(Collective):
 def test_a_rank_that_waits_for_a_frozen_one_is_freed_from_another_thread(monkeypatch):
     event = Event(10**9)
     frozen = Aborted(event)
-    monkeypatch.setattr(group, "_nccl", [frozen])
+    monkeypatch.setattr(group, "NCCL", [frozen])
     elsewhere = threading.Timer(0.05, group.abandon)
     elsewhere.start()
     try:
@@ -268,8 +268,8 @@ def test_no_gradient_of_a_collective_that_failed_reaches_the_weights(monkeypatch
     event = Event(3)
     failed = Collective(event, 2)
     failed.options = SimpleNamespace(_timeout=datetime.timedelta(seconds=60))
-    loop._nccl = [failed]
-    monkeypatch.setattr(loop, "_come_to", lambda: event)
+    loop.nccl = [failed]
+    monkeypatch.setattr("steering.learning.loop.queued_so_far", lambda device: event)
     holds_after(loop, load, "REMOTE_ERROR")
 
 
@@ -282,19 +282,17 @@ class FailedWork:
 
 def test_an_exchange_whose_wait_fails_changes_nothing():
     loop, load = ready()
-    exchange = loop.rehearsal._exchange
+    exchange = loop.rehearsal.exchange
     nothing = torch.zeros(0, dtype=torch.uint8)
     broken = Messages(nothing, nothing, [0], [0], 40, None, _work=FailedWork())
-    exchange._channel, exchange._flights[0] = Channel(None), _Flight(5, np.zeros(0, np.int64), [0], None, broken)
+    exchange.channel, exchange.flights[0] = Channel(None), Flight(5, np.zeros(0, np.int64), [0], None, broken)
     holds_after(loop, load, "closed its connection")
 
 
 def test_what_is_staged_on_its_way_to_a_gpu_trains_and_is_stored_as_what_is_loaded_there():
     (plain, load), (staged, load_staged) = (ready("derpp") for _ in range(2))
-    fields = {name: (tuple(value.shape[1:]), value.dtype) for name, value in plain._ring.next().items()}
-    plain._ring.next()
-    loaded = {name: fields[name] for name in staged._loaded}
-    staged._staging = Staging(loaded, SMALL.batch, torch.device("cpu"))
+    loaded = {name: (tuple(value.shape[1:]), value.dtype) for name, value in classification()[2](1).items()}
+    staged.staging = Staging(loaded, SMALL.batch, torch.device("cpu"))
     assert plain.run(9, load).losses == staged.run(9, load_staged).losses
     assert torch.equal(weights_of(plain), weights_of(staged))
     stored = [loop.buffer.state().packed().tensors for loop in (plain, staged)]

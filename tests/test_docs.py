@@ -186,10 +186,10 @@ def check(block, command):
     words = shlex.split(command)
     try:
         if words[0] == "steering":
-            chosen = cli._parser().parse_args(words[1:])
+            chosen = cli.parser().parse_args(words[1:])
             workflow = ROOT / getattr(chosen, "workflow", "none")
             if workflow.is_file():
-                rest = detach.take_flags(chosen, cli._taken_out(chosen.arguments)[1])
+                rest = detach.take_flags(chosen, cli.taken_out(chosen.arguments)[1])
                 generate.parser_of(workflow).parse_args(rest)
     except SystemExit as ending:
         pytest.fail(f"{block.where}: {command}: the arguments are not taken ({ending})")

@@ -36,7 +36,7 @@ def cluster():
 def reports(monkeypatch):
     """The folders for which a report was asked for."""
     asked = []
-    monkeypatch.setattr(ending, "_report", asked.append)
+    monkeypatch.setattr(ending, "report", asked.append)
     return asked
 
 

@@ -88,7 +88,7 @@ def test_a_version_takes_the_place_of_another_in_the_same_memory(make, backend):
 
 def places_of(slot):
     """Addresses of all that a version consists of."""
-    return [tensor.data_ptr() for tensor in [*slot.network.state_dict().values(), *slot._constants]]
+    return [tensor.data_ptr() for tensor in [*slot.network.state_dict().values(), *slot.constants]]
 
 
 def test_masked_pixels_are_of_no_meaning_after_a_new_mask(make):
@@ -211,7 +211,7 @@ def test_onnx_is_left_out_where_it_is_not_installed_or_not_wanted(monkeypatch):
     monkeypatch.setattr(onnx, "installed", lambda: True)
     assert ONNX in possible(CPU, compiled=True)
     monkeypatch.undo()
-    monkeypatch.setattr(onnx, "_NEEDED", ("torch", "no_such_package"))
+    monkeypatch.setattr(onnx, "NEEDED", ("torch", "no_such_package"))
     assert ONNX not in possible(CPU, compiled=True)
 
 

@@ -64,7 +64,7 @@ def test_a_slow_disk_holds_nobody_up_and_nothing_is_lost(folder, slow):
 
 
 def test_a_disk_that_takes_nothing_is_an_error_before_memory_is_full(folder, slow, monkeypatch):
-    monkeypatch.setattr(event_log, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(event_log, "MOST_BYTES", 1000)
     log = EventLog(folder)
     taken = 0
     with pytest.raises(OSError, match="found a disk that takes no events"):  # noqa: PT012

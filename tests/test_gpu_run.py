@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from steering.loading import loaded
 from tests.gpu import parts
+from tests.test_docs import generate
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,6 +60,5 @@ def test_every_part_asks_its_workflow_for_options_that_it_has(kind, tmp_path):
             assert Path(words[1]).name in ("refine.py", "-m")
             continue
         given = words[words.index(file) + 1 :]
-        with loaded(ROOT / file) as main:
-            options = main.__globals__["_options"](given)
+        options = generate.parser_of(ROOT / file).parse_args(given)
         assert options.device == ("cpu" if kind == "cpu" else "cuda")

@@ -131,7 +131,7 @@ def test_a_run_goes_on_whatever_comes(tmp_path):
         await me.receive(next(chunks("b", 5, first=100)))
         await me.receive(chunk_of(good(), [70]))  # late, of a scan that is over
         await me.live()
-        return await me.events(), await me.figures(), await me.live("a"), me._fast.mask
+        return await me.events(), await me.figures(), await me.live("a"), me.fast.mask
 
     events, figures, live, mask = asyncio.run(main())
     predicted = [i for e in events if isinstance(e, PredictionReady) and e.scan == "a" for i in e.frame_ids]

@@ -22,7 +22,7 @@ from steering.clusters.existing import refuse_open
 from steering.clusters.gpus import dask_setup, shared_out, visible
 from steering.clusters.job_options import SYSTEMS, System
 from steering.clusters.jobs import refusal_of
-from steering.clusters.local import _workers, on_gpus, quiet
+from steering.clusters.local import on_gpus, quiet, worker_specs
 from steering.clusters.queue import job_script, places
 from steering.clusters.site import read_site
 from steering.clusters.squeue import JobState, last_words, parsed
@@ -336,10 +336,10 @@ def test_gpus_are_those_that_the_environment_shows(tmp_path):
 
 
 def test_each_local_worker_is_told_its_gpu():
-    workers = on_gpus(_workers(2), ["3", "5", "7"])
+    workers = on_gpus(worker_specs(2), ["3", "5", "7"])
     told = {name: worker["options"]["env"]["CUDA_VISIBLE_DEVICES"] for name, worker in workers.items()}
     assert told == {"trainer-0": "3", "trainer-1": "5", "inference": "7", "beamline": "7"}
-    hidden = on_gpus(_workers(1), [])
+    hidden = on_gpus(worker_specs(1), [])
     assert {worker["options"]["env"]["CUDA_VISIBLE_DEVICES"] for worker in hidden.values()} == {""}
 
 

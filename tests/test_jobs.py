@@ -75,7 +75,7 @@ def queue():
 @pytest.fixture
 def jobs(queue, tmp_path, monkeypatch):
     monkeypatch.setattr(watched, "slurm_states", lambda asked: {j: s for j, s in queue.states.items() if j in asked})
-    monkeypatch.setattr(watched, "_LOOK_S", 1e6)  # the test looks
+    monkeypatch.setattr(watched, "LOOK_S", 1e6)  # the test looks
     made = Jobs(queue, queue, tmp_path, system="slurm", handover=300.0)
     with made.kept([Place(kind="trainer", number=0), Place(kind="inference", number=0)], lambda place: {}):
         yield made
@@ -160,8 +160,7 @@ def test_a_refusal_in_the_middle_of_a_run_is_tried_again(queue, jobs, tmp_path, 
     queue.refuses = False
     jobs.look()
     assert told(tmp_path)["trainer"]["job"] == lost
-    jobs._not_before = 0.0
-    jobs.look()
+    jobs.look(time.time() + 31.0)
     assert told(tmp_path)["trainer"]["job"] != lost
     assert len(queue.states) == 2
 

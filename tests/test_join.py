@@ -199,14 +199,13 @@ def test_a_first_frame_in_the_middle_of_a_scan_loses_nothing_before_it():
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(join, "_KEPT", 64)
+    monkeypatch.setattr(join, "KEPT", 64)
     joiner = Joiner((Companion(name="positions", width=1),), JoinSettings(capacity=64))
     for number in range(20_000):
         joiner.frame(0, number, None, 0.0)
         joiner.sample("positions", 0, number, (0.0,), 0.0)
         joiner.take(1)
-    [scan] = joiner._scans.values()
-    assert len(scan.values["positions"]) <= 2 * 64 + 1
+    assert joiner.remembered <= 2 * 64 + 1
     numbers = Numbers(0)
     numbers.add(10**12, 0.0)  # a torn number must not cost memory
     assert numbers.give_up(1.0) == 10**12

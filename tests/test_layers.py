@@ -324,6 +324,43 @@ def test_a_workflow_says_its_arguments_and_leaves_nothing(path, tmp_path, monkey
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == []
 
 
+def private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.endswith("_") and name.isidentifier()
+
+
+def reached(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Private names of others that a module uses: where, and which."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name("self" | "cls")) | ast.Attribute(value=ast.Call(func=ast.Name("super"))):
+                pass
+            case ast.Attribute(attr=name) if private(name):
+                yield node.lineno, name
+            case ast.ImportFrom(module=str(module)) if module.split(".")[0] == "steering":
+                yield from ((node.lineno, alias.name) for alias in node.names if private(alias.name))
+            case ast.Call(func=ast.Attribute(attr="setattr"), args=[*targets]):
+                named = (str(each.value).rpartition(".")[2] for each in targets if isinstance(each, ast.Constant))
+                yield from ((node.lineno, name) for name in named if private(name))
+
+
+def test_tests_reach_in_by_public_names():
+    ours = {name for _, tree in STEERING.values() for node in ast.walk(tree) for name in defined(node) if private(name)}
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    found = [(path, line, name) for path in files for line, name in reached(ast.parse(path.read_text("utf-8")))]
+    assert [f"{path.relative_to(ROOT)}:{line}: {name}" for path, line, name in found if name in ours] == []
+
+
+def defined(node: ast.AST) -> list[str]:
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return [node.name]
+        case ast.Name(ctx=ast.Store()):
+            return [node.id]
+        case ast.Attribute(ctx=ast.Store()):
+            return [node.attr]
+    return []
+
+
 # The reader itself: a wall that is not watched looks like one that holds.
 
 BROKEN = {

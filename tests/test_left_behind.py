@@ -42,7 +42,7 @@ async def forgotten(store):
             first = await place(runner, description, worker=worker.address)
             await call(first.actor, "start")
             [mine] = [one for one in worker.state.actors.values() if isinstance(one, Predictor)]
-            images = weakref.ref(mine._scans)
+            images = weakref.ref(mine.scans)
             open_ = asyncio.ensure_future(call(first.actor, "events"))
             await asyncio.sleep(0.1)
             open_.cancel()

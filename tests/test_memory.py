@@ -114,7 +114,7 @@ def test_runs_that_end_at_the_same_time_are_all_there(tmp_path):
 def test_a_lock_goes_with_its_holder_and_whoever_waits_says_for_whom(tmp_path, monkeypatch):
     memory = Memory(tmp_path / "memory")
     memory.add("x", left_by(tmp_path, "x", "a"), None)
-    monkeypatch.setattr("steering.learning.memory._PATIENCE_S", 0.1)
+    monkeypatch.setattr("steering.learning.memory.PATIENCE_S", 0.1)
     with memory.reading(), pytest.raises(TimeoutError, match="another process has held"):
         memory.check_writable()
     child = os.fork()

@@ -19,7 +19,7 @@ from steering.clusters import local
 from steering.inference.latency import Latency
 from steering.logs import VARIABLE, JSONLines
 from steering.runner import RunFolder, start
-from steering.runner.figures import Family, _streams
+from steering.runner.figures import Family, of_streams
 from steering.runner.prometheus import text
 from tests.test_runner import experiment, told
 
@@ -112,7 +112,7 @@ def test_every_query_of_the_dashboard_names_figures_and_labels_that_there_are(sc
     found, folder, _ = scraped
     there = {}
     trust = Family("steering_trust", "gauge", "of a version that was judged", ("by",), ((("residual",), 0.5),))
-    for each in [*parsed(found), *parsed(text("run", [*_streams(STREAMS), trust]).decode())]:
+    for each in [*parsed(found), *parsed(text("run", [*of_streams(STREAMS), trust]).decode())]:
         for sample in each.samples:
             there.setdefault(sample.name, set()).update(sample.labels)
     dashboard = json.loads((ROOT / "dashboards" / "grafana.json").read_text())
@@ -134,7 +134,7 @@ def test_every_query_of_the_dashboard_names_figures_and_labels_that_there_are(sc
 
 
 def test_streams_are_counted_by_fate():
-    figures = samples_of(text("run", _streams(STREAMS)).decode())
+    figures = samples_of(text("run", of_streams(STREAMS)).decode())
     assert figures["steering_stream_messages_total", ("fate", "received"), ("stream", "frames")] == 9
     assert figures["steering_stream_messages_total", ("fate", "dropped_late"), ("stream", "frames")] == 1
     assert figures["steering_stream_waiting", ("stream", "positions")] == 1

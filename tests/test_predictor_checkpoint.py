@@ -51,7 +51,7 @@ def saved(folder, part, later=()):
 
 
 def columns(me, scan="a"):
-    return dict(zip(COLUMNS, me._scans.images[scan].frames.read(*COLUMNS), strict=True))
+    return dict(zip(COLUMNS, me.scans.images[scan].frames.read(*COLUMNS), strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,7 +79,7 @@ def test_another_predictor_goes_on_from_a_checkpoint_and_the_log(tmp_path, kind,
                 await me.receive(sent[number + 1])  # acknowledged, and not told of
                 count = sum(len(event.frame_ids) for event in reported)
                 part = await me.checkpoint(folder, "000001-0")
-                image = me._scans.images["a"].stitcher.image()
+                image = me.scans.images["a"].stitcher.image()
             elif number != cut + 1:
                 reported += await heard(me)
         reported += await heard(me)
@@ -98,7 +98,7 @@ def test_another_predictor_goes_on_from_a_checkpoint_and_the_log(tmp_path, kind,
                 reported={"a": count},
             )
         )
-        restored, image_after = len(other._scans.images["a"].frames), other._scans.images["a"].stitcher.image()
+        restored, image_after = len(other.scans.images["a"].frames), other.scans.images["a"].stitcher.image()
         for chunk in sent[: cut + 4]:  # the source gives more again than it need
             await other.receive(chunk)
         again = await heard(other)

@@ -14,7 +14,7 @@ from steering.runner import RunFolder
 from steering.runner.client import show_all
 from steering.runner.describe import describe
 from steering.view.display import draw, sparkline
-from steering.view.progress import KEPT, Progress
+from steering.view.progress import KEPT, Progress, Residuals
 from steering.view.status import status_lines
 
 WHOLE = {
@@ -140,11 +140,11 @@ def test_the_sparkline_rises_with_the_residual_and_marks_alarms():
     assert [span.style for span in line.spans].count("red") == 2
 
 
-def test_the_trust_of_a_long_run_stays_bounded():
-    progress = Progress(io.StringIO())
+def test_the_residuals_of_a_long_run_stay_bounded():
+    residuals = Residuals()
     for step in range(20 * KEPT):
-        progress._trust.add({"residual": step, "drift": step == 5})
-    values = progress._trust.values
+        residuals.add({"residual": step, "drift": step == 5})
+    values = residuals.values
     assert KEPT // 2 <= len(values) <= KEPT
     assert [value for value, _ in values] == sorted(value for value, _ in values)
     assert sum(alarm for _, alarm in values) == 1

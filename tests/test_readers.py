@@ -130,7 +130,7 @@ def test_trust_by_offset_comes_back_while_frames_never_pause(tmp_path):
     async def main():
         me = predictor(tmp_path)
         await me.start()
-        me._fast.later = lambda seconds: None  # as if no moment were ever free
+        me.fast.later = lambda seconds: None  # as if no moment were ever free
         publish(tmp_path, 1, noise=0.01, validation_residuals=(0.5,) * 19, validation_offsets=(0.5,) * 19)
         for chunk in chunks(n=30):
             await me.receive(chunk)

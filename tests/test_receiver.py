@@ -233,9 +233,10 @@ def test_another_protocol_is_refused_by_name():
 def test_a_library_that_is_not_there_is_named_with_its_extra(library, extra, monkeypatch):
     from steering.sources import dectris, pva, zmq_socket
 
+    frames = pva.PvaFrames(pv="SIM:image").records(threading.Event())
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"pip install 'steering\[{extra}\]'"):
-        {"zmq": zmq_socket.zmq, "cbor2": dectris.cbor, "p4p.client.thread": lambda: pva._context("")}[library]()
+        {"zmq": zmq_socket.zmq, "cbor2": dectris.cbor, "p4p.client.thread": lambda: next(frames)}[library]()
 
 
 def test_receiving_needs_no_torch():

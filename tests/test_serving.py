@@ -146,9 +146,10 @@ def test_the_version_in_service_is_judged_by_what_it_said_when_the_frames_came(t
 
 
 async def said(me):
-    """What it says of five frames, copied before its thread says something else in the same memory."""
-    counts = next(chunks(n=5))["counts"].values
-    return await me._do(lambda: me._fast.predict(counts)[0].copy())
+    """What it says of five frames, while its own thread has nothing to say."""
+    me.fast.later = lambda seconds: None  # nothing is predicted again
+    await me.live()
+    return me.fast.predict(next(chunks(n=5))["counts"].values)[0].copy()
 
 
 def test_after_going_back_the_older_version_looks_at_the_frames_again(tmp_path, trained):
@@ -194,9 +195,9 @@ def test_a_backend_that_costs_a_version_its_quality_is_left(tmp_path, trained, m
         me = predictor(tmp_path, settings=PredictorSettings(canary_margin=1e9))
         put(tmp_path, 1, trained)
         await me.start()
-        engine = me._fast.serving.engine
+        engine = me.fast.serving.engine
         for slot in (engine.serving, engine.spare):
-            monkeypatch.setattr(slot, "_decode", Coarse(slot._decode))
+            monkeypatch.setattr(slot, "decode", Coarse(slot.decode))
         for chunk in chunks(n=60):
             await me.receive(chunk)
         await me.live()
@@ -257,7 +258,7 @@ def test_the_view_is_the_image(tmp_path):
         for chunk in chunks(n=30):
             await me.receive(chunk)
         await me.live()
-        return me._scans.images["a"]
+        return me.scans.images["a"]
 
     live = asyncio.run(main())
     image, view = live.stitcher.image(), live.view()

@@ -25,7 +25,7 @@ from steering.ptychography import (
     thinned,
     zone_plate,
 )
-from steering.ptychography.noise import _LOSS_OF_FEW
+from steering.ptychography.noise import LOSS_OF_FEW
 from steering.records import Field, ModelVersion
 
 N = 32
@@ -70,7 +70,7 @@ def test_the_loss_to_noise_is_that_of_the_poisson_law():
     """Of L expected counts, sqrt(L) times the mean root of those that come is less by the mean of the table."""
     number = np.arange(200)
     series = 1 / 8 + 7 / (128 * np.maximum(number, 1))
-    table = np.r_[_LOSS_OF_FEW, series[len(_LOSS_OF_FEW) :]]
+    table = np.r_[LOSS_OF_FEW, series[len(LOSS_OF_FEW) :]]
     for light in (0.003, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 12.0, 50.0):
         law = np.exp(number * math.log(light) - light - np.array([math.lgamma(n + 1) for n in number]))
         lost = light - math.sqrt(light) * (law * np.sqrt(number)).sum()

@@ -209,7 +209,6 @@ def test_labels_that_nobody_takes_in_do_not_grow_without_bound():
     me.prepare(0)
     for _ in range(10):
         asyncio.run(me.receive(found))
-    assert len(me._arrived) == 3
     assert me.samples.dropped == 7 * 60
 
 

@@ -58,7 +58,7 @@ def parser_of(workflow: Path) -> argparse.ArgumentParser:
 
 def commands() -> str:
     """The commands, each with its arguments."""
-    return "\n\n".join(_commands(cli._parser(), "steering"))
+    return "\n\n".join(_commands(cli.parser(), "steering"))
 
 
 def _commands(parser: argparse.ArgumentParser, name: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from steering.clusters.succession import Place, due, lays_down, lead, successor
 
 FILE = "jobs.json"
 """In the run's folder: which jobs it has, and what the batch system says of them."""
-_LOOK_S = 2.0
+LOOK_S = 2.0
 _AGAIN_S = 30.0
 """After a job was refused in the middle of a run."""
 
@@ -93,16 +93,17 @@ class Jobs:
         return text
 
     def _watch(self) -> None:
-        while not self._stop.wait(_LOOK_S):
+        while not self._stop.wait(LOOK_S):
             try:
                 self.look()
             except Exception:  # the run does not end because its jobs cannot be looked at now
                 logger.exception("looking at the jobs failed; it is tried again")
 
-    def look(self) -> None:
+    def look(self, now: float | None = None) -> None:
         """Ask once how the jobs stand, and submit others for those that are over or near their end. A thread of this
-        object does so again and again."""
-        now, names = time.time(), {str(worker["name"]) for worker in workers_of(self._client).values()}
+        object does so again and again. now: seconds since the epoch; None: by the clock."""
+        now = time.time() if now is None else now
+        names = {str(worker["name"]) for worker in workers_of(self._client).values()}
         self._places = [
             replace(place, came=place.came or any(_of(place, name) for name in names)) for place in self._places
         ]

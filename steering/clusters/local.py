@@ -91,7 +91,7 @@ def _cluster(ranks: int, apart: bool, gpus: Sequence[int | str] | None) -> SpecC
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     if find_spec("bokeh") is not None:
         scheduler["preload"] = [PAGE]
-    workers = _workers(ranks, apart)
+    workers = worker_specs(ranks, apart)
     if gpus is not None or visible():
         workers = on_gpus(workers, visible() if gpus is None else [str(gpu) for gpu in gpus])
     return SpecCluster(scheduler={"cls": Scheduler, "options": scheduler}, workers=workers, silence_logs=SILENT)
@@ -107,7 +107,8 @@ def on_gpus(workers: dict[str, dict[str, Any]], gpus: Sequence[str]) -> dict[str
     return workers
 
 
-def _workers(ranks: int, apart: bool = False) -> dict[str, dict[str, Any]]:
+def worker_specs(ranks: int, apart: bool = False) -> dict[str, dict[str, Any]]:
+    """Of each worker by its name, what SpecCluster starts; apart: each role in a process of its own."""
     roles: dict[str, tuple[dict[str, float], int]] = {f"trainer-{k}": ({TRAINER: 1}, 1) for k in range(ranks)}
     roles["inference"] = ({INFERENCE: 1}, 1)
     if apart:

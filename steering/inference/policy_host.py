@@ -69,7 +69,7 @@ class PolicyHost:
         done = max(0, self._ingested.get(live.scan, 0) - first)
         if done >= n or self._lost:
             return
-        policy = self._awake()
+        policy = self.awake()
         while done < n:
             self._again.catch_up(policy, self._ingested)
             until = self._again.frames_until(live.scan)
@@ -81,7 +81,7 @@ class PolicyHost:
 
     def state(self) -> dict[str, Any]:
         """What `SavedPolicy` makes a new policy go on from, in JSON's types: for a file, so nothing is pickled."""
-        policy = self._awake()
+        policy = self.awake()
         self._again.catch_up(policy, None)
         return policy_state(policy, self._again.open, self._ingested, self._answers.kept)
 
@@ -101,7 +101,7 @@ class PolicyHost:
                 "found the predictor's worker lost, and a policy that cannot be pickled, expected one that goes on "
                 "elsewhere: keep files, sockets, threads and locks out of it"
             )
-        policy = self._awake()
+        policy = self.awake()
         self._again.catch_up(policy, None)
         self._again.decline(policy, declined)
         self._again.end(policy, ended)
@@ -128,7 +128,7 @@ class PolicyHost:
         self._answers.note(answer)
         return answer
 
-    def _awake(self) -> Policy:
+    def awake(self) -> Policy:
         """The policy. One that goes on from elsewhere is made only now, when the images that it knew are there."""
         if self._last is not None and self._last.policy is not None:
             self._policy, account = _Loader(io.BytesIO(self._last.policy), self._scans).load()

@@ -50,7 +50,7 @@ _FULL_S = 0.01
 
 @dataclass
 class Predictor:
-    """Made on the driver as a plain description; `start` brings it to life where it is to run."""
+    """Made on the driver as a plain description; `start` brings it to life, with `fast` and `scans` in its process."""
 
     field: Field
     geometry: Geometry
@@ -87,7 +87,7 @@ class Predictor:
         self._saved_scans = SavedScans()
         self._turn_due = False
         self._models = ModelStore(self.store)
-        self._fast = await asyncio.to_thread(self._assembled, resume or ResumeState(), resume is not None)
+        self.fast = await asyncio.to_thread(self._assembled, resume or ResumeState(), resume is not None)
         settle()
 
     def _assembled(self, resume: ResumeState, resumed: bool) -> FastLoop:
@@ -98,7 +98,7 @@ class Predictor:
         serving.engine.serving.mask(mask)
         canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
         self._memory = Memory(settings.memory_bytes, Path(self.store).parent / "frames", keep=settings.keep_frames)
-        self._scans = Scans(
+        self.scans = Scans(
             canvas,
             self.geometry,
             self.truths,
@@ -106,18 +106,18 @@ class Predictor:
             begun=lambda live: self._move(self._memory.prepare, live),
             retired=self._retired,
         )
-        images, share, saved = self._scans.images, settings.policy_share, resume.saved
+        images, share, saved = self.scans.images, settings.policy_share, resume.saved
         weight = patch_weight(
             serving.engine.serving.probe, int(serving.engine.serving.network.hyperparameters["patch"])
         )
         if saved is not None:
             for part in saved.part["scans"]:
-                self._scans.restore(saved.folder, part, weight)
+                self.scans.restore(saved.folder, part, weight)
             mask = mask | whole(saved.part["mask"])
             serving.engine.serving.mask(mask)
         fast = FastLoop(
             serving=serving,
-            scans=self._scans,
+            scans=self.scans,
             policy_host=PolicyHost(
                 self.policy,
                 images,
@@ -152,12 +152,12 @@ class Predictor:
         types, from which another predictor goes on (see `ResumeState`): all frames that were acknowledged before this
         call are in it. Raises OSError.
         """
-        policy = await self._do(self._fast.policy_host.state)
+        policy = await self._do(self.fast.policy_host.state)
         await self._moved()
-        scans = await self._read(self._saved_scans.write, folder, self._scans.images.copy(), tag)
+        scans = await self._read(self._saved_scans.write, folder, self.scans.images.copy(), tag)
         return {
-            "version": self._fast.serving.version,
-            "mask": plain(self._fast.mask),
+            "version": self.fast.serving.version,
+            "mask": plain(self.fast.mask),
             "policy": policy,
             "scans": scans,
             "bytes": self._saved_scans.bytes,
@@ -169,7 +169,7 @@ class Predictor:
         await self._room.acquire()
         while self._memory.full:
             await asyncio.sleep(_FULL_S)
-        self._fast.inbox.put(chunk, arrived)
+        self.fast.inbox.put(chunk, arrived)
         # One turn takes all that waits: with one for each chunk a question would wait for those of all before its own.
         if not self._turn_due:
             self._turn_due = True
@@ -194,9 +194,9 @@ class Predictor:
         async with self._installing:
             frames = await self._read(self._canary, self.settings.canary if canary else 0)
             # Loading and trying happen beside the thread that predicts: frames do not wait for them.
-            installed = await asyncio.to_thread(self._fast.serving.make_ready, number, frames, margin, self._fast.idle)
+            installed = await asyncio.to_thread(self.fast.serving.make_ready, number, frames, margin, self.fast.idle)
             if installed.accepted:
-                await self._do(self._fast.swap)
+                await self._do(self.fast.swap)
         return installed
 
     async def suggest(
@@ -204,7 +204,7 @@ class Predictor:
     ) -> PolicyAnswer:
         """Ask the policy for up to n positions. declined: what of its earlier decisions is not carried out, each with
         the reason, which it hears first. ended: see `AskPolicy`. action: see `PolicyHost.suggest`."""
-        return await self._do(partial(self._fast.policy_host.suggest, action=action), n, declined, ended)
+        return await self._do(partial(self.fast.policy_host.suggest, action=action), n, declined, ended)
 
     async def label_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The newest frames of a scan, with all that a label maker needs beside them; None once the scan is over, or
@@ -213,7 +213,7 @@ class Predictor:
 
     async def spare_frames(self, scan: str, newest: int) -> LabelFrames | None:
         """The same for the refinement of the live image, which has time only while no frame waits: else None."""
-        if await self._do(self._fast.inbox.__len__):
+        if await self._do(self.fast.inbox.__len__):
             return None
         return await self._reading(self._label_frames, scan, newest)
 
@@ -227,40 +227,40 @@ class Predictor:
 
     async def scan_frames(self, scan: str, first: int, last: int) -> ScanFrames | None:
         """Frames of a scan, over or not, see Scans.between."""
-        return await self._read(lambda: self._scans.between(scan, first, last, self._fast.mask))
+        return await self._read(lambda: self.scans.between(scan, first, last, self.fast.mask))
 
     async def conclude(self, scan: str, final: FinalImage | None) -> None:
         """Nothing more comes of a scan. final: what it leaves, in place of what there is; None: that stays."""
-        await self._do(self._scans.retire, scan)
-        live = self._scans.get(scan)
+        await self._do(self.scans.retire, scan)
+        live = self.scans.get(scan)
         if live is not None and final is not None:
             await self._loop.run_in_executor(self._mover, self._memory.conclude, live, final)
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, canvas: Canvas, residual: float) -> None:
         """Keep what the labels of a scan were cut from, their median residual, and the refined object to show, both of
         the part of the scan's canvas that `LabelFrames` has named."""
-        self._scans.images[scan].show_labelled(labels, shown, canvas, residual)
+        self.scans.images[scan].show_labelled(labels, shown, canvas, residual)
 
     async def take_live(self, scan: str, refined: Refined, canvas: Canvas, refinements: int) -> bool:
         """Show an object refined on from the one of that many refinements, of that part; False, and nothing is done,
         where a newer one is shown by now."""
-        return self._scans.images[scan].show(refined, canvas, refinements)
+        return self.scans.images[scan].show(refined, canvas, refinements)
 
     async def live(self, scan: str | None = None, region: tuple[slice, slice] | None = None) -> xr.Dataset | None:
         """The live image of a scan, by default of the one being measured, at most 1024 x 1024 pixels, and its newest
         frames; None before the first frame. See `ScanReader.picture`."""
-        reader = await self._read(self._scans.reader, scan)
+        reader = await self._read(self.scans.reader, scan)
         return None if reader is None else await self._reading(reader.picture, region)
 
     async def change(self, known: tuple[str, int, int] | None) -> ImageChange | None:
         """What has changed of the image of the scan being measured, made small, see `ScanReader.change`."""
-        reader = self._scans.reader()
-        return None if reader is None else await self._reading(reader.change, known, self._fast.idle)
+        reader = self.scans.reader()
+        return None if reader is None else await self._reading(reader.change, known, self.fast.idle)
 
     async def dataset(self, scan: str) -> xr.Dataset | None:
         """The image of a scan at full resolution and all its frames: what object.zarr holds. None before the first
         frame."""
-        reader = await self._read(self._scans.reader, scan)
+        reader = await self._read(self.scans.reader, scan)
         await self._moved()
         return None if reader is None else await self._reading(reader.dataset)
 
@@ -271,7 +271,7 @@ class Predictor:
 
     async def evaluate_refined(self, scan: str) -> Score | None:
         """How good the refined object of a scan is; None where the truth is not known or nothing was refined."""
-        return await self._read(lambda: None if (live := self._scans.get(scan)) is None else score_refined(live))
+        return await self._read(lambda: None if (live := self.scans.get(scan)) is None else score_refined(live))
 
     async def versions_of(self, scan: str) -> tuple[int, int]:
         """The version in service when the scan's first frame came, and when its last one did: that in service now for
@@ -280,7 +280,7 @@ class Predictor:
 
     async def is_over(self, scan: str) -> bool:
         """Whether nothing of a scan is predicted any more."""
-        return await self._read(lambda: scan in self._scans.images and self._scans.images[scan].retired)
+        return await self._read(lambda: scan in self.scans.images and self.scans.images[scan].retired)
 
     async def close(self) -> None:
         """Give threads, memory and the process's settings back: the worker may serve other runs."""
@@ -296,7 +296,7 @@ class Predictor:
             await self.close()
             await asyncio.to_thread(self._thread.shutdown)
             await asyncio.to_thread(self._mover.shutdown)
-            del self._fast, self._scans, self._memory
+            del self.fast, self.scans, self._memory
 
     async def figures(self, ask: bool = True) -> dict[str, Any]:
         """Counters, times, percentiles, the backend, memory. ask: the thread that predicts for its CPU time, too."""
@@ -338,61 +338,61 @@ class Predictor:
 
     def _predict_waiting(self) -> None:
         self._turn_due = False  # what comes from here on has a turn of its own
-        self._fast.predict_waiting()
+        self.fast.predict_waiting()
 
     def _revise(self) -> None:
-        self._thread.submit(self._guarded, self._fast.revise)
+        self._thread.submit(self._guarded, self.fast.revise)
 
     def _make_room(self, chunks: int) -> None:
         for _ in range(chunks):
             self._room.release()
 
     def _retired(self, live: LiveImage) -> None:
-        reader = self._scans.reader(live.scan)
+        reader = self.scans.reader(live.scan)
         if reader is not None:
             self._move(reader.let_go)
         self._move(self._memory.retire, live)
-        self._move(self._memory.relieve, list(self._scans.images.values()))
+        self._move(self._memory.relieve, list(self.scans.images.values()))
 
     # What follows runs in the threads that read.
 
     def _canary(self, most: int) -> Canary | None:
         """The newest frames of this scan that nobody was trained on, up to so many."""
-        live = self._scans.get()
+        live = self.scans.get()
         if live is None:
             return None
-        fast, rows = self._fast, never_trained(live, most)
+        fast, rows = self.fast, never_trained(live, most)
         (counts,) = live.frames.read("counts", rows=rows)
         return Canary(counts=counts, mask=fast.mask, known=fast.known(live, rows))
 
     def _score(self, scan: str, versions: tuple[int, ...]) -> dict[int, Score]:
-        live = self._scans.get(scan)
-        return {} if live is None else score_versions(self._models, versions, live, self._fast.mask, self.network)
+        live = self.scans.get(scan)
+        return {} if live is None else score_versions(self._models, versions, live, self.fast.mask, self.network)
 
     def _versions_of(self, scan: str) -> tuple[int, int]:
-        live, now = self._scans.get(scan), self._fast.serving.version
+        live, now = self.scans.get(scan), self.fast.serving.version
         return (now, now) if live is None else live.first_versions
 
     def _label_frames(self, scan: str, newest: int) -> LabelFrames | None:
-        live = self._scans.get(scan)
+        live = self.scans.get(scan)
         return None if live is None or live.retired else self._frames_of(scan, newest_rows(live, newest))
 
     def _late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
-        live = self._scans.get(scan)
+        live = self.scans.get(scan)
         if live is None:
             return None, 0
         rows, gone = kept_rows(live, frame_id)
         return self._frames_of(scan, rows), gone
 
     def _frames_of(self, scan: str, rows: NDArray[np.int64]) -> LabelFrames | None:
-        reader, fast = self._scans.reader(scan), self._fast
+        reader, fast = self.scans.reader(scan), self.fast
         if reader is None:
             return None
         return frames_of(reader, rows, version=fast.serving.version, probe=fast.probe, mask=fast.mask)
 
     def _figures(self) -> dict[str, Any]:
         held = {"held_bytes": self._memory.held, "moved_bytes": self._memory.written}
-        return {**self._fast.figures(self._scans.get()), "memory": held}
+        return {**self.fast.figures(self.scans.get()), "memory": held}
 
 
 def _nothing() -> None:

@@ -37,8 +37,8 @@ class ScanReader:
 
     def __init__(self, live: LiveImage) -> None:
         self.live = live
-        self._picture: _Picture | None = None
-        self._small: _Picture | None = None
+        self._picture: Picture | None = None
+        self._small: Picture | None = None
         self._change_cpu_s = self._change_s = 0.0
         self._whole: TileCopy | None = None
         self._drawing, self._copying = threading.Lock(), threading.Lock()
@@ -58,7 +58,7 @@ class ScanReader:
         with self._drawing:
             drawn = self._picture
             if drawn is None or drawn.factor != factor:
-                drawn = _Picture(self.live, factor)
+                drawn = Picture(self.live, factor)
                 if region is None and not self.live.retired:
                     self._picture = drawn
             return _dataset(
@@ -78,7 +78,7 @@ class ScanReader:
             begun, at = time.thread_time(), time.perf_counter()
             if self._small is None:
                 drawn = self._picture
-                self._small = drawn if drawn is not None and drawn.factor == factor else _Picture(self.live, factor)
+                self._small = drawn if drawn is not None and drawn.factor == factor else Picture(self.live, factor)
             change = self._small.change(known)
             self._change_cpu_s += time.thread_time() - begun
             self._change_s = time.perf_counter() - at
@@ -88,7 +88,7 @@ class ScanReader:
     def dataset(self) -> xr.Dataset:
         """The whole image with units, the truth beside it where it is known, and the table of all frames: what
         object.zarr holds of a scan."""
-        return _dataset(self.live, _Picture(self.live, 1))
+        return _dataset(self.live, Picture(self.live, 1))
 
     def network_image(self, part: tuple[slice, slice]) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
         """These rows and columns (Y, X), complex as the network sees them, and where it has seen enough to say
@@ -105,7 +105,7 @@ class ScanReader:
             self._picture = self._small = self._whole = None
 
 
-class _Picture:
+class Picture:
     """All maps of a scan at one resolution."""
 
     def __init__(self, live: LiveImage, factor: int) -> None:
@@ -211,7 +211,7 @@ def _factor(side: int, most: int) -> int:
 
 
 def _dataset(
-    live: LiveImage, drawn: _Picture, *, rows: slice = slice(None), region: tuple[slice, slice] | None = None
+    live: LiveImage, drawn: Picture, *, rows: slice = slice(None), region: tuple[slice, slice] | None = None
 ) -> xr.Dataset:
     names = {"frame_model_version": "version", "residual": "live_residual", "residual_now": "residual"}
     names |= {"frame_trust": "trust"} | {name: name for name in ("offset", "held_out", "error", "acquired")}

@@ -36,7 +36,7 @@ class Messages:
     group: dist.ProcessGroup
     _work: dist.Work | None = None
     _headers: Tensor | None = None
-    _arrived: "torch.cuda.Event | None" = None
+    arrived: "torch.cuda.Event | None" = None
 
     def wait(self) -> list[np.ndarray]:
         """Wait until everything has arrived; raise where a peer is gone or the group's timeout has passed.
@@ -44,11 +44,11 @@ class Messages:
         Returns the header from each rank, int64, empty from the rank itself. The bytes of `received` may then be used
         on the current stream.
         """
-        if self._arrived is not None and self._headers is not None:
+        if self.arrived is not None and self._headers is not None:
             nccl = nccl_of(self.group, self.received.device)
-            settle(self._arrived, [nccl], deadline=deadline_of(nccl))
+            settle(self.arrived, [nccl], deadline=deadline_of(nccl))
             training = torch.cuda.current_stream(self.received.device)
-            training.wait_event(self._arrived)
+            training.wait_event(self.arrived)
             self.received.record_stream(training)
             rows = iter(self._headers.numpy())
             return [next(rows) if size else np.zeros(0, np.int64) for size in self.receive_sizes]
@@ -115,8 +115,8 @@ class Channel:
                 (len(headers), messages.header_bytes // 8), dtype=torch.int64, pin_memory=True
             )
             messages._headers.view(torch.uint8).copy_(headers, non_blocking=True)
-            messages._arrived = torch.cuda.Event()
-            messages._arrived.record(self._stream)
+            messages.arrived = torch.cuda.Event()
+            messages.arrived.record(self._stream)
             messages._work = work  # keeps what it holds until the host has seen the end
 
     def give_back(self, messages: Messages) -> None:

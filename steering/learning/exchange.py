@@ -41,7 +41,7 @@ class Delivered:
 
 
 @dataclass
-class _Flight:
+class Flight:
     """An exchange under way: own slots to read, rows to come from each rank, own header, the messages."""
 
     step: int
@@ -89,11 +89,13 @@ class Exchange:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.fills = Fills(self.ranks)
         """What every rank is known to hold."""
-        self._channel = (
+        self.channel = (
             Channel(group, _wire(group, torch.device(device))) if group is not None and self.ranks > 1 else None
         )
+        """To the other ranks; None: there is none."""
         self._step_rng = StepRNG(seed)
-        self._flights: deque[_Flight] = deque()
+        self.flights: deque[Flight] = deque()
+        """Exchanges under way, the oldest first."""
         self._room = 0  # announcements in a header; 0 until the ranks know one another
         self._row_bytes = 0
         self._digest = 0
@@ -101,7 +103,7 @@ class Exchange:
     @property
     def in_flight(self) -> int:
         """Exchanges started and not finished."""
-        return len(self._flights)
+        return len(self.flights)
 
     def start(self, step: int) -> None:
         """Draw for a step, pack what this rank has to send, and start the exchange. Only the first call waits.
@@ -109,12 +111,12 @@ class Exchange:
         Raises:
             RuntimeError: a rank is gone. ValueError: ranks differ in what they store or how they draw (first time).
         """
-        if self._channel is None:
+        if self.channel is None:
             slots = self._draw_alone(self._step_rng.of_step(step))
-            self._flights.append(_Flight(step, slots, [0], slots[:0], None))
+            self.flights.append(Flight(step, slots, [0], slots[:0], None))
             return
         if not self._room:
-            self._introduce(self._channel.group)
+            self._introduce(self.channel.group)
         keys = self.fills.keys
         plan = draw(self.fills.counts, self.fills.seen, self.r, self._step_rng.of_step(step), mode=self.mode)
         mine = plan.owner == self.rank
@@ -127,9 +129,9 @@ class Exchange:
             for to in np.flatnonzero(mine.any(axis=1))
         }
         header = self._header(step, self._room)
-        messages = self._pack(self._channel, header, going, coming)
-        self._channel.launch(messages)
-        self._flights.append(_Flight(step, local, coming, header, messages))
+        messages = self._pack(self.channel, header, going, coming)
+        self.channel.launch(messages)
+        self.flights.append(Flight(step, local, coming, header, messages))
 
     def finish(self, out: Mapping[str, Tensor] | None, start: int = 0) -> Delivered:
         """Wait for the oldest exchange and write its representatives into rows start, start + 1, ... of `out`.
@@ -145,17 +147,17 @@ class Exchange:
                 exchange is of no more use: make another one, with a new group.
             ValueError: `out` does not fit what is stored, or ranks store different fields.
         """
-        if not self._flights:
+        if not self.flights:
             raise RuntimeError("found no exchange under way, expected start(step) before finish")
-        flight = self._flights.popleft()
+        flight = self.flights.popleft()
         remote = sum(flight.coming)
-        if flight.messages is not None and self._channel is not None:
+        if flight.messages is not None and self.channel is not None:
             headers = flight.messages.wait()
             headers[self.rank] = flight.header
             self._learn(flight.step, headers)
             if remote and out is not None:
                 self._unpack(flight, flight.messages, out, start + len(flight.local))
-            self._channel.give_back(flight.messages)
+            self.channel.give_back(flight.messages)
         if out is not None:
             self.buffer.gather_at(flight.local, out, start)
         return Delivered(len(flight.local) + remote, remote)
@@ -202,7 +204,7 @@ class Exchange:
             rows.take(slots, space[position : position + size].view(len(slots), rows.width))
             position += size
 
-    def _unpack(self, flight: _Flight, messages: Messages, out: Mapping[str, Tensor], row: int) -> None:
+    def _unpack(self, flight: Flight, messages: Messages, out: Mapping[str, Tensor], row: int) -> None:
         layout = self.buffer.layout or Layout.of(out)
         layout.check(out, row + sum(flight.coming))
         if layout.digest != self._digest:

@@ -131,7 +131,7 @@ class Place:
         )
         exchange = dist.new_group(timeout=wait)
         _of_group.update(_sockets().items() - before.items())
-        _nccl[:] = [each for group in (None, exchange) if (each := nccl_of(group, torch.device(device))) is not None]
+        NCCL[:] = [each for group in (None, exchange) if (each := nccl_of(group, torch.device(device))) is not None]
         return exchange
 
     def _sealed(self, meeting: dist.Store) -> dist.Store:
@@ -165,7 +165,7 @@ def abandon() -> None:
     gloo's connections are shut down; NCCL's collectives are aborted by a thread of their own, for that may take as long
     as the collective that it ends.
     """
-    backends = list(_nccl)  # whoever waits may leave the group as soon as it hears of this
+    backends = list(NCCL)  # whoever waits may leave the group as soon as it hears of this
     if backends:
         _abandoned.set()
         threading.Thread(target=_abort, args=(backends,), name="abort NCCL", daemon=True).start()
@@ -177,7 +177,7 @@ def abandon() -> None:
                     connection.shutdown(socket.SHUT_RDWR)
 
 
-_nccl: list[Any] = []
+NCCL: list[Any] = []
 """The backends of the present groups that are NCCL."""
 _abandoned = threading.Event()
 """The present group was given up: what its collectives have left on a GPU is garbage, although it looks done."""
@@ -239,7 +239,7 @@ def leave() -> None:
     What holds the group (DDP, an exchange, the frames of a traceback) must be dropped before; else it stays open.
     """
     _of_group.clear()
-    _nccl.clear()
+    NCCL.clear()
     _abandoned.clear()
     if not dist.is_initialized():
         return
@@ -273,6 +273,13 @@ class Waitable(Protocol):
 
     def query(self) -> bool:
         """Whether all that was queued before it is done."""
+
+
+def queued_so_far(device: torch.device) -> Waitable:
+    """What is done once the GPU has done all that is queued on its current stream."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 class Collectives(Protocol):

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.clock import Clock
-from steering.learning.group import Waitable, broadcast_bytes, deadline_of, group_errors, nccl_of, settle
+from steering.learning.group import broadcast_bytes, deadline_of, group_errors, nccl_of, queued_so_far, settle
 from steering.learning.minibatch import Fields, Minibatch, Ring, Specification
 from steering.learning.rehearsal import Rehearsal
 from steering.learning.rows import IDENTITY, STRATUM
@@ -78,14 +78,14 @@ class Loop:
         )
         self.steps = 0
         """Taken so far; the same on every rank."""
-        self._nccl: list[Any] = []
+        self.nccl: list[Any] = []
         """The backend of the gradients, where it is NCCL."""
         self.trained = False
         """It was connected before, or restored: its state counts more than that of loops which were not."""
         self._module: nn.Module | None = None
         self._grouped = False
         self._ring: Ring | None = None
-        self._staging: Staging | None = None
+        self.staging: Staging | None = None
         """Where new samples are loaded on their way to a GPU."""
         self._loaded: tuple[str, ...] = ()
         self.way: Way | None = None
@@ -117,7 +117,7 @@ class Loop:
         self._grouped = group is not None
         self._wrap()
         found = None if group is None else nccl_of(None, self.device)
-        self._nccl = [] if found is None else [found]
+        self.nccl = [] if found is None else [found]
         self.trained = True
         ranks = 1 if group is None else dist.get_world_size()
         self._suit(self._began_with.on(ranks, began or ranks))
@@ -182,7 +182,7 @@ class Loop:
     def disconnect(self) -> None:
         """Drop what holds the group, so that it can be left."""
         self._module = None
-        self._nccl = []
+        self.nccl = []
         self.rehearsal.disconnect()
 
     def prepare(self, example: Fields) -> None:
@@ -194,7 +194,7 @@ class Loop:
             self._ring = Ring(fields, rows, self.device)
             if self.device.type == "cuda":
                 loaded = {name: fields[name] for name in self._loaded}
-                self._staging = Staging(loaded, self.settings.batch, self.device)
+                self.staging = Staging(loaded, self.settings.batch, self.device)
         if self.way is None:
             self._choose(example)
         self.rehearsal.prefetch()
@@ -250,7 +250,7 @@ class Loop:
 
     def _step(self, load: Load, tally: Tally) -> None:
         """Load, wait, start the exchange of a later step, loss, backward, step, populate."""
-        b, ring, staging = self.settings.batch, self._ring, self._staging
+        b, ring, staging = self.settings.batch, self._ring, self.staging
         if ring is None:
             raise RuntimeError("found no example of a sample, expected `prepare` before the first step")
         tally.clock.start()
@@ -286,20 +286,14 @@ class Loop:
         """One step of the optimiser."""
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.strategy.gradient(self._trained, minibatch)
-        if self._nccl:  # no garbage of a collective that failed may reach the weights
-            settle(self._come_to(), self._nccl, deadline=deadline_of(self._nccl[0]))
+        if self.nccl:  # no garbage of a collective that failed may reach the weights
+            settle(queued_so_far(self.device), self.nccl, deadline=deadline_of(self.nccl[0]))
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         if self.settings.schedule is not None:
             self._set_rate(self.settings.schedule(self.steps))
         self.optimiser.step()
         return loss
-
-    def _come_to(self) -> Waitable:
-        """What is done when the GPU has come to where the host is."""
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))
-        return event
 
     def _nearest(self, kept: Fields, new: Fields, on_host: Fields) -> Fields:
         """What is to be stored, where storing it makes the host wait least: fields that the strategy keeps as they were

@@ -34,7 +34,7 @@ FORMAT = "steering-memory 1"
 INDEX = "memory.json"
 BUDGET = 4 * 2**30
 """Bytes of samples that a new memory keeps."""
-_PATIENCE_S = 600.0
+PATIENCE_S = 600.0
 """How long one waits for another that is writing."""
 _MOST_INDEX = 16 * 2**20
 _PATTERNS = ("samples-", "weights-", "held-out-")
@@ -309,7 +309,7 @@ class Memory:
             os.close(handle)
 
     def _lock(self, handle: int, kind: int) -> None:
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + PATIENCE_S
         while True:
             try:
                 fcntl.flock(handle, kind | fcntl.LOCK_NB)
@@ -317,7 +317,7 @@ class Memory:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise TimeoutError(
-                        f"{self.path}: found a memory that another process has held for {_PATIENCE_S:.0f} s, expected "
+                        f"{self.path}: found a memory that another process has held for {PATIENCE_S:.0f} s, expected "
                         "it free: end that process (fuser names it), and try again"
                     ) from None
                 time.sleep(0.05)

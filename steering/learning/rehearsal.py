@@ -96,7 +96,7 @@ class Rehearsal(Joinable):
         """Minibatches augmented so far; the same on every rank."""
         self.delivered = Delivered(0, 0)
         """What the last exchange brought."""
-        self._exchange: Exchange | None = None
+        self.exchange: Exchange | None = None
         self._ring: Ring | None = None
 
     def augment(self, batch: Mapping[str, Tensor]) -> Minibatch:
@@ -115,7 +115,7 @@ class Rehearsal(Joinable):
         """
         Join.notify_join_context(self)
         n, device = _check(batch)
-        if self._exchange is None:
+        if self.exchange is None:
             self._connect_default(device)
         fields = self._room(batch, n)
         for name, value in batch.items():
@@ -182,26 +182,26 @@ class Rehearsal(Joinable):
         """Exchange with the ranks of this group, for the exchange alone, from this step on; None: without others."""
         self.step = step
         self.ranks = 1 if group is None else dist.get_world_size(group)
-        self._exchange = Exchange(self.buffer, group, self.r, seed=self.seed, mode=self.sampling, device=device)
+        self.exchange = Exchange(self.buffer, group, self.r, seed=self.seed, mode=self.sampling, device=device)
 
     def disconnect(self) -> None:
         """Drop what holds the group, so that it can be left."""
-        self._exchange = None
+        self.exchange = None
 
     def prefetch(self) -> None:
         """Start the exchanges of the next `look_ahead` steps that were not started yet."""
-        while self._exchange is not None and self._exchange.in_flight < self.look_ahead:
+        while self.exchange is not None and self.exchange.in_flight < self.look_ahead:
             with group_errors(f"rank {self.rank}, starting the exchange after step {self.step},"):
-                self._exchange.start(self.step + self._exchange.in_flight)
+                self.exchange.start(self.step + self.exchange.in_flight)
 
     def finish(self, fields: Mapping[str, Tensor] | None, start: int = 0) -> Delivered:
         """Wait for this step's representatives and write them into rows start, start + 1, ...; None: not at all."""
-        if self._exchange is None:
+        if self.exchange is None:
             raise RuntimeError("found no exchange, expected `connect` before the first step")
         if fields is not None:  # the identity is not stored with a sample: of stored ones the field has no meaning
             fields = {name: value for name, value in fields.items() if name != self.identity}
         with group_errors(f"rank {self.rank}, in the exchange of step {self.step},"):
-            self.delivered = self._exchange.finish(fields, start)
+            self.delivered = self.exchange.finish(fields, start)
         self.step += 1
         return self.delivered
 
@@ -249,7 +249,7 @@ class _Shadow(JoinHook):
 
     def main_hook(self) -> None:
         """One step of the others: what this rank stores is sent, what it receives is dropped."""
-        if self.rehearsal._exchange is None:
+        if self.rehearsal.exchange is None:
             self.rehearsal._connect_default(self.rehearsal.join_device)
         self.rehearsal.prefetch()
         self.rehearsal.finish(None)

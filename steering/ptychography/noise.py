@@ -19,7 +19,7 @@ from steering.ptychography.trust import fill_up, good_pixels
 
 _BRIGHT = 40.0
 """Counts above which the asymptotic series of g is exact to 1e-6."""
-_LOSS_OF_FEW = (0.0, 0.794, -0.733, 1.069, -0.243)
+LOSS_OF_FEW = (0.0, 0.794, -0.733, 1.069, -0.243)
 """Of `poisson_floor`: the loss that a pixel of 0, 1, ... 4 counts stands for; more counts follow the series."""
 LEAST_ROOM = 0.5
 """Of 1 less the Poisson floor, below which a frame is no evidence: for a beam on 1500 pixels, 600 counts."""
@@ -98,8 +98,8 @@ def poisson_floor(counts: NDArray, mask: NDArray[np.bool_] | None = None) -> NDA
 @cache
 def _losses() -> NDArray[np.float32]:
     """Of 0 to 255 counts; of more hardly less."""
-    series = 1 / 8 + 7 / (128 * np.arange(len(_LOSS_OF_FEW), 256))
-    return np.concatenate([_LOSS_OF_FEW, series]).astype(np.float32)
+    series = 1 / 8 + 7 / (128 * np.arange(len(LOSS_OF_FEW), 256))
+    return np.concatenate([LOSS_OF_FEW, series]).astype(np.float32)
 
 
 def _good_counts(counts: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:

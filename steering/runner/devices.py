@@ -12,7 +12,7 @@ from steering.runner.actors import call, every
 from steering.runner.assembly import Actors
 from steering.runner.optional import Optional
 
-_LOOK_S = 2.0
+LOOK_S = 2.0
 _LISTED = 4
 """Ranks that are named one by one; more are counted."""
 
@@ -26,7 +26,7 @@ async def say_devices(actors: Actors, optional: Optional, log: Callable[[Event],
         if found is not None:
             log(found)
             said = now
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(LOOK_S)
 
 
 async def _found(actors: Actors, generation: int) -> DevicesFound | None:

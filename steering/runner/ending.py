@@ -57,7 +57,7 @@ async def _write(folder: RunFolder, driver: str | None, status: str, error: Exce
     told = "" if error is None else "".join(traceback.format_exception(error))
     await asyncio.to_thread(folder.end, status, reason, traceback=told)
     if started_by_command:  # the report is made by a floor above, in a process of its own
-        await asyncio.to_thread(_report, folder)
+        await asyncio.to_thread(report, folder)
 
 
 async def connected(driver: str | None) -> bool:
@@ -72,7 +72,8 @@ async def connected(driver: str | None) -> bool:
         return True
 
 
-def _report(folder: RunFolder) -> None:
+def report(folder: RunFolder) -> None:
+    """Have the report of a run that has ended written, in a process of its own."""
     command = [sys.executable, "-m", "steering.cli", "report", str(folder.path)]
     try:
         done = subprocess.run(

@@ -21,7 +21,7 @@ EVERYDAY = ("ChunkArrived", "PredictionReady")
 once."""
 _EVERY_S = 1.0
 """How long an everyday event waits, at most: what a killed process may take with it."""
-_MOST_BYTES = 2**26
+MOST_BYTES = 2**26
 """Lines that may wait for a slow disk: ten minutes of 1000 frames per second."""
 _AGAIN_S = 1.0
 """Between two tries to write to a disk that takes nothing."""
@@ -67,10 +67,10 @@ class EventLog:
             if self._error is not None:
                 raise self._error
             line = encoded({**event, "seq": self.number + 1})
-            if self._bytes + len(line) > _MOST_BYTES:
+            if self._bytes + len(line) > MOST_BYTES:
                 self._error = OSError(
                     f"{self._folder.path}: found a disk that takes no events, and {self._bytes} bytes of them waiting, "
-                    f"expected at most {_MOST_BYTES}: choose a folder on a faster disk"
+                    f"expected at most {MOST_BYTES}: choose a folder on a faster disk"
                 )
                 raise self._error
             if self._thread is None:

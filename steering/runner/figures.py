@@ -63,7 +63,7 @@ def _all(
             **{f"set_aside_{reason}": count for reason, count in metrics.aside.items()},
         },
     )
-    yield from _streams(source["streams"])
+    yield from of_streams(source["streams"])
     yield _one("steering_version", "gauge", "model version in service", predictor["version"])
     fates = {"published": metrics.published, "refused": metrics.refused}
     yield _by("steering_versions", "model versions by what became of them", "fate", fates)
@@ -105,7 +105,8 @@ def _all(
     yield _one("steering_checkpoint", "gauge", "number of the newest checkpoint", metrics.checkpoints)
 
 
-def _streams(streams: Mapping[str, Mapping[str, Any]]) -> Iterable[Family]:
+def of_streams(streams: Mapping[str, Mapping[str, Any]]) -> Iterable[Family]:
+    """Of the source's streams, see `Source.streams`."""
     fates: Samples = []
     for stream, told in streams.items():
         counts = {"received": told["received"], "joined": told["joined"], "lost": told["lost"]}

@@ -29,7 +29,7 @@ NO_LOSS = (REPEAT, LATE, EARLIER)
 """Reasons for which a frame is dropped that was joined, or lost, before."""
 _NO_FRAME, _FRAME_DROPPED = "no frame came", "its frame was dropped"
 _OPEN_SCANS = 4
-_KEPT = 65_536
+KEPT = 65_536
 """Numbers of which samples are kept: they are small, and run ahead of frames that a detector has to hold back."""
 
 
@@ -97,6 +97,11 @@ class Joiner:
     def ready(self) -> int:
         """Joined frames that can be taken."""
         return len(self._ready)
+
+    @property
+    def remembered(self) -> int:
+        """Frames of which a companion's value is kept, settled or not: what interpolation may need."""
+        return sum(len(values) for scan in self._scans.values() for values in scan.values.values())
 
     def waiting(self, stream: str) -> int:
         """Of this stream: received, and neither joined nor dropped yet."""
@@ -292,16 +297,16 @@ class Joiner:
                 self.counters[name].dropped[_FRAME_DROPPED] += rows
 
     def _bound_samples(self, stream: str, here: _Scan) -> None:
-        if len(here.unsettled[stream]) > _KEPT:
+        if len(here.unsettled[stream]) > KEPT:
             self._drop_samples(stream, here, next(iter(here.unsettled[stream])), FULL)
-        if len(here.values[stream]) > 2 * _KEPT:
+        if len(here.values[stream]) > 2 * KEPT:
             self._forget(here)
 
     def _forget(self, here: _Scan) -> None:
         """Old settled values, which no frame will need to interpolate by."""
         for values in here.values.values():
-            if len(values) > 2 * _KEPT:
-                for number in sorted(values)[: len(values) - _KEPT]:
+            if len(values) > 2 * KEPT:
+                for number in sorted(values)[: len(values) - KEPT]:
                     if values[number].settled:
                         del values[number]
 

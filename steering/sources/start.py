@@ -43,7 +43,7 @@ def defocused(recording: Recording, diameter: float) -> NDArray[np.complex64]:
     return rescale_probe(wave[None].astype(np.complex64), recording.counts, recording.geometry.mask)
 
 
-class _Begun(NamedTuple):
+class Begun(NamedTuple):
     """What a search has found."""
 
     residual: float
@@ -116,14 +116,14 @@ def turn_without_probe(
             f"from them: give --probe, or --orientation ({', '.join(ORIENTATIONS)})"
         )
     first, twin = found.orientation, TWINS[found.orientation]
-    exchanged, why = _is_twin(begun, focus, phase)
+    exchanged, why = is_twin(begun, focus, phase)
     name, other = (twin, first) if exchanged else (first, twin)
     return name, f"{found}; {name} is taken, its twin {other} explains the frames as well: {why}"
 
 
 def find_without_probe(
     recording: Recording, *, frames: int = 64, tried: int = 9, device: str = "auto"
-) -> tuple[FoundOrientation, _Begun]:
+) -> tuple[FoundOrientation, Begun]:
     """Try four turns of a recording without a probe, each for itself and its twin (TWINS), and what was begun for the
     best. Of the frames those nearest to one another are refined, once for each defocus tried."""
     chosen = neighbours(recording.positions / recording.geometry.object_pixel, frames)
@@ -139,7 +139,7 @@ _FOLLOWS = 0.1
 """Least correlation of phase and absorption from which a sign is taken."""
 
 
-def _is_twin(one: _Begun, focus: str | None, phase: str | None) -> tuple[bool, str]:
+def is_twin(one: Begun, focus: str | None, phase: str | None) -> tuple[bool, str]:
     """Whether the twin of what was found is meant, and by what."""
     if focus not in (None, "before", "behind") or phase not in (None, "negative", "positive"):
         raise ValueError(
@@ -160,7 +160,7 @@ def _is_twin(one: _Begun, focus: str | None, phase: str | None) -> tuple[bool, s
     return False, "--focus or --phase says which"
 
 
-def _searched(part: Recording, tried: int, device: str) -> _Begun:
+def _searched(part: Recording, tried: int, device: str) -> Begun:
     """The best of so many defoci, and of those half a step beside it. All are tried on few frames and in few passes,
     the last three in full: that costs a third."""
     if tried < 2:
@@ -175,7 +175,7 @@ def _searched(part: Recording, tried: int, device: str) -> _Begun:
     return min(tries, key=lambda one: one.residual)
 
 
-def _begun(part: Recording, diameter: float, settings: RefineSettings) -> _Begun:
+def _begun(part: Recording, diameter: float, settings: RefineSettings) -> Begun:
     """What a recording refines to that begins with a beam of so many pixels."""
     where = part.positions / part.geometry.object_pixel
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
@@ -185,7 +185,7 @@ def _begun(part: Recording, diameter: float, settings: RefineSettings) -> _Begun
         found = refine(part.counts, where, probe, canvas, mask=mask, settings=settings)
     window = part.geometry.shape[0] // 2
     inner = found.object[window:-window, window:-window]
-    return _Begun(float(np.median(found.residual)), diameter, found.probe, inner if inner.size else found.object)
+    return Begun(float(np.median(found.residual)), diameter, found.probe, inner if inner.size else found.object)
 
 
 def _side(diameter: float) -> str:

@@ -28,7 +28,7 @@ class Progress:
         self._console = Console(file=self._stream)
         self._live: Live | None = None
         self._fancy = self._stream.isatty() and not self._console.is_dumb_terminal
-        self._trust = _Trust()
+        self._residuals = Residuals()
         self._lines = _Lines()
         self._began = time.monotonic()
 
@@ -45,11 +45,11 @@ class Progress:
                 self._stream.write(line + "\n")
             self._stream.flush()
             return
-        self._trust.add(snapshot)
+        self._residuals.add(snapshot)
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        self._live.update(draw(snapshot, self._trust.values), refresh=True)
+        self._live.update(draw(snapshot, self._residuals.values), refresh=True)
 
     def close(self) -> None:
         """Leave the last state on the screen and give the terminal back. May be called twice; `steering.runner.run`
@@ -59,7 +59,7 @@ class Progress:
             live.stop()
 
 
-class _Trust:
+class Residuals:
     """The residual over the run so far, thinned so that it never grows beyond KEPT values."""
 
     def __init__(self) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
 """The extra `onnx`: torch's exporter needs the first two."""
 
 
 def installed() -> bool:
     """Whether all that the export and the session need is there; nothing is imported to find out."""
-    return all(importlib.util.find_spec(name) for name in _NEEDED)
+    return all(importlib.util.find_spec(name) for name in NEEDED)
 
 
 def export_graph(exported: Any, names: set[str], file: str) -> None:

@@ -52,12 +52,12 @@ class Slot:
         """Frames that are run at a time; a larger batch is cut into such pieces. None: all at once."""
         self.network = prepared(network, backend, device)
         self._parts = as_split(self.network)
-        self._constants = [tensor.clone() for tensor in self._parts.constants()]
-        self._decode: Decode = Eager(self._parts.decode)
+        self.constants = [tensor.clone() for tensor in self._parts.constants()]
+        self.decode: Decode = Eager(self._parts.decode)
         if package is not None and backend.kind == "onnx":
-            self._decode = onnx.OnnxSession(package, Decoder(self.network))
+            self.decode = onnx.OnnxSession(package, Decoder(self.network))
         elif package is not None:
-            self._decode = Compiled(package, self.network)
+            self.decode = Compiled(package, self.network)
         self._graphs: Graphs | None = None
         if backend.kind == "graphs":
             with torch.inference_mode():
@@ -76,7 +76,7 @@ class Slot:
                 f"found weights that do not fit {type(self.network).__name__} with {self.network.hyperparameters}, "
                 f"expected another version of the same network ({str(error).splitlines()[-1].strip()})"
             ) from error
-        self._decode.renew()
+        self.decode.renew()
         self.number, self.expected = number, expected
         self._renew_constants()
 
@@ -107,11 +107,11 @@ class Slot:
         return torch.cat(amplitude), torch.cat(phase)
 
     def _run(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._decode(*self._parts.preprocess(counts, *self._constants))
+        return self.decode(*self._parts.preprocess(counts, *self.constants))
 
     def _renew_constants(self) -> None:
         # In place: a captured graph reads this memory.
-        for mine, new in zip(self._constants, self._parts.constants(), strict=True):
+        for mine, new in zip(self.constants, self._parts.constants(), strict=True):
             mine.copy_(new)
 
 
