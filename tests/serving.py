@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from steering.sources import JoinSettings, LiveSettings, LiveSource, Window
+from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Window
 from steering.sources.addresses import streams_at
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def live(addresses: dict[str, str], like, **settings) -> LiveSource:
         geometry=like.geometry,
         probe=like.probe,
         candidates=like.candidates,
-        settings=LiveSettings(join=join, **settings),
+        settings=LiveSourceSettings(join=join, **settings),
     )
 
 

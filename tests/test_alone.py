@@ -20,7 +20,7 @@ from steering.campaign import (
 from steering.campaign.actions import OpenActions
 from steering.campaign.gate import Gate
 from steering.campaign.limits import Guard, Limits
-from steering.inference.replay import Replay
+from steering.inference.policy_replay import PolicyReplay
 from steering.policies import SpaceFilling
 from steering.records import MEASURED, Field
 from steering.runner import RunFolder
@@ -99,7 +99,7 @@ def test_after_a_stop_nothing_is_measured_without_a_runner():
 
 def test_a_policy_does_not_decide_on_what_was_measured_without_it():
     source = beamline("a")
-    policy, replay = SpaceFilling(source.candidates), Replay()
+    policy, replay = SpaceFilling(source.candidates), PolicyReplay()
     measured = [tuple(p) for p in source.candidates[5:12].tolist()]
     part = DecisionSuggested(time=0.0, positions=tuple(measured), reasons=())
     found = replay.suggest(policy, 4).positions.tolist()

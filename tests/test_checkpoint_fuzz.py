@@ -12,7 +12,7 @@ from steering.campaign import Campaign, DecisionSuggested, campaign_from, state_
 from steering.inference import PolicyAnswer, SavedPolicy
 from steering.inference.saved_policy import policy_state
 from steering.policies import SpaceFilling
-from steering.records.array_file import read_arrays, write_arrays
+from steering.records.npz import read_arrays, write_arrays
 from steering.runner.event_log import events_after, repaired
 from steering.runner.manifest import NoCheckpoint, newest_whole
 from tests.test_campaign import SETTINGS, decision, published

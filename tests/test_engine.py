@@ -215,7 +215,7 @@ def test_onnx_is_left_out_where_it_is_not_installed_or_not_wanted(monkeypatch):
     assert ONNX not in possible(CPU, compiled=True)
 
 
-class Lanes:
+class LateStreams:
     """Streams of a GPU that are as late as they may be: copies happen only when they are waited for."""
 
     def __init__(self):
@@ -237,10 +237,10 @@ class Lanes:
 @pytest.mark.parametrize("kind", [np.uint16, np.float32])
 @pytest.mark.parametrize(("n", "size", "pieces"), [(5, 6, [6]), (100, 128, [64, 64]), (300, 300, [75, 75, 75, 75])])
 def test_frames_go_to_a_gpu_in_pieces_and_come_back_as_if_they_had_gone_together(make, kind, n, size, pieces):
-    slot, lanes = Slot(make(), REFERENCE, CPU), Lanes()
+    slot, streams = Slot(make(), REFERENCE, CPU), LateStreams()
     counts = frames(n).astype(kind)
     counts[0, :3] = 65535  # above what int16 holds
-    transfer = Transfer(CPU, frames=300, window=WINDOW, patch=PATCH, lanes=lanes)
+    transfer = Transfer(CPU, frames=300, window=WINDOW, patch=PATCH, streams=streams)
     np.testing.assert_allclose(transfer(slot, counts, size), plain(make(), counts), atol=1e-4)
-    assert lanes.pieces == pieces
-    assert not lanes.back
+    assert streams.pieces == pieces
+    assert not streams.back

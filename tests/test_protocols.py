@@ -17,7 +17,6 @@ pytest.importorskip("p4p")
 
 from steering.sources.addresses import motion_at, streams_at  # noqa: E402
 from steering.sources.beam import BeamSettings  # noqa: E402
-from steering.sources.look import look  # noqa: E402
 from steering.sources.motion import Unmeasured  # noqa: E402
 from steering.sources.streams import FRAMES  # noqa: E402
 from steering.sources.tape import record  # noqa: E402
@@ -144,7 +143,7 @@ def test_a_dry_run_says_what_each_stream_sends(protocol, tmp_path):
     found = {}
 
     def listen() -> None:
-        found.update(look(streams_at(served.addresses["frames"], served.addresses["positions"]).named(), 4.0))
+        found.update(listen(streams_at(served.addresses["frames"], served.addresses["positions"]).named(), 4.0))
 
     listener = threading.Thread(target=listen)
     listener.start()

@@ -13,7 +13,7 @@ from steering.inference import LiveImage, PredictorSettings, ScanReader, Table
 from steering.inference.intake import FrameOrder
 from steering.inference.latency import Latency
 from steering.inference.policy_host import PolicyAnswer
-from steering.inference.replay import Replay
+from steering.inference.policy_replay import PolicyReplay
 from steering.policies import SpaceFilling
 from steering.ptychography import Canvas, Stitcher, extract_patches, neighbour_offset, patch_weight
 from steering.records import Decision, Field, Prediction
@@ -199,14 +199,14 @@ def test_a_policy_that_changes_its_mind_decides_nothing_twice_and_loses_nothing(
     first = Moody(n, mood)
     answers = [PolicyAnswer(decision=as_suggested(first.suggest(k)), asked=k, ingested={}) for k in asks]
     decided = collections.Counter(where for answer in answers for where in answer.decision.positions)
-    policy, replay = Moody(n, mood + 1000), Replay(answers)
+    policy, replay = Moody(n, mood + 1000), PolicyReplay(answers)
     replay.catch_up(policy, None)
     for _ in range(2 * n):
         decision = replay.suggest(policy, later)
         decided.update((float(y), float(x)) for y, x in decision.positions)
         if decision.stop:
             break
-        replay = Replay((), replay.open)  # saved, and taken up by another
+        replay = PolicyReplay((), replay.open)  # saved, and taken up by another
     assert decided == collections.Counter((float(i), 0.0) for i in range(n))
     assert decision.stop
 
@@ -219,7 +219,7 @@ def test_a_scan_that_was_ended_is_over_also_to_a_policy_that_goes_on_elsewhere()
             first.ended(ended)
         answers.append(PolicyAnswer(decision=as_suggested(first.suggest(3)), asked=3, ingested={}, ended=ended))
     assert answers[0].decision.positions == answers[1].decision.positions  # of the next scan
-    replay = Replay(answers)
+    replay = PolicyReplay(answers)
     replay.catch_up(second, None)
     np.testing.assert_array_equal(replay.suggest(second, 7).positions, first.suggest(7).positions)
 

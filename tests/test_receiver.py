@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from steering.records import Decision, Geometry
-from steering.sources import JoinSettings, LiveSettings, LiveSource, Streams, Window
+from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Streams, Window
 from steering.sources.addresses import streams_at
 from steering.sources.streams import Began, Ended, Frame, Samples
 from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent, Told
@@ -37,7 +37,7 @@ def source(streams: Streams, *, wait_s: float = 5.0, **settings) -> LiveSource:
         geometry=Geometry(shape=(WINDOW, WINDOW)),
         probe=np.ones((1, WINDOW, WINDOW), np.complex64),
         candidates=WHERE,
-        settings=LiveSettings(join=JoinSettings(wait_s=wait_s), **settings),
+        settings=LiveSourceSettings(join=JoinSettings(wait_s=wait_s), **settings),
     )
 
 

@@ -15,8 +15,8 @@ import xarray as xr
 from steering.ptychography import zone_plate
 from steering.records import Decision, Geometry, chunk_geometry
 from steering.sources import (
-    LiveSettings,
     LiveSource,
+    LiveSourceSettings,
     Recording,
     Replay,
     SimulatedBeamline,
@@ -64,7 +64,7 @@ def live() -> Source:
         probe=zone_plate(WINDOW, 0.0),
         candidates=10 * np.stack([y.ravel(), x.ravel()], axis=1),
         frame_rate=2000,
-        settings=LiveSettings(chunk_frames=4),
+        settings=LiveSourceSettings(chunk_frames=4),
     )
     source.scans, source.frames = ("scan",), FRAMES  # a live stream does not know them
     return source

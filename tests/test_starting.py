@@ -16,7 +16,7 @@ from steering.learning import Memory
 from steering.learning.buffer_file import read_buffer
 from steering.models import ModelStore, ProbeFirst
 from steering.runner import RunFolder, run
-from steering.runner.start import origin_of
+from steering.runner.earlier_runs import origin_of
 from tests.command_line import WORKFLOWS
 from tests.test_runner import experiment, told
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from steering.campaign import decode, encode
 from steering.runner.describe import describe
 from steering.runner.folder import RunFolder
-from steering.runner.streams import report, stream_lines
+from steering.runner.stream_lines import report, stream_lines
 from steering.view.status import status_lines
 
 

@@ -28,7 +28,7 @@ from pictures.ingest import ingest_picture
 from steering import Geometry, ProbeFirst, RunFolder, make_chunk, zone_plate
 from steering.inference import Engine
 from steering.ptychography.device import add_device
-from steering.sources import JoinSettings, LiveSettings, LiveSource, Window
+from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Window
 from steering.sources.addresses import streams_at
 
 PROTOCOLS = ("dectris", "pva", "swmr")
@@ -156,7 +156,9 @@ def made(addresses: dict[str, str], side: int, *, capacity: int, when_slow: str 
     if when_slow == "block":
         streams = replace(streams, frames=replace(streams.frames, high_water=capacity))
     geometry = Geometry(shape=(side, side), wavelength=1.4089e-10, distance=2.4, detector_pixel=75e-6)
-    settings = LiveSettings(join=JoinSettings(capacity=capacity, when_slow=when_slow), chunk_frames=CHUNK, end_s=60.0)
+    settings = LiveSourceSettings(
+        join=JoinSettings(capacity=capacity, when_slow=when_slow), chunk_frames=CHUNK, end_s=60.0
+    )
     return LiveSource(
         streams,
         window=Window(size=side, dtype="uint16"),

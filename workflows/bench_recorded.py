@@ -26,7 +26,7 @@ from steering.ptychography import simulate
 from steering.ptychography.device import add_device
 from steering.sources import Recording, find_orientation, line_field
 from steering.sources.finding import turned
-from steering.sources.start import TWINS, find_without_probe
+from steering.sources.first_probe import TWINS, find_without_probe
 from steering.view.pictures import COLOURS, figure, png, styled
 
 WINDOW, SIDE = 64, 192

@@ -123,9 +123,9 @@ class Period:
         return delays(self._folder, self.begun, self.ended)
 
     def _spent(self) -> dict[str, float]:
-        look = self._run.look()
-        image = 0.0 if look.image is None else look.image.header["cpu_s"]
-        return {"page": cpu(self._page), "looks": look.state["look_cpu_s"], "image": image}
+        update = self._run.page_update()
+        image = 0.0 if update.image is None else update.image.header["cpu_s"]
+        return {"page": cpu(self._page), "looks": update.state["look_cpu_s"], "image": image}
 
 
 def case(folder: RunFolder, size: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from steering.sources.addresses import __doc__ as GRAMMAR, streams_at
 from steering.sources.beam import BeamSettings
 from steering.sources.correction import add_correction, given_correction
 from steering.sources.first_frames import begun
-from steering.sources.look import look
+from steering.sources.listening import listen
 from steering.sources.streams import WHEN_SLOW, Began
 
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster}
@@ -71,7 +71,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
 
 def dry_run(options: argparse.Namespace) -> None:
     """Print what each stream sends, and how the frames are turned. Raises RuntimeError where one is silent."""
-    found = look(streams_at(options.source, options.positions, monitor=options.monitor).named(), options.listen)
+    found = listen(streams_at(options.source, options.positions, monitor=options.monitor).named(), options.listen)
     for name, seen in found.items():
         print(f"{name}: {seen.line()}", flush=True)
     silent = [name for name, seen in found.items() if not seen.count]

@@ -18,9 +18,9 @@ from distributed import Client
 from distributed.comm import connect
 from distributed.security import Security
 
+from steering.clusters.allocator import give_memory_back, keep_memory
 from steering.clusters.credentials import security_in
 from steering.clusters.logs import share_logs
-from steering.clusters.memory import give_memory_back, keep_memory
 from steering.clusters.roles import missing, refusal, workers_of
 
 

@@ -16,10 +16,10 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.utils import get_mp_context
 
+from steering.clusters.allocator import keep_memory
 from steering.clusters.gpus import shared_out, visible
 from steering.clusters.imports import every
 from steering.clusters.logs import share_logs
-from steering.clusters.memory import keep_memory
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
 
 CONFIG = {

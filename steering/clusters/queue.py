@@ -17,11 +17,11 @@ from distributed import Client
 from distributed.utils import get_ip
 
 from steering.clusters import credentials
+from steering.clusters.allocator import keep_memory
 from steering.clusters.job_options import SYSTEMS, job_options
 from steering.clusters.jobs import Jobs
 from steering.clusters.local import SILENT, quiet
 from steering.clusters.logs import share_logs
-from steering.clusters.memory import keep_memory
 from steering.clusters.roles import INFERENCE, TRAINER
 from steering.clusters.site import BEAMLINE, Site, read_site
 from steering.clusters.succession import Place

@@ -94,10 +94,10 @@ def _inspect(chosen: argparse.Namespace) -> int:
     from steering.files import Bounds  # noqa: PLC0415
     from steering.sources import ReadSettings, inspect_lines  # noqa: PLC0415
     from steering.sources.addresses import is_live  # noqa: PLC0415
-    from steering.sources.look import look  # noqa: PLC0415
+    from steering.sources.listening import listen  # noqa: PLC0415
 
     if is_live(chosen.file):
-        for name, seen in look(_followed(chosen.file, chosen.positions), chosen.listen).items():
+        for name, seen in listen(_followed(chosen.file, chosen.positions), chosen.listen).items():
             say(f"{name}: {seen.line()}")
         return 0
 

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from steering.files.arrays import read_npz
 from steering.files.bounds import Bounds, Memory, own_file, read_bytes, read_json
-from steering.files.isolated import isolated
+from steering.files.isolated import isolated, isolated_array
 
-__all__ = ["Bounds", "Memory", "isolated", "own_file", "read_bytes", "read_json", "read_npz"]
+__all__ = ["Bounds", "Memory", "isolated", "isolated_array", "own_file", "read_bytes", "read_json", "read_npz"]

@@ -21,10 +21,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steering.files.bounds import Bounds
 
@@ -116,6 +118,18 @@ def isolated(reader: str, path: str | Path, bounds: Bounds | None = None, **opti
         return _with_arrays(reply["found"], reply["arrays"], memory)
     finally:
         os.close(memory)
+
+
+def isolated_array(path: str | Path, names: Sequence[str], bounds: Bounds | None = None) -> NDArray:
+    """One array of a .npy, .npz, .mat or HDF5 file: the first of `names` that is there, or the only one.
+
+    Raises ValueError and OSError, with the path in front, for a file that is damaged, or has no such array.
+    """
+    try:
+        found: NDArray = isolated("steering.files.array_file:read_array_file", path, bounds, names=list(names))["array"]
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    return found
 
 
 def _asked(request: dict[str, Any], memory: int, seconds: float) -> dict[str, Any]:

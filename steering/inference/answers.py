@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from steering.campaign import DecisionSuggested, Event
-from steering.inference.replay import DeclinedPart
+from steering.inference.policy_replay import DeclinedPart
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

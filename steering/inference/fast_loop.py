@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from steering.campaign import Event, PredictionReady
 from steering.inference.evaluate import HoldOut, note_errors
+from steering.inference.frame_memory import FrameMemory
 from steering.inference.intake import Batch, Inbox, Intake
 from steering.inference.latency import Latency
 from steering.inference.live import LiveImage
-from steering.inference.memory import Memory
 from steering.inference.policy_host import PolicyHost, ResumeState
 from steering.inference.scans import Scans
 from steering.inference.serving import Serving
@@ -49,7 +49,7 @@ class FastLoop:
     policy_host: PolicyHost
     intake: Intake
     inbox: Inbox
-    memory: Memory
+    memory: FrameMemory
     hold_out: HoldOut
     resume: ResumeState
     again: int

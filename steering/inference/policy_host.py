@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from steering.campaign import DecisionSuggested
 from steering.inference.answers import Answers, PolicyAnswer
 from steering.inference.live import LiveImage
-from steering.inference.replay import DeclinedPart, Replay
+from steering.inference.policy_replay import DeclinedPart, PolicyReplay
 from steering.inference.saved_policy import SavedPolicy, SavedPredictor, policy_state
 from steering.policies import Policy
 from steering.records import Prediction
@@ -48,7 +48,7 @@ class PolicyHost:
         self._share = share
         self._last = last
         self._lost = last is not None and last.bound
-        self._again = Replay()
+        self._again = PolicyReplay()
         self._ingested = {} if last is None else dict(last.saved_ingested)
         self._from_file = saved if last is None else None
         self._answers = Answers(answered)
@@ -132,7 +132,7 @@ class PolicyHost:
         """The policy. One that goes on from elsewhere is made only now, when the images that it knew are there."""
         if self._last is not None and self._last.policy is not None:
             self._policy, account = _Loader(io.BytesIO(self._last.policy), self._scans).load()
-            self._again = Replay(self._last.since, account)
+            self._again = PolicyReplay(self._last.since, account)
         elif self._from_file is not None:
             self._again = self._from_file.applied(self._policy, self._scans)
         self._last = self._from_file = None

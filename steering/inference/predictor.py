@@ -25,12 +25,12 @@ from steering.campaign import Event
 from steering.inference.answers import Failed, PolicyAnswer
 from steering.inference.evaluate import HoldOut, Score, score_refined, score_versions
 from steering.inference.fast_loop import FastLoop
+from steering.inference.frame_memory import FrameMemory
 from steering.inference.intake import Inbox, Intake
 from steering.inference.live import LiveImage, Truth
-from steering.inference.memory import Memory
 from steering.inference.policy_host import PolicyHost, ResumeState
+from steering.inference.policy_replay import DeclinedPart
 from steering.inference.process import quicken, settle, slacken
-from steering.inference.replay import DeclinedPart
 from steering.inference.saved_scans import SavedScans
 from steering.inference.scans import LabelFrames, Scans, frames_of, kept_rows, never_trained, newest_rows
 from steering.inference.serving import Canary, Installed, Serving
@@ -97,7 +97,7 @@ class Predictor:
         )
         serving.engine.serving.mask(mask)
         canvas = Canvas.around(self.field.scaled(1 / self.geometry.object_pixel), self.geometry.shape[0])
-        self._memory = Memory(settings.memory_bytes, Path(self.store).parent / "frames", keep=settings.keep_frames)
+        self._memory = FrameMemory(settings.memory_bytes, Path(self.store).parent / "frames", keep=settings.keep_frames)
         self.scans = Scans(
             canvas,
             self.geometry,

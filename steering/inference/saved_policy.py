@@ -11,7 +11,7 @@ from typing import Any
 from steering.campaign import DecisionSuggested
 from steering.inference.answers import PolicyAnswer
 from steering.inference.live import LiveImage
-from steering.inference.replay import OpenAccount, Replay
+from steering.inference.policy_replay import OpenAccount, PolicyReplay
 from steering.policies import Policy
 from steering.records.plain import plain, whole
 
@@ -64,13 +64,13 @@ class SavedPolicy:
             return dict(self.ingested)
         return {scan: _ALL for scan, live in scans.items() if live.retired}
 
-    def applied(self, policy: Policy, scans: Mapping[str, LiveImage]) -> Replay:
+    def applied(self, policy: Policy, scans: Mapping[str, LiveImage]) -> PolicyReplay:
         """Bring a new policy to that state; what it is to be asked again."""
         if self.state is None:
-            return Replay((*self.answers, *self.since))
+            return PolicyReplay((*self.answers, *self.since))
         goes_on = [live for live in scans.values() if not live.retired]
         policy.restore(self.state, goes_on[-1].view() if goes_on else None)
-        return Replay(self.since, self.account)
+        return PolicyReplay(self.since, self.account)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from steering.inference.live import LiveImage
 from steering.inference.table import BULKY
 from steering.ptychography import Refined
-from steering.records.array_file import read_arrays, write_arrays
+from steering.records.npz import read_arrays, write_arrays
 from steering.records.plain import plain, whole
 
 IMAGE = ("light", "weight")

@@ -1,4 +1,4 @@
-"""From counts to patches, both in the host's memory, by way of the device that a slot runs on."""
+"""From counts to patches, both in the host's memory, by the device that a slot runs on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _PIECES = 4
 """That a batch is cut into at most."""
 
 
-class Lanes(Protocol):
-    """Two ways beside that on which a GPU computes: towards it and back. Only `finish` waits."""
+class CopyStreams(Protocol):
+    """Two streams beside that on which a GPU computes: towards it and back. Only `finish` waits."""
 
     def send(self, frames: torch.Tensor) -> torch.Tensor:
         """A copy on the GPU of what is in pinned memory; what is computed from now on waits for it."""
@@ -30,21 +30,21 @@ class Lanes(Protocol):
 
 
 class Transfer:
-    """Memory of the host for so many frames, and their way through a slot.
+    """Memory of the host for so many frames, and how they go through a slot.
 
     A GPU is sent a batch in pieces from pinned memory: while it computes one, the next is written and sent and the one
     before comes back. Counts of uint16 are sent as such, half as many bytes, and converted there.
     """
 
     def __init__(
-        self, device: torch.device, *, frames: int, window: int, patch: int, lanes: Lanes | None = None
+        self, device: torch.device, *, frames: int, window: int, patch: int, streams: CopyStreams | None = None
     ) -> None:
-        """lanes: of the device; None: streams of a GPU, and on a CPU none, where nothing is copied."""
+        """streams: of the device; None: those of a GPU, and on a CPU none, where nothing is copied."""
         pinned = device.type == "cuda"
-        self._lanes = lanes or (_Streams(device) if pinned else None)
+        self._streams = streams or (_Streams(device) if pinned else None)
         self._counts = torch.zeros(frames, window, window, pin_memory=pinned)
         self._raw = (
-            None if self._lanes is None else torch.zeros(frames, window, window, dtype=torch.int16, pin_memory=pinned)
+            None if self._streams is None else torch.zeros(frames, window, window, dtype=torch.int16, pin_memory=pinned)
         )
         self._patches = torch.zeros(frames, patch, patch, dtype=torch.complex64, pin_memory=pinned)
 
@@ -60,7 +60,7 @@ class Transfer:
         n, size = len(counts), size or len(counts)
         raw = self._raw if counts.dtype == np.uint16 else None
         frames = self._counts if raw is None else raw
-        piece = size if self._lanes is None else max(_LEAST, -(-size // _PIECES))
+        piece = size if self._streams is None else max(_LEAST, -(-size // _PIECES))
         with torch.inference_mode():
             for first in range(0, size, piece):
                 part = slice(first, min(first + piece, size))
@@ -71,18 +71,18 @@ class Transfer:
                 else:
                     written[...] = given.view(np.int16)
                 self._predict(slot, frames[part], self._patches[part])
-            if self._lanes is not None:
-                self._lanes.finish()
+            if self._streams is not None:
+                self._streams.finish()
         return self._patches[:n].numpy()
 
     def _predict(self, slot: Slot, frames: torch.Tensor, patches: torch.Tensor) -> None:
-        if self._lanes is None:
+        if self._streams is None:
             torch.polar(*slot(frames), out=patches)
             return
-        there = self._lanes.send(frames)
+        there = self._streams.send(frames)
         if there.dtype == torch.int16:
             there = (there.to(torch.int32) & 0xFFFF).to(torch.float32)  # most operators do not know uint16
-        self._lanes.bring(torch.polar(*slot(there)), patches)
+        self._streams.bring(torch.polar(*slot(there)), patches)
 
 
 class _Streams:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.clock import Clock
+from steering.learning.execution import PLAIN, Execution, fastest, possible
 from steering.learning.group import broadcast_bytes, deadline_of, group_errors, nccl_of, queued_so_far, settle
 from steering.learning.minibatch import Fields, Minibatch, Ring, Specification
 from steering.learning.rehearsal import Rehearsal
@@ -26,7 +27,6 @@ from steering.learning.strategies import Strategy
 from steering.learning.strategies.contract import Loss
 from steering.learning.tally import Tally
 from steering.learning.training_state import Packed, capture, digest, restore
-from steering.learning.ways import PLAIN, Way, fastest, possible
 from steering.ptychography.device import find_device
 
 
@@ -88,10 +88,10 @@ class Loop:
         self.staging: Staging | None = None
         """Where new samples are loaded on their way to a GPU."""
         self._loaded: tuple[str, ...] = ()
-        self.way: Way | None = None
+        self.execution: Execution | None = None
         """How a step is computed; None: not chosen yet."""
         self._chooses = False
-        """There are several ways on all ranks."""
+        """There are several executions on all ranks."""
 
     @property
     def buffer(self) -> RehearsalBuffer:
@@ -112,7 +112,7 @@ class Loop:
             The rank whose state all have now.
         """
         self.disconnect()
-        self._chooses = len(self._ways) > 1
+        self._chooses = len(self._executions) > 1
         source = 0 if group is None else self._align()
         self._grouped = group is not None
         self._wrap()
@@ -138,7 +138,7 @@ class Loop:
             self._module = Autocast(self._module, self.device.type)
 
     @property
-    def _ways(self) -> list[Way]:
+    def _executions(self) -> list[Execution]:
         return possible(self.device, self.network, self.optimiser, compiled=self.settings.compiled)
 
     def _suit(self, settings: TrainerSettings) -> None:
@@ -164,15 +164,18 @@ class Loop:
         self._chooses = all(int(one[2]) for one in everyone)
         if dist.get_rank() == source:
             packed = capture(self.network, self.optimiser)
-            packed.scalars |= {"step": self.steps, "way": None if self.way is None else asdict(self.way)}
+            packed.scalars |= {
+                "step": self.steps,
+                "execution": None if self.execution is None else asdict(self.execution),
+            }
             broadcast_bytes(packed.to_bytes(), source)
         else:
             packed = Packed.from_bytes(broadcast_bytes(b"", source))
             restore(packed, self.network, self.optimiser)
             self.steps = packed.scalars["step"]
-            if packed.scalars["way"] is not None:  # weights must lie in memory alike on all ranks
-                self.way = Way(**packed.scalars["way"])
-                self.way.apply(self.network, self.optimiser)
+            if packed.scalars["execution"] is not None:  # weights must lie in memory alike on all ranks
+                self.execution = Execution(**packed.scalars["execution"])
+                self.execution.apply(self.network, self.optimiser)
         return source
 
     def digest(self) -> str:
@@ -195,13 +198,13 @@ class Loop:
             if self.device.type == "cuda":
                 loaded = {name: fields[name] for name in self._loaded}
                 self.staging = Staging(loaded, self.settings.batch, self.device)
-        if self.way is None:
+        if self.execution is None:
             self._choose(example)
         self.rehearsal.prefetch()
 
     def _choose(self, example: Fields) -> None:
-        """Take the fastest way of a step, which rank 0 says, from now on."""
-        self.way = PLAIN
+        """Take the fastest execution of a step, which rank 0 says, from now on."""
+        self.execution = PLAIN
         if not self._chooses or self._ring is None:
             return
         fields = self._ring.next()
@@ -216,11 +219,11 @@ class Loop:
             optimiser.step()
             return loss.value.detach()
 
-        way = fastest(self._ways, self.network, self.optimiser, step)
+        execution = fastest(self._executions, self.network, self.optimiser, step)
         if self._grouped:
-            way = Way(**json.loads(broadcast_bytes(json.dumps(asdict(way)).encode(), 0)))
-        self.way = way
-        way.apply(self.network, self.optimiser)
+            execution = Execution(**json.loads(broadcast_bytes(json.dumps(asdict(execution)).encode(), 0)))
+        self.execution = execution
+        execution.apply(self.network, self.optimiser)
         self._wrap()
 
     def _fields(self, example: Fields) -> Specification:

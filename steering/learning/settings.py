@@ -73,8 +73,8 @@ class TrainerSettings:
     """Of the process of each rank of a campaign, as of `nice`: where cores are shared, training yields to prediction.
     0: it does not."""
     compiled: bool = False
-    """Try torch.compile too when the fastest way of a step is sought, which takes a minute on each rank when it begins:
-    `deadline` must be longer than that. What else does not change results (channels_last, an optimiser in one kernel)
+    """Try torch.compile too where the fastest execution of a step is sought. That takes a minute on each rank when it
+    begins: `deadline` must be longer. What else does not change results (channels_last, an optimiser in one kernel)
     is tried on every GPU."""
     device: str = "auto"
     """Where networks are trained: `auto`, a GPU where the rank sees one; `cpu`; or `cuda`. Ranks speak NCCL where each

@@ -26,6 +26,7 @@ from steering.clusters.roles import (
 from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
 from steering.runner.actors import answered, place
+from steering.runner.earlier_runs import Start
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.manifest import checkpoints
@@ -33,7 +34,6 @@ from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 from steering.runner.recovery import Recovery, clean_store
 from steering.runner.source_proxy import SourceProxy
-from steering.runner.start import Start
 
 _SET_UP_S = 300.0
 """How long the actors may take to be there: workers that import torch from a slow shared disk need a minute."""

@@ -22,7 +22,7 @@ from steering.clusters.credentials import security_of
 from steering.runner import prometheus
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import ended, gone, whereabouts
-from steering.runner.look import Look
+from steering.runner.page_state import PageUpdate
 
 ANSWER_S = 30.0
 """How long a command waits to be taken: the runner answers at once, unless its worker is busy starting up."""
@@ -81,11 +81,11 @@ class Attached:
                     raise
             time.sleep(every)
 
-    def look(self, known: tuple[str, int, int] | None = None) -> Look:
+    def page_update(self, known: tuple[str, int, int] | None = None) -> PageUpdate:
         """What a page shows now; known: of the newest image it has, see `ImageChange`. Raises as `snapshot`, and
         TimeoutError where the runner is busy."""
-        look: Look = self._runner.look(known).result(timeout=ANSWER_S)
-        return look
+        update: PageUpdate = self._runner.page_update(known).result(timeout=ANSWER_S)
+        return update
 
     def live(self) -> xr.Dataset | None:
         """The live image of the scan being measured; None before the first frame."""

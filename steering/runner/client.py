@@ -15,7 +15,7 @@ from steering.clusters.credentials import FOLDER
 from steering.clusters.jobs import FILE as JOBS
 from steering.clusters.own_job import JobEnds
 from steering.clusters.roles import RUNNER, addresses, all_there, workers_of
-from steering.runner.actors import LostForGood
+from steering.runner.actors import LostForGood, unpublish
 from steering.runner.attach import ANSWER_S, Attached
 from steering.runner.checks import refuse_hidden, refuse_taken
 from steering.runner.detached import start_detached
@@ -197,7 +197,7 @@ def _refuse_second(client: Client) -> None:
     except TimeoutError:
         name = "of another folder (its runner is busy: it has not said its name)"
     except Exception:  # its worker is gone, and the run with it
-        client.unpublish_dataset(PUBLISHED)
+        client.sync(unpublish, client, PUBLISHED)
         return
     raise RuntimeError(
         f"found the campaign {name} running on the cluster at {client.scheduler.address}, expected a cluster without "

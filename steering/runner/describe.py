@@ -33,7 +33,7 @@ from steering.campaign import (
     WorkerLost,
     WorkFailed,
 )
-from steering.runner.streams import stream_lines, troubled
+from steering.runner.stream_lines import stream_lines, troubled
 
 
 def describe(event: Event) -> str | None:

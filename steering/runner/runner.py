@@ -15,9 +15,11 @@ from steering.campaign import Campaign, Command, Event, GroupChanged, RunRecover
 from steering.labels.external import waiting
 from steering.runner.actors import LostForGood
 from steering.runner.assembly import Actors, assemble, in_time
+from steering.runner.background import Background
 from steering.runner.checkpoint import Checkpoints
 from steering.runner.describe import describe
 from steering.runner.devices import say_devices
+from steering.runner.earlier_runs import Start, begin, leave
 from steering.runner.ending import ending_with
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
@@ -25,19 +27,17 @@ from steering.runner.experiment import Experiment
 from steering.runner.exported import export
 from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder, this_process
-from steering.runner.jobs import Jobs
 from steering.runner.judging import judge
 from steering.runner.labelling import Labelling
 from steering.runner.lock import RUNNER, held, wait_until_free
-from steering.runner.look import Look, Looks
 from steering.runner.metrics import Metrics, advance, snapshot, summary
 from steering.runner.optional import Optional
+from steering.runner.page_state import PageState, PageUpdate
 from steering.runner.predictor_proxy import PredictorProxy
 from steering.runner.rank_group import RankGroup
 from steering.runner.recovery import Recovery, recover
 from steering.runner.source_events import Undelivered
 from steering.runner.source_proxy import SourceProxy
-from steering.runner.start import Start, begin, leave
 from steering.runner.upkeep import Upkeep
 from steering.runner.watcher import GoOn, Watcher
 
@@ -57,7 +57,7 @@ class Runner:
         self.folder = folder
         self.campaign = Campaign(settings=experiment.safe_campaign, frame_time=1 / experiment.source.frame_rate)
         self.metrics = Metrics(experiment, self.campaign)
-        self._looks = Looks()
+        self._page = PageState()
         self.optional = Optional(self.take)
         self._proxy: PredictorProxy | None = None
         self._ranks: RankGroup | None = None
@@ -65,7 +65,7 @@ class Runner:
         self._executor: Executor | None = None
         self._finishing: Finishing | None = None
         self._last: dict[str, Any] = {"status": "starting"}  # the newest snapshot
-        self._jobs = Jobs()
+        self._background = Background()
         self._measures = asyncio.Event()
         self._source_ended = self._over = False
         self._writing = asyncio.Lock()
@@ -85,7 +85,7 @@ class Runner:
         return await ending_with(self._campaign(), self.folder, name, driver)
 
     async def _campaign(self) -> dict[str, Any]:
-        self._jobs.begin()
+        self._background.begin()
         try:
             if self.folder.recovering:
                 await asyncio.to_thread(wait_until_free, self.folder, RUNNER)
@@ -107,15 +107,15 @@ class Runner:
 
     async def _run(self) -> dict[str, Any]:
         try:
-            await self._jobs.unless_failed(in_time(self._set_up()))
+            await self._background.unless_failed(in_time(self._set_up()))
             while not self.campaign.finished:
-                await self._jobs.unless_failed(self._event())
+                await self._background.unless_failed(self._event())
             await self._hear_the_last_frames()
-            await self._jobs.unless_failed(self.finishing.finish_all())
-            await self._jobs.unless_failed(self.save())
-            return await self._jobs.unless_failed(self._sum_up())
+            await self._background.unless_failed(self.finishing.finish_all())
+            await self._background.unless_failed(self.save())
+            return await self._background.unless_failed(self._sum_up())
         finally:
-            self._jobs.cancel()
+            self._background.cancel()
 
     async def save(self) -> None:
         """Write the live image of every scan so far, and all events, into the run's folder."""
@@ -144,13 +144,13 @@ class Runner:
 
     async def command(self, name: str, version: int | None = None, by: str = "", **limits: Any) -> str:
         """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot."""
-        if not self._jobs.going_on and not self._over:  # what the campaign asked for now would be done by nobody
+        if not self._background.going_on and not self._over:  # what the campaign asked for now would be done by nobody
             if name == "stop":
                 await self.give_up("stopped by a person before it began")
                 return name
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._measures.wait(), _BEGIN_S)
-            if not self._jobs.going_on and not self._over:
+            if not self._background.going_on and not self._over:
                 raise ValueError(f"found a run that is starting, expected one that measures: {name} it in a moment")
         order = Command(time=time.time(), name=name, version=version, by=by, **limits)
         objection = self.campaign.objection(order)
@@ -173,7 +173,7 @@ class Runner:
 
     async def give_up(self, reason: str) -> None:
         """End the run at once; `run` raises RuntimeError with the reason."""
-        self._jobs.fail(RuntimeError(reason))
+        self._background.fail(RuntimeError(reason))
 
     async def snapshot(self) -> dict[str, Any]:
         """The state of the run in numbers, for a progress display; after the end, the last one."""
@@ -186,11 +186,11 @@ class Runner:
                     raise
         return {**self._last, "elapsed_s": self._last.get("elapsed_s", time.time() - self.metrics.begun)}
 
-    async def look(self, known: tuple[str, int, int] | None = None) -> Look:
+    async def page_update(self, known: tuple[str, int, int] | None = None) -> PageUpdate:
         """What a page shows now; known: of the newest image it has, see `ImageChange`."""
         live = self._executor is not None and not self.proxy.replacing
         state, image = (await self.snapshot(), await self.proxy.ask("change", known)) if live else (self._last, None)
-        return Look(state=state | self._looks.state(self.metrics, self._event_log.trouble), image=image)
+        return PageUpdate(state=state | self._page.state(self.metrics, self._event_log.trouble), image=image)
 
     @property
     def proxy(self) -> PredictorProxy:
@@ -238,14 +238,14 @@ class Runner:
             self.take(self._begin.published)
         else:
             self._go_on(recovery, executor)
-        self._jobs.start(self._hear_the_source())
-        self._jobs.start(self._hear_the_predictor())
-        self._jobs.start(executor.labelling.watch_external_labels())
-        self._jobs.start(executor.labelling.refine_as_time_allows())
-        self._jobs.start(export(client, self.folder, self.optional, self.metrics, actors))
-        self._jobs.start(say_devices(actors, self.optional, self._log))
-        self._jobs.start((checkpoints := self._checkpoints(executor)).as_time_goes())
-        self._jobs.start(self._upkeep(client, actors, checkpoints).keep())
+        self._background.start(self._hear_the_source())
+        self._background.start(self._hear_the_predictor())
+        self._background.start(executor.labelling.watch_external_labels())
+        self._background.start(executor.labelling.refine_as_time_allows())
+        self._background.start(export(client, self.folder, self.optional, self.metrics, actors))
+        self._background.start(say_devices(actors, self.optional, self._log))
+        self._background.start((checkpoints := self._checkpoints(executor)).as_time_goes())
+        self._background.start(self._upkeep(client, actors, checkpoints).keep())
         self._measures.set()
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
@@ -258,10 +258,10 @@ class Runner:
         self.take(GroupChanged(time=now, lost=(), joined=joined, ranks=len(ranks), generation=ranks.generation))
         for action in before:
             if action in self.campaign.actions.open:
-                self._jobs.start(executor.again(action))
+                self._background.start(executor.again(action))
         for scan in self.campaign.scans[:-1]:
             if scan not in self.proxy.over:
-                self._jobs.start(self._leave(scan))
+                self._background.start(self._leave(scan))
 
     def _executor_of(self, client: Client, actors: Actors) -> Executor:
         shared: dict[str, Any] = {
@@ -295,11 +295,11 @@ class Runner:
             experiment=self.experiment,
             optional=self.optional,
             event_log=self._event_log,
-            start=self._jobs.start,
+            start=self._background.start,
             log=self._log,
             checkpoints=self.folder.checkpoints,
             write=checkpoints.write,
-            end=self._jobs.fail,
+            end=self._background.fail,
         )
         return self._keeper
 
@@ -311,9 +311,9 @@ class Runner:
             self._log(event)
             before = self.campaign.scan
             actions = advance(self.campaign, self.metrics, event)
-            self._looks.asked(actions)
+            self._page.asked(actions)
             if before not in (None, self.campaign.scan):
-                self._jobs.start(self._leave(str(before)))
+                self._background.start(self._leave(str(before)))
             for raised in self.campaign.raised:
                 self._log(raised)
             self.campaign.raised.clear()
@@ -321,9 +321,9 @@ class Runner:
                 raise LostForGood(self.campaign.hopeless)
             for action in actions:
                 if self._executor is not None:
-                    self._jobs.start(self._executor.start(action))
+                    self._background.start(self._executor.start(action))
         except Exception as error:  # raised again by `run`
-            self._jobs.fail(error)
+            self._background.fail(error)
 
     def _log(self, event: Event) -> None:
         self._source_ended = self._source_ended or isinstance(event, SourceEnded)
@@ -344,7 +344,7 @@ class Runner:
         await self.source.close()
         while not self._source_ended or any(map(self.metrics.unreported, self.metrics.arrived)):
             try:
-                await asyncio.wait_for(self._jobs.unless_failed(self._event()), _LAST_FRAMES_S)
+                await asyncio.wait_for(self._background.unless_failed(self._event()), _LAST_FRAMES_S)
             except TimeoutError:
                 if self.proxy.replacing:
                     continue

@@ -34,7 +34,7 @@ from steering.runner.folder import RunFolder
 from steering.runner.outbox import Outbox
 from steering.runner.source_events import GoOn, SourceResume, Standing, TakenOver, Visits, end_quietly, failed
 from steering.runner.spool import spooled, write_spooled
-from steering.runner.streams import report
+from steering.runner.stream_lines import report
 from steering.sources import Source
 
 _LOOK_S = 1.0

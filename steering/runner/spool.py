@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from steering.records import Geometry, chunk_geometry, make_chunk
-from steering.records.array_file import read_arrays, write_arrays
+from steering.records.npz import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
         find_orientation as find_orientation,
         oriented as oriented,
     )
+    from steering.sources.first_probe import begun_and_oriented as begun_and_oriented, with_probe as with_probe
     from steering.sources.generated import line_field as line_field, particle_field as particle_field
     from steering.sources.inspection import inspect_lines as inspect_lines
-    from steering.sources.live import LiveSettings as LiveSettings, LiveSource as LiveSource, Streams as Streams
+    from steering.sources.live import (
+        LiveSource as LiveSource,
+        LiveSourceSettings as LiveSourceSettings,
+        Streams as Streams,
+    )
     from steering.sources.orientation import ORIENTATIONS as ORIENTATIONS
     from steering.sources.recordings import (
         ReadSettings as ReadSettings,
@@ -36,7 +41,6 @@ if TYPE_CHECKING:
         hard_xray_geometry as hard_xray_geometry,
         sample as sample,
     )
-    from steering.sources.start import begun_and_oriented as begun_and_oriented, with_probe as with_probe
     from steering.sources.streams import JoinSettings as JoinSettings
     from steering.sources.window import Window as Window
 
@@ -45,12 +49,12 @@ _NAMES = {
     "steering.sources.finding": "FoundOrientation find_orientation oriented",
     "steering.sources.generated": "line_field particle_field",
     "steering.sources.inspection": "inspect_lines",
-    "steering.sources.live": "LiveSettings LiveSource Streams",
+    "steering.sources.live": "LiveSourceSettings LiveSource Streams",
     "steering.sources.orientation": "ORIENTATIONS",
     "steering.sources.recordings": "ReadSettings Recording read_probe read_recording",
     "steering.sources.replay": "Replay",
     "steering.sources.simulated": "SimulatedBeamline Stage detector_gap hard_xray_geometry sample",
-    "steering.sources.start": "begun_and_oriented with_probe",
+    "steering.sources.first_probe": "begun_and_oriented with_probe",
     "steering.sources.streams": "JoinSettings",
     "steering.sources.window": "Window",
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.files import Bounds, isolated
+from steering.files import Bounds, isolated_array
 
 _NAMES = ("data", "dark", "flat", "flatfield", "mask", "entry/data/data", "entry_1/data_1/data")
 
@@ -82,10 +82,7 @@ def given_correction(options: argparse.Namespace, bounds: Bounds | None = None) 
 
 
 def _image(path: Path, bounds: Bounds | None) -> NDArray[np.float32]:
-    try:
-        found = isolated("steering.files.array_file:read_array_file", path, bounds, names=list(_NAMES))["array"]
-    except (ValueError, OSError) as error:
-        raise type(error)(f"{path}: {error}") from error
+    found = isolated_array(path, _NAMES, bounds)
     image = found[0] if found.ndim == 3 and len(found) == 1 else found
     if image.ndim != 2 or image.dtype.kind not in "uifb":
         raise ValueError(f"{path}: found {found.dtype} {found.shape}, expected an image of real numbers (y, x)")

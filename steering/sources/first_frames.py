@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from steering.records import Decision
 from steering.sources.finding import sure_orientation, turned
+from steering.sources.first_probe import turn_without_probe, with_probe
 from steering.sources.frames import clean
 from steering.sources.live import LiveSource
 from steering.sources.recordings import Recording
-from steering.sources.start import turn_without_probe, with_probe
 from steering.sources.streams import FRAMES
 
 LEAST = 30

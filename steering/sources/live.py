@@ -51,7 +51,7 @@ class Streams:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveSettings:
+class LiveSourceSettings:
     """How a live source joins, waits and ends."""
 
     join: JoinSettings = field(default_factory=JoinSettings)
@@ -97,7 +97,7 @@ class LiveSource:
         probe: NDArray[np.complex64],
         candidates: NDArray[np.float64],
         frame_rate: float = 100.0,
-        settings: LiveSettings | None = None,
+        settings: LiveSourceSettings | None = None,
     ) -> None:
         """window: how frames are cut; its size is the geometry's. probe: (m, N, N), in counts. candidates: (n, 2)."""
         if geometry.shape != (window.size, window.size) or probe.shape[-2:] != geometry.shape:
@@ -105,7 +105,7 @@ class LiveSource:
                 f"found a window of {window.size} pixels, a geometry of {geometry.shape} and a probe of "
                 f"{probe.shape[-2:]}, expected one size for all"
             )
-        self.settings = settings or LiveSettings()
+        self.settings = settings or LiveSourceSettings()
         self.geometry = geometry
         self.probe = np.asarray(probe, np.complex64)
         self.candidates = np.asarray(candidates, np.float64)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.files import Bounds, isolated
+from steering.files import Bounds, isolated, isolated_array
 from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
 from steering.records import Field, Geometry
@@ -168,15 +168,13 @@ def read_recording(
 
 def read_probe(path: str | Path, *, bounds: Bounds | None = None) -> NDArray[np.complex64]:
     """A probe (mode, y, x) from a .npy, .npz, .mat or HDF5 file, under a usual name. Raises as `read_recording`."""
+    found = isolated_array(path, _PROBE_NAMES, bounds)
     try:
-        found = isolated("steering.files.array_file:read_array_file", path, bounds, names=list(_PROBE_NAMES))["array"]
         if found.dtype.kind not in "cf" or found.ndim < 2:
             raise ValueError(f"found {found.dtype} {found.shape}, expected a complex probe (mode, y, x)")
         return _modes(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except OSError as error:
-        raise OSError(f"{path}: {error}") from error
 
 
 _PROBE_NAMES = (

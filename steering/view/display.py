@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from steering.runner.streams import stream_lines, troubled
+from steering.runner.stream_lines import stream_lines, troubled
 
 Snapshot = Mapping[str, Any]
 """Keys, all optional: elapsed_s, status, scan, scan_index, scans_total, frames_acquired, frames_expected,

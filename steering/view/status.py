@@ -15,7 +15,7 @@ from steering.runner.describe import describe
 from steering.runner.devices import devices_in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
-from steering.runner.streams import stream_lines
+from steering.runner.stream_lines import stream_lines
 from steering.view.history import History, history
 
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from steering.learning import Memory
+from steering.runner.earlier_runs import remember
 from steering.runner.folder import ENDINGS, RunFolder
-from steering.runner.start import remember
 
 STATE = "nightly.json"
 """In the memory's folder: what was learnt from last."""

@@ -17,7 +17,7 @@ from steering.inference import ImageChange
 from steering.runner.attach import UNREACHED, Attached, attach
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
-from steering.runner.look import Look
+from steering.runner.page_state import PageUpdate
 from steering.view.live.course import Course
 from steering.view.live.folder_image import image_of
 from steering.view.live.message import message
@@ -156,18 +156,18 @@ class Reader:
         if now - self._looked > _FOLDER_S:
             self._looked = now
             self._folder_facts = {"how": how(self.folder), "waits": waits_for(self.folder)}
-        look = self._ask(known)
-        if look is None:
+        update = self._ask(known)
+        if update is None:
             return None
-        self._state = look.state
-        image = look.image
+        self._state = update.state
+        image = update.image
         if image is None or (known is not None and image.known == self._known):
             return None
         self._take_errors(image)
         self._known = image.known
         return image
 
-    def _ask(self, known: tuple[str, int, int] | None) -> Look | None:
+    def _ask(self, known: tuple[str, int, int] | None) -> PageUpdate | None:
         """A look at the run; None where it cannot be reached or has ended."""
         now, run = time.monotonic(), self._run
         if run is None:
@@ -180,9 +180,9 @@ class Reader:
                 logger.info("%s", error)
                 return None
         try:
-            look = run.look(known)
+            update = run.page_update(known)
             self._answered = time.monotonic()
-            return look
+            return update
         except TimeoutError:
             return None
         except UNREACHED as error:
@@ -210,9 +210,9 @@ class Reader:
     def _whole_image(self) -> ImageChange | None:
         """All of the image: from the run, or from its folder where that has ended."""
         if self._run is not None:
-            look = self._ask(None)
-            if look is not None and look.image is not None:
-                return look.image
+            update = self._ask(None)
+            if update is not None and update.image is not None:
+                return update.image
         if self._ended is None and self._over():
             objects = self.folder.objects()
             if objects:

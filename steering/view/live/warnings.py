@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steering.runner.streams import stream_lines, troubled
+from steering.runner.stream_lines import stream_lines, troubled
 
 _SLOW_S = 5.0
 """Without an answer of the runner."""

@@ -11,7 +11,7 @@ from steering.runner.actors import retrieved
 T = TypeVar("T")
 
 
-class Jobs:
+class Background:
     """The work of a run that goes on beside its main line."""
 
     def __init__(self) -> None:

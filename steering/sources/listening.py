@@ -63,7 +63,7 @@ class Seen:
         self.ended = now
 
 
-def look(streams: Mapping[str, Stream], seconds: float) -> dict[str, Seen]:
+def listen(streams: Mapping[str, Stream], seconds: float) -> dict[str, Seen]:
     """What each stream sends in so many seconds, by its name; positions that come with frames count as `positions`.
 
     What a detector pushes to one client only, as stream2 does, is taken from it: nobody else gets these frames.

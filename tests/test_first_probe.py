@@ -7,7 +7,7 @@ import pytest
 
 from steering.ptychography import Canvas, RefineSettings, phase_correlation, refine
 from steering.sources.finding import turned
-from steering.sources.start import Begun, begun_and_oriented, defocused, is_twin, with_probe
+from steering.sources.first_probe import BegunProbe, begun_and_oriented, defocused, is_twin, with_probe
 from tests.test_finding import PROBE, SIDE, N, rough, scan
 
 FOCUS = "behind"
@@ -54,13 +54,13 @@ def test_which_of_two_twins_is_meant():
     rng = np.random.default_rng(0)
     thickness = rng.random((20, 20))
     object_ = np.exp(-0.2 * thickness - 1j * thickness)  # a negative phase where it absorbs more
-    found = Begun(0.01, 12.0, np.ones((1, 8, 8), np.complex64), object_)
+    found = BegunProbe(0.01, 12.0, np.ones((1, 8, 8), np.complex64), object_)
     assert is_twin(found, "behind", None)[0] is False
     assert is_twin(found, "before", "negative")[0] is True  # the focus goes first
     assert is_twin(found, None, "negative")[0] is False
     assert is_twin(found, None, "positive")[0] is True
     assert is_twin(found, None, None) == (False, "--focus or --phase says which")
-    noise = Begun(*found[:3], np.exp(-0.2 * thickness + 1j * rng.random((20, 20))))
+    noise = BegunProbe(*found[:3], np.exp(-0.2 * thickness + 1j * rng.random((20, 20))))
     with pytest.raises(ValueError, match="a phase that does not follow the absorption"):
         is_twin(noise, None, "positive")
     with pytest.raises(ValueError, match="expected before or behind"):

@@ -17,17 +17,17 @@ from steering.learning.training_state import keep_layout
 
 logger = logging.getLogger(__name__)
 _WARM, _TURNS = 3, 5
-"""Steps of each way before it is timed, in which kernels are made; and those that are timed, in turns."""
+"""Steps of each execution before it is timed, in which kernels are made; and those that are timed, in turns."""
 _SAME = 0.01
-"""What the loss after the first steps may differ from that of the plain way, relatively: a way that rounds otherwise
-stays far below, one that computes something else does not."""
+"""What the loss after the first steps may differ from that of the plain one, relatively: one that rounds otherwise
+stays far below it, one that computes something else does not."""
 
 Step = Callable[[nn.Module, torch.optim.Optimizer], Tensor]
 """Takes one training step of these two; returns its loss ()."""
 
 
 @dataclass(frozen=True)
-class Way:
+class Execution:
     """How a step is computed: by plain torch, and each of these beside."""
 
     layout: str = ""
@@ -43,7 +43,7 @@ class Way:
         return " ".join(name for name in named if name) or "plain"
 
     def apply(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Make the network and its optimiser go this way from now on; what they hold stays."""
+        """Have the network and its optimiser compute so from now on; what they hold stays."""
         for layer in _convolutions(network) if self.layout else ():
             layer.to(memory_format=_LAYOUTS[self.layout])
         if self.fused:
@@ -55,7 +55,7 @@ class Way:
             network.compile()
 
 
-PLAIN = Way()
+PLAIN = Execution()
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -65,8 +65,8 @@ def _convolutions(network: nn.Module) -> list[nn.Module]:
 
 def possible(
     device: torch.device, network: nn.Module, optimiser: torch.optim.Optimizer, *, compiled: bool
-) -> list[Way]:
-    """The ways to be tried, the plain one first.
+) -> list[Execution]:
+    """The executions to be tried, the plain one first.
 
     On a CPU it is the only one unless code is to be compiled: there results are the same to the last bit from run to
     run, and a choice that hangs on the clock would end that.
@@ -80,12 +80,12 @@ def possible(
         if all("fused" in group for group in optimiser.param_groups):
             kernels.append(True)
     codes = (False, True) if compiled else (False,)
-    return [Way(*way) for way in itertools.product(layouts, kernels, codes)]
+    return [Execution(*execution) for execution in itertools.product(layouts, kernels, codes)]
 
 
 @dataclass
 class _Trial:
-    """A way with a network and an optimiser of its own."""
+    """An execution with a network and an optimiser of its own."""
 
     network: nn.Module
     optimiser: torch.optim.Optimizer
@@ -94,42 +94,42 @@ class _Trial:
 
 
 def fastest(
-    ways: Sequence[Way],
+    executions: Sequence[Execution],
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
     step: Step,
     clock: Callable[[], float] = time.perf_counter,
-) -> Way:
-    """The fastest of these ways, by steps of copies: the network and its optimiser are left alone.
+) -> Execution:
+    """The fastest of these executions, by steps of copies: the network and its optimiser are left alone.
 
-    One that fails, as a compiler may, or that comes to another loss than the plain way is not taken. Reading a loss
+    One that fails, as a compiler may, or that comes to another loss than the plain one is not taken. Reading a loss
     waits for the GPU: times are whole.
     """
-    trials: dict[Way, _Trial] = {}
-    for way in ways:
+    trials: dict[Execution, _Trial] = {}
+    for execution in executions:
         trial = _Trial(*copy.deepcopy((network, optimiser)))
         try:
-            way.apply(trial.network, trial.optimiser)
+            execution.apply(trial.network, trial.optimiser)
             for _ in range(_WARM):
                 trial.loss = float(step(trial.network, trial.optimiser))
         except Exception as error:  # a compiler or a driver that fails costs speed, not the run
-            if way == PLAIN:
+            if execution == PLAIN:
                 raise
             first = (str(error).splitlines() or [""])[0]
-            logger.info("training is not %s: %s: %s", way, type(error).__name__, first)
+            logger.info("training is not %s: %s: %s", execution, type(error).__name__, first)
             continue
         expected = trials[PLAIN].loss if trials else trial.loss
         if abs(trial.loss - expected) <= _SAME * abs(expected):
-            trials[way] = trial
+            trials[execution] = trial
         else:
-            logger.info("training is not %s: found a loss of %.6g, expected %.6g", way, trial.loss, expected)
+            logger.info("training is not %s: found a loss of %.6g, expected %.6g", execution, trial.loss, expected)
     for _ in range(_TURNS):
         for trial in trials.values():
             begun = clock()
             float(step(trial.network, trial.optimiser))
             trial.seconds.append(clock() - begun)
-    times = {way: median(trial.seconds) for way, trial in trials.items()}
-    best = min(times, key=lambda way: times[way])
-    told = ", ".join(f"{way} {1e3 * seconds:.2f} ms" for way, seconds in times.items())
-    logger.info("training is %s; steps by way: %s", best, told)
+    times = {execution: median(trial.seconds) for execution, trial in trials.items()}
+    best = min(times, key=lambda execution: times[execution])
+    times_of = ", ".join(f"{execution} {1e3 * seconds:.2f} ms" for execution, seconds in times.items())
+    logger.info("training is %s; median step: %s", best, times_of)
     return best

@@ -28,7 +28,7 @@ _SLACK = 1.25
 """Of the budget, above which whoever sends frames waits for the disk."""
 
 
-class Memory:
+class FrameMemory:
     """Counts what is held; one thread moves the oldest of it to the run folder.
 
     What is moved can be read as before, from files that are mapped into memory. Without `keep` a file has no name any

@@ -21,17 +21,17 @@ Position = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
-    """One look at a run."""
+class PageUpdate:
+    """What a page is told at once."""
 
     state: dict[str, Any]
-    """The snapshot, and what `Looks.state` adds to it."""
+    """The snapshot, and what `PageState.state` adds to it."""
     image: ImageChange | None
     """None before the first frame, and while the predictor cannot be asked."""
 
 
-class Looks:
-    """Keeps what looks need beside the figures of a run: where it was told to measure, and the buffer as it was last
+class PageState:
+    """Keeps what a page shows beside the figures of a run: where it is to measure, and the buffer as it was last
     counted."""
 
     def __init__(self) -> None:

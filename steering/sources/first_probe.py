@@ -43,7 +43,7 @@ def defocused(recording: Recording, diameter: float) -> NDArray[np.complex64]:
     return rescale_probe(wave[None].astype(np.complex64), recording.counts, recording.geometry.mask)
 
 
-class Begun(NamedTuple):
+class BegunProbe(NamedTuple):
     """What a search has found."""
 
     residual: float
@@ -123,7 +123,7 @@ def turn_without_probe(
 
 def find_without_probe(
     recording: Recording, *, frames: int = 64, tried: int = 9, device: str = "auto"
-) -> tuple[FoundOrientation, Begun]:
+) -> tuple[FoundOrientation, BegunProbe]:
     """Try four turns of a recording without a probe, each for itself and its twin (TWINS), and what was begun for the
     best. Of the frames those nearest to one another are refined, once for each defocus tried."""
     chosen = neighbours(recording.positions / recording.geometry.object_pixel, frames)
@@ -139,7 +139,7 @@ _FOLLOWS = 0.1
 """Least correlation of phase and absorption from which a sign is taken."""
 
 
-def is_twin(one: Begun, focus: str | None, phase: str | None) -> tuple[bool, str]:
+def is_twin(one: BegunProbe, focus: str | None, phase: str | None) -> tuple[bool, str]:
     """Whether the twin of what was found is meant, and by what."""
     if focus not in (None, "before", "behind") or phase not in (None, "negative", "positive"):
         raise ValueError(
@@ -160,7 +160,7 @@ def is_twin(one: Begun, focus: str | None, phase: str | None) -> tuple[bool, str
     return False, "--focus or --phase says which"
 
 
-def _searched(part: Recording, tried: int, device: str) -> Begun:
+def _searched(part: Recording, tried: int, device: str) -> BegunProbe:
     """The best of so many defoci, and of those half a step beside it. All are tried on few frames and in few passes,
     the last three in full: that costs a third."""
     if tried < 2:
@@ -175,7 +175,7 @@ def _searched(part: Recording, tried: int, device: str) -> Begun:
     return min(tries, key=lambda one: one.residual)
 
 
-def _begun(part: Recording, diameter: float, settings: RefineSettings) -> Begun:
+def _begun(part: Recording, diameter: float, settings: RefineSettings) -> BegunProbe:
     """What a recording refines to that begins with a beam of so many pixels."""
     where = part.positions / part.geometry.object_pixel
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
@@ -185,7 +185,7 @@ def _begun(part: Recording, diameter: float, settings: RefineSettings) -> Begun:
         found = refine(part.counts, where, probe, canvas, mask=mask, settings=settings)
     window = part.geometry.shape[0] // 2
     inner = found.object[window:-window, window:-window]
-    return Begun(float(np.median(found.residual)), diameter, found.probe, inner if inner.size else found.object)
+    return BegunProbe(float(np.median(found.residual)), diameter, found.probe, inner if inner.size else found.object)
 
 
 def _side(diameter: float) -> str:

@@ -44,7 +44,7 @@ class Answered(Protocol):
         """Frames of each scan that the policy had taken in before it."""
 
 
-class Replay:
+class PolicyReplay:
     """Asks a policy again for answers that were given already, and keeps count of where it now says otherwise.
 
     A policy that follows the data may answer otherwise, since the frames were predicted again. Positions that were
