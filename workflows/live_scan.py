@@ -32,7 +32,7 @@ from steering import (
     run,
 )
 from steering.ptychography.device import add_device
-from steering.sources import ORIENTATIONS, JoinSettings, LiveSettings, LiveSource, Window
+from steering.sources import ORIENTATIONS, JoinSettings, LiveSource, LiveSourceSettings, Window
 from steering.sources.addresses import __doc__ as GRAMMAR, streams_at
 from steering.sources.beam import BeamSettings
 from steering.sources.correction import add_correction, given_correction
@@ -83,7 +83,7 @@ def dry_run(options: argparse.Namespace) -> None:
         return
     # As they come: a dry run moves nothing.
     options.motion, options.field = None, options.field or [-1.0, 1.0, -1.0, 1.0]
-    options.end_after = options.listen + LiveSettings.give_up_s
+    options.end_after = options.listen + LiveSourceSettings.give_up_s
     try:
         begun_with(options, None if options.probe is None else given_probe(options.probe, options.window))
     except (ValueError, RuntimeError) as error:
@@ -136,7 +136,7 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64], before: Bega
         probe=probe,
         candidates=candidates(options),
         frame_rate=options.frame_rate,
-        settings=LiveSettings(
+        settings=LiveSourceSettings(
             join=JoinSettings(wait_s=options.wait, oldest_s=options.oldest, when_slow=options.when_slow),
             beam=BeamSettings(least_counts=options.least_counts, least_monitor=options.least_monitor),
             scans=options.scans or None,
