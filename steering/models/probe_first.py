@@ -60,6 +60,7 @@ class ProbeFirst(nn.Module):
         bare = torch.fft.fftshift((wave.abs() ** 2).sum(0).sqrt()).masked_fill(self.optics.bad, 0.0)
         main = modes[0]
         # A Wiener-like division: where the probe is weak the frame has little information, and the guess goes to zero.
+        # The share says where: it shapes the guess only, which the layers behind it correct.
         divide = main.conj() / (main.abs() ** 2 + 0.02 * main.abs().max() ** 2).clamp_min(1e-12)
         strength = main.abs() / main.abs().max().clamp_min(1e-12)
         lo = (len(main) - self.hyperparameters["patch"]) // 2
@@ -100,6 +101,7 @@ class ProbeFirst(nn.Module):
         deep = self.middle(relu_(self.down(first).add_(whole[:, :, None, None])))
         last = self.after(relu_(pixel_shuffle(self.up(deep), 2).add_(first)))
         out = pixel_shuffle(self.leave(last), 2).float()
+        # Amplitudes up to 1.2, for a beam that varies by as much; outputs of 0 are an almost empty beam (0.98, 0 rad).
         return 1.2 * torch.sigmoid(out[:, 0] + 1.5), torch.pi * torch.tanh(out[:, 1])
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.sources.frames import NEARLY_EVERY
 from steering.sources.streams import Frame
 from steering.sources.window import Window
 
 FIRST_FRAMES, FIRST_S = 16, 0.3
 """Frames by which a scan's bad pixels are known, or the seconds after which as many as there are must do."""
-NEARLY_EVERY = 0.9
 
 
 class BadPixels:

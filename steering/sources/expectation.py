@@ -52,6 +52,7 @@ class Expectation:
 def refuse_other_samples(expected: int, rows: int, frames: int | None) -> None:
     """Raises ValueError where a scan of so many frames (None: not known) had another number of samples for each than
     expected: every frame has the position of another one then. rows: samples in all."""
+    # One sample more for each frame is another setting; some that came twice are not.
     too_many = rows > 1.5 * expected * (frames or rows)
     # Fewer may be lost; one for each frame, where several are expected, is another setting.
     one_each = expected > 1 and abs(rows - (frames or 0)) <= 0.02 * rows

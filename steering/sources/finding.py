@@ -20,6 +20,7 @@ from steering.sources.recordings import Recording
 
 _FRAMES = 48
 _SETTINGS = RefineSettings(passes=10, probe_from_pass=3, batch=16)
+"""Of each of the eight turns. bench_recorded says how often they tell the right one from the others."""
 _STANDS_OUT = 0.9
 """The best turn's residual is at most this share of the second best's, or nothing is guessed."""
 

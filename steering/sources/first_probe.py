@@ -21,7 +21,9 @@ from steering.sources.orientation import ORIENTATIONS
 from steering.sources.recordings import Recording
 
 _SETTINGS = RefineSettings(passes=8, probe_from_pass=1, batch=16)
+"""Of the defoci that are compared at the end. The probe changes from the second pass on: it is what is sought."""
 _FEW, _ROUGHLY = 48, RefineSettings(passes=5, probe_from_pass=1, batch=16)
+"""Frames and passes by which the defoci are compared before: that makes it a third as much work."""
 _WIDEST = 0.8
 """Share of the window that the widest beam takes which is tried."""
 

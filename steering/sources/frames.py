@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-_NEARLY_EVERY = 0.9
+NEARLY_EVERY = 0.9
 """A pixel that is marked in so many of the frames is bad for the scan; in fewer, in these frames."""
 _BROKEN = 0.1
 """A frame with a larger share of marked pixels is not used."""
@@ -43,7 +43,7 @@ def clean(
     if bad.any():
         notes.append(f"the file's mask hides {100 * bad.mean():.3g} % of the detector")
     marked, total = _marked(frames)
-    stuck = marked >= _NEARLY_EVERY * len(frames)
+    stuck = marked >= NEARLY_EVERY * len(frames)
     constant = _constant_marks(frames) & ~bad & ~stuck
     new = (stuck | constant) & ~bad
     if new.any():
@@ -148,7 +148,7 @@ def _marked(frames: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
             total += frames[some].sum(0, dtype=np.float64)
         if frames.dtype.kind != "u":
             negative += (frames[some] < 0).sum(0)
-    stuck = negative >= _NEARLY_EVERY * len(frames)
+    stuck = negative >= NEARLY_EVERY * len(frames)
     return np.where(stuck, len(frames), marked), np.where(stuck, 0, total)
 
 
@@ -157,7 +157,7 @@ def _constant_marks(frames: NDArray) -> NDArray[np.bool_]:
     candidates = np.argwhere(np.isin(middle, _MARKS))
     found = np.zeros(middle.shape, bool)
     for y, x in candidates[:_AT_ONCE]:
-        found[y, x] = (frames[:, y, x] == middle[y, x]).mean() >= _NEARLY_EVERY
+        found[y, x] = (frames[:, y, x] == middle[y, x]).mean() >= NEARLY_EVERY
     return found
 
 
@@ -192,7 +192,7 @@ def _hot(frames: NDArray, mean: NDArray[np.float64], bad: NDArray[np.bool_]) -> 
     usual = _HOT * np.maximum(brightest_beside, np.median(mean[~bad]))
     found = ~bad & (mean > usual) & (mean > _HOT)
     for y, x in np.argwhere(found):
-        found[y, x] = (frames[:, y, x] > usual[y, x]).mean() >= _NEARLY_EVERY
+        found[y, x] = (frames[:, y, x] > usual[y, x]).mean() >= NEARLY_EVERY
     return found
 
 
