@@ -34,7 +34,7 @@ class JSONLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        told = {
+        fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -43,5 +43,5 @@ class JSONLines(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
-            told |= {"error": f"{type(error).__name__}: {error}", "traceback": self.formatException(record.exc_info)}
-        return json.dumps(told, ensure_ascii=False)
+            fields |= {"error": f"{type(error).__name__}: {error}", "traceback": self.formatException(record.exc_info)}
+        return json.dumps(fields, ensure_ascii=False)

@@ -26,7 +26,7 @@ from steering.records import MEASURED, Field
 from steering.runner import RunFolder
 from steering.runner.actors import call, place
 from steering.runner.adoption import adopted, place_source, withdraw
-from steering.runner.alone import Alone, Told, say, unsteered
+from steering.runner.alone import Alone, Reported, say, unsteered
 from steering.runner.source_actor import SourceActor
 from steering.runner.source_events import SourceResume, Standing
 from tests.test_source_actor import beamline
@@ -113,7 +113,7 @@ def test_a_policy_does_not_decide_on_what_was_measured_without_it():
 
 
 def test_what_the_log_lacks_is_told_again_and_nothing_else():
-    told = Told()
+    told = Reported()
     for number in range(3):
         told.note(ChunkArrived(time=float(number), scan="a", frame_ids=(2 * number, 2 * number + 1)))
     mark = told.mark()

@@ -311,31 +311,31 @@ def chunk_of(frames: Frames, number: int, geometry: Geometry, turn: int) -> xr.D
     return make_chunk(frames.counts[row], [number], frames.position[row], geometry, scan=f"scan {turn}")
 
 
-def judged(told: dict[str, Any]) -> dict[str, Any]:
+def judged(measured: dict[str, Any]) -> dict[str, Any]:
     """What a live part says: latency without swaps, and what frames near a swap waited more."""
-    begun, ended, swapping = (np.array(column) for column in zip(*told["asked"], strict=True))
+    begun, ended, swapping = (np.array(column) for column in zip(*measured["asked"], strict=True))
     wait = 1e3 * (ended - begun)
     quiet = wait[swapping == 0]
     p99 = float(np.percentile(quiet, 99))
-    near = [(ended > start) & (begun < end + AFTER_S) for start, end in told["swaps"]]
+    near = [(ended > start) & (begun < end + AFTER_S) for start, end in measured["swaps"]]
     worst = [float(wait[rows].max() / p99) for rows in near if rows.any()]
     # As many frames in a row without a swap: what the machine does by itself.
     length = max(1, round(float(np.mean([rows.sum() for rows in near]))))
     calm = [float(quiet[i : i + length].max() / p99) for i in range(0, len(quiet) - length + 1, length)]
     usual = float(np.median(calm))
-    missing = set(told["sent"]) - set(told["predicted"])
+    missing = set(measured["sent"]) - set(measured["predicted"])
     return {
         "frame_to_decision_ms": percentiles(quiet),
         "swap": {
-            "swaps": len(told["swaps"]),
-            "frames": len(told["sent"]),
-            "frames_dropped": len(missing) + len(told["predicted"]) - len(set(told["predicted"])),
+            "swaps": len(measured["swaps"]),
+            "frames": len(measured["sent"]),
+            "frames_dropped": len(missing) + len(measured["predicted"]) - len(set(measured["predicted"])),
             "delay_over_p99": max(worst),
             "delay_over_p99_median": float(np.median(worst)),
             "median_over_without": float(np.median(worst)) / usual,
             "share_above_p90": float(np.mean(np.array(worst) > np.percentile(calm, 90))),
             "without_swap_over_p99": {"median": usual, "max": max(calm)},
-            "install_ms": 1e3 * float(np.median([end - start for start, end in told["swaps"]])),
+            "install_ms": 1e3 * float(np.median([end - start for start, end in measured["swaps"]])),
         },
     }
 
@@ -369,15 +369,15 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         print(f"{at1['share_of_peak']:.2f}", flush=True)
         if kind is ProbeFirst:
             figures |= {"batch1": at1, "batch64": at64}
-            told = asyncio.run(live(folder.path / "versions", network, frames, options))
-            figures |= {"chosen": told["backend"], **judged(told)}
+            measured = asyncio.run(live(folder.path / "versions", network, frames, options))
+            figures |= {"chosen": measured["backend"], **judged(measured)}
             print(f"frame to decision: {figures['frame_to_decision_ms']}; swap: {figures['swap']}", flush=True)
         folder.write_summary(figures)
     if options.training:
         with training(folder.path, frames):
             figures["while_training"] = {n: speeds(r, frames, options) for n, r in ready.items()}
         folder.write_summary(figures)
-    folder.write_file("inference.png", inference_picture(figures, told["asked"], told["swaps"]))
+    folder.write_file("inference.png", inference_picture(figures, measured["asked"], measured["swaps"]))
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from steering.campaign.event import Event
 @dataclass(frozen=True, kw_only=True)
 class WorkerLost(Event):
     """A worker of the cluster is gone, or was silent for too long and was taken off it (`silent`). What that means for
-    the run is told by other events."""
+    the run is in other events."""
 
     worker: str
     roles: tuple[str, ...]

@@ -95,10 +95,10 @@ def _reach(address: str, timeout: float, security: Security) -> None:
 
 def _address_in(file: Path) -> str:
     try:
-        told = json.loads(file.read_text())["address"]
-        if not isinstance(told, str) or not re.fullmatch(r"\w+://.+:\d+", told):
-            raise ValueError(told)
-        return told
+        address = json.loads(file.read_text())["address"]
+        if not isinstance(address, str) or not re.fullmatch(r"\w+://.+:\d+", address):
+            raise ValueError(address)
+        return address
     except PermissionError:
         raise PermissionError(
             f"{file}: found no permission to read it, expected that of the user who started the scheduler: ask for it"

@@ -16,9 +16,9 @@ def visible(environment: Mapping[str, str] | None = None, driver: Path = _DRIVER
 
     Nothing of CUDA is started to find out.
     """
-    told = (os.environ if environment is None else environment).get(_VISIBLE)
-    if told is not None:
-        return [name for word in told.split(",") if (name := word.strip()) and name not in ("-1", "NoDevFiles")]
+    listed = (os.environ if environment is None else environment).get(_VISIBLE)
+    if listed is not None:
+        return [name for word in listed.split(",") if (name := word.strip()) and name not in ("-1", "NoDevFiles")]
     return [str(number) for number, _ in enumerate(driver.iterdir())] if driver.is_dir() else []
 
 

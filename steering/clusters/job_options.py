@@ -1,4 +1,4 @@
-"""What dask-jobqueue is told for each kind of job, and what differs between batch systems: a function each."""
+"""Options of dask-jobqueue for each kind of job, and what differs between batch systems: a function each."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class System:
     commands: tuple[str, ...]
     """By which jobs are submitted, cancelled and, where the system is asked of them, looked at."""
     options: Callable[[Job], Options]
-    """What that class is told of a job, beside what all classes take."""
+    """Options of that class for a job, beside those that all classes take."""
 
 
 SYSTEMS = {

@@ -214,8 +214,8 @@ class Jobs:
             for place in self._places
             for state in [self._states.get(place.job)]
         ]
-        told = {"system": self._system, "jobs": jobs, "given_up": list(self._given_up.values())}
-        content = json.dumps(told, indent=1).encode()
+        current = {"system": self._system, "jobs": jobs, "given_up": list(self._given_up.values())}
+        content = json.dumps(current, indent=1).encode()
         if content != self._written:
             given_up = self._given_up
             waiting = [place.kind for place in self._places if not place.came and place.name not in given_up]

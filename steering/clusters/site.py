@@ -112,7 +112,7 @@ def read_site(path: str | Path | None) -> Site:
         return Site()
     path = Path(path)
     try:
-        told = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: found no such file, expected a site file as workflows/site.toml") from None
     except OSError as error:
@@ -123,14 +123,14 @@ def read_site(path: str | Path | None) -> Site:
         raise ValueError(
             f"{path}: found no valid TOML ({error}), expected a site file as workflows/site.toml"
         ) from None
-    tables = {name: told.pop(name) for name in CARRIES if name in told}
+    tables = {name: content.pop(name) for name in CARRIES if name in content}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ValueError(f"{path}: found {name} = {table!r}, expected a table: a line [{name}] and its keys below")
-    shared = {key: told.pop(key) for key in list(told) if key in _SHARED}
+    shared = {key: content.pop(key) for key in list(content) if key in _SHARED}
     try:
         site = Site(**_checked(path, "", shared, _SHARED))
-        every = _checked(path, "", told, _OF_JOB)
+        every = _checked(path, "", content, _OF_JOB)
         jobs: dict[str, Any] = {
             name: replace(job, **{**every, **_checked(path, f"[{name}] ", tables.get(name, {}), _OF_JOB)})
             for name, job in site.jobs.items()
@@ -140,9 +140,9 @@ def read_site(path: str | Path | None) -> Site:
     return replace(site, **jobs)
 
 
-def _checked(path: Path, where: str, told: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(path: Path, where: str, content: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
-    for key, value in told.items():
+    for key, value in content.items():
         if key not in known:
             names = ", ".join(sorted({*_SHARED, *_OF_JOB}))
             raise ValueError(f"{path}: found {where}{key}, expected some of {names}, and tables {', '.join(CARRIES)}")

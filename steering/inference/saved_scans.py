@@ -24,7 +24,7 @@ from steering.records.plain import plain, whole
 
 IMAGE = ("light", "weight")
 _NEWEST = 8192
-"""Frames whose ids are told beside the blocks: more than come while a checkpoint is written."""
+"""Frames whose ids are named beside the blocks: more than come while a checkpoint is written."""
 REFINED = ("refined", "refined_labels")
 
 

@@ -115,7 +115,7 @@ class Table:
         self.changes.append(rows)
 
     def fill(self, rows: NDArray[np.int64], **columns: NDArray) -> None:
-        """Write what was not known yet when these rows were appended. Whoever has read them is not told."""
+        """Write what was not known yet when these rows were appended. Whoever has read them does not hear of it."""
         for name, column in columns.items():
             for block, at, where in self._parts(rows):
                 self._there(block, name)[at] = column[where]

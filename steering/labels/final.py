@@ -121,7 +121,7 @@ class FinalWork:
         self._seconds += time.perf_counter() - begun
 
     def result(self) -> tuple[FinalImage, FinalReport]:
-        """What the scan leaves, and what is to be told of it; once it is over."""
+        """What the scan leaves, and the report of it; once it is over."""
         work = self._refinement
         if work is None:
             raise RuntimeError("found a scan whose frames are not all predicted yet, expected `over` first")
@@ -132,8 +132,9 @@ class FinalWork:
             residual=work.residual,
             seconds=self._seconds,
         )
-        told = f"{'converged after' if work.converged else 'not converged in'} {work.passes} passes over all frames"
-        return FinalImage(network=self._predicted.result(), refined=work.result(), refinement=told), report
+        how = "converged after" if work.converged else "not converged in"
+        refinement = f"{how} {work.passes} passes over all frames"
+        return FinalImage(network=self._predicted.result(), refined=work.result(), refinement=refinement), report
 
     def _begun(self) -> Refinement:
         frames, settings = self._frames, self._settings.refine

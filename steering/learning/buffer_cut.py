@@ -34,7 +34,7 @@ class Cut:
         inserted_at, key: int64 (n,) of its filled slots; copied here.
         since: 0 for all samples.
         most_bytes: that may be copied aside, for a disk that is slower than the inserts. Beyond it the cut is given up.
-        done: called when the cut needs no more to be told.
+        done: called when the cut no longer needs to hear of it.
     """
 
     def __init__(

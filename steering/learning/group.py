@@ -346,7 +346,7 @@ def broadcast_tensor(tensor: torch.Tensor, source: int) -> None:
     """Write into the tensor what rank `source` of the default group has in its own.
 
     By way of the host, also from GPU to GPU: what NCCL has left there when a rank was lost meanwhile would be garbage
-    that nobody was told of.
+    that nobody heard of.
     """
     there = tensor.detach().cpu()
     dist.broadcast(there, source)

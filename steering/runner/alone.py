@@ -19,15 +19,15 @@ _BLOCK = 16
 """Positions that are given to the source at a time."""
 _GAP_S = 3.0
 _MARKS = 8
-"""Checkpoints back to which is known what was told after them."""
-_MOST_TOLD = 100_000
+"""Checkpoints back to which is known what was reported after them."""
+_MOST_REPORTED = 100_000
 """Events of these; without checkpoints there is no end."""
 
 Positions = tuple[tuple[float, float], ...]
 
 
 class Alone:
-    """Judges whether a source is alone, and what it may measure then. Pure: told of every moment.
+    """Judges whether a source is alone, and what it may measure then. Pure: times are arguments.
 
     The reserve comes from the runner beforehand: positions that the campaign's limits allow, row by row.
     """
@@ -79,8 +79,9 @@ class Alone:
         return found
 
 
-class Told:
-    """What was told to the runner, back to some checkpoints ago: the next runner hears again what the log lacks."""
+class Reported:
+    """What was reported to the runner, back to some checkpoints ago: it is reported to the next one again where the log
+    lacks it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -90,15 +91,15 @@ class Told:
         self._marks: deque[int] = deque()
 
     def note(self, event: Event) -> None:
-        """An event is being told."""
+        """An event is being reported."""
         self.count += 1
         if not isinstance(event, Standing | Undelivered):
             self._events.append((self.count, event))
-            if len(self._events) > _MOST_TOLD:
+            if len(self._events) > _MOST_REPORTED:
                 self.forgotten, _ = self._events.popleft()
 
     def mark(self) -> int:
-        """A checkpoint includes what was told until now."""
+        """A checkpoint includes what was reported until now."""
         self._marks.append(self.count)
         if len(self._marks) > _MARKS:
             oldest = self._marks.popleft()
@@ -107,7 +108,7 @@ class Told:
         return self.count
 
     def again(self, mark: int, resume: SourceResume, waiting: Iterable[Event | Exception]) -> list[Event | Exception]:
-        """What was told after this mark and is not in the log, and what is waiting to be told."""
+        """What was reported after this mark and is not in the log, and what waits to be reported."""
         found: list[Event | Exception] = []
         for number, event in self._events:
             if number <= mark:

@@ -44,17 +44,17 @@ def refuse_hidden(client: Client, folder: RunFolder) -> None:
     mark.touch()
     try:
         asked = time.time()
-        told = client.run(_looking(), mark, workers=mine)
+        looked = client.run(_looking(), mark, workers=mine)
         answered = time.time()
     finally:
         mark.unlink(missing_ok=True)
-    blind = sorted({str(urlsplit(address).hostname) for address, (seen, _) in told.items() if not seen})
+    blind = sorted({str(urlsplit(address).hostname) for address, (seen, _) in looked.items() if not seen})
     if blind:
         raise RuntimeError(
             f"{folder.path}: found workers on {', '.join(blind)} that do not see this folder, expected a file system "
             "that all nodes share: name a folder on one with --out"
         )
-    for address, (_, clock) in told.items():
+    for address, (_, clock) in looked.items():
         skew = max(asked - clock, clock - answered)
         if skew > SKEW_S:
             logger.warning(

@@ -41,7 +41,7 @@ def devices_in_words(ranks: Sequence[str], predictor: str) -> str:
     """In half a line."""
     if len(ranks) > _LISTED:
         kinds = Counter(one.partition(" (")[0] for one in ranks)
-        told = ", ".join(f"{count} on {kind}" for kind, count in kinds.items())
+        listed = ", ".join(f"{count} on {kind}" for kind, count in kinds.items())
     else:
-        told = ", ".join(ranks)
-    return f"{len(ranks)} rank{'s' if len(ranks) > 1 else ''}: {told}; predictor: {predictor}"
+        listed = ", ".join(ranks)
+    return f"{len(ranks)} rank{'s' if len(ranks) > 1 else ''}: {listed}; predictor: {predictor}"

@@ -54,8 +54,8 @@ async def _write(folder: RunFolder, driver: str | None, status: str, error: Exce
     if started_by_command and await connected(driver):
         return
     reason = "" if error is None else str(error) or type(error).__name__
-    told = "" if error is None else "".join(traceback.format_exception(error))
-    await asyncio.to_thread(folder.end, status, reason, traceback=told)
+    lines = "" if error is None else "".join(traceback.format_exception(error))
+    await asyncio.to_thread(folder.end, status, reason, traceback=lines)
     if started_by_command:  # the report is made by a floor above, in a process of its own
         await asyncio.to_thread(report, folder)
 

@@ -34,10 +34,10 @@ class Family:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Family:
+    def from_json(cls, data: Mapping[str, Any]) -> Family:
         """What `to_json` returned, which may have become lists of lists on its way."""
-        samples = tuple((tuple(labels), float(value)) for labels, value in told["samples"])
-        return cls(**{**told, "labels": tuple(told["labels"]), "samples": samples})
+        samples = tuple((tuple(labels), float(value)) for labels, value in data["samples"])
+        return cls(**{**data, "labels": tuple(data["labels"]), "samples": samples})
 
 
 def families(metrics: Metrics, source: Mapping[str, Any], predictor: Mapping[str, Any]) -> list[Family]:
@@ -108,14 +108,14 @@ def _all(
 def of_streams(streams: Mapping[str, Mapping[str, Any]]) -> Iterable[Family]:
     """Of the source's streams, see `Source.streams`."""
     fates: Samples = []
-    for stream, told in streams.items():
-        counts = {"received": told["received"], "joined": told["joined"], "lost": told["lost"]}
-        counts |= {f"dropped_{reason}": count for reason, count in told["dropped"].items()}
+    for stream, figures in streams.items():
+        counts = {"received": figures["received"], "joined": figures["joined"], "lost": figures["lost"]}
+        counts |= {f"dropped_{reason}": count for reason, count in figures["dropped"].items()}
         fates += [((stream, fate), float(count)) for fate, count in counts.items()]
     yield Family("steering_stream_messages", "counter", "of each stream by fate", ("stream", "fate"), tuple(fates))
-    waiting = {stream: told["waiting"] for stream, told in streams.items()}
+    waiting = {stream: figures["waiting"] for stream, figures in streams.items()}
     yield _by("steering_stream_waiting", "messages that wait for those of other streams", "stream", waiting, "gauge")
-    silent = {stream: told["silent_s"] for stream, told in streams.items()}
+    silent = {stream: figures["silent_s"] for stream, figures in streams.items()}
     yield _by("steering_stream_silent_seconds", "since a stream's newest message", "stream", silent, "gauge")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from steering.runner.metrics import Metrics
 
 _MOST = 16
-"""Versions that are told of."""
+"""Versions that are listed."""
 
 
 def forgetting(metrics: Metrics) -> dict[str, Any]:

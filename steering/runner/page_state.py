@@ -22,7 +22,7 @@ Position = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PageUpdate:
-    """What a page is told at once."""
+    """What is sent to a page in one go."""
 
     state: dict[str, Any]
     """The snapshot, and what `PageState.state` adds to it."""

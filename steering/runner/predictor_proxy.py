@@ -269,7 +269,7 @@ class PredictorProxy:
                 self._emit(FramesLost(time=time.time(), scan=scan, frame_ids=missing, reason=reason))
 
     def reported(self) -> dict[str, set[int]]:
-        """Ids of the frames of each scan, those that were let go of left out, that were told of so far."""
+        """Ids of the frames of each scan, those that were let go of left out, that were reported so far."""
         return {scan: {*self._predicted[scan], *self._aside[scan]} for scan in (*self._predicted, *self._aside)}
 
     async def _worker(self) -> str:

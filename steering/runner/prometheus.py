@@ -79,7 +79,7 @@ class _OnScheduler(SchedulerPlugin):
 
     def _read(self) -> dict[str, list[Family]]:
         left = self._scheduler.task_metadata.get(_KEY, {})
-        return {run: _families(told) for run, told in left.items() if _recent(told)}
+        return {run: _families(published) for run, published in left.items() if _recent(published)}
 
 
 async def show(client: Client) -> str:
@@ -94,24 +94,24 @@ async def show(client: Client) -> str:
 
 async def leave(client: Client, run: str, figures: Iterable[Family]) -> None:
     """Leave the newest figures of a run with the scheduler."""
-    told = {"time": time.time(), "figures": [each.to_json() for each in figures]}
-    await client.set_metadata([_KEY, run], told)
+    published = {"time": time.time(), "figures": [each.to_json() for each in figures]}
+    await client.set_metadata([_KEY, run], published)
 
 
 def newest(client: Client, run: str) -> list[Family]:
     """What a run has left with the scheduler last. Raises LookupError where that was nothing, or long ago."""
-    told = client.get_metadata([_KEY, run], None)
-    if told is None or not _recent(told):
+    published = client.get_metadata([_KEY, run], None)
+    if published is None or not _recent(published):
         raise LookupError(
             f"{run}: found no figures with the scheduler, expected those of a run that goes on, "
             "on a cluster that has the extra `metrics`"
         )
-    return _families(told)
+    return _families(published)
 
 
-def _recent(told: Mapping[str, Any]) -> bool:
-    return bool(time.time() - told["time"] < _OLD_S)
+def _recent(published: Mapping[str, Any]) -> bool:
+    return bool(time.time() - published["time"] < _OLD_S)
 
 
-def _families(told: Mapping[str, Any]) -> list[Family]:
-    return [Family.from_json(each) for each in told["figures"]]
+def _families(published: Mapping[str, Any]) -> list[Family]:
+    return [Family.from_json(each) for each in published["figures"]]

@@ -29,7 +29,7 @@ from steering.campaign import (
     WorkFailed,
 )
 from steering.records import Decision
-from steering.runner.alone import Alone, Positions, Told, fell_back, say
+from steering.runner.alone import Alone, Positions, Reported, fell_back, say
 from steering.runner.folder import RunFolder
 from steering.runner.outbox import Outbox
 from steering.runner.source_events import GoOn, SourceResume, Standing, TakenOver, Visits, end_quietly, failed
@@ -68,7 +68,7 @@ class SourceActor:
 
     async def asked(self, holder: str, method: str, *arguments: Any) -> Any:
         """What a method answers, to the runner that holds this source. A lost one may still be heard when its network
-        is back, and would take away what this one is told: raises TakenOver for it."""
+        is back, and would take away what this one is to hear: raises TakenOver for it."""
         if holder != self._holder:
             raise TakenOver("found a source that another runner has taken over, expected to hold it")
         return await getattr(self, method)(*arguments)
@@ -83,7 +83,7 @@ class SourceActor:
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self._told = Told()
+        self._reported = Reported()
         self._outbox = Outbox(predictor, number, keep_bytes=self.keep_bytes, put=self._put)
         self._visits = Visits()
         self._unspooled = 0
@@ -116,14 +116,14 @@ class SourceActor:
         position = resume.position or {}
         if self.folder is None or self.folder.identity != run:
             return False
-        told, steered = int(position.get("told", -1)), resume.newest
-        if self._closed or told < self._told.forgotten or self._outbox.not_kept or self._applied > steered:
+        mark, steered = int(position.get("told", -1)), resume.newest
+        if self._closed or mark < self._reported.forgotten or self._outbox.not_kept or self._applied > steered:
             await self.forgotten()
             return False
         self._holder = holder
         old, self._events = self._events, asyncio.Queue()
         waiting = [old.get_nowait() for _ in range(old.qsize())]
-        for event in self._told.again(told, resume, waiting):
+        for event in self._reported.again(mark, resume, waiting):
             self._put(event)
         old.put_nowait(TakenOver("another runner hears of it now"))
         await self._outbox.go_on_with(predictor, 0)
@@ -140,7 +140,7 @@ class SourceActor:
             "source": None if there is None else there(),
             "visits": self._visits.scans,
             "steered": self._applied,
-            "told": self._told.mark(),
+            "told": self._reported.mark(),
         }
 
     def _resume(self, resume: SourceResume) -> None:
@@ -183,7 +183,7 @@ class SourceActor:
         self._visits = Visits(point.scans)
         await asyncio.to_thread(self.source.resume, point.position, point.arrived)
         self._applied = point.applied
-        self._apply_all(point.decisions, point.told)
+        self._apply_all(point.decisions, point.known)
         self._alone.arrived(len(point.arrived))
         if lost and hasattr(self.source, "again"):
             await asyncio.to_thread(self._keep_again, point)
@@ -216,11 +216,11 @@ class SourceActor:
         be known, or the campaign waits for them."""
         self._apply(steer)
 
-    def _apply_all(self, decisions: Sequence[Steer | FellBack], told: int = 0) -> None:
-        """told: what was refused of earlier ones is known."""
+    def _apply_all(self, decisions: Sequence[Steer | FellBack], known: int = 0) -> None:
+        """known: id of the newest one of which it is known what was refused."""
         for one in decisions:
             if isinstance(one, Steer):
-                self._apply(one, known=one.id <= told)
+                self._apply(one, known=one.id <= known)
             else:
                 reasons = ("safe raster",) * len(one.positions)
                 self._measure(Decision(positions=np.array(one.positions), reasons=reasons))
@@ -271,7 +271,7 @@ class SourceActor:
         for event in found:
             if isinstance(event, Exception):
                 raise event
-            self._told.note(event)
+            self._reported.note(event)
         events = [event for event in found if isinstance(event, Event)]
         if hasattr(self.source, "position"):
             # Both on this thread: no decision comes in between.
@@ -390,6 +390,6 @@ class SourceActor:
             await asyncio.to_thread(write_spooled, folder, chunk)
         except OSError as error:
             if not self._unspooled:
-                told = WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback="")
-                self._events.put_nowait(told)
+                failed = WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback="")
+                self._events.put_nowait(failed)
             self._unspooled += chunk.sizes["frame"]

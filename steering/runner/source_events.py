@@ -86,7 +86,7 @@ class GoOn:
     """Ids of frames that have arrived, of the scans that are still kept."""
     arrived: frozenset[int]
     """Of all frames that have arrived since this position, and of those."""
-    told: int
+    known: int
     """Id of the newest Steer of which the runner knows what the source refused."""
     scans: dict[str, str]
     """Names of the scans so far, in their order, and how the source calls each."""

@@ -44,7 +44,7 @@ class SinceCheckpoint:
         self._marked: tuple[Any, int, int] | None = None
 
     def steered(self, steer: Steer) -> None:
-        """The source is told of a decision."""
+        """The source hears of a decision."""
         if self._keeping:
             self.decisions.append(steer)
 

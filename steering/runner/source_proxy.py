@@ -68,7 +68,7 @@ class SourceProxy:
         folder: RunFolder | None = None,
     ) -> None:
         """experiment: its source, as it was made. due: whether a frame is asked for that has not come. reported: ids of
-        the frames that the predictor has told of, by scan. emit: where SourceSilent and SourceReopened go. spool: see
+        the frames that the predictor has reported, by scan. emit: where SourceSilent and SourceReopened go. spool: see
         SourceActor. folder: the run's."""
         self._client = client
         self._spool, self._folder = spool, folder
@@ -103,7 +103,7 @@ class SourceProxy:
         """Held while the source hears of a decision, and while another one goes on with all of them."""
         self._changing = asyncio.Lock()
         self._hearing: asyncio.Future | None = None
-        self._told: list[Event] = []
+        self._waiting: list[Event] = []
         """What the runner has not heard yet."""
         self.frames = self.dropped = 0
         self.first = self.last = 0.0
@@ -254,9 +254,9 @@ class SourceProxy:
             elif self._fell_silent():
                 found = [self._silence()]
             await self._take(found)
-            if self._told:
-                told, self._told = self._told, []
-                return told
+            if self._waiting:
+                waiting, self._waiting = self._waiting, []
+                return waiting
 
     async def close(self) -> None:
         """No further frame is wanted: the source ends with what it has measured."""
@@ -286,11 +286,11 @@ class SourceProxy:
                     await self._open_again(event)
                 case SourceEnded():
                     self._ended = True
-                    self._told.append(event)
+                    self._waiting.append(event)
                 case _:
                     if isinstance(event, FellBack):
                         self._since.fell_back()
-                    self._told.append(self._arrived(event))
+                    self._waiting.append(self._arrived(event))
 
     def _arrived(self, event: Event) -> Event:
         match event:
@@ -339,7 +339,7 @@ class SourceProxy:
             handed=handed,
             arrived=frozenset(i for ids in handed.values() for i in ids),
             scans=dict(self._scans),
-            told=known.applied,
+            known=known.applied,
         )
         if position is None:
             return self._since.instead_of(found)
@@ -378,7 +378,7 @@ class SourceProxy:
             new = sorted(ids.difference(self._known.handed[scan]))
             if new:
                 event = ChunkArrived(time=time.time(), scan=scan, frame_ids=tuple(new))
-                self._told.append(self._arrived(event))
+                self._waiting.append(self._arrived(event))
 
     async def _placed_another(self) -> bool:
         """Whether a worker for it has come."""

@@ -42,7 +42,7 @@ _LOOKS = 3
 _SAID_S = 3.0
 """Seconds for which the last word of a stream is waited for once all is joined."""
 _REASONS = 20
-"""Most reasons that are told apart."""
+"""Most reasons that are counted each for itself."""
 
 
 class Receiver:
@@ -69,7 +69,7 @@ class Receiver:
         """Samples of the scan so far."""
         self._sampled: set[tuple[str, int]] = set()
         self._news: Began | None = None
-        """A scan that has begun since the source was told."""
+        """A scan that has begun since the source heard of one."""
         self._names: dict[int, str] = {}
         self._headers: dict[int, dict[str, Any]] = {}
         self._ended: dict[str, int] = {}

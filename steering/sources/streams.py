@@ -1,4 +1,4 @@
-"""Streams of a live source: what a protocol hands to the joiner, what the joiner is told of each, and its figures.
+"""Streams of a live source: what a protocol hands to the joiner, what the joiner knows of each, and its figures.
 
 A protocol is one file with a class that opens its stream where it is iterated: `records(stopped)` yields Began, Frames,
 Samples and Ended until `stopped` is set. What it cannot decode it raises as ValueError, what it cannot reach as

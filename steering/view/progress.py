@@ -87,14 +87,14 @@ class _Lines:
     def __init__(self) -> None:
         self._next = 0.0
         self._last: dict[str, Any] = {}
-        self._told: set[tuple[float, str]] = set()
+        self._written: set[tuple[float, str]] = set()
 
     def of(self, snapshot: Snapshot) -> list[str]:
         """The lines that this snapshot adds to the log, each event once."""
         lines = []
         for when, text in self._notes(snapshot):
-            if (when, text) not in self._told:
-                self._told.add((when, text))
+            if (when, text) not in self._written:
+                self._written.add((when, text))
                 lines.append(f"{clock(when)}  * {one_line(text)}")
         ended = snapshot.get("status") != self._last.get("status") and bool(self._last)
         if snapshot["elapsed_s"] >= self._next or ended:

@@ -97,14 +97,15 @@ def _source(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     """Since when the source is silent, or why it is being opened again."""
     if summary.get("status") != "running":
         return ""
-    told = [e for e in events if e.get("event") in ("ChunkArrived", "SourceSilent", "SourceReopened")]
-    if not told or told[-1]["event"] == "ChunkArrived":
+    of_source = [e for e in events if e.get("event") in ("ChunkArrived", "SourceSilent", "SourceReopened")]
+    if not of_source or of_source[-1]["event"] == "ChunkArrived":
         return ""
-    since = [e["since"] for e in told[-2:] if e["event"] == "SourceSilent"] + [
-        e["time"] for e in told if e["event"] == "ChunkArrived"
+    since = [e["since"] for e in of_source[-2:] if e["event"] == "SourceSilent"] + [
+        e["time"] for e in of_source if e["event"] == "ChunkArrived"
     ][-1:]
     began = datetime.fromtimestamp(since[0]).strftime("%H:%M:%S") if since else "its start"
-    why = f", opened again {told[-1]['attempt']} times: {told[-1]['reason']}" if "reason" in told[-1] else ""
+    last = of_source[-1]
+    why = f", opened again {last['attempt']} times: {last['reason']}" if "reason" in last else ""
     return f"silent since {began}{f' ({duration(time.time() - since[0])})' if since else ''}{why}"
 
 
@@ -178,19 +179,19 @@ def waits_for(folder: RunFolder) -> list[str]:
     """The batch jobs of a run whose workers have not come yet, with the batch system's state and its reason; where all
     are there, when the first of them ends."""
     try:
-        told = json.loads((folder.path / "jobs.json").read_text())
+        jobs = json.loads((folder.path / "jobs.json").read_text())
     except FileNotFoundError:
         return []
     waiting = [
         f"{job['kind']} waits: job {job['job']} {job['state'] or 'submitted'}"
         + (f" ({job['reason']})" if job["reason"] else "")
-        for job in told["jobs"]
+        for job in jobs["jobs"]
         if not job["worker"]
     ]
-    ends = [job["ends"] for job in told["jobs"] if job["ends"]]
-    there = [f"{len(told['jobs'])} run"] if not waiting else []
+    ends = [job["ends"] for job in jobs["jobs"] if job["ends"]]
+    there = [f"{len(jobs['jobs'])} run"] if not waiting else []
     first = [f"the first ends in {duration(min(ends) - time.time())}"] if ends and not waiting else []
-    return [*waiting, *there, *first, *told["given_up"]]
+    return [*waiting, *there, *first, *jobs["given_up"]]
 
 
 def _failed(events: list[dict[str, Any]]) -> list[str]:

@@ -26,11 +26,11 @@ def _frames(folder: RunFolder, events: list[dict[str, Any]]) -> dict[str, Any]:
     """A frame is ok where it was predicted, or set aside for a stated reason, and stands in its image once."""
     arrived = [i for e in events if e["event"] == "ChunkArrived" for i in e["frame_ids"]]
     aside = {i for e in events if e["event"] == "FrameSetAside" for i in e["frame_ids"]}
-    told = {i for e in events if e["event"] == "PredictionReady" for i in e["frame_ids"]}
+    predicted = {i for e in events if e["event"] == "PredictionReady" for i in e["frame_ids"]}
     lost = {i for e in events if e["event"] == "FramesLost" for i in e["frame_ids"]}
     pictured = Counter(int(i) for image in folder.objects().values() for i in image["frame"].values)
     every = set(arrived)
-    ok = {i for i in every if (i in told and i in pictured) or i in aside}
+    ok = {i for i in every if (i in predicted and i in pictured) or i in aside}
     unknown = sorted(every - ok - lost)
     return {
         "frames": len(every),

@@ -28,8 +28,8 @@ def served(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
     try:
         for line in process.stdout:
             if line.startswith('{"served"'):
-                told = json.loads(line)
-                yield {**told["served"], "probe": told["probe"], "truth": told["truth"]}
+                said = json.loads(line)
+                yield {**said["served"], "probe": said["probe"], "truth": said["truth"]}
                 break
         else:
             raise RuntimeError(f"found the server ended with {process.wait()}, expected it to say its addresses")
