@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
         description="Run a workflow, follow it while it measures, and report on what it left.",
         epilog="Start with: steering demo",
     )
-    parser.add_argument("--log", choices=KINDS, help="how is logged: lines for people, or a JSON object a line (text)")
+    parser.add_argument(
+        "--log", choices=KINDS, help="form of the log: text for people, or one JSON object per line (text)"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
@@ -96,12 +98,12 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
         command.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
         if name == "rollback":
-            command.add_argument("--version", type=int, help="of the model (the previous one)")
+            command.add_argument("--version", type=int, help="number of the model version (the previous one)")
         if name == "limit":
             command.add_argument(
-                "--area", metavar="Y0,Y1,X0,X1", help="in the geometry's unit, as --area=-1e-6,0,0,1e-6"
+                "--area", metavar="Y0,Y1,X0,X1", help="edges in the geometry's unit, as --area=-1e-6,0,0,1e-6"
             )
-            command.add_argument("--shortest-dwell", type=float, metavar="SECONDS")
+            command.add_argument("--shortest-dwell", type=float, metavar="SECONDS", help="of each position")
         command.set_defaults(command=_command, name=name, version=None)
     return parser
 
@@ -119,7 +121,7 @@ _COMMANDS = {
     "approve": "carry out the decision that waits for approval",
     "veto": "drop the decision that waits for approval; the policy proposes another one",
     "rollback": "put an older model version back into service, and continue training from it",
-    "limit": "hold decisions to an area and a shortest dwell, beside the workflow's limits; without them, lift those",
+    "limit": "hold decisions to an area and a shortest dwell, beside the workflow's limits; without options, end that",
 }
 
 

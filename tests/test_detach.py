@@ -134,7 +134,7 @@ def test_credentials_of_another_run_are_refused_in_words(here):
         scheduler(other, **where, pid=os.getpid(), host=socket.gethostname())
         with pytest.raises(RuntimeError, match="expected those of this run"):
             attach(folder)
-        with pytest.raises(RuntimeError, match=r"found nobody at tls:.* who knows the run .KeyError"):
+        with pytest.raises(RuntimeError, match=r"found no scheduler at tls:.* that knows the run .KeyError"):
             attach(other)
 
 

@@ -1,4 +1,4 @@
-"""Workers keep the memory that they use again and again: as Dask starts them, each large array is asked for anew."""
+"""Has the allocator of workers keep freed memory: as Dask starts them, each large array is made of new pages."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class KeepMemory(WorkerPlugin):
     name = _NAME
 
     def setup(self, worker: Any) -> None:
-        """The worker begins, or is there already."""
+        """Set the allocator, when the worker starts or is there already."""
         _set(_KEPT_BYTES, _MAPPED_BYTES)
 
     def teardown(self, worker: Any) -> None:
-        """As before, and what is free goes back to the system."""
+        """Set it back, and return free memory to the system."""
         _set(int(_DASK), 2 * int(_DASK))
 
 

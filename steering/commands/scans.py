@@ -21,7 +21,7 @@ def add_commands(commands: Any) -> None:
     record.add_argument("source", metavar="SOURCE", help="address of the frames, as dectris://HOST or pva://PV")
     record.add_argument("--positions", help="address of the positions")
     record.add_argument("--out", metavar="FILE", required=True, help="file to be written, which must not exist")
-    record.add_argument("--seconds", type=float, help="end after so many (by Ctrl-C)")
+    record.add_argument("--seconds", type=float, help="end after so many seconds (at Ctrl-C)")
     record.set_defaults(command=_record)
     export = commands.add_parser(
         "export",
@@ -41,12 +41,16 @@ def add_commands(commands: Any) -> None:
         "a live stream at an address (as of workflows/live_scan.py) sends.",
     )
     inspect.add_argument("file", metavar="FILE", help="a recorded scan, or an address of frames")
-    inspect.add_argument("--listen", type=float, default=5.0, help="seconds, to a live stream (5)")
+    inspect.add_argument(
+        "--listen", type=float, default=5.0, metavar="SECONDS", help="how long to listen to a live stream (5)"
+    )
     inspect.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
     inspect.add_argument(
         "--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit], or an address"
     )
-    inspect.add_argument("--allow-folder", metavar="DIR", action="append", default=[], help="where its links may lead")
+    inspect.add_argument(
+        "--allow-folder", metavar="DIR", action="append", default=[], help="folder that links in the file may lead to"
+    )
     inspect.set_defaults(command=_inspect)
 
 

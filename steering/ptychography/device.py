@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
 
 def add_device(parser: argparse._ActionsContainer) -> None:
     """Add --device to a workflow's arguments; `find_device` takes what it says, in the processes that compute."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:NUMBER: where is computed (auto)")
+    parser.add_argument("--device", default="auto", help="where to compute: auto, cpu, cuda or cuda:NUMBER (auto)")
 
 
 def describe_device(device: torch.device) -> str:

@@ -190,7 +190,7 @@ def attach(path: str | Path | RunFolder) -> Attached:
         if client is not None:
             client.close()
         raise RuntimeError(
-            f"{folder.name}: found nobody at {where['address']} who knows the run ({type(error).__name__}), "
+            f"{folder.name}: found no scheduler at {where['address']} that knows the run ({type(error).__name__}), "
             "expected its cluster: it may have ended without a word, or cannot be reached from this machine"
         ) from error
 
