@@ -27,6 +27,7 @@ from steering.runner.experiment import Experiment
 from steering.runner.exported import export
 from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder, this_process
+from steering.runner.handover import HandOver
 from steering.runner.judging import judge
 from steering.runner.labelling import Labelling
 from steering.runner.lock import RUNNER, held, wait_until_free
@@ -34,7 +35,6 @@ from steering.runner.metrics import Metrics, advance, snapshot, summary
 from steering.runner.optional import Optional
 from steering.runner.page_state import PageState, PageUpdate
 from steering.runner.predictor_proxy import PredictorProxy
-from steering.runner.rank_group import RankGroup
 from steering.runner.recovery import Recovery, recover
 from steering.runner.source_events import Undelivered
 from steering.runner.source_proxy import SourceProxy
@@ -59,11 +59,10 @@ class Runner:
         self.metrics = Metrics(experiment, self.campaign)
         self._page = PageState()
         self.optional = Optional(self.take)
-        self._proxy: PredictorProxy | None = None
-        self._ranks: RankGroup | None = None
-        self._source: SourceProxy | None = None
+        self._actors: Actors | None = None
         self._executor: Executor | None = None
-        self._finishing: Finishing | None = None
+        self._finishing: Finishing
+        """Of the scans that are over; from when the actors are there."""
         self._last: dict[str, Any] = {"status": "starting"}  # the newest snapshot
         self._background = Background()
         self._measures = asyncio.Event()
@@ -72,7 +71,7 @@ class Runner:
         self._next: asyncio.Future | None = None
         """Done with the next event."""
         self._event_log = EventLog(folder)
-        self._keeper: Upkeep | None = None
+        self._handover: HandOver | None = None
         self._begin = Start()
         self._recovery: Recovery | None = None
         self._watcher: Watcher | None = None
@@ -111,7 +110,7 @@ class Runner:
             while not self.campaign.finished:
                 await self._background.unless_failed(self._event())
             await self._hear_the_last_frames()
-            await self._background.unless_failed(self.finishing.finish_all())
+            await self._background.unless_failed(self._finishing.finish_all())
             await self._background.unless_failed(self.save())
             return await self._background.unless_failed(self._sum_up())
         finally:
@@ -168,8 +167,8 @@ class Runner:
 
     async def hand_over(self) -> None:
         """Write a checkpoint and end; `run` raises HandedOver, and a runner elsewhere goes on from it."""
-        if self._keeper is not None:  # else there is nothing to hand over yet
-            await self._keeper.handover.hand_over()
+        if self._handover is not None:  # else there is nothing to hand over yet
+            await self._handover.hand_over()
 
     async def give_up(self, reason: str) -> None:
         """End the run at once; `run` raises RuntimeError with the reason."""
@@ -195,23 +194,18 @@ class Runner:
     @property
     def proxy(self) -> PredictorProxy:
         """The predictor. Raises RuntimeError before it is there."""
-        if self._proxy is None:
-            raise RuntimeError("found no actors yet, expected `run` to have started them")
-        return self._proxy
-
-    @property
-    def finishing(self) -> Finishing:
-        """The last work on scans that are over. Raises RuntimeError before the actors are there."""
-        if self._finishing is None:
-            raise RuntimeError("found no actors yet, expected `run` to have started them")
-        return self._finishing
+        return self._placed.proxy
 
     @property
     def source(self) -> SourceProxy:
         """The source. Raises RuntimeError before it is there."""
-        if self._source is None:
+        return self._placed.source
+
+    @property
+    def _placed(self) -> Actors:
+        if self._actors is None:
             raise RuntimeError("found no actors yet, expected `run` to have started them")
-        return self._source
+        return self._actors
 
     async def _set_up(self) -> None:
         # A worker's client that is used before it has connected may read more than the greeting it expects from the
@@ -219,7 +213,7 @@ class Runner:
         client, recovery = await get_client(), self._recovery
         self._begin = await asyncio.to_thread(begin, self.experiment, self.folder)
         with self._begin.read:
-            actors = await assemble(
+            actors = self._actors = await assemble(
                 client,
                 self.experiment,
                 self.folder,
@@ -228,7 +222,6 @@ class Runner:
                 log=self._log,
                 due=lambda: self.campaign.outstanding > 0,
             )
-        self._source, self._proxy, self._ranks = actors.source, actors.proxy, actors.ranks
         executor = self._executor = self._executor_of(client, actors)
         self._finishing = Finishing(client, self.metrics, self.folder, self.proxy, self.optional, self._log)
         if recovery is None:
@@ -286,22 +279,28 @@ class Runner:
         )
 
     def _upkeep(self, client: Client, actors: Actors, checkpoints: Checkpoints) -> Upkeep:
-        self._keeper = Upkeep(
+        shared: dict[str, Any] = {
             **vars(actors),
-            client=client,
-            here=get_worker().address,
-            watcher=self._watcher,
-            gate=self.campaign.gate,
-            experiment=self.experiment,
-            optional=self.optional,
-            event_log=self._event_log,
-            start=self._background.start,
-            log=self._log,
+            "here": get_worker().address,
+            "optional": self.optional,
+            "start": self._background.start,
+        }
+        self._handover = HandOver(
+            **shared,
             checkpoints=self.folder.checkpoints,
             write=checkpoints.write,
             end=self._background.fail,
         )
-        return self._keeper
+        return Upkeep(
+            **shared,
+            client=client,
+            watcher=self._watcher,
+            gate=self.campaign.gate,
+            experiment=self.experiment,
+            event_log=self._event_log,
+            log=self._log,
+            handover=self._handover,
+        )
 
     # Events in, actions out.
 
@@ -373,19 +372,19 @@ class Runner:
         while self.metrics.unreported(scan):
             await asyncio.sleep(_LOOK_S)
         if saved and await self.proxy.ask("is_over", scan):  # else it was only interrupted
-            await self.finishing.finish(scan)
+            await self._finishing.finish(scan)
             await self.optional.run("saving what became of a scan that is over", self._save(scan))
             await self.proxy.let_go(scan)
 
     async def _sum_up(self) -> dict[str, Any]:
         self.metrics.too_late = len(waiting(self.folder.path))
-        source, ranks = await self.source.figures(), 0 if self._ranks is None else len(self._ranks)
-        figures = summary(self.metrics, source, ranks, await self.proxy.ask("figures"))
+        source, ranks = await self.source.figures(), self._placed.ranks
+        figures = summary(self.metrics, source, len(ranks), await self.proxy.ask("figures"))
         figures |= await judge(self.metrics, self.proxy)
         figures["total_s"] = time.time() - self.metrics.begun
         self.folder.write_summary(figures)
         await self.snapshot()
-        work = leave(self._ranks, self.folder, self._begin)
+        work = leave(ranks, self.folder, self._begin)
         left = {"left_behind": await self.optional.run("leaving what later runs start from", work)}
         self.folder.write_summary(left)
         return figures | left
@@ -393,8 +392,6 @@ class Runner:
     async def _close(self) -> None:
         """Release everything that the run holds on the cluster."""
         self._over = True
-        closing = [part.close() for part in (self._proxy, self._ranks) if part is not None]
-        if self._source is not None:
-            closing.append(self._source.release())
-        await asyncio.gather(*closing)
-        self._proxy = self._ranks = self._source = self._executor = None
+        actors, self._actors, self._executor = self._actors, None, None
+        if actors is not None:
+            await asyncio.gather(actors.proxy.close(), actors.ranks.close(), actors.source.release())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from distributed import Client
@@ -50,13 +49,7 @@ class Upkeep:
     """To be placed where the cluster outlives the driver."""
     gate: Gate
     """Of the campaign: it says what a source may measure that is left alone."""
-    checkpoints: Path
-    """Where ranks that leave write what others take over."""
-    write: Callable[[], Awaitable[None]]
-    """Writes a checkpoint of the whole run."""
-    end: Callable[[Exception], None]
-    """Ends the run here."""
-    handover: HandOver = field(init=False)
+    handover: HandOver
     _known: Workers = field(default_factory=dict)
     """At the last look."""
     _labelling: set[str] = field(default_factory=set)
@@ -67,17 +60,6 @@ class Upkeep:
 
     def __post_init__(self) -> None:
         self._placed = None if self.watcher is None else Watched(self.client, self.watcher, self.here)
-        self.handover = HandOver(
-            here=self.here,
-            ranks=self.ranks,
-            proxy=self.proxy,
-            source=self.source,
-            optional=self.optional,
-            start=self.start,
-            checkpoints=self.checkpoints,
-            write=self.write,
-            end=self.end,
-        )
 
     async def keep(self) -> None:
         """Look after them for ever."""
