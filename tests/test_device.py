@@ -25,7 +25,7 @@ from steering.learning.rows import on_device
 from steering.learning.staging import Staging
 from steering.learning.strategies import STRATEGIES
 from steering.learning.tally import Tally
-from steering.ptychography.device import find_device, free_local_rank, local_ranks, place_in_words
+from steering.ptychography.device import find_device, place_in_words
 from steering.runner import devices
 from steering.runner.devices import devices_in_words
 from steering.runner.optional import Optional
@@ -133,11 +133,6 @@ def test_every_workflow_that_computes_is_told_where(workflow):
     text = workflow.read_text()
     told = "    add_device(" in text or "    add_options(" in text  # the latter: of a benchmark with faults
     assert told != (workflow.stem in ("fuzz_readers", "serve_simulated"))
-
-
-def test_processes_are_numbered_on_each_host_by_themselves():
-    assert local_ranks(["a", "b", "a", "a", "b"]) == [0, 0, 1, 2, 1]
-    assert [free_local_rank(taken) for taken in ([], [0, 1], [0, 2], [1])] == [0, 2, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
@@ -68,13 +68,3 @@ def place_in_words(device: torch.device) -> str:
     number = seen[device.index or 0] if seen != [""] and (device.index or 0) < len(seen) else str(device.index or 0)
     gpu = f"GPU {number} of " if device.type == "cuda" else ""
     return f"{describe_device(device)} ({gpu}{socket.gethostname()})"
-
-
-def local_ranks(hosts: Sequence[str]) -> list[int]:
-    """Number of each process among those on its host, in their order; hosts: of each process."""
-    return [hosts[:number].count(host) for number, host in enumerate(hosts)]
-
-
-def free_local_rank(taken: Sequence[int]) -> int:
-    """For one that joins later: the lowest number that no process on its host has."""
-    return next(number for number in range(len(taken) + 1) if number not in taken)
