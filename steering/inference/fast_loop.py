@@ -322,7 +322,7 @@ class FastLoop:
             self.later(seconds)
 
     def figures(self, live: LiveImage | None) -> dict[str, Any]:
-        """What it has to say in numbers; live: of the newest scan. Any thread may ask."""
+        """Counters and times; live: the image of the newest scan. Any thread may ask."""
         residual = None
         if live is not None:
             rows = slice(max(0, len(live.frames) - 50), None)

@@ -66,8 +66,8 @@ class ScanReader:
             )
 
     def change(self, known: tuple[str, int, int] | None = None, idle: Idle = lambda: float("inf")) -> ImageChange:
-        """What of the image, made smaller until it has at most MOST_SIDE pixels a side, has changed since the change of
-        which `known` is the `known`; all of it where that is None, or of another image.
+        """What has changed of the image, made smaller until it has at most MOST_SIDE pixels a side, since an earlier
+        change, which `known` names (`ImageChange.known`); all of it where that is None, or of another image.
 
         idle: asked first, so that frames do not meet this work; where they come too fast for that, it is done all the
         same after a while.
