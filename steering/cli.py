@@ -93,7 +93,14 @@ def parser() -> argparse.ArgumentParser:
     scans.add_commands(commands)
     attach.add_commands(commands)
     view.add_commands(commands)
-    _add_status(commands)
+    _add_taking_part(commands)
+    return parser
+
+
+def _add_taking_part(commands: Any) -> None:
+    status = commands.add_parser("status", help="print what a run is doing, or how it ended")
+    status.add_argument("folder", metavar="DIR", help="folder of a run")
+    status.set_defaults(command=_status)
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
         command.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
@@ -105,13 +112,6 @@ def parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--shortest-dwell", type=float, metavar="SECONDS", help="of each position")
         command.set_defaults(command=_command, name=name, version=None)
-    return parser
-
-
-def _add_status(commands: Any) -> None:
-    status = commands.add_parser("status", help="print what a run is doing, or how it ended")
-    status.add_argument("folder", metavar="DIR", help="folder of a run")
-    status.set_defaults(command=_status)
 
 
 _COMMANDS = {
