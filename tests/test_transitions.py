@@ -122,7 +122,7 @@ class Model:
             return
         self.round_of = action.id
         yield
-        if self.choose([False] * 7 + [True]):  # the samples of some rank went with a lost one
+        if self.choose([False, False, True]):  # the samples of some rank went with a lost one
             self.round_of = None
             self.due_after_end += self.ended
             self.answer(action, TrainingSkipped, scan=action.scan, reason="nothing to learn from")
@@ -277,7 +277,7 @@ class Model:
             self.under_way.remove((action, steps))
 
     def run(self):
-        self.live_through(len(self.choices) // 4)
+        self.live_through(len(self.choices) // 3)
         if self.campaign.gate.paused:
             self.take(Command(time=0.0, name="resume"))
         rounds, self.ended = self.given[Train], True
