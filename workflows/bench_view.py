@@ -3,9 +3,11 @@
     steering run workflows/bench_view.py [--seconds 60] [--sizes 512 4096] [--viewers 1 10]
 
 For each size a campaign runs on this machine: simulated frames, prediction, training. Periods without a viewer and
-with so many real browser sessions take turns. `cpu_share` is the CPU time of the page's process, of the looks in the
-runner and of making the small image in the predictor, over the period; the browsers' own is not in it. A frame is
-delayed where it is predicted later than the latest one of the periods without a viewer, before and after.
+with so many real browser sessions take turns; the figures of each are written as soon as they are there. `cpu_share` is
+the CPU time of the page's process, of the looks in the runner and of making the small image in the predictor, over the
+period; the browsers' own is not in it. The run is paused while the browsers open the page, one after the other: beside
+a run that fills the cores the last of ten would come after minutes, so `page_first_paint_s` is that of a paused run. A
+frame is delayed where it is predicted later than the latest one of the periods without a viewer, before and after.
 """
 
 import argparse
@@ -40,6 +42,7 @@ from steering import (
 )
 from steering.ptychography.device import add_device
 
+KEYS = ("cpu_share", "bytes_per_update", "page_first_paint_s", "frames_delayed")  # of the worst cell
 WIDTH = 8  # of the network: small, so that the frames come fast on two cores
 SETTLE_S = 2.0  # after a period, so that the log has what became of its last frames, too
 WARM_S = 20.0  # before the first period: the first labels are made and the first versions are in service
@@ -128,28 +131,29 @@ class Period:
         return {"page": cpu(self._page), "looks": update.state["look_cpu_s"], "image": image}
 
 
-def case(folder: RunFolder, size: int, options: argparse.Namespace) -> dict[str, Any]:
-    """A campaign of one size: periods without and with viewers in turns."""
+def case(folder: RunFolder, size: int, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A campaign of one size: periods without and with viewers in turns. Yields the figures for each number of viewers
+    once they are there, and at the end those of the run."""
     seconds = WARM_S + options.seconds * (2 * len(options.viewers) + 1) + 60.0 * len(options.viewers)
-    found: dict[str, Any] = {}
     with local(ranks=1) as client:
         run = start(experiment(size, options.rate, 2 * seconds, options.device), client, folder)
         with page(folder) as (process, address):
             time.sleep(WARM_S)
             alone = [quiet_period(run, folder, process, options.seconds)]
             for count in options.viewers:
-                with viewers(address, count, options.seconds) as browsers:
+                run.command("pause")
+                with viewers(address, count, options.seconds + SETTLE_S) as browsers:
+                    run.command("resume")
+                    time.sleep(SETTLE_S)
                     period = Period(run, folder, process)
                     time.sleep(options.seconds)
                     spent = period.end()
                     seen = json.loads(browsers.stdout.readline())
                 alone.append(quiet_period(run, folder, process, options.seconds))
                 time.sleep(SETTLE_S)
-                found[str(count)] = figures(spent, seen, period.delays(), alone[-2:])
-                print(f"{size} px, {count} viewers: {json.dumps(found[str(count)])}", flush=True)
+                yield str(count), figures(spent, seen, period.delays(), alone[-2:])
         run.command("stop")
-        found["run"] = {name: run.result()[name] for name in ("frames_acquired", "frames_predicted", "frames_dropped")}
-    return found
+        yield "run", {name: run.result()[name] for name in ("frames_acquired", "frames_predicted", "frames_dropped")}
 
 
 def quiet_period(run: Any, folder: RunFolder, process: psutil.Process, seconds: float) -> Period:
@@ -171,7 +175,7 @@ def figures(
         "cpu_share": sum(parts.values()),
         "cpu_share_by_part": parts,
         "bytes_per_update": sum(one["bytes"] for one in seen) / max(1, updates),
-        "updates_per_s": updates / len(seen) / spent["seconds"],
+        "updates_per_s": updates / len(seen) / (spent["seconds"] + SETTLE_S),
         "page_first_paint_s": float(np.median([one["first_paint_s"] for one in seen])),
         "frames": len(delay),
         "frames_delayed": int((delay > before.max()).sum()),
@@ -185,11 +189,13 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     options = _options(arguments)
     found: dict[str, Any] = {"seconds": options.seconds}
     for size in options.sizes:
-        found[str(size)] = case(RunFolder.create(folder.path / f"run-{size}"), size, options)
-        worst = [one for by in found.values() if isinstance(by, dict) for key, one in by.items() if key != "run"]
-        for key in ("cpu_share", "bytes_per_update", "page_first_paint_s", "frames_delayed"):
-            found[key] = max(one[key] for one in worst)
-        folder.write_summary(found)
+        of_size = found[str(size)] = {}
+        for name, one in case(RunFolder.create(folder.path / f"run-{size}"), size, options):
+            of_size[name] = one
+            print(f"{size} px, {name}{'' if name == 'run' else ' viewers'}: {json.dumps(one)}", flush=True)
+            for key in KEYS if name != "run" else ():
+                found[key] = max(found.get(key, 0), one[key])
+            folder.write_summary(found)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
