@@ -48,13 +48,15 @@ def loaded(workflow: Path) -> Iterator[Entry]:
     """The `main` of a workflow file; the modules beside it can be imported until the block is left.
 
     Nothing is added to sys.path, and a module of Python's own or an installed one is never replaced: a random.py beside
-    the workflow stays without effect. Raises FileNotFoundError where there is no such file, ValueError for one that
-    cannot be loaded or has no `main`.
+    the workflow stays without effect. What this process has imported from there before, as a notebook does, is set
+    aside until the block is left: it would be sent to workers by its name. Raises FileNotFoundError where there is no
+    such file, ValueError for one that cannot be loaded or has no `main`.
     """
     if not workflow.is_file():
         found = "a folder" if workflow.is_dir() else "no such file"
         raise FileNotFoundError(f"{workflow}: found {found}, expected a workflow file (see {shipped()})")
     beside = _Beside(workflow.absolute().parent)
+    before = beside.set_aside()
     sys.meta_path.insert(0, beside)
     try:
         entry = getattr(_execute(workflow), "main", None)
@@ -64,6 +66,7 @@ def loaded(workflow: Path) -> Iterator[Entry]:
     finally:
         sys.meta_path.remove(beside)
         beside.forget()
+        sys.modules.update(before)
 
 
 def _execute(workflow: Path) -> ModuleType:
@@ -116,6 +119,17 @@ class _Beside(MetaPathFinder):
         specs = (finder.find_spec(name, None) for finder in sys.meta_path if finder is not self)
         found = next((spec for spec in specs if spec is not None), None)
         return found is not None and found.origin != mine.origin
+
+    def set_aside(self) -> dict[str, ModuleType]:
+        """Take out of sys.modules, and return by name, what was imported from the folder before; never this package."""
+        tops = {name.partition(".")[0] for name in sys.modules} - {"__main__", __name__.partition(".")[0]}
+        here = {name for name in tops if self._is_from_here(name)}
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in here}
+
+    def _is_from_here(self, name: str) -> bool:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        places = (Path(self._folder, f"{name}.py"), Path(self._folder, name, "__init__.py"))
+        return file is not None and Path(file).resolve() in [place.resolve() for place in places]
 
     def forget(self) -> None:
         """As if these modules had never been imported."""

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from distributed.protocol import pickle
 
 from steering import ModelStore, RunFolder
-from steering.loading import loaded
+from steering.loading import _Beside, loaded
 from tests.command_line import ran
 
 HELPER = """
@@ -87,6 +88,34 @@ def test_it_travels_to_processes_that_cannot_see_it(work):
         "assert got['call'](given).number == got['twice'](4) == 8; assert type(given).Nested.value == 3"
     )
     subprocess.run([sys.executable, "-c", program], input=sent, cwd="/", check=True, timeout=60)
+
+
+def test_what_this_process_has_imported_before_travels_too_and_is_there_again_afterwards(work, monkeypatch):
+    """As in a notebook beside the workflow, whose folder Python looks into."""
+    monkeypatch.syspath_prepend(work.parent)
+    mine = importlib.import_module("helper"), importlib.import_module("pack.inner")
+    with loaded(work) as main:
+        doubled, given, *_ = main(None, [])
+        assert type(given[0]) is not mine[0].Given
+        sent = pickle.dumps((doubled, given))
+    program = (
+        "import pickle, sys; call, [given] = pickle.load(sys.stdin.buffer); assert call(given).number == 8; "
+        "assert 'helper' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], input=sent, cwd="/", check=True, timeout=60)
+    assert (sys.modules["helper"], sys.modules["pack.inner"]) == mine
+    for name in ("helper", "pack", "pack.inner"):
+        del sys.modules[name]
+
+
+def test_this_package_is_never_set_aside(tmp_path, monkeypatch):
+    """A workflow in the folder of the checkout stands beside it."""
+    import steering
+
+    root = Path(steering.__file__).parents[1]
+    kept = dict(sys.modules)
+    assert not {name for name in _Beside(root).set_aside() if name.partition(".")[0] == "steering"}
+    sys.modules.update(kept)
 
 
 def test_an_error_beside_the_workflow_names_its_file(work):
