@@ -220,6 +220,9 @@ def test_status_tells_how_a_run_stands(capsys):
         "DriftRaised",
     ):
         assert words in text, words
+    folder.end("finished")
+    assert cli.main(["status", "live"]) == 0
+    assert "0.050 expected, drift not over at the last frame" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["report"], ["status"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tests.test_runner import experiment
 
 pytestmark = pytest.mark.slow
 DASK = [sys.executable, "-m", "dask"]
-WORKERS = ("trainer=1", "trainer=1", "inference=1", "source=1 label=1 runner=1")
+PAGE = Path(__file__).parents[1] / "docs/tutorials/cluster.md"
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
@@ -36,18 +37,19 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture(scope="module")
 def scheduler_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cluster that somebody else started, by the command line."""
+    """A cluster that somebody else started, by the command lines of the tutorial."""
     folder = tmp_path_factory.mktemp("cluster")
     file = folder / "scheduler.json"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-    address = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
-    scheduler = [*DASK, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file), *address]
-    processes = [subprocess.Popen(scheduler, **quiet)]  # type: ignore[call-overload]
+    scheduler, *workers = [
+        shlex.split(line)[2:] for line in PAGE.read_text().splitlines() if line.startswith("$ dask ")
+    ]
+    free_ports = ["--port", "0", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+    processes = [subprocess.Popen([*DASK, *scheduler, *free_ports], **quiet)]  # type: ignore[call-overload]
     try:
         wait_until(file.is_file, "the scheduler file")
-        for resources in WORKERS:
-            worker = [*DASK, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-            processes.append(subprocess.Popen([*worker, "--resources", resources], **quiet))  # type: ignore[call-overload]
+        for worker in workers:
+            processes.append(subprocess.Popen([*DASK, *worker, "--no-nanny"], **quiet))  # type: ignore[call-overload]
         yield file
     finally:
         for process in reversed(processes):
@@ -299,7 +301,8 @@ def test_existing_names_the_roles_that_are_missing(scheduler_file: Path) -> None
         existing(address, ranks=4, timeout=1),
     ):
         pass
-    assert f'dask worker {address} --nthreads 1 --resources "trainer=1"' in str(caught.value)
+    there = f"dask worker {address} --nthreads 1 --memory-limit 0 --dashboard-address 127.0.0.1:0"
+    assert f'{there} --resources "trainer=1"' in str(caught.value)
 
 
 def test_existing_says_where_it_looked(tmp_path: Path) -> None:

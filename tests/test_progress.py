@@ -85,6 +85,16 @@ def test_plain_lines_find_what_changed_where_the_run_keeps_no_list():
         assert text.count(note) == 1, note
 
 
+def test_a_run_that_has_ended_gives_no_alarm():
+    """Drift is judged by frames, and none comes any more: the residual beside it may be that of a better version."""
+    told = {"elapsed_s": 4.0, "status": "finished", "residual": 0.1, "residual_expected": 0.15, "drift": True}
+    for text in (plain([told]), drawn(told)):
+        assert "DRIFT" not in text
+        assert "drift not over at the last frame" in text
+    assert "drift" not in plain([told | {"drift": False}])
+    assert "no drift" in drawn(told | {"drift": False})
+
+
 def test_an_empty_snapshot_is_shown():
     assert "running" in plain([{}])
     assert "waiting for the first frame" in drawn({})

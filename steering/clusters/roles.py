@@ -100,7 +100,7 @@ def missing(workers: Workers, *, ranks: int) -> dict[str, int]:
 def refusal(found: int, scheduler: str, lacks: Mapping[str, int]) -> str:
     """That a cluster lacks workers, in words, with the commands that start them."""
     lines = [
-        f'dask worker {scheduler} --nthreads 1 --resources "{role}=1"'
+        f'dask worker {scheduler} --nthreads 1 --memory-limit 0 --dashboard-address 127.0.0.1:0 --resources "{role}=1"'
         for role, count in lacks.items()
         for _ in range(count)
     ]

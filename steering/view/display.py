@@ -131,13 +131,22 @@ def _trust(snapshot: Snapshot, trust: Sequence[tuple[float, bool]]) -> Text:
     words = sparkline(trust or [(residual, bool(snapshot.get("drift")))], width=24, expected=expected)
     words.append("  ")
     words.append(f"residual {residual:.3f}", style="bold")
-    if snapshot.get("drift"):  # first: a narrow terminal cuts the end off
+    drift = drift_in_words(snapshot)
+    if drift:  # first: a narrow terminal cuts the end off
         words.append("  ")
-        words.append(" DRIFT ", style="bold white on red")
+        words.append(f" {drift} ", style="bold white on red" if drift == "DRIFT" else "yellow")
     if expected is not None:
         words.append(f"  {expected:.3f} expected", style="dim")
-        words.append("" if snapshot.get("drift") else "  no drift", style="green")
+        words.append("" if drift else "  no drift", style="green")
     return words
+
+
+def drift_in_words(snapshot: Snapshot) -> str:
+    """Whether drift is raised; empty where it is not. A run that has ended gives no alarm: it is judged by frames, and
+    none comes any more, however good the last version is."""
+    if not snapshot.get("drift"):
+        return ""
+    return "DRIFT" if (snapshot.get("status") or "running") == "running" else "drift not over at the last frame"
 
 
 def sparkline(values: Sequence[tuple[float, bool]], width: int, expected: float | None = None) -> Text:

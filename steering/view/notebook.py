@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 from IPython.display import HTML, DisplayHandle, Image, display
 
-from steering.view.display import Snapshot, clock, one_line
+from steering.view.display import Snapshot, clock, drift_in_words, one_line
 from steering.view.pictures import live_picture
 
 
@@ -61,7 +61,8 @@ def _sentence(snapshot: Snapshot) -> str:
     if known("version") is not None:
         parts.append(f"model version {known('version')}")
     if known("residual") is not None:
-        parts.append(f"residual {known('residual'):.3f}{', DRIFT' if known('drift') else ''}")
+        drift = drift_in_words(snapshot)
+        parts.append(f"residual {known('residual'):.3f}{f', {drift}' if drift else ''}")
     if known("reason"):
         parts.append(one_line(known("reason")))
     return "  ·  ".join(parts)

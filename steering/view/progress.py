@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.live import Live
 
-from steering.view.display import Snapshot, clock, draw, one_line, place
+from steering.view.display import Snapshot, clock, draw, drift_in_words, one_line, place
 
 PLAIN_EVERY_S = 5.0
 KEPT = 720
@@ -133,7 +133,8 @@ def _plain_line(snapshot: Snapshot) -> str:
         parts.append(f"version {known('version')}")
     if known("residual") is not None:
         expected = f", expected {known('residual_expected'):.3f}" if known("residual_expected") is not None else ""
-        parts.append(f"residual {known('residual'):.3f}{expected}{', DRIFT' if known('drift') else ''}")
+        drift = drift_in_words(snapshot)
+        parts.append(f"residual {known('residual'):.3f}{expected}{f', {drift}' if drift else ''}")
     if known("steps"):
         loss = f", loss {known('loss'):.3g}" if known("loss") is not None else ""
         parts.append(f"{known('steps')} steps{loss}")

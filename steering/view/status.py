@@ -16,6 +16,7 @@ from steering.runner.devices import devices_in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
 from steering.runner.stream_lines import stream_lines
+from steering.view.display import drift_in_words
 from steering.view.history import History, history
 
 
@@ -29,7 +30,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("steering", _unsteered(folder, summary)),
         *(("stream", line) for line in _streams(summary, folder.events())),
         ("model", _model(past)),
-        ("trust", _trust(past)),
+        ("trust", _trust(past, summary.get("status"))),
         ("saved", _saved(folder, summary)),
         ("device", _devices(folder.events()) if summary.get("status") == "running" else ""),
         ("waits", _waits(summary, folder.events())),
@@ -136,11 +137,12 @@ def _model(past: History) -> str:
     return f"version {newest.number}{error}, {sum(v.number > 0 for v in past.versions)} published"
 
 
-def _trust(past: History) -> str:
+def _trust(past: History, status: str | None) -> str:
     if not past.residuals:
         return ""
     expected = f", {past.expected[-1][1]:.3f} expected" if past.expected else ""
-    drift = "DRIFT" if past.drifts and past.drifts[-1].stop is None else "no drift"
+    raised = bool(past.drifts) and past.drifts[-1].stop is None
+    drift = drift_in_words({"drift": raised, "status": status}) or "no drift"
     return f"residual {past.residuals[-1][1]:.3f}{expected}, {drift}"
 
 
