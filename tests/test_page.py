@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shlex
 import time
 import urllib.request
 from dataclasses import replace
@@ -13,11 +14,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from steering import LivePage
+from steering.campaign.events import COMMANDS
 from steering.cli import main
 from steering.clusters import local
 from steering.commands import view
 from steering.runner import RunFolder, start
 from tests.browser import browser, needs_browser, tab
+from tests.command_line import said
+from tests.test_docs import blocks, commands
 from tests.test_runner import experiment, told
 
 pytestmark = [pytest.mark.slow, needs_browser, pytest.mark.xdist_group("browser")]
@@ -115,6 +119,22 @@ def test_the_button_pauses_and_resumes_the_run(desk, campaign):
     opened.get_by_role("button", name="Resume").click()
     until(lambda: not campaign.snapshot()["paused"], "the run to go on")
     opened.locator("#pause:visible").wait_for()
+
+
+def test_limits_that_are_set_on_the_page_hold_and_are_in_the_log_with_the_name(desk, folder, campaign):
+    opened, wrong = desk
+    opened.locator("#limits summary").click()
+    opened.get_by_label("Shortest dwell (s)").fill("0.02")
+    for edge, value in {"y from": "-0.2", "y to": "0.2", "x from": "-0.2", "x to": "0.25"}.items():
+        opened.get_by_label(edge).fill(value)
+    assert opened.locator("#limit-unit").inner_text() == "µm"
+    opened.get_by_role("button", name="Set limits").click()
+    [word] = until(lambda: [one for one in told(folder, "Command") if one["name"] == "limit"], "the limits in the log")
+    assert (word["by"].split()[0], word["shortest_dwell"]) == ("ada", 0.02)
+    assert word["area"] == pytest.approx([-2e-7, 2e-7, -2e-7, 2.5e-7])
+    until(lambda: shown(opened, "return model('area').data.left.length") == 1, "the area to be drawn")
+    opened.locator("#limits summary").click()
+    assert wrong == []
 
 
 def test_no_serious_fault_of_accessibility_and_pictures_at_three_widths(desk, tmp_path_factory, record_property):
@@ -224,3 +244,28 @@ def test_dasks_own_server_shows_the_page_to_this_machine_alone_and_takes_no_comm
         assert json.load(answer) == {"name": "", "role": "reader"}
     assert refusal(f"{there}command", {"X-Steering": "page"}, b'{"name": "stop"}') == 403
     assert refusal(f"{there}me", {"Host": "evil.example"}) == 403
+
+
+def test_a_run_that_goes_on_takes_every_command_that_the_documents_show(campaign, folder):
+    """Those of docs/how-to/take-part.md in their order, stop last; what `view` does is tested above."""
+    marked = [block for block in blocks("how-to/take-part") if block.mark == "not run"]
+    written = [command for block in marked for command, _ in commands(block)]
+    names = {command.split()[1] for command in written}
+    assert names == {"view", "status", *COMMANDS}
+
+    def waiting():
+        return campaign.look().state["proposed"] is not None
+
+    while campaign.snapshot()["versions_published"] < 1:
+        if waiting():
+            campaign.command("approve")
+        time.sleep(0.1)
+    for command in sorted(written, key=lambda command: "stop" in command):
+        words = shlex.split(command.replace("DIR", str(folder.path)))[1:]
+        if words[0] in ("approve", "veto"):
+            until(waiting, "a decision that waits")
+        if words[0] != "view":
+            out, complaint = said(*words, code=None if "--version" in words else 0)
+            assert out or "version" in complaint, command
+    assert [one["name"] for one in told(folder, "Command") if one["name"] == "stop"] == ["stop"]
+    until(lambda: campaign.done, "the end of the run")

@@ -77,6 +77,7 @@ def page(folder: RunFolder) -> Iterator[tuple[psutil.Process, str]]:
             yield psutil.Process(process.pid), process.stdout.readline().split()[-1]
         finally:
             process.terminate()
+            process.stdout.read()  # it says goodbye
 
 
 @contextmanager
@@ -98,15 +99,21 @@ def cpu(process: psutil.Process) -> float:
 
 
 def delays(folder: RunFolder, begun: float, ended: float) -> np.ndarray:
-    """Seconds from arrival to prediction of each frame that arrived in a period, by the log."""
-    arrived: dict[int, float] = {}
-    found = []
-    for event in folder.events():
-        if event["event"] == "ChunkArrived" and begun <= event["time"] < ended:
-            arrived |= dict.fromkeys(event["frame_ids"], event["time"])
-        elif event["event"] == "PredictionReady":
-            found += [event["time"] - arrived.pop(frame) for frame in event["frame_ids"] if frame in arrived]
-    return np.array(found + [np.inf] * len(arrived))
+    """Seconds from arrival to prediction of each frame that arrived in a period, by the log; inf where it is not there.
+
+    The log may have a prediction before the arrival that it belongs to: they come from two processes.
+    """
+    events = folder.events()
+    arrived = {
+        frame: event["time"]
+        for event in events
+        if event["event"] == "ChunkArrived" and begun <= event["time"] < ended
+        for frame in event["frame_ids"]
+    }
+    predicted = {
+        frame: event["time"] for event in events if event["event"] == "PredictionReady" for frame in event["frame_ids"]
+    }
+    return np.array([predicted.get(frame, np.inf) - time for frame, time in arrived.items()])
 
 
 class Period:

@@ -2,21 +2,28 @@
 
     steering run workflows/serve_simulated.py --protocol dectris [--drop 0.02] [--reorder 0.1] [--stall-at 200] ...
 
-It prints a line of JSON with the addresses of its frames, positions and motion, and with the files of its probe and of
-what its samples are (--probe and --truth of live_scan.py), measures where it is asked to over the
-protocol, and ends when its samples are over. Frames can be dropped, repeated, reordered and stalled on request.
+It prints a line of JSON with the addresses of its frames, positions and motion, with the files of its probe and of what
+its samples are (--probe and --truth of live_scan.py), and with its field and step in um; then the command that measures
+there. It measures where it is asked to over the protocol, and ends when its samples are over. Frames can be dropped,
+repeated, reordered and stalled on request.
 """
 
 import argparse
 import json
+import math
+import shlex
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 
 from served.faults import Faults
+from served.process import measuring
 from served.publisher import publish
 from simulated_drift import stages
 from steering import RunFolder, SimulatedBeamline, zone_plate
+
+STEP = 5.5  # between candidate positions, object pixels
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
@@ -25,7 +32,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     beamline = SimulatedBeamline(
         stages(options.frames, options.size)[: options.samples],
         probe=zone_plate(64, 50.0, aperture=0.52, counts=1e5),
-        step=5.5,
+        step=STEP,
         frame_rate=options.frame_rate,
         chunk_frames=1,
         seed=options.seed,
@@ -48,7 +55,10 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     # A scan of files is called as its file is.
     names = [f"scan-{k}" if options.protocol == "swmr" else stage.name for k, stage in enumerate(beamline.stages)]
     np.savez(truth, **{name: stage.object for name, stage in zip(names, beamline.stages, strict=True)})
-    print(json.dumps({"served": publisher.addresses, "probe": str(probe), "truth": str(truth)}), flush=True)
+    told = {"probe": str(probe), "truth": str(truth)} | field_of(beamline)
+    print(json.dumps({"served": publisher.addresses, **told}), flush=True)
+    words = ["steering", "run", "workflows/live_scan.py", *measuring({**publisher.addresses, **told})]
+    print(shlex.join([*words, "--scans", str(options.samples)]), flush=True)
     folder.write_summary({"addresses": publisher.addresses})
     try:
         over_bluesky = options.protocol == "bluesky"
@@ -58,6 +68,14 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     finally:
         beamline.close()
         publisher.close()
+
+
+def field_of(beamline: SimulatedBeamline) -> dict[str, str]:
+    """--field and --step of live_scan.py, um: whole nanometres within the beamline's field, and its own step nearly."""
+    edges = [math.trunc(1e9 * edge) / 1e3 for edge in astuple(beamline.field)]
+    across = edges[3] - edges[2]
+    positions = round(across / (1e6 * STEP * beamline.geometry.object_pixel))
+    return {"field": " ".join(f"{edge:g}" for edge in edges), "step": f"{across / positions:.6g}"}
 
 
 def make_publisher(options: argparse.Namespace, folder: RunFolder, beamline: SimulatedBeamline) -> Any:

@@ -19,8 +19,8 @@ HERE = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def served(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
-    """The addresses of a beamline that serve_simulated.py serves meanwhile with these arguments, and the files of its
-    probe and truth; it is ended at the end, and its run folder lies in `folder`."""
+    """The addresses of a beamline that serve_simulated.py serves meanwhile with these arguments, the files of its
+    probe and truth, and its field and step; it is ended at the end, and its run folder lies in `folder`."""
     out = folder / f"served-{len(list(folder.iterdir()))}"
     command = [sys.executable, "-m", "steering.cli", "run", "--out", str(out), str(HERE / "serve_simulated.py")]
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
@@ -29,7 +29,7 @@ def served(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
         for line in process.stdout:
             if line.startswith('{"served"'):
                 said = json.loads(line)
-                yield {**said["served"], "probe": said["probe"], "truth": said["truth"]}
+                yield {**said["served"], **{name: said[name] for name in ("probe", "truth", "field", "step")}}
                 break
         else:
             raise RuntimeError(f"found the server ended with {process.wait()}, expected it to say its addresses")
@@ -44,8 +44,8 @@ def measuring(addresses: Mapping[str, str], *, probe: bool = True, truth: bool =
     for known, name in ((probe, "probe"), (truth, "truth")):
         words += [f"--{name}", addresses[name]] if known else []
     optics = "--energy 8800 --distance 2.4 --pixel 0.0006 --window 64 --dtype uint16"
-    field = "--field -0.845 0.845 -0.845 0.845 --step 0.0482857"
-    return ["--source", addresses["frames"], *words, *optics.split(), *field.split()]
+    field = ["--field", *addresses["field"].split(), "--step", addresses["step"]]
+    return ["--source", addresses["frames"], *words, *optics.split(), *field]
 
 
 def steered_apart(folder: RunFolder, frames: int) -> float:
