@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,33 @@ def test_every_image_is_made_by_the_one_install_script():
         assert "sh /src/containers/install.sh /opt/steering" in text
         assert "pip install" not in text
     assert "ARG BASE=" in (ROOT / "containers" / "Dockerfile").read_text("utf-8")
+
+
+def test_the_apptainer_definition_does_what_the_dockerfile_does(tmp_path):
+    """As text and by a shell: Apptainer itself is in no package index that the tests use, so nothing here builds it."""
+    text = (ROOT / "containers" / "steering.def").read_text("utf-8")
+    docker = (ROOT / "containers" / "Dockerfile").read_text("utf-8")
+    header, *rest = re.split(r"^%(\w+)\n", text, flags=re.MULTILINE)
+    sections = {name: textwrap.dedent(body) for name, body in zip(rest[::2], rest[1::2], strict=True)}
+    assert {"Bootstrap: docker", "From: {{ BASE }}"} <= set(header.splitlines())
+    assert list(sections) == ["arguments", "files", "post", "environment", "runscript", "test"]
+    assert sections["arguments"].strip() == re.search(r"^ARG (BASE=.+)$", docker, re.MULTILINE)[1]
+    copied = {}
+    for line in re.findall(r"^COPY (.+)$", docker, re.MULTILINE):
+        *sources, into = line.split()
+        copied |= {name: f"{into}{name}" if into.endswith("/") else into for name in sources}
+    assert dict(line.split() for line in sections["files"].split("\n") if line) == copied
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    assert re.search(r"^ENV (PATH=\S+)$", docker, re.MULTILINE)[1] in sections["environment"]
+    for name in ("post", "environment", "runscript", "test"):
+        subprocess.run(["sh", "-n", "-c", sections[name]], check=True)
+    (tmp_path / "steering").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "steering").chmod(0o755)
+    there = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for given, wanted in ((["doctor", "/a b"], "doctor /a b\n"), ([], "demo\n")):
+        command = ["sh", "-c", sections["runscript"], "runscript", *given]
+        assert subprocess.run(command, env=there, check=True, capture_output=True, text=True).stdout == wanted
+    assert docker.endswith('ENTRYPOINT ["steering"]\nCMD ["demo"]\n')
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@ For each size a campaign runs on this machine: simulated frames, prediction, tra
 with so many real browser sessions take turns; the figures of each are written as soon as they are there. `cpu_share` is
 the CPU time of the page's process, of the looks in the runner and of making the small image in the predictor, over the
 period; the browsers' own is not in it. The run is paused while the browsers open the page, one after the other: beside
-a run that fills the cores the last of ten would come after minutes, so `page_first_paint_s` is that of a paused run. A
-frame is delayed where it is predicted later than the latest one of the periods without a viewer, before and after.
+a run that fills the cores the last of ten would come after minutes, so `page_first_paint_s` is that of a paused run.
+`frames_delayed` counts frames that waited in the fast thread for longer than any did in the periods without a viewer,
+before and after, by the limits of the run's latency histogram (`alone_within_s`).
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,7 +46,7 @@ from steering.ptychography.device import add_device
 
 KEYS = ("cpu_share", "bytes_per_update", "page_first_paint_s", "frames_delayed")  # of the worst cell
 WIDTH = 8  # of the network: small, so that the frames come fast on two cores
-SETTLE_S = 2.0  # after a period, so that the log has what became of its last frames, too
+SETTLE_S = 3.0  # between periods: figures of how long frames waited are renewed every two seconds
 WARM_S = 20.0  # before the first period: the first labels are made and the first versions are in service
 
 
@@ -98,39 +100,27 @@ def cpu(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def delays(folder: RunFolder, begun: float, ended: float) -> np.ndarray:
-    """Seconds from arrival to prediction of each frame that arrived in a period, by the log; inf where it is not there.
-
-    The log may have a prediction before the arrival that it belongs to: they come from two processes.
-    """
-    events = folder.events()
-    arrived = {
-        frame: event["time"]
-        for event in events
-        if event["event"] == "ChunkArrived" and begun <= event["time"] < ended
-        for frame in event["frame_ids"]
-    }
-    predicted = {
-        frame: event["time"] for event in events if event["event"] == "PredictionReady" for frame in event["frame_ids"]
-    }
-    return np.array([predicted.get(frame, np.inf) - time for frame, time in arrived.items()])
+def waits(run: Any) -> dict[float, int]:
+    """How many frames have been predicted within so many seconds of their arrival, since the run's start: the fast
+    thread's own histogram, at most two seconds old."""
+    found = re.findall(r'steering_latency_seconds_bucket\{[^}]*le="([^"]+)"[^}]*\} (\S+)', run.metrics().decode())
+    return {float(limit.replace("+Inf", "inf")): int(float(count)) for limit, count in found}
 
 
 class Period:
-    """What the page, the looks and the frames of a period cost."""
+    """What the page and the looks cost in a period, and how long its frames waited."""
 
-    def __init__(self, run: Any, folder: RunFolder, page: psutil.Process) -> None:
-        self._run, self._folder, self._page = run, folder, page
-        self.begun, self._before = time.time(), self._spent()
-
-    def end(self) -> dict[str, float]:
-        """CPU seconds by part, and the seconds of the period."""
-        after, self.ended = self._spent(), time.time()
-        return {name: after[name] - self._before[name] for name in after} | {"seconds": self.ended - self.begun}
-
-    def delays(self) -> np.ndarray:
-        """Of each frame that arrived in it."""
-        return delays(self._folder, self.begun, self.ended)
+    def __init__(self, run: Any, page: psutil.Process, seconds: float) -> None:
+        """It takes so many seconds, here."""
+        self._run, self._page = run, page
+        begun, spent, waited = time.monotonic(), self._spent(), waits(run)
+        time.sleep(seconds)
+        after, within = self._spent(), waits(run)
+        self.seconds = time.monotonic() - begun
+        self.spent = {name: after[name] - spent[name] for name in after}
+        """CPU seconds by part."""
+        self.within = {limit: within[limit] - waited.get(limit, 0) for limit in within}
+        """Frames that waited for at most so many seconds."""
 
     def _spent(self) -> dict[str, float]:
         update = self._run.page_update()
@@ -146,49 +136,44 @@ def case(folder: RunFolder, size: int, options: argparse.Namespace) -> Iterator[
         run = start(experiment(size, options.rate, 2 * seconds, options.device), client, folder)
         with page(folder) as (process, address):
             time.sleep(WARM_S)
-            alone = [quiet_period(run, folder, process, options.seconds)]
+            alone = [Period(run, process, options.seconds)]
             for count in options.viewers:
                 run.command("pause")
                 with viewers(address, count, options.seconds + SETTLE_S) as browsers:
                     run.command("resume")
                     time.sleep(SETTLE_S)
-                    period = Period(run, folder, process)
-                    time.sleep(options.seconds)
-                    spent = period.end()
+                    beside = Period(run, process, options.seconds)
                     seen = json.loads(browsers.stdout.readline())
-                alone.append(quiet_period(run, folder, process, options.seconds))
                 time.sleep(SETTLE_S)
-                yield str(count), figures(spent, seen, period.delays(), alone[-2:])
+                alone.append(Period(run, process, options.seconds))
+                yield str(count), figures(beside, seen, alone[-2:])
         run.command("stop")
         yield "run", {name: run.result()[name] for name in ("frames_acquired", "frames_predicted", "frames_dropped")}
 
 
-def quiet_period(run: Any, folder: RunFolder, process: psutil.Process, seconds: float) -> Period:
-    """A period without a viewer."""
-    period = Period(run, folder, process)
-    time.sleep(seconds)
-    period.end()
-    return period
-
-
-def figures(
-    spent: dict[str, float], seen: list[dict[str, float]], delay: np.ndarray, alone: list[Period]
-) -> dict[str, Any]:
+def figures(beside: Period, seen: list[dict[str, float]], alone: list[Period]) -> dict[str, Any]:
     """The figures of a period with viewers. alone: the periods without, before and after it."""
-    before = np.concatenate([period.delays() for period in alone])
     updates = sum(one["updates"] for one in seen)
-    parts = {name: spent[name] / spent["seconds"] for name in ("page", "looks", "image")}
+    parts = {name: beside.spent[name] / beside.seconds for name in ("page", "looks", "image")}
+    without = {limit: sum(period.within[limit] for period in alone) for limit in beside.within}
+    longest = min(limit for limit, count in without.items() if count == without[np.inf])
     return {
         "cpu_share": sum(parts.values()),
         "cpu_share_by_part": parts,
         "bytes_per_update": sum(one["bytes"] for one in seen) / max(1, updates),
-        "updates_per_s": updates / len(seen) / (spent["seconds"] + SETTLE_S),
+        "updates_per_s": updates / len(seen) / (beside.seconds + SETTLE_S),
         "page_first_paint_s": float(np.median([one["first_paint_s"] for one in seen])),
-        "frames": len(delay),
-        "frames_delayed": int((delay > before.max()).sum()),
-        "delay_ms": {f"p{q}": 1e3 * float(np.percentile(delay, q)) for q in (50, 99, 100)},
-        "delay_alone_ms": {f"p{q}": 1e3 * float(np.percentile(before, q)) for q in (50, 99, 100)},
+        "frames": beside.within[np.inf],
+        "frames_delayed": beside.within[np.inf] - beside.within[longest],
+        "alone_within_s": longest,
+        "share_within_s": {"viewers": shares(beside.within), "alone": shares(without)},
     }
+
+
+def shares(within: dict[float, int]) -> dict[str, float]:
+    """Of all frames, those within each limit that some exceed and some do not."""
+    found = {f"{limit:g}": count / max(1, within[np.inf]) for limit, count in within.items()}
+    return {limit: round(share, 4) for limit, share in found.items() if 0 < share < 1}
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:

@@ -164,7 +164,7 @@ function controls(f) {
   const versions = [...new Set(f.served || [])].filter((v) => v !== f.version).sort((a, b) => b - a), select = $("version");
   if (select.dataset.made !== String(versions)) {
     select.dataset.made = String(versions);
-    select.replaceChildren(...versions.map((v) => new Option(`version ${v}`, v)));
+    select.replaceChildren(...(versions.length ? versions.map((v) => new Option(`version ${v}`, v)) : [new Option("no other yet", "")]));
     select.disabled = !versions.length;
   }
   $("rollback").querySelector("button").disabled = !versions.length;
