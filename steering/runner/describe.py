@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
+from typing import Any
 
 from steering.campaign import (
     DecisionLimited,
@@ -32,8 +34,35 @@ from steering.campaign import (
     VersionRefused,
     WorkerLost,
     WorkFailed,
+    decode,
 )
 from steering.runner.stream_lines import stream_lines, troubled
+
+FREQUENT = ("ChunkArrived", "PredictionReady", "DecisionSuggested")
+"""Events of every moment, of which nothing is told."""
+
+
+def in_words(line: Mapping[str, Any]) -> str | None:
+    """A line of a run's log in words; empty where it is not notable, None for one that is not the campaign's.
+
+    Raises KeyError, TypeError or ValueError for a line that cannot be read, of another version say.
+    """
+    kind = str(line.get("event"))
+    if kind == "RunEnded":
+        return f"the run {line.get('status')}{': ' if line.get('reason') else ''}{line.get('reason', '')}"
+    if kind == "Command":
+        return _command(line)
+    if kind in FREQUENT:
+        return ""
+    known = decode(line)
+    return None if known is None else describe(known) or ""
+
+
+def _command(line: Mapping[str, Any]) -> str:
+    version = f" to version {line['version']}" if line.get("version") is not None else ""
+    limits = {"area": line.get("area"), "shortest dwell": line.get("shortest_dwell")}
+    said = ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)
+    return f"{line['name']}{version}{' to ' if said else ''}{said}, by {line.get('by') or 'somebody'}"
 
 
 def describe(event: Event) -> str | None:

@@ -140,6 +140,8 @@ def _curves(lines: Mapping[str, list[Curve]]) -> bytes | None:
     axes.flat[0].set_ylim(0, top)
     for ax in axes.flat[len(known) :]:
         ax.set_visible(False)
+    for ax in axes.flat[: len(known)][-columns:]:  # the lowest that is there, of each column
+        ax.tick_params(labelbottom=True)
     return png(drawing)
 
 

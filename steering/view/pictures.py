@@ -195,7 +195,7 @@ def scatter(ax: Axes, curve: Curve, low: float, high: float) -> Any:
     """Draw the positions of a scan into axes; returns what a colour bar needs."""
     scale, unit = (1e6, "µm") if curve.unit == "m" else (1.0, "px" if curve.unit == "object pixel" else curve.unit)
     y, x = curve.y * scale, curve.x * scale
-    ax.plot(x, y, color=INK, linewidth=0.4, alpha=0.45, zorder=1)
+    ax.plot(x, y, color=INK, linewidth=0.4, alpha=float(np.clip(60 / max(len(x), 1), 0.06, 0.45)), zorder=1)
     size = float(np.clip(4000 / max(len(x), 1), 3, 28))
     look: dict[str, Any] = {"cmap": "viridis_r", "vmin": low, "vmax": high, "linewidths": 0.4, "edgecolors": INK}
     dots = ax.scatter(x, y, c=curve.residual, s=size, zorder=2, **look)

@@ -11,6 +11,7 @@ from typing import Any
 import xarray as xr
 
 from steering.campaign import encode
+from steering.runner.describe import FREQUENT, in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import standing
 from steering.runner.optional import failure
@@ -33,18 +34,10 @@ from steering.view.tables import (
 
 logger = logging.getLogger(__name__)
 
-LOG_LINES = 18
+LOG_LINES = 30
+HIDDEN = ("event", "time", "traceback", "seq")
 PICTURES_BYTES = 2_000_000
 """Of objects: with the other pictures and base64 the report stays below 5 MB."""
-FREQUENT = (
-    "CampaignBegan",
-    "ChunkArrived",
-    "PredictionReady",
-    "DecisionSuggested",
-    "LabelsReady",
-    "BacklogChanged",
-    "Tick",
-)
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -256,8 +249,20 @@ def _buffer(summary: Mapping[str, Any]) -> str:
 
 
 def _measured(summary: Mapping[str, Any]) -> str:
-    tables = [f"<h3>{text(name)}</h3>{table(head, rows)}" for name, head, rows in measured(summary)]
-    return f"<section><h2>Further figures</h2>{''.join(tables)}</section>" if tables else ""
+    """Folded away for a campaign, whose figures are above; of a benchmark they are what it has found."""
+    pieces, before = [], ""
+    for name, head, rows in measured(summary):
+        heading = "" if name == before else f"<h3>{text(name.replace('_', ' '))}</h3>"
+        pieces.append(heading + table(head, rows))
+        before = name
+    if not pieces:
+        return ""
+    shown = "".join(pieces)
+    if "frames_acquired" in summary:
+        shown = (
+            f"<details><summary>Counters of predictor, labels, checkpoints and what else ran</summary>{shown}</details>"
+        )
+    return f"<section><h2>Further figures</h2>{shown}</section>"
 
 
 def _pictures(folder: RunFolder) -> str:
@@ -282,21 +287,32 @@ def _time(summary: Mapping[str, Any]) -> str:
 
 
 def _log(events: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
-    shown = [event for event in events if event.get("event") not in FREQUENT]
-    if not shown:
+    if not events:
         return ""
-    start = datetime.fromisoformat(summary["started"]).timestamp() if "started" in summary else shown[0].get("time", 0)
-    lines = "\n".join(_line(event, start) for event in shown[-LOG_LINES:])
-    traces = {str(event.get("event")): str(event["traceback"]) for event in shown if event.get("traceback")}
+    start = datetime.fromisoformat(summary["started"]).timestamp() if "started" in summary else events[0].get("time", 0)
+    told = [line for event in events if event.get("event") not in FREQUENT and (line := _line(event, start))]
+    if not told:
+        return ""
+    lines = "\n".join(told[-LOG_LINES:])
+    traces = {str(event.get("event")): str(event["traceback"]) for event in events if event.get("traceback")}
     trace = traces.get("RunEnded") or next(iter(traces.values()), "")
     detail = f"<details><summary>Traceback</summary><pre>{text(trace)}</pre></details>" if trace else ""
     return f"<section><h2>Last events</h2><pre>{text(lines)}</pre>{detail}</section>"
 
 
 def _line(event: Mapping[str, Any], start: float) -> str:
-    hidden = ("event", "time", "traceback")
-    fields = ", ".join(f"{key} {_short(value)}" for key, value in event.items() if key not in hidden and value != "")
-    return f"{event.get('time', start) - start:8.1f} s  {event.get('event', '?'):<18} {fields}"
+    """In words where there are some: on the live page it reads the same. Empty for what is not notable."""
+    try:
+        words = in_words(event)
+    except (KeyError, TypeError, ValueError):  # of another version, say
+        words = None
+    if words is None:
+        hidden = ("event", "time", "traceback", "seq")
+        fields = ", ".join(
+            f"{key} {_short(value)}" for key, value in event.items() if key not in hidden and value != ""
+        )
+        words = f"{event.get('event', '?')}: {fields}"
+    return f"{event.get('time', start) - start:8.1f} s  {words}" if words else ""
 
 
 def _short(value: Any) -> str:

@@ -97,18 +97,31 @@ def measured(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
 
     A mapping of mappings becomes a table with a row for each of them.
     """
-    tables = []
+    tables: list[tuple[str, list[str], list[list[str]]]] = []
     for name, value in summary.items():
-        if not isinstance(value, Mapping) or name in ELSEWHERE:
-            continue
-        subjects = {key: flat(inner) for key, inner in value.items() if isinstance(inner, Mapping) and inner}
-        single = {key: inner for key, inner in flat(value).items() if key.split(".")[0] not in subjects}
-        columns = list(dict.fromkeys(key for figures in subjects.values() for key in figures))
-        if subjects:
-            rows = [[key, *(number(figures.get(column)) for column in columns)] for key, figures in subjects.items()]
-            tables.append((name, ["", *columns], rows))
-        if single:
-            tables.append((name, [], [[key, number(figure)] for key, figure in single.items()]))
+        if isinstance(value, Mapping) and name not in ELSEWHERE:
+            tables += _nested(name, value)
+    return tables
+
+
+def _nested(name: str, value: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    deeper = {
+        key: inner
+        for key, inner in value.items()
+        if isinstance(inner, Mapping) and inner and all(isinstance(each, Mapping) for each in inner.values())
+    }
+    rest = {key: inner for key, inner in value.items() if key not in deeper}
+    subjects = {key: flat(inner) for key, inner in rest.items() if isinstance(inner, Mapping) and inner}
+    single = {key: inner for key, inner in flat(rest).items() if key.split(".")[0] not in subjects}
+    columns = list(dict.fromkeys(key for figures in subjects.values() for key in figures))
+    tables: list[tuple[str, list[str], list[list[str]]]] = []
+    if single:
+        tables.append((name, [], [[key, number(figure)] for key, figure in single.items()]))
+    if subjects:
+        rows = [[key, *(number(figures.get(column)) for column in columns)] for key, figures in subjects.items()]
+        tables.append((name, ["", *columns], rows))
+    for key, inner in deeper.items():
+        tables += _nested(f"{name}, {key}", inner)
     return tables
 
 

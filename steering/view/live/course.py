@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.campaign import decode
-from steering.runner.describe import describe
+from steering.runner.describe import in_words
 
 MOST_POINTS = 2000
 """Of a curve. Beyond that every second one goes."""
@@ -87,9 +86,7 @@ class Course:
             self.time = max(self.time, time - self._start)
             try:
                 self._draw(kind, event, time - self._start)
-                known = None if kind in ("ChunkArrived", "PredictionReady", "DecisionSuggested") else decode(event)
-                words = self._ended(event) if kind == "RunEnded" else _command(event) if kind == "Command" else ""
-                words = words or (describe(known) if known is not None else None) or ""
+                words = in_words(event)
             except (KeyError, TypeError, ValueError):  # of another version, say
                 continue
             if words:
@@ -124,14 +121,3 @@ class Course:
             series["drift"].change_last(stop=at)
         if (level := event.get(expected.get(kind, ""))) is not None:
             series["expected"].append(at, round(level, 4))
-
-    @staticmethod
-    def _ended(event: Mapping[str, Any]) -> str:
-        return f"the run {event.get('status')}{': ' if event.get('reason') else ''}{event.get('reason', '')}"
-
-
-def _command(event: Mapping[str, Any]) -> str:
-    version = f" to version {event['version']}" if event.get("version") is not None else ""
-    limits = {"area": event.get("area"), "shortest dwell": event.get("shortest_dwell")}
-    said = ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)
-    return f"{event['name']}{version}{' to ' if said else ''}{said}, by {event.get('by') or 'somebody'}"

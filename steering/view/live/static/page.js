@@ -128,6 +128,7 @@ function forgetting(errors) {  // a row for each scan, a column for each version
   const versions = errors.versions || [], made = JSON.stringify(errors), at = $("forgetting");
   $("of-forgetting").hidden = !versions.length;
   if (at.dataset.made === made || !versions.length) return;
+  const box = at.parentElement, newest = box.scrollLeft + box.clientWidth >= box.scrollWidth - 4;
   table("forgetting", ["version", ...versions], Object.entries(errors.errors).map(([scan, row]) => [scan, ...row.map((e) => fixed(e, 3))]));
   at.dataset.made = made;
   Object.values(errors.errors).forEach((row, i) => {
@@ -137,6 +138,7 @@ function forgetting(errors) {  // a row for each scan, a column for each version
       else cell.textContent = "";
     });
   });
+  if (newest) box.scrollLeft = box.scrollWidth;  // unless somebody looks at earlier ones
 }
 
 function bars(values) {
