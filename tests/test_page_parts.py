@@ -106,6 +106,7 @@ def test_the_log_is_drawn_as_it_grows_and_lines_of_others_do_no_harm(tmp_path):
         {"event": "ModelPublished", "time": 101.0, "version": 1, "validation_error": 0.2, "validation_residual": 0.1},
         {"event": "DriftRaised", "time": "soon"},
         {"event": "DriftRaised"},
+        {"event": "Command", "time": 101.5, "name": "limit", "area": [-2e-7, 2e-7, 0, 1e-6], "by": "bob"},
         {"event": "Command", "time": 102.0, "name": "veto", "by": "ada"},
     ]
     text = "\n".join(map(json.dumps, lines)) + '\n[1]\n{"event": "RunEn'
@@ -115,7 +116,8 @@ def test_the_log_is_drawn_as_it_grows_and_lines_of_others_do_no_harm(tmp_path):
         log.write('ded", "time": 104.0, "status": "failed", "reason": "no beam"}\n')
     course.take(tail.lines())
     assert course.series["versions"].columns["time"] == [1.0]
-    assert [words for _, words in course.log][-2:] == ["veto, by ada", "the run failed: no beam"]
+    limited = "limit: y -2e-07 to 2e-07, x 0 to 1e-06, by bob"
+    assert [words for _, words in course.log][-3:] == [limited, "veto, by ada", "the run failed: no beam"]
 
 
 def test_what_is_wrong_is_said_the_worst_first():

@@ -60,9 +60,13 @@ def in_words(line: Mapping[str, Any]) -> str | None:
 
 def _command(line: Mapping[str, Any]) -> str:
     version = f" to version {line['version']}" if line.get("version") is not None else ""
-    limits = {"area": line.get("area"), "shortest dwell": line.get("shortest_dwell")}
-    said = ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)
-    return f"{line['name']}{version}{' to ' if said else ''}{said}, by {line.get('by') or 'somebody'}"
+    limits = []
+    if line.get("area") is not None:
+        limits.append("y {:.4g} to {:.4g}, x {:.4g} to {:.4g}".format(*line["area"]))
+    if line.get("shortest_dwell") is not None:
+        limits.append(f"a dwell of {line['shortest_dwell']:g} s or more")
+    said = f": {', '.join(limits) or 'lifted'}" if line["name"] == "limit" else ""
+    return f"{line['name']}{version}{said}, by {line.get('by') or 'somebody'}"
 
 
 def describe(event: Event) -> str | None:
