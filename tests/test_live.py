@@ -67,7 +67,7 @@ def test_a_campaign_over_a_protocol_ends_with_what_it_learnt(tmp_path):
     with served(tmp_path, *arguments) as addresses:
         out = tmp_path / "run"
         command = ["run", "--out", str(out), "workflows/live_scan.py", *measuring(addresses), "--wait", "1"]
-        assert main([*command, *["--ranks", "1", "--steps", "10", "--rounds", "1", "--end-after", "60"]]) == 0
+        assert main([*command, *["--ranks", "1", "--steps", "10", "--rounds", "3", "--end-after", "60"]]) == 0
     summary = RunFolder(out).summary()
     assert summary["status"] == "finished"
     assert summary["versions_published"] >= 1
