@@ -11,8 +11,9 @@ import pytest
 import torch
 from distributed.protocol import pickle
 
+import steering
 from steering import ModelStore, RunFolder
-from steering.loading import _Beside, loaded
+from steering.loading import loaded
 from tests.command_line import ran
 
 HELPER = """
@@ -108,14 +109,12 @@ def test_what_this_process_has_imported_before_travels_too_and_is_there_again_af
         del sys.modules[name]
 
 
-def test_this_package_is_never_set_aside(tmp_path, monkeypatch):
+def test_this_package_is_never_set_aside(tmp_path):
     """A workflow in the folder of the checkout stands beside it."""
-    import steering
-
-    root = Path(steering.__file__).parents[1]
-    kept = dict(sys.modules)
-    assert not {name for name in _Beside(root).set_aside() if name.partition(".")[0] == "steering"}
-    sys.modules.update(kept)
+    (tmp_path / "steering").symlink_to(Path(steering.__file__).parent)
+    (tmp_path / "work.py").write_text("import steering\ndef main(folder, arguments):\n    return steering\n")
+    with loaded(tmp_path / "work.py") as main:
+        assert main(None, []) is steering is sys.modules["steering"]
 
 
 def test_an_error_beside_the_workflow_names_its_file(work):
