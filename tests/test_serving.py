@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from steering.campaign import PredictionReady
 from steering.inference import PredictorSettings
+from steering.inference.intake import Inbox
 from steering.inference.serving import Canary, Serving
 from steering.models import ModelStore, ProbeFirst
 from steering.policies import SpaceFilling
@@ -247,6 +249,19 @@ def test_frames_that_come_together_are_predicted_together(tmp_path):
 
     events = asyncio.run(main())
     assert [(e.scan, len(e.frame_ids)) for e in events] == [("a", 10), ("a", 10), ("b", 5)]
+
+
+def test_a_frame_does_not_wait_for_others_that_are_not_expected():
+    first, second, third = chunks("a", 3)
+    inbox, now = Inbox(frames=10, gather_s=60.0), time.perf_counter()
+    inbox.put(first, now - 200)
+    assert [chunk is first for chunk, _ in inbox.take()] == [True]
+    inbox.put(second, now)
+    assert inbox.time_left(now) == 200
+    assert [chunk is second for chunk, _ in inbox.take()] == [True]  # at once, not after a minute
+    inbox.put(third, now + 100)
+    assert inbox.time_left(now + 100) == 150
+    assert inbox.time_left(now + 10_000) == float("inf")
 
 
 def test_the_view_is_the_image(tmp_path):

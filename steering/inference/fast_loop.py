@@ -7,7 +7,6 @@ read from copies (`ScanReader`).
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,10 +29,6 @@ from steering.ptychography import Verdict, far_field_residual, judge, patch_weig
 from steering.ptychography.device import place_in_words
 from steering.records import Prediction
 
-_GAPS = 8
-"""Of so many newest chunks the mean time between two is when the next one is expected, after the last."""
-_PAUSE = 4
-"""So many times that, without a chunk, is a pause."""
 _LATER_S = 0.05
 """After which frames that wait to be predicted again ask again, where no chunk has come meanwhile."""
 _REST = 9
@@ -71,7 +66,6 @@ class FastLoop:
     """CPU seconds that this thread has spent in the network."""
     predicted: int = 0
     """Frames."""
-    _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS))
     _predicting: bool = False
     _masked: tuple[str, int] = ("", 0)
     """The scan in which the mask changed last, and its first row after that."""
@@ -101,7 +95,7 @@ class FastLoop:
     def idle(self) -> float:
         """Seconds until the next frame is expected, infinite in a pause; 0 while one is being predicted or waits. For
         any thread."""
-        return 0.0 if self._predicting or len(self.inbox) else self._time_left(time.perf_counter())
+        return 0.0 if self._predicting or len(self.inbox) else self.inbox.time_left(time.perf_counter())
 
     def known(self, live: LiveImage, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n,) residual of rows by the version in service, NaN where it is not known for the mask of now. For any
@@ -114,7 +108,6 @@ class FastLoop:
     def _predict_taken(self, taken: list[tuple[xr.Dataset, float]]) -> None:
         begun = time.perf_counter()
         self.taken(len(taken))
-        self._arrivals.extend(arrived for _, arrived in taken)
         live = self.scans.of_chunk(taken[0][0], self._weight)
         batch, mask, aside = self.intake.batch(taken, live, self.mask)
         for event in aside:
@@ -275,7 +268,7 @@ class FastLoop:
         live = self.scans.get()
         if live is None or not live.unrevised or begun < self._rest_until:
             return
-        left = self._time_left(begun)
+        left = self.inbox.time_left(begun)
         most = self.again if self._cost_s * self.again <= left else int(left / self._cost_s)
         if len(self.inbox) or most < 1:
             self._wake(begun, _LATER_S)
@@ -307,14 +300,6 @@ class FastLoop:
                 )
         except KeyError:  # another thread has just moved them out of memory
             return
-
-    def _time_left(self, now: float) -> float:
-        """Seconds until the next chunk is expected; infinite in a pause."""
-        times = tuple(self._arrivals)
-        if len(times) < 2:
-            return float("inf")
-        gap = (times[-1] - times[0]) / (len(times) - 1)
-        return float("inf") if now - times[-1] > _PAUSE * gap else max(0.0, times[-1] + gap - now)
 
     def _wake(self, now: float, seconds: float) -> None:
         if now >= self._woken_at:

@@ -23,6 +23,10 @@ SATURATED_SHARE = 0.01
 pixels share is the end of the counter's range, not a measurement."""
 _HIGH = 255
 """No counter ends below it; in a weak frame many pixels share the highest count by chance."""
+_GAPS = 8
+"""Of so many newest chunks the mean time between two is when the next one is expected, after the last."""
+_PAUSE = 4
+"""So many times that, without a chunk, is a pause."""
 
 
 class Intake:
@@ -63,10 +67,12 @@ class Inbox:
     """Chunks that wait for prediction; any number of threads put them in, one takes them out."""
 
     def __init__(self, *, frames: int, gather_s: float) -> None:
-        """frames: most that are taken together. gather_s: seconds that the first of them waits for others."""
+        """frames: most that are taken together. gather_s: seconds that the first of them waits for others, where
+        another is expected within them."""
         self._frames = frames
         self._gather_s = gather_s
         self._waiting: deque[tuple[xr.Dataset, float]] = deque()
+        self._arrivals: deque[float] = deque(maxlen=_GAPS)
         self._arrival = threading.Condition()
 
     def __len__(self) -> int:
@@ -76,7 +82,14 @@ class Inbox:
         """Add a chunk that arrived then (time.perf_counter)."""
         with self._arrival:
             self._waiting.append((chunk, arrived))
+            self._arrivals.append(arrived)
             self._arrival.notify()
+
+    def time_left(self, now: float) -> float:
+        """Seconds until the next chunk is expected; infinite in a pause."""
+        times = tuple(self._arrivals)
+        gap = _mean_gap(times)
+        return float("inf") if not gap or now - times[-1] > _PAUSE * gap else max(0.0, times[-1] + gap - now)
 
     def take(self) -> list[tuple[xr.Dataset, float]]:
         """The oldest chunks, of one scan and together at most `frames` frames (or one chunk that is larger), with the
@@ -85,7 +98,7 @@ class Inbox:
             if not self._waiting:
                 return []
             left = self._waiting[0][1] + self._gather_s - time.perf_counter()
-            if left > 0:
+            if left > 0 and _mean_gap(tuple(self._arrivals)) <= self._gather_s:
                 self._arrival.wait_for(self._full, left)
             taken = [self._waiting.popleft()]
             room = self._frames - taken[0][0].sizes["frame"]
@@ -99,6 +112,11 @@ class Inbox:
 
     def _full(self) -> bool:
         return sum(chunk.sizes["frame"] for chunk, _ in self._waiting) >= self._frames
+
+
+def _mean_gap(times: tuple[float, ...]) -> float:
+    """Seconds between two arrivals; 0 where fewer are known."""
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,7 +16,8 @@ class PredictorSettings:
     batch: int = 64
     """Most frames that are predicted together."""
     gather_ms: float = 2.0
-    """How long a frame may wait for others to be predicted together with, milliseconds."""
+    """How long a frame may wait for others to be predicted together with, milliseconds; it does not where none is
+    expected so soon."""
     device: str = "auto"
     """`auto`, a GPU where the predictor sees one; `cpu`; or `cuda`. Of several GPUs it takes the last, since the ranks
     on its host begin with the first."""
