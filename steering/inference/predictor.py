@@ -341,7 +341,8 @@ class Predictor:
         self.fast.predict_waiting()
 
     def _revise(self) -> None:
-        self._thread.submit(self._guarded, self.fast.revise)
+        if not self._closed:  # a timer set before the end comes after it
+            self._thread.submit(self._guarded, self.fast.revise)
 
     def _make_room(self, chunks: int) -> None:
         for _ in range(chunks):
