@@ -261,8 +261,9 @@ def test_a_benchmarks_figures_and_pictures_are_shown(tmp_path):
     assert "accuracy over tasks" in loads(page).alts
 
 
-def test_the_report_is_a_function_of_the_folder(run):
-    first = (run.path / "report.html").read_bytes()
+def test_the_report_is_a_function_of_the_folder(tmp_path):
+    run = made_up_run(tmp_path / "run", scans=["camera"], frames=20)
+    first = write_report(run).read_bytes()
     assert write_report(RunFolder(run.path)).read_bytes() == first
 
 
@@ -301,8 +302,8 @@ def test_a_part_that_cannot_be_made_is_told_and_the_others_are_made(tmp_path, ca
     assert "Traceback" in caplog.text
 
 
-def test_a_picture_that_fails_is_said_and_logged_once_and_the_report_is_there(run, tmp_path, monkeypatch):
-    folder = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+def test_a_picture_that_fails_is_said_and_logged_once_and_the_report_is_there(tmp_path, monkeypatch):
+    folder = made_up_run(tmp_path / "run", scans=["camera"], frames=20)
 
     def broken(*_):
         raise ZeroDivisionError("found no ink")
