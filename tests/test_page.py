@@ -254,7 +254,7 @@ def test_a_run_that_goes_on_takes_every_command_that_the_documents_show(campaign
     assert names == {"view", "status", *COMMANDS}
 
     def waiting():
-        return campaign.look().state["proposed"] is not None
+        return campaign.page_update().state["proposed"] is not None
 
     while campaign.snapshot()["versions_published"] < 1:
         if waiting():
