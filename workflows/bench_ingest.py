@@ -207,7 +207,7 @@ def adds_up(streams: dict[str, dict[str, Any]]) -> bool:
     return all(s["received"] == s["joined"] + sum(s["dropped"].values()) + s["waiting"] for s in streams.values())
 
 
-def told(folder: RunFolder, figures: dict[str, Any], protocol: str, part: str, measured_now: dict[str, Any]) -> None:
+def noted(folder: RunFolder, figures: dict[str, Any], protocol: str, part: str, measured_now: dict[str, Any]) -> None:
     """Write the figures so far, and print the newest."""
     folder.write_summary(figures)
     print(protocol, part, json.dumps(measured_now), flush=True)
@@ -219,12 +219,12 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     figures: dict[str, Any] = {"seconds": options.seconds}
     for protocol in options.protocols:
         figures[protocol] = measured(folder.path, protocol, 128, options.rate, options)
-        told(folder, figures, protocol, "128", figures[protocol])
+        noted(folder, figures, protocol, "128", figures[protocol])
         figures[protocol]["256"] = measured(folder.path, protocol, 256, options.rate_256, options)
-        told(folder, figures, protocol, "256", figures[protocol]["256"])
+        noted(folder, figures, protocol, "256", figures[protocol]["256"])
         if protocol == "dectris":  # the one whose server knows what was not taken
             figures[protocol]["overload"] = overloaded(folder.path, protocol, options)
-            told(folder, figures, protocol, "overload", figures[protocol]["overload"])
+            noted(folder, figures, protocol, "overload", figures[protocol]["overload"])
     folder.write_file("ingest.png", ingest_picture({name: figures[name] for name in options.protocols}))
 
 

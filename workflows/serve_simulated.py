@@ -55,9 +55,9 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     # A scan of files is called as its file is.
     names = [f"scan-{k}" if options.protocol == "swmr" else stage.name for k, stage in enumerate(beamline.stages)]
     np.savez(truth, **{name: stage.object for name, stage in zip(names, beamline.stages, strict=True)})
-    told = {"probe": str(probe), "truth": str(truth)} | field_of(beamline)
-    print(json.dumps({"served": publisher.addresses, **told}), flush=True)
-    words = ["steering", "run", "workflows/live_scan.py", *measuring({**publisher.addresses, **told})]
+    said = {"probe": str(probe), "truth": str(truth)} | field_of(beamline)
+    print(json.dumps({"served": publisher.addresses, **said}), flush=True)
+    words = ["steering", "run", "workflows/live_scan.py", *measuring({**publisher.addresses, **said})]
     print(shlex.join([*words, "--scans", str(options.samples)]), flush=True)
     folder.write_summary({"addresses": publisher.addresses})
     try:

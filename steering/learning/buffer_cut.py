@@ -26,7 +26,8 @@ class Overrun(RuntimeError):
 class Cut:
     """The samples of a buffer at one moment: those that were written after clock `since`, in the order of their slots.
 
-    Made, and told what is about to be overwritten (`keep`), by the thread that inserts; read (`blocks`) by another one.
+    Made by the thread that inserts, which also announces what is about to be overwritten (`keep`); read (`blocks`) by
+    another one.
 
     Args:
         rows: the buffer's storage, by field.

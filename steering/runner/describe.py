@@ -39,7 +39,7 @@ from steering.campaign import (
 from steering.runner.stream_lines import stream_lines, troubled
 
 FREQUENT = ("ChunkArrived", "PredictionReady", "DecisionSuggested")
-"""Events of every moment, of which nothing is told."""
+"""Events of every moment, which have no line of their own."""
 
 
 def in_words(line: Mapping[str, Any]) -> str | None:

@@ -290,14 +290,14 @@ def _log(events: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
     if not events:
         return ""
     start = datetime.fromisoformat(summary["started"]).timestamp() if "started" in summary else events[0].get("time", 0)
-    told = [line for event in events if event.get("event") not in FREQUENT and (line := _line(event, start))]
-    if not told:
+    lines = [line for event in events if event.get("event") not in FREQUENT and (line := _line(event, start))]
+    if not lines:
         return ""
-    lines = "\n".join(told[-LOG_LINES:])
+    newest = "\n".join(lines[-LOG_LINES:])
     traces = {str(event.get("event")): str(event["traceback"]) for event in events if event.get("traceback")}
     trace = traces.get("RunEnded") or next(iter(traces.values()), "")
     detail = f"<details><summary>Traceback</summary><pre>{text(trace)}</pre></details>" if trace else ""
-    return f"<section><h2>Last events</h2><pre>{text(lines)}</pre>{detail}</section>"
+    return f"<section><h2>Last events</h2><pre>{text(newest)}</pre>{detail}</section>"
 
 
 def _line(event: Mapping[str, Any], start: float) -> str:

@@ -1,4 +1,4 @@
-"""Sends frames that are encoded beforehand as fast as it is told to, for workflows/bench_ingest.py: `python -m`."""
+"""Sends frames that are encoded beforehand at a given rate, for workflows/bench_ingest.py: `python -m`."""
 
 from __future__ import annotations
 
