@@ -243,8 +243,11 @@ def _status(chosen: argparse.Namespace) -> int:
 def _command(chosen: argparse.Namespace) -> int:
     from steering.campaign import Limits  # noqa: PLC0415
     from steering.records import Field  # noqa: PLC0415
-    from steering.runner.attach import attach  # noqa: PLC0415
+    from steering.runner.attach import attach, stop  # noqa: PLC0415
 
+    if chosen.name == "stop":
+        _say(stop(chosen.folder))
+        return 0
     limits = None
     if chosen.name == "limit":
         edges = [] if chosen.area is None else [float(edge) for edge in chosen.area.split(",")]

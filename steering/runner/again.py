@@ -14,6 +14,7 @@ from steering.runner.event_log import events_after
 from steering.runner.folder import RunFolder
 from steering.runner.lock import refuse_held
 from steering.runner.manifest import newest_whole
+from steering.runner.noted import FILE as STOP, noted_stop
 
 _FILE = "workflow.json"
 
@@ -58,6 +59,8 @@ def recoverable(path: str | Path) -> Begun:
     manifest, remarks = newest_whole(folder)
     last = max((float(e.get("time", 0.0)) for e in events_after(folder, manifest.event)[0]), default=manifest.time)
     workflow, arguments = _workflow(folder, remarks)
+    if (stop := noted_stop(folder)) is not None:
+        remarks.append(f"{folder.name} ends in order as soon as it goes on: {stop.by} has given a stop, in {STOP}")
     return Begun(
         folder=folder,
         workflow=workflow,

@@ -22,6 +22,7 @@ from steering.clusters.credentials import security_of
 from steering.runner import prometheus
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import ended, gone, whereabouts
+from steering.runner.noted import note_stop
 from steering.runner.page_state import PageUpdate
 
 ANSWER_S = 30.0
@@ -115,13 +116,18 @@ class Attached:
 
         by: who gives it, for the log; this user where that is empty. limits: whose area and shortest dwell hold beside
         the workflow's own limits, until others are given; without them those of before are lifted. Returns what will be
-        done. Raises ValueError where it cannot be done now.
+        done; a stop that nobody takes now is noted, see `stop`. Raises ValueError where it cannot be done now.
         """
         asked: dict[str, Any] = {}
         if limits is not None:
             area = None if limits.area is None else astuple(limits.area)
             asked = {"area": area, "shortest_dwell": limits.shortest_dwell}
-        return str(self._runner.command(name, version, by or me(), **asked).result(timeout=ANSWER_S))
+        try:
+            return str(self._runner.command(name, version, by or me(), **asked).result(timeout=ANSWER_S))
+        except UNREACHED:
+            if name != "stop" or self.done:
+                raise
+            return noted(self.folder, by or me())
 
     def give_up(self, reason: str) -> None:
         """End the run at once, whatever it is doing: it gives its workers back."""
@@ -193,6 +199,35 @@ def attach(path: str | Path | RunFolder) -> Attached:
             f"{folder.name}: found no scheduler at {where['address']} that knows the run ({type(error).__name__}), "
             "expected its cluster: it may have ended without a word, or cannot be reached from this machine"
         ) from error
+
+
+def stop(path: str | Path | RunFolder) -> str:
+    """End a run in order. Where its runner cannot be reached now (its job has ended and the next one waits in a queue,
+    it was lost, its workers have not come yet), the stop is noted in the run's folder and taken by the next runner.
+
+    Returns what will be done, in words. Raises as `attach`, RuntimeError for a run that has ended.
+    """
+    folder = path if isinstance(path, RunFolder) else RunFolder(path)
+    try:
+        with attach(folder) as run:
+            return run.command("stop")
+    except PermissionError:
+        raise
+    except UNREACHED:
+        if folder.summary().get("status") != "running":
+            raise
+        return noted(folder, me())
+
+
+def noted(folder: RunFolder, by: str) -> str:
+    """Note a stop; what that means, in words. Raises OSError."""
+    note_stop(folder, by)
+    if gone(folder):
+        return (
+            f"noted: {folder.name} has no process here any more; it ends in order where a job goes on with it, or by "
+            f"`steering recover {folder.path}`"
+        )
+    return f"noted: nobody answers for {folder.name} now; its next runner ends it in order"
 
 
 def me() -> str:

@@ -19,11 +19,6 @@ class Background:
         self._failed: asyncio.Future | None = None
         """Raises what ends the run early."""
 
-    @property
-    def going_on(self) -> bool:
-        """Whether there is any."""
-        return bool(self._jobs)
-
     def begin(self) -> None:
         """From now on failures count. In the event loop of the work."""
         self._failed = asyncio.get_running_loop().create_future()

@@ -27,11 +27,12 @@ from steering.runner.experiment import Experiment
 from steering.runner.exported import export
 from steering.runner.finishing import Finishing
 from steering.runner.folder import RunFolder, this_process
-from steering.runner.handover import HandOver
+from steering.runner.handover import HandedOver, HandOver
 from steering.runner.judging import judge
 from steering.runner.labelling import Labelling
 from steering.runner.lock import RUNNER, held, wait_until_free
 from steering.runner.metrics import Metrics, advance, snapshot, summary
+from steering.runner.noted import note_stop, take_noted
 from steering.runner.optional import Optional
 from steering.runner.page_state import PageState, PageUpdate
 from steering.runner.predictor_proxy import PredictorProxy
@@ -68,8 +69,7 @@ class Runner:
         self._measures = asyncio.Event()
         self._source_ended = self._over = False
         self._writing = asyncio.Lock()
-        self._next: asyncio.Future | None = None
-        """Done with the next event."""
+        self._next: asyncio.Future | None = None  # done with the next event
         self._event_log = EventLog(folder)
         self._handover: HandOver | None = None
         self._begin = Start()
@@ -114,6 +114,7 @@ class Runner:
             await self._background.unless_failed(self.save())
             return await self._background.unless_failed(self._sum_up())
         finally:
+            self._over = True
             self._background.cancel()
 
     async def save(self) -> None:
@@ -142,24 +143,26 @@ class Runner:
         return (await asyncio.to_thread(self.folder.objects)).get(str(self.campaign.scan))
 
     async def command(self, name: str, version: int | None = None, by: str = "", **limits: Any) -> str:
-        """Give the campaign a command, see Command. Returns what will be done; raises ValueError where it cannot."""
-        if not self._background.going_on and not self._over:  # what the campaign asked for now would be done by nobody
+        """Give the campaign a command, see Command. Returns what will be done; raises ValueError, HandedOver."""
+        if self._over and not self.campaign.finished:  # the log is closed: nobody would hear of it
+            raise HandedOver(f"found a run that has ended here, expected one that goes on: {name} it in a moment")
+        if not self._measures.is_set():  # what the campaign asked for now would be done by nobody
             if name == "stop":
-                await self.give_up("stopped by a person before it began")
+                if self.folder.recovering:
+                    await asyncio.to_thread(note_stop, self.folder, by)
+                else:
+                    await self.give_up("stopped by a person before it began")
                 return name
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._measures.wait(), _BEGIN_S)
-            if not self._background.going_on and not self._over:
+            if not self._measures.is_set():
                 raise ValueError(f"found a run that is starting, expected one that measures: {name} it in a moment")
         order = Command(time=time.time(), name=name, version=version, by=by, **limits)
-        objection = self.campaign.objection(order)
-        if objection is not None:
+        if (objection := self.campaign.objection(order)) is not None:
             raise ValueError(objection)
         proposed = self.campaign.gate.proposed
         self.take(order)
-        if name in ("approve", "veto") and proposed is not None:
-            return f"{name}: {describe(proposed)}"
-        return name
+        return f"{name}: {describe(proposed)}" if name in ("approve", "veto") and proposed is not None else name
 
     async def identity(self) -> dict[str, Any]:
         """Name of the run's folder, by which people know it, and the process that this runner lives in."""
@@ -237,7 +240,15 @@ class Runner:
         self._background.start(executor.labelling.refine_as_time_allows())
         self._background.start(export(client, self.folder, self.optional, self.metrics, actors))
         self._background.start(say_devices(actors, self.optional, self._log))
-        self._background.start((checkpoints := self._checkpoints(executor)).as_time_goes())
+        self._background.start(take_noted(self.folder, self.take))
+        checkpoints = Checkpoints(
+            log=self._event_log,
+            executor=executor,
+            optional=self.optional,
+            emit=self.take,
+            source_ended=lambda: self._source_ended,
+        )
+        self._background.start(checkpoints.as_time_goes())
         self._background.start(self._upkeep(client, actors, checkpoints).keep())
         self._measures.set()
 
@@ -268,15 +279,6 @@ class Runner:
         }
         labelling = Labelling(**shared, client=client, emit=self.take)
         return Executor(**shared, source=actors.source, labelling=labelling, take=self.take)
-
-    def _checkpoints(self, executor: Executor) -> Checkpoints:
-        return Checkpoints(
-            log=self._event_log,
-            executor=executor,
-            optional=self.optional,
-            emit=self.take,
-            source_ended=lambda: self._source_ended,
-        )
 
     def _upkeep(self, client: Client, actors: Actors, checkpoints: Checkpoints) -> Upkeep:
         shared: dict[str, Any] = {

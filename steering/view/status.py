@@ -15,6 +15,7 @@ from steering.runner.describe import describe
 from steering.runner.devices import devices_in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
+from steering.runner.noted import noted_stop
 from steering.runner.stream_lines import stream_lines
 from steering.view.display import drift_in_words
 from steering.view.history import History, history
@@ -34,6 +35,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("saved", _saved(folder, summary)),
         ("device", _devices(folder.events()) if summary.get("status") == "running" else ""),
         ("waits", _waits(summary, folder.events())),
+        ("stop", _stop(folder, summary)),
         ("jobs", "; ".join(waits_for(folder)) if summary.get("status") == "running" else ""),
         *(("failed", failed) for failed in _failed(folder.events())),
         ("last", _last(past)),
@@ -175,6 +177,14 @@ def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     left = duration(proposed.until - time.time())
     proposal = f"{describe(proposed)}; approve or veto within {left}, else {proposed.default}"
     return f"{proposal}; {paused}" if paused else proposal
+
+
+def _stop(folder: RunFolder, summary: Mapping[str, Any]) -> str:
+    """A stop that no runner has taken yet."""
+    stop = noted_stop(folder) if summary.get("status") == "running" else None
+    return (
+        "" if stop is None else f"noted by {stop.by}, {duration(time.time() - stop.time)} ago: the next runner takes it"
+    )
 
 
 def waits_for(folder: RunFolder) -> list[str]:

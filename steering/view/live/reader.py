@@ -14,7 +14,7 @@ import numpy as np
 
 from steering.campaign import Limits
 from steering.inference import ImageChange
-from steering.runner.attach import UNREACHED, Attached, attach
+from steering.runner.attach import UNREACHED, Attached, attach, noted
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
 from steering.runner.page_state import PageUpdate
@@ -93,8 +93,15 @@ class Reader:
 
     def command(self, name: str, version: int | None, by: str, limits: Limits | None = None) -> str:
         """Give the run a command. Returns what will be done; raises ValueError where it cannot be done now,
-        RuntimeError where the run has ended or cannot be reached. Waits for the runner's answer."""
-        return self._attached().command(name, version, by=by, limits=limits)
+        RuntimeError where the run has ended or cannot be reached; then a stop is noted, see `attach.stop`. Waits for
+        the runner's answer."""
+        try:
+            run = self._attached()
+        except UNREACHED:
+            if name != "stop" or self._over():
+                raise
+            return noted(self.folder, by)
+        return run.command(name, version, by=by, limits=limits)
 
     def metrics(self) -> bytes:
         """The newest figures of the run in Prometheus' text format. Raises as `Attached.metrics`, and RuntimeError

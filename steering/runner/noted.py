@@ -1,0 +1,46 @@
+"""A stop that no runner was there to take stands in the run's folder until one takes it.
+
+A runner may be out of reach for a while: its job ends and the next one waits in a queue, it is lost and followed by
+another one, or the workers have not come yet. Whoever gives a stop then need not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+
+from steering.campaign import Command
+from steering.runner.folder import RunFolder
+
+FILE = "stop.json"
+_LOOK_S = 1.0
+
+
+def note_stop(folder: RunFolder, by: str) -> None:
+    """Leave a stop for the run's next runner. by: who gives it, user@host. Raises OSError."""
+    folder.write_file(FILE, json.dumps({"by": by, "time": time.time()}).encode())
+
+
+def noted_stop(folder: RunFolder) -> Command | None:
+    """The stop that stands in the folder; None where there is none. What cannot be read is a stop all the same."""
+    try:
+        told = json.loads((folder.path / FILE).read_bytes())
+        return Command(time=float(told["time"]), name="stop", by=str(told["by"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return Command(time=time.time(), name="stop", by=f"{FILE} of the run's folder")
+
+
+async def take_noted(folder: RunFolder, take: Callable[[Command], None]) -> None:
+    """Take a stop whenever one is noted, for ever."""
+    while True:
+        stop = await asyncio.to_thread(noted_stop, folder)
+        if stop is not None:
+            take(stop)
+            with contextlib.suppress(OSError):  # taken twice it changes nothing more
+                (folder.path / FILE).unlink(missing_ok=True)
+        await asyncio.sleep(_LOOK_S)
