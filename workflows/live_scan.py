@@ -27,7 +27,8 @@ from steering import (
     RunFolder,
     SpaceFilling,
     TrainerSettings,
-    local,
+    add_cluster,
+    cluster,
     read_probe,
     run,
 )
@@ -65,7 +66,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         campaign=CampaignSettings(steps=options.steps, label_every=150, rounds_after_end=options.rounds),
         device=options.device,
     )
-    with local(ranks=options.ranks) as client:
+    with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
         run(experiment, client, folder, show=Progress())
 
 
@@ -241,6 +242,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     scan.add_argument("--steps", type=int, default=30, help="optimiser steps of a training round (30)")
     scan.add_argument("--rounds", type=int, default=5, help="of training after the last frame (5)")
     add_device(scan)
+    add_cluster(parser)
     options = parser.parse_args(arguments)
     if options.field is None and not options.dry_run:
         parser.error("expected --field, or --dry-run")
