@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -111,6 +112,54 @@ def test_attaching_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # as another user sees it; root may read everything
     with pytest.raises(PermissionError, match="expected those of the user who started it"):
         attach(folder)
+
+
+ANOTHER_USER = """
+import contextlib, io, json, os, sys
+from steering import cli
+from steering.commands import attach
+from steering.runner import attach, client
+from steering.view import listing, progress, report, status
+
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+told = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        told.append([cli.main(words), out.getvalue()])
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_a_user_without_rights_looks_and_takes_no_part():
+    """Another user's process: status and list are read, attach and commands are refused in words, nothing is left."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    with tempfile.TemporaryDirectory() as there:
+        os.chmod(there, 0o755)
+        folder = run_of(f"{there}/run")
+        scheduler(folder, credentials="credentials", pid=os.getpid(), host=socket.gethostname())
+        credentials.make(folder.path)
+        asked = [[word, str(folder.path)] for word in ("status", "attach", "pause", "stop", "report")]
+        command = [sys.executable, "-c", ANOTHER_USER, json.dumps([["list", there], *asked])]
+        before = sorted(folder.path.rglob("*"))
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (listed, runs), (looked, state), *refused, report = json.loads(done.stdout)
+        assert (listed, looked) == (0, 0)
+        assert "running for" in runs
+        assert "run: running for" in state
+        for code, said in refused:
+            assert code == 1
+            assert (
+                "found no permission to read the run's credentials, expected those of the user who started it" in said
+            )
+            assert f"`steering status {folder.path}` shows the run without them" in said
+        assert report[0] == 1
+        assert "found no permission to write, expected a folder of your own" in report[1]
+        assert sorted(folder.path.rglob("*")) == before
 
 
 def test_credentials_are_for_their_owner_alone(here):
