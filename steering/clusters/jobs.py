@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -192,11 +193,13 @@ class Jobs:
         return [replace(place, job=str(self._cluster.workers[place.name].job_id)) for place in places]
 
     def _failed(self, place: Place) -> str:
-        logs = sorted((self._folder / "jobs").glob(f"*{place.job}*.err"))
-        words = last_words(logs[-1].read_text(errors="replace")) if logs else ""
+        where, own = self._folder / "jobs", re.compile(rf"(?<!\d){re.escape(place.job)}(?!\d).*\.err$")
+        logs = [path for path in sorted(where.glob("*.err")) if own.search(path.name)]
+        words = last_words(logs[-1].read_text(errors="replace")) if logs else "no log of it there"
+        advice = "" if logs else ": choose a folder for the run on a file system that all nodes share"
         return (
             f"found {place.failures + 1} jobs of {place.kind} in a row that ended before their worker came, the last "
-            f"one job {place.job}{f' ({words})' if words else ''}, expected a worker: see {self._folder / 'jobs'}"
+            f"one job {place.job}{f' ({words})' if words else ''}, expected a worker: see {where}{advice}"
         )
 
     def _write(self) -> None:
