@@ -7,7 +7,7 @@ import pytest
 
 from steering.sources.bad_pixels import FIRST_FRAMES, BadPixels
 from steering.sources.orientation import ORIENTATIONS
-from steering.sources.streams import Frame
+from steering.sources.streams import Frame, Packed
 from steering.sources.window import Window
 
 RNG = np.random.default_rng(0)
@@ -64,6 +64,31 @@ def test_the_detectors_own_mask_holds_in_every_orientation(orientation):
     assert known.sum() == 17
     assert ((out == TOP) == known).all()
     assert (out == TOP - 1).sum() == 1
+
+
+def test_a_later_frame_is_not_decompressed_before_it_is_looked_at():
+    pixels, made = BadPixels(Window(size=16, dtype="uint16")), []
+
+    def packed(frame):
+        def make():
+            made.append(frame.number)
+            return frame.counts
+
+        return frame._replace(counts=Packed(frame.counts.shape, frame.counts.dtype, make))
+
+    given = frames(FIRST_FRAMES + 4, flagged=[(FIRST_FRAMES + 1, 8, 8, 65534)])
+    out = [pair for frame in given for pair in pixels.take(packed(frame), None, 0.0)]
+    assert made == list(range(FIRST_FRAMES))
+    first, second = np.asarray(out[-3][1]), np.asarray(out[-3][1])
+    assert made == [*range(FIRST_FRAMES), FIRST_FRAMES + 1]
+    assert first is second
+    assert first[8, 8] == TOP - 1
+    smaller = Frame(99, np.zeros((12, 16), np.uint16), 0.0)
+    pixels = BadPixels(Window(size=16, roi=(0, 16, 0, 16)))
+    for frame in given:
+        pixels.take(frame, None, 0.0)
+    with pytest.raises(ValueError, match="expected them to hold the region"):
+        pixels.take(smaller, None, 0.0)
 
 
 def test_few_frames_are_not_held_back_for_long():

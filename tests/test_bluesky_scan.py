@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import pickle
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -16,7 +20,7 @@ import pytest
 from steering.records import Decision
 from steering.sources.addresses import frames_at, streams_at
 from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
-from tests.serving import gathered
+from tests.serving import ROOT, gathered
 from tests.test_receiver import WINDOW, Consumer, adds_up, source
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bluesky")]
@@ -160,6 +164,22 @@ def test_a_steered_scan_that_is_ended_puts_the_motors_back(tmp_path, campaign, w
     assert beamline.engine.state == "idle"
     assert beamline.where() == REST
     assert beamline.named("stop")[0]["exit_status"] == {"abort": "abort", "stop": "success"}[way]
+
+
+def test_a_served_beamline_that_is_told_to_end_does_so_in_order(tmp_path):
+    command = [sys.executable, "-m", "steering.cli", "run", "--out", str(tmp_path / "run")]
+    command += [str(ROOT / "workflows" / "serve_simulated.py"), "--protocol", "bluesky", "--samples", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes) as server:
+        for line in server.stdout:
+            if "served" in line:
+                break
+        server.terminate()
+        rest, _ = server.communicate(timeout=60)
+    assert server.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in rest
+    assert "Traceback" not in rest
+    assert "RunEngine" not in rest
 
 
 def test_a_campaign_that_is_silent_ends_the_plan(tmp_path):

@@ -33,7 +33,10 @@ def publisher(protocol: str, folder: Path):
         return SwmrPublisher(folder, shape=(WINDOW, WINDOW))
     from served.pva import PvaPublisher
 
-    return PvaPublisher(compression="bslz4" if protocol == "pva bslz4" else None)
+    served = PvaPublisher(compression="bslz4" if protocol == "pva bslz4" else None)
+    if protocol in ("pva readbacks", "pva table"):  # positions in place of the frames' attributes
+        served.addresses["positions"] = served.addresses[protocol.partition(" ")[2]]
+    return served
 
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["dectris", "pva", "pva bslz4", "swmr"])
@@ -70,7 +73,7 @@ class Beamline:
                 self.frames = -1
 
 
-@PROTOCOLS
+@pytest.mark.parametrize("protocol", ["dectris", "pva", "pva bslz4", "pva readbacks", "pva table", "swmr"])
 def test_what_is_decided_is_measured_and_every_frame_comes_whole(protocol, tmp_path):
     served = publisher(protocol, tmp_path)
     consumer = Consumer(live(served))

@@ -16,6 +16,7 @@ import pytest
 from steering.records import Decision, Geometry
 from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Streams, Window
 from steering.sources.addresses import streams_at
+from steering.sources.beam import BeamSettings
 from steering.sources.streams import Began, Ended, Frame, Samples
 from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent, Told
 from tests.serving import gathered
@@ -23,7 +24,7 @@ from tests.serving import gathered
 pytestmark = pytest.mark.slow
 sys.path.append(str(Path(__file__).parents[1] / "workflows"))
 zmq = pytest.importorskip("zmq")
-pytest.importorskip("cbor2")
+cbor2 = pytest.importorskip("cbor2")
 from served.dectris import DectrisPublisher  # noqa: E402
 
 COUNTS = np.random.default_rng(0).poisson(3, (8, WINDOW, WINDOW)).astype(np.uint16)
@@ -115,6 +116,34 @@ def test_a_server_that_is_restarted_in_the_middle_of_a_scan():
     adds_up(consumer.live)
 
 
+@pytest.mark.parametrize("armed_again", [False, True])
+def test_a_run_that_was_lost_goes_on_in_the_scan_that_it_was_in(armed_again):
+    """stream2 names a series once only, when it is armed; a series that is armed anew is another scan."""
+    publisher = DectrisPublisher()
+    lost = Consumer(of(publisher))
+    publisher.begin("pores")
+    send(publisher, 0, 10)
+    lost.until(10)
+    lost.live.close()
+    lost.over()
+    again = of(publisher)
+    again.after(["gravel", "pores"])
+    consumer = Consumer(again)
+    if armed_again:
+        publisher.begin("pores")
+    send(publisher, 10 - 10 * armed_again, 40)
+    publisher.end(40, last=True)
+    consumer.over()
+    publisher.close()
+    assert consumer.error is None
+    ids = gathered(consumer.chunks, "frame")
+    first = 2 * 10**9 if armed_again else 10**9 + 10
+    assert sorted(ids.tolist()) == list(range(first, first + len(ids)))
+    assert len(ids) == 40 if armed_again else 30
+    assert {chunk.attrs["scan"] for chunk in consumer.chunks} == {"pores"}
+    adds_up(consumer.live)
+
+
 @pytest.mark.parametrize("late", [True, False])
 def test_positions_that_stop_for_a_while(late):
     """Where they come late all the same the frames wait for them; where they never come the frames are set aside."""
@@ -152,6 +181,34 @@ def test_a_wrong_number_of_samples_is_no_position():
     publisher.close()
     assert "positions: found 200 samples for 20 frames, 10 for each, expected 1" in str(consumer.error)
     assert "give samples=10" in str(consumer.error)
+
+
+@pytest.mark.parametrize("least_counts", [0.0, 1.0])
+def test_frames_that_cannot_be_decompressed_are_dropped_with_their_reason(least_counts):
+    """Frames are decompressed when they are taken, or where their counts judge the beam: the figures add up."""
+    publisher = DectrisPublisher()
+    consumer = Consumer(of(publisher, beam=BeamSettings(least_counts=least_counts)))
+    publisher.begin("gravel")
+    send(publisher, 0, 30)
+    shape, values = publisher.encoded(COUNTS[0]).value
+    algorithm, size, payload = values.value.value
+    damaged = cbor2.CBORTag(values.value.tag, [algorithm, size, payload[:20] + bytes(len(payload) - 20)])
+    torn = cbor2.CBORTag(40, [shape, cbor2.CBORTag(values.tag, damaged)])
+    for number in range(30, 35):
+        publisher.position(number, WHERE[number])
+        publisher.send(number, torn)
+    send(publisher, 35, 60)
+    publisher.end(60, last=True)
+    consumer.over()
+    publisher.close()
+    assert consumer.error is None
+    ids = gathered(consumer.chunks, "frame")
+    assert sorted(ids.tolist()) == [*range(30), *range(35, 60)]
+    np.testing.assert_array_equal(gathered(consumer.chunks, "counts"), COUNTS[ids % len(COUNTS)])
+    frames = consumer.live.streams["frames"]
+    assert [why.partition(":")[0] for why in frames["dropped"]] == ["damaged"]
+    assert sum(frames["dropped"].values()) == 5 == consumer.live.frames_dropped
+    adds_up(consumer.live)
 
 
 def test_the_last_word_of_positions_is_waited_for_once_all_frames_are_joined():

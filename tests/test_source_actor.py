@@ -12,6 +12,7 @@ from steering.policies import SpaceFilling
 from steering.ptychography import zone_plate
 from steering.runner.actors import call, place
 from steering.runner.source_actor import SourceActor
+from steering.runner.source_events import SourceResume
 from steering.sources import SimulatedBeamline, Stage
 from tests.test_inference import publish
 
@@ -104,3 +105,31 @@ def test_a_source_whose_runner_is_lost_ends():
                 await asyncio.sleep(0.05)
 
     asyncio.run(main())
+
+
+def test_a_source_of_a_recovered_run_learns_which_scans_had_begun():
+    """One that cannot say its position: by the checkpoint and by what was logged since; a visit by its own name."""
+
+    class Live:
+        frames_dropped, heard = 0, None
+
+        def after(self, scans):
+            self.heard = list(scans)
+
+        def chunks(self):
+            yield from ()
+
+        def close(self):
+            pass
+
+    async def heard(resume) -> list[str]:
+        actor = SourceActor(Live())
+        await actor.start(None, 0, resume)
+        while not any(isinstance(event, SourceEnded) for event in await actor.events()):
+            pass
+        return actor.source.heard
+
+    visits = {"a": "a", "b": "b", "a-visit-2": "a"}
+    resume = SourceResume(position={"source": None, "visits": visits}, handed={7: "a-visit-2", 10**9: "c"})
+    assert asyncio.run(heard(resume)) == ["a", "b", "a", "c"]
+    assert asyncio.run(heard(SourceResume(position=None))) == []

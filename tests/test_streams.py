@@ -85,7 +85,7 @@ def test_real_messages_of_a_detector_are_read(data):
     [frame] = decoder((folder / "image.cbor").read_bytes())
     assert frame.number == 0
     assert frame.counts.shape == (4362, 4148)
-    assert 0.02 < (frame.counts >= 65534).mean() < 0.2  # gaps between the modules
+    assert 0.02 < (np.asarray(frame.counts) >= 65534).mean() < 0.2  # gaps between the modules
     assert decoder((folder / "end.cbor").read_bytes()) == [Ended()]
 
 
@@ -253,13 +253,12 @@ def test_whatever_comes_is_read_or_is_a_value_error(kind):
             else:
                 decoder.series = None if kind == "start" else "a"
                 records = decoder(mutated(whole[kind], rng))
+            images = [np.asarray(record.counts) for record in records if isinstance(record, Frame)]
         except ValueError:
             refused += 1
         else:
             read += 1
-            for record in records:
-                assert not isinstance(record, Frame) or record.counts.ndim == 2
-                assert not isinstance(record, Frame) or record.counts.nbytes < 2**31
+            assert all(image.ndim == 2 and image.nbytes < 2**31 for image in images)
     assert read + refused == 500
     assert refused > 50
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from steering.cli import main
+from steering.sources.addresses import frames_at
 from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
 from steering.sources.tape import Played, read, record
 from tests.test_streams import mutated
@@ -78,6 +79,37 @@ def test_what_is_recorded_is_played_again(tmp_path):
         assert all(same(one, other) for one, other in zip(given, played, strict=False))
     with pytest.raises(FileExistsError):
         recorded(tmp_path / "a.tape")
+
+
+def test_a_recording_is_played_step_by_step(tmp_path):
+    """A line more, and one more frame comes, with all that came before it; positions keep step with the frames."""
+    recorded(tmp_path / "a.tape")
+    with (tmp_path / "a.tape").open("rb") as file:
+        order = [(stream, type(one).__name__) for _, stream, one in read(file)]
+    step, stopped, played = tmp_path / "steps", threading.Event(), {"frames": [], "positions": []}
+    streams = {
+        name: Played(file=str(tmp_path / "a.tape"), stream=name, step=str(step)).records(stopped) for name in played
+    }
+
+    def come() -> None:
+        for name, stream in streams.items():
+            while (one := next(stream)) is not None:
+                played[name].append(type(one).__name__)
+
+    places = [k for k, one in enumerate(order) if one == ("frames", "Frame")]
+    for wanted, written in ((0, ""), (1, "\n"), (1, "0\n"), (2, "1\n"), (2, "")):
+        with step.open("a") as file:
+            file.write(written)
+        come()
+        there = (
+            order[: places[wanted]] if wanted < len(places) else [*order, ("frames", "Ended"), ("positions", "Ended")]
+        )
+        assert played == {name: [kind for stream, kind in there if stream == name] for name in played}, wanted
+    step.write_text("two\n")
+    with pytest.raises(ValueError, match="found the line 'two', expected how many more frames"):
+        next(Played(file=str(tmp_path / "a.tape"), stream="frames", step=str(step)).records(stopped))
+    with pytest.raises(ValueError, match="found speed and step"):
+        frames_at(f"play:{tmp_path / 'a.tape'}?speed=2&step={step}")
 
 
 def test_the_command_line_records_what_an_address_gives(tmp_path, capsys):

@@ -3,13 +3,16 @@
     steering run workflows/bench_ingest.py [--seconds 60] [--protocols dectris pva swmr] [--rate 1000] [--rate-256 500]
 
 A server process sends frames of 128 x 128 and of 256 x 256 pixels at a steady rate, with their positions; the receiving
-process decodes and joins all of them; this process predicts what it can, the rest is thinned and counted apart. `lost`
-are numbers that never came. Then a server sends faster than the client takes, and drops: the counts must agree exactly.
+process joins all of them; this process predicts what it can by the network's fastest backend on one thread, the rest is
+thinned and counted apart. `lost` are numbers that never came. Then a server sends faster than the client takes, and
+drops: the counts must agree exactly.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -23,6 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import xarray as xr
 
 from pictures.ingest import ingest_picture
 from steering import Geometry, ProbeFirst, RunFolder, make_chunk, zone_plate
@@ -85,25 +89,47 @@ def serving(folder: Path, protocol: str, *arguments: str) -> Iterator[Server]:
             file.unlink()
 
 
-def measured(folder: Path, protocol: str, side: int, rate: float, options: argparse.Namespace) -> dict[str, Any]:
-    """One protocol at one rate, with prediction beside."""
+def ahead(chunks: Iterator[xr.Dataset]) -> Iterator[xr.Dataset]:
+    """The chunks, the next of which is taken out of the receiving process while one is predicted, as in a run, where
+    source and predictor are processes of their own."""
+    taken: queue.Queue[xr.Dataset | Exception | None] = queue.Queue(1)
+
+    def take() -> None:
+        try:
+            for chunk in chunks:
+                taken.put(chunk)
+            taken.put(None)
+        except Exception as error:  # the boundary of this thread: raised below
+            taken.put(error)
+
+    threading.Thread(target=take, daemon=True).start()
+    while (chunk := taken.get()) is not None:
+        if isinstance(chunk, Exception):
+            raise chunk
+        yield chunk
+
+
+def measured(
+    folder: Path, protocol: str, engine: Engine, side: int, rate: float, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One protocol at one rate, with prediction by an engine for frames of this side beside."""
     arguments = ("--side", str(side), "--rate", str(rate), "--seconds", str(options.seconds))
     with serving(folder / "served", protocol, *arguments) as server:
         source = made(server.addresses, side, capacity=max(64, round(rate)))
-        predict = predictor(side, options.device)
         latencies: list[tuple[float, int]] = []
         first, newest, last, predicted = 0.0, 0.0, 0.0, 0
         threading.Thread(target=go_when_connected, args=(server, source, options.settle_s), daemon=True).start()
-        begun = parts_cpu(server, source)
-        for chunk in source.chunks():
+        begun = cpu = {"server": 0.0, "predict": 0.0, "receive": 0.0}
+        for chunk in ahead(source.chunks()):
             if not first:
-                first, begun = chunk.attrs["acquired"], parts_cpu(server, source)
+                first, begun = chunk.attrs["acquired"], begun | parts_cpu(server, source)
+                cpu = dict(begun)
             newest = chunk.attrs["acquired"]
-            predict(chunk["counts"].values)
+            engine.predict(chunk["counts"].values)
             last = time.time()
             predicted += chunk.sizes["frame"]
             latencies.append((1e3 * (last - chunk.attrs["acquired"]), chunk.sizes["frame"]))
-            cpu = parts_cpu(server, source)
+            cpu |= parts_cpu(server, source)
         sent = server.sent()
     streams = source.streams
     frames, took, received_s = streams["frames"], max(last - first, 1e-9), max(newest - first, 1e-9)
@@ -116,6 +142,7 @@ def measured(folder: Path, protocol: str, side: int, rate: float, options: argpa
         "not_joined": frames["received"] - frames["joined"] - thinned(frames),
         "thinned": thinned(frames),
         "predicted_per_s": predicted / took,
+        "backend": engine.backend.name,
         "latency_ms": {f"p{q}": float(np.percentile(waits, q)) for q in (50, 99)},
         "cpu_share": {part: (cpu[part] - begun[part]) / took for part in cpu},
         "adds_up": adds_up(streams),
@@ -169,32 +196,25 @@ def made(addresses: dict[str, str], side: int, *, capacity: int, when_slow: str 
     )
 
 
-def predictor(side: int, device: str):  # noqa: ANN201 - a function of counts
-    """A network at its fastest backend that needs no compiler, on one thread."""
+def predictor(side: int, options: argparse.Namespace) -> Engine:
+    """The network at its fastest backend, on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = ProbeFirst(window=side, patch=side // 8 * 5, width=24)
     network.optics.set(zone_plate(side, 50.0, aperture=0.52, counts=1e5), np.zeros((side, side), bool))
-    engine = Engine(network.eval(), frames=CHUNK, compiled=False, measure_s=0.05, device=device)
-
-    def predict(counts: np.ndarray) -> None:
-        engine.predict(counts)
-
+    engine = Engine(network.eval(), frames=CHUNK, compiled=options.compiled, measure_s=0.5, device=options.device)
     warm = np.ones((CHUNK, side, side), np.uint16)
     where = np.zeros((CHUNK, 2))
-    predict(make_chunk(warm, np.arange(CHUNK), where, Geometry(shape=(side, side)))["counts"].values)
-    return predict
+    engine.predict(make_chunk(warm, np.arange(CHUNK), where, Geometry(shape=(side, side)))["counts"].values)
+    return engine
 
 
 def parts_cpu(server: Server, source: LiveSource) -> dict[str, float]:
     """CPU seconds so far of each process that takes part."""
-    own = psutil.Process().cpu_times()
-    found = {"server": server.cpu.cpu_times(), "predict": own}
-    if source.receiver_pid is not None:
+    found = {"server": server.cpu.cpu_times(), "predict": psutil.Process().cpu_times()}
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has handed out its last frames and left
         found["receive"] = psutil.Process(source.receiver_pid).cpu_times()
-    return {part: times.user + times.system for part, times in found.items()} | (
-        {} if "receive" in found else {"receive": 0.0}
-    )
+    return {part: times.user + times.system for part, times in found.items()}
 
 
 def thinned(frames: dict[str, Any]) -> int:
@@ -217,10 +237,11 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     """Measure, and write the figures as they come."""
     options = _options(arguments)
     figures: dict[str, Any] = {"seconds": options.seconds}
+    engines = {side: predictor(side, options) for side in (128, 256)}
     for protocol in options.protocols:
-        figures[protocol] = measured(folder.path, protocol, 128, options.rate, options)
+        figures[protocol] = measured(folder.path, protocol, engines[128], 128, options.rate, options)
         noted(folder, figures, protocol, "128", figures[protocol])
-        figures[protocol]["256"] = measured(folder.path, protocol, 256, options.rate_256, options)
+        figures[protocol]["256"] = measured(folder.path, protocol, engines[256], 256, options.rate_256, options)
         noted(folder, figures, protocol, "256", figures[protocol]["256"])
         if protocol == "dectris":  # the one whose server knows what was not taken
             figures[protocol]["overload"] = overloaded(folder.path, protocol, options)
@@ -236,5 +257,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rate-256", type=float, default=500.0, help="frames of 256 x 256 a second (500)")
     parser.add_argument("--overload-frames", type=int, default=20_000, help="sent as fast as possible (20000)")
     parser.add_argument("--settle-s", type=float, default=2.0, help="seconds for the streams to connect (2)")
+    parser.add_argument(
+        "--no-compiled", dest="compiled", action="store_false", help="leave out compiled backends and ONNX Runtime"
+    )
     add_device(parser)
     return parser.parse_args(arguments)

@@ -9,6 +9,7 @@ Without --probe one is begun from the first frames, which are measured on a rast
 """
 
 import argparse
+import json
 import zipfile
 from copy import copy
 from pathlib import Path
@@ -34,15 +35,16 @@ from steering import (
 )
 from steering.ptychography.device import add_device
 from steering.sources import ORIENTATIONS, JoinSettings, LiveSource, LiveSourceSettings, Window
-from steering.sources.addresses import __doc__ as GRAMMAR, streams_at
+from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, parse, says_optics, streams_at
 from steering.sources.beam import BeamSettings
 from steering.sources.correction import add_correction, given_correction
-from steering.sources.first_frames import begun
+from steering.sources.first_frames import announced, begun
 from steering.sources.listening import listen
 from steering.sources.streams import WHEN_SLOW, Began
 
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster}
 EV_METRES = 1.23984198e-6  # wavelength times photon energy
+OPTICS = ("energy", "distance", "pixel")
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
@@ -51,10 +53,10 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     if options.dry_run:
         dry_run(options)
         return
+    before = take_announced(options, folder.path / "announced.json")
     probe = None if options.probe is None else given_probe(options.probe, options.window)
-    before = None
     if probe is None or options.orientation == "auto":
-        probe, options.orientation, before = begun_with(options, probe, folder.path / "begun.npz")
+        probe, options.orientation, before = begun_with(options, probe, before, folder.path / "begun.npz")
     source = made(options, probe, before)
     patch = options.window // 8 * 5
     experiment = Experiment(
@@ -86,15 +88,42 @@ def dry_run(options: argparse.Namespace) -> None:
     options.motion, options.field = None, options.field or [-1.0, 1.0, -1.0, 1.0]
     options.end_after = options.listen + LiveSourceSettings.give_up_s
     try:
-        begun_with(options, None if options.probe is None else given_probe(options.probe, options.window))
+        begun_with(options, None if options.probe is None else given_probe(options.probe, options.window), None)
     except (ValueError, RuntimeError) as error:
         print(f"orientation: not known: {error}", flush=True)
 
 
+def take_announced(options: argparse.Namespace, kept: Path) -> Began | None:
+    """Take energy, distance and pixel that are not given from what the detector says when it is armed, where its stream
+    says such things and positions are in metres. Returns what it said; None where it was not asked. kept: a file for
+    the numbers, for a run that is recovered: they are said once."""
+    missing = [name for name in OPTICS if getattr(options, name) is None]
+    if not missing or parse(options.positions).options.get("unit") == "px" or not says_optics(options.source):
+        return None
+    if kept.is_file():
+        said = Began(None, None, json.loads(kept.read_text()))
+    else:
+        print(f"waiting for the detector to be armed, which says {' and '.join(missing)}", flush=True)
+        said = announced(frames_at(options.source), options.end_after or None)
+    header = {name: value for name, value in said.header.items() if isinstance(value, float)}
+    header |= {"energy": EV_METRES / header["wavelength"]} if "wavelength" in header else {}
+    header |= {"pixel": header["pixel_x"]} if "pixel_x" in header else {}
+    for name in missing:
+        setattr(options, name, header.get(name))
+        print(f"the detector says: {name} {header.get(name, 'nothing')}", flush=True)
+    kept.write_text(json.dumps(header))
+    return None if said.name is None else said._replace(first=None)
+
+
 def geometry(options: argparse.Namespace) -> Geometry:
     """The far-field geometry of the window; in object pixels where nothing is given."""
-    given = (options.energy, options.distance, options.pixel)
+    given, unit = tuple(getattr(options, name) for name in OPTICS), parse(options.positions).options.get("unit")
     if all(value is None for value in given):
+        if unit not in (None, "px"):
+            raise ValueError(
+                f"found positions in {unit} and no --energy, --distance and --pixel, expected these, by which object "
+                "pixels are known, or positions in object pixels (unit=px)"
+            )
         return Geometry(shape=(options.window, options.window))
     if any(value is None for value in given):
         raise ValueError(
@@ -149,17 +178,19 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64], before: Bega
 
 
 def begun_with(
-    options: argparse.Namespace, probe: NDArray[np.complex64] | None, kept: Path | None = None
+    options: argparse.Namespace, probe: NDArray[np.complex64] | None, before: Began | None, kept: Path | None = None
 ) -> tuple[NDArray[np.complex64], str, Began]:
     """The probe (mode, window, window), begun from the first frames where none is given, the frames' orientation, found
-    by them where that is asked for, and how their scan began. kept: a file for all, for a run that is recovered."""
+    by them where that is asked for, and how their scan began. before: as far as that is known by now. kept: a file for
+    all, for a run that is recovered."""
     if kept is not None and kept.is_file():
-        with np.load(kept, allow_pickle=False) as before:
-            header = {"bad": before["bad"]} if "bad" in before else {}
-            return before["probe"], str(before["orientation"]), Began(str(before["scan"]) or None, None, header)
+        with np.load(kept, allow_pickle=False) as found:
+            header = {"bad": found["bad"]} if "bad" in found else {}
+            return found["probe"], str(found["orientation"]), Began(str(found["scan"]) or None, None, header)
     first = copy(options)
     first.orientation = "none" if options.orientation == "auto" else options.orientation
-    source = made(first, np.ones((1, options.window, options.window), np.complex64) if probe is None else probe)
+    unknown = np.ones((1, options.window, options.window), np.complex64)
+    source = made(first, unknown if probe is None else probe, before)
     recording, turn = begun(
         source,
         probe=probe,
@@ -250,9 +281,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 def _add_optics(optics: argparse._ArgumentGroup) -> None:
-    optics.add_argument("--energy", type=float, help="eV")
-    optics.add_argument("--distance", type=float, help="sample to detector, m")
-    optics.add_argument("--pixel", type=float, help="of the detector, m")
+    said = "as the detector says, by stream2"
+    optics.add_argument("--energy", type=float, help=f"eV ({said})")
+    optics.add_argument("--distance", type=float, help=f"sample to detector, m ({said})")
+    optics.add_argument("--pixel", type=float, help=f"of the detector, m ({said})")
     optics.add_argument(
         "--probe", type=Path, help=".npy, .npz, .mat or HDF5, complex, in counts (begun from the first frames)"
     )

@@ -87,7 +87,12 @@ def make_publisher(options: argparse.Namespace, folder: RunFolder, beamline: Sim
     if options.protocol == "dectris":
         from served.dectris import DectrisPublisher  # noqa: PLC0415
 
-        return DectrisPublisher(port=options.port, compression=options.compression, samples=options.position_samples)
+        return DectrisPublisher(
+            port=options.port,
+            compression=options.compression,
+            samples=options.position_samples,
+            geometry=beamline.geometry,
+        )
     if options.protocol == "swmr":
         from served.swmr import SwmrPublisher  # noqa: PLC0415
 

@@ -20,6 +20,7 @@ def add_commands(commands: Any) -> None:
     )
     record.add_argument("source", metavar="SOURCE", help="address of the frames, as dectris://HOST or pva://PV")
     record.add_argument("--positions", help="address of the positions")
+    record.add_argument("--monitor", help="address of the incident intensity, beside positions")
     record.add_argument("--out", metavar="FILE", required=True, help="file to be written, which must not exist")
     record.add_argument("--seconds", type=float, help="end after so many seconds (at Ctrl-C)")
     record.set_defaults(command=_record)
@@ -57,7 +58,7 @@ def add_commands(commands: Any) -> None:
 def _record(chosen: argparse.Namespace) -> int:
     from steering.sources.tape import record  # noqa: PLC0415
 
-    following = _followed(chosen.source, chosen.positions)
+    following = _followed(chosen.source, chosen.positions, chosen.monitor)
     stopped = threading.Event()
     if chosen.seconds is not None:
         timer = threading.Timer(chosen.seconds, stopped.set)
@@ -72,11 +73,15 @@ def _record(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _followed(source: str, positions: str | None) -> dict[str, Any]:
-    """The streams at an address of frames, and of positions where there is one."""
+def _followed(source: str, positions: str | None, monitor: str | None = None) -> dict[str, Any]:
+    """The streams at an address of frames, and of positions and monitor where there are any."""
     from steering.sources.addresses import frames_at, streams_at  # noqa: PLC0415
 
-    return {"frames": frames_at(source)} if positions is None else streams_at(source, positions).named()
+    if positions is None:
+        if monitor is not None:
+            raise ValueError("found --monitor without --positions, expected both")
+        return {"frames": frames_at(source)}
+    return streams_at(source, positions, monitor=monitor).named()
 
 
 def _export(chosen: argparse.Namespace) -> int:

@@ -25,8 +25,8 @@ class Source(Protocol):
     before chunks() and while it waits, and return at once; `frames_dropped` may be read from any thread. The attributes
     do not change once the source is made.
 
-    All but `position`, `resume` and `again` must be there; a class that inherits from this one has the defaults of
-    `scans` and `frames`.
+    All but `position`, `resume`, `again` and `after` must be there; a class that inherits from this one has the
+    defaults of `scans` and `frames`.
     """
 
     geometry: Geometry
@@ -77,7 +77,7 @@ class Source(Protocol):
     def truth(self, scan: str) -> tuple[NDArray[np.complex64], Canvas] | None:
         """The object (Y, X) of a scan and where it lies; None where it is not known. Used to report errors only."""
 
-    # What follows is optional. With all three of them a run that was lost with all its processes goes on where it was.
+    # What follows is optional. With the first three a run that was lost with all its processes goes on where it was.
 
     def position(self) -> Mapping[str, Any]:
         """Where the source is in its stream, in JSON's types: what it has handed out, and what is queued. The newest
@@ -94,3 +94,7 @@ class Source(Protocol):
     def again(self, ids: Sequence[int]) -> Iterator[xr.Dataset]:
         """Frames that were handed out before, once more, as chunks; those that it does not have are left out. Called
         in any thread, also before chunks()."""
+
+    def after(self, scans: Sequence[str]) -> None:
+        """On a new source that has no `position`, before anything else is called: the scans that had begun when the run
+        was lost, as this source called them, in their order. The newest may be going on."""

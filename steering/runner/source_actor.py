@@ -148,6 +148,9 @@ class SourceActor:
         self._visits = Visits(position.get("visits"))
         if position.get("source") is not None:
             self.source.resume(position["source"], resume.handed.keys())
+        elif hasattr(self.source, "after"):
+            since = (name for name in dict.fromkeys(resume.handed.values()) if name not in self._visits.scans)
+            self.source.after([*self._visits.scans.values(), *since])
         self._applied = int(position.get("steered", 0))
         self._apply_all(resume.decisions)
         self._alone.arrived(len(resume.handed))

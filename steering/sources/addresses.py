@@ -5,14 +5,17 @@
                swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS
                bluesky://HOST:PORT             ?data=KEY &name=KEY of the start document (sample); documents by ZMQ
                bluesky:FILE                    as above; documents of a file, a JSON array [name, document] in each line
-               play:FILE                       ?speed=1, what `steering record` has written; 0: without waiting
+               play:FILE                       ?speed=1, what `steering record` has written; 0: without waiting; or
+                                               ?step=FILE: a frame for each line that is appended to it (echo >> FILE)
     positions  zmq://HOST:PORT                 ?y=NAME &x=NAME &socket=pull|sub
                pva://PV                        ?y=ATTRIBUTE &x=ATTRIBUTE where PV is that of the frames
                pva://TABLE                     ?y=COLUMN &x=COLUMN &number=COLUMN
+               pva://PV_Y,PV_X                 scalar PVs, as motors' readbacks: what holds at the time of the frame,
+                                               which must come by pva as well
                swmr:FILE                       ?y=/PATH &x=/PATH, and as above
                bluesky:...                     ?y=KEY &x=KEY, readings in events or datasets in files
-               play:FILE                       ?speed=1
-    monitor    as positions, without play      ?value=NAME in place of y and x: the incident intensity
+               play:FILE                       ?speed=1 or ?step=FILE
+    monitor    as positions                    ?value=NAME in place of y and x: the incident intensity; or pva://PV
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
 
@@ -32,6 +35,7 @@ from steering.sources.live import Streams
 from steering.sources.motion import Motion, ZmqMotion
 from steering.sources.panda import PandaPositions
 from steering.sources.pva import NoRecords, PvaFrames, PvaMotion, PvaTable
+from steering.sources.pva_readings import PvaReadings
 from steering.sources.streams import FRAMES, POSITIONS, Companion, Stream
 from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
 from steering.sources.tape import Played
@@ -85,6 +89,11 @@ def is_live(text: str) -> bool:
     return text.partition(":")[0] in _FRAMES_AT
 
 
+def says_optics(text: str) -> bool:
+    """Whether frames at an address may say wavelength, distance and pixel when a scan begins."""
+    return parse(text).scheme in ("dectris", "play")
+
+
 def parse(text: str) -> Address:
     """The parts of an address. Raises ValueError for what is none."""
     before, _, options = text.partition("?")
@@ -123,7 +132,7 @@ def frames_at(text: str) -> Stream:
         name = address.options.get("name", "sample")
         return BlueskyFrames(documents=Documents(place=address.place), data=address.options.get("data", ""), name=name)
     if address.scheme == "play":
-        address.only("speed")
+        address.only("speed", "step")
         return _played(address, FRAMES)
     raise _unknown(address, ", ".join(_FRAMES_AT))
 
@@ -132,7 +141,7 @@ def positions_at(text: str) -> tuple[Companion, Stream]:
     """The positions at an address, and how they belong to frames."""
     address = parse(text)
     if address.scheme == "play":
-        address.only("speed", "samples", "gap")
+        address.only("speed", "step", "samples", "gap")
         what = _companion(address, POSITIONS, 2)
         return what, _played(address, what.name)
     return _beside(address, POSITIONS, ("y", "x"), address.scale(), ("unit", "flip", "samples", "gap"))
@@ -140,7 +149,12 @@ def positions_at(text: str) -> tuple[Companion, Stream]:
 
 def monitor_at(text: str) -> tuple[Companion, Stream]:
     """The incident intensity at an address, and how it belongs to frames."""
-    return _beside(parse(text), "monitor", ("value",), (1.0,), ("samples", "gap"))
+    address = parse(text)
+    if address.scheme == "play":
+        address.only("speed", "step", "samples", "gap")
+        what = _companion(address, "monitor", 1)
+        return what, _played(address, what.name)
+    return _beside(address, "monitor", ("value",), (1.0,), ("samples", "gap"))
 
 
 def _beside(
@@ -155,10 +169,19 @@ def _beside(
         "bluesky": (),
     }
     if address.scheme not in kinds:
-        raise _unknown(address, f"{', '.join(kinds)}{', play' if name == POSITIONS else ''}")
+        raise _unknown(address, f"{', '.join(kinds)}, play")
     address.only(*axes, *kinds[address.scheme], *options)
-    columns, more = tuple(address.needed(axis) for axis in axes), address.options.get
+    more = address.options.get
     stream: Stream
+    if address.scheme == "pva" and not {*axes, "number"} & address.options.keys():
+        pvs = tuple(address.place.split(","))
+        if len(pvs) != len(axes):
+            raise ValueError(
+                f"{address.text}: found {len(pvs)} PVs, expected {len(axes)}, or ?{'=COLUMN&'.join(axes)}=COLUMN of a "
+                "table or of the frames' attributes"
+            )
+        return what, PvaReadings(pvs=pvs, scale=scale, server=more("server", ""))
+    columns = tuple(address.needed(axis) for axis in axes)
     if address.scheme == "zmq":
         stream = PandaPositions(address=_tcp(address), columns=columns, scale=scale, socket=more("socket", "pull"))
     elif address.scheme == "pva":
@@ -201,6 +224,8 @@ def streams_at(frames: str, positions: str, motion: str | None = None, monitor: 
     if isinstance(stream, PvaFrames) and isinstance(where, PvaTable) and where.pv == stream.pv:
         stream = replace(stream, attributes=where.columns, scale=where.scale)
         where = NoRecords()
+    monitors = [] if monitor is None else [monitor_at(monitor)]
+    [(what, where), *monitors] = [(one, _beside_frames(at, stream)) for one, at in [(what, where), *monitors]]
     if isinstance(stream, BlueskyFrames) and isinstance(where, BlueskyPositions):
         stream, where = replace(stream, beside=where.columns), replace(where, frames=stream.data)
     return Streams(
@@ -208,19 +233,33 @@ def streams_at(frames: str, positions: str, motion: str | None = None, monitor: 
         positions=where,
         positions_are=what,
         motion=None if motion is None else motion_at(motion),
-        monitors=() if monitor is None else (monitor_at(monitor),),
+        monitors=tuple(monitors),
     )
 
 
+def _beside_frames(where: Stream, frames: Stream) -> Stream:
+    """A stream, told of the frames whose times it needs."""
+    if not isinstance(where, PvaReadings):
+        return where
+    if not isinstance(frames, PvaFrames):
+        raise ValueError(
+            f"found {', '.join(where.pvs)} beside frames that are not of pva, expected these: the value that belongs "
+            "to a frame is found by the frame's time stamp"
+        )
+    return replace(where, frames=frames)
+
+
 def _played(address: Address, stream: str) -> Played:
-    text = address.options.get("speed", "1")
+    text, step = address.options.get("speed", "1"), address.options.get("step", "")
+    if step and "speed" in address.options:
+        raise ValueError(f"{address.text}: found speed and step, expected one of them: a step does not wait")
     try:
         speed = float(text)
     except ValueError:
         speed = -1.0
     if not 0 <= speed < float("inf"):
         raise ValueError(f"{address.text}: found speed={text}, expected 1 for its own, or 0 for without waiting")
-    return Played(file=address.place, stream=stream, speed=speed)
+    return Played(file=address.place, stream=stream, speed=speed, step=step)
 
 
 def _followed(address: Address) -> Followed:

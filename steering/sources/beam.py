@@ -133,6 +133,6 @@ class Beam:
             return False
         if not self.settings.least_counts:
             return True
-        counts = joined.frame[0]
+        counts = np.asarray(joined.frame[0])
         good = counts != np.iinfo(counts.dtype).max
         return bool(counts.sum(where=good, dtype=np.float64) >= self.settings.least_counts)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import itertools
 import struct
+import threading
 
 import h5py
 import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
+
+from steering.sources.streams import Packed
 
 LARGEST = 2**30
 """Bytes of a frame, at most: a torn size must not cost memory."""
@@ -22,32 +25,31 @@ _names = itertools.count()
 
 
 class Decompressor:
-    """Decompresses frames; for one thread. It keeps the dataset of the newest few kinds of frames."""
+    """Decompresses frames, in any thread. It keeps the dataset of the newest few kinds of frames."""
 
     def __init__(self) -> None:
+        self._turn = threading.Lock()
         self._kept: dict[tuple[str, tuple[int, ...], str], h5py.Dataset] = {}
 
     def __call__(self, algorithm: str, payload: bytes, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
         """A frame (y, x) out of its payload: `bslz4` and `lz4` begin with the size in 8 bytes and the block in 4, both
         big-endian; `blosc` is one blosc buffer. Raises ValueError for what is no such payload."""
-        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"found the codec {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
-        if not 0 < size <= LARGEST:
-            raise ValueError(f"found a frame of {shape} {dtype}, expected 1 to {LARGEST} bytes")
-        if algorithm == "blosc":
-            _refuse_other_blosc(payload, size)
-        else:
-            _refuse_other_size(payload, size)
-        dataset = self._dataset(algorithm, shape, dtype)
+        refuse_other(algorithm, payload, shape, dtype)
         out = np.empty(shape, dtype)
-        try:
-            dataset.id.write_direct_chunk((0, 0), payload)
-            dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
-        except (OSError, RuntimeError, ValueError) as error:
-            self._kept.clear()  # a chunk that cannot be read would stay in the dataset
-            raise ValueError(f"found a damaged payload of {len(payload)} bytes ({algorithm}): {error}") from error
+        with self._turn:
+            dataset = self._dataset(algorithm, shape, dtype)
+            try:
+                dataset.id.write_direct_chunk((0, 0), payload)
+                dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
+            except (OSError, RuntimeError, ValueError) as error:
+                self._kept.clear()  # a chunk that cannot be read would stay in the dataset
+                raise ValueError(f"found a damaged payload of {len(payload)} bytes ({algorithm}): {error}") from error
         return out
+
+    def later(self, algorithm: str, payload: bytes, shape: tuple[int, int], dtype: np.dtype) -> Packed:
+        """The frame, decompressed where it is looked at. Raises ValueError for what can be seen to be none by now."""
+        refuse_other(algorithm, payload, shape, dtype)
+        return Packed(shape, dtype, lambda: self(algorithm, payload, shape, dtype))
 
     def _dataset(self, algorithm: str, shape: tuple[int, int], dtype: np.dtype) -> h5py.Dataset:
         key = algorithm, shape, dtype.str
@@ -70,6 +72,19 @@ def compress(algorithm: str, frame: NDArray) -> bytes:
     with h5py.File(f"frame-{next(_names)}", "w", driver="core", backing_store=False) as file:
         dataset = file.create_dataset("frame", data=frame, chunks=frame.shape, **filters[algorithm])
         return dataset.id.read_direct_chunk((0, 0))[1]
+
+
+def refuse_other(algorithm: str, payload: bytes, shape: tuple[int, int], dtype: np.dtype) -> None:
+    """Raises ValueError for a payload whose first bytes do not say that it is a frame of this shape."""
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"found the codec {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
+    if not 0 < size <= LARGEST:
+        raise ValueError(f"found a frame of {shape} {dtype}, expected 1 to {LARGEST} bytes")
+    if algorithm == "blosc":
+        _refuse_other_blosc(payload, size)
+    else:
+        _refuse_other_size(payload, size)
 
 
 def _refuse_other_size(payload: bytes, size: int) -> None:

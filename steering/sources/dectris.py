@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
 from steering.sources.simplon import Simplon
-from steering.sources.streams import Began, Ended, Frame, Record, Unreadable
+from steering.sources.streams import Began, Ended, Frame, Packed, Record, Unreadable
 from steering.sources.zmq_socket import messages
 
 _DTYPES = {64: "|u1", 69: "<u2", 70: "<u4", 71: "<u8", 72: "|i1", 77: "<i2", 78: "<i4", 65: ">u2", 66: ">u4", 85: "<f4"}
@@ -112,7 +112,7 @@ class Stream2:
 
     def _header(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """What the start says, in SI units; everything in it is optional."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"series": _series(fields)}
         for name, key in (("pixel_y", "pixel_size_y"), ("pixel_x", "pixel_size_x"), ("frame_time", "frame_time")):
             if _is_number(fields.get(key)):
                 found[name] = float(fields[key])
@@ -131,7 +131,7 @@ class Stream2:
         mask = fields.get("pixel_mask")
         if isinstance(mask, Mapping) and self.channel in mask:
             with contextlib.suppress(ValueError):  # some have it cut short; the flags of the counts are left
-                found["bad"] = self._array(mask[self.channel]) != 0
+                found["bad"] = np.asarray(self._array(mask[self.channel])) != 0
         return found
 
     def _image(self, fields: Mapping[str, Any]) -> Frame:
@@ -143,7 +143,7 @@ class Stream2:
             raise ValueError(f"an image with the channels {channels}, expected {self.channel}: give ?channel=NAME")
         return Frame(number, self._array(data[self.channel]), time.time())
 
-    def _array(self, tagged: Any) -> NDArray:
+    def _array(self, tagged: Any) -> NDArray | Packed:
         """(y, x) from a multi-dimensional array of CBOR."""
         tag, value = _tagged(tagged)
         if tag not in (_ROWS, _COLUMNS) or not isinstance(value, list | tuple) or len(value) != 2:
@@ -160,18 +160,18 @@ class Stream2:
             if len(payload) != shape[0] * shape[1] * dtype.itemsize or len(payload) > LARGEST:
                 raise ValueError(f"an image of {len(payload)} bytes, expected {shape} {dtype}")
             array = np.frombuffer(payload, dtype).reshape(stored)
-        else:
-            array = self._compressed(payload, stored, dtype)
-        return array if tag == _ROWS else array.T
+            return array if tag == _ROWS else array.T
+        packed = self._compressed(payload, stored, dtype)
+        return packed if tag == _ROWS else Packed(shape, dtype, lambda: np.asarray(packed).T)
 
-    def _compressed(self, tagged: Any, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
+    def _compressed(self, tagged: Any, shape: tuple[int, int], dtype: np.dtype) -> Packed:
         tag, value = _tagged(tagged)
         if tag != _COMPRESSED or not isinstance(value, list | tuple) or len(value) != 3:
             raise ValueError(f"a payload under the CBOR tag {tag}, expected compressed bytes (56500)")
         algorithm, size, payload = value
         if size != dtype.itemsize or not isinstance(payload, bytes):
             raise ValueError(f"compressed elements of {size!r} bytes, expected {dtype.itemsize}")
-        return self._decompress(str(algorithm), payload, shape, dtype)
+        return self._decompress.later(str(algorithm), payload, shape, dtype)
 
 
 def _loads(message: bytes) -> Mapping[str, Any]:

@@ -15,13 +15,30 @@ from steering.sources.first_probe import turn_without_probe, with_probe
 from steering.sources.frames import clean
 from steering.sources.live import LiveSource
 from steering.sources.recordings import Recording
-from steering.sources.streams import FRAMES
+from steering.sources.streams import FRAMES, Began, Stream
 
 LEAST = 30
 """Fewer frames say too little of a beam."""
 _QUIET_S, _SETTLED_S, _LOOK_S = 10.0, 1.5, 0.2
 """Seconds after the last frame after which no other is waited for; those where all that were asked for are known to
 have come or to be lost; and those between two looks."""
+
+
+def announced(frames: Stream, seconds: float | None) -> Began:
+    """What a stream of frames says first when a scan begins. seconds: for which it is listened to; None: for ever.
+
+    Raises TimeoutError where no scan begins meanwhile, and what the stream raises.
+    """
+    stopped, begun_at = threading.Event(), time.monotonic()
+    try:
+        for record in frames.records(stopped):
+            if isinstance(record, Began):
+                return record
+            if seconds is not None and time.monotonic() - begun_at > seconds:
+                break
+    finally:
+        stopped.set()
+    raise TimeoutError(f"found no scan that begins within {seconds} s, expected one: is the detector armed?")
 
 
 def raster_block(candidates: NDArray[np.float64], frames: int) -> NDArray[np.float64]:

@@ -25,6 +25,8 @@ FULL, THINNED = "the buffer was full: the oldest gave way", "thinned: the consum
 OLD = "older than oldest_s: the consumer is slower"
 UNREADABLE = "unreadable: "
 """How the reason begins of what came and could not be decoded: its number is missing, and counts as lost."""
+DAMAGED = "damaged: "
+"""That of a frame which was numbered, and whose counts could not be decompressed."""
 NO_LOSS = (REPEAT, LATE, EARLIER)
 """Reasons for which a frame is dropped that was joined, or lost, before."""
 _NO_FRAME, _FRAME_DROPPED = "no frame came", "its frame was dropped"
@@ -206,6 +208,13 @@ class Joiner:
         for name in self.companions:
             self.counters[name].joined += sum(joined.rows[name] for joined in taken)
         return taken
+
+    def spoilt(self, joined: Joined, reason: str) -> None:
+        """A frame that was taken proves to be none: it counts as dropped for this reason, and not as joined."""
+        self.counters[FRAMES].joined -= 1
+        for name, rows in joined.rows.items():
+            self.counters[name].joined -= rows
+        self._drop_ready(joined, self.counters[FRAMES], reason)
 
     def _kept(self) -> int:
         return len(self._ready) + sum(len(scan.frames) for scan in self._scans.values())

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from steering.sources.streams import POSITIONS, Began, Frame, Record, Samples, Stream, Unreadable
 
 
@@ -47,6 +49,10 @@ class Seen:
             case Frame():
                 y, x = record.counts.shape
                 self._more(1, record.number, now, f"{y} x {x} {record.counts.dtype}")
+                try:
+                    np.asarray(record.counts)
+                except ValueError as error:
+                    self.trouble = str(error)
             case Samples():
                 row = ", ".join(f"{value:.6g}" for value in record.rows[0])
                 self._more(len(record.rows), record.first, now, f"({row}) at first")

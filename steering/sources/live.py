@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,19 @@ class LiveSource:
         finally:
             self.close()
             self._end_process()
+
+    def after(self, scans: Sequence[str]) -> None:
+        """Before chunks(): these scans had begun, in this order, when the run was lost that goes on. The newest keeps
+        its name where the stream is joined in its middle, and numbers of scans go on."""
+        if scans:
+            limit, known = self.settings.scans, self.settings.going_on
+            header = known.header if known is not None and known.name == scans[-1] else {}
+            self.plan = replace(
+                self.plan,
+                going_on=Began(scans[-1], None, header),
+                begun=len(scans),
+                scans=None if limit is None else max(1, limit - len(scans) + 1),
+            )
 
     def apply(self, decision: Decision) -> None:
         """Have the beamline measure the positions of a decision. What it refuses counts as dropped."""

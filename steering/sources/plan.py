@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from steering.sources.beam import BeamSettings
 from steering.sources.motion import Motion
-from steering.sources.streams import Began, Companion, JoinSettings, Stream
+from steering.sources.streams import Began, Companion, Joined, JoinSettings, Stream
 from steering.sources.window import Window
 
 
@@ -27,6 +28,8 @@ class Plan:
     """Scans after whose end it is all over; None: until it is closed."""
     going_on: Began | None = None
     """What the frames' stream said when the scan began that is joined in the middle, where that is known."""
+    begun: int = 0
+    """Scans that had begun when the run was lost which goes on now; `going_on` is the newest of them."""
     chunk_frames: int = 10
     give_up_s: float = 10.0
     """Seconds without a frame after which positions that were asked for count as lost."""
@@ -39,6 +42,7 @@ class Batch:
     """Joined frames of one scan."""
 
     scan: int
+    """Its place among the scans of the run."""
     name: str
     number: NDArray[np.int64]
     counts: NDArray
@@ -47,3 +51,15 @@ class Batch:
     """(frame, width) of each companion."""
     acquired: NDArray[np.float64]
     """(frame,) seconds since the epoch."""
+
+    @classmethod
+    def of(cls, joined: Sequence[Joined], scan: int, name: str) -> Batch:
+        """Of joined frames, one or more, each of which is its counts and its time."""
+        return cls(
+            scan=scan,
+            name=name,
+            number=np.array([one.number for one in joined], np.int64),
+            counts=np.stack([np.asarray(one.frame[0]) for one in joined]),
+            values={each: np.stack([one.values[each] for one in joined]) for each in joined[0].values},
+            acquired=np.array([one.frame[1] for one in joined]),
+        )

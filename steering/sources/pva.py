@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
 from steering.sources.motion import Unmeasured
-from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
+from steering.sources.streams import Began, Ended, Frame, Packed, Record, Samples, Unreadable
 
 _SCALARS = ("|i1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f4", "<f8")
 """dtypes of pvData's ScalarType (0 is boolean)."""
@@ -51,9 +51,9 @@ class PvaFrames:
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The frames, as they come."""
         decoder = NdArrays(self.attributes, self.scale, self.scan)
-        with _context(self.server) as context:
-            arrays = _Updates(context, self.pv, self.queue)
-            done = _Updates(context, self.done, 4) if self.done else None
+        with context(self.server) as client:
+            arrays = Updates(client, self.pv, self.queue)
+            done = Updates(client, self.done, 4) if self.done else None
             over = False
             while not stopped.is_set():
                 value = arrays.next(_QUIET_S if over else _POLL_S)
@@ -83,8 +83,8 @@ class PvaTable:
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The samples, as they come."""
-        with _context(self.server) as context:
-            monitor = _Updates(context, self.pv, 1024)
+        with context(self.server) as client:
+            monitor = Updates(client, self.pv, 1024)
             while not stopped.is_set():
                 value = monitor.next(_POLL_S)
                 if value is None:
@@ -134,14 +134,35 @@ def nd_fields(value: Any) -> dict[str, Any]:
     }
 
 
+class Scans:
+    """Tells by numbers and attributes when another scan begins."""
+
+    def __init__(self, attribute: str = "") -> None:
+        """attribute: with the scan's name; empty: there is none."""
+        self.attribute = attribute
+        self._name: str | None = None
+        self._highest = -1
+        self._began = False
+
+    def begun(self, attributes: Mapping[str, Any], number: int) -> list[Record]:
+        """What begins with the array of this number and these attributes."""
+        name = attributes.get(self.attribute) if self.attribute else None
+        restarted = number <= 1 and self._highest > _RESTART
+        begins = not self._began or restarted or (name is not None and str(name) != self._name)
+        self._highest = number if begins else max(self._highest, number)
+        if not begins:
+            return []
+        self._began, self._name = True, None if name is None else str(name)
+        # The first of a scan that we saw begin is its first; before that an update may have been missed.
+        return [Began(self._name, None)]
+
+
 class NdArrays:
     """Decodes NTNDArrays; it remembers which scan they belong to."""
 
     def __init__(self, attributes: Sequence[str] = (), scale: Sequence[float] = (), scan: str = "") -> None:
-        self._attributes, self._scale, self._scan = tuple(attributes), np.asarray(scale, np.float64), scan
-        self._name: str | None = None
-        self._highest = -1
-        self._began = False
+        self._attributes, self._scale = tuple(attributes), np.asarray(scale, np.float64)
+        self._scans = Scans(scan)
         self._decompress = Decompressor()
 
     def __call__(self, fields: Mapping[str, Any]) -> list[Record]:
@@ -160,18 +181,7 @@ class NdArrays:
             raise ValueError(f"an array of {size} (x first), expected two dimensions")
         counts = self._counts(fields, (size[1], size[0]))
         own = self._own(fields)
-        return [*self._begun(fields, number), Frame(number, counts, time.time(), own)]
-
-    def _begun(self, fields: Mapping[str, Any], number: int) -> list[Record]:
-        name = fields["attributes"].get(self._scan) if self._scan else None
-        restarted = number <= 1 and self._highest > _RESTART
-        begins = not self._began or restarted or (name is not None and str(name) != self._name)
-        self._highest = number if begins else max(self._highest, number)
-        if not begins:
-            return []
-        self._began, self._name = True, None if name is None else str(name)
-        # The first of a scan that we saw begin is its first; before that an update may have been missed.
-        return [Began(self._name, None)]
+        return [*self._scans.begun(fields["attributes"], number), Frame(number, counts, time.time(), own)]
 
     def _own(self, fields: Mapping[str, Any]) -> NDArray[np.float64] | None:
         if not self._attributes:
@@ -186,7 +196,7 @@ class NdArrays:
             ) from error
         return row * self._scale
 
-    def _counts(self, fields: Mapping[str, Any], shape: tuple[int, int]) -> NDArray:
+    def _counts(self, fields: Mapping[str, Any], shape: tuple[int, int]) -> NDArray | Packed:
         value, codec = np.asarray(fields["value"]), str(fields.get("codec") or "")
         if value.ndim != 1 or value.dtype.kind not in "iuf":
             raise ValueError(f"an array of {value.dtype} {value.shape}, expected numbers in one dimension")
@@ -203,15 +213,16 @@ class NdArrays:
             total = shape[0] * shape[1] * dtype.itemsize
             return self._framed(codec, payload, shape, dtype, total)
         if codec == "lz4hdf5":
-            return self._decompress("lz4", payload, shape, dtype)
-        return self._decompress(codec, payload, shape, dtype)
+            return self._decompress.later("lz4", payload, shape, dtype)
+        return self._decompress.later(codec, payload, shape, dtype)
 
-    def _framed(self, codec: str, payload: bytes, shape: tuple[int, int], dtype: np.dtype, total: int) -> NDArray:
+    def _framed(self, codec: str, payload: bytes, shape: tuple[int, int], dtype: np.dtype, total: int) -> Packed:
         if codec == "bslz4":
-            return self._decompress(codec, total.to_bytes(8, "big") + _bitshuffle_block(dtype) + payload, shape, dtype)
+            framed = total.to_bytes(8, "big") + _bitshuffle_block(dtype) + payload
+            return self._decompress.later(codec, framed, shape, dtype)
         # One lz4 block without any framing: HDF5's has the size of the block and of its compressed bytes.
         header = total.to_bytes(8, "big") + total.to_bytes(4, "big") + len(payload).to_bytes(4, "big")
-        return self._decompress(codec, header + payload, shape, dtype)
+        return self._decompress.later(codec, header + payload, shape, dtype)
 
 
 def _bitshuffle_block(dtype: np.dtype) -> bytes:
@@ -271,7 +282,7 @@ class PvaMotion:
 class _PvaMotion:
     def __init__(self, motion: PvaMotion, stopped: threading.Event) -> None:
         self._motion, self._stopped = motion, stopped
-        self._context = _context(motion.server)
+        self._context = context(motion.server)
         self._names = [motion.y, motion.x]
         try:
             found = self._context.get(self._names, timeout=motion.timeout_s)
@@ -331,12 +342,13 @@ def _limits(value: Any) -> tuple[float, float]:
     return (low, high) if low < high else (-np.inf, np.inf)
 
 
-class _Updates:
+class Updates:
     """The updates of a PV, through a queue of our own, which drops its oldest: their numbers are missing then."""
 
-    def __init__(self, context: Any, pv: str, size: int) -> None:
+    def __init__(self, client: Any, pv: str, size: int, fields: str = "") -> None:
+        """fields: names of those that are asked for; empty: all."""
         self._queue: queue.Queue[Any] = queue.Queue(size)
-        self._subscription = context.monitor(pv, self._take, request=f"record[queueSize={size}]field()")
+        self._subscription = client.monitor(pv, self._take, request=f"record[queueSize={size}]field({fields})")
 
     def _take(self, value: Any) -> None:
         while True:
@@ -357,7 +369,7 @@ class _Updates:
         return value
 
 
-def _context(server: str) -> Any:
+def context(server: str) -> Any:
     """A client; its values are the structures as they come."""
     try:
         from p4p.client.thread import Context  # noqa: PLC0415

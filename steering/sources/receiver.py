@@ -23,26 +23,15 @@ from numpy.typing import NDArray
 from steering.sources.bad_pixels import BadPixels
 from steering.sources.beam import Beam, Order
 from steering.sources.expectation import Expectation, refuse_other_samples
-from steering.sources.join import NO_LOSS, UNREADABLE, Joiner
+from steering.sources.join import DAMAGED, NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion
 from steering.sources.plan import Batch, Plan
-from steering.sources.streams import (
-    FRAMES,
-    Began,
-    Ended,
-    Frame,
-    Record,
-    Samples,
-    Stream,
-    Unreadable,
-)
+from steering.sources.streams import FRAMES, Began, Ended, Frame, Joined, Packed, Record, Samples, Stream, Unreadable
 
 _SEND_S, _FIGURES_S, _CLOSE_S = 0.02, 0.5, 15.0
 _LOOKS = 3
 _SAID_S = 3.0
 """Seconds for which the last word of a stream is waited for once all is joined."""
-_REASONS = 20
-"""Most reasons that are counted each for itself."""
 
 
 class Receiver:
@@ -58,7 +47,7 @@ class Receiver:
             monitor=companions[1].name if len(companions) > 1 else None,
             steered=plan.motion is not None,
         )
-        self._joiner = Joiner(companions, plan.settings, self._beam.judge)
+        self._joiner = Joiner(companions, plan.settings, self._judge)
         self._turn = threading.Condition()
         self._stopped = threading.Event()
         self._error: BaseException | None = None
@@ -82,6 +71,8 @@ class Receiver:
         self._refusal = ""
         self._pixels = BadPixels(plan.window)
         self._closing = self._window_fits = False
+        self._before = 0
+        """Scans of this run before those that are received here."""
         self._figured = 0.0
 
     def run(self) -> None:
@@ -152,25 +143,29 @@ class Receiver:
             self._ask(self._beam.due(now, self._expectation.outstanding(self._known())))
         if news is not None:
             self._connection.send(("began", news))
-        for scan in dict.fromkeys(one.scan for one in taken):
-            mine = [one for one in taken if one.scan == scan]
-            self._connection.send(("frames", self._batch(scan, mine)))
+        whole = [one for one in taken if self._opened(one)]
+        for scan in dict.fromkeys(one.scan for one in whole):
+            mine = [one for one in whole if one.scan == scan]
+            batch = Batch.of(mine, scan + self._before, self._name(scan))
+            self._connection.send(("frames", batch))
         if now - self._figured > _FIGURES_S:
             self._figured = now
             self._connection.send(("figures", self._figures()))
 
-    def _batch(self, scan: int, mine: Sequence[Any]) -> Batch:
-        return Batch(
-            scan=scan,
-            name=self._names.get(scan, f"scan-{scan + 1}"),
-            number=np.array([one.number for one in mine], np.int64),
-            counts=np.stack([one.frame[0] for one in mine]),
-            values={
-                companion.name: np.stack([one.values[companion.name] for one in mine])
-                for companion, _ in self.plan.companions
-            },
-            acquired=np.array([one.frame[1] for one in mine]),
-        )
+    def _judge(self, joined: Joined) -> str:
+        """Why a joined frame is set aside; only where the beam is judged by counts they are looked at for it."""
+        damage = _damage(joined) if self.plan.beam.least_counts else ""
+        return self._joiner.counters[FRAMES].reason(DAMAGED, damage) if damage else self._beam.judge(joined)
+
+    def _name(self, scan: int) -> str:
+        return self._names.get(scan, f"scan-{self._before + scan + 1}")
+
+    def _opened(self, joined: Joined) -> bool:
+        """Decompress and cut a frame that is taken; a damaged one counts as dropped."""
+        if damage := _damage(joined):
+            with self._turn:
+                self._joiner.spoilt(joined, self._joiner.counters[FRAMES].reason(DAMAGED, damage))
+        return not damage
 
     def _follow(self, name: str, stream: Stream) -> None:
         try:
@@ -213,9 +208,7 @@ class Receiver:
                 with self._turn:
                     counters = self._joiner.counters[name]
                     counters.note(now, counters.last_number or 0)
-                    reason = UNREADABLE + record.reason[:200]
-                    known = reason in counters.dropped or len(counters.dropped) < _REASONS
-                    counters.dropped[reason if known else UNREADABLE + "for other reasons"] += 1
+                    counters.dropped[counters.reason(UNREADABLE, record.reason)] += 1
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
@@ -227,6 +220,10 @@ class Receiver:
             self._ordinal[name] = frames if fresh else mine + 1
             if name == FRAMES:
                 scan, before = self._ordinal[FRAMES], self.plan.going_on
+                if scan == 0 and self.plan.begun and before is not None:
+                    # A detector that is armed says so; whatever else has the same name is followed on.
+                    self._before = self.plan.begun
+                    self._before -= record.name in (None, before.name) and "series" not in record.header
                 if scan == 0 and record.first is None and before is not None:
                     header = {**before.header, **record.header}
                     record = record._replace(name=record.name or before.name, header=header)
@@ -255,7 +252,7 @@ class Receiver:
             self._expectation.came(now)
         self._join(ready, now)
 
-    def _join(self, ready: Sequence[tuple[Frame, NDArray]], now: float) -> None:
+    def _join(self, ready: Sequence[tuple[Frame, NDArray | Packed]], now: float) -> None:
         with self._turn:
             scan = self._ordinal[FRAMES]
             for frame, counts in ready:
@@ -351,7 +348,7 @@ class Receiver:
                 streams[FRAMES]["to_measure_again"] = self._beam.missed
             runs = {scan: header["run"] for scan, header in self._headers.items() if "run" in header}
             if runs:  # uids of bluesky's runs
-                streams[FRAMES]["runs"] = {self._names.get(scan, f"scan-{scan + 1}"): uid for scan, uid in runs.items()}
+                streams[FRAMES]["runs"] = {self._name(scan): uid for scan, uid in runs.items()}
             return {
                 "streams": streams,
                 "given_up": self._expectation.given_up,
@@ -368,6 +365,15 @@ class Receiver:
                 error.add_note(stream)
                 self._error = error
             self._turn.notify_all()
+
+
+def _damage(joined: Joined) -> str:
+    """Decompress and cut a frame: what is wrong with it."""
+    try:
+        np.asarray(joined.frame[0])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _words(error: BaseException) -> str:

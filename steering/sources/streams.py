@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,8 @@ FRAMES = "frames"
 """Name of the stream of frames."""
 POSITIONS = "positions"
 WHEN_SLOW = ("block", "drop oldest", "thin")
+_REASONS = 20
+"""Most reasons that are told apart."""
 
 
 class Began(NamedTuple):
@@ -33,11 +35,30 @@ class Began(NamedTuple):
     """What the stream says of it: pixels, energy and the like, in SI units."""
 
 
+class Packed:
+    """An image (y, x) that is made where it is looked at: `numpy.asarray` does that.
+
+    Where prediction is slower than the detector most frames are thinned, and decompressing these would take the time of
+    those that are predicted. Raises ValueError there for a payload that is damaged.
+    """
+
+    __slots__ = ("_made", "dtype", "shape")
+
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype, make: Callable[[], NDArray]) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._made: NDArray | Callable[[], NDArray] = make
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> NDArray:
+        if not isinstance(self._made, np.ndarray):
+            self._made = self._made()  # what it was made of is not kept
+        return np.array(self._made, dtype, copy=copy)
+
+
 class Frame(NamedTuple):
     """One frame."""
 
     number: int
-    counts: NDArray
+    counts: NDArray | Packed
     """(y, x) in the detector's dtype."""
     time: float
     """When it was received, seconds since the epoch."""
@@ -153,6 +174,11 @@ class StreamCounters:
     """Frames whose value was interpolated."""
     last_seen: float | None = None
     last_number: int | None = None
+
+    def reason(self, kind: str, words: str) -> str:
+        """Why something is dropped, beginning with its kind; of many reasons later ones are not told apart."""
+        found = kind + words[:200]
+        return found if found in self.dropped or len(self.dropped) < _REASONS else f"{kind}for other reasons"
 
     def said(self, waiting: int, now: float) -> dict[str, Any]:
         """All of it for a display; waiting: received, and neither joined nor dropped."""

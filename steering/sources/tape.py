@@ -18,12 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.streams import Began, Ended, Frame, Record, Samples, Stream, Unreadable
+from steering.sources.streams import FRAMES, Began, Ended, Frame, Record, Samples, Stream, Unreadable
 
 _MAGIC = b"steering streams 1\n"
 _LENGTHS = struct.Struct(">IQ")
 _HEADER, _BYTES = 2**20, 2**30
 """Most that a block may hold."""
+_LOOK_S = 0.1
 
 
 def record(streams: Mapping[str, Stream], path: Path, stopped: threading.Event) -> dict[str, int]:
@@ -65,16 +66,20 @@ class Played:
     stream: str
     speed: float = 1.0
     """2 is twice as fast; 0: without waiting."""
+    step: str = ""
+    """File of text whose lines say how many more frames may come, with all that came before them: empty lines count as
+    1, and whoever appends one makes a step. Empty: frames come when they are due."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The records, each when it is due; at the end of the file the last scan is over."""
-        begun = time.monotonic()
+        begun, frames = time.monotonic(), 0
         with Path(self.file).open("rb") as file:
             for at, stream, one in read(file):
+                frames += stream == FRAMES and isinstance(one, Frame)
                 if stream != self.stream:
                     continue
-                while self.speed and (ahead := begun + at / self.speed - time.monotonic()) > 0:
-                    if stopped.wait(min(ahead, 0.1)):
+                while (ahead := self._ahead(begun, at, frames)) > 0:
+                    if stopped.wait(min(ahead, _LOOK_S)):
                         return
                     yield None
                 if stopped.is_set():
@@ -83,6 +88,25 @@ class Played:
         yield Ended(last=True)
         while not stopped.wait(0.1):
             yield None
+
+    def _ahead(self, begun: float, at: float, frames: int) -> float:
+        """Seconds until a record may come that came at this time, among so many frames."""
+        if self.step:
+            return np.inf if frames > steps(Path(self.step)) else 0.0
+        return begun + at / self.speed - time.monotonic() if self.speed else 0.0
+
+
+def steps(file: Path) -> int:
+    """Frames that may have come by now by the lines of a file; none where there is no file yet. Raises ValueError for
+    lines that are no whole numbers of 0 or more."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0
+    wrong = next((line for line in lines if line.strip() and not line.strip().isdecimal()), None)
+    if wrong is not None:
+        raise ValueError(f"{file}: found the line {wrong[:40]!r}, expected how many more frames may come, or nothing")
+    return sum(int(line) if line.strip() else 1 for line in lines)
 
 
 def read(file: BinaryIO) -> Iterator[tuple[float, str, Record]]:
@@ -105,8 +129,12 @@ def read(file: BinaryIO) -> Iterator[tuple[float, str, Record]]:
 
 
 def _write(file: BinaryIO, stream: str, at: float, one: Record) -> None:
-    fields, payload = _encoded(one)
-    header = json.dumps({"stream": stream, "at": at, "kind": type(one).__name__, **fields}).encode()
+    try:
+        fields, payload = _encoded(one)
+        kind = type(one).__name__
+    except ValueError as error:  # a frame whose payload is damaged
+        kind, fields, payload = "Unreadable", {"reason": str(error)}, b""
+    header = json.dumps({"stream": stream, "at": at, "kind": kind, **fields}).encode()
     file.write(_LENGTHS.pack(len(header), len(payload)) + header + payload)
     file.flush()
 
@@ -115,7 +143,8 @@ def _encoded(one: Record) -> tuple[dict[str, Any], bytes]:
     match one:
         case Frame(counts=counts):
             own = None if one.own is None else one.own.tolist()
-            return {"number": one.number, "own": own, **_of(counts)}, np.ascontiguousarray(counts).tobytes()
+            image = np.ascontiguousarray(counts)
+            return {"number": one.number, "own": own, **_of(image)}, image.tobytes()
         case Samples(rows=rows):
             return {"first": one.first, **_of(rows)}, np.ascontiguousarray(rows).tobytes()
         case Began():

@@ -7,8 +7,10 @@ measure comes from the embedded beamline, so that its frames are those of the ot
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 from bluesky import RunEngine
+from bluesky.utils import RunEngineInterrupted, TransitionError
 from numpy.typing import NDArray
 from ophyd_async.core import (
     DetectorAcquireLogic,
@@ -171,7 +174,7 @@ class BlueskyBeamline:
         self.campaign = Campaign(
             unit=UNIT, field=(limits[0] - slack, limits[1] + slack, limits[2] - slack, limits[3] + slack)
         )
-        self.engine = RunEngine()
+        self.engine = RunEngine(context_managers=[])  # signals are not its own
         with init_devices():
             y, x = SimMotor(units=UNIT), SimMotor(units=UNIT)
             camera = Camera(folder, (y, x), self._measured, beamline.geometry.shape)
@@ -183,17 +186,34 @@ class BlueskyBeamline:
             "positions": f"{where['positions']}?y={y.name}&x={x.name}&unit={UNIT}",
         }
         self._chunks = beamline.chunks()
+        self._ending = False
         self.frames = 0
 
     def run(self, faults: Faults) -> dict[str, int]:
         """A steered scan of each stage. Returns the frames measured and those that the faults dropped."""
         self.engine.subscribe(Faulty(self.campaign, faults))
+        # A signal that breaks into the RunEngine's own wait has it panic, and the motors stay where they are: the scans
+        # run in another thread, and a signal comes into the wait for that.
+        with ThreadPoolExecutor(1) as pool:
+            scans = pool.submit(self._scans)
+            try:
+                scans.result()
+            except KeyboardInterrupt:
+                self._ending = True
+                with contextlib.suppress(TransitionError):  # between two scans
+                    self.engine.stop()
+                raise
+        return {"frames": self.frames, "dropped": faults.dropped}
+
+    def _scans(self) -> None:
         for stage in self._beamline.stages:
+            if self._ending:
+                return
             scan = steered_scan(
                 [self.camera], self.motors, self.campaign, md={"sample": stage.name}, points=stage.frames
             )
-            self.engine(scan)
-        return {"frames": self.frames, "dropped": faults.dropped}
+            with contextlib.suppress(RunEngineInterrupted):
+                self.engine(scan)
 
     def close(self) -> None:
         """Leave."""

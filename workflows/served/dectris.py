@@ -11,7 +11,7 @@ import zmq
 from numpy.typing import NDArray
 
 from served.zmq_motion import PandaAndMotion, bound
-from steering import Decision
+from steering import Decision, Geometry
 from steering.sources.compression import compress
 
 _TAGS = {"|u1": 64, "<u2": 69, "<u4": 70}
@@ -28,6 +28,8 @@ def image(frame: NDArray, compression: str | None) -> cbor2.CBORTag:
 class DectrisPublisher:
     """A stream2 at a port of this machine."""
 
+    armed = True
+
     def __init__(
         self,
         *,
@@ -36,8 +38,10 @@ class DectrisPublisher:
         compression: str | None = "bslz4",
         wait: bool = True,
         samples: int = 1,
+        geometry: Geometry | None = None,
     ) -> None:
-        """wait: for the client where it is slower; False: drop the frame, as a detector with a full buffer does."""
+        """wait: for the client where it is slower; False: drop the frame, as a detector with a full buffer does.
+        geometry: as the start message says it; None: it does not."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.set(zmq.SNDHWM, 2000)
@@ -46,6 +50,14 @@ class DectrisPublisher:
         self.addresses = {"frames": f"dectris://127.0.0.1:{port}", **self._panda.addresses}
         self._compression, self._wait = compression, wait
         self._series, self._unique = 0, ""
+        self._optics: dict[str, object] = {}
+        if geometry is not None:  # as far as a real detector knows it
+            self._optics = {
+                "incident_wavelength": 1e10 * geometry.wavelength,
+                "detector_translation": [0.0, 0.0, -geometry.distance],
+                "pixel_size_x": geometry.detector_pixel,
+                "pixel_size_y": geometry.detector_pixel,
+            }
         self.overflowed = 0
         """Frames that the client was too slow for."""
 
@@ -53,15 +65,14 @@ class DectrisPublisher:
         """Arm."""
         self._series += 1
         self._unique = uuid.uuid4().hex
-        self._panda.begin()
         self._send(
             type="start",
             arm_date="2026-11-28T00:00:00.0Z",
             channels=["threshold_1"],
-            incident_wavelength=1.4089,
-            detector_translation=[0.0, 0.0, -2.4],
+            **self._optics,
             user_data={"scan": scan},
         )
+        self._panda.begin()
 
     def frame(self, number: int, counts: NDArray) -> None:
         """Send an image."""

@@ -38,14 +38,17 @@ def served(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
         process.communicate(timeout=60)
 
 
-def measuring(addresses: Mapping[str, str], *, probe: bool = True, truth: bool = True) -> list[str]:
+def measuring(
+    addresses: Mapping[str, str], *, probe: bool = True, truth: bool = True, optics: bool = True
+) -> list[str]:
     """Arguments of live_scan.py for a beamline that is served: its streams, optics and field, and what is known."""
     words = [f for name in ("positions", "motion") for f in (f"--{name}", addresses[name])]
     for known, name in ((probe, "probe"), (truth, "truth")):
         words += [f"--{name}", addresses[name]] if known else []
-    optics = "--energy 8800 --distance 2.4 --pixel 0.0006 --window 64 --dtype uint16"
+    words += ["--energy", "8800", "--distance", "2.4", "--pixel", "0.0006"] if optics else []
+    window = ["--window", "64", "--dtype", "uint16"]
     field = ["--field", *addresses["field"].split(), "--step", addresses["step"]]
-    return ["--source", addresses["frames"], *words, *optics.split(), *field]
+    return ["--source", addresses["frames"], *words, *window, *field]
 
 
 def steered_apart(folder: RunFolder, frames: int) -> float:

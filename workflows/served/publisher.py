@@ -17,7 +17,10 @@ class Publisher(Protocol):
     """Sends frames and positions over one protocol."""
 
     addresses: dict[str, str]
-    """frames, positions, motion: as workflows/live_scan.py takes them."""
+    """frames, positions, motion: as workflows/live_scan.py takes them; some have others beside."""
+
+    armed: bool
+    """The first scan begins before anything is asked for, as that of a detector does which is armed."""
 
     def begin(self, scan: str) -> None:
         """A scan begins."""
@@ -48,6 +51,8 @@ def publish(beamline: SimulatedBeamline, publisher: Publisher, faults: Faults) -
     """
     publisher.steered_by(beamline.apply)
     sending, measured = _Sending(publisher, faults), 0
+    if publisher.armed:
+        sending.scan(beamline.scans[0])
     for chunk in beamline.chunks():
         where = np.stack([chunk["position_y"].values, chunk["position_x"].values], axis=1)
         sending.scan(str(chunk.attrs["scan"]))

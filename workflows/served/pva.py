@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from p4p import Value
-from p4p.nt import NTNDArray, NTScalar
+from p4p.nt import NTNDArray, NTScalar, NTTable
 from p4p.server import Server, ServerOperation
 from p4p.server.thread import SharedPV
 
@@ -23,6 +23,8 @@ SCALARS = {"|u1": 5, "<u2": 6, "<u4": 7}  # of pvData
 class PvaPublisher:
     """PVs of a detector and of a stage on this machine. Frames are measured one at a time, as they are triggered."""
 
+    armed = False
+
     def __init__(self, *, compression: str | None = None) -> None:
         self._compression = compression
         self._array = NTNDArray()
@@ -31,8 +33,9 @@ class PvaPublisher:
         self._trigger, self._end, self._done, self._dwell = (
             SharedPV(nt=NTScalar(kind), initial=0) for kind in ("i", "i", "i", "d")
         )
-        names = ("image", "y", "x", "trigger", "end", "done", "dwell")
-        pvs = (self._image, *self.motors, self._trigger, self._end, self._done, self._dwell)
+        self._table = SharedPV(nt=NTTable([("number", "l"), ("y", "d"), ("x", "d")]), initial=[])
+        names = ("image", "y", "x", "trigger", "end", "done", "dwell", "table")
+        pvs = (self._image, *self.motors, self._trigger, self._end, self._done, self._dwell, self._table)
         conf = {
             "EPICS_PVAS_SERVER_PORT": "0",
             "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
@@ -45,6 +48,8 @@ class PvaPublisher:
         self.addresses = {
             "frames": f"pva://SIM:image?scan=ScanName&done=SIM:done&{here}",
             "positions": "pva://SIM:image?y=PositionY&x=PositionX&unit=um",
+            "readbacks": f"pva://SIM:y,SIM:x?unit=um&{here}",
+            "table": f"pva://SIM:table?y=y&x=x&unit=um&{here}",
             "motion": f"pva://SIM:y,SIM:x?trigger=SIM:trigger&dwell=SIM:dwell&end=SIM:end&unit=um&{here}",
         }
         self._scan, self._base = "", 1
@@ -89,8 +94,11 @@ class PvaPublisher:
         return value
 
     def position(self, number: int, position: NDArray[np.float64]) -> None:
-        """Keep it for the frame's attributes; where the frame is lost its trigger completes all the same."""
+        """Send it in the table, and keep it for the frame's attributes; where the frame is lost its trigger completes
+        all the same."""
         self._positions[number] = position
+        y, x = (1e6 * position).tolist()
+        self._table.post([{"number": self._base + number, "y": y, "x": x}])
 
     def end(self, frames: int, last: bool) -> None:
         """The numbers go on in the next scan."""
@@ -157,5 +165,5 @@ def _motor(value: float) -> dict[str, object]:
 
 
 def _put(pv: SharedPV, operation: ServerOperation) -> None:
-    pv.post(float(operation.value()))
+    pv.post(float(operation.value()), timestamp=time.time())
     operation.done()

@@ -19,6 +19,8 @@ from steering.sources.compression import compress
 class SwmrPublisher:
     """Files scan-0.h5, scan-1.h5 and so on in a folder. A row is resized first, then written, then its key."""
 
+    armed = False
+
     def __init__(self, folder: Path, *, shape: tuple[int, int] = (64, 64), keys: bool = True, flush: int = 1) -> None:
         """flush: frames between two flushes."""
         self._folder, self._shape, self._with_keys, self._each = folder, shape, keys, flush
