@@ -246,6 +246,33 @@ def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
     assert ("missing" in said) == (make is nanomax)
 
 
+def test_positions_that_say_of_which_frame_they_are(tmp_path, capsys):
+    """A pair whose positions are of some frames, in another order: never those of other frames."""
+    pair(tmp_path / "scan_dp.hdf5")
+    order = np.array([4, 0, 5])
+
+    def say(numbers) -> None:
+        with h5py.File(tmp_path / "scan_para.hdf5", "a") as file:
+            for name, values in (("x", where()[order, 1]), ("y", where()[order, 0])):
+                del file[f"probe_position_{name}_m"]
+                file[f"probe_position_{name}_m"] = values
+            del file["probe_position_indexes"]
+            file["probe_position_indexes"] = numbers
+
+    say(order.astype(float))
+    taken = read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre")
+    np.testing.assert_array_equal(taken.counts, counts()[order])
+    np.testing.assert_allclose(taken.positions, (where()[order] - where()[order].mean(0)) / OBJECT_PIXEL, rtol=1e-6)
+    assert main(["inspect", str(tmp_path / "scan_dp.hdf5")]) == 0
+    assert "of which 3 have positions" in capsys.readouterr().out
+    for wrong in ([4, 0, 6], [4, 4, 5], [0.5, 1, 2], [-1, 1, 2]):
+        say(wrong)
+        with pytest.raises(
+            ValueError, match="found numbers of frames in /probe_position_indexes that are not of 0 to 5"
+        ):
+            read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre")
+
+
 def test_every_layout_has_its_file():
     names = {layout.name for layout in LAYOUTS}
     assert len(names) == len(LAYOUTS) == 9

@@ -33,6 +33,8 @@ class Layout:
     x: At = At()
     """Or two arrays of n values each."""
     y: At = At()
+    numbers: tuple[str, ...] = ()
+    """Which frame each position is of, from 0; else they are in the frames' order."""
     wavelength: At = At()
     energy: At = At(unit="eV")
     distance: At = At()
@@ -173,6 +175,7 @@ LAYOUTS = (
         frames=("dp",),
         x=At(("probe_position_x_m",)),
         y=At(("probe_position_y_m",)),
+        numbers=("probe_position_indexes",),
         wavelength=At(("@wavelength_m", "wavelength_m")),
         object_pixel=At(("object@pixel_width_m", "probe@pixel_width_m")),
         probe=("probe",),

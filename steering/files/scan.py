@@ -98,6 +98,7 @@ def _read_hdf5(path: Path, memory: Memory, bounds: Bounds, given: dict[str, str]
             _take_given(found, name, text, path, memory, bounds)
         _take_frames(found, layout, reader[0], look)
         _take_table(found)
+        _match_numbers(found, layout, reader[1])
         _take_positions(found, layout, reader[1])
         _leave_unwritten(found, reader[0])
         _take_numbers(found, layout, reader[1])
@@ -185,6 +186,28 @@ def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> No
         f"no positions, expected them at one of {', '.join(wanted) or 'the places of a known layout'} (a link may "
         "be broken): say where, positions=FILE:/path[unit] (--positions)"
     )
+
+
+def _match_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
+    """Frames in the order of the positions, where the file says of which frame each position is."""
+    nodes = reader.first(layout.numbers)
+    if not nodes or "positions" in found:
+        return
+    frames, numbers = _frame_count(found), np.asarray(reader.file.read(nodes[0])).ravel()
+    if np.array_equal(numbers, np.arange(frames)):
+        return
+    known = numbers.dtype.kind in "iuf" and bool(np.isin(numbers, np.arange(frames)).all())
+    if not known or len(np.unique(numbers)) != len(numbers):
+        raise ValueError(
+            f"found numbers of frames in {nodes[0].name} that are not of 0 to {frames - 1}, or twice the same, "
+            "expected the frame of each position: do the files belong together?"
+        )
+    found["said"]["frames"] += f", of which {len(numbers)} have positions, in the order of {nodes[0].name}"
+    if "shape" in found:
+        found["shape"] = [len(numbers), *found["shape"][-2:]]
+    else:
+        images = found["frames"].reshape(-1, *found["frames"].shape[-2:])
+        found["frames"] = images[numbers.astype(np.int64)]
 
 
 def _frame_count(found: dict[str, Any]) -> int:
