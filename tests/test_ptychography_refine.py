@@ -3,6 +3,7 @@
 import bz2
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,26 @@ def _frames(scene, probe=None, seed=0):
 
 def _error(refined, truth, **gauge):
     return phase_error(refined.object[INNER], truth[INNER], weight=refined.covered[INNER], **gauge)
+
+
+def test_positions_are_corrected_on_request(scene):
+    """Positions that are wrong by a pixel or so come back, up to a shift of all of them, and the object with them."""
+    canvas, truth, probe, positions = scene
+    frames = _frames(scene)
+    wrong = positions + np.random.default_rng(5).normal(0, 1.0, positions.shape)
+    start = RefineSettings(passes=40, batch=16)
+    as_given = refine(frames, wrong, probe, canvas, settings=start)
+    found = refine(frames, wrong, probe, canvas, settings=replace(start, positions_from_pass=5))
+    assert not as_given.moved.any()
+    off, left = wrong - positions, wrong + found.moved - positions
+    spread = [np.std(each - np.median(each, 0), axis=0).mean() for each in (off, left)]
+    assert spread[1] < 0.35 * spread[0]
+    assert _error(found, truth) < 0.7 * _error(as_given, truth)
+    assert np.median(found.residual) < 0.5 * np.median(as_given.residual)
+    exact = refine(frames, positions, probe, canvas, settings=replace(start, positions_from_pass=5))
+    assert np.abs(exact.moved - np.median(exact.moved, 0)).mean() < 0.1
+    with pytest.raises(ValueError, match="expected 'rpie', which corrects them"):
+        RefineSettings(engine="ptychi", positions_from_pass=0)
 
 
 def test_a_part_of_the_canvas_gives_what_the_whole_one_gives(scene):

@@ -75,7 +75,14 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
             window=len(recording.counts),
             first=RefineSettings(passes=10, probe_from_pass=1),
             again=RefineSettings(passes=5, probe_from_pass=0),
-            final=FinalSettings(refine=replace(FinalSettings().refine, alpha=0.3, probe_from_pass=1)),
+            final=FinalSettings(
+                refine=replace(
+                    FinalSettings().refine,
+                    alpha=0.3,
+                    probe_from_pass=1,
+                    positions_from_pass=5 if options.correct_positions else None,
+                )
+            ),
         ),
         device=options.device,
         hold_out=HoldOut(region=region, margin=margin),
@@ -191,6 +198,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def _add_reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--probe", metavar="FILE", help=".npy, .npz, .mat or HDF5 with a probe (y, x) or (mode, y, x)")
+    group.add_argument(
+        "--correct-positions", action="store_true", help="by the frames, when the object is refined at the end"
+    )
     group.add_argument("--modes", type=int, default=1, help="of a probe that is begun from the frames (1)")
     group.add_argument(
         "--focus", choices=("before", "behind"), help="where the sample is: tells a scan without a probe from its twin"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ class Refined:
     """(mode, N, N), as given or improved."""
     residual: NDArray[np.float32]
     """(n,) far-field residual of each frame when it was last used, before its own update; 1 where it never was."""
+    moved: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    """(n, 2) of (y, x), object pixels, by which the positions were corrected."""
     covered: NDArray[np.bool_]
     """(Y, X), True where these frames illuminate the object enough to determine it."""
 
@@ -107,11 +109,12 @@ class Refinement:
             if not len(self._left):
                 self._left = self._order.permutation(self._engine.with_light())
             improve = settings.probe_from_pass is not None and self.passes >= settings.probe_from_pass
+            move = settings.positions_from_pass is not None and self.passes >= settings.positions_from_pass
             while len(self._left):
                 if stop is not None and stop():
                     return
                 batch, self._left = self._left[: settings.batch], self._left[settings.batch :]
-                self._engine.step(batch, settings.alpha, settings.probe_alpha if improve else None)
+                self._engine.step(batch, settings.alpha, settings.probe_alpha if improve else None, move=move)
             self.passes += 1
             self._check_convergence()
 
@@ -126,6 +129,7 @@ class Refinement:
             object=np.where(covered, found, self._before),
             probe=probe.numpy(),
             residual=engine.residual.cpu().numpy().copy(),
+            moved=engine.moved.cpu().numpy().copy(),
             covered=covered,
         )
 
@@ -155,7 +159,7 @@ def refine(
     probe: complex (mode, N, N), scaled to the counts (`rescale_probe`). start: complex (Y, X), the object so far;
     None: fully transparent. mask: bool (N, N), True = do not use. stop: asked before each batch; True ends at once with
     what there is (Pty-Chi does not ask). Where the probe is improved too, its centre, tilt, power and global phase are
-    held, so that object and probe do not drift together.
+    held, so that object and probe do not drift together; where positions are corrected, so is their mean.
     Raises ValueError for shapes that do not match, values that are not finite, a window that leaves the canvas, and
     ImportError for the engine `ptychi` where it is not installed.
     """

@@ -3,7 +3,8 @@
 With psi = probe * patch, and d the change of psi that gives its far field the measured amplitudes, the frames of a
 batch update object += sum conj(probe) d / ((1 - alpha) S + alpha max(S, max |probe|^2)), S = sum |probe|^2, and the
 probe likewise with the two exchanged. For one frame this is rPIE; where many frames overlap, S in place of the maximum
-keeps their sum from overshooting. Masked pixels keep the amplitude of the model.
+keeps their sum from overshooting. Masked pixels keep the amplitude of the model. A position moves, where that is asked
+for, by the step whose product with probe * gradient of the patch is nearest to d.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ cache, on a GPU as many as fill it."""
 _CACHE_BYTES = 2**28
 """Up to here the amplitudes of all frames are kept, and while the probe is fixed their shifted probes; beyond, they are
 made anew from the counts for each batch, so that a scan of 1e5 frames needs little more memory than its counts."""
+_FARTHEST, _STEP = 5.0, 0.5
+"""Object pixels by which a position is moved at most, in all and at once."""
 _FRAMES_AT_ONCE = 64
 """When all frames are looked through."""
 
@@ -66,7 +69,10 @@ class Rpie:
             self._amplitude = torch.cat(kept)
         self._power = torch.cat(power) if power else torch.zeros(0, device=self.device)
         self._corner, self._shape = corner, object.shape
-        self._ramps = shift_ramps(torch.from_numpy(fraction).to(self.device), window)
+        self._fraction = torch.from_numpy(fraction).to(self.device)
+        self._ramps = shift_ramps(self._fraction, window)
+        self.moved = torch.zeros_like(self._fraction)
+        """(n, 2) by which the positions were corrected, object pixels."""
         # Keeps 0 / 0 away where the model has no light; a millionth of the mean amplitude changes no digit elsewhere.
         self._floor = 1e-6 * float(self._power.mean().sqrt()) / window + 1e-20
         self._known: Tensor | None = None
@@ -81,17 +87,22 @@ class Rpie:
         """The frames that have counts; the others hold no information."""
         return np.flatnonzero(self._power.cpu().numpy() > 0)
 
-    def step(self, frames: NDArray[np.int64], alpha: float, probe_alpha: float | None = None) -> None:
-        """Update the object by a batch of frames, and the probe too where `probe_alpha` is given."""
+    def step(
+        self, frames: NDArray[np.int64], alpha: float, probe_alpha: float | None = None, *, move: bool = False
+    ) -> None:
+        """Update the object by a batch of frames, and the probe too where `probe_alpha` is given; move: and where the
+        frames are."""
         window = self.probe.shape[-1]
         light = light_of(self.probe)
         self._windows.begin()
+        steps: list[Tensor] = []
         probe_change = torch.zeros_like(self.probe)
         object_light = torch.zeros(window, window, device=self.device)
         block = max(1, _BLOCK_PIXELS[self.device.type] // (window * window * len(self.probe)))
         for start in range(0, len(frames), block):
             here = frames[start : start + block]
             patches, probes, wave = self._revised(here)
+            steps += [_step(patches, probes, wave)] if move else []
             if probe_alpha is not None:
                 spectrum = torch.fft.fft2(wave * patches.conj().unsqueeze(1))
                 probe_change += self._shift(spectrum, here, back=True).sum(0)
@@ -102,6 +113,19 @@ class Rpie:
             weight = (1 - probe_alpha) * object_light + probe_alpha * object_light.max()
             self.probe += torch.fft.ifft2(probe_change) / weight.clamp_min(1e-20)
             self.probe_changed = True
+        if steps:
+            self._move(frames, torch.cat(steps))
+
+    def _move(self, frames: NDArray[np.int64], step: Tensor) -> None:
+        """Move these frames (b, 2), and not all of them together: that is the object's to do."""
+        step = step.clamp(-_STEP, _STEP)
+        self.moved[frames] = (self.moved[frames] + step - step.mean(0)).clamp(-_FARTHEST, _FARTHEST)
+        window = self.probe.shape[-1]
+        for ramp, new in zip(
+            self._ramps, shift_ramps(self._fraction[frames] + self.moved[frames], window), strict=True
+        ):
+            ramp[frames] = new
+        self.probe_changed = True  # where it lies in each window
 
     def measure_residuals(self) -> None:
         """Measure the residual of every frame; object and probe stay as they are."""
@@ -162,6 +186,25 @@ class Rpie:
         if back:
             along_y, along_x = along_y.conj(), along_x.conj()
         return (spectrum * along_y.unsqueeze(3)).mul_(along_x.unsqueeze(2))
+
+
+def _step(patches: Tensor, probes: Tensor, wave: Tensor) -> Tensor:
+    """(b, 2) by which each position moves. patches: (b, N, N); probes and the change of psi: (b, m, N, N)."""
+    down, right = (
+        (probes * (0.5 * (patches.roll(-1, axis) - patches.roll(1, axis))).unsqueeze(1)).flatten(1) for axis in (1, 2)
+    )
+    wanted = wave.flatten(1)
+    yy, xx, yx = (_dot(a, b) for a, b in ((down, down), (right, right), (down, right)))
+    y, x = _dot(down, wanted), _dot(right, wanted)
+    # Where the patch changes along one direction only, the position along the other is not known.
+    damp = 1e-2 * (yy + xx) + 1e-30
+    determinant = (yy + damp) * (xx + damp) - yx.square()
+    return torch.stack([(xx + damp) * y - yx * x, (yy + damp) * x - yx * y], 1) / determinant[:, None]
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """(b,) real part of the inner product of two (b, k)."""
+    return (one.conj() * other).real.sum(1)
 
 
 def light_of(probe: Tensor) -> Tensor:

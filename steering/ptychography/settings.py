@@ -24,6 +24,9 @@ class RefineSettings:
     """The first pass (from 0) that improves the probe too; None keeps the probe as given."""
     probe_alpha: float = 0.5
     """The same regularisation for the probe."""
+    positions_from_pass: int | None = None
+    """The first pass (from 0) that corrects the positions too, each by a few pixels at most; None keeps them as given.
+    The object must be there by then, if roughly."""
     engine: str = "rpie"
     """`rpie`, or `ptychi` for the LSQML engine of Pty-Chi where that is installed."""
     device: str = "auto"
@@ -43,3 +46,5 @@ class RefineSettings:
             raise ValueError(f"found alpha={self.alpha}, probe_alpha={self.probe_alpha}, expected both in (0, 1]")
         if self.engine not in ("rpie", "ptychi"):
             raise ValueError(f"found engine {self.engine!r}, expected 'rpie' or 'ptychi'")
+        if self.engine == "ptychi" and self.positions_from_pass is not None:
+            raise ValueError("found positions_from_pass with the engine 'ptychi', expected 'rpie', which corrects them")
