@@ -4,8 +4,9 @@
 
 Each input is made from a valid file: bits flipped, cut short, parts exchanged, lengths replaced, and, for HDF5, wrong
 types, shapes, links, filters and chunks. Recorded scans are read as `read_recording` reads them, in a process with
-limits; what Python reads is read here. An input that ends in anything but ValueError or OSError is a finding, with the
-number that makes it again; --first continues at a number.
+limits, and a file that is being written is followed in one of its own; what Python reads is read here. An input that
+ends in anything but ValueError or OSError is a finding, with the number that makes it again; --first continues at a
+number.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from measures import streaming
 from measures.spoiling import spoil
 from steering import ER, ModelStore, ModelVersion, ProbeFirst, RunFolder, TrainerSettings, hand_in, read_recording
 from steering.files import Bounds
@@ -261,6 +263,18 @@ def _packed_npz(folder: Path) -> None:
     (folder / "scan.npz").unlink()
 
 
+def _write_table(folder: Path) -> None:
+    """Positions in a text file beside the frames."""
+    _write_cxi(folder)
+    rows = "".join(f"0,{100 * k},0,0,0,{70 * k},0,{k}\n" for k in range(FRAMES))
+    (folder / "scan.csv").write_text(rows)
+
+
+def _read_table(folder: Path) -> None:
+    settings = replace(BOUNDS, positions="scan.csv")
+    read_recording(folder / "scan.cxi", zero_frequency="centre", settings=settings)
+
+
 def _write_probe(folder: Path) -> None:
     np.save(folder / "probe.npy", np.ones((1, N, N), np.complex64))
 
@@ -275,5 +289,11 @@ READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "run": (_write_run, _read_run),
     "checkpoint": (_write_checkpoint, _read_checkpoint),
     "memory": (_write_memory, _read_memory),
+    "table": (_write_table, _read_table),
+    "swmr": (streaming.write_swmr, streaming.follow_swmr),
+    "dectris": (streaming.write_dectris, streaming.read_dectris),
+    "panda": (streaming.write_panda, streaming.read_panda),
+    "bluesky": (streaming.write_documents, streaming.read_documents),
+    "tape": (streaming.write_tape, streaming.play_tape),
 }
 """What writes a valid folder, and what reads it."""

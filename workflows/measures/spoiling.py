@@ -12,7 +12,7 @@ import numpy as np
 def spoil(folder: Path, rng: random.Random) -> None:
     """Change one file of a folder, or its structure where it is HDF5."""
     path = rng.choice(sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size))
-    if path.suffix == ".cxi" and rng.random() < 0.6:
+    if path.suffix in (".cxi", ".h5") and rng.random() < 0.6:
         spoil_hdf5(path, rng)
         if rng.random() < 0.7:
             return
