@@ -347,3 +347,19 @@ def test_a_scan_of_one_frame(tmp_path):
         N,
         N,
     )
+
+
+@pytest.mark.parametrize(("side", "enough"), [(1, False), (3, False), (6, True)])
+def test_a_tiny_scan_is_refused_before_it_begins_or_keeps_enough_to_learn_from(side, enough):
+    """With the defaults, which scale with the scan: none of them ends as `finished` with nothing learnt."""
+    from workflows.replay_scan import LEAST_FRAMES, held_out
+
+    where = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2) * 20.0
+    if enough:
+        region, margin = held_out(where, None)
+        assert (~region.contains(where, margin)).sum() >= LEAST_FRAMES
+    else:
+        with pytest.raises(
+            ValueError, match=f"found {side**2} frames, .* expected {LEAST_FRAMES} or more to learn from"
+        ):
+            held_out(where, None)
