@@ -14,7 +14,7 @@ import pytest
 cbor2 = pytest.importorskip("cbor2")
 h5py = pytest.importorskip("h5py")
 
-from steering.sources.addresses import parse, streams_at  # noqa: E402
+from steering.sources.addresses import frames_at, parse, streams_at  # noqa: E402
 from steering.sources.compression import compress  # noqa: E402
 from steering.sources.dectris import DectrisFrames, Stream2, WrongProtocol  # noqa: E402
 from steering.sources.panda import PandaPositions, panda  # noqa: E402
@@ -276,7 +276,9 @@ class Detector(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.path.endswith("command/arm"):
             self.wfile.write(b'{"sequence id": 12}')
-            for message in (start(), image(number=0), image(number=1)):
+            self.server.socket_out.send(start())
+        if self.path.endswith("command/trigger"):
+            for message in (image(number=0), image(number=1)):
                 self.server.socket_out.send(message)
 
     def log_message(self, *_):
@@ -292,7 +294,8 @@ def test_a_detector_is_armed_once_the_stream_is_connected_and_disarmed_at_the_en
         threading.Thread(target=server.serve_forever, daemon=True).start()
         rest = f"127.0.0.1:{server.server_port}"
         stopped, numbers = threading.Event(), []
-        for record in DectrisFrames(address=f"tcp://127.0.0.1:{port}", rest=rest).records(stopped):
+        frames = DectrisFrames(address=f"tcp://127.0.0.1:{port}", rest=rest, trigger=True)
+        for record in frames.records(stopped):
             if isinstance(record, Frame):
                 numbers.append(record.number)
                 if len(numbers) == 2:
@@ -303,8 +306,11 @@ def test_a_detector_is_armed_once_the_stream_is_connected_and_disarmed_at_the_en
         server.shutdown()
     context.destroy(linger=0)
     assert numbers == [0, 1]
-    assert [path.rpartition("/")[2] for path, _ in server.put] == ["arm", "disarm", "ntrigger", "no_such"]
-    assert json.loads(server.put[2][1]) == {"value": 5}
+    assert [path.rpartition("/")[2] for path, _ in server.put] == ["arm", "trigger", "disarm", "ntrigger", "no_such"]
+    assert json.loads(server.put[3][1]) == {"value": 5}
+    assert frames_at(f"dectris://det?rest={rest}&trigger=yes").trigger
+    with pytest.raises(ValueError, match="yes with rest=HOST only"):
+        frames_at("dectris://det?trigger=yes")
     with pytest.raises(OSError, match="found no answer from the detector"):
         Simplon(host=rest, timeout_s=1.0).arm()
 

@@ -1,6 +1,7 @@
 """The addresses of live streams: one grammar for the command line, `record`, `inspect` and notebooks.
 
-    frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed
+    frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed, and
+                                               triggered with &trigger=yes
                pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV
                swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS
                bluesky://HOST:PORT             ?data=KEY &name=KEY of the start document (sample); documents by ZMQ
@@ -109,11 +110,15 @@ def frames_at(text: str) -> Stream:
     """The frames at an address."""
     address = parse(text)
     if address.scheme == "dectris":
-        address.only("channel", "rest")
+        address.only("channel", "rest", "trigger")
+        trigger = address.options.get("trigger", "no")
+        if trigger not in ("yes", "no") or (trigger == "yes" and "rest" not in address.options):
+            raise ValueError(f"{text}: found trigger={trigger}, expected yes or no, and yes with rest=HOST only")
         return DectrisFrames(
             address=_tcp(address, 31001),
             channel=address.options.get("channel", "threshold_1"),
             rest=address.options.get("rest", ""),
+            trigger=trigger == "yes",
         )
     if address.scheme == "pva":
         address.only("queue", "server", "scan", "done")

@@ -10,7 +10,8 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -39,11 +40,14 @@ class DectrisFrames:
     rest: str = ""
     """HOST[:PORT] of the detector's REST interface: it is armed once this stream is connected, and disarmed at the end;
     empty: somebody else does that."""
+    trigger: bool = False
+    """It is triggered too, once it is armed: in its trigger modes `ints` and `inte`."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The series' records, as they come."""
         decoder = Stream2(self.channel)
         detector, armed = Simplon(host=self.rest), False
+        exposing: Future[None] | None = None
         try:
             for message in messages(self.address, "pull", self.high_water, stopped):
                 if message is not None:
@@ -52,6 +56,9 @@ class DectrisFrames:
                 if self.rest and not armed:  # connected by now: the start message would be missed before
                     detector.arm()
                     armed = True
+                    exposing = in_thread(detector.trigger) if self.trigger else None
+                if exposing is not None and exposing.done():
+                    exposing.result()  # raises what kept it from being triggered
                 yield None
         finally:
             if armed:
@@ -64,6 +71,21 @@ class DectrisFrames:
             if isinstance(error, WrongProtocol):
                 raise
             return [Unreadable(str(error))]
+
+
+def in_thread(call: Callable[[], None]) -> Future[None]:
+    """A call that may take as long as an exposure, in a thread that ends with the process."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            call()
+            future.set_result(None)
+        except Exception as error:  # the boundary of this thread
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 class WrongProtocol(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -16,8 +16,8 @@ class Simplon:
     """HOST or HOST:PORT."""
     version: str = "1.8.0"
     """Of the interface."""
-    timeout_s: float = 30.0
-    """Arming takes seconds; a trigger of the kind `ints` answers when the series is exposed."""
+    timeout_s: float | None = 30.0
+    """Arming takes seconds. A trigger is waited for without a limit: it answers when the series is exposed."""
 
     def stream2(self) -> None:
         """Have the detector push its frames as CBOR, which is what stream2 is."""
@@ -38,8 +38,8 @@ class Simplon:
         return series
 
     def trigger(self) -> None:
-        """Expose, in the trigger mode that is configured."""
-        self._put(f"/detector/api/{self.version}/command/trigger")
+        """Expose, in the trigger mode that is configured; returns when that is over, whenever that is."""
+        replace(self, timeout_s=None)._put(f"/detector/api/{self.version}/command/trigger")
 
     def disarm(self) -> None:
         """End the series: the stream's end message follows."""
