@@ -72,7 +72,7 @@ def test_positions_are_corrected_on_request(scene):
     spread = [np.std(each - np.median(each, 0), axis=0).mean() for each in (off, left)]
     assert spread[1] < 0.35 * spread[0]
     assert _error(found, truth) < 0.7 * _error(as_given, truth)
-    assert np.median(found.residual) < 0.5 * np.median(as_given.residual)
+    assert np.median(found.residual) < 0.9 * np.median(as_given.residual)
     exact = refine(frames, positions, probe, canvas, settings=replace(start, positions_from_pass=5))
     assert np.abs(exact.moved - np.median(exact.moved, 0)).mean() < 0.1
     with pytest.raises(ValueError, match="expected 'rpie', which corrects them"):

@@ -28,6 +28,8 @@ from steering.sources.window import Window
 
 logger = logging.getLogger(__name__)
 
+_STUCK_S = 60.0
+"""The receiving process says something twice a second."""
 SCAN_IDS = 10**9
 """A frame's id is its number plus so much for each scan before its own."""
 
@@ -231,6 +233,8 @@ class LiveSource:
     def _received(self, connection: Connection) -> Iterator[xr.Dataset]:
         while True:
             try:
+                if not connection.poll(_STUCK_S):
+                    raise self._stuck()
                 kind, *rest = connection.recv()
             except (EOFError, OSError) as error:
                 code = self._process.wait() if self._process is not None else None
@@ -248,6 +252,14 @@ class LiveSource:
                 raise RuntimeError(rest[0])
             else:
                 return
+
+    def _stuck(self) -> RuntimeError:
+        if self._process is not None:
+            self._process.kill()
+        return RuntimeError(
+            f"found the receiving process silent for {_STUCK_S:.0f} s, expected a word from it each second: a library "
+            "is stuck in something it reads, as in a damaged file"
+        )
 
     def _chunk(self, batch: Batch) -> xr.Dataset:
         return make_chunk(

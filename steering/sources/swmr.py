@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import hdf5plugin  # noqa: F401 - registers the compression filters that detectors write with
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.sources.compression import LARGEST
 from steering.sources.streams import Began, Ended, Frame, Record, Samples
 from steering.sources.swmr_file import SwmrFile
 
@@ -35,9 +37,13 @@ _KEYS = (
     "/entry/diamond_scan/keys/uniqueKeys",
 )
 _FINISHED = ("/entry/scan_finished", "/entry/solstice_scan/scan_finished", "/entry/diamond_scan/scan_finished")
-_POLL_S, _ROWS = 0.005, 64
+_POLL_S, _ROWS, _AT_ONCE, _MOST = 0.005, 64, 2**27, 2**48
+"""Seconds between two looks; rows, and bytes of them, that are read at once; numbers that a dataset has at most."""
 _PATIENCE_S, _OPEN_S, _REOPEN_S = 5.0, 1.0, 0.05
 """Seconds that a file may be unreadable, that it is kept open while nothing comes, and between two openings."""
+
+
+_Found = TypeVar("_Found", h5py.Dataset, h5py.Dataset | None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +156,8 @@ class _Follower:
         self._data: list[h5py.Dataset] = []
         self._keys: h5py.Dataset | None = None
         self._finished: h5py.Dataset | None = None
+        self._rows = _ROWS
+        """That are read at once."""
         self._patience = min(where.quiet_s, _PATIENCE_S)
         self._torn: float | None = None
         """Since when the file cannot be read."""
@@ -183,9 +191,10 @@ class _Follower:
         """Take the datasets out of the file, where it was opened anew."""
         file = self._shared.open()
         if self._generation != self._shared.generation:
-            self._data = [_dataset(file, name) for name in self._names]
-            self._keys = _optional(file, self._where.keys, _KEYS)
-            self._finished = _optional(file, self._where.finished, _FINISHED)
+            self._data = [_numbers(_dataset(file, name), self._inner + 1) for name in self._names]
+            self._keys = _numbers(_optional(file, self._where.keys, _KEYS), 1)
+            self._finished = _numbers(_optional(file, self._where.finished, _FINISHED), 0)
+            self._rows = min(_rows_at_once(dataset, self._inner) for dataset in self._data)
             self._generation = self._shared.generation
 
     def _endure(self, error: Exception) -> None:
@@ -214,14 +223,14 @@ class _Follower:
         keys = None
         if self._keys is not None:  # before the rows as well: a key is written after its row
             self._keys.refresh()
-            keys = _read(self._keys, 0, self._keys.size, 0) != 0
+            keys = _read(self._keys, 0, min(self._keys.size, self._next + self._rows), 0) != 0
         for dataset in self._data:
             dataset.refresh()
         there = min(_length(dataset, self._inner) for dataset in self._data)
         now = time.monotonic()
         late = {row: finished or now - since > self._where.skip_s for row, since in self._holes.items()}
         runs = [run for row in late for run in self._written(row, row + 1, keys, sure=not late[row])]
-        new = self._written(self._next, min(there, self._next + _ROWS), keys, sure=not finished)
+        new = self._written(self._next, min(there, self._next + self._rows), keys, sure=not finished)
         for first, _ in runs:
             del self._holes[first]
         self._holes = {row: since for row, since in self._holes.items() if not late[row]}
@@ -270,6 +279,27 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
         file.visititems(lambda path, node: here.append(f"/{path}") if isinstance(node, h5py.Dataset) else None)
         raise ValueError(f"{file.filename}: found the datasets {', '.join(here)[:400]}, expected {name} among them")
     return found
+
+
+def _numbers(dataset: _Found, axes: int) -> _Found:
+    """The dataset, if there is none or it is one of real numbers with so many axes or more. Raises ValueError."""
+    if dataset is not None and (dataset.dtype.kind not in "uifb" or dataset.ndim < axes):
+        raise ValueError(
+            f"{dataset.file.filename}: found {dataset.name} {dataset.dtype} {dataset.shape}, expected real numbers and "
+            f"{axes} axes or more"
+        )
+    return dataset
+
+
+def _rows_at_once(dataset: h5py.Dataset, inner: int) -> int:
+    """Rows of so many dimensions each that are read at once. Raises ValueError for a shape that no scan has."""
+    size = dataset.dtype.itemsize * math.prod(dataset.shape[dataset.ndim - inner :] if inner else ())
+    if size > LARGEST or math.prod(dataset.shape) > _MOST:
+        raise ValueError(
+            f"{dataset.file.filename}: found {dataset.name} {dataset.dtype} {dataset.shape}, expected at most "
+            f"{LARGEST} bytes in a frame, and {_MOST} numbers in all"
+        )
+    return max(1, min(_ROWS, _AT_ONCE // max(size, 1)))
 
 
 def _optional(file: h5py.File, name: str, usual: tuple[str, ...]) -> h5py.Dataset | None:

@@ -126,8 +126,11 @@ def write_documents(folder: Path) -> None:
 def read_documents(folder: Path) -> None:
     """Frames and positions of the run."""
     documents = Documents(place=str(folder / "documents.jsonl"), patience_s=0.0)
-    looked_at(BlueskyFrames(documents=documents).records(threading.Event()))
-    looked_at(BlueskyPositions(documents=documents, columns=("y", "x"), scale=(1.0, 1.0)).records(threading.Event()))
+    positions = BlueskyPositions(documents=documents, columns=("y", "x"), scale=(1.0, 1.0))
+    for stream in (BlueskyFrames(documents=documents), positions):
+        unread = looked_at(stream.records(threading.Event()))
+        if unread:  # counted, and passed over: of a bad file here an error
+            raise ValueError(f"found {unread[0]}")
 
 
 class _Given:
@@ -154,14 +157,18 @@ def play_tape(folder: Path) -> None:
         looked_at(one for _, _, one in read_tape(file))
 
 
-def looked_at(records: Iterable[Record | None]) -> None:
-    """Every record, and the counts of frames, which are decompressed for it. What a stream says it could not read is no
-    error of the stream; a frame that cannot be decompressed is one here."""
+def looked_at(records: Iterable[Record | None]) -> list[str]:
+    """Look at every record, and at the counts of frames, which are decompressed for it. Returns what a stream says that
+    it could not read; raises ValueError for a frame that cannot be decompressed."""
+    unread = []
     for one in records:
+        if isinstance(one, Unreadable):
+            unread.append(one.reason)
         if isinstance(one, Frame):
             np.asarray(one.counts)
         if isinstance(one, Ended) and one.last:
-            return
+            break
+    return unread
 
 
 def refused(decode: Callable[[bytes], list[Record]], message: bytes) -> list[Record]:
