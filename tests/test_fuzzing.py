@@ -14,8 +14,9 @@ from workflows import fuzz_readers
 @pytest.mark.parametrize("reader", fuzz_readers.READERS)
 def test_bad_inputs_end_in_clear_errors(reader, tmp_path):
     """In the full run 10,000: steering run workflows/fuzz_readers.py."""
-    outcome = fuzz_readers.fuzz(reader, 150, tmp_path / "inputs", seed=1)
+    inputs = 60 if reader == "swmr" else 150  # a file that may be written still is waited for
+    outcome = fuzz_readers.fuzz(reader, inputs, tmp_path / "inputs", seed=1)
     assert outcome.findings == []
-    assert outcome.read + sum(outcome.refused.values()) == 150
-    assert sum(outcome.refused.values()) > 15, "the inputs are bad ones"
+    assert outcome.read + sum(outcome.refused.values()) == inputs
+    assert sum(outcome.refused.values()) > inputs / 10, "the inputs are bad ones"
     assert outcome.memory_mib < 256

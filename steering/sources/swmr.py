@@ -269,6 +269,11 @@ class _Follower:
         if self._finished is None:
             return False
         self._finished.refresh()
+        if self._finished.size != 1:
+            raise ValueError(
+                f"{self._shared.path}: found {self._finished.name} {self._finished.shape}, expected one number, not 0 "
+                "when the scan is over"
+            )
         return bool(np.ravel(self._finished[()])[0])
 
 
