@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from steering.cli import main
 from steering.learning import Classification, Loop, TrainerSettings
 from steering.learning.buffer import BOOKKEEPING, RehearsalBuffer
 from steering.learning.buffer_cut import Overrun
-from steering.learning.buffer_file import read_buffer, write_cut
+from steering.learning.buffer_file import read_buffer, write_cut, write_state
 from steering.learning.buffer_state import BufferState
 from steering.learning.checkpoint import FOLDER, RanksPart, Recorder, joined, prune
 from steering.learning.group import Place, leave
@@ -318,6 +319,22 @@ def test_what_cannot_be_written_is_said_and_the_next_checkpoint_is_whole(tmp_pat
     with pytest.raises(ValueError, match="numbers that rise"):
         recorder.cut(tmp_path, 1)
     assert stored(restored(tmp_path, part)) == stored(loop)
+
+
+def test_a_file_that_is_gone_and_samples_of_no_known_stratum_are_refused_in_words(tmp_path):
+    """Found by fuzzing: the system's own words, and a KeyError."""
+    loop = loop_of()
+    loop.connect(None)
+    train(loop, 10)
+    part = written(tmp_path, Recorder(loop), 0)
+    [path] = [tmp_path / name for name in part.buffers[0]]
+    state = loop.buffer.state()
+    write_state(replace(state, strata=state.strata[1:]), path)
+    with pytest.raises(ValueError, match="stratum that the table"), ExitStack() as stack:
+        read_buffer([path], stack)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"found no .*expected it"), ExitStack() as stack:
+        read_buffer([path], stack)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """What an experiment derives from its parts, and what it refuses before anything is started."""
 
+import json
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -12,13 +15,16 @@ from steering import (
     ProbeFirst,
     PtychoNN,
     Reconstruction,
+    RunFolder,
     SimulatedBeamline,
     SpaceFilling,
     Stage,
+    TrainerSettings,
     sample,
     zone_plate,
 )
 from steering.ptychography import patch_weight
+from steering.runner.resolved import note_settings
 
 WINDOW, PATCH = 32, 20
 PROBE = zone_plate(WINDOW, 20.0, counts=1e5)
@@ -109,3 +115,19 @@ def test_a_network_that_cannot_be_run_is_refused_at_once(network, says):
         Experiment(**parts | {"network": network})
     Experiment(**parts)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_every_setting_is_noted_in_the_run_folder_as_it_was_in_the_end(tmp_path):
+    said = experiment(strategy=DER(alpha=0.5), ranks=(1, 3), trainer=TrainerSettings(batch=10), device="cpu")
+    folder = RunFolder.create(tmp_path / "run")
+    note_settings(said, folder)
+    found = json.loads((folder.path / "settings.json").read_text())
+    assert set(found) == {each.name for each in fields(Experiment)}
+    assert found["trainer"]["batch"] == 10
+    assert found["trainer"]["learning_rate"] == TrainerSettings().learning_rate
+    assert found["prediction"]["device"] == found["trainer"]["device"] == "cpu"
+    assert (found["ranks"], found["scans"], found["frames"]) == ([1, 3], ["a", "b"], 45)
+    assert (found["network"]["kind"], found["network"]["window"]) == ("ProbeFirst", WINDOW)
+    assert (found["strategy"]["kind"], found["strategy"]["alpha"]) == ("DER", 0.5)
+    assert found["campaign"]["limits"]["area"] is not None
+    assert found["source"]["kind"] == "SimulatedBeamline"

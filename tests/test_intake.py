@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from steering.campaign import FrameSetAside, PredictionReady
+from steering.inference import PredictorSettings
+from steering.inference.event_queue import EventQueue
 from steering.inference.intake import ArrivedFrames, make_batch, validate
 from steering.records import Geometry, make_chunk
 from tests.test_inference import CANVAS, GEOMETRY, WINDOW, chunks, predictor
@@ -178,3 +180,34 @@ def test_chunks_of_which_another_predictor_had_every_frame_are_no_batch():
     assert batch is None
     assert masked is mask
     assert aside == {}
+
+
+def test_while_nobody_hears_the_predictor_any_more_it_takes_no_further_frames_and_loses_none(tmp_path, monkeypatch):
+    """What it is sent before somebody listens for the first time is what its predecessor had, and all of it is taken:
+    who would listen waits for that."""
+    monkeypatch.setattr(EventQueue.__init__, "__defaults__", (2,))
+    parts = list(chunks(n=60))
+
+    async def main():
+        me = predictor(tmp_path, settings=PredictorSettings(backlog=1, batch=5, gather_ms=0.0))
+        await me.start()
+        await send_all(me, parts[:6])
+        await me.live()  # all is predicted
+        events = await me.events()
+        sending = asyncio.ensure_future(send_all(me, parts[6:]))
+        while not (await me.figures())["events_waited"]:
+            await asyncio.sleep(0.01)
+        taken = (await me.figures())["frames_predicted"]
+        while sum(len(e.frame_ids) for e in events if isinstance(e, PredictionReady)) < 60:
+            events += await me.events()
+        await sending
+        return taken, events, await me.figures()
+
+    async def send_all(me, parts):
+        for chunk in parts:
+            await me.receive(chunk)
+
+    taken, events, figures = asyncio.run(main())
+    assert 30 < taken < 60
+    assert figures["events_waited"] > 0
+    assert sorted(i for e in events if isinstance(e, PredictionReady) for i in e.frame_ids) == list(range(60))

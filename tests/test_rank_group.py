@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 from distributed import Client
 
 from steering.campaign import GroupChanged
@@ -43,7 +44,13 @@ class Mortal(Rank):
         if self._due("fit"):
             super().fit(scan, 3)  # the others go on to the fourth step
             os.kill(os.getpid(), signal.SIGKILL)
+        self.hungry = self._due("memory")
         return super().fit(scan, steps)
+
+    def _begin(self, scan):
+        if self.hungry:
+            torch.empty(2**50)
+        super()._begin(scan)
 
     def publish(self, store, version):
         super().publish(store, version)
@@ -181,6 +188,15 @@ async def lives(client, folder):
     await bench.sound()
     assert await bench.group.retire([leaving], bench.folder) is None  # it has left
     assert await bench.group.retire(bench.group.addresses, bench.folder) is None  # nobody would be left
+
+    # One that finds no memory is given up: its process ends, and the others go on.
+    bench.let_die("memory", 1)
+    hungry = bench.group.addresses[1]
+    change = await bench.group.fit("a", 20, bench.group.generation)
+    assert isinstance(change, GroupChanged)
+    assert change.lost == (1,)
+    assert hungry not in await workers_now(client)
+    await bench.sound()
 
     # An error of one's own is no loss.
     with pytest.raises(FileExistsError, match="model version 1"):

@@ -6,8 +6,17 @@ import threading
 import numpy as np
 from distributed import Client, Scheduler, Worker
 
-from steering.campaign import ChunkArrived, DecisionSuggested, PredictionReady, ScanRevisited, SourceEnded, Steer
+from steering.campaign import (
+    ChunkArrived,
+    DecisionSuggested,
+    FrameRefused,
+    PredictionReady,
+    ScanRevisited,
+    SourceEnded,
+    Steer,
+)
 from steering.inference import Predictor
+from steering.inference.event_queue import EventQueue
 from steering.policies import SpaceFilling
 from steering.ptychography import zone_plate
 from steering.runner.actors import call, place
@@ -82,8 +91,41 @@ def test_a_scan_name_that_returns_is_a_new_visit_and_every_frame_is_used(tmp_pat
 class Sink:
     """Takes what is measured."""
 
+    chunks = 0
+
     async def receive(self, chunk):
-        pass
+        self.chunks += 1
+
+
+def test_while_nobody_hears_the_source_the_events_stay_bounded_and_every_frame_is_told_of_later(monkeypatch):
+    """As with a runner that stands still: frames wait, then the oldest are dropped and counted."""
+    monkeypatch.setattr(EventQueue.__init__, "__defaults__", (10,))
+    frames = 600
+    rng = np.random.default_rng(0)
+    stage = Stage("a", np.exp(1j * rng.uniform(-1, 1, (96, 96))), frames)
+    source = SimulatedBeamline(
+        [stage], probe=zone_plate(32, 10.0, counts=1e5), step=2.0, frame_rate=5e3, chunk_frames=4
+    )
+
+    async def main():
+        actor, sink = SourceActor(source), Sink()
+        await actor.start(sink)
+        where = tuple(map(tuple, source.candidates[:frames].tolist()))
+        await actor.apply(Steer(DecisionSuggested(time=0.0, positions=where, reasons=("",) * len(where)), None, id=1))
+        while not source.frames_dropped:
+            await asyncio.sleep(0.01)
+        stopped, events = sink.chunks, []
+        while not any(isinstance(event, SourceEnded) for event in events):
+            events += await actor.events()
+        return stopped, events, await actor.queues()
+
+    stopped, events, queues = asyncio.run(main())
+    assert stopped == 10
+    assert queues["events_waited"] >= 1
+    arrived = sum(len(event.frame_ids) for event in events if isinstance(event, ChunkArrived))
+    dropped = sum(event.count for event in events if isinstance(event, FrameRefused))
+    assert dropped > 0
+    assert arrived + dropped == len(source.candidates[:frames])
 
 
 def test_a_source_whose_runner_is_lost_ends():

@@ -162,7 +162,7 @@ def test_killed_and_frozen_ranks_are_replaced_and_a_frozen_one_does_no_harm(tmp_
     The frozen process is gone before it could go on."""
     folder = RunFolder.create(tmp_path / "run")
     with local(ranks=3) as client:
-        run = start(experiment(frames=5000), client, folder)
+        run = start(experiment(frames=5000, rounds_after_end=100), client, folder)  # until it is stopped
         until(lambda: any(line["event"] == "CandidateReady" for line in folder.events()), run)
         for name, harm in (("trainer-0", signal.SIGKILL), ("trainer-1", signal.SIGSTOP)):
             pid, begun = process_of(client, name), time.time()

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from steering.campaign import Event
 from steering.inference.answers import Failed, PolicyAnswer
 from steering.inference.evaluate import HoldOut, Score, score_refined, score_versions
+from steering.inference.event_queue import EventQueue
 from steering.inference.fast_loop import FastLoop
 from steering.inference.frame_memory import FrameMemory
 from steering.inference.intake import Inbox, Intake
@@ -81,7 +82,7 @@ class Predictor:
         self._readers = ThreadPoolExecutor(3, thread_name_prefix="reader")
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="mover")
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events = EventQueue(heard=False)
         self._room = asyncio.Semaphore(self.settings.backlog)
         self._installing = asyncio.Lock()
         self._saved_scans = SavedScans()
@@ -167,6 +168,7 @@ class Predictor:
         """Take a chunk; returns (the acknowledgement) once it is in the queue."""
         arrived = time.perf_counter()
         await self._room.acquire()
+        await self._events.room()
         while self._memory.full:
             await asyncio.sleep(_FULL_S)
         self.fast.inbox.put(chunk, arrived)
@@ -177,9 +179,7 @@ class Predictor:
 
     async def events(self) -> list[Event]:
         """What has happened since the last call; waits until there is something."""
-        events = [await self._events.get()]
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
+        events = [event for event in await self._events.take() if isinstance(event, Event)]
         for event in events:
             if isinstance(event, Failed):
                 raise event.error
@@ -242,8 +242,7 @@ class Predictor:
         self.scans.images[scan].show_labelled(labels, shown, canvas, residual)
 
     async def take_live(self, scan: str, refined: Refined, canvas: Canvas, refinements: int) -> bool:
-        """Show an object refined on from the one of that many refinements, of that part; False, and nothing is done,
-        where a newer one is shown by now."""
+        """Show an object refined on from the one of so many refinements, of that part; False where a newer one is."""
         return self.scans.images[scan].show(refined, canvas, refinements)
 
     async def live(self, scan: str | None = None, region: tuple[slice, slice] | None = None) -> xr.Dataset | None:
@@ -285,7 +284,8 @@ class Predictor:
     async def close(self) -> None:
         """Give threads, memory and the process's settings back: the worker may serve other runs."""
         self._closed = True
-        self._events.put_nowait(Failed(time=time.time(), error=RuntimeError("the run has ended")))  # a call waits
+        self._events.put(Failed(time=time.time(), error=RuntimeError("the run has ended")))  # a call waits
+        self._events.close()
         for pool in (self._thread, self._readers, self._mover):
             pool.shutdown(wait=False, cancel_futures=True)
         slacken()
@@ -327,7 +327,7 @@ class Predictor:
             self._emit(Failed(time=time.time(), error=error))
 
     def _emit(self, event: Event) -> None:
-        self._call(self._events.put_nowait, event)
+        self._call(self._events.put, event)
 
     def _call(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Call something in the event loop, from any thread."""
@@ -393,7 +393,7 @@ class Predictor:
 
     def _figures(self) -> dict[str, Any]:
         held = {"held_bytes": self._memory.held, "moved_bytes": self._memory.written}
-        return {**self.fast.figures(self.scans.get()), "memory": held}
+        return {**self.fast.figures(self.scans.get()), "memory": held, "events_waited": self._events.waited}
 
 
 def _nothing() -> None:

@@ -97,12 +97,15 @@ def read_buffer(paths: Sequence[Path], stack: ExitStack) -> BufferState:
     if not parts:
         raise ValueError("found no file of a rehearsal buffer, expected one or more")
     last, chain = parts[-1].file, _Chain(parts)
+    strata, stratum = _strata(last), chain.column("stratum")
+    if not np.isin(stratum, strata[:, 0]).all():
+        raise ValueError(f"found samples of a stratum that the table in {last.path} lacks, expected every one there")
     return BufferState(
         **_scalars(last),
-        strata=_strata(last),
+        strata=strata,
         inserted_at=chain.column("inserted_at"),
         key=chain.column("key"),
-        stratum=chain.column("stratum"),
+        stratum=stratum,
         layout=chain.layout,
         read=chain.read,
     )

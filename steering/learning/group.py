@@ -32,15 +32,30 @@ class GroupLost(RuntimeError):
     """A collective failed: another rank is gone, or did not come in time. What the rank holds is whole."""
 
 
+class OutOfMemory(RuntimeError):
+    """A rank found no memory for what it was doing: who keeps the group gives it up as if it were lost."""
+
+    def __init__(self, said: str, rank: int) -> None:
+        super().__init__(said, rank)
+        self.rank = rank
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @contextmanager
 def group_errors(place: str) -> Iterator[None]:
-    """Raise GroupLost for what collectives raise inside; errors of other code pass with their type and traceback.
+    """Raise GroupLost for what collectives raise inside, and OutOfMemory where a rank of a group finds no memory.
+    Errors of other code pass with their type and traceback.
 
     place: where it happened, for the message.
     """
     try:
         yield
     except Exception as error:
+        if is_out_of_memory(error) and dist.is_initialized():
+            traceback.clear_frames(error.__traceback__)
+            raise OutOfMemory(f"{place} found no memory ({error}), expected some", dist.get_rank()) from None
         if not is_of_group(error):
             raise
         # The traceback's frames would keep the dead group's tensors, and with them its sockets.
@@ -57,6 +72,13 @@ def is_of_group(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return type(error) is RuntimeError and "/gloo/" in str(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, of the host or of a GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
 
 
 @dataclass(frozen=True)

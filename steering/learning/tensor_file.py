@@ -158,7 +158,10 @@ class TensorFile:
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"found no {path}, expected it: the checkpoint or memory is not complete") from None
         try:
             self.scalars, self.places = self._header()
             if self.scalars.get("format") != FORMAT:

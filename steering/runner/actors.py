@@ -28,6 +28,8 @@ _PATIENCE_S = 2.0
 """Between two looks of a task whether the worker of the actor that it asks is still there."""
 _CLOSE_S = 5.0
 """How long an actor may take to close."""
+_FREED_S = 2.0
+"""How long ranks may take to hear that another is lost."""
 _UNPUBLISH_S = 30.0
 """How long a scheduler may take to forget a name."""
 _FORGOTTEN_S = 1.0
@@ -52,6 +54,12 @@ class CallsFailed(Exception):
     def __init__(self, calls: Sequence[asyncio.Future]) -> None:
         super().__init__("a call failed")
         self._calls = calls
+
+    @property
+    def first(self) -> BaseException | None:
+        """The error of a call that is over; others may still go on."""
+        over = (one for one in self._calls if one.done() and not one.cancelled())
+        return next((error for one in over if (error := one.exception()) is not None), None)
 
     async def cause(self) -> BaseException:
         """The error to tell of, once all calls are over. What ranks say of one another (GroupLost) is a consequence."""
@@ -195,6 +203,14 @@ async def every(calls: Iterable[Awaitable[T]]) -> list[T]:
     if not all(job.done() and job.exception() is None for job in jobs):
         raise CallsFailed(jobs)
     return [job.result() for job in jobs]
+
+
+async def set_free(ranks: Iterable[Any]) -> None:
+    """Have these ranks wait no more for a lost one, whose end of the connections may still be open."""
+    calls = [asyncio.ensure_future(call(rank, "abandon")) for rank in ranks]
+    for one in calls:
+        one.add_done_callback(retrieved)
+    await asyncio.wait(calls, timeout=_FREED_S)
 
 
 async def gone(client: Client, handles: Iterable[ActorHandle]) -> list[ActorHandle]:

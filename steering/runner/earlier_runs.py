@@ -18,6 +18,7 @@ from steering.models import ModelStore, Network
 from steering.records import ModelVersion
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
+from steering.runner.resolved import note_settings
 
 LAST = "ranks.json"
 """Below RUN/checkpoints: the ranks' part of the last checkpoint, written when a run has ended."""
@@ -134,7 +135,9 @@ def _served(run: RunFolder) -> ModelVersion | None:
 
 
 def begin(experiment: Experiment, folder: RunFolder) -> Start:
-    """What this run starts from, with version 0 in its store, unless it is recovered. Raises as `find_start` does."""
+    """What this run starts from, with version 0 in its store, unless it is recovered; its settings are noted in the
+    folder. Raises as `find_start` does."""
+    note_settings(experiment, folder)
     start, network = find_start(experiment, folder), experiment.network
     if folder.recovering:
         return start

@@ -43,6 +43,7 @@ _OF_PREDICTION = (
     "backends",
     "frames_out_of_order",
     "frame_ids_missing",
+    "events_waited",
 )
 _NOT_STATE = ("experiment", "campaign", "fingerprint")
 _ROUNDS = 60

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from steering.campaign import GroupChanged
-from steering.learning import GroupLost, MeetingPoint, Rank, RanksPart, Round, joined, newest_number
-from steering.records import ModelVersion
+from steering.learning import GroupLost, MeetingPoint, NoSamples, Rank, RanksPart, Round, joined, newest_number
 from steering.runner.actors import (
     LOOK_S,
     ActorHandle,
@@ -27,22 +26,27 @@ from steering.runner.actors import (
     place,
     release,
     retrieved,
+    set_free,
     while_all_there,
     while_there,
 )
+from steering.runner.rank_verbs import RankVerbs
 from steering.runner.shares import Shares
+from steering.runner.watch import given_up
 
 _ATTEMPTS = 5
 """Groups that are tried one after the other when each loses ranks while it forms."""
-_FREED_S = 2.0
-"""How long ranks may take to hear that another is lost."""
+_ALONE_S = 5.0
+"""How long ranks that are ready to join wait for a first round of those who are left after a loss."""
+_STARVED = 3
+"""Ranks that may find no memory, one after the other, before a round is whole again."""
 _READY_S = 300.0
 """How long a new rank may take to be ready to join: importing torch from a slow disk needs a minute."""
 
 T = TypeVar("T")
 
 
-class RankGroup:
+class RankGroup(RankVerbs):
     """Asks the ranks, whoever they are by now. A verb returns their answer, or, where ranks were lost, what the group
     has become in their place; it never does both.
 
@@ -72,6 +76,11 @@ class RankGroup:
         """Ranks of the first group."""
         self._stored: dict[ActorHandle, int] = {}
         """Samples in each rank's buffer, as it reported them last."""
+        self._starved = 0
+        """Ranks that have found no memory since the last whole round."""
+        self._trains = asyncio.Event()
+        """Not set between a loss and the next whole round."""
+        self._trains.set()
         self._shares = Shares(client)
         self._change: GroupChanged | None = None
         """The newest."""
@@ -135,6 +144,8 @@ class RankGroup:
 
         rounds = await self._together(work, generation)
         if not isinstance(rounds, GroupChanged):
+            self._starved = 0
+            self._trains.set()
             self._stored = {m: one.stored for m, one in zip(self._members, rounds, strict=False)}
         return rounds
 
@@ -145,39 +156,6 @@ class RankGroup:
         lost.
         """
         return await self._ask(work, generation)
-
-    async def publish(self, store: Path, version: ModelVersion) -> GroupChanged | None:
-        """Write the weights that all ranks hold as a version, and judge later candidates against it."""
-
-        async def work(ranks: list[Any]) -> None:
-            await call(ranks[0], "publish", store, version)
-            await every(call(rank, "serve", store, version.number) for rank in ranks[1:])
-
-        return await self._together(work)
-
-    async def recalled(self) -> dict[str, float] | GroupChanged:
-        """Errors of the version last published on held-out frames of each scan so far."""
-        return await self._together(lambda ranks: call(ranks[0], "recalled"))
-
-    async def serve(self, store: Path, number: int) -> GroupChanged | None:
-        """Judge later candidates against a published version."""
-
-        async def work(ranks: list[Any]) -> None:
-            await every(call(rank, "serve", store, number) for rank in ranks)
-
-        return await self._together(work)
-
-    async def go_back(self, store: Path, number: int) -> GroupChanged | None:
-        """Go on from the weights of a published version, with an optimiser without a past."""
-
-        async def work(ranks: list[Any]) -> None:
-            await every(call(rank, "go_back", store, number) for rank in ranks)
-
-        return await self._together(work)
-
-    async def digest(self) -> list[str] | GroupChanged:
-        """Of each rank, a digest of weights, optimiser state and step: equal on all ranks of a sound group."""
-        return await self._together(lambda ranks: every(call(rank, "digest") for rank in ranks))
 
     async def checkpoint(self, folder: Path, number: int | None = None) -> RanksPart | GroupChanged:
         """Write what the ranks hold, all of them as after the same step, into a folder that all can write.
@@ -232,6 +210,8 @@ class RankGroup:
         joining = await asyncio.wait_for(self._ready(addresses), _READY_S)
         self._joining += joining
         try:
+            with contextlib.suppress(TimeoutError):  # a change would void that round, and training be later again
+                await asyncio.wait_for(self._trains.wait(), _ALONE_S)
             async with self._turn:
                 begun = time.perf_counter()
                 async with self._changing:
@@ -321,6 +301,8 @@ class RankGroup:
         error: what was raised; None: nothing yet.
         """
         members, begun = self._members, time.perf_counter()
+        if isinstance(error, CallsFailed) and isinstance(error.first, NoSamples):
+            raise error.first  # all ranks have agreed on it: nobody is lost
         # Nobody else has to wait while this is found out: some errors are no losses.
         lost = await losses(self._client, members) if self.generation == generation else []
         async with self._changing:
@@ -328,7 +310,10 @@ class RankGroup:
                 return self._change
             if not lost and error is not None:
                 cause = await error.cause() if isinstance(error, CallsFailed) else error
-                if not isinstance(cause, GroupLost):
+                if self._starved < _STARVED:
+                    lost = await given_up(self._client, members, cause)
+                    self._starved += len(lost)
+                if not lost and not isinstance(cause, GroupLost):
                     raise cause
             return await self._form_anew(lost, [], begun)
 
@@ -353,7 +338,8 @@ class RankGroup:
             attempts += 1
             self.generation += 1
             if lost:
-                await self._free(kept)
+                self._trains.clear()
+                await set_free([member.actor for member in kept])
                 empty = [member for member in kept if not self._stored.get(member)] if retired else []
                 back += await self._shares.taken_over(lost, empty or kept)
             try:
@@ -380,18 +366,8 @@ class RankGroup:
         self._emit(self._change)
         return self._change
 
-    async def _free(self, kept: list[ActorHandle]) -> None:
-        """Have those who are left wait no more for a lost one, whose end of the connections may still be open."""
-        calls = [asyncio.ensure_future(call(member.actor, "abandon")) for member in kept]
-        for one in calls:
-            one.add_done_callback(retrieved)
-        await asyncio.wait(calls, timeout=_FREED_S)
-
     async def _join(self, members: list[ActorHandle]) -> None:
-        """Have these ranks form the group of this generation. Raises OSError where one is lost before all are there.
-
-        A rank that waits for the lost one in a collective is freed by the first one that leaves the old group.
-        """
+        """Have these ranks form the group of this generation. Raises OSError where one is lost before all are there."""
         where, ranks = self._meeting.rendezvous, len(members)
         calls = (
             call(member.actor, "join", where, rank=number, ranks=ranks, generation=self.generation, began=self._began)

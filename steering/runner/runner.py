@@ -382,7 +382,7 @@ class Runner:
         self.metrics.too_late = len(waiting(self.folder.path))
         source, ranks = await self.source.figures(), self._placed.ranks
         figures = summary(self.metrics, source, len(ranks), await self.proxy.ask("figures"))
-        figures |= await judge(self.metrics, self.proxy)
+        figures |= await judge(self.metrics, self.proxy) | {"source_queues": await self.source.ask("queues")}
         figures["total_s"] = time.time() - self.metrics.begun
         self.folder.write_summary(figures)
         await self.snapshot()

@@ -28,6 +28,7 @@ from steering.campaign import (
     StreamsReported,
     WorkFailed,
 )
+from steering.inference.event_queue import EventQueue
 from steering.records import Decision
 from steering.runner.alone import Alone, Positions, Reported, fell_back, say
 from steering.runner.folder import RunFolder
@@ -82,7 +83,7 @@ class SourceActor:
         """
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._events = EventQueue()
         self._reported = Reported()
         self._outbox = Outbox(predictor, number, keep_bytes=self.keep_bytes, put=self._put)
         self._visits = Visits()
@@ -121,11 +122,10 @@ class SourceActor:
             await self.forgotten()
             return False
         self._holder = holder
-        old, self._events = self._events, asyncio.Queue()
-        waiting = [old.get_nowait() for _ in range(old.qsize())]
-        for event in self._reported.again(mark, resume, waiting):
+        old, self._events = self._events, EventQueue()
+        for event in self._reported.again(mark, resume, old.drained()):
             self._put(event)
-        old.put_nowait(TakenOver("another runner hears of it now"))
+        old.put(TakenOver("another runner hears of it now"))
         await self._outbox.go_on_with(predictor, 0)
         for steer in resume.decisions:
             if isinstance(steer, Steer):
@@ -171,7 +171,7 @@ class SourceActor:
         for scan in dict.fromkeys(wanted.values()):
             ids = tuple(i for i, mine in wanted.items() if mine == scan)
             lost = FramesLost(time=time.time(), scan=scan, frame_ids=ids, reason="the source cannot give them again")
-            self._on_loop(self._events.put(lost))
+            self._loop.call_soon_threadsafe(self._put, lost)
 
     async def go_on(self, source: Any, point: GoOn) -> None:
         """Another source, as it was made, takes the place of the one that fails, and hands out what that would have."""
@@ -260,17 +260,20 @@ class SourceActor:
     def _refuse(self, count: int, reason: str, positions: NDArray[np.float64]) -> None:
         self._alone.arrived(count)
         where = tuple((float(y), float(x)) for y, x in positions)
-        self._events.put_nowait(FrameRefused(time=time.time(), count=count, reason=reason, positions=where))
+        self._put(FrameRefused(time=time.time(), count=count, reason=reason, positions=where))
 
     def _put(self, event: Event | Exception) -> None:
-        self._events.put_nowait(event)
+        self._events.put(event)  # of now: another runner may have adopted the source
+
+    async def queues(self) -> dict[str, Any]:
+        """What waits here, and how often frames have waited for the runner."""
+        kept = {"kept_bytes": self._outbox.kept_bytes, "frames_unspooled": self._unspooled}
+        return kept | {"events_waited": self._events.waited}
 
     async def events(self) -> list[Event]:
         """What has happened since the last call; waits until there is something."""
         waiting = self._events  # while this call waits, another runner may adopt the source, and has others
-        found = [await waiting.get()]
-        while not waiting.empty():
-            found.append(waiting.get_nowait())
+        found = await waiting.take()
         for event in found:
             if isinstance(event, Exception):
                 raise event
@@ -294,11 +297,10 @@ class SourceActor:
         is lost."""
         last: StreamsReported | None = None
         while not self._closed:
-            streams = self._streams()
-            event = report(time.time(), streams, last)
-            if event is not None:
+            streams = {} if self._events.full else self._streams()
+            if (event := report(time.time(), streams, last)) is not None:
                 last = event
-                self._events.put_nowait(event)
+                self._put(event)
             if streams:
                 self._report_dropped()
             if self._alone.look(time.time()):
@@ -307,11 +309,11 @@ class SourceActor:
 
     async def _go_on_alone(self) -> None:
         await self._outbox.be_alone(True)
-        block = self._alone.block() if self._outbox.kept_bytes < self.keep_bytes // 2 else ()
-        if block:
+        room = self._outbox.kept_bytes < self.keep_bytes // 2 and not self._events.full
+        if room and (block := self._alone.block()):
             event = fell_back(block, self._alone)
             self._apply_all([event])
-            self._events.put_nowait(event)
+            self._put(event)
         self._say()
 
     def _say(self) -> None:
@@ -323,6 +325,7 @@ class SourceActor:
         """End the source; what waits for another predictor waits no longer."""
         self.source.close()
         self._closed = True
+        self._events.close()
         await self._outbox.close()
 
     async def forgotten(self) -> None:
@@ -334,7 +337,7 @@ class SourceActor:
     async def release(self) -> None:
         """End the source, and answer the call that waits for its events: the run has ended."""
         await self.forgotten()
-        self._events.put_nowait(RuntimeError("the run has ended"))
+        self._put(RuntimeError("the run has ended"))
 
     def _pull(self, source: Source, turn: int, resume: SourceResume | None) -> None:
         """The source's own thread. It waits for frames, so that the event loop need not, and then until they are with
@@ -358,7 +361,7 @@ class SourceActor:
     async def _end(self, last: Event, turn: int) -> None:
         if turn == self._turns:
             self._report_dropped()
-            self._events.put_nowait(last)
+            self._put(last)
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> bool:
         """Have the event loop do some work, and wait for it; False once the worker is closing."""
@@ -374,17 +377,17 @@ class SourceActor:
         return True
 
     async def _send(self, chunk: xr.Dataset, turn: int) -> None:
+        await self._events.room()
         if turn != self._turns:
             raise RuntimeError("another source has taken the place of this one")  # its thread ends with it
-        event = self._visits.note(chunk)
-        if event is not None:
-            self._events.put_nowait(event)
+        if (event := self._visits.note(chunk)) is not None:
+            self._put(event)
         if self.spool is not None:
             await self._write_spooled(self.spool, chunk)
         await self._outbox.deliver(chunk)
         ids = tuple(chunk["frame"].values.tolist())
         self._alone.arrived(len(ids))
-        self._events.put_nowait(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=ids))
+        self._put(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=ids))
         self._report_dropped()
 
     async def _write_spooled(self, folder: Path, chunk: xr.Dataset) -> None:
@@ -393,6 +396,5 @@ class SourceActor:
             await asyncio.to_thread(write_spooled, folder, chunk)
         except OSError as error:
             if not self._unspooled:
-                failed = WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback="")
-                self._events.put_nowait(failed)
+                self._put(WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback=""))
             self._unspooled += chunk.sizes["frame"]

@@ -17,13 +17,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from distributed import Client
 from distributed.scheduler import heartbeat_interval
 
 from steering.clusters.roles import Workers, workers_now
+from steering.learning.group import OutOfMemory
+from steering.runner.actors import ActorHandle
 
 FROZEN_S = 3.0
 """Within so many seconds a frozen worker is noticed, see Experiment.frozen_s."""
@@ -126,6 +128,16 @@ async def fence(client: Client, address: str) -> None:
         logger.info("its nanny answered: %s", await killing)
     with contextlib.suppress(Exception):
         await client.scheduler.unregister(address=address, stimulus_id="steering-watch", close=False)
+
+
+async def given_up(client: Client, members: Sequence[ActorHandle], error: BaseException) -> list[ActorHandle]:
+    """The rank among these that an error says to be out of memory, once it is off the cluster; empty for other errors,
+    and where nobody else would be left. Its process is ended like any lost one's: only so is its memory free again."""
+    if not isinstance(error, OutOfMemory) or not error.rank < len(members) > 1:
+        return []
+    logger.warning("%s: its worker is treated as lost", error)
+    await fence(client, members[error.rank].address)
+    return [members[error.rank]]
 
 
 def fence_now(client: Client, address: str) -> None:

@@ -101,7 +101,9 @@ class Beam:
         self.there = self._has_beam(joined)
         if self.there:
             return ""
-        if self._asked:  # what was asked for, not where an encoder saw it: that may be beyond a limit
+        if len(self._missed) >= _ASKED:
+            self.given_up += 1
+        elif self._asked:  # what was asked for, not where an encoder saw it: that may be beyond a limit
             y, x = joined.values[self._positions]
             self._missed.append(min(self._asked, key=lambda one: (one[0] - y) ** 2 + (one[1] - x) ** 2))
         return NO_BEAM

@@ -90,7 +90,9 @@ class Campaign:
         self._thread.start()
 
     def __call__(self, name: str, document: Mapping[str, Any]) -> None:
-        """Take a document of the RunEngine."""
+        """Take a document of the RunEngine. Raises RuntimeError where too many wait to be sent."""
+        if len(self._queue) >= _MOST:
+            raise RuntimeError(f"found {_MOST} documents that wait to be sent, expected fewer: is the campaign closed?")
         self._queue.append(b" ".join([b"", name.encode(), to_json(document)]))
 
     def __enter__(self) -> Campaign:

@@ -217,6 +217,7 @@ def enter(space: str) -> None:
 
 
 def _main(host: str, roles: str, spaces: str, said: str) -> None:
+    sys.path.append(str(Path(__file__).parents[1]))  # what is asked of a node may come by its module's name
     for module in PRELOAD:
         __import__(module)
     logging.getLogger("distributed").setLevel(SILENT)
