@@ -64,7 +64,7 @@ def test_positions_are_corrected_on_request(scene):
     canvas, truth, probe, positions = scene
     frames = _frames(scene)
     wrong = positions + np.random.default_rng(5).normal(0, 1.0, positions.shape)
-    start = RefineSettings(passes=40, batch=16)
+    start = RefineSettings(passes=25, batch=16)
     as_given = refine(frames, wrong, probe, canvas, settings=start)
     found = refine(frames, wrong, probe, canvas, settings=replace(start, positions_from_pass=5))
     assert not as_given.moved.any()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from steering.records import Decision, Geometry
-from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Streams, Window
+from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Streams, Window, live
 from steering.sources.addresses import streams_at
 from steering.sources.beam import BeamSettings
 from steering.sources.streams import Began, Ended, Frame, Samples
@@ -255,6 +255,23 @@ def test_a_receiving_process_that_is_killed_ends_the_run_with_a_sentence():
     os.kill(live.receiver_pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"receiving process gone \(exit code -9\)"):
         list(chunks)
+
+
+def test_a_receiving_process_that_is_stuck_is_ended_with_a_sentence(monkeypatch):
+    """As in a library that does not come back, and lets no other thread run meanwhile."""
+    monkeypatch.setattr(live, "STUCK_S", 1.0)
+    publisher = DectrisPublisher()
+    consumer = Consumer(of(publisher))
+    publisher.begin("gravel")
+    send(publisher, 0, 10)
+    consumer.until(10)
+    pid = consumer.live.receiver_pid
+    os.kill(pid, signal.SIGSTOP)
+    consumer.over()
+    publisher.close()
+    assert "found the receiving process silent for 1 s" in str(consumer.error)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_silent_detector_gives_up_positions_and_then_ends_the_run():

@@ -28,8 +28,8 @@ from steering.sources.window import Window
 
 logger = logging.getLogger(__name__)
 
-_STUCK_S = 60.0
-"""The receiving process says something twice a second."""
+STUCK_S = 120.0
+"""Seconds without a word from the receiving process, which says something twice a second, once it has begun."""
 SCAN_IDS = 10**9
 """A frame's id is its number plus so much for each scan before its own."""
 
@@ -233,7 +233,7 @@ class LiveSource:
     def _received(self, connection: Connection) -> Iterator[xr.Dataset]:
         while True:
             try:
-                if not connection.poll(_STUCK_S):
+                if not connection.poll(STUCK_S):
                     raise self._stuck()
                 kind, *rest = connection.recv()
             except (EOFError, OSError) as error:
@@ -257,7 +257,7 @@ class LiveSource:
         if self._process is not None:
             self._process.kill()
         return RuntimeError(
-            f"found the receiving process silent for {_STUCK_S:.0f} s, expected a word from it each second: a library "
+            f"found the receiving process silent for {STUCK_S:.0f} s, expected a word from it each second: a library "
             "is stuck in something it reads, as in a damaged file"
         )
 
