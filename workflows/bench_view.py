@@ -5,10 +5,10 @@
 For each size a campaign runs on this machine: simulated frames, prediction, training. Periods without a viewer and
 with so many real browser sessions take turns; the figures of each are written as soon as they are there. `cpu_share` is
 the CPU time of the page's process, of the looks in the runner and of making the small image in the predictor, over the
-period; the browsers' own is not in it. The run is paused while the browsers open the page, one after the other: beside
-a run that fills the cores the last of ten would come after minutes, so `page_first_paint_s` is that of a paused run.
-`frames_delayed` counts frames that waited in the fast thread for longer than any did in the periods without a viewer,
-before and after, by the limits of the run's latency histogram (`alone_within_s`).
+period; the browsers' own is not in it. The run is paused while the browsers open the page, the first one alone and then
+the others at once: beside a run that fills the cores the last of ten would come after minutes. `page_first_paint_s` is
+that of the first one. `frames_delayed` counts frames that waited in the fast thread for longer than any did in the
+periods without a viewer, before and after, by the limits of the run's latency histogram (`alone_within_s`).
 """
 
 import argparse
@@ -161,8 +161,8 @@ def figures(beside: Period, seen: list[dict[str, float]], alone: list[Period]) -
         "cpu_share": sum(parts.values()),
         "cpu_share_by_part": parts,
         "bytes_per_update": sum(one["bytes"] for one in seen) / max(1, updates),
-        "updates_per_s": updates / len(seen) / (beside.seconds + SETTLE_S),
-        "page_first_paint_s": float(np.median([one["first_paint_s"] for one in seen])),
+        "updates_per_s": updates / sum(one["seconds"] for one in seen),
+        "page_first_paint_s": seen[0]["first_paint_s"],
         "frames": beside.within[np.inf],
         "frames_delayed": beside.within[np.inf] - beside.within[longest],
         "alone_within_s": longest,
