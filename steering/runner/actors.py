@@ -147,10 +147,10 @@ async def while_all_there(client: Client, handles: Sequence[ActorHandle], answer
 
 
 class Reached:
-    """An actor as a task on a worker asks it: where the actor's worker is gone, the answer is an OSError.
+    """An actor as a task on a worker asks it: where the actor or its worker is gone, the answer is an OSError.
 
-    Dask's own answer may never come there: it waits for the actor to be somewhere again, and the task with it, and all
-    that wait for the worker of the task.
+    Dask's own answer may never come there, also where nobody holds the actor any more because its runner was lost: and
+    with it waits the task, and all that wait for the worker of the task.
     """
 
     def __init__(self, actor: Any) -> None:
@@ -160,13 +160,15 @@ class Reached:
         if method.startswith("_"):
             raise AttributeError(method)
         ask = getattr(self._actor, method)
-        return lambda *arguments, **named: _Answer(ask(*arguments, **named), self._actor._address)
+        return lambda *arguments, **named: _Answer(ask(*arguments, **named), self._actor._address, self._actor.key)
 
 
 @dataclass(frozen=True)
 class _Answer:
     future: Any
     address: str
+    key: str
+    """Of the actor, by which the scheduler knows it."""
 
     def result(self) -> Any:
         """Wait for the answer. Raises what the actor raised."""
@@ -176,8 +178,13 @@ class _Answer:
             except TimeoutError:
                 if self.future.done():
                     raise  # the actor's own
-                if self.address not in workers_of(get_client()):
-                    raise OSError(f"found the worker at {self.address} gone, expected its answer") from None
+                if not self._there():
+                    raise OSError(f"found an actor at {self.address} gone, expected its answer") from None
+
+    def _there(self) -> bool:
+        client = get_client()
+        holders = client.sync(client.scheduler.who_has, keys=[self.key])
+        return self.address in workers_of(client) and bool(holders.get(self.key))
 
 
 async def call(actor: Any, method: str, *arguments: Any, **named: Any) -> Any:
