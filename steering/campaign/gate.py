@@ -83,10 +83,7 @@ class Gate:
         if self._stopped:
             self._stopped = False
             self.guard.begin()
-        allowed, refused = self.guard.limited(suggested)
-        for reason, positions in refused.items():
-            self.raised.append(DecisionLimited(time=suggested.time, count=len(positions), reason=reason))
-            self.decline(suggested, positions, reason)
+        allowed = self._limited(suggested, suggested.time)
         if not allowed.positions and not allowed.stop:
             self._fruitless += 1
             if self._fruitless < _FRUITLESS:
@@ -193,14 +190,18 @@ class Gate:
         self.raised.append(DecisionSettled(time=time, approved=approved, by=by))
         decision, scan, added = held
         if approved:
-            # Limits may have been set since it was proposed.
-            allowed, refused = self.guard.limited(decision)
-            for reason, positions in refused.items():
-                self.raised.append(DecisionLimited(time=time, count=len(positions), reason=reason))
-                self.decline(decision, positions, reason)
+            allowed = self._limited(decision, time)  # limits may have been set since it was proposed
             return self._carry_out(allowed, scan, added) if allowed.positions or allowed.stop else []
         self.decline(decision, decision.positions, f"vetoed: {by}", stop=decision.stop and not added)
         return []
+
+    def _limited(self, decision: DecisionSuggested, time: float) -> DecisionSuggested:
+        """What the limits leave of a decision; the rest is logged, and kept for the policy."""
+        allowed, refused = self.guard.limited(decision)
+        for reason, positions in refused.items():
+            self.raised.append(DecisionLimited(time=time, count=len(positions), reason=reason))
+            self.decline(decision, positions, reason)
+        return allowed
 
     def _scan_of(self, decision: DecisionSuggested) -> int:
         """Number of the scan that a decision was made for. The source may have gone on to another one by itself, which
