@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import threading
 import time
@@ -20,6 +19,7 @@ from steering.clusters.roles import announce, lay_down, missing, workers_of
 from steering.clusters.site import CARRIES
 from steering.clusters.squeue import JobState, last_words, slurm_states
 from steering.clusters.succession import Place, due, lays_down, lead, successor
+from steering.records.whole_file import write_whole
 
 FILE = "jobs.json"
 """In the run's folder: which jobs it has, and what the batch system says of them."""
@@ -223,9 +223,7 @@ class Jobs:
             given_up = self._given_up
             waiting = [place.kind for place in self._places if not place.came and place.name not in given_up]
             announce(self._client, sorted({role for kind in waiting for role in CARRIES[kind]}))
-            fresh = self._folder / f".{FILE}.{os.getpid()}"
-            fresh.write_bytes(content)
-            os.replace(fresh, self._folder / FILE)
+            write_whole(self._folder / FILE, content)
             self._written = content
 
 

@@ -29,6 +29,7 @@ from steering.inference import LabelFrames
 from steering.labels.make import LabelSettings, fit_to_teach, labels_of, send
 from steering.labels.refinement import yield_to_frames
 from steering.ptychography import Canvas, extract_patches, far_field_residual
+from steering.records.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +111,7 @@ def hand_in(
     inbox = Path(run) / "labels"
     inbox.mkdir(exist_ok=True)
     path = inbox / f"{time.time_ns()}-{os.getpid()}.npz"
-    draft = inbox / f".{path.name}"
-    draft.write_bytes(packed.getvalue())
-    os.replace(draft, path)
+    write_whole(path, packed.getvalue())
     return path
 
 

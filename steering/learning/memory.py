@@ -27,8 +27,8 @@ from steering.learning.identity import WHOLE
 from steering.learning.origin import Origin, own_held_out
 from steering.learning.samples import Row, evenly
 from steering.learning.samples_file import read_samples, write_held_out
-from steering.learning.tensor_file import sync_folder
 from steering.learning.training_state import Packed
+from steering.records.whole_file import write_whole
 
 FORMAT = "steering-memory 1"
 INDEX = "memory.json"
@@ -374,13 +374,7 @@ def _contents(data: bytes, path: Path) -> Contents:
 
 def _write_index(path: Path, contents: Contents) -> None:
     content = {"format": FORMAT, "written": time.time(), **vars(contents)}
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "w") as file:
-        file.write(json.dumps(content, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-    sync_folder(path.parent)
+    write_whole(path, json.dumps(content, indent=1).encode(), durable=True)
 
 
 def memories(folders: Sequence[Path]) -> list[Memory]:

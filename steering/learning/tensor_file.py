@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.learning.rows import host_rows
+from steering.records.whole_file import sync_folder
 
 FORMAT = 1
 """Of all files that hold a part of a checkpoint, and of memories. A reader refuses any other."""
@@ -263,16 +264,6 @@ def inside(folder: Path, name: str) -> Path:
     if path.parent.resolve() != folder.resolve() / Path(name).parent:
         raise ValueError(f"found a link at {path.parent} that leads elsewhere, expected a folder of its own")
     return path
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the file system can say so."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _place(entry: Mapping[str, Any], size: int) -> Place:

@@ -22,6 +22,7 @@ from torch import Tensor
 from steering.files import own_file, read_json
 from steering.models.networks import OWN, Network, build_network, find_network
 from steering.records import ModelVersion
+from steering.records.whole_file import write_whole
 
 
 class ModelStore:
@@ -207,9 +208,7 @@ class ModelStore:
         Raises FileNotFoundError for a number that is not there.
         """
         self._file(number, "model.json")
-        draft = self.path / f".newest.{os.getpid()}"
-        draft.write_text(json.dumps({"number": number}))
-        os.replace(draft, self.path / "newest.json")
+        write_whole(self.path / "newest.json", json.dumps({"number": number}).encode())
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

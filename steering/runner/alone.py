@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steering.campaign import ChunkArrived, Event, FellBack
+from steering.records.whole_file import write_whole
 from steering.runner.source_events import SourceResume, Standing, Undelivered
 
 NOTE = "unsteered.json"
@@ -128,9 +128,7 @@ def say(folder: Path, alone: Alone) -> None:
     if alone.since is None:
         path.unlink(missing_ok=True)
         return
-    draft = path.with_name(f".{NOTE}.{os.getpid()}")
-    draft.write_text(json.dumps({"since": alone.since, "measured": alone.measured, "time": time.time()}))
-    os.replace(draft, path)
+    write_whole(path, json.dumps({"since": alone.since, "measured": alone.measured, "time": time.time()}).encode())
 
 
 def unsteered(folder: Path) -> dict[str, Any] | None:

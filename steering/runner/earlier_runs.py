@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from steering.learning.memory import INDEX
 from steering.learning.tensor_file import inside
 from steering.models import ModelStore, Network
 from steering.records import ModelVersion
+from steering.records.whole_file import write_whole
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.resolved import note_settings
@@ -173,7 +173,7 @@ async def leave(ranks: Any, folder: RunFolder, start: Start) -> dict[str, Any]:
     root = folder.checkpoints
     while isinstance(part := await ranks.checkpoint(root), GroupChanged):
         pass
-    _write(root / LAST, json.dumps(part.to_json()).encode())
+    write_whole(root / LAST, json.dumps(part.to_json()).encode(), durable=True)
     figures: dict[str, Any] = {"last_checkpoint_bytes": part.bytes}
     if start.memory is not None:
         figures["memory"] = str(start.memory.path)
@@ -190,12 +190,3 @@ def remember(memory: Memory, run: RunFolder, *, model: bool = True) -> int:
     if not model:
         origin = replace(origin, weights=None)
     return memory.add(run.identity, origin, None if version is None else asdict(version))
-
-
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from steering.files import own_file, read_json
+from steering.records.whole_file import write_whole
 from steering.runner.object_store import read_scan, scans_in, write_scan
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class RunFolder:
                     shutil.copyfile(workflow, path / "workflow.py")
                 # Names of folders repeat; samples must not be taken for those of another run.
                 if start is not None:
-                    _write_whole(path / "start.json", encoded(start, indent=1))
+                    write_whole(path / "start.json", encoded(start, indent=1))
                 identity = f"{path.name}-{secrets.token_hex(4)}"
                 started = {
                     "status": "running",
@@ -83,7 +84,7 @@ class RunFolder:
                     "started": _now(),
                     **this_process(),
                 }
-                _write_whole(path / "summary.json", encoded(started, indent=1))
+                write_whole(path / "summary.json", encoded(started, indent=1))
             except OSError:
                 _unmake(path, made)
                 raise
@@ -166,7 +167,7 @@ class RunFolder:
         """Write a file of the folder whole: a reader sees the old content or the new. Raises OSError."""
         path = self.path / name
         with explained(path):
-            _write_whole(path, content)
+            write_whole(path, content)
         return path
 
     def write_object(self, scan: str, image: xr.Dataset) -> None:
@@ -248,16 +249,6 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
         merged[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
     return merged
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(content)
-        os.replace(fresh, path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
 
 
 def _unmake(path: Path, made: list[Path]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steering.records.whole_file import sync_folder, write_whole
 from steering.runner.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -58,15 +59,17 @@ def write_part(root: Path, number: int, name: str, content: Any) -> tuple[str, i
     data = json.dumps(content, allow_nan=False).encode()
     place = root / str(number)
     place.mkdir(parents=True, exist_ok=True)
-    _write(place / f"{name}.json", data)
+    write_whole(place / f"{name}.json", data, durable=True)
     return hashlib.sha256(data).hexdigest(), len(data)
 
 
 def commit(root: Path, manifest: Manifest) -> None:
     """Write the manifest: from here on the checkpoint is there. Raises OSError."""
     content = {"format": FORMAT, **vars(manifest)}
-    _write(root / str(manifest.number) / MANIFEST, json.dumps(content, indent=1, allow_nan=False).encode())
-    _sync(root)
+    write_whole(
+        root / str(manifest.number) / MANIFEST, json.dumps(content, indent=1, allow_nan=False).encode(), durable=True
+    )
+    sync_folder(root)
 
 
 def read_part(root: Path, manifest: Manifest, name: str) -> Any:
@@ -178,26 +181,3 @@ def _read(path: Path) -> bytes:
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path}: found {path.stat().st_size} bytes, expected {_MOST_BYTES} at most")
     return path.read_bytes()
-
-
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(draft, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        _sync(path.parent)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

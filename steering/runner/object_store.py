@@ -15,6 +15,7 @@ from typing import Any
 
 import xarray as xr
 
+from steering.records.whole_file import write_whole
 from steering.runner.object_check import check_group
 
 _EXCHANGE = 2
@@ -93,9 +94,7 @@ def _write_root(store: Path, scan: str, group: dict[str, Any], members: dict[str
 
 
 def _write_group(folder: Path, group: dict[str, Any], members: dict[str, Any]) -> None:
-    draft = folder / f".zarr.json.{os.getpid()}"
-    draft.write_text(json.dumps(group | _consolidated(members)))
-    os.replace(draft, folder / "zarr.json")
+    write_whole(folder / "zarr.json", json.dumps(group | _consolidated(members)).encode())
 
 
 def _consolidated(members: dict[str, Any]) -> dict[str, Any]:

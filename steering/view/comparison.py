@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from steering.records.whole_file import write_whole
 from steering.runner.folder import RunFolder
 from steering.view.curves import error_axes
 from steering.view.forgetting import forgetting, largest_error, matrix
@@ -41,13 +42,7 @@ def write_comparison(folders: Sequence[RunFolder], out: Path) -> Path:
         _section("Where the time went", _times(summaries)),
     ]
     out = Path(out).absolute()
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(page("comparison - steering", body))
-        os.replace(fresh, out)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
+    write_whole(out, page("comparison - steering", body))
     return out
 
 

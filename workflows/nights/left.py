@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from steering.learning import Memory
+from steering.records.whole_file import write_whole
 from steering.runner.earlier_runs import remember
 from steering.runner.folder import ENDINGS, RunFolder
 
@@ -65,9 +66,7 @@ class State:
 
     def write(self, memory: Memory) -> None:
         """Write it whole."""
-        draft = memory.path / f".{STATE}.{os.getpid()}"
-        draft.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(draft, memory.path / STATE)
+        write_whole(memory.path / STATE, json.dumps(asdict(self), indent=1).encode())
 
 
 def memory_of(runs: Path, said: str | None) -> Memory:
