@@ -27,8 +27,8 @@ def note_stop(folder: RunFolder, by: str) -> None:
 def noted_stop(folder: RunFolder) -> Command | None:
     """The stop that stands in the folder; None where there is none. What cannot be read is a stop all the same."""
     try:
-        told = json.loads((folder.path / FILE).read_bytes())
-        return Command(time=float(told["time"]), name="stop", by=str(told["by"]))
+        noted = json.loads((folder.path / FILE).read_bytes())
+        return Command(time=float(noted["time"]), name="stop", by=str(noted["by"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

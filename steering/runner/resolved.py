@@ -16,7 +16,7 @@ from steering.runner.folder import RunFolder
 
 FILE = "settings.json"
 _LISTED = 100
-"""Longer lists are told by their length."""
+"""Of longer lists only the length is kept."""
 _DEEP = 6
 
 
