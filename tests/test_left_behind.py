@@ -163,7 +163,7 @@ async def lost_one_after_the_other():
         handed={"a": tuple(range(8))},
         arrived=frozenset(range(8)),
         scans={"a": "a"},
-        told=2,
+        known=2,
     )
     actor = SourceActor(copy.deepcopy(description))
     await actor.start(first, 0, since.instead_of(newest))
@@ -185,7 +185,7 @@ def test_what_a_lost_source_had_kept_since_the_checkpoint_the_next_one_gives_aga
 def test_after_a_raster_of_its_own_only_the_newest_position_counts_until_the_next_checkpoint():
     since, newest = (
         SinceCheckpoint({"at": 0}),
-        GoOn(position={"at": 9}, applied=3, decisions=(), handed={}, arrived=frozenset(), scans={}, told=3),
+        GoOn(position={"at": 9}, applied=3, decisions=(), handed={}, arrived=frozenset(), scans={}, known=3),
     )
     assert since.instead_of(newest).position == {"at": 0}
     since.came([1])
