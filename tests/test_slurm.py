@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,12 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from steering.clusters import Job, Site, cluster, slurm
+from steering.clusters import Job, Site, slurm
 from steering.clusters.queue import places
 from steering.models import ModelStore
-from steering.runner import RunFolder, attach, start
+from steering.runner import Experiment, RunFolder, attach
 from steering.view.status import status_lines
 from tests import slurm as real
 from tests.test_runner import experiment
@@ -47,43 +50,114 @@ def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def to_itself(queue: Path) -> Iterator[None]:
     with real.alone(queue):
         yield
+        if squeue():  # of a test that has failed
+            subprocess.run(["scancel", *squeue("--format=%i").split()], check=False)
+            nothing_left()
 
 
 def jobs_of(folder: RunFolder) -> list[dict]:
     return json.loads((folder.path / "jobs.json").read_text())["jobs"]
 
 
-def command(*words: object) -> str:
-    told = [sys.executable, "-m", "steering.cli", *map(str, words)]
-    done = subprocess.run(told, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+WORKFLOW = """
+from steering import cluster, run
+from tests.test_slurm import long_experiment
+
+def main(folder, arguments):
+    with cluster(arguments[1], ranks=2, folder=folder.path) as client:
+        run(long_experiment(), client, folder)
+"""
 
 
-def test_a_campaign_goes_on_when_jobs_are_cancelled_and_walltimes_near_their_end(tmp_path: Path) -> None:
-    """By the site file of workflows/, with TLS: jobs are replaced, the predictor's before it ends; no frame is lost, no
-    job is left, and the key stands in no file but its own."""
-    folder = RunFolder.create(tmp_path / "run")
-    with cluster(f"slurm:{SITE_FILE}", ranks=2, folder=folder.path) as client:
-        assert client.scheduler.address.startswith("tls://127.0.0.1:")
-        run = start(experiment(frames=20_000, rate=10.0, step=1.0), client, folder)  # it is stopped below
-        until(lambda: run.snapshot().get("frames_predicted"))
-        rank, predictor = job_of(folder, "trainer")["job"], job_of(folder, "inference")["job"]
-        subprocess.run(["scancel", rank], check=True)
-        subprocess.run(["scontrol", "update", f"JobId={predictor}", "EndTime=now+120"], check=True)
-        assert "running for" in command("status", str(folder.path))
-        with attach(folder) as other:
-            assert other.snapshot()["status"] == "running"
-        until(lambda: job_of(folder, "inference")["job"] != predictor and job_of(folder, "inference")["worker"])
-        assert predictor in squeue("--jobs", predictor, "--states", "RUNNING")  # it still works beside its successor
-        subprocess.run(["scancel", predictor], check=True)
-        until(lambda: "PredictorReplaced" in {event["event"] for event in folder.events()})
-        run.command("stop")
-        figures = run.result()
-        until(lambda: rank not in {job["job"] for job in jobs_of(folder)})
-        assert sorted(job["kind"] for job in jobs_of(folder)) == ["beamline", "inference", "trainer", "trainer"]
-    assert figures["ranks_lost"] >= 1
-    assert figures["frames_predicted"] == figures["frames_acquired"] > 0
+def long_experiment() -> Experiment:
+    """It is stopped from outside. Labels are made once, so that the machine is not busy with them as well."""
+    return replace(experiment(frames=20_000, rate=10.0, step=1.0, label_every=20_000), checkpoint_s=3.0)
+
+
+@pytest.fixture
+def elsewhere(queue: Path) -> str:
+    """A partition of the other node; where there is one node only, of that."""
+    return real.FAR if f"NodeName={real.FAR}" in (queue / "slurm.conf").read_text() else "debug"
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, RunFolder]]:
+    """Submits the driver of the workflow above as a job, by the script of workflows/: its id, and the run's folder."""
+
+    def submit(site: str, *options: str) -> tuple[str, RunFolder]:
+        (tmp_path / "site.toml").write_text(site)
+        (tmp_path / "work.py").write_text(WORKFLOW)
+        for name, value in {"PYTHONPATH": ROOT, "STEERING": STEERING, "SITE": tmp_path / "site.toml"}.items():
+            monkeypatch.setenv(name, str(value))
+        script = str(ROOT / "workflows" / "schedules" / "driver.sbatch")
+        driver = sbatch(f"--chdir={tmp_path}", f"--output={tmp_path}/driver-%j.log", *options, script, "work.py")
+        path = tmp_path / "runs" / f"work-{driver}"
+        until((path / "summary.json").exists)
+        folder = RunFolder(path)
+        until(lambda: named(folder, "CheckpointWritten") and len(ModelStore(folder.models).versions()) > 1)
+        return driver, folder
+
+    return submit
+
+
+def test_a_campaign_goes_across_walltimes_preemption_and_cancelled_jobs(
+    queue: Path, elsewhere: str, submitted: Callable[..., tuple[str, RunFolder]]
+) -> None:
+    """By the site file of workflows/, with TLS, driver and runner on another node than this process.
+
+    First all jobs of the roles end at once: ranks, predictor and runner are handed over before. A rank's job is
+    preempted: within its grace time the rank hands over too. Then a rank and the predictor are lost without a warning.
+    At last the job of driver and scheduler is cancelled, and a stop is given while nobody is there: the next one goes
+    on from the checkpoint, and takes it. No frame is lost, no job left, and the key stands in no file but its own."""
+    site = SITE_FILE.read_text().replace("[trainer]", '[trainer]\npartition = "spare"')
+    site = site.replace("[beamline]", f'[beamline]\npartition = "{elsewhere}"')
+    driver, folder = submitted(site, f"--partition={elsewhere}")
+    where = json.loads((folder.path / "scheduler.json").read_text())
+    assert where["address"].startswith("tls://127.0.0.1:")
+    assert where["host"] == (real.FAR if elsewhere == real.FAR else socket.gethostname())
+    said = "\n".join(status_lines(folder))
+    assert "running for" in said
+    assert "4 run; the first ends in" in said
+    assert f"2 ranks: cpu ({socket.gethostname()})" in said
+    with attach(folder) as run:
+        assert run.snapshot()["status"] == "running"
+    assert listening({driver, *(one["job"] for one in jobs_of(folder))}) == {"127.0.0.1"}
+
+    jobs, predictor = {one["job"] for one in jobs_of(folder)}, job_of(folder, "inference")["job"]
+    for one in jobs:
+        subprocess.run(["scontrol", "update", f"JobId={one}", "EndTime=now+120"], check=True)
+    until(lambda: job_of(folder, "inference")["job"] != predictor and job_of(folder, "inference")["worker"])
+    assert predictor in squeue("--jobs", predictor, "--states", "RUNNING")  # it still works beside its successor
+    until(lambda: len(named(folder, "RunRecovered")) == 1)
+    until(lambda: not jobs & {one["job"] for one in jobs_of(folder)} and all(one["worker"] for one in jobs_of(folder)))
+    goes_on(folder)
+
+    subprocess.run(["scancel", *jobs], check=True)
+    until(lambda: not jobs & set(squeue("--format=%i").split()))
+    handed_over = len(retired(folder))
+    free = 12 - sum(map(int, squeue("--states=RUNNING", "--partition=debug,spare", "--format=%C").split()))
+    urgent = sbatch("--partition=urgent", f"--cpus-per-task={free + 1}", "--mem=100", "-o/dev/null", "--wrap=sleep 600")
+    until(lambda: len(retired(folder)) > handed_over)
+    changes = named(folder, "GroupChanged")
+    assert sum(change["samples_lost"] for change in changes) == 0
+    subprocess.run(["scancel", urgent], check=True)
+
+    until(lambda: any(change["joined"] for change in named(folder, "GroupChanged")[len(changes) :]))
+    changes = named(folder, "GroupChanged")
+    replaced = len(named(folder, "PredictorReplaced"))
+    subprocess.run(["scancel", job_of(folder, "trainer")["job"], job_of(folder, "inference")["job"]], check=True)
+    until(lambda: any(change["lost"] for change in named(folder, "GroupChanged")[len(changes) :]))
+    until(lambda: len(named(folder, "PredictorReplaced")) > replaced)
+
+    subprocess.run(["scancel", driver], check=True)
+    until(lambda: driver not in squeue("--format=%i").split())
+    command("stop", folder.path)
+    until(lambda: folder.summary()["status"] != "running")
+    whole(folder)
+    assert len(named(folder, "RunRecovered")) >= 2
+    assert [event["name"] for event in named(folder, "Command")] == ["stop"]
+    steps = [version.steps for version in ModelStore(folder.models).versions()]
+    assert steps == sorted(steps)
     nothing_left()
     secret = (folder.path / "credentials" / "key.pem").read_text().splitlines()[1]
     for file in folder.path.rglob("*"):
@@ -91,56 +165,34 @@ def test_a_campaign_goes_on_when_jobs_are_cancelled_and_walltimes_near_their_end
             assert secret.encode() not in file.read_bytes(), file
 
 
-WORKFLOW = """
-from dataclasses import replace
-from steering import cluster, run
-from tests.test_runner import experiment
+def test_the_ranks_of_a_job_see_one_gpu_each(tmp_path: Path, elsewhere: str) -> None:
+    """Two ranks in one job with its node's two GPUs; these are none, but SLURM hands them out."""
+    trainer = Job(cores=2, ranks=2, gpus=2, memory="1500MiB", partition=elsewhere)
+    site = replace(SITE, trainer=trainer)
+    assert [place.processes for place in places(site, 2)] == [2, 1, 1]
+    with slurm(folder=tmp_path, ranks=2, site=site) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        ranks = [address for address, worker in workers.items() if "trainer" in worker["resources"]]
+        seen = client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_JOB_ID"]), workers=ranks)
+        assert sorted(gpu for gpu, _ in seen.values()) == ["0", "1"]
+        assert len({job for _, job in seen.values()}) == 1
 
-def main(folder, arguments):
-    long = experiment(frames=20_000, rate=10.0, step=1.0)  # it is stopped from outside
-    with cluster(arguments[1], ranks=2, folder=folder.path) as client:
-        run(replace(long, checkpoint_s=3.0), client, folder)
-"""
 
-
-def test_a_campaign_goes_across_three_walltimes(tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First all jobs of its roles end at once: ranks, predictor and runner are handed over before. Then the job of
-    driver and scheduler is cancelled: the next one goes on from the checkpoint."""
-    for name, value in {"PYTHONPATH": ROOT, "STEERING": STEERING, "SITE": SITE_FILE}.items():
-        monkeypatch.setenv(name, str(value))
-    (tmp_path / "work.py").write_text(WORKFLOW)
-    script = str(ROOT / "workflows" / "schedules" / "driver.sbatch")
-    options = ["--parsable", f"--chdir={tmp_path}", f"--output={tmp_path}/driver-%j.log"]
-    driver = subprocess.run(["sbatch", *options, script, "work.py"], capture_output=True, text=True, check=True)
-    job = driver.stdout.strip()
-    path = tmp_path / "runs" / f"work-{job}"
-    until((path / "summary.json").exists)
-    folder = RunFolder(path)
-    until(lambda: named(folder, "CheckpointWritten") and len(ModelStore(folder.models).versions()) > 1)
-
-    jobs = {one["job"] for one in jobs_of(folder)}
-    for one in jobs:
-        subprocess.run(["scontrol", "update", f"JobId={one}", "EndTime=now+40"], check=True)
-    until(lambda: len(named(folder, "RunRecovered")) == 1)
-    until(lambda: not jobs & {one["job"] for one in jobs_of(folder)} and all(one["worker"] for one in jobs_of(folder)))
-    goes_on(folder)
-
-    subprocess.run(["scancel", job], check=True)
-    until(lambda: len(named(folder, "RunRecovered")) == 2)
-    goes_on(folder)
-    command("stop", str(folder.path))
-    until(lambda: folder.summary()["status"] != "running")
+def whole(folder: RunFolder) -> None:
+    """The run has ended, and each frame that was measured has been predicted."""
     figures = folder.summary()
-    assert (figures["status"], figures["samples_lost"]) == ("finished", 0)
+    assert figures["status"] == "finished"
     assert figures["frames_predicted"] == figures["frames_acquired"] > 0
     assert named(folder, "FramesLost") == []
-    steps = [version.steps for version in ModelStore(folder.models).versions()]
-    assert steps == sorted(steps)
-    nothing_left()
 
 
 def named(folder: RunFolder, name: str) -> list[dict]:
     return [event for event in folder.events() if event["event"] == name]
+
+
+def retired(folder: RunFolder) -> list[int]:
+    """Ranks that have handed over."""
+    return [rank for change in named(folder, "GroupChanged") for rank in change["retired"]]
 
 
 def goes_on(folder: RunFolder) -> None:
@@ -154,6 +206,24 @@ def goes_on(folder: RunFolder) -> None:
     until(new)
 
 
+def listening(jobs: set[str]) -> set[str]:
+    """The addresses at which processes of these jobs take connections."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SLURM_JOB_ID") in jobs and "python" in process.name():
+                there = process.net_connections(kind="inet")
+                found |= {each.laddr.ip for each in there if each.status == psutil.CONN_LISTEN}
+    return found
+
+
+def command(*words: object) -> str:
+    told = [sys.executable, "-m", "steering.cli", *map(str, words)]
+    done = subprocess.run(told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def job_of(folder: RunFolder, kind: str) -> dict:
     return next(job for job in jobs_of(folder) if job["kind"] == kind)
 
@@ -163,6 +233,12 @@ def until(true: Callable[[], object]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def sbatch(*options: str) -> str:
+    """The job's id."""
+    done = subprocess.run(["sbatch", "--parsable", *options], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def squeue(*options: str) -> str:
@@ -180,6 +256,7 @@ def nothing_left() -> None:
         (Job(partition="nothing"), "invalid partition specified: nothing"),
         (Job(directives=("--gres=crystal:1",)), "Invalid generic resource"),
         (Job(memory="9000GiB"), "Memory specification can not be satisfied"),
+        (Job(walltime="soon"), "Invalid --time specification"),
     ],
 )
 def test_a_job_that_slurm_refuses_is_told_in_its_own_words(tmp_path: Path, job: Job, said: str) -> None:
@@ -195,8 +272,8 @@ def test_jobs_that_wait_are_named_with_slurms_reason(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
     later = replace(SITE, trainer=replace(SITE.trainer, directives=("--begin=now+1hour",)))
     with (
-        pytest.raises(TimeoutError, match=r"no worker for trainer.* after 8 s.* job \d+: PENDING \(BeginTime\)"),
-        slurm(folder=folder.path, ranks=1, site=later, timeout=8, insecure=True),
+        pytest.raises(TimeoutError, match=r"no worker for trainer.* after 5 s.* job \d+: PENDING \(BeginTime\)"),
+        slurm(folder=folder.path, ranks=1, site=replace(later, deadline_s=5.0), insecure=True),
     ):
         pass
     [waiting] = [line for line in status_lines(folder) if "trainer waits" in line]
@@ -214,13 +291,17 @@ def test_jobs_that_end_before_their_worker_comes_are_given_up(tmp_path: Path) ->
     nothing_left()
 
 
-def test_the_ranks_of_a_job_see_one_gpu_each(tmp_path: Path) -> None:
-    """Two ranks in one job with the node's two GPUs; the site's GPUs are none, but SLURM hands them out."""
-    site = replace(SITE, trainer=Job(cores=2, ranks=2, gpus=2, memory="1500MiB"))
-    assert [place.processes for place in places(site, 2)] == [2, 1, 1]
-    with slurm(folder=tmp_path, ranks=2, site=site) as client:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-        ranks = [address for address, worker in workers.items() if "trainer" in worker["resources"]]
-        seen = client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_JOB_ID"]), workers=ranks)
-        assert sorted(gpu for gpu, _ in seen.values()) == ["0", "1"]
-        assert len({job for _, job in seen.values()}) == 1
+def test_a_folder_that_the_nodes_do_not_see_is_told(queue: Path, elsewhere: str) -> None:
+    """Jobs cannot even write their logs there."""
+    if elsewhere != real.FAR:
+        pytest.skip("this machine allows no node with a folder of its own")
+    folder = RunFolder.create(queue / real.HIDDEN / "run")
+    job = Job(memory="1500MiB", partition=elsewhere)
+    with (
+        pytest.raises(
+            RuntimeError, match=r"found 3 jobs of .* in a row .*no log of it .* a file system that all nodes share"
+        ),
+        slurm(folder=folder.path, ranks=1, site=replace(SITE, trainer=job, inference=job, beamline=job)),
+    ):
+        pass
+    nothing_left()
