@@ -17,6 +17,7 @@ pytest.importorskip("p4p")
 
 from steering.sources.addresses import motion_at, streams_at  # noqa: E402
 from steering.sources.beam import BeamSettings  # noqa: E402
+from steering.sources.listening import listen  # noqa: E402
 from steering.sources.motion import Unmeasured  # noqa: E402
 from steering.sources.streams import FRAMES  # noqa: E402
 from steering.sources.tape import record  # noqa: E402
@@ -145,10 +146,10 @@ def test_a_dry_run_says_what_each_stream_sends(protocol, tmp_path):
     served = publisher(protocol, tmp_path)
     found = {}
 
-    def listen() -> None:
+    def hear() -> None:
         found.update(listen(streams_at(served.addresses["frames"], served.addresses["positions"]).named(), 4.0))
 
-    listener = threading.Thread(target=listen)
+    listener = threading.Thread(target=hear)
     listener.start()
     served.begin("gravel")
     stopped = threading.Event()
