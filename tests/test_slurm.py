@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from steering.clusters import Job, Site, slurm
 from steering.clusters.queue import places
 from steering.models import ModelStore
-from steering.runner import Experiment, RunFolder, attach
+from steering.runner import Experiment, RunFolder, attach, run
 from steering.view.status import status_lines
 from tests import slurm as real
 from tests.test_runner import experiment
@@ -165,17 +166,35 @@ def test_a_campaign_goes_across_walltimes_preemption_and_cancelled_jobs(
             assert secret.encode() not in file.read_bytes(), file
 
 
-def test_the_ranks_of_a_job_see_one_gpu_each(tmp_path: Path, elsewhere: str) -> None:
-    """Two ranks in one job with its node's two GPUs; these are none, but SLURM hands them out."""
-    trainer = Job(cores=2, ranks=2, gpus=2, memory="1500MiB", partition=elsewhere)
-    site = replace(SITE, trainer=trainer)
+def test_a_campaign_goes_on_after_its_node_has_died(tmp_path: Path, elsewhere: str) -> None:
+    """All jobs are gone at once, with both ranks, which had one job, and a GPU each; others come with the node."""
+    small = Job(memory="1500MiB", partition=elsewhere)
+    both = replace(small, cores=2, ranks=2, gpus=2)
+    site = replace(SITE, trainer=both, inference=small, beamline=replace(small, cores=2))
     assert [place.processes for place in places(site, 2)] == [2, 1, 1]
-    with slurm(folder=tmp_path, ranks=2, site=site) as client:
+    folder = RunFolder.create(tmp_path / "run")
+    with slurm(folder=folder.path, ranks=2, site=site) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         ranks = [address for address, worker in workers.items() if "trainer" in worker["resources"]]
         seen = client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_JOB_ID"]), workers=ranks)
         assert sorted(gpu for gpu, _ in seen.values()) == ["0", "1"]
         assert len({job for _, job in seen.values()}) == 1
+        driver = Thread(target=run, args=(long_experiment(), client, folder), daemon=True)
+        driver.start()
+        until(lambda: named(folder, "CheckpointWritten"))
+        before, node = squeue("--format=%i").split(), squeue("--format=%N").split()[0]
+        # All that runs there ends at once; the node itself, which is well, may be there again by itself.
+        down = ["scontrol", "update", f"nodename={node}", "state=down", "reason=test"]
+        subprocess.run(down, check=True)
+        until(lambda: not set(before) & set(squeue("--format=%i").split()))
+        subprocess.run([*down[:3], "state=resume"], check=False, capture_output=True)
+        until(lambda: named(folder, "RunRecovered"))
+        goes_on(folder)
+        with attach(folder) as other:
+            other.command("stop")
+        driver.join()
+    whole(folder)
+    nothing_left()
 
 
 def whole(folder: RunFolder) -> None:
