@@ -3,9 +3,9 @@
     steering run workflows/bench_ingest.py [--seconds 60] [--protocols dectris pva swmr] [--rate 1000] [--rate-256 500]
 
 A server process sends frames of 128 x 128 and of 256 x 256 pixels at a steady rate, with their positions; the receiving
-process joins all of them; this process predicts what it can by the network's fastest backend on one thread, the rest is
-thinned and counted apart. `lost` are numbers that never came. Then a server sends faster than the client takes, and
-drops: the counts must agree exactly.
+process joins all of them; this process predicts what it can by the network's fastest backend, the rest is thinned and
+counted apart. `lost` are numbers that never came. Then a server sends faster than the client takes, and drops: the
+counts must agree exactly.
 """
 
 import argparse
@@ -197,8 +197,8 @@ def made(addresses: dict[str, str], side: int, *, capacity: int, when_slow: str 
 
 
 def predictor(side: int, options: argparse.Namespace) -> Engine:
-    """The network at its fastest backend, on one thread."""
-    torch.set_num_threads(1)
+    """The network at its fastest backend."""
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     network = ProbeFirst(window=side, patch=side // 8 * 5, width=24)
     network.optics.set(zone_plate(side, 50.0, aperture=0.52, counts=1e5), np.zeros((side, side), bool))
@@ -257,6 +257,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rate-256", type=float, default=500.0, help="frames of 256 x 256 a second (500)")
     parser.add_argument("--overload-frames", type=int, default=20_000, help="sent as fast as possible (20000)")
     parser.add_argument("--settle-s", type=float, default=2.0, help="seconds for the streams to connect (2)")
+    parser.add_argument("--threads", type=int, default=2, help="of the network, as PredictorSettings.threads (2)")
     parser.add_argument(
         "--no-compiled", dest="compiled", action="store_false", help="leave out compiled backends and ONNX Runtime"
     )

@@ -75,7 +75,7 @@ class Predictor:
         resume: where this one takes the place of another, what to go on from. The frames of that one come again;
         only results that are not known yet are reported.
         """
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.settings.threads)
         quicken()
         self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predictor")

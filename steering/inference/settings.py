@@ -24,6 +24,9 @@ class PredictorSettings:
     compiled: bool = False
     """Whether compiled backends may be tried: minutes at the start, and a C++ compiler; and ONNX Runtime: 3 seconds,
     and the extra `onnx`."""
+    threads: int = 1
+    """Of the network on a CPU; more where cores are left beside ranks and source: at 256 x 256 pixels one core predicts
+    some 80 frames a second."""
     canary: int = 16
     """Newest held-out frames that a version is tried on before it goes into service; 0: it is not tried."""
     canary_margin: float = 0.1
@@ -43,8 +46,12 @@ class PredictorSettings:
 
     def __post_init__(self) -> None:
         shares = (self.gather_ms, self.canary, self.canary_margin, self.keep_bytes, self.memory_bytes)
-        if min(self.backlog, self.again, self.batch) < 1 or min(shares) < 0 or not 0 < self.policy_share <= 1:
+        if (
+            min(self.backlog, self.again, self.batch, self.threads) < 1
+            or min(shares) < 0
+            or not 0 < self.policy_share <= 1
+        ):
             raise ValueError(
-                f"found {self}, expected 1 or more chunks and frames, times, bytes and shares of 0 or more, and a "
-                "policy_share above 0"
+                f"found {self}, expected 1 or more chunks, frames and threads, times, bytes and shares of 0 or more, "
+                "and a policy_share above 0"
             )

@@ -43,7 +43,7 @@ def export_graph(exported: Any, names: set[str], file: str) -> None:
 
 
 class OnnxSession:
-    """Runs a graph that `export_graph` wrote with the weights of a module, in one thread.
+    """Runs a graph that `export_graph` wrote with the weights of a module, in as many threads as torch has.
 
     The weights are constants of a session, and another version's make another session, in 5 to 15 ms, beside the one in
     service. As inputs bound to the module's memory they would need no new session, but ONNX Runtime lays out constants
@@ -64,7 +64,7 @@ class OnnxSession:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         # Threads that spin between two frames would take a core from the ranks.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
