@@ -74,9 +74,9 @@ class LivePage:
     def close(self) -> None:
         """Serve it no longer."""
         if not self._loop.is_closed():
+            self._reader.close()  # first: what it sends goes through the loop
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=_START_S)
-            self._reader.close()
 
     def __enter__(self) -> LivePage:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import ipaddress
 import json
@@ -222,7 +223,8 @@ class Updates(Page, WebSocketHandler):
         self._reader.watch(self._send_in_loop)
 
     def _from_reader(self, data: bytes) -> None:
-        self._loop.call_soon_threadsafe(self._send, data)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the page with it
+            self._loop.call_soon_threadsafe(self._send, data)
 
     def _send(self, data: bytes) -> None:
         if self._busy is not None and not self._busy.done():  # type: ignore[attr-defined]
