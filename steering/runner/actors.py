@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from distributed import Client, Status, Worker, get_client, get_worker
+from distributed import Client, Status, Worker, get_worker
 from distributed.protocol import pickle
+from distributed.utils import sync
 
 from steering.campaign import GroupChanged
-from steering.clusters.roles import workers_now, workers_of
+from steering.clusters.roles import workers_now
 from steering.learning import GroupLost
 from steering.runner.source_events import TakenOver
 
@@ -182,9 +183,19 @@ class _Answer:
                     raise OSError(f"found an actor at {self.address} gone, expected its answer") from None
 
     def _there(self) -> bool:
-        client = get_client()
-        holders = client.sync(client.scheduler.who_has, keys=[self.key])
-        return self.address in workers_of(client) and bool(holders.get(self.key))
+        """Whether the actor is there, or nobody knows. By the worker's own line to the scheduler: a client that a task
+        makes may read more than the greeting that it expects, where the machine is busy, and never answer."""
+        worker = get_worker()
+
+        async def asked() -> bool:
+            holders = await worker.scheduler.who_has(keys=[self.key])
+            known = await worker.scheduler.identity(n_workers=-1)
+            return self.address in known["workers"] and bool(holders.get(self.key))
+
+        try:
+            return bool(sync(worker.loop, asked, callback_timeout=_PATIENCE_S))
+        except TimeoutError:
+            return True
 
 
 async def call(actor: Any, method: str, *arguments: Any, **named: Any) -> Any:
