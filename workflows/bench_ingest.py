@@ -257,7 +257,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rate-256", type=float, default=500.0, help="frames of 256 x 256 a second (500)")
     parser.add_argument("--overload-frames", type=int, default=20_000, help="sent as fast as possible (20000)")
     parser.add_argument("--settle-s", type=float, default=2.0, help="seconds for the streams to connect (2)")
-    parser.add_argument("--threads", type=int, default=2, help="of the network, as PredictorSettings.threads (2)")
+    parser.add_argument("--threads", type=int, default=1, help="of the network, as PredictorSettings.threads (1)")
     parser.add_argument(
         "--no-compiled", dest="compiled", action="store_false", help="leave out compiled backends and ONNX Runtime"
     )
