@@ -15,6 +15,10 @@ from workflows import bench_faults, bench_soak
 NOTHING = ("hangs", "frames_lost", "frames_twice", "decisions_repeated", "labels_unknown", "versions_lost")
 
 
+OF_A_FOLDER = {"status", "identity", "started", "ended", "reason", "pid", "host"}
+"""What a summary says of the run folder itself."""
+
+
 @pytest.mark.slow
 def test_a_killed_rank_and_a_killed_predictor_are_replaced_and_nothing_is_lost(tmp_path):
     words = ["--faults", "2", "--ranks", "2", "--only", "kill", "--targets", "rank-0,predictor"]
@@ -26,7 +30,8 @@ def test_a_killed_rank_and_a_killed_predictor_are_replaced_and_nothing_is_lost(t
         assert figures[key]["p50"] <= figures[key]["p99"]
     after = RunFolder.create(tmp_path / "after")
     bench_faults.main(after, ["--faults", "2", "--after", str(tmp_path / "run")])  # nothing is left to do
-    assert after.summary() == figures | {"status": after.summary()["status"]}
+    again = after.summary()
+    assert {key for key in figures if again.get(key) != figures[key]} <= OF_A_FOLDER
     assert (after.path / "faults.png").stat().st_size > 1000
 
 

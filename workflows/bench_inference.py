@@ -369,15 +369,15 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         print(f"{at1['share_of_peak']:.2f}", flush=True)
         if kind is ProbeFirst:
             figures |= {"batch1": at1, "batch64": at64}
-            measured = asyncio.run(live(folder.path / "versions", network, frames, options))
-            figures |= {"chosen": measured["backend"], **judged(measured)}
+            lived = asyncio.run(live(folder.path / "versions", network, frames, options))
+            figures |= {"chosen": lived["backend"], **judged(lived)}
             print(f"frame to decision: {figures['frame_to_decision_ms']}; swap: {figures['swap']}", flush=True)
         folder.write_summary(figures)
     if options.training:
         with training(folder.path, frames):
             figures["while_training"] = {n: speeds(r, frames, options) for n, r in ready.items()}
         folder.write_summary(figures)
-    folder.write_file("inference.png", inference_picture(figures, measured["asked"], measured["swaps"]))
+    folder.write_file("inference.png", inference_picture(figures, lived["asked"], lived["swaps"]))
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
