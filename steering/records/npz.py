@@ -12,22 +12,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.records.whole_file import draft_of
+
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> int:
     """Write arrays of numbers as a file that is whole and on disk when this returns, or not there. Returns its bytes.
 
     Raises OSError.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(draft, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    with draft_of(path) as draft, open(draft, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
     return path.stat().st_size
 
 

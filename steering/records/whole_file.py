@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A file beside `path`, hidden, for the block to write; at its end it takes the place of what may be there.
+
+    Where the block fails nothing is left of it, and what was there stays. Raises OSError.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
@@ -12,17 +29,11 @@ def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
 
     Raises OSError; what was there stays then.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(draft, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    with draft_of(path) as draft, open(draft, "wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     if durable:
         sync_folder(path.parent)
 
