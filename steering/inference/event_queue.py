@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Generic, TypeVar
 
-from steering.campaign import Event
+T = TypeVar("T")
 
 MOST_WAITING = 10_000
 """Events that may wait for the runner before no further frame is taken: minutes of a detector, some tens of MB."""
 
 
-class EventQueue:
+class EventQueue(Generic[T]):
     """Events that wait until somebody asks for them, in one event loop.
 
     Each says what has happened, so none is dropped. The bound holds where frames come in: whoever takes frames waits
@@ -24,7 +25,7 @@ class EventQueue:
         self._heard = heard
         self.waited = 0
         """How often frames have waited for room."""
-        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._events: asyncio.Queue[T] = asyncio.Queue()
         self._room = asyncio.Event()
         self._room.set()
         self._closed = False
@@ -37,7 +38,7 @@ class EventQueue:
         """Whether frames have to wait."""
         return not self._room.is_set()
 
-    def put(self, event: Event | Exception) -> None:
+    def put(self, event: T) -> None:
         """Add an event."""
         self._events.put_nowait(event)
         if len(self) >= self.most and self._heard and not self._closed:
@@ -48,12 +49,12 @@ class EventQueue:
         self.waited += self.full
         await self._room.wait()
 
-    async def take(self) -> list[Event | Exception]:
+    async def take(self) -> list[T]:
         """All that wait, at least one."""
         self._heard = True
         return [await self._events.get(), *self.drained()]
 
-    def drained(self) -> list[Event | Exception]:
+    def drained(self) -> list[T]:
         """All that wait now."""
         found = [self._events.get_nowait() for _ in range(len(self))]
         self._room.set()

@@ -82,7 +82,7 @@ class Predictor:
         self._readers = ThreadPoolExecutor(3, thread_name_prefix="reader")
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="mover")
         self._loop = asyncio.get_running_loop()
-        self._events = EventQueue(heard=False)
+        self._events = EventQueue[Event](heard=False)
         self._room = asyncio.Semaphore(self.settings.backlog)
         self._installing = asyncio.Lock()
         self._saved_scans = SavedScans()
@@ -179,7 +179,7 @@ class Predictor:
 
     async def events(self) -> list[Event]:
         """What has happened since the last call; waits until there is something."""
-        events = [event for event in await self._events.take() if isinstance(event, Event)]
+        events = await self._events.take()
         for event in events:
             if isinstance(event, Failed):
                 raise event.error

@@ -83,7 +83,7 @@ class SourceActor:
         """
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._events = EventQueue()
+        self._events = EventQueue[Event | Exception]()
         self._reported = Reported()
         self._outbox = Outbox(predictor, number, keep_bytes=self.keep_bytes, put=self._put)
         self._visits = Visits()
@@ -122,7 +122,7 @@ class SourceActor:
             await self.forgotten()
             return False
         self._holder = holder
-        old, self._events = self._events, EventQueue()
+        old, self._events = self._events, EventQueue[Event | Exception]()
         for event in self._reported.again(mark, resume, old.drained()):
             self._put(event)
         old.put(TakenOver("another runner hears of it now"))
