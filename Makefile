@@ -10,6 +10,10 @@
 # ARGS is handed on, OUT is the folder of the run:
 #   make demo ARGS="--strategy incremental" OUT=runs/incremental
 #   make test ARGS="-k layers"
+# Tests that wait for minutes, such as for the end of a real walltime, run only where they are asked for:
+#   STEERING_LONG=1 make test ARGS="-m long"
+# The Prefect flow needs an environment of its own (workflows/schedules/prefect_nightly.py says which):
+#   PREFECT_PYTHON=prefect/bin/python make test ARGS="-k prefect"
 
 PYTHON ?= python3
 ARGS ?=

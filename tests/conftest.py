@@ -11,9 +11,15 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONG = pytest.mark.skip(reason="it waits for minutes, and runs where STEERING_LONG=1 make test asks for it")
+
+
 def pytest_collection_modifyitems(items):
     """Slow modules first, dealt to the two halves that two workers begin with, so that at the end only short tests are
-    left to share."""
+    left to share. Long tests are skipped unless they are asked for."""
+    for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("STEERING_LONG"):
+            item.add_marker(LONG)
     modules = {}
     for item in items:
         modules.setdefault(item.path, []).append(item)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from threading import Thread
 
@@ -166,6 +167,66 @@ def test_a_campaign_goes_across_walltimes_preemption_and_cancelled_jobs(
             assert secret.encode() not in file.read_bytes(), file
 
 
+@pytest.mark.long
+def test_a_campaign_goes_across_walltimes_that_slurm_counts_itself(
+    submitted: Callable[..., tuple[str, RunFolder]],
+) -> None:
+    """Nobody moves an end here: the jobs of the roles have two minutes, the driver's has five.
+
+    Each job of a role that the run begins with is ended by SLURM, after another one was submitted for its place. The
+    driver ends a minute before its walltime, and the job that waits for that goes on and takes the stop. No frame is
+    lost, and ranks go on with the steps and weights that they had."""
+    site = SITE_FILE.read_text().replace('"00:30:00"', '"00:02:00"').replace("handover_s = 300", "handover_s = 45")
+    assert '"00:02:00"' in site
+    assert "handover_s = 45" in site
+    driver, folder = submitted(site, "--time=5")
+    first = {one["job"] for one in jobs_of(folder)}
+    until(lambda: not first & set(squeue("--format=%i").split()))
+    known = known_jobs()
+    assert {job: known[job]["JobState"] for job in first} == dict.fromkeys(first, "TIMEOUT")
+    for kind in ("trainer", "inference", "beamline"):
+        of_kind = {job: facts for job, facts in known.items() if facts["JobName"] == f"steering-{kind}"}
+        ends = sorted(of_kind[job]["EndTime"] for job in first & set(of_kind))
+        heirs = sorted(facts["SubmitTime"] for job, facts in of_kind.items() if job not in first)
+        assert heirs[len(ends) - 1] < ends[0], kind
+
+    until(lambda: driver not in squeue("--format=%i").split())
+    own = known_jobs()[driver]
+    assert own["JobState"] not in ("TIMEOUT", "CANCELLED")
+    assert "00:03:50" <= own["RunTime"] < "00:05:00"
+    ended = datetime.fromisoformat(own["EndTime"]).timestamp()
+    until(lambda: any(event["time"] > ended for event in named(folder, "RunRecovered")))
+    goes_on(folder)
+    recovered = named(folder, "RunRecovered")
+    assert "noted" not in command("stop", folder.path)  # the runner itself has taken it
+    until(lambda: folder.summary()["status"] != "running")
+    nothing_left()
+    assert named(folder, "RunRecovered") == recovered  # it has ended in the jobs that were there
+    drivers = {job: facts["JobState"] for job, facts in known_jobs().items() if facts["JobName"] == "steering"}
+    assert sorted(state for job, state in drivers.items() if job != driver) == ["CANCELLED", "COMPLETED"]
+
+    whole(folder)
+    arrived, predicted = (
+        {frame for event in named(folder, name) for frame in event["frame_ids"]}
+        for name in ("ChunkArrived", "PredictionReady")
+    )
+    assert predicted == arrived == set(range(len(arrived)))
+    keeps_what_it_has_learnt(folder)
+
+
+def keeps_what_it_has_learnt(folder: RunFolder) -> None:
+    """After each recovery ranks go on from the steps of its checkpoint, and their loss is nearer to that of before than
+    to that of the first round."""
+    rounds, checkpoints = named(folder, "CandidateReady"), named(folder, "CheckpointWritten")
+    for recovery in named(folder, "RunRecovered"):
+        *_, checkpoint = [each for each in checkpoints if each["number"] <= recovery["number"]]
+        saved = max((each["steps"] for each in rounds if each["seq"] <= checkpoint["last"]), default=0)
+        before = [each for each in rounds if each["seq"] < recovery["seq"]]
+        after = rounds[len(before)]
+        assert after["steps"] > saved > 0
+        assert after["loss"] < (rounds[0]["loss"] + before[-1]["loss"]) / 2
+
+
 def test_a_campaign_goes_on_after_its_node_has_died(tmp_path: Path, elsewhere: str) -> None:
     """All jobs are gone at once, with both ranks, which had one job, and a GPU each; others come with the node."""
     small = Job(memory="1500MiB", partition=elsewhere)
@@ -262,6 +323,13 @@ def sbatch(*options: str) -> str:
 
 def squeue(*options: str) -> str:
     return subprocess.run(["squeue", "-h", *options], capture_output=True, text=True, check=True).stdout
+
+
+def known_jobs() -> dict[str, dict[str, str]]:
+    """What SLURM says of each job, also of those that have ended in the last five minutes."""
+    done = subprocess.run(["scontrol", "show", "job", "--oneliner"], capture_output=True, text=True, check=True)
+    found = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in done.stdout.splitlines()]
+    return {facts["JobId"]: facts for facts in found if "JobId" in facts}
 
 
 def nothing_left() -> None:
