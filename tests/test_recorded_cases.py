@@ -12,6 +12,7 @@ import pytest
 
 from steering.files import units
 from steering.sources.recordings import ReadSettings
+from steering.sources.window import Window
 from tests.test_recordings import FRAMES, J_PER_EV, N, counts, read, translation, write_cxi
 
 T = "entry_1/sample_1/geometry_1/translation"
@@ -163,6 +164,64 @@ def test_a_large_detector_is_cut_around_its_beam_and_bins_keep_counts(tmp_path):
     assert halved.geometry.object_pixel == pytest.approx(taken.geometry.object_pixel)
     with pytest.raises(ValueError, match="at most 56 pixels"):
         read(path, settings=ReadSettings(window=64))
+
+
+ROI, CENTRE = (10, 62, 20, 76), (30.0, 48.0)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A scan of a detector of 64 x 80 pixels with light everywhere, and its frames; one pixel counts nonsense."""
+    big = np.random.default_rng(3).poisson(20, (FRAMES, 64, 80)).astype(np.uint32)
+    big[2, 2, 2] = 10**8
+    return write_cxi(tmp_path_factory.mktemp("detector") / "a.cxi", data=big, without=("mask", "probe")), big
+
+
+@pytest.mark.parametrize("binning", [1, 2, 3])
+@pytest.mark.parametrize("orientation", ["none", "flip_y", "rot90"])
+def test_a_region_and_a_centre_leave_the_pixels_that_a_live_source_leaves(detector, binning, orientation):
+    path, big = detector
+    given, size = {"roi": ROI, "centre": CENTRE, "binning": binning}, 16 if binning < 3 else 10
+    taken = read(path, orientation=orientation, settings=ReadSettings(window=size, **given))
+    window = Window(size=size, orientation=orientation, **given)
+    np.testing.assert_array_equal(taken.counts, [window.cut(frame) for frame in big])
+    assert taken.geometry.mask is None
+    if orientation == "none" and binning < 3:
+        low = {1: (22, 40), 2: (14, 32)}[binning]
+        part = big[:, low[0] : low[0] + 16 * binning, low[1] : low[1] + 16 * binning]
+        np.testing.assert_array_equal(taken.counts, part.reshape(FRAMES, 16, binning, 16, binning).sum((2, 4)))
+    assert taken.geometry.detector_pixel == pytest.approx(binning * 75e-6)
+
+
+def test_what_is_outside_of_a_region_is_masked_and_never_judged(detector):
+    path, big = detector
+    with pytest.raises(ValueError, match=r"1e\+08 counts at pixel \(2, 2\) of frame 2"):
+        read(path)
+    given = {"roi": (24, 62, 20, 76), "centre": CENTRE}
+    taken = read(path, settings=ReadSettings(window=32, **given))
+    assert taken.geometry.mask.sum() == 10 * 32
+    np.testing.assert_array_equal(taken.geometry.mask, Window(size=32, **given).mask((64, 80)))
+    np.testing.assert_array_equal(taken.counts[:, 10:], big[:, 24:46, 32:64])
+    assert not taken.counts[:, :10].any()
+    whole = read(path, settings=ReadSettings(roi=(24, 44, 40, 60)))  # an even square: all of it
+    np.testing.assert_array_equal(whole.counts, big[:, 24:44, 40:60])
+    largest = read(path, settings=ReadSettings(roi=(24, 62, 20, 76), centre=CENTRE))
+    np.testing.assert_array_equal(largest.counts, big[:, 24:36, 42:54])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"roi": (0, 65, 0, 80)}, r"frames of \(64, 80\), expected them to hold the region y 0..65"),
+        ({"centre": (2.0, 40.0)}, r"the beam at \(2.0, 40.0\) .*window of 8 or more"),
+        ({"centre": (90.0, 40.0), "window": 16}, "expected the beam's centre inside it"),
+    ],
+)
+def test_regions_and_centres_that_leave_nothing_are_refused(detector, given, words):
+    with pytest.raises(ValueError, match=words):
+        read(detector[0], settings=ReadSettings(**{"roi": (10, 64, 0, 80), **given}))
+    with pytest.raises(ValueError, match="expected 'centre'"):
+        read(detector[0], zero_frequency="corner", settings=ReadSettings(**given))
 
 
 UNITS = {b"\xb5m": 1e6, "meter": 1, "metres": 1, "micrometer": 1e6, "micron": 1e6, "microns": 1e6, "MM": 1e3,

@@ -103,6 +103,8 @@ def read(options: argparse.Namespace) -> Recording:
         distance=options.distance,
         detector_pixel=options.pixel,
         mask=options.mask,
+        roi=None if options.roi is None else tuple(options.roi),
+        centre=None if options.centre is None else tuple(options.centre),
         window=options.window,
         binning=options.binning,
         drop_outliers=options.drop_outliers,
@@ -216,7 +218,17 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--distance", type=float, help="sample to detector, metres")
     group.add_argument("--pixel", type=float, help="pitch of a detector pixel, metres")
     group.add_argument("--mask", choices=("file", "inverted", "none"), default="file", help="the file's mask (file)")
-    group.add_argument("--window", type=int, help="pixels of the square that is cut out around the beam")
+    group.add_argument(
+        "--roi", type=int, nargs=4, metavar=("Y0", "Y1", "X0", "X1"), help="part that is used, detector pixels"
+    )
+    group.add_argument(
+        "--centre",
+        type=float,
+        nargs=2,
+        metavar=("Y", "X"),
+        help="of the beam, detector pixels (middle of --roi, or found)",
+    )
+    group.add_argument("--window", type=int, help="pixels of the square that is cut out around the beam, binned")
     group.add_argument("--binning", type=int, default=1, help="pixels along each side that become one (1)")
     group.add_argument("--least-counts", type=float, default=0.0, help="of a frame: those with fewer are left out (0)")
     group.add_argument(

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.sources.window import Window
+
 NEARLY_EVERY = 0.9
 """A pixel that is marked in so many of the frames is bad for the scan; in fewer, in these frames."""
 _BROKEN = 0.1
@@ -85,16 +87,21 @@ def brightest(frames: NDArray, mask: NDArray[np.bool_]) -> tuple[int, int]:
     return y, x
 
 
-def window_around(images: NDArray, centre: tuple[int, int], side: int) -> NDArray:
-    """(n, side, side) with the pixel `centre` at side // 2. Raises ValueError where that leaves the frames."""
-    low = [c - side // 2 for c in centre]
-    if min(low) < 0 or any(a + side > n for a, n in zip(low, images.shape[1:], strict=True)):
-        most = 2 * min(*centre, *(n - c for n, c in zip(images.shape[1:], centre, strict=True)))
-        raise ValueError(
-            f"found frames of {images.shape[1]} x {images.shape[2]} pixels with the beam at {centre} (y, x), expected "
-            f"room for a window of {side} around it: choose one of at most {most} pixels (--window)"
-        )
-    return images[:, low[0] : low[0] + side, low[1] : low[1] + side]
+def cut(frames: NDArray, mask: NDArray[np.bool_], window: Window) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Frames (n, y, x) and their mask as a window's square, binned; what is outside of its region is bad.
+
+    They are not turned, and keep their kind of dtype. Raises ValueError as `Window.parts`.
+    """
+    inside, place = window.parts(frames.shape[1:])
+    side = window.size * window.binning
+    square, bad = frames[:, *inside], mask[inside]
+    if square.shape[1:] != (side, side):
+        whole = np.zeros((len(frames), side, side), frames.dtype)
+        whole[:, *place] = square
+        square, outside = whole, np.ones((side, side), bool)
+        outside[place] = bad
+        bad = outside
+    return binned(square, bad, window.binning) if window.binning > 1 else (square, bad)
 
 
 def binned(frames: NDArray, mask: NDArray[np.bool_], factor: int) -> tuple[NDArray, NDArray[np.bool_]]:

@@ -23,9 +23,10 @@ from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
 from steering.records import Field, Geometry
 from steering.sources.correction import Correction
-from steering.sources.frames import binned, brightest, clean, squared, window_around
-from steering.sources.orientation import turn
+from steering.sources.frames import brightest, clean, cut, squared
+from steering.sources.orientation import ORIENTATIONS, turn
 from steering.sources.positions import outliers, refuse_impossible
+from steering.sources.window import Window, refuse_empty_region, region
 
 _READER = "steering.files.scan:read_scan_file"
 
@@ -46,8 +47,14 @@ class ReadSettings:
     """Pitch, metres."""
     mask: str = "file"
     """The file's mask: `file` as it is, `inverted` (1 is good), `none` (left out)."""
+    roi: tuple[int, int, int, int] | None = None
+    """y0, y1, x0, x1 of the part of the file's frames that is used, detector pixels; None: whole frames."""
+    centre: tuple[float, float] | None = None
+    """Of the beam (y, x) in the file's frames, detector pixels; None: the middle of `roi`, or, of whole frames, their
+    zero frequency, or the brightest part where that is far from it."""
     window: int | None = None
-    """Side of the square that is cut out around the beam, pixels; None: the largest even one, in the middle."""
+    """Side of the square that is cut out around the beam, pixels after binning; None: the largest even one. Where `roi`
+    or `centre` is given it may reach beyond that part: what is outside is masked."""
     binning: int = 1
     """So many pixels along each side become one, with the sum of their counts."""
     drop_outliers: bool = False
@@ -64,6 +71,7 @@ class ReadSettings:
             raise ValueError(f"found mask={self.mask!r}, expected 'file', 'inverted' or 'none'")
         if self.binning < 1 or (self.window is not None and (self.window < 8 or self.window % 2)):
             raise ValueError(f"found binning={self.binning}, window={self.window}, expected 1 or more; even, 8 or more")
+        refuse_empty_region(self.roi)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,11 +204,16 @@ def _recording(
     mask = None if settings.mask == "none" else fields.get("mask")
     if settings.correction is not None:
         data = settings.correction.photons(data)
+    whole = data.shape[1:]
+    data, mask, said = _region(data, mask, settings, zero_frequency)
     data, bad, notes = clean(data, mask, inverted=settings.mask == "inverted")
-    turned_frames = turn(data, zero_frequency, orientation)
-    bad = turn(bad[None], zero_frequency, orientation)[0]
-    whole = turned_frames.shape[1:]
-    counts, bad, said = _fitted(turned_frames, bad, settings)
+    if zero_frequency != "centre":
+        data, bad = turn(data, zero_frequency, "none"), turn(bad[None], zero_frequency, "none")[0]
+    counts, bad, more = _fitted(data, bad, settings)
+    if orientation != "none":
+        counts, bad = turn(counts, "centre", orientation), turn(bad[None], "centre", orientation)[0]
+        whole = whole[::-1] if ORIENTATIONS[orientation][0] else whole
+    said += more
     side = counts.shape[1]
     geometry = Geometry(
         shape=counts.shape[1:],
@@ -257,30 +270,75 @@ def _in_unit(fields: Mapping[str, Any], whole: list[int], side: int) -> NDArray[
     return where / fields["object_pixel"] * side / np.array(whole) if "object_pixel" in fields else where
 
 
+def _region(
+    frames: NDArray, mask: NDArray[np.bool_] | None, settings: ReadSettings, zero_frequency: str
+) -> tuple[NDArray, NDArray[np.bool_] | None, list[str]]:
+    """The part of frames (n, y, x) and of their mask that is used, before anything of them is judged, and notes."""
+    if frames.ndim != 3 or (settings.roi is None and settings.centre is None):
+        return frames, mask, []
+    if zero_frequency != "centre":
+        raise ValueError(
+            f"found zero_frequency={zero_frequency!r} with a region or a centre, expected 'centre': the beam is in a "
+            "corner of such frames, around which there is no region (--zero-frequency centre)"
+        )
+    y0, y1, x0, x1 = region(settings.roi, frames.shape[1:])
+    part = np.s_[y0:y1, x0:x1]
+    mask = mask[part] if mask is not None and mask.shape == frames.shape[1:] else mask
+    return frames[:, *part], mask, [] if settings.roi is None else [f"pixels y {y0}..{y1}, x {x0}..{x1} are used"]
+
+
 def _fitted(
     frames: NDArray, bad: NDArray[np.bool_], settings: ReadSettings
 ) -> tuple[NDArray, NDArray[np.bool_], list[str]]:
-    """Frames and mask as an even square with the zero frequency at its middle, and notes."""
-    notes = []
+    """Frames (n, y, x) and mask as an even square with the zero frequency at its middle, and notes. frames, bad: the
+    region of them that is used."""
     ny, nx = frames.shape[1:]
-    if settings.binning > 1:
-        kept = [n // settings.binning * settings.binning for n in (ny, nx)]
-        low = [n // 2 - s // 2 for n, s in zip((ny, nx), kept, strict=True)]
-        cut = (slice(low[0], low[0] + kept[0]), slice(low[1], low[1] + kept[1]))
-        frames, bad = binned(frames[:, *cut], bad[cut], settings.binning)
-        notes.append(f"{settings.binning} x {settings.binning} pixels are one, their counts added")
-        ny, nx = frames.shape[1:]
-    if settings.window is None and ((ny == nx and not ny % 2) or min(ny, nx) < 9 or not len(frames)):
+    window, notes = _window(frames, bad, settings), list[str]()
+    if window is None:
         return np.ascontiguousarray(frames), bad, notes
-    middle, centre = (ny // 2, nx // 2), brightest(frames, bad)
-    if max(abs(a - b) for a, b in zip(middle, centre, strict=True)) <= min(ny, nx) // 8:
-        centre = middle  # what is left is the probe's tilt
-    room = min(*centre, *(n - c for n, c in zip((ny, nx), centre, strict=True)))
-    side = settings.window or 2 * room
+    if settings.binning > 1:
+        notes.append(f"{settings.binning} x {settings.binning} pixels are one, their counts added")
+    side = window.size * window.binning
     if (ny, nx) != (side, side):
-        frames, bad = window_around(frames, centre, side), window_around(bad[None], centre, side)[0]
-        notes.append(f"frames of {ny} x {nx} pixels are cut to {side} x {side} around pixel {centre} (y, x)")
+        at = tuple(o + low + side // 2 for o, low in zip(_origin(settings), window.corner((ny, nx)), strict=True))
+        notes.append(f"frames of {ny} x {nx} pixels are cut to {side} x {side} around pixel {at} (y, x)")
+    frames, bad = cut(frames, bad, window)
     return np.ascontiguousarray(frames), bad, notes
+
+
+def _window(frames: NDArray, bad: NDArray[np.bool_], settings: ReadSettings) -> Window | None:
+    """How frames (n, y, x), the region of them that is used, are cut; None: they stay as they are."""
+    shape, b = frames.shape[1:], settings.binning
+    ny, nx = (n // b for n in shape)
+    square = settings.window is None and settings.centre is None and ny == nx and not ny % 2
+    if not len(frames) or (square and b == 1):
+        return None
+    if square:
+        return Window(size=ny, binning=b)
+    y0, x0 = _origin(settings)
+    centre = None if settings.centre is None else (settings.centre[0] - y0, settings.centre[1] - x0)
+    middle = shape[0] // 2, shape[1] // 2
+    given = settings.roi is not None or centre is not None
+    if not given:
+        found = brightest(frames, bad)
+        far = max(abs(a - c) for a, c in zip(middle, found, strict=True)) > min(shape) // 8
+        centre = found if far else None  # what is nearer is the probe's tilt
+    at = centre or middle
+    room = min(min(c, n - c) for c, n in zip(at, shape, strict=True)) - (b - 1) / 2 * (centre is not None)
+    most = 2 * int(room // b)
+    if (settings.window or 8) > most and not (given and settings.window):
+        raise ValueError(
+            f"found frames of {shape[0]} x {shape[1]} pixels with the beam at {(at[0] + y0, at[1] + x0)} (y, x), "
+            f"expected room for a window of {settings.window or '8 or more'} around it: choose one of at most {most} "
+            "pixels (--window), or say where the beam is (--centre) and how large the window: what is outside of the "
+            "frames is then masked"
+        )
+    return Window(size=settings.window or most, centre=centre, binning=b)
+
+
+def _origin(settings: ReadSettings) -> tuple[int, int]:
+    """Pixel (y, x) of the file's frames at which the region begins."""
+    return (0, 0) if settings.roi is None else (settings.roi[0], settings.roi[2])
 
 
 def _fitted_probe(

@@ -1,4 +1,4 @@
-"""The network's window of a detector's frames: region, centre, binning, orientation, flags; for every live source.
+"""The network's window of a detector's frames: region, centre, binning, orientation, flags; for every source.
 
 A frame is cut around the beam's centre, binned so that counts are kept, turned to agree with the positions, and given
 in one dtype whatever the detector sends. Flags of photon counters, the two highest values of the wire's dtype or
@@ -47,14 +47,11 @@ class Window:
                 f"found orientation={self.orientation!r}, dtype={self.dtype!r}; expected one of "
                 f"{', '.join(ORIENTATIONS)}, and uint16 or uint32"
             )
-        if self.roi is not None and not (0 <= self.roi[0] < self.roi[1] and 0 <= self.roi[2] < self.roi[3]):
-            raise ValueError(f"found roi {self.roi}, expected y0, y1, x0, x1 with y0 < y1 and x0 < x1, 0 or more")
+        refuse_empty_region(self.roi)
 
     def corner(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Detector pixel (y, x) at which the window of a frame of this shape begins; it may be outside."""
-        y0, y1, x0, x1 = self.roi or (0, shape[0], 0, shape[1])
-        if y1 > shape[0] or x1 > shape[1]:
-            raise ValueError(f"found frames of {shape}, expected them to hold the region y {y0}..{y1}, x {x0}..{x1}")
+        y0, y1, x0, x1 = region(self.roi, shape)
         # The zero frequency belongs to the middle of a binned pixel of an even number of detector pixels.
         middle = self.centre or (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
         half = self.size // 2 * self.binning + (self.binning - 1) / 2 * (self.centre is not None)
@@ -106,25 +103,49 @@ class Window:
         blank = np.zeros(shape, np.uint16)
         return self.cut(blank, bad) == np.iinfo(self.dtype).max
 
+    def parts(self, shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Which pixels (y, x) of frames of this shape are in the window, and where in it, before it is binned.
+
+        Raises ValueError for a region that such frames do not hold, and for a window with none of it.
+        """
+        side = self.size * self.binning
+        y, x = self.corner(shape)
+        y0, y1, x0, x1 = region(self.roi, shape)
+        low, high = (max(y, y0), max(x, x0)), (min(y + side, y1), min(x + side, x1))
+        if low[0] >= high[0] or low[1] >= high[1]:
+            raise ValueError(f"found the window at ({y}, {x}) outside the region, expected the beam's centre inside it")
+        return (
+            (slice(low[0], high[0]), slice(low[1], high[1])),
+            (slice(low[0] - y, high[0] - y), slice(low[1] - x, high[1] - x)),
+        )
+
     def _region(self, frame: NDArray, bad: NDArray[np.bool_] | None) -> tuple[NDArray, NDArray[np.bool_]]:
         """The window's detector pixels, and which of them have no counts."""
         side = self.size * self.binning
-        y, x = self.corner(frame.shape)
-        y0, y1, x0, x1 = self.roi or (0, frame.shape[0], 0, frame.shape[1])
-        low, high = (max(y, y0), max(x, x0)), (min(y + side, y1), min(x + side, x1))
-        part = np.s_[low[0] : high[0], low[1] : high[1]]
+        part, place = self.parts(frame.shape)
         inner = frame[part]
-        if inner.size == 0:
-            raise ValueError(f"found the window at ({y}, {x}) outside the region, expected the beam's centre inside it")
         flagged = _flags(inner)
         if bad is not None:
             flagged = flagged | bad[part]
         if inner.shape == (side, side):
             return inner, flagged
-        place = np.s_[low[0] - y : high[0] - y, low[1] - x : high[1] - x]
         counts, outside = np.zeros((side, side), frame.dtype), np.ones((side, side), bool)
         counts[place], outside[place] = inner, flagged
         return counts, outside
+
+
+def refuse_empty_region(roi: tuple[int, int, int, int] | None) -> None:
+    """Raises ValueError for a region y0, y1, x0, x1 without pixels."""
+    if roi is not None and not (0 <= roi[0] < roi[1] and 0 <= roi[2] < roi[3]):
+        raise ValueError(f"found roi {roi}, expected y0, y1, x0, x1 with y0 < y1 and x0 < x1, 0 or more")
+
+
+def region(roi: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """y0, y1, x0, x1 of the used part of frames (y, x) of this shape. Raises ValueError where it leaves them."""
+    y0, y1, x0, x1 = roi or (0, shape[0], 0, shape[1])
+    if y1 > shape[0] or x1 > shape[1]:
+        raise ValueError(f"found frames of {shape}, expected them to hold the region y {y0}..{y1}, x {x0}..{x1}")
+    return y0, y1, x0, x1
 
 
 def _flags(counts: NDArray) -> NDArray[np.bool_]:
