@@ -20,6 +20,7 @@ import pytest
 from distributed import Client, Scheduler, Worker
 
 from steering.clusters import existing, local
+from steering.clusters.script import is_guarded
 from steering.runner import RunFolder, attach, start
 from tests.test_runner import experiment
 
@@ -209,6 +210,34 @@ def test_ctrl_c_lets_the_driver_close_in_order(driver: tuple[subprocess.Popen, l
     assert process.returncode == 130
     assert err == ""
     assert ended(workers)
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "guarded"),
+    [
+        ("with local() as client:\n    pass", 1, False),
+        ('if __name__ == "__main__":\n    main()', 2, True),
+        ('if "__main__" == __name__ and wanted:\n    main()', 2, True),
+        ('if __name__ != "__main__":\n    raise SystemExit\nmain()', 3, True),
+        ('if __name__ == "__main__":\n    pass\nmain()', 3, False),
+        ('main()\nif __name__ == "__main__":\n    pass', 1, False),
+        ("if wanted:\n    main()", 2, False),
+    ],
+)
+def test_it_is_seen_what_a_script_does_only_as_a_script(source: str, line: int, guarded: bool) -> None:
+    assert is_guarded(source, line) == guarded
+
+
+def test_a_script_that_its_workers_would_start_anew_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    script = tmp_path / "plain.py"
+    script.write_text("from steering import local\n\nwith local(ranks=1) as client:\n    print(client)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"RuntimeError: {script}:3: found a cluster of this machine that starts while the script")
+    assert 'expected it below `if __name__ == "__main__":`' in last
+    assert done.stderr.count("Traceback") == 1
+    assert "bootstrapping" not in done.stderr
 
 
 def test_workers_die_with_a_killed_driver(driver: tuple[subprocess.Popen, list[int]]) -> None:

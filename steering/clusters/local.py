@@ -21,6 +21,7 @@ from steering.clusters.gpus import shared_out, visible
 from steering.clusters.imports import every
 from steering.clusters.logs import share_logs
 from steering.clusters.roles import INFERENCE, LABEL, RUNNER, SOURCE, TRAINER
+from steering.clusters.script import refuse_unguarded
 
 CONFIG = {
     # Workers are forked from a server that has imported the heavy libraries once. On two cores four workers with torch
@@ -46,10 +47,12 @@ def local(ranks: int = 2, *, apart: bool = False, gpus: Sequence[int | str] | No
     process gets one, by CUDA_VISIBLE_DEVICES: ranks take them in turn, and the predictor with label making has one of
     its own where there are more GPUs than ranks, else it shares the last of those with the fewest ranks. [] for none.
     Ctrl-C reaches the driver only, so that it may close the run in order; when the
-    driver dies, so do the workers. The module that starts it needs `if __name__ == "__main__":` when it is a script.
+    driver dies, so do the workers. A script starts it below `if __name__ == "__main__":`. Raises RuntimeError where it
+    does not, ValueError.
     """
     if ranks < 1:
         raise ValueError(f"found ranks={ranks}, expected 1 or more")
+    refuse_unguarded()
     resource_tracker.ensure_running()  # its own start would unblock the signal again in the thread that needs it first
     # Threads and processes inherit the signals blocked where they are started: the cluster's loop, and through it every
     # worker from its first moment on, never sees the terminal's Ctrl-C. One that comes while the cluster starts waits
