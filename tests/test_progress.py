@@ -5,17 +5,30 @@ import io
 import os
 import pty
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from steering.campaign import Command, DecisionProposed, DecisionSettled, ModelPublished, encode
+from steering.campaign import (
+    Campaign,
+    Command,
+    DecisionProposed,
+    DecisionSettled,
+    ModelPublished,
+    RolledBack,
+    encode,
+)
 from steering.runner import RunFolder
 from steering.runner.client import show_all
 from steering.runner.describe import describe
+from steering.runner.metrics import Metrics, snapshot
 from steering.view.display import draw, sparkline
 from steering.view.progress import KEPT, Progress, Residuals
 from steering.view.status import status_lines
+from tests.campaigns import handled
+from tests.test_campaign import SETTINGS, candidate, chunk, command, decision, labels, predicted, published
+from tests.test_runner import experiment
 
 WHOLE = {
     "elapsed_s": 65.0,
@@ -48,8 +61,8 @@ WHOLE = {
 def plain(snapshots):
     out = io.StringIO()
     progress = Progress(out)
-    for snapshot in snapshots:
-        progress.show(snapshot)
+    for each in snapshots:
+        progress.show(each)
     progress.close()
     return out.getvalue()
 
@@ -203,3 +216,29 @@ def test_the_status_tells_a_proposal_in_the_words_of_the_display(tmp_path):
     folder.append_event(encode(DecisionSettled(time=1.0, approved=True, by="a person")))
     folder.append_event(encode(Command(time=2.0, name="pause")))
     assert "  waits    paused: continue with `steering resume`" in status_lines(folder)
+
+
+def test_the_status_names_the_figures_of_the_display(tmp_path):
+    """The residual of the newest chunk, and what is expected of the version in service: an older one that came back."""
+    campaign, folder = Campaign(settings=SETTINGS), RunFolder.create(tmp_path / "run")
+    metrics = Metrics(experiment(), campaign)
+    for event in (
+        published(0, residual=None),
+        *(decision(100), chunk(20), labels()),
+        *(candidate(), published(1, residual=0.05)),
+        *(candidate(), published(2, residual=0.03)),
+        predicted(0.5, version=2, frames=9),
+        *(command("rollback"), RolledBack(time=0.0, version=1, validation_residual=0.05, reason="a person's wish")),
+        replace(predicted(0.5, frames=1), residual=0.4),
+    ):
+        handled(campaign, event)
+        metrics.note(event)
+        folder.append_event(encode(event))
+    source = {"acquire_s": 1.0, "frames_acquired": 20, "frames_dropped": 0, "streams": {}}
+    shown = drawn(snapshot(metrics, source, {"version": 1, "latency_ms": {}, "predict_s": 0.0}))
+    status = "\n".join(status_lines(folder))
+    for text in (shown, status):
+        assert "residual 0.400" in text
+        assert "0.050 expected" in text
+        assert "version 1" in text
+        assert "2 published" in text

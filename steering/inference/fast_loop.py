@@ -308,15 +308,10 @@ class FastLoop:
 
     def figures(self, live: LiveImage | None) -> dict[str, Any]:
         """Counters and times; live: the image of the newest scan. Any thread may ask."""
-        residual = None
-        if live is not None:
-            rows = slice(max(0, len(live.frames) - 50), None)
-            residual = float(np.median(live.frames.read("residual", rows=rows)[0]))
         return {
             "frames_predicted": self.predicted,
             "frames_to_revise": 0 if live is None else live.unrevised,
             "version": self.serving.version,
-            "residual": residual,
             "predict_s": self.seconds,
             "latency_ms": {f"p{q}": 1e3 * self.latency.percentile(q) for q in (50, 99)},
             "latency_buckets": self.latency.buckets(),

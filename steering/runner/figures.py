@@ -74,7 +74,7 @@ def _all(
         campaign.trust,
         "gauge",
     )
-    yield _one("steering_residual", "gauge", "median residual of the newest frames", now["residual"])
+    yield _one("steering_residual", "gauge", "median residual of the newest chunk of frames", now["residual"])
     yield _one("steering_residual_expected", "gauge", "of the version in service", now["residual_expected"])
     for name in ("drift", "training", "paused"):
         yield _one(f"steering_{name}", "gauge", f"1 while there is {name}", float(now[name]))

@@ -79,6 +79,8 @@ class Metrics:
     """Those of them that were reported as predicted or as set aside."""
     predicted: int = 0
     """Frames."""
+    residual: float | None = None
+    """Median of the newest chunk that was predicted."""
     aside: Counter[str] = field(default_factory=Counter)
     """Frames that were set aside, by reason."""
     ranks_lost: int = 0
@@ -160,6 +162,7 @@ class Metrics:
             case PredictionReady():
                 self.reported[event.scan] += len(event.frame_ids)
                 self.predicted += len(event.frame_ids)
+                self.residual = self.residual if event.residual is None else event.residual
             case FrameSetAside():
                 self.reported[event.scan] += len(event.frame_ids)
                 self.aside[event.reason] += len(event.frame_ids)
@@ -248,7 +251,7 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
         "frames_per_s": source["frames_acquired"] / seconds if seconds > 0.5 else None,
         "version": predictor["version"],
         "versions_published": metrics.published,
-        "residual": predictor["residual"],
+        "residual": metrics.residual,
         "residual_expected": campaign.expected,
         "drift": campaign.drift,
         "training": campaign.training,

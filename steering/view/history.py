@@ -64,16 +64,24 @@ class History:
     """(frames acquired by then, residual that the model in service should reach)."""
     residuals: tuple[tuple[int, float], ...] = ()
     """(frames predicted by then, median residual of the chunk)."""
+    in_service: int | None = None
+    """The version; None before the first."""
+    in_service_expects: float | None = None
+    """Residual that it should reach; None where that is not known."""
     last: Mapping[str, Any] = field(default_factory=dict)
     """The last event."""
+
+
+_SWAPS = ("ModelPublished", "RolledBack")
+"""What puts a version into service."""
 
 
 def history(events: list[dict[str, Any]]) -> History:
     """Count the events of a run."""
     acquired, predicted = _count(events, "ChunkArrived"), _count(events, "PredictionReady")
     published = [(at, e) for at, e in zip(acquired, events, strict=True) if _is(e, "ModelPublished")]
-    levels = {"ModelPublished": "validation_residual", "DriftRaised": "expected", "DriftLowered": "expected"}
-    expected = [(at, e.get(levels.get(e.get("event", ""), ""))) for at, e in zip(acquired, events, strict=True)]
+    swaps = [(at, e) for at, e in zip(acquired, events, strict=True) if e.get("event") in _SWAPS]
+    last = swaps[-1][1] if swaps else {}
     residuals = [(at, e.get("residual")) for at, e in zip(predicted, events, strict=True) if _is(e, "PredictionReady")]
     return History(
         scans=tuple(dict.fromkeys(e["scan"] for e in events if _is(e, "ChunkArrived"))),
@@ -84,8 +92,10 @@ def history(events: list[dict[str, Any]]) -> History:
             for at, e in published
         ),
         drifts=_drifts(events, acquired),
-        expected=tuple((at, level) for at, level in expected if level is not None),
+        expected=tuple((at, level) for at, e in swaps if (level := e.get("validation_residual")) is not None),
         residuals=tuple((at, level) for at, level in residuals if level is not None),
+        in_service=last.get("version"),
+        in_service_expects=last.get("validation_residual"),
         last=events[-1] if events else {},
     )
 

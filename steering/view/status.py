@@ -134,15 +134,15 @@ def _streams(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> list[s
 def _model(past: History) -> str:
     if not past.versions:
         return ""
-    newest = past.versions[-1]
-    error = f", validation error {newest.error:.3f}" if newest.error is not None else ""
-    return f"version {newest.number}{error}, {sum(v.number > 0 for v in past.versions)} published"
+    error = next((v.error for v in reversed(past.versions) if v.number == past.in_service), None)
+    judged = f", validation error {error:.3f}" if error is not None else ""
+    return f"version {past.in_service}{judged}, {sum(v.number > 0 for v in past.versions)} published"
 
 
 def _trust(past: History, status: str | None) -> str:
     if not past.residuals:
         return ""
-    expected = f", {past.expected[-1][1]:.3f} expected" if past.expected else ""
+    expected = f", {past.in_service_expects:.3f} expected" if past.in_service_expects is not None else ""
     raised = bool(past.drifts) and past.drifts[-1].stop is None
     drift = drift_in_words({"drift": raised, "status": status}) or "no drift"
     return f"residual {past.residuals[-1][1]:.3f}{expected}, {drift}"
