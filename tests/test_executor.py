@@ -1,10 +1,11 @@
 """Laws of how actions are carried out: decisions keep their order, and optional work never ends a run."""
 
 import asyncio
+import time
 
 import pytest
 
-from steering.campaign import DecisionSuggested, Finish, Steer, WorkFailed
+from steering.campaign import AskPolicy, DecisionSuggested, Finish, Steer, WorkFailed
 from steering.runner.actors import LostForGood
 from steering.runner.executor import Executor
 from steering.runner.metrics import Metrics
@@ -39,6 +40,26 @@ def test_decisions_reach_the_source_in_the_order_in_which_they_were_made():
         return source.heard
 
     assert asyncio.run(main()) == ["0", "1", "2", "3", "4", "close"]
+
+
+class Behind:
+    """A predictor on a machine whose clock is five minutes behind, and ranks that have not changed."""
+
+    generation = 0
+
+    async def suggest(self, action):
+        return DecisionSuggested(time=time.time() - 300, positions=(), reasons=("enough",), stop=True, action=action.id)
+
+
+def test_the_time_to_approve_a_decision_counts_by_the_runners_clock():
+    taken = []
+    parts = dict.fromkeys(("experiment", "folder", "campaign", "source", "labelling", "optional"))
+    executor = Executor(**parts, metrics=Metrics(None, None), proxy=Behind(), ranks=Behind(), take=taken.append)
+    asked = time.time()
+    asyncio.run(executor.carry_out(AskPolicy(4, id=7)))
+    [decision] = taken
+    assert decision.action == 7
+    assert asked <= decision.time <= time.time()
 
 
 def test_optional_work_that_fails_is_told_once_with_its_traceback():

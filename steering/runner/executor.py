@@ -108,7 +108,8 @@ class Executor:
         """Do what an action asks for; the event that answers it carries its id."""
         match action:
             case AskPolicy():
-                self._answer(action, await self.proxy.suggest(action))
+                # From here, and by this machine's clock, counts the time that a person has to approve it.
+                self._answer(action, replace(await self.proxy.suggest(action), time=time.time()))
             case Steer() | Finish():
                 await self._tell_source(action)
             case Label():
