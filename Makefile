@@ -1,7 +1,7 @@
 # The two commands: make demo, make test. The first of either sets up .venv in this folder.
 #
 #   make demo       the main workflow on a simulated beamline; it prints the path of its report at the end
-#   make test       every test, the notebooks too (those on recorded scans where STEERING_DATA names their folder)
+#   make test       the tests and the notebooks (those on recorded scans where STEERING_DATA names their folder)
 #   make test-fast  the tests that start no processes
 #   make lint       ruff and mypy
 #   make docs       the pages of docs/ as a site: site/index.html
@@ -13,7 +13,7 @@
 # Tests that wait for minutes, such as for the end of a real walltime, run only where they are asked for:
 #   STEERING_LONG=1 make test ARGS="-m long"
 # The Prefect flow needs an environment of its own (workflows/schedules/prefect_nightly.py says which):
-#   PREFECT_PYTHON=prefect/bin/python make test ARGS="-k prefect"
+#   PREFECT_PYTHON=$PWD/prefect/bin/python make test ARGS="-k prefect"
 
 PYTHON ?= python3
 ARGS ?=
