@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from steering.sources import join
 from steering.sources.join import Joiner
 from steering.sources.numbers import Numbers
 from steering.sources.streams import FRAMES, WHEN_SLOW, Companion, JoinSettings
@@ -175,18 +174,90 @@ def test_leading_losses_are_known_also_where_the_positions_came_first():
     assert joiner.counters[FRAMES].lost == 2
 
 
-def test_thinning_is_even_and_a_blocked_stream_says_so():
-    thin = Joiner((), JoinSettings(capacity=8, when_slow="thin"))
-    for number in range(9):
-        thin.frame(0, number, None, 0.0)
-    assert [one.number for one in thin.take(99)] == [1, 3, 5, 7]
-    block = Joiner((), JoinSettings(capacity=4))
+def taken_by(consumer: list[int], *, capacity: int, most: int = 10) -> tuple[list[int], list[int], Joiner]:
+    """Numbers that are taken by a consumer, and their ages, in frames that came later. consumer: how many frames come
+    between two of its takings."""
+    joiner = Joiner((), JoinSettings(capacity=capacity, when_slow="thin"))
+    came, numbers, ages = 0, [], []
+    for coming in consumer:
+        for _ in range(coming):
+            joiner.frame(0, came, None, 0.0)
+            came += 1
+        taken = [one.number for one in joiner.take(most)]
+        numbers += taken
+        ages += [came - 1 - number for number in taken]
+        add_up(joiner)
+        assert joiner.waiting(FRAMES) <= capacity
+    return numbers, ages, joiner
+
+
+@pytest.mark.parametrize("coming", [11, 20, 43, 160])
+def test_thinned_frames_are_even_and_the_newest(coming):
+    """A consumer of a tenth to nine tenths of the frames: it had got frames that were older than the buffer is long."""
+    capacity, most = 500, 10
+    numbers, ages, joiner = taken_by([coming] * 800, capacity=capacity, most=most)
+    assert max(ages) < capacity
+    thinned = 800 * coming - len(numbers) - joiner.ready
+    assert thinned > 0
+    assert joiner.counters[FRAMES].dropped == {"thinned: the consumer is slower": thinned}
+    assert len(numbers) == 800 * most
+    gaps = np.diff(numbers)
+    assert gaps.min() >= 1
+    assert gaps.max() <= 2 * coming / most + 1  # twice the usual while it catches up
+    if coming > 11:  # that one waits for the buffer to fill again and again
+        assert max(ages[len(ages) // 2 :]) < coming
+        assert set(gaps[len(gaps) // 2 :]) <= {coming // most, coming // most + 1}
+
+
+def test_a_consumer_that_was_busy_once_gets_all_that_the_buffer_holds():
+    numbers, ages, joiner = taken_by([5] * 20 + [650] + [5] * 200, capacity=500)
+    lost = joiner.counters[FRAMES].dropped.total()
+    assert lost == 650 - 500
+    assert numbers == [*range(100), *range(250, 250 + len(numbers) - 100)]
+    assert max(ages) < 500
+
+
+def test_a_blocked_stream_says_so():
+    block = Joiner((Companion(name="positions", width=1, capacity=3, when_slow="block"),), JoinSettings(capacity=4))
     for number in range(4):
-        assert not block.full
+        assert not block.full(FRAMES)
         block.frame(0, number, None, 0.0)
-    assert block.full
+    assert block.full(FRAMES)
+    for number in range(4, 7):
+        assert not block.full("positions")
+        block.sample("positions", 0, number, (0.0,), 0.0)
+    assert block.full("positions")
+    block.sample("positions", 0, 0, (0.0,), 0.0)
     block.take(1)
-    assert not block.full
+    assert not block.full(FRAMES)
+    block.expire(5.0)  # the deadline makes room where no frame comes
+    assert not block.full("positions")
+    add_up(block)
+
+
+@given(st.lists(st.integers(0, 30), max_size=60), st.sampled_from(["block", "drop oldest"]), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_samples_that_run_ahead_are_dropped_oldest_first_or_held_back(came, when_slow, capacity):
+    joiner = Joiner((Companion(name="positions", width=1, gap=0, capacity=capacity, when_slow=when_slow),))
+    held = []
+    for number in came:
+        if joiner.full("positions"):
+            continue
+        joiner.sample("positions", 0, number, (1.0 * number,), 0.0)
+        held = [*held, number] if number not in held else held
+        held = held[-capacity:]
+        assert joiner.waiting("positions") == len(held)
+        add_up(joiner)
+    for number in range(31):
+        joiner.frame(0, number, None, 0.0)
+    assert sorted(one.number for one in joiner.take(99)) == sorted(held)
+    assert joiner.counters["positions"].joined == len(held)
+    add_up(joiner)
+
+
+def test_samples_are_not_thinned():
+    with pytest.raises(ValueError, match="positions: found when_slow='thin', expected block or drop oldest"):
+        Companion(name="positions", width=2, when_slow="thin")
 
 
 def test_a_first_frame_in_the_middle_of_a_scan_loses_nothing_before_it():
@@ -198,9 +269,8 @@ def test_a_first_frame_in_the_middle_of_a_scan_loses_nothing_before_it():
     assert len(joiner.take(9)) == 3
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(join, "KEPT", 64)
-    joiner = Joiner((Companion(name="positions", width=1),), JoinSettings(capacity=64))
+def test_what_is_remembered_is_bounded():
+    joiner = Joiner((Companion(name="positions", width=1, capacity=64),), JoinSettings(capacity=64))
     for number in range(20_000):
         joiner.frame(0, number, None, 0.0)
         joiner.sample("positions", 0, number, (0.0,), 0.0)

@@ -330,10 +330,14 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
     assert isinstance(streams.positions, NoRecords)
     assert isinstance(streams.motion, PvaMotion)
     streams = streams_at(
-        "dectris://det", "zmq://pc:5555?y=A&x=B&socket=sub", None, "zmq://pc:5555?value=I0&socket=sub&gap=0"
+        "dectris://det",
+        "zmq://pc:5555?y=A&x=B&socket=sub",
+        None,
+        "zmq://pc:5555?value=I0&socket=sub&gap=0&when_slow=block",
     )
     [(what, monitor)] = streams.monitors
-    assert (what.name, what.width, what.gap) == ("monitor", 1, 0)
+    assert (what.name, what.width, what.gap, what.when_slow) == ("monitor", 1, 0, "block")
+    assert streams.positions_are.when_slow == "drop oldest"
     assert monitor == PandaPositions(address="tcp://pc:5555", columns=("I0",), scale=(1.0,), socket="sub")
     streams = streams_at("swmr:/data/a+b.h5", "swmr:/data/p.h5?y=/e/y&x=/e/x")
     assert isinstance(streams.frames, SwmrFrames)
@@ -351,4 +355,6 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
         streams_at("dectris://det", "zmq://pc:5555?y=A")
     with pytest.raises(ValueError, match="expected two"):
         streams_at("dectris://det", "zmq://pc:5555?y=A&x=B", "pva://M:Y")
+    with pytest.raises(ValueError, match="positions: found when_slow='thin', expected block or drop oldest"):
+        streams_at("dectris://det", "zmq://pc:5555?y=A&x=B&when_slow=thin")
     assert parse("pva://A,B?unit=um").place == "A,B"

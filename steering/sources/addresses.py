@@ -20,8 +20,9 @@
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
 
-Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx; positions and monitor samples=N of a frame (1) and
-gap=N frames that are interpolated (3). Two clients of a zmq address with socket=pull get half of it each. Every pva
+Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx; positions and monitor samples=N of a frame (1),
+gap=N frames that are interpolated (3), and when_slow=block, which does not read on where frames lag far behind, in
+place of "drop oldest". Two clients of a zmq address with socket=pull get half of it each. Every pva
 address takes server=HOST:PORT, instead of EPICS's own search.
 """
 
@@ -44,6 +45,7 @@ from steering.sources.tape import Played
 _UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
 _FRAMES_AT = ("dectris", "pva", "swmr", "bluesky", "play")
 _OF_FILES = ("keys", "finished", "total", "quiet")
+_OF_COMPANIONS = ("samples", "gap", "when_slow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,24 +148,24 @@ def positions_at(text: str) -> tuple[Companion, Stream]:
     """The positions at an address, and how they belong to frames."""
     address = parse(text)
     if address.scheme == "play":
-        address.only("speed", "step", "samples", "gap")
+        address.only("speed", "step", *_OF_COMPANIONS)
         what = _companion(address, POSITIONS, 2)
         return what, _played(address, what.name)
-    return _beside(address, POSITIONS, ("y", "x"), address.scale(), ("unit", "flip", "samples", "gap"))
+    return _beside(address, POSITIONS, ("y", "x"), address.scale(), ("unit", "flip"))
 
 
 def monitor_at(text: str) -> tuple[Companion, Stream]:
     """The incident intensity at an address, and how it belongs to frames."""
     address = parse(text)
     if address.scheme == "play":
-        address.only("speed", "step", "samples", "gap")
+        address.only("speed", "step", *_OF_COMPANIONS)
         what = _companion(address, "monitor", 1)
         return what, _played(address, what.name)
-    return _beside(address, "monitor", ("value",), (1.0,), ("samples", "gap"))
+    return _beside(address, "monitor", ("value",), (1.0,))
 
 
 def _beside(
-    address: Address, name: str, axes: tuple[str, ...], scale: tuple[float, ...], options: tuple[str, ...]
+    address: Address, name: str, axes: tuple[str, ...], scale: tuple[float, ...], options: tuple[str, ...] = ()
 ) -> tuple[Companion, Stream]:
     """A stream of numbers that go with frames; `axes` are the options that name its columns."""
     what, place = _companion(address, name, len(axes)), address.place
@@ -175,7 +177,7 @@ def _beside(
     }
     if address.scheme not in kinds:
         raise _unknown(address, f"{', '.join(kinds)}, play")
-    address.only(*axes, *kinds[address.scheme], *options)
+    address.only(*axes, *kinds[address.scheme], *options, *_OF_COMPANIONS)
     more = address.options.get
     stream: Stream
     if address.scheme == "pva" and not {*axes, "number"} & address.options.keys():
@@ -201,7 +203,9 @@ def _beside(
 
 
 def _companion(address: Address, name: str, width: int) -> Companion:
-    return Companion(name=name, width=width, samples=address.whole("samples", 1), gap=address.whole("gap", 3))
+    samples, gap = address.whole("samples", Companion.samples), address.whole("gap", Companion.gap)
+    when_slow = address.options.get("when_slow", Companion.when_slow)
+    return Companion(name=name, width=width, samples=samples, gap=gap, when_slow=when_slow)
 
 
 def motion_at(text: str) -> Motion:

@@ -31,8 +31,6 @@ NO_LOSS = (REPEAT, LATE, EARLIER)
 """Reasons for which a frame is dropped that was joined, or lost, before."""
 _NO_FRAME, _FRAME_DROPPED = "no frame came", "its frame was dropped"
 _OPEN_SCANS = 4
-KEPT = 65_536
-"""Numbers of which samples are kept: they are small, and run ahead of frames that a detector has to hold back."""
 
 
 class _Value:
@@ -89,11 +87,17 @@ class Joiner:
         self._scans: dict[Hashable, _Scan] = {}
         self._over: set[Hashable] = set()
         self._ready: deque[Joined] = deque()
+        self._came = [0, 0]
+        """Joined frames since they were taken last, and those between the two times before."""
+        self._behind = False
+        """The consumer is slower: what waits is thinned as it is taken, until all of it has been."""
 
-    @property
-    def full(self) -> bool:
-        """No further frame should be read before some are taken."""
-        return self.settings.when_slow == "block" and self._kept() >= self.settings.capacity
+    def full(self, stream: str) -> bool:
+        """No more of this stream should be read before some of it is joined, or dropped."""
+        if stream == FRAMES:
+            return self.settings.when_slow == "block" and self._kept() >= self.settings.capacity
+        companion = self.companions[stream]
+        return companion.when_slow == "block" and self._numbers(stream) >= companion.capacity
 
     @property
     def ready(self) -> int:
@@ -164,7 +168,8 @@ class Joiner:
             value.rows[sample] = values
             value.mean = None
             self._join_where_complete(scan, here, number)
-            self._bound_samples(stream, here)
+            self._bound_samples(stream)
+            self._forget(stream, here)
 
     def end(self, stream: str, scan: Hashable, now: float, frames: int | None = None) -> None:
         """A stream will say no more of a scan. frames: how many frames it had in all, where that is known."""
@@ -202,12 +207,39 @@ class Joiner:
         return scan in self._over
 
     def take(self, most: int) -> list[Joined]:
-        """The oldest joined frames, which count as joined from now on."""
-        taken = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+        """The oldest joined frames, which count as joined from now on; of a consumer that is slower, where frames are
+        thinned, those that stand evenly among them, and the others are dropped."""
+        among = self._among(most)
+        oldest = [self._ready.popleft() for _ in range(among)]
+        places = {(k + 1) * among // most - 1 for k in range(most)} if among > most else range(among)
+        taken = [one for k, one in enumerate(oldest) if k in places]
+        for k, one in enumerate(oldest):
+            if k not in places:
+                self._drop_ready(one, self.counters[FRAMES], THINNED)
         self.counters[FRAMES].joined += len(taken)
         for name in self.companions:
             self.counters[name].joined += sum(joined.rows[name] for joined in taken)
         return taken
+
+    def _among(self, most: int) -> int:
+        """How many of the oldest ready frames so many are chosen from.
+
+        Frames are thinned from the moment on when the buffer would not hold those that come until they are taken again.
+        They then leave it twice as fast as they come, until none is left that is older: so the spacing does not jump,
+        and what is taken is what has come since. Of two times between takings the shorter one counts: a consumer that
+        was busy once is not slow.
+        """
+        waiting = len(self._ready)
+        if not waiting:
+            return 0
+        now, before = self._came
+        coming = min(now, before)
+        self._came = [0, now]
+        if self.settings.when_slow != "thin" or waiting <= most:
+            self._behind = False
+            return min(most, waiting)
+        self._behind = self._behind or self._kept() + coming > self.settings.capacity
+        return min(waiting, max(most, 2 * coming)) if self._behind else most
 
     def spoilt(self, joined: Joined, reason: str) -> None:
         """A frame that was taken proves to be none: it counts as dropped for this reason, and not as joined."""
@@ -218,6 +250,10 @@ class Joiner:
 
     def _kept(self) -> int:
         return len(self._ready) + sum(len(scan.frames) for scan in self._scans.values())
+
+    def _numbers(self, stream: str) -> int:
+        """Frame numbers of which samples of a companion wait."""
+        return sum(len(scan.unsettled[stream]) for scan in self._scans.values())
 
     def _open(self, scan: Hashable, counters: StreamCounters) -> _Scan | None:
         if scan in self._over:
@@ -248,6 +284,7 @@ class Joiner:
             self._drop_ready(joined, self.counters[FRAMES], reason)
         else:
             self._ready.append(joined)
+            self._came[0] += 1
 
     def _settle(self, scan: Hashable, here: _Scan, number: int, when: str) -> None:
         """A frame that waits no longer: joined with what there is, or set aside."""
@@ -291,13 +328,9 @@ class Joiner:
             here = next((scan for scan in self._scans.values() if scan.frames), None)
             if here is not None and 2 * len(self._ready) < self.settings.capacity:
                 self._drop_frame(here, next(iter(here.frames)), FULL)
-            elif self.settings.when_slow == "thin":
-                every = list(self._ready)
-                self._ready = deque(every[1::2])
-                for joined in every[::2]:
-                    self._drop_ready(joined, counters, THINNED)
             else:
-                self._drop_ready(self._ready.popleft(), counters, FULL)
+                reason = THINNED if self.settings.when_slow == "thin" else FULL
+                self._drop_ready(self._ready.popleft(), counters, reason)
 
     def _drop_ready(self, joined: Joined, counters: StreamCounters, reason: str) -> None:
         counters.dropped[reason] += 1
@@ -305,19 +338,21 @@ class Joiner:
             if rows:
                 self.counters[name].dropped[_FRAME_DROPPED] += rows
 
-    def _bound_samples(self, stream: str, here: _Scan) -> None:
-        if len(here.unsettled[stream]) > KEPT:
-            self._drop_samples(stream, here, next(iter(here.unsettled[stream])), FULL)
-        if len(here.values[stream]) > 2 * KEPT:
-            self._forget(here)
+    def _bound_samples(self, stream: str) -> None:
+        companion = self.companions[stream]
+        if companion.when_slow != "block" and self._numbers(stream) > companion.capacity:
+            here = next(scan for scan in self._scans.values() if scan.unsettled[stream])
+            number = next(iter(here.unsettled[stream]))
+            self._drop_samples(stream, here, number, FULL)
+            del here.values[stream][number]
 
-    def _forget(self, here: _Scan) -> None:
+    def _forget(self, stream: str, here: _Scan) -> None:
         """Old settled values, which no frame will need to interpolate by."""
-        for values in here.values.values():
-            if len(values) > 2 * KEPT:
-                for number in sorted(values)[: len(values) - KEPT]:
-                    if values[number].settled:
-                        del values[number]
+        values, most = here.values[stream], self.companions[stream].capacity
+        if len(values) > 2 * most:
+            for number in sorted(values)[: len(values) - most]:
+                if values[number].settled:
+                    del values[number]
 
     def _close_where_done(self, scan: Hashable, here: _Scan) -> None:
         """Every stream has ended, or the frames have, and each of them has its samples."""

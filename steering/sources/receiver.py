@@ -176,14 +176,13 @@ class Receiver:
                     self._join(self._pixels.ready(time.monotonic(), all_there=last), time.monotonic())
                 if record is not None:
                     self._note(name, record)
-                if name == FRAMES:
-                    self._wait_for_room()
+                self._wait_for_room(name)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, name)
 
-    def _wait_for_room(self) -> None:
+    def _wait_for_room(self, name: str) -> None:
         with self._turn:
-            while self._joiner.full and not self._stopped.is_set() and not self._closing:
+            while self._joiner.full(name) and not self._stopped.is_set() and not self._closing:
                 self._turn.wait(0.1)
 
     def _note(self, name: str, record: Record) -> None:

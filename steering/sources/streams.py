@@ -111,18 +111,28 @@ class Companion:
     """Samples of one frame. They are averaged; at the deadline those that came."""
     gap: int = 3
     """Most numbers in a row without a sample that are interpolated; 0: none."""
+    capacity: int = 65_536
+    """Most frame numbers of which samples wait: they are small, and run ahead of frames that a detector holds back."""
+    when_slow: str = "drop oldest"
+    """What happens then: drop oldest; block: the stream is not read any more, where the protocol allows it. Samples are
+    not thinned: a frame without its own would wait for it until the deadline, and then be interpolated or set aside."""
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.samples < 1 or self.gap < 0:
+        if self.width < 1 or self.samples < 1 or self.gap < 0 or self.capacity < 1:
             raise ValueError(
-                f"{self.name}: found width={self.width}, samples={self.samples}, gap={self.gap}; expected 1 or more, "
-                "1 or more, 0 or more"
+                f"{self.name}: found width={self.width}, samples={self.samples}, gap={self.gap}, "
+                f"capacity={self.capacity}; expected 1 or more, 1 or more, 0 or more, 1 or more"
+            )
+        if self.when_slow not in WHEN_SLOW or self.when_slow == "thin":
+            raise ValueError(
+                f"{self.name}: found when_slow={self.when_slow!r}, expected block or drop oldest; frames alone can be "
+                "thinned: one without its sample would wait for it until the deadline, and then be set aside"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class JoinSettings:
-    """How long frames wait, how many, and what happens when the consumer is slower."""
+    """How long frames wait, how many of them, and what happens when the consumer is slower."""
 
     wait_s: float = 5.0
     """Seconds that a frame waits for its samples, a sample for its frame, and a missing number until it is lost."""
@@ -132,7 +142,8 @@ class JoinSettings:
     """Seconds after which a frame that is ready gives way where nobody takes it, unless when_slow is block: what a
     consumer sees is then never older."""
     when_slow: str = "block"
-    """block: the stream is not read any more, where the protocol allows it; drop oldest; thin: every other one."""
+    """Of the frames, those of other streams are their own (`Companion.when_slow`). block: the stream is not read any
+    more, where the protocol allows it; drop oldest; thin: the consumer gets the newest, evenly spaced."""
 
     def __post_init__(self) -> None:
         known = self.when_slow in WHEN_SLOW
