@@ -16,11 +16,12 @@ h5py = pytest.importorskip("h5py")
 
 from steering.sources.addresses import frames_at, parse, streams_at  # noqa: E402
 from steering.sources.compression import compress  # noqa: E402
-from steering.sources.dectris import DectrisFrames, Stream2, WrongProtocol  # noqa: E402
+from steering.sources.dectris import DectrisFrames, Stream2  # noqa: E402
 from steering.sources.panda import PandaPositions, panda  # noqa: E402
-from steering.sources.pva import NdArrays, NoRecords, PvaFrames, PvaMotion, table  # noqa: E402
+from steering.sources.pva import NdArrays, NoRecords, PvaFrames, table  # noqa: E402
+from steering.sources.pva_motion import PvaMotion  # noqa: E402
 from steering.sources.simplon import Simplon  # noqa: E402
-from steering.sources.streams import Began, Ended, Frame, Samples  # noqa: E402
+from steering.sources.streams import Began, Ended, Frame, Samples, WrongProtocol  # noqa: E402
 from steering.sources.swmr import SwmrFrames  # noqa: E402
 
 RNG = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 import threading
 from dataclasses import dataclass
@@ -11,10 +12,26 @@ import numpy as np
 import pytest
 
 from steering.cli import main
-from steering.sources.addresses import frames_at
-from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
-from steering.sources.tape import Played, read, record
-from tests.test_streams import mutated
+from steering.sources.addresses import frames_at, streams_at
+from steering.sources.compression import compress
+from steering.sources.panda import panda
+from steering.sources.pva import nd_message
+from steering.sources.streams import Began, Ended, Frame, Message, Samples, Unreadable, WrongProtocol, records_of
+from steering.sources.tape import Address, Played, read, record
+from tests.test_streams import COUNTS, image, mutated, panda_message, start
+
+WHERE = {"frames": "dectris://127.0.0.1:{}", "positions": "zmq://127.0.0.1:{}?y=INENC2&x=INENC1&unit=um&samples=2"}
+SENT = {
+    "frames": [
+        [start(user_data={"scan": "gravel"})],
+        [image(), b"another part"],
+        [b"torn"],
+        [image(number=2, channel="threshold_2")],
+        [image(number=3, codec="")],
+        [b'{"htype": "dheader-1.0"}'],
+    ],
+    "positions": [[b'{"message_type": "start"}'], [panda_message()], [b'{"message_type": "stop", "last": true}']],
+}
 
 RNG = np.random.default_rng(0)
 FRAMES = [
@@ -41,6 +58,59 @@ class Given:
         self.left.pop()
         if not self.left:
             stopped.set()
+
+
+def messages_recorded(path) -> dict[str, str]:
+    """A recording of what is sent over two sockets; the addresses of these."""
+    zmq = pytest.importorskip("zmq")
+    with zmq.Context() as context:
+        sockets = {name: context.socket(zmq.PUSH) for name in SENT}
+        ports = {name: socket.bind_to_random_port("tcp://127.0.0.1") for name, socket in sockets.items()}
+        addresses = {name: where.format(ports[name]) for name, where in WHERE.items()}
+
+        def send() -> None:
+            for name, messages in SENT.items():
+                for parts in messages:
+                    sockets[name].send_multipart(parts)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        command = ["record", addresses["frames"], "--positions", addresses["positions"], "--out", str(path)]
+        assert main([*command, "--seconds", "1.5"]) == 0
+        sending.join()
+        for socket in sockets.values():
+            socket.close(0)
+    return addresses
+
+
+def played(stream) -> list:
+    """What a stream says without waiting, or until it raises."""
+    found, stopped = [], threading.Event()
+    for one in stream.records(stopped):
+        if one is None:
+            stopped.set()
+        else:
+            found.append(one)
+    return found
+
+
+@dataclass
+class Messages:
+    """A stream whose messages are given; the last of them stops the recording."""
+
+    stream: object
+    given: list
+    stopped: threading.Event
+
+    def records(self, stopped):
+        return records_of(self, stopped)
+
+    def messages(self, stopped):
+        yield from self.given
+        self.stopped.set()
+
+    def decoder(self):
+        return self.stream.decoder()
 
 
 def recorded(path):
@@ -79,6 +149,89 @@ def test_what_is_recorded_is_played_again(tmp_path):
         assert all(same(one, other) for one, other in zip(given, played, strict=False))
     with pytest.raises(FileExistsError):
         recorded(tmp_path / "a.tape")
+
+
+def test_messages_are_kept_as_they_came_and_decoded_when_they_are_played(tmp_path, capsys):
+    """A message that cannot be decoded, or by another setting only, is there to be looked at again."""
+    tape = tmp_path / "a.tape"
+    addresses = messages_recorded(tape)
+    assert "6 records of frames, 3 records of positions" in capsys.readouterr().out
+    with tape.open("rb") as file:
+        blocks = [(stream, one) for _, stream, one in read(file)]
+    assert blocks[:2] == [(name, Address(text)) for name, text in addresses.items()]
+    for name, messages in SENT.items():
+        came = [one for stream, one in blocks if stream == name][1:]
+        assert came == [Message(tuple(parts), {}) for parts in messages]
+    streams = streams_at(f"play:{tape}?speed=0", f"play:{tape}?speed=0")
+    [began, samples, *ended] = played(streams.positions)
+    assert (began, ended) == (Began(None), [Ended(None, last=True), Ended(last=True)])
+    np.testing.assert_allclose(samples.rows, panda(panda_message(), ("INENC2", "INENC1"), (1e-6, 1e-6))[0].rows)
+    frames, stopped = streams.frames.records(threading.Event()), threading.Event()
+    first = [next(frames) for _ in range(5)]
+    assert [type(one).__name__ for one in first] == ["Began", "Frame", "Unreadable", "Unreadable", "Frame"]
+    assert [first[k].number for k in (1, 4)] == [0, 3]
+    np.testing.assert_array_equal(first[1].counts, COUNTS)
+    assert "expected threshold_1" in first[3].reason
+    with pytest.raises(WrongProtocol, match="stream1"):
+        next(frames)
+    step = tmp_path / "steps"
+    step.write_text("1\n")
+    stepped = frames_at(f"play:{tape}?step={step}").records(stopped)
+    assert [type(one).__name__ for one in itertools.takewhile(lambda one: one is not None, stepped)] == [
+        "Began",
+        "Frame",
+        "Unreadable",
+        "Unreadable",
+    ]
+
+
+def test_arrays_of_pv_access_are_kept_as_they_came(tmp_path):
+    p4p = pytest.importorskip("p4p")
+    from p4p.nt import NTNDArray
+
+    arrays = [p4p.Value(NTNDArray.buildType())]
+    for number, codec in ((1, ""), (2, "bslz4"), (3, "zstd")):
+        array = NTNDArray().wrap(COUNTS, timestamp=1.0)
+        array["uniqueId"] = number
+        array["attribute"] = [
+            {"name": name, "value": value, "descriptor": ""}
+            for name, value in (("Y", 1.5), ("X", 2.5), ("Sample", "s"))
+        ]
+        if codec:
+            payload = np.frombuffer(compress("bslz4", COUNTS)[12:], np.uint8)
+            array["value"] = ("ubyteValue", payload)
+            array["codec.name"], array["codec.parameters"] = codec, 6
+            array["compressedSize"], array["uncompressedSize"] = len(payload), COUNTS.nbytes
+        arrays.append(array)
+    messages = [nd_message(array) for array in arrays] + [Message(fields={"done": True})]
+    addresses = {"frames": "pva://DET:image?scan=Sample", "positions": "pva://DET:image?y=Y&x=X&unit=um"}
+    live = streams_at(*addresses.values()).frames
+    stopped = threading.Event()
+    kept = Messages(live, messages, stopped)
+    assert record({"frames": kept}, tmp_path / "a.tape", stopped, addresses) == {"frames": 5}
+    with (tmp_path / "a.tape").open("rb") as file:
+        came = [one for _, _, one in read(file)][2:]
+    assert [[bytes(part) for part in one.parts] for one in came] == [
+        [bytes(part) for part in m.parts] for m in messages
+    ]
+    assert [one.fields for one in came] == [dict(message.fields) for message in messages]
+    again = played(frames_at(f"play:{tmp_path / 'a.tape'}?speed=0"))
+    assert again[0] == Began("s", None)
+    for number, one in zip((1, 2), again[1:3], strict=True):
+        assert one.number == number
+        np.testing.assert_array_equal(one.counts, COUNTS)
+        np.testing.assert_allclose(one.own, (1.5e-6, 2.5e-6))
+    assert isinstance(again[3], Unreadable)
+    assert "zstd" in again[3].reason
+    assert again[4:] == [Ended(last=True), Ended(last=True)]
+
+
+def test_messages_without_the_address_of_their_stream_are_refused(tmp_path):
+    stopped = threading.Event()
+    kept = Messages(frames_at("dectris://det"), [Message((start(),))], stopped)
+    record({"frames": kept}, tmp_path / "a.tape", stopped, {"frames": "swmr:a.h5"})
+    with pytest.raises(ValueError, match=r"found messages of frames in a recording of .*swmr:a.h5"):
+        played(frames_at(f"play:{tmp_path / 'a.tape'}?speed=0"))
 
 
 def test_a_recording_is_played_step_by_step(tmp_path):
@@ -121,8 +274,8 @@ def test_the_command_line_records_what_an_address_gives(tmp_path, capsys):
     with again.open("rb") as file:
         kinds = [(stream, type(one).__name__) for _, stream, one in read(file)]
     assert sorted(kinds) == sorted(
-        [("frames", type(one).__name__) for one in [*FRAMES, Ended()]]
-        + [("positions", type(one).__name__) for one in [*POSITIONS, Ended()]]
+        [("frames", type(one).__name__) for one in [Address(tape), *FRAMES, Ended()]]
+        + [("positions", type(one).__name__) for one in [Address(tape), *POSITIONS, Ended()]]
     )
     assert main(["inspect", tape, "--positions", tape, "--listen", "0.3"]) == 0
     frames, positions = capsys.readouterr().out.splitlines()
@@ -141,12 +294,23 @@ def test_a_torn_recording_is_played_up_to_its_last_whole_record(tmp_path):
     assert counts[-1] == every - 1
 
 
-def test_whatever_is_read_is_a_recording_or_a_value_error(tmp_path):
-    recorded(tmp_path / "a.tape")
-    whole, rng, refused = (tmp_path / "a.tape").read_bytes(), random.Random(0), 0
+@pytest.mark.parametrize("kind", ["records", "messages"])
+def test_whatever_is_read_is_a_recording_or_a_value_error(tmp_path, kind):
+    tape, stopped = tmp_path / "a.tape", threading.Event()
+    if kind == "records":
+        recorded(tape)
+    else:
+        said = {"size": [20, 24], "attributes": {"Y": 1.5, "mask": np.arange(3)}, "unique": 1, "dtype": "<u2"}
+        kept = Messages(frames_at("pva://DET"), [Message((COUNTS.tobytes(),), said)] * 3, stopped)
+        record({"frames": kept}, tape, stopped, {"frames": "pva://DET"})
+    whole, rng, refused = tape.read_bytes(), random.Random(0), 0
     for _ in range(500):
+        torn = mutated(whole, rng)
         try:
-            list(read(io.BytesIO(mutated(whole, rng))))
+            list(read(io.BytesIO(torn)))
+            if kind == "messages":
+                tape.write_bytes(torn)
+                played(frames_at(f"play:{tape}?speed=0"))
         except ValueError:
             refused += 1
     assert refused > 50

@@ -16,7 +16,8 @@ def add_commands(commands: Any) -> None:
     record = commands.add_parser(
         "record",
         help="record live streams with their timing into a file",
-        description="Record frames and positions as they come; play:FILE plays them again. Ctrl-C ends it.",
+        description="Record frames and positions as they come, messages undecoded; play:FILE plays them again. Ctrl-C "
+        "ends it.",
     )
     record.add_argument("source", metavar="SOURCE", help="address of the frames, as dectris://HOST or pva://PV")
     record.add_argument("--positions", help="address of the positions")
@@ -56,9 +57,12 @@ def add_commands(commands: Any) -> None:
 
 
 def _record(chosen: argparse.Namespace) -> int:
+    from steering.sources.addresses import named_at  # noqa: PLC0415
     from steering.sources.tape import record  # noqa: PLC0415
 
-    following = _followed(chosen.source, chosen.positions, chosen.monitor)
+    addresses = {"frames": chosen.source, "positions": chosen.positions, "monitor": chosen.monitor}
+    addresses = {name: text for name, text in addresses.items() if text is not None}
+    following = named_at(addresses)
     stopped = threading.Event()
     if chosen.seconds is not None:
         timer = threading.Timer(chosen.seconds, stopped.set)
@@ -66,22 +70,11 @@ def _record(chosen: argparse.Namespace) -> int:
         timer.start()
     before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
     try:
-        counts = record(following, Path(chosen.out), stopped)
+        counts = record(following, Path(chosen.out), stopped, addresses)
     finally:
         signal.signal(signal.SIGINT, before)
     say(f"{chosen.out}: {', '.join(f'{count} records of {name}' for name, count in counts.items())}")
     return 0
-
-
-def _followed(source: str, positions: str | None, monitor: str | None = None) -> dict[str, Any]:
-    """The streams at an address of frames, and of positions and monitor where there are any."""
-    from steering.sources.addresses import frames_at, streams_at  # noqa: PLC0415
-
-    if positions is None:
-        if monitor is not None:
-            raise ValueError("found --monitor without --positions, expected both")
-        return {"frames": frames_at(source)}
-    return streams_at(source, positions, monitor=monitor).named()
 
 
 def _export(chosen: argparse.Namespace) -> int:
@@ -102,11 +95,12 @@ def _export(chosen: argparse.Namespace) -> int:
 def _inspect(chosen: argparse.Namespace) -> int:
     from steering.files import Bounds  # noqa: PLC0415
     from steering.sources import ReadSettings, inspect_lines  # noqa: PLC0415
-    from steering.sources.addresses import is_live  # noqa: PLC0415
+    from steering.sources.addresses import is_live, named_at  # noqa: PLC0415
     from steering.sources.listening import listen  # noqa: PLC0415
 
     if is_live(chosen.file):
-        for name, seen in listen(_followed(chosen.file, chosen.positions), chosen.listen).items():
+        addresses = {"frames": chosen.file} | ({} if chosen.positions is None else {"positions": chosen.positions})
+        for name, seen in listen(named_at(addresses), chosen.listen).items():
             say(f"{name}: {seen.line()}")
         return 0
 

@@ -28,6 +28,7 @@ address takes server=HOST:PORT, instead of EPICS's own search.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
@@ -36,7 +37,8 @@ from steering.sources.dectris import DectrisFrames
 from steering.sources.live import Streams
 from steering.sources.motion import Motion, ZmqMotion
 from steering.sources.panda import PandaPositions
-from steering.sources.pva import NoRecords, PvaFrames, PvaMotion, PvaTable
+from steering.sources.pva import NoRecords, PvaFrames, PvaTable
+from steering.sources.pva_motion import PvaMotion
 from steering.sources.pva_readings import PvaReadings
 from steering.sources.streams import FRAMES, POSITIONS, Companion, Stream
 from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
@@ -246,6 +248,18 @@ def streams_at(frames: str, positions: str, motion: str | None = None, monitor: 
     )
 
 
+def named_at(addresses: Mapping[str, str]) -> Mapping[str, Stream]:
+    """The streams at addresses by their names: frames, and positions and monitor where they are. Raises ValueError for
+    what is none, and for a monitor, or positions, beside nothing."""
+    frames, positions, monitor = (addresses.get(name) for name in (FRAMES, POSITIONS, "monitor"))
+    if frames is None or (monitor is not None and positions is None):
+        raise ValueError(
+            f"found addresses of {' and '.join(addresses) or 'nothing'}, expected frames, with positions where there "
+            "is a monitor"
+        )
+    return {FRAMES: frames_at(frames)} if positions is None else streams_at(frames, positions, None, monitor).named()
+
+
 def _beside_frames(where: Stream, frames: Stream) -> Stream:
     """A stream, told of the frames whose times it needs."""
     if not isinstance(where, PvaReadings):
@@ -268,7 +282,7 @@ def _played(address: Address, stream: str) -> Played:
         speed = -1.0
     if not 0 <= speed < float("inf"):
         raise ValueError(f"{address.text}: found speed={text}, expected 1 for its own, or 0 for without waiting")
-    return Played(file=address.place, stream=stream, speed=speed, step=step)
+    return Played(file=address.place, stream=stream, speed=speed, step=step, streams_at=named_at)
 
 
 def _followed(address: Address) -> Followed:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
 from steering.sources.swmr_file import SwmrFile
-from steering.sources.zmq_socket import messages
+from steering.sources.zmq_socket import received
 
 _HIGH_WATER, _LINE = 100_000, 2**26
 _POLL_S = 0.005
@@ -47,12 +47,12 @@ class Documents:
         if "/" in self.place or ":" not in self.place:
             yield from self._played(stopped)
             return
-        for message in messages(f"tcp://{self.place}", "sub", _HIGH_WATER, stopped):
+        for message in received(f"tcp://{self.place}", "sub", _HIGH_WATER, stopped):
             if message is None:
                 yield None
                 continue
             try:
-                _, name, text = message.split(b" ", 2)
+                _, name, text = message.parts[0].split(b" ", 2)
                 yield _document(name.decode(), text)
             except ValueError as error:
                 yield str(error) if isinstance(error, _Refused) else "a message that is no document of bluesky"

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
 from steering.sources.simplon import Simplon
-from steering.sources.streams import Began, Ended, Frame, Packed, Record, Unreadable
-from steering.sources.zmq_socket import messages
+from steering.sources.streams import Began, Decoder, Ended, Frame, Message, Packed, Record, WrongProtocol, records_of
+from steering.sources.zmq_socket import received
 
 _DTYPES = {64: "|u1", 69: "<u2", 70: "<u4", 71: "<u8", 72: "|i1", 77: "<i2", 78: "<i4", 65: ">u2", 66: ">u4", 85: "<f4"}
 """CBOR tags of typed arrays (RFC 8746)."""
@@ -45,32 +45,30 @@ class DectrisFrames:
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The series' records, as they come."""
-        decoder = Stream2(self.channel)
+        return records_of(self, stopped)
+
+    def decoder(self) -> Decoder:
+        """See MessageStream."""
+        decode = Stream2(self.channel)
+        return lambda message: decode(message.parts[0])
+
+    def messages(self, stopped: threading.Event) -> Iterator[Message | None]:
+        """The series' messages; the detector is armed and triggered meanwhile, where that is asked for."""
         detector, armed = Simplon(host=self.rest), False
         exposing: Future[None] | None = None
         try:
-            for message in messages(self.address, "pull", self.high_water, stopped):
-                if message is not None:
-                    yield from self._decoded(decoder, message)
-                    continue
-                if self.rest and not armed:  # connected by now: the start message would be missed before
+            for message in received(self.address, "pull", self.high_water, stopped):
+                # Armed once it is connected: the start message would be missed before.
+                if message is None and self.rest and not armed:
                     detector.arm()
                     armed = True
                     exposing = in_thread(detector.trigger) if self.trigger else None
-                if exposing is not None and exposing.done():
+                if message is None and exposing is not None and exposing.done():
                     exposing.result()  # raises what kept it from being triggered
-                yield None
+                yield message
         finally:
             if armed:
                 detector.disarm()
-
-    def _decoded(self, decoder: Stream2, message: bytes) -> list[Record]:
-        try:
-            return decoder(message)
-        except ValueError as error:
-            if isinstance(error, WrongProtocol):
-                raise
-            return [Unreadable(str(error))]
 
 
 def in_thread(call: Callable[[], None]) -> Future[None]:
@@ -86,10 +84,6 @@ def in_thread(call: Callable[[], None]) -> Future[None]:
 
     threading.Thread(target=work, daemon=True).start()
     return future
-
-
-class WrongProtocol(ValueError):
-    """The stream speaks another protocol: nothing of it can be read."""
 
 
 class Stream2:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.streams import Began, Ended, Record, Samples, Unreadable
-from steering.sources.zmq_socket import messages
+from steering.sources.streams import Began, Decoder, Ended, Message, Record, Samples, records_of
+from steering.sources.zmq_socket import received
 
 _NOT_COLUMNS = ("message_id", "message_type", "type", "version", "frame_number", "datasets")
 
@@ -38,14 +38,15 @@ class PandaPositions:
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The samples, as they come."""
-        for message in messages(self.address, self.socket, self.high_water, stopped):
-            if message is None:
-                yield None
-                continue
-            try:
-                yield from panda(message, self.columns, self.scale)
-            except ValueError as error:
-                yield Unreadable(str(error))
+        return records_of(self, stopped)
+
+    def messages(self, stopped: threading.Event) -> Iterator[Message | None]:
+        """Their messages."""
+        return received(self.address, self.socket, self.high_water, stopped)
+
+    def decoder(self) -> Decoder:
+        """See MessageStream."""
+        return lambda message: panda(message.parts[0], self.columns, self.scale)
 
 
 def panda(message: bytes, columns: tuple[str, ...], scale: tuple[float, ...]) -> list[Record]:

@@ -1,4 +1,4 @@
-"""EPICS PV Access: frames as NTNDArray, positions as their attributes or as a table, decisions as puts to motors.
+"""EPICS PV Access: frames as NTNDArray, positions as their attributes or as a table.
 
 The number of a frame is its uniqueId. p4p refuses compressed arrays and hides the uniqueId, so that arrays are taken as
 they are and decoded here. Updates that the queue of the subscription had to drop show as missing numbers. Needs the
@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
-from steering.sources.motion import Unmeasured
-from steering.sources.streams import Began, Ended, Frame, Packed, Record, Samples, Unreadable
+from steering.sources.streams import Began, Decoder, Ended, Frame, Message, Packed, Record, Samples, records_of
 
 _SCALARS = ("|i1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f4", "<f8")
 """dtypes of pvData's ScalarType (0 is boolean)."""
@@ -50,24 +49,29 @@ class PvaFrames:
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The frames, as they come."""
-        decoder = NdArrays(self.attributes, self.scale, self.scan)
+        return records_of(self, stopped)
+
+    def messages(self, stopped: threading.Event) -> Iterator[Message | None]:
+        """The arrays with what is said of them, and that all is done."""
         with context(self.server) as client:
             arrays = Updates(client, self.pv, self.queue)
             done = Updates(client, self.done, 4) if self.done else None
             over = False
             while not stopped.is_set():
                 value = arrays.next(_QUIET_S if over else _POLL_S)
-                if value is None:
-                    if over:
-                        yield Ended(last=True)
-                    said = done.next(0.0) if done is not None else None
-                    over = said is not None and bool(said["value"])
-                    yield None
+                if value is not None:
+                    yield nd_message(value)
                     continue
-                try:
-                    yield from decoder(nd_fields(value))
-                except ValueError as error:
-                    yield Unreadable(str(error))
+                if over:
+                    yield Message(fields={"done": True})
+                said = done.next(0.0) if done is not None else None
+                over = said is not None and bool(said["value"])
+                yield None
+
+    def decoder(self) -> Decoder:
+        """See MessageStream."""
+        decode = NdArrays(self.attributes, self.scale, self.scan)
+        return lambda message: [Ended(last=True)] if "done" in message.fields else decode(nd_fields(message))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,10 @@ class PvaTable:
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The samples, as they come."""
+        return records_of(self, stopped)
+
+    def messages(self, stopped: threading.Event) -> Iterator[Message | None]:
+        """The tables, as they come."""
         with context(self.server) as client:
             monitor = Updates(client, self.pv, 1024)
             while not stopped.is_set():
@@ -90,10 +98,19 @@ class PvaTable:
                 if value is None:
                     yield None
                     continue
-                try:
-                    yield from table(value["value"].todict(), self.number, self.columns, self.scale)
-                except (ValueError, KeyError) as error:
-                    yield Unreadable(f"an update of {self.pv} that is no table: {error}")
+                columns: dict[str, Any] = getattr(value.get("value"), "todict", dict)()
+                yield Message(fields={"columns": {name: _plain(column) for name, column in columns.items()}})
+
+    def decoder(self) -> Decoder:
+        """See MessageStream."""
+        return self._samples
+
+    def _samples(self, message: Message) -> list[Record]:
+        columns = message.fields.get("columns")
+        try:
+            return table(columns if isinstance(columns, Mapping) else {}, self.number, self.columns, self.scale)
+        except ValueError as error:
+            raise ValueError(f"an update of {self.pv} that is no table: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +138,44 @@ def table(fields: Mapping[str, Any], number: str, columns: Sequence[str], scale:
     return [Samples(int(n), row[None]) for n, row in zip(numbers, rows, strict=True)]
 
 
-def nd_fields(value: Any) -> dict[str, Any]:
-    """What an NTNDArray says, as plain fields."""
-    return {
-        "value": value["value"],
-        "codec": value["codec.name"],
-        "parameters": value["codec.parameters"],
-        "uncompressed": value["uncompressedSize"],
-        "unique": value["uniqueId"],
-        "size": [dimension["size"] for dimension in value["dimension"]],
-        "attributes": {attribute["name"]: attribute["value"] for attribute in value["attribute"]},
-    }
+def nd_message(value: Any) -> Message:
+    """An NTNDArray as it came: its array's bytes, and what is said of it."""
+    array, said = (
+        value["value"],
+        {
+            "codec": value["codec.name"],
+            "parameters": _plain(value["codec.parameters"]),
+            "uncompressed": value["uncompressedSize"],
+            "unique": value["uniqueId"],
+            "size": [dimension["size"] for dimension in value["dimension"]],
+            "attributes": {attribute["name"]: _plain(attribute["value"]) for attribute in value["attribute"]},
+        },
+    )
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "uifb":
+        return Message(fields={"value": _plain(array), **said})
+    return Message((np.ascontiguousarray(array).view(np.uint8),), {"dtype": array.dtype.str, **said})
+
+
+def nd_fields(message: Message) -> dict[str, Any]:
+    """What an NTNDArray says, with its array as `value`. Raises ValueError for a message of something else."""
+    fields = dict(message.fields)
+    if "dtype" in fields:
+        try:
+            [payload] = message.parts
+            dtype = np.dtype(str(fields["dtype"]))
+            fields["value"] = np.frombuffer(payload, dtype) if len(payload) else np.empty(0, dtype)
+        except (TypeError, SyntaxError) as error:
+            raise ValueError(f"an array of {str(fields['dtype'])[:40]!r}, expected numbers") from error
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    """A value of pvData, as it can be recorded: what is neither number, text nor array of numbers is given in words."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "uifb":
+        return value
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str | np.number) else str(value)
 
 
 class Scans:
@@ -254,92 +298,6 @@ def _jpeg(payload: bytes, shape: tuple[int, int]) -> NDArray:
             return np.asarray(image.convert("L"))
     except Exception as error:  # whatever the decoder meets in bytes from outside
         raise ValueError(f"a damaged JPEG of {len(payload)} bytes: {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class PvaMotion:
-    """Motors, and a detector that is triggered at each position."""
-
-    y: str
-    x: str
-    trigger: str = ""
-    """PV that takes one frame when 1 is put to it, and completes when that is done; empty: nothing is triggered."""
-    dwell: str = ""
-    """PV of the exposure, seconds; empty: it is not set."""
-    end: str = ""
-    """PV to which 1 is put when a decision ends the scan."""
-    scale: tuple[float, ...] = (1.0, 1.0)
-    """What the motors' values are multiplied by to be metres."""
-    server: str = ""
-    timeout_s: float = 30.0
-    """Seconds that a move, or a frame beyond its dwell, may take."""
-
-    def connected(self, stopped: threading.Event) -> _PvaMotion:
-        """Connect, and note where the motors are. Raises OSError where they do not answer."""
-        return _PvaMotion(self, stopped)
-
-
-class _PvaMotion:
-    def __init__(self, motion: PvaMotion, stopped: threading.Event) -> None:
-        self._motion, self._stopped = motion, stopped
-        self._context = context(motion.server)
-        self._names = [motion.y, motion.x]
-        try:
-            found = self._context.get(self._names, timeout=motion.timeout_s)
-        except TimeoutError as error:
-            self._context.close()
-            raise OSError(f"found no answer from {' and '.join(self._names)}, expected motors: check names") from error
-        self._before = [float(value["value"]) for value in found]
-        self._limits = [_limits(value) for value in found]
-
-    def measure(self, positions: NDArray[np.float64], dwell: NDArray[np.float64] | None, stop: bool) -> None:
-        """See OpenMotion."""
-        where = positions / np.asarray(self._motion.scale)
-        for name, values, (low, high) in zip(self._names, where.T, self._limits, strict=True):
-            if len(values) and not (low <= values.min() and values.max() <= high):
-                raise ValueError(
-                    f"found positions {values.min():g}..{values.max():g} for {name}, expected them within its limits "
-                    f"{low:g}..{high:g}"
-                )
-        times = np.full(len(where), np.nan) if dwell is None else dwell
-        done = 0
-        try:
-            for target, seconds in zip(where.tolist(), times.tolist(), strict=True):
-                if self._stopped.is_set():
-                    return
-                self._one(target, seconds)
-                done += 1
-            if stop and self._motion.end:
-                self._put([self._motion.end], [1])
-        except (TimeoutError, RuntimeError) as error:  # RuntimeError: the IOC refused, or was disconnected
-            raise Unmeasured(
-                len(where) - done, f"found a move or a frame that did not complete: {error or 'no answer in time'}"
-            ) from error
-
-    def close(self) -> None:
-        """The motors go back to where they were."""
-        try:
-            self._put(self._names, self._before)
-        finally:
-            self._context.close()
-
-    def _one(self, target: list[float], seconds: float) -> None:
-        self._put(self._names, target)
-        if self._motion.dwell and seconds == seconds:  # noqa: PLR0124 - NaN: the detector's own
-            self._put([self._motion.dwell], [seconds])
-        if self._motion.trigger:
-            self._put([self._motion.trigger], [1], 0.0 if seconds != seconds else seconds)  # noqa: PLR0124
-
-    def _put(self, names: list[str], values: Sequence[float], more_s: float = 0.0) -> None:
-        timeout = self._motion.timeout_s + more_s
-        self._context.put(names, list(values), timeout=timeout, wait=True)
-
-
-def _limits(value: Any) -> tuple[float, float]:
-    """Of a motor's control structure; equal ones are EPICS's way to say that there are none."""
-    control = value.todict().get("control") or {}
-    low, high = float(control.get("limitLow", 0)), float(control.get("limitHigh", 0))
-    return (low, high) if low < high else (-np.inf, np.inf)
 
 
 class Updates:

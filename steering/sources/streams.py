@@ -2,16 +2,17 @@
 
 A protocol is one file with a class that opens its stream where it is iterated: `records(stopped)` yields Began, Frames,
 Samples and Ended until `stopped` is set. What it cannot decode it raises as ValueError, what it cannot reach as
-OSError.
+OSError. Where a protocol has messages the class says how they are received (`messages`) and how they are decoded
+(`decoder`), so that they can be recorded as they came.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,54 @@ class Stream(Protocol):
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """What comes, until `stopped` is set; None, at least every 0.1 s, where nothing came."""
+
+
+class Message(NamedTuple):
+    """What a protocol received at once, before any of it is decoded."""
+
+    parts: tuple[Any, ...] = ()
+    """Bytes, as they came."""
+    fields: Mapping[str, Any] = {}
+    """What came beside them: values that `steering.records.plain` understands."""
+
+
+Decoder = Callable[[Message], Sequence[Record]]
+"""Makes records of one message after the other. Raises ValueError, and nothing else, for what makes none."""
+
+
+class WrongProtocol(ValueError):
+    """The stream speaks another protocol: nothing of it can be read."""
+
+
+@runtime_checkable
+class MessageStream(Stream, Protocol):
+    """A stream of messages."""
+
+    def messages(self, stopped: threading.Event) -> Iterator[Message | None]:
+        """What comes, as `records` says."""
+
+    def decoder(self) -> Decoder:
+        """A new decoder of the stream's messages, from the first one on."""
+
+
+def decoded(decode: Decoder, message: Message) -> Sequence[Record]:
+    """The records of a message; one that makes none is Unreadable. Raises WrongProtocol."""
+    try:
+        return decode(message)
+    except WrongProtocol:
+        raise
+    except ValueError as error:
+        return [Unreadable(str(error))]
+
+
+def records_of(stream: MessageStream, stopped: threading.Event) -> Iterator[Record | None]:
+    """The `records` of a stream of messages."""
+    decode = stream.decoder()
+    for message in stream.messages(stopped):
+        if message is None:
+            yield None
+        else:
+            yield from decoded(decode, message)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,8 @@
 """Records live streams with their timing into one file, and plays them again as streams.
 
+Where a stream has messages these are kept as they came, with the addresses of the streams, and decoded when they are
+played: what goes wrong in decoding goes wrong again. Of other streams, which read files, what was read is kept.
+
 The file: the line `steering streams 1`, then blocks: two lengths (4 and 8 bytes, big-endian), a JSON header, bytes.
 It is written as it comes, and a last block that is torn is left out when it is read. Nothing in it is executed.
 """
@@ -10,15 +13,29 @@ import json
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.streams import FRAMES, Began, Ended, Frame, Record, Samples, Stream, Unreadable
+from steering.records.plain import plain, whole
+from steering.sources.streams import (
+    FRAMES,
+    Began,
+    Decoder,
+    Ended,
+    Frame,
+    Message,
+    MessageStream,
+    Record,
+    Samples,
+    Stream,
+    Unreadable,
+    decoded,
+)
 
 _MAGIC = b"steering streams 1\n"
 _LENGTHS = struct.Struct(">IQ")
@@ -27,19 +44,31 @@ _HEADER, _BYTES = 2**20, 2**30
 _LOOK_S = 0.1
 
 
-def record(streams: Mapping[str, Stream], path: Path, stopped: threading.Event) -> dict[str, int]:
-    """Record streams, by name, until `stopped` is set. Returns the records of each.
+class Address(NamedTuple):
+    """Where a stream came from, which says how its messages are decoded."""
 
-    Raises FileExistsError for a file that is there, and what a stream raises, after the others have ended.
+    text: str
+
+
+def record(
+    streams: Mapping[str, Stream], path: Path, stopped: threading.Event, addresses: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Record streams, by name, until `stopped` is set. Returns how many messages, or records, of each.
+
+    addresses: of the streams; without them records are kept in place of messages. Raises FileExistsError for a file
+    that is there, and what a stream raises, after the others have ended.
     """
+    addresses = addresses or {}
     counts, errors, turn = dict.fromkeys(streams, 0), list[BaseException](), threading.Lock()
     with path.open("xb") as file:
         file.write(_MAGIC)
         begun = time.monotonic()
+        for name, text in addresses.items():
+            _write(file, name, 0.0, Address(text))
 
         def follow(name: str, stream: Stream) -> None:
             try:
-                for one in stream.records(stopped):
+                for one in _come(stream, stopped, as_messages=bool(addresses)):
                     if one is not None:
                         with turn:
                             _write(file, name, time.monotonic() - begun, one)
@@ -58,6 +87,13 @@ def record(streams: Mapping[str, Stream], path: Path, stopped: threading.Event) 
     return counts
 
 
+def _come(stream: Stream, stopped: threading.Event, *, as_messages: bool) -> Iterator[Record | Message | None]:
+    if as_messages and isinstance(stream, MessageStream):
+        yield from stream.messages(stopped)
+    else:
+        yield from stream.records(stopped)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Played:
     """One stream of a recording, at its own speed or another."""
@@ -69,13 +105,19 @@ class Played:
     step: str = ""
     """File of text whose lines say how many more frames may come, with all that came before them: empty lines count as
     1, and whoever appends one makes a step. Empty: frames come when they are due."""
+    streams_at: Callable[[Mapping[str, str]], Mapping[str, Stream]] | None = None
+    """Makes streams of their addresses, by name: they decode their messages. None: there are none."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The records, each when it is due; at the end of the file the last scan is over."""
-        begun, frames = time.monotonic(), 0
+        begun, frames, decoders = time.monotonic(), 0, _Decoders(self.streams_at)
         with Path(self.file).open("rb") as file:
             for at, stream, one in read(file):
-                frames += stream == FRAMES and isinstance(one, Frame)
+                if stream != self.stream and not (self.step and stream == FRAMES):
+                    decoders.note(stream, one)
+                    continue
+                records = decoders.records(stream, one)
+                frames += sum(stream == FRAMES and isinstance(each, Frame) for each in records)
                 if stream != self.stream:
                     continue
                 while (ahead := self._ahead(begun, at, frames)) > 0:
@@ -84,7 +126,7 @@ class Played:
                     yield None
                 if stopped.is_set():
                     return
-                yield one._replace(time=time.time()) if isinstance(one, Frame) else one
+                yield from (each._replace(time=time.time()) if isinstance(each, Frame) else each for each in records)
         yield Ended(last=True)
         while not stopped.wait(0.1):
             yield None
@@ -94,6 +136,38 @@ class Played:
         if self.step:
             return np.inf if frames > steps(Path(self.step)) else 0.0
         return begun + at / self.speed - time.monotonic() if self.speed else 0.0
+
+
+class _Decoders:
+    """The decoder of each stream of a file, made when its first message comes."""
+
+    def __init__(self, streams_at: Callable[[Mapping[str, str]], Mapping[str, Stream]] | None) -> None:
+        self._streams_at = streams_at
+        self._addresses: dict[str, str] = {}
+        self._decoders: dict[str, Decoder] = {}
+
+    def note(self, stream: str, one: Record | Message | Address) -> None:
+        """A block of a stream that is not played: its address may say how another one is decoded."""
+        if isinstance(one, Address):
+            self._addresses[stream] = one.text
+
+    def records(self, stream: str, one: Record | Message | Address) -> Sequence[Record]:
+        """What a block of a stream holds. Raises ValueError for messages of a stream that has none."""
+        self.note(stream, one)
+        if isinstance(one, Address):
+            return []
+        if not isinstance(one, Message):
+            return [one]
+        if stream not in self._decoders:
+            made = {} if self._streams_at is None else self._streams_at(self._addresses)
+            decoding = made.get(stream)
+            if not isinstance(decoding, MessageStream):
+                raise ValueError(
+                    f"found messages of {stream} in a recording of {self._addresses or 'no address'}, expected the "
+                    "address of a stream of messages"
+                )
+            self._decoders[stream] = decoding.decoder()
+        return decoded(self._decoders[stream], one)
 
 
 def steps(file: Path) -> int:
@@ -109,8 +183,8 @@ def steps(file: Path) -> int:
     return sum(int(line) if line.strip() else 1 for line in lines)
 
 
-def read(file: BinaryIO) -> Iterator[tuple[float, str, Record]]:
-    """When each record came, in seconds, in which stream, and what it was.
+def read(file: BinaryIO) -> Iterator[tuple[float, str, Record | Message | Address]]:
+    """When each message, or record, came, in seconds, in which stream, and what it was; first the streams' addresses.
 
     Raises ValueError, and nothing else, for what is no such file.
     """
@@ -128,7 +202,7 @@ def read(file: BinaryIO) -> Iterator[tuple[float, str, Record]]:
         yield _decoded(text, payload)
 
 
-def _write(file: BinaryIO, stream: str, at: float, one: Record) -> None:
+def _write(file: BinaryIO, stream: str, at: float, one: Record | Message | Address) -> None:
     try:
         fields, payload = _encoded(one)
         kind = type(one).__name__
@@ -139,8 +213,13 @@ def _write(file: BinaryIO, stream: str, at: float, one: Record) -> None:
     file.flush()
 
 
-def _encoded(one: Record) -> tuple[dict[str, Any], bytes]:
+def _encoded(one: Record | Message | Address) -> tuple[dict[str, Any], bytes]:
     match one:
+        case Message(parts=parts):
+            parts = (json.dumps(plain(dict(one.fields))).encode(), *parts)
+            return {"sizes": [len(part) for part in parts]}, b"".join(parts)
+        case Address():
+            return {"address": one.text}, b""
         case Frame(counts=counts):
             own = None if one.own is None else one.own.tolist()
             image = np.ascontiguousarray(counts)
@@ -166,7 +245,7 @@ def _of(array: NDArray) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": array.dtype.str}
 
 
-def _decoded(text: bytes, payload: bytes) -> tuple[float, str, Record]:
+def _decoded(text: bytes, payload: bytes) -> tuple[float, str, Record | Message | Address]:
     try:
         fields = json.loads(text)
         kind, array = fields["kind"], None
@@ -175,9 +254,24 @@ def _decoded(text: bytes, payload: bytes) -> tuple[float, str, Record]:
             if dtype.kind not in "uifb":
                 raise ValueError(f"an array of {dtype}")
             array = np.frombuffer(payload, dtype).reshape([int(n) for n in fields["shape"]])
+        if kind == "Message":
+            return float(fields["at"]), str(fields["stream"]), _message(fields["sizes"], payload)
+        if kind == "Address":
+            return float(fields["at"]), str(fields["stream"]), Address(str(fields["address"]))
         return float(fields["at"]), str(fields["stream"]), _record(kind, fields, array)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError, SyntaxError) as error:
         raise ValueError(f"found a damaged block ({type(error).__name__}: {error}), expected a record") from error
+
+
+def _message(sizes: Sequence[int], payload: bytes) -> Message:
+    ends = np.cumsum(np.array(sizes, np.int64)).tolist()
+    if not ends or min(sizes) < 0 or ends[-1] != len(payload):
+        raise ValueError(f"parts of {str(sizes)[:100]} bytes in {len(payload)}")
+    said, *parts = (payload[end - size : end] for end, size in zip(ends, sizes, strict=True))
+    found = whole(json.loads(said))
+    if not isinstance(found, dict):
+        raise ValueError("a message without what came beside it")
+    return Message(tuple(parts), found)
 
 
 def _record(kind: str, fields: Mapping[str, Any], array: NDArray | None) -> Record:

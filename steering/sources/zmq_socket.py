@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from steering.sources.streams import Message
+
 _BATCH = 256
 """Messages that are read before the caller may look around."""
 
@@ -19,11 +21,10 @@ def zmq() -> Any:
     return library
 
 
-def messages(address: str, kind: str, high_water: int, stopped: threading.Event) -> Iterator[bytes | None]:
+def received(address: str, kind: str, high_water: int, stopped: threading.Event) -> Iterator[Message | None]:
     """Messages as they come, None where there was none for 0.05 s. kind: pull or sub.
 
-    A message of several parts is given as its first one. The socket connects again by itself where its peer returns.
-    Raises ValueError for an address that ZMQ does not know.
+    The socket connects again by itself where its peer returns. Raises ValueError for an address that ZMQ does not know.
     """
     library = zmq()
     if kind not in ("pull", "sub"):
@@ -48,6 +49,6 @@ def messages(address: str, kind: str, high_water: int, stopped: threading.Event)
                     parts = socket.recv_multipart(library.NOBLOCK)
                 except library.Again:
                     break
-                yield parts[0]
+                yield Message(tuple(parts))
     finally:
         context.destroy(linger=0)
