@@ -35,7 +35,7 @@ from ophyd_async.core import init_devices  # noqa: E402
 from ophyd_async.sim import SimMotor  # noqa: E402
 
 from served.bluesky import Camera  # noqa: E402
-from steering.sources.bluesky_plan import Campaign, steered_scan, to_json  # noqa: E402
+from steering.sources.bluesky_plan import CampaignConnection, steered_scan, to_json  # noqa: E402
 
 REST = (1.5, -2.5)
 POINTS = 1e-3 * np.arange(40.0).reshape(20, 2)
@@ -110,7 +110,7 @@ class Beamline:
 
 @pytest.fixture
 def campaign():
-    with Campaign(field=(-1, 100, -1, 100)) as one:
+    with CampaignConnection(field=(-1, 100, -1, 100)) as one:
         yield one
 
 
@@ -184,7 +184,10 @@ def test_a_served_beamline_that_is_told_to_end_does_so_in_order(tmp_path):
 
 def test_a_campaign_that_is_silent_ends_the_plan(tmp_path):
     beamline = Beamline(tmp_path)
-    with Campaign(silent_s=0.2) as campaign, pytest.raises(TimeoutError, match=r"no word from the campaign for 0\.2 s"):
+    with (
+        CampaignConnection(silent_s=0.2) as campaign,
+        pytest.raises(TimeoutError, match=r"no word from the campaign for 0\.2 s"),
+    ):
         beamline.engine(steered_scan([beamline.camera], beamline.motors, campaign))
     assert beamline.named("stop")[0]["exit_status"] == "fail"
 

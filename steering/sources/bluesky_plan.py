@@ -1,9 +1,9 @@
 """A bluesky plan that measures where a running campaign asks it to. Needs the extra `bluesky`.
 
     from bluesky import RunEngine
-    from steering.sources.bluesky_plan import Campaign, steered_scan
+    from steering.sources.bluesky_plan import CampaignConnection, steered_scan
 
-    campaign = Campaign(unit="mm")             # of the motors
+    campaign = CampaignConnection(unit="mm")   # of the motors
     RE = RunEngine()
     RE.subscribe(campaign)                     # documents go to the campaign
     print(campaign.addresses)                  # --source, --positions and --motion of workflows/live_scan.py
@@ -43,8 +43,8 @@ class Point(NamedTuple):
     """Seconds; None: as the detector is set."""
 
 
-class Campaign:
-    """A running campaign as a plan sees it, and the documents of the plan as the campaign gets them.
+class CampaignConnection:
+    """The connection of a plan to a running campaign: points come from it, the plan's documents go to it.
 
     It is a callback for `RunEngine.subscribe`, which only queues each document; a thread sends them (ZMQ PUB, in the
     format of bluesky.callbacks.zmq, as JSON), answers requests as in steering.sources.motion, and sends the run that is
@@ -95,7 +95,7 @@ class Campaign:
             raise RuntimeError(f"found {_MOST} documents that wait to be sent, expected fewer: is the campaign closed?")
         self._queue.append(b" ".join([b"", name.encode(), to_json(document)]))
 
-    def __enter__(self) -> Campaign:
+    def __enter__(self) -> CampaignConnection:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,7 +190,7 @@ def to_json(document: Mapping[str, Any]) -> bytes:
 def steered_scan(
     detectors: Sequence[Any],
     motors: Sequence[Any],
-    campaign: Campaign,
+    campaign: CampaignConnection,
     *,
     md: Mapping[str, Any] | None = None,
     points: int | None = None,

@@ -35,7 +35,7 @@ from ophyd_async.sim import SimMotor
 
 from served.faults import Faults, Sent
 from steering import Decision, SimulatedBeamline
-from steering.sources.bluesky_plan import Campaign, steered_scan
+from steering.sources.bluesky_plan import CampaignConnection, steered_scan
 
 DATA = "/entry/data/data"
 UNIT, PER_METRE = "um", 1e6
@@ -138,7 +138,7 @@ class Faulty:
     """A callback of the RunEngine that hands documents on, with faults: frames' documents dropped, repeated, exchanged,
     those of positions held back."""
 
-    def __init__(self, campaign: Campaign, faults: Faults) -> None:
+    def __init__(self, campaign: CampaignConnection, faults: Faults) -> None:
         self._campaign, self._faults = campaign, faults
         self._held: list[Mapping[str, Any]] = []
 
@@ -171,7 +171,7 @@ class BlueskyBeamline:
         self._beamline = beamline
         limits = tuple(PER_METRE * value for value in (field.y0, field.y1, field.x0, field.x1))
         slack = 1e-3 * PER_METRE * beamline.geometry.object_pixel
-        self.campaign = Campaign(
+        self.campaign = CampaignConnection(
             unit=UNIT, field=(limits[0] - slack, limits[1] + slack, limits[2] - slack, limits[3] + slack)
         )
         self.engine = RunEngine(context_managers=[])  # signals are not its own
