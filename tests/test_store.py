@@ -1,5 +1,6 @@
 """What the model store promises: whole versions or none, never changed, never executed."""
 
+import errno
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from steering.models import ModelStore, Optics, ProbeFirst, PtychoNN
 from steering.ptychography import zone_plate
 from steering.records import ModelVersion
+from tests.test_folder import fill, small_disk  # noqa: F401 - a fixture
 
 NETWORKS = {
     "ProbeFirst": lambda: ProbeFirst(window=32, patch=20, width=8, modes=2),
@@ -43,6 +45,18 @@ def version(number, of, **more):
 @pytest.fixture
 def store(tmp_path):
     return ModelStore(tmp_path / "models")
+
+
+def test_a_version_that_finds_no_room_is_refused_with_the_systems_number_and_leaves_nothing(small_disk):  # noqa: F811
+    """By the number the run knows that it may try again, also when the error comes from another process."""
+    store, made = ModelStore(small_disk / "models"), network()
+    store.publish(made, version(0, made))
+    fill(small_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        store.publish(made, version(1, made))
+    assert pickle.loads(pickle.dumps(caught.value)).errno == errno.ENOSPC
+    assert sorted(path.name for path in store.path.iterdir()) == ["00000", "newest.json"]
+    assert store.newest() == 0
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from steering.files import own_file, read_json
@@ -45,7 +45,7 @@ class ModelStore:
         """Write the network's weights and optics as `version`, and make it the newest. Returns its folder.
 
         Raises FileExistsError for a version that exists already: a version is never changed. Raises ValueError for one
-        that describes another network than this one.
+        that describes another network than this one, OSError, with the system's number, where it cannot be written.
         """
         if (type(network).__name__, network.hyperparameters) != (version.network, version.hyperparameters):
             raise ValueError(
@@ -62,16 +62,16 @@ class ModelStore:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         try:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()},
-                draft / "weights.safetensors",
-            )
+            # By bytes: where its own writer finds the disk full, the number of the system's error is lost.
+            weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
+            (draft / "weights.safetensors").write_bytes(weights)
             (draft / "model.json").write_text(json.dumps(_finite(asdict(version)), indent=1))
             draft.rename(final)
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
             raise OSError(
-                f"{final}: the model version could not be written ({error}), expected space and permission to write: "
-                "free some space, or choose another folder with --out"
+                error.errno,  # it says whether to try again
+                f"{final}: the model version could not be written ({error.strerror}), expected space and permission to "
+                "write: free some space, or choose another folder with --out",
             ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
