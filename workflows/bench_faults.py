@@ -1,21 +1,22 @@
 """Random faults on a running campaign: what is noticed, how fast it goes on, and whether anything is lost or repeated.
 
     steering run workflows/bench_faults.py [--faults 100] [--seed 0] [--ranks 3] [--only K] [--targets T]
+    steering run workflows/bench_faults.py --faults kill:predictor,cut:rank-0,disk:everything
     steering run workflows/bench_faults.py --minutes 6 [--after RUN]
 
 A campaign measures endless scans; scheduler, driver, runner, source, predictor, label worker and every rank have a
 process, and where the system allows it a network, of their own. Faults come one after the other in an order drawn with
 the seed, each at a random moment after a random kind of event, as soon as the campaign trains and predicts again after
-the one before and is complete. With `--minutes` no fault begins later than that; `--after` goes on in the order where
-an earlier run of this benchmark has ended, in a campaign of its own, and adds to that run's figures. They are written
-after every fault.
+the one before and is complete; `--faults` may also name them, in their order. With `--minutes` no fault begins later
+than that; `--after` goes on in the order where an earlier run of this benchmark has ended, in a campaign of its own,
+and adds to that run's figures. They are written after every fault.
 
 Kinds: kill (SIGKILL), stop (SIGSTOP, and SIGCONT once the campaign goes on), cut (its network is taken away, and comes
 back once the campaign goes on, that of the only node of a role once the loss is noticed), stall (code that holds the
-interpreter lock for ten seconds), disk (the run's disk is full for ten seconds; needs the right to mount one). Targets:
-rank-0, rank-other, rank-two (two at once), predictor, source, label, runner, scheduler, everything. After the scheduler
-or everything was killed the run is continued by `steering recover` on a new cluster (`recover_s`); nothing else is done
-by hand.
+interpreter lock for `--hold` seconds), disk (the run's disk is full for as long; needs the right to mount one).
+Targets: rank-0, rank-other, rank-two (two at once), predictor, source, label, runner, scheduler, everything. After the
+scheduler or everything was killed the run is continued by `steering recover` on a new cluster (`recover_s`); nothing
+else is done by hand.
 """
 
 import argparse
@@ -27,7 +28,17 @@ from typing import Any
 
 import numpy as np
 
-from measures.bed import TARGETS, Bed, add_options, drawn, possible, small_disk, some_of, survivable
+from measures.bed import (
+    TARGETS,
+    Bed,
+    add_options,
+    count_or_cells,
+    drawn,
+    possible,
+    small_disk,
+    some_of,
+    survivable,
+)
 from measures.campaign import Died
 from measures.nodes import network_of
 from pictures.faults import faults_picture
@@ -50,7 +61,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     options = _options(arguments)
     before = RunFolder(options.after).summary()["faults"] if options.after else {"list": [], "campaigns": 0}
     first = 1 + max((fault["number"] for fault in before["list"]), default=-1)
-    if first >= options.faults:
+    if first >= (options.faults if isinstance(options.faults, int) else len(options.faults)):
         _write(folder, before)
         return
     with network_of(options.ranks) as network, small_disk(folder.path) as disk:
@@ -125,7 +136,8 @@ def _write(folder: RunFolder, found: dict[str, Any]) -> None:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_faults.py", description=__doc__.split("\n")[0])
     add_options(parser)
-    parser.add_argument("--faults", type=int, default=100)
+    which = "how many, in a random order (100), or which, in this one: KIND:TARGET,KIND:TARGET"
+    parser.add_argument("--faults", type=count_or_cells, default=100, help=which)
     parser.add_argument("--minutes", type=float, default=math.inf, help="no fault begins later than that")
     parser.add_argument("--after", metavar="RUN", help="go on where this run has ended, and add to its figures")
     parser.add_argument("--targets", type=some_of(TARGETS), default=list(TARGETS), help="what they hit, with commas")

@@ -30,11 +30,11 @@ MATRIX = {
     "disk": ("everything",),
 }
 """What each kind of fault can hit."""
+Cell = tuple[str, str]
+"""A kind of fault and its target."""
 ROLES = {"predictor": INFERENCE, "source": SOURCE, "label": LABEL, "runner": RUNNER}
 PHASES = ("CandidateReady", "LabelsReady", "ModelPublished", "CheckpointWritten", "DecisionSuggested")
 """Events after which a fault comes, within a second."""
-HOLD_S = 10.0
-"""How long the lock is held, the disk is full, and all processes are stopped."""
 BEGIN_S = 300.0
 """Within so long the campaign must train for the first time."""
 COMPLETE_S = 240.0
@@ -48,6 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the faults (0)")
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--rate", type=float, default=20.0, help="frames per second (20)")
+    hold = "seconds for which the lock is held, the disk is full, and all processes are stopped (10)"
+    parser.add_argument("--hold", type=float, default=10.0, help=hold)
     parser.add_argument("--only", type=some_of(MATRIX), default=list(MATRIX), help="kinds of faults, with commas")
     add_device(parser)
 
@@ -62,6 +64,16 @@ def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
         return words
 
     return read
+
+
+def count_or_cells(text: str) -> int | list[Cell]:
+    """What reads a number of faults, or KIND:TARGET with commas between them. An unknown one is an error."""
+    if text.isdecimal():
+        return int(text)
+    cells = [(kind, target) for kind, _, target in (word.partition(":") for word in text.split(","))]
+    if unknown := [":".join(cell) for cell in cells if cell[1] not in MATRIX.get(cell[0], ())]:
+        raise argparse.ArgumentTypeError(f"found {', '.join(unknown)}, expected a number, or some of {MATRIX}")
+    return cells
 
 
 def possible(kinds: Sequence[str], network: Network, disk: Path | None) -> list[str]:
@@ -147,7 +159,7 @@ class Bed:
 
     def _strike(self, name: str, pid: int, kind: str) -> None:
         if kind == "stall":
-            self.nodes.stall(name, HOLD_S)
+            self.nodes.stall(name, self.options.hold)
         elif kind == "cut":
             self.network.cut(name, True)
         else:
@@ -191,12 +203,12 @@ class Bed:
         )
         begun = time.time()
         if kind == "stall":
-            self.nodes.stall("scheduler", HOLD_S)
-            time.sleep(HOLD_S)
+            self.nodes.stall("scheduler", self.options.hold)
+            time.sleep(self.options.hold)
         else:
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
-            time.sleep(HOLD_S)
+            time.sleep(self.options.hold)
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
         thawed = time.time()
@@ -233,7 +245,7 @@ class Bed:
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**20))
-        time.sleep(HOLD_S)
+        time.sleep(self.options.hold)
         filler.unlink()
         freed = time.time()
         found = self._back("everything", freed, freed)
@@ -291,15 +303,21 @@ def survivable(targets: Sequence[str], ranks: int) -> list[str]:
     return [target for target in targets if ranks >= needed.get(target, 1)]
 
 
-def drawn(seed: int, count: int, kinds: Sequence[str], targets: Sequence[str]) -> list[dict[str, Any]]:
-    """The order of faults: every cell of the matrix in a random order, and again in another one."""
+def drawn(
+    seed: int, faults: int | Sequence[Cell], kinds: Sequence[str], targets: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The order of so many faults: every cell of the matrix in a random order, and again in another one; or these, in
+    this order, as far as they are of the kinds and targets. Each comes at a random moment after a random event."""
     rng = np.random.default_rng(seed)
-    cells = [(kind, target) for kind in kinds for target in MATRIX[kind] if target in targets]
+    named = None if isinstance(faults, int) else faults
+    known = [(kind, target) for kind in kinds for target in MATRIX[kind] if target in targets]
+    cells = known if named is None else [cell for cell in named if cell in known]
+    count = faults if isinstance(faults, int) else len(cells)
     found: list[dict[str, Any]] = []
     if not cells:
         raise ValueError(f"found no fault of the kinds {list(kinds)} on {list(targets)}, expected a cell of {MATRIX}")
     while len(found) < count:
-        for k in rng.permutation(len(cells)):
+        for k in rng.permutation(len(cells)) if named is None else range(len(cells)):
             phase, moment = str(rng.choice(PHASES)), float(rng.uniform(0.0, 1.0))
             found.append({"kind": cells[k][0], "target": cells[k][1], "phase": phase, "moment_s": moment})
     return found[:count]

@@ -108,11 +108,18 @@ class Nodes:
         said.unlink(missing_ok=True)
         words = [network.host("scheduler"), json.dumps(self.roles), json.dumps(spaces), str(said)]
         self._process = subprocess.Popen([sys.executable, __file__, *words], start_new_session=True)
+        try:
+            self._reach(said)
+        except BaseException:
+            self._kill()
+            raise
+
+    def _reach(self, said: Path) -> None:
         until = time.monotonic() + _UP_S
         while not said.exists():
             self._alive(until)
         self.pids: dict[str, int] = json.loads(said.read_text())
-        self.address = f"tcp://{network.host('scheduler')}:{self.pids.pop('port')}"
+        self.address = f"tcp://{self.network.host('scheduler')}:{self.pids.pop('port')}"
         self.client = Client(self.address, timeout=_UP_S)
         while len(self.workers()) < len(self.roles):
             self._alive(until)
@@ -148,12 +155,16 @@ class Nodes:
 
     def close(self) -> None:
         """Kill every process."""
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait()
+        self._kill()
         with contextlib.suppress(Exception):
             self.client.close(timeout=1)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._process.wait()
 
     def _alive(self, until: float) -> None:
         time.sleep(0.1)
@@ -217,6 +228,7 @@ def enter(space: str) -> None:
 
 
 def _main(host: str, roles: str, spaces: str, said: str) -> None:
+    starter = os.getppid()
     sys.path.append(str(Path(__file__).parents[1]))  # what is asked of a node may come by its module's name
     for module in PRELOAD:
         __import__(module)
@@ -233,10 +245,11 @@ def _main(host: str, roles: str, spaces: str, said: str) -> None:
     draft = Path(said + ".draft")
     draft.write_text(json.dumps({**pids, "scheduler": scheduler, "port": port}))
     draft.rename(said)
-    while True:
+    while os.getppid() == starter:
         with contextlib.suppress(ChildProcessError):
-            os.wait()
+            os.waitpid(-1, os.WNOHANG)
         time.sleep(0.1)
+    os.killpg(os.getpgid(0), signal.SIGKILL)  # whoever started it was killed
 
 
 if __name__ == "__main__":
