@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,37 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 LONG = pytest.mark.skip(reason="it waits for minutes, and runs where STEERING_LONG=1 make test asks for it")
+
+SESSION = "STEERING_TEST_SESSION"
+REAPER = """
+import os, signal, sys
+from pathlib import Path
+
+sys.stdin.read()
+for process in Path("/proc").glob("[0-9]*"):
+    try:
+        words, named = ((process / name).read_bytes().split(bytes(1)) for name in ("cmdline", "environ"))
+        if b"--adopt" in words and sys.argv[1].encode() in named:
+            os.kill(int(process.name), signal.SIGKILL)
+    except OSError:  # it has ended
+        pass
+"""
+"""Waits for the end of the tests, however they end, and kills what they have left detached."""
+
+
+def pytest_configure(config):
+    """A detached run outlives whoever started it: of tests that were killed it would go on for ever, paused perhaps."""
+    if SESSION not in os.environ:  # else a worker of this session
+        os.environ[SESSION] = str(os.getpid())
+        command = [sys.executable, "-c", REAPER, f"{SESSION}={os.getpid()}"]
+        config.reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def pytest_unconfigure(config):
+    """What is still detached ends now."""
+    if reaper := getattr(config, "reaper", None):
+        reaper.stdin.close()
+        reaper.wait()
 
 
 def pytest_collection_modifyitems(items):
