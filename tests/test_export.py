@@ -46,6 +46,13 @@ def test_a_run_is_exported_in_physical_units(run, capsys):
             np.testing.assert_allclose(entry[f"image_{number}/data"], expected, rtol=1e-5, atol=1e-6)
         assert entry["phase"].attrs["NX_class"] == "NXdata"
         assert list(entry["phase"].attrs["axes"]) == ["y", "x"]
+        shown = file[file.attrs["default"]]
+        shown = shown[shown.attrs["default"]]  # what a viewer of NeXus opens first
+        assert (shown.name, shown["title"].asstr()[()], shown.attrs["signal"]) == (
+            "/entry_1/phase_refined",
+            "phase_refined",
+            "data",
+        )
         np.testing.assert_array_equal(entry["phase/data"], image["phase"])
         np.testing.assert_allclose(np.diff(entry["phase/y"]), PIXEL)
         assert entry["phase/y"].attrs["units"] == "m"

@@ -13,6 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.float32]
+_SHOWN = ("phase_refined", "phase")
+"""The image that a viewer opens first: the first of these that is there."""
+_CLASSES = {
+    "sample_1": "NXsample",
+    "sample_1/geometry_1": "NXcollection",
+    "instrument_1": "NXinstrument",
+    "instrument_1/source_1": "NXsource",
+    "frames": "NXcollection",
+}
+"""Of groups that are no images; viewers pass over those of none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,9 +57,12 @@ def write_cxi(path: Path, scan: ScanExport) -> None:
     try:
         with h5py.File(draft, "w") as file:
             file["cxi_version"] = 160
-            file.attrs["default"] = "entry_1"
+            file.attrs.update(NX_class="NXroot", default="entry_1")
             entry = file.create_group("entry_1")
             entry.attrs["NX_class"] = "NXentry"
+            shown = next((name for name in _SHOWN if name in scan.images), next(iter(scan.images), None))
+            if shown is not None:
+                entry.attrs["default"] = shown
             for number, (name, image) in enumerate(_complex(scan.images).items(), 1):
                 group = entry.create_group(f"image_{number}")
                 _nxdata(group, image, scan, name, "1")
@@ -63,6 +76,9 @@ def write_cxi(path: Path, scan: ScanExport) -> None:
                 entry["instrument_1/source_1/probe"] = scan.probe
             for name, column in scan.frames.items():
                 entry[f"frames/{name}"] = column
+            for name, kind in _CLASSES.items():
+                if name in entry:
+                    entry[name].attrs["NX_class"] = kind
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -96,7 +112,8 @@ def _complex(images: Mapping[str, Image]) -> dict[str, NDArray[np.complex64]]:
 
 
 def _nxdata(group: Any, values: NDArray, scan: ScanExport, name: str, unit: str) -> None:
-    group.attrs.update(NX_class="NXdata", signal="data", axes=["y", "x"], title=name)
+    group.attrs.update(NX_class="NXdata", signal="data", axes=["y", "x"])
+    group["title"] = name
     for key, array, units in (("data", values, unit), ("y", scan.y, scan.unit), ("x", scan.x, scan.unit)):
         group[key] = array
         group[key].attrs["units"] = units
