@@ -32,7 +32,7 @@ def test_positions_are_given_up_once_and_asking_again_does_not_hide_the_silence(
 def test_refused_positions_are_not_expected():
     expectation = Expectation(steered=True, give_up_s=10.0, now=0.0)
     expectation.ask(3, 0.0)
-    expectation.refused += 3
+    expectation.answered(3, refused=3)
     assert expectation.outstanding(0) == 0
     assert expectation.silence(50.0, known=0) == 0.0
     assert expectation.given_up == 0
@@ -44,3 +44,20 @@ def test_a_beamline_that_scans_by_itself_is_always_expected_to_send():
     expectation.came(31.0)
     assert expectation.silence(35.0, known=1) == 4.0
     assert expectation.given_up == 0
+
+
+def test_what_is_refused_after_the_end_had_been_asked_for_beyond_it_and_is_not_lost():
+    expectation = Expectation(steered=True, give_up_s=10.0, now=0.0)
+    expectation.ask(5, 0.0)
+    expectation.answered(5, refused=2)  # a motor stood still: others are measured after it
+    expectation.ask(10, 1.0)
+    expectation.answered(10, refused=4)
+    expectation.ask(10, 2.0)
+    expectation.answered(10, refused=10)
+    assert expectation.refused == 16
+    expectation.over()
+    assert expectation.refused == 2
+    expectation.ask(3, 3.0)
+    expectation.answered(3, refused=3)
+    assert expectation.refused == 2
+    assert expectation.outstanding(known=3 + 6) == 0

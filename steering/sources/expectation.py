@@ -13,6 +13,9 @@ class Expectation:
         self._steered, self._give_up_s = steered, give_up_s
         self.asked = self.refused = self.given_up = 0
         """Positions."""
+        self._last_refused = self._beyond = 0
+        """Refused after the last position that was measured; and those of them that are beyond the end."""
+        self._over = False
         self._active = now
         """When the last frame came, or was asked for."""
         self._since = None if steered else now
@@ -26,6 +29,22 @@ class Expectation:
         self._active = now
         self._since = now if self._since is None else self._since
 
+    def answered(self, positions: int, refused: int) -> None:
+        """An order of so many positions was carried out, but for so many at its end, which the beamline refused."""
+        if refused < positions:
+            self._last_refused = 0
+        self._last_refused += refused
+        self.refused += refused
+        if self._over:
+            self.over()
+
+    def over(self) -> None:
+        """No further frame will come: what was refused last was asked for beyond the end, and nothing of it is lost."""
+        self._over = True
+        self._beyond += self._last_refused
+        self.refused -= self._last_refused
+        self._last_refused = 0
+
     def came(self, now: float) -> None:
         """A frame has come."""
         self._active = self._since = now
@@ -33,7 +52,7 @@ class Expectation:
 
     def outstanding(self, known: int) -> int:
         """Positions of which neither a frame nor its loss is known. known: frames that came or are lost."""
-        return max(0, self.asked - self.refused - self.given_up - known)
+        return max(0, self.asked - self.refused - self._beyond - self.given_up - known)
 
     def silence(self, now: float, known: int) -> float:
         """Seconds for which a frame has been expected; gives up positions that were asked for too long ago.

@@ -201,6 +201,7 @@ class Receiver:
                     self._ended[name] = self._ordinal[name]
                     if record.last:
                         self._last[name] = self._ordinal[name]
+                        self._expectation.over()
                     self._joiner.end(name, self._ordinal[name], now, record.frames)
                     self._turn.notify_all()
             case Unreadable():
@@ -301,13 +302,14 @@ class Receiver:
                     _, positions, dwell, stop = order
                     try:
                         open_motion.measure(positions, dwell, stop)
-                        accepted = True
+                        accepted, refused = True, 0
                     except (ValueError, OSError) as error:
                         if not accepted:
                             raise  # units or limits are wrong, or nobody is there
-                        with self._turn:
-                            self._expectation.refused += getattr(error, "left", len(positions))
-                            self._refusal = _words(error)
+                        refused = getattr(error, "left", len(positions))
+                        self._refusal = _words(error)
+                    with self._turn:
+                        self._expectation.answered(len(positions), refused)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, "motion")
 
