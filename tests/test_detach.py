@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
+from cryptography import x509
 from distributed import LocalCluster
 
 from steering import cli
@@ -170,6 +172,14 @@ def test_credentials_are_for_their_owner_alone(here):
     assert security.get_connection_args("client")["require_encryption"]
     key = (folder / "key.pem").read_text()
     assert key not in repr(security)
+
+
+def test_credentials_hold_where_a_clock_is_hours_behind(here):
+    credentials.make(here)
+    certificate = x509.load_pem_x509_certificate((here / credentials.FOLDER / "cert.pem").read_bytes())
+    now = datetime.now(UTC)
+    assert certificate.not_valid_before_utc < now - timedelta(hours=14)  # the local time taken for UTC
+    assert certificate.not_valid_after_utc > now + timedelta(days=300)
 
 
 def test_credentials_of_another_run_are_refused_in_words(here):

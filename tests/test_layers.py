@@ -75,6 +75,7 @@ HOMES = {
     "dask": ("steering.runner", "steering.clusters", "steering.view"),
     "distributed": ("steering.runner", "steering.clusters", "steering.view"),
     "dask_jobqueue": ("steering.clusters.queue",),
+    "cryptography": ("steering.clusters.credentials",),
     "rich": ("steering.view", "steering.cli"),
     "matplotlib": ("steering.view", "steering.cli"),
     "IPython": ("steering.view", "steering.cli"),

@@ -4,6 +4,7 @@ owner alone."""
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from distributed.security import Security
@@ -11,15 +12,19 @@ from distributed.security import Security
 FOLDER = "credentials"
 _FILES = {"tls_ca_file": "ca.pem", "tls_cert": "cert.pem", "tls_key": "key.pem"}
 _ROLES = ("client", "scheduler", "worker")
+_BEFORE, _AFTER = timedelta(days=1), timedelta(days=365)
+"""How long before and after now credentials are valid. Dask's own begin with this very moment: a node whose clock is
+behind would refuse them, and say that they do not match."""
 
 
 def make(path: Path) -> Security:
     """New credentials in the folder `path`/credentials (mode 0700, its files 0600), and what Dask needs of them.
 
-    They are valid for a year. Raises ImportError where the library cryptography is missing.
+    They are valid for a year, and since a day ago, so that clocks may disagree. Raises ImportError where the library
+    cryptography is missing.
     """
     try:
-        fresh = Security.temporary()
+        key, certificate = _self_signed()
     except ImportError as error:
         raise ImportError(
             "found no library cryptography, expected it for TLS: pip install 'steering[jobqueue]', "
@@ -28,17 +33,37 @@ def make(path: Path) -> Security:
     folder = path / FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    contents = {
-        "tls_ca_file": fresh.tls_ca_file,
-        "tls_cert": fresh.tls_worker_cert,
-        "tls_key": fresh.tls_worker_key,
-    }
+    contents = {"tls_ca_file": certificate, "tls_cert": certificate, "tls_key": key}
     for kind, name in _FILES.items():
         # Never readable by others, not even for the moment before a chmod.
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(contents[kind])
     return _of(folder)
+
+
+def _self_signed() -> tuple[bytes, bytes]:
+    """A new key and its certificate, as PEM. Raises ImportError."""
+    from cryptography import x509  # noqa: PLC0415
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415
+    from cryptography.x509.oid import NameOID  # noqa: PLC0415
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "steering")]), datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("steering")]), critical=False)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BEFORE)
+        .not_valid_after(now + _AFTER)
+        .sign(key, hashes.SHA256())
+    )
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, *form), certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def security_in(folder: Path) -> Security:
