@@ -139,6 +139,16 @@ def test_a_publication_that_fails_half_way_leaves_nothing(store):
     assert not list(store.path.glob(".*"))
 
 
+def test_what_is_withdrawn_twice_is_gone_once(store):
+    made = network()
+    store.publish(made, version(0, made))
+    store.publish(made, version(1, made))
+    for _ in range(2):  # a disk that failed after it had: the runner tries again
+        store.withdraw(1, 0)
+        assert (store.newest(), [v.number for v in store.versions()]) == (0, [0])
+    assert not list(store.path.glob(".*"))
+
+
 def test_a_version_that_is_not_there_is_named(store):
     made = network()
     store.publish(made, version(0, made))

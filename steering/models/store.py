@@ -81,12 +81,14 @@ class ModelStore:
     def withdraw(self, number: int, served: int) -> None:
         """Delete a version that was never in service: its number is free again, and `served` is the newest.
 
-        A reader that has begun to read it may find it incomplete.
+        A reader that has begun to read it may find it incomplete. Where an earlier call has deleted it, in part or as a
+        whole, this one does what is left.
         """
         self.point_to(served)
         gone = self.path / f".{self.folder(number).name}.withdrawn"
-        self.folder(number).rename(gone)
-        shutil.rmtree(gone)
+        if self.folder(number).exists():
+            self.folder(number).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def newest(self) -> int | None:
         """Number of the newest version, or of an older one that `point_to` has named; None before the first."""
