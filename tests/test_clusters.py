@@ -240,6 +240,16 @@ def test_a_script_that_its_workers_would_start_anew_is_refused_in_a_sentence(tmp
     assert "bootstrapping" not in done.stderr
 
 
+def test_the_main_module_of_a_package_is_not_imported_by_workers_and_needs_no_guard(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    main = tmp_path / "plain" / "__main__.py"
+    main.write_text("from steering.clusters.script import refuse_unguarded\n\nrefuse_unguarded()\nprint('goes on')\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    for how, said in ((["-m", "plain"], "goes on\n"), ([str(main)], "")):
+        done = subprocess.run([sys.executable, *how], env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == said, done.stderr
+
+
 def test_workers_die_with_a_killed_driver(driver: tuple[subprocess.Popen, list[int]]) -> None:
     process, workers = driver
     process.kill()

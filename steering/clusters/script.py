@@ -15,8 +15,9 @@ def refuse_unguarded() -> None:
     """
     script = sys.modules["__main__"]
     path, line = getattr(script, "__file__", None), _line_of(script)
-    if path is None or line is None:
-        return
+    spec = getattr(script, "__spec__", None)
+    if path is None or line is None or (spec is not None and spec.name.endswith(".__main__")):
+        return  # nothing that workers import: they leave out the __main__ of a package, as Python does
     try:
         guarded = is_guarded(Path(path).read_text("utf-8"), line)
     except (OSError, SyntaxError, ValueError):  # no file of Python's text: a zipped program, say
