@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import random
 import threading
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from steering.sources.panda import panda
 from steering.sources.pva import nd_message
 from steering.sources.streams import Began, Ended, Frame, Message, Samples, Unreadable, WrongProtocol, records_of
 from steering.sources.tape import Address, Played, read, record
+from tests.test_documents import DOCUMENTS
 from tests.test_streams import COUNTS, image, mutated, panda_message, start
 
 WHERE = {"frames": "dectris://127.0.0.1:{}", "positions": "zmq://127.0.0.1:{}?y=INENC2&x=INENC1&unit=um&samples=2"}
@@ -224,6 +226,42 @@ def test_arrays_of_pv_access_are_kept_as_they_came(tmp_path):
     assert isinstance(again[3], Unreadable)
     assert "zstd" in again[3].reason
     assert again[4:] == [Ended(last=True), Ended(last=True)]
+
+
+def test_documents_of_bluesky_are_kept_with_the_rows_that_they_name(tmp_path):
+    """What is played needs the files no more, and a document that cannot be read is there as it came."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "frames.h5", "w", libver="latest") as file:
+        file["d"] = np.arange(48, dtype=np.uint16).reshape(3, 4, 4)
+    documents = json.loads(json.dumps(DOCUMENTS))
+    documents[2][1]["uri"] = f"file://localhost{tmp_path / 'frames.h5'}"
+    begun, stop = documents[:3], documents[5]
+    for k in range(3):
+        ranges = {"indices": {"start": k, "stop": k + 1}, "seq_nums": {"start": k + 1, "stop": k + 2}}
+        begun += [["stream_datum", {**documents[3][1], **ranges}], ["event", {**documents[4][1], "seq_num": k + 1}]]
+    lines = [json.dumps(one) for one in [*begun, stop]]
+    lines.insert(5, "torn")
+    (tmp_path / "a.jsonl").write_text("".join(line + "\n" for line in lines))
+    where = f"bluesky:{tmp_path / 'a.jsonl'}"
+    streams = streams_at(where, f"{where}?y=y&x=x&unit=mm").named()
+    live = {name: list(stream.records(threading.Event())) for name, stream in streams.items()}
+    assert [type(one).__name__ for one in live["frames"]].count("Frame") == 3
+    tape = tmp_path / "a.tape"
+    assert main(["record", where, "--positions", f"{where}?y=y&x=x&unit=mm", "--out", str(tape)]) == 0
+    with tape.open("rb") as file:
+        for name in live:
+            file.seek(0)
+            *came, over = [one for _, stream, one in read(file) if stream == name and isinstance(one, Message)]
+            assert [one.parts[0].decode().strip() for one in came] == lines
+            assert over == Message((), {"over": True})
+    for name in ("frames.h5", "a.jsonl"):
+        (tmp_path / name).unlink()
+    again = streams_at(f"play:{tape}?speed=0", f"play:{tape}?speed=0").named()
+    for name, stream in again.items():
+        found = played(stream)
+        assert found[-1] == Ended(last=True)
+        assert len(found) == len(live[name]) + 1
+        assert all(same(one, other) for one, other in zip(live[name], found, strict=False))
 
 
 def test_messages_without_the_address_of_their_stream_are_refused(tmp_path):

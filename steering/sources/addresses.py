@@ -32,7 +32,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
-from steering.sources.bluesky import BlueskyFrames, BlueskyPositions, Documents
+from steering.sources.bluesky import BlueskyFrames, BlueskyPositions
+from steering.sources.bluesky_documents import Documents
 from steering.sources.dectris import DectrisFrames
 from steering.sources.live import Streams
 from steering.sources.motion import Motion, ZmqMotion

@@ -1,9 +1,5 @@
 """Documents of a bluesky RunEngine: frames are read from the files that they name, positions from events or files.
 
-They come by ZMQ, as bluesky.callbacks.zmq publishes them, or are played from a file with a JSON array [name, document]
-in each line, as bluesky's JSONLinesWriter leaves it. bluesky pickles what it publishes unless it is given a serializer;
-pickles are refused: use `Publisher(..., serializer=steering.sources.bluesky_plan.to_json)`.
-
 A run counts from the descriptor on that has all data keys that are asked for; other runs, and other streams of the run,
 are passed over. The frame's number is that of its event (seq_num - 1), its row in the file the one that stream_datum
 says. bluesky repeats points after a pause: the joiner uses the first of each number.
@@ -11,7 +7,6 @@ says. bluesky repeats points after a pause: the joiner uses the first of each nu
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,48 +20,21 @@ import hdf5plugin  # noqa: F401 - registers the compression filters that detecto
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
+from steering.sources.bluesky_documents import Document, Documents, Refused, Rows, decoder_of, messages_of
+from steering.sources.streams import (
+    Began,
+    Decoder,
+    Ended,
+    Frame,
+    Message,
+    Record,
+    Samples,
+    Unreadable,
+    WrongProtocol,
+)
 from steering.sources.swmr_file import SwmrFile
-from steering.sources.zmq_socket import received
 
-_HIGH_WATER, _LINE = 100_000, 2**26
 _POLL_S = 0.005
-
-
-@dataclass(frozen=True, kw_only=True)
-class Documents:
-    """Where documents come from."""
-
-    place: str
-    """HOST:PORT, or the path of a file, with a slash or without a colon."""
-    patience_s: float = 10.0
-    """Seconds that a row may be missing from its file after a document has said that it is there."""
-
-    def come(self, stopped: threading.Event) -> Iterator[tuple[str, Mapping[str, Any]] | str | None]:
-        """(name, document); None where none came for a moment; words for what is no document."""
-        if "/" in self.place or ":" not in self.place:
-            yield from self._played(stopped)
-            return
-        for message in received(f"tcp://{self.place}", "sub", _HIGH_WATER, stopped):
-            if message is None:
-                yield None
-                continue
-            try:
-                _, name, text = message.parts[0].split(b" ", 2)
-                yield _document(name.decode(), text)
-            except ValueError as error:
-                yield str(error) if isinstance(error, _Refused) else "a message that is no document of bluesky"
-
-    def _played(self, stopped: threading.Event) -> Iterator[tuple[str, Mapping[str, Any]] | str | None]:
-        with Path(self.place).open("rb") as file:
-            while not stopped.is_set() and (line := file.readline(_LINE)):
-                try:
-                    name, document = json.loads(line)
-                    if not isinstance(name, str) or not isinstance(document, dict):
-                        raise ValueError("an array of other things")
-                    yield name, document
-                except (ValueError, TypeError, RecursionError):
-                    yield "a line that is no [name, document]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +52,27 @@ class BlueskyFrames:
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The frames, as their documents come. Raises ValueError for frames that are not in HDF5, or not one for each
         event, OSError for a file that cannot be read."""
+        with _Files(self.documents.patience_s, stopped) as files:
+            yield from self.said(self.documents.come(stopped), files.rows)
+
+    def messages(self, stopped: threading.Event) -> Iterator[Message | None]:
+        """The documents, each with the rows that were read for it. Raises as `records`."""
+        with _Files(self.documents.patience_s, stopped) as files:
+            yield from messages_of(self, files.rows, stopped)
+
+    def decoder(self) -> Decoder:
+        """See MessageStream."""
+        return decoder_of(self)
+
+    def said(self, documents: Iterator[Document | str | None], rows: Rows) -> Iterator[Record | None]:
+        """The frames of documents. rows: reads those that they name."""
         run = _Runs((self.data, *self.beside), self.name)
-        with _Files(self.documents.patience_s) as files:
-            for one in run.follow(self.documents.come(stopped)):
-                if not isinstance(one, _Rows):
-                    yield one
-                elif one.key == run.frames:
-                    for k, frame in enumerate(files.rows(one, 2, stopped)):
-                        yield Frame(one.number + k, frame, time.time())
+        for one in run.follow(documents):
+            if not isinstance(one, _Rows):
+                yield one
+            elif one.key == run.frames:
+                for k, frame in enumerate(rows(one, 2)):
+                    yield Frame(one.number + k, frame, time.time())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +88,33 @@ class BlueskyPositions:
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The samples, as their documents come. Raises as BlueskyFrames."""
+        with _Files(self.documents.patience_s, stopped) as files:
+            yield from self.said(self.documents.come(stopped), files.rows)
+
+    def messages(self, stopped: threading.Event) -> Iterator[Message | None]:
+        """The documents, each with the rows that were read for it. Raises as `records`."""
+        with _Files(self.documents.patience_s, stopped) as files:
+            yield from messages_of(self, files.rows, stopped)
+
+    def decoder(self) -> Decoder:
+        """See MessageStream."""
+        return decoder_of(self)
+
+    def said(self, documents: Iterator[Document | str | None], rows: Rows) -> Iterator[Record | None]:
+        """The samples of documents. rows: reads those that they name."""
         keys = (*self.columns,) if self.frames is None else (self.frames, *self.columns)
         run, pending = _Runs(keys), dict[str, dict[int, float]]()
-        with _Files(self.documents.patience_s) as files:
-            for one in run.follow(self.documents.come(stopped), self.columns):
-                if isinstance(one, Began):
-                    pending = {name: {} for name in self.columns}
-                if isinstance(one, Ended):
-                    yield Ended(last=one.last)  # points that bluesky repeats make more samples than frames
-                elif not isinstance(one, _Rows):
-                    yield one
-                elif one.key in pending:
-                    values = one.values if one.values is not None else files.rows(one, 0, stopped)
-                    pending[one.key] |= {one.number + k: float(value) for k, value in enumerate(values)}
-                    yield from self._complete(pending)
+        for one in run.follow(documents, self.columns):
+            if isinstance(one, Began):
+                pending = {name: {} for name in self.columns}
+            if isinstance(one, Ended):
+                yield Ended(last=one.last)  # points that bluesky repeats make more samples than frames
+            elif not isinstance(one, _Rows):
+                yield one
+            elif one.key in pending:
+                values = one.values if one.values is not None else rows(one, 0)
+                pending[one.key] |= {one.number + k: float(value) for k, value in enumerate(values)}
+                yield from self._complete(pending)
 
     def _complete(self, pending: dict[str, dict[int, float]]) -> Iterator[Samples]:
         for number in sorted(set.intersection(*(set(each) for each in pending.values()))):
@@ -143,10 +137,6 @@ class _Rows:
     last: int = 0
 
 
-class _Refused(ValueError):
-    """With words for the user."""
-
-
 class _Runs:
     """Follows runs, of which the first descriptor with all keys is the one."""
 
@@ -160,7 +150,7 @@ class _Runs:
         self._missed = False
 
     def follow(
-        self, documents: Iterator[tuple[str, Mapping[str, Any]] | str | None], readings: tuple[str, ...] = ()
+        self, documents: Iterator[Document | str | None], readings: tuple[str, ...] = ()
     ) -> Iterator[Record | _Rows | None]:
         """Began, Ended, and what is said of the data keys in between."""
         for one in documents:
@@ -170,8 +160,8 @@ class _Runs:
             name, document = one
             try:
                 yield from self._take(name, document, readings)
-            except _Refused as error:
-                raise ValueError(str(error)) from error
+            except Refused as error:
+                raise WrongProtocol(str(error)) from error
             except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
                 yield Unreadable(f"a document {name[:20]!r} without what it should hold")
         if self._descriptor:
@@ -207,7 +197,7 @@ class _Runs:
         if not all(name in keys for name in wanted) or ("" in self._wanted and not images):
             return
         if "" in self._wanted and len(images) > 1:
-            raise _Refused(f"found the frames of {', '.join(images)}, expected one of them: add ?data=NAME")
+            raise Refused(f"found the frames of {', '.join(images)}, expected one of them: add ?data=NAME")
         self.frames = images[0] if "" in self._wanted else self._wanted[0]
         self._descriptor = document
         named = self._start.get(self._name) if self._name else None
@@ -228,7 +218,7 @@ class _Runs:
         key = str(resource["data_key"])
         shape = self._descriptor["data_keys"].get(key, {}).get("shape", [])
         if key == self.frames and len(shape) > 2 and shape[0] not in (None, 1):
-            raise _Refused(f"found {shape[0]} frames of {key} for each event, expected one")
+            raise Refused(f"found {shape[0]} frames of {key} for each event, expected one")
         return _Rows(key, number, None, resource, first, last)
 
 
@@ -248,8 +238,8 @@ def _readings(document: Mapping[str, Any], columns: tuple[str, ...]) -> Iterator
 class _Files:
     """The files that stream_resource documents name, open while they are read from."""
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
+    def __init__(self, patience_s: float, stopped: threading.Event) -> None:
+        self._patience_s, self._stopped = patience_s, stopped
         self._path = Path()
         self._followed: Any = None
         self._shared: SwmrFile | None = None
@@ -260,7 +250,7 @@ class _Files:
     def __exit__(self, *_: object) -> None:
         self._leave()
 
-    def rows(self, wanted: _Rows, inner: int, stopped: threading.Event) -> NDArray:
+    def rows(self, wanted: _Rows, inner: int) -> NDArray:
         """(row, ...) with `inner` dimensions each, as soon as they are there. Raises OSError, ValueError."""
         path, dataset = _place(wanted.resource)
         begun = time.monotonic()
@@ -268,14 +258,14 @@ class _Files:
             try:
                 return self._read(path, dataset, wanted, inner)
             except (OSError, KeyError, RuntimeError, IndexError) as error:
-                if time.monotonic() - begun > self._patience_s or stopped.is_set():
+                if time.monotonic() - begun > self._patience_s or self._stopped.is_set():
                     raise OSError(
                         f"{path}: found no rows {wanted.first} to {wanted.last} of {dataset} ({error}), which a "
                         "document has said are there: is the file's folder reached from here?"
                     ) from error
             with SwmrFile.turn:
                 self._leave()
-            stopped.wait(_POLL_S)
+            self._stopped.wait(_POLL_S)
 
     def _read(self, path: Path, dataset: str, wanted: _Rows, inner: int) -> NDArray:
         with SwmrFile.turn:
@@ -304,25 +294,10 @@ def _place(resource: Mapping[str, Any]) -> tuple[Path, str]:
     kind, uri = str(resource.get("mimetype")), urlsplit(str(resource.get("uri")))
     parameters = resource.get("parameters") or {}
     if not isinstance(parameters, Mapping):
-        raise _Refused(f"found the parameters {str(parameters)[:200]}, expected a mapping that names a dataset")
+        raise Refused(f"found the parameters {str(parameters)[:200]}, expected a mapping that names a dataset")
     dataset = parameters.get("dataset", parameters.get("path"))
     if kind != "application/x-hdf5" or uri.scheme != "file" or uri.hostname not in (None, "localhost"):
-        raise _Refused(f"found {kind} at {uri.geturl()[:200]}, expected application/x-hdf5 at file://localhost/...")
+        raise Refused(f"found {kind} at {uri.geturl()[:200]}, expected application/x-hdf5 at file://localhost/...")
     if not isinstance(dataset, str) or parameters.get("slice"):
-        raise _Refused(f"found the parameters {str(parameters)[:200]}, expected a dataset, without slice")
+        raise Refused(f"found the parameters {str(parameters)[:200]}, expected a dataset, without slice")
     return Path(unquote(uri.path)), dataset
-
-
-def _document(name: str, text: bytes) -> tuple[str, Mapping[str, Any]]:
-    if text[:1] == b"\x80":
-        raise _Refused(
-            "a pickled document, which is not opened: publish with "
-            "Publisher(..., serializer=steering.sources.bluesky_plan.to_json)"
-        )
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _Refused("a document that is no JSON") from error
-    if not isinstance(document, dict):
-        raise _Refused("a document that is no JSON object")
-    return name, document

@@ -1,7 +1,7 @@
 """Records live streams with their timing into one file, and plays them again as streams.
 
 Where a stream has messages these are kept as they came, with the addresses of the streams, and decoded when they are
-played: what goes wrong in decoding goes wrong again. Of other streams, which read files, what was read is kept.
+played: what goes wrong in decoding goes wrong again. Of streams without messages what was read is kept.
 
 The file: the line `steering streams 1`, then blocks: two lengths (4 and 8 bytes, big-endian), a JSON header, bytes.
 It is written as it comes, and a last block that is torn is left out when it is read. Nothing in it is executed.

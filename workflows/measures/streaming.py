@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from steering.sources.bluesky import BlueskyFrames, BlueskyPositions, Documents
+from steering.sources.bluesky import BlueskyFrames, BlueskyPositions
+from steering.sources.bluesky_documents import Documents
 from steering.sources.panda import panda
 from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
 from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
