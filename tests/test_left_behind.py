@@ -6,21 +6,27 @@ import copy
 import gc
 import sys
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from distributed import Client, Scheduler, Worker
 
 from steering.campaign import ChunkArrived, DecisionSuggested, Steer
+from steering.clusters.roles import SOURCE
 from steering.inference import Predictor
+from steering.learning.strategies import ER
+from steering.models import ProbeFirst
 from steering.runner import RunFolder
 from steering.runner.actors import call, place, release
 from steering.runner.adoption import adopted, place_source, withdraw
 from steering.runner.source_actor import SourceActor
 from steering.runner.source_events import GoOn, SourceResume, Standing, TakenOver
 from steering.runner.source_known import SinceCheckpoint
+from steering.runner.source_proxy import SourceProxy
 from tests.test_alone import Predictor as Takes
 from tests.test_inference import predictor
+from tests.test_runner import experiment
 from tests.test_source_actor import beamline
 
 QUIET = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
@@ -180,6 +186,49 @@ def test_what_a_lost_source_had_kept_since_the_checkpoint_the_next_one_gives_aga
     assert sorted(first) == list(range(12))
     assert sorted(sent) == sorted(second) == list(range(4, 12))
     assert all(np.array_equal(second[i], first[i]) for i in second)
+
+
+async def lost_after_the_runner():
+    """Frames that the next runner's log and its source tell of, which is lost: of eight four had arrived before the
+    checkpoint that this runner went on from, and two of these were predicted after it."""
+    description, second = beamline("a"), Keeps()
+    before = SourceActor(copy.deepcopy(description))
+    await before.start(Keeps())
+    position = await before.position()
+    await before.close()
+    resume = SourceResume(
+        position={**position, "visits": {"a0": "a0"}},
+        decisions=(steer(description, 1), steer(description, 2)),
+        handed=dict.fromkeys(range(4, 8), "a0"),
+        there=frozenset(range(8)),
+        frames=8,
+    )
+    description.resume(position["source"], range(8))  # those before the checkpoint are not handed out by it
+    async with Scheduler(host="127.0.0.1", port=0, **QUIET) as scheduler:
+        roles = {"resources": {SOURCE: 1}}
+        async with (
+            Worker(scheduler.address, **roles) as lost,
+            Worker(scheduler.address, **roles),
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
+            network = ProbeFirst(window=32, patch=20, width=8)
+            parts = replace(experiment(), source=description, network=network, strategy=ER(), silent_s=30.0)
+            proxy = SourceProxy(
+                client, parts, due=lambda: False, reported=lambda: {"a0": set(range(2, 8))}, emit=lambda event: None
+            )
+            await proxy.start(lost.address, second, resume)
+            await lost.close(nanny=False)
+            told = []
+            await proxy.apply(steer(description, 3))
+            while not any(isinstance(event, ChunkArrived) and 8 in event.frame_ids for event in told):
+                told += await proxy.events()
+            await proxy.release()
+    return [i for event in told if isinstance(event, ChunkArrived) for i in event.frame_ids]
+
+
+def test_frames_from_before_the_checkpoint_are_not_told_again_where_the_source_is_lost_after_the_runner():
+    told = asyncio.run(asyncio.wait_for(lost_after_the_runner(), 60))
+    assert sorted(told) == list(range(8, 12))
 
 
 def test_after_a_raster_of_its_own_only_the_newest_position_counts_until_the_next_checkpoint():

@@ -146,6 +146,8 @@ class SourceProxy:
         self._scans = dict(position.get("visits") or {})
         for i, scan in resume.handed.items():
             self._known.handed[scan].append(i)
+        for scan, ids in self._reported().items():  # also what arrived before the checkpoint and was predicted after it
+            self._known.handed[scan] += ids.difference(self._known.handed[scan])
         self._decisions = self._after(resume.decisions)
         for one in resume.decisions:
             self._note(one)
@@ -375,8 +377,7 @@ class SourceProxy:
     def _hear_of_the_last(self) -> None:
         """Frames that the lost source has sent to the predictor and had no time to tell of have arrived."""
         for scan, ids in self._reported().items():
-            new = sorted(ids.difference(self._known.handed[scan]))
-            if new:
+            if new := sorted(ids.difference(self._known.handed[scan])):
                 event = ChunkArrived(time=time.time(), scan=scan, frame_ids=tuple(new))
                 self._waiting.append(self._arrived(event))
 
