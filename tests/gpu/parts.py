@@ -73,7 +73,8 @@ def parts(out: Path, kind: str) -> list[Part]:
     ran = ("versions_published", "frames_dropped", "phase_error", "prediction.backend", "wall_s", "total_s")
     rehearsal = ("image.step_over_raw", "ptycho.step_over_raw", "image.host.step_over_raw", "ptycho.host.step_over_raw")
     ratios = ("reconstruction.er_over_same_work", "reconstruction.exposed_wait_ms", "devices")
-    refine = (sys.executable, "tests/gpu/refine.py", str(out / "refine"), device[1], "20" if tiny else "516")
+    size = ("20", "4") if tiny else ("516", "40")
+    refine = (sys.executable, "tests/gpu/refine.py", str(out / "refine"), device[1], *size)
     # First what is measured, by itself; then the laws, several at once; then what time is left for.
     return [
         Part("inference", workflow("bench_inference:inference", out, *device, *inference), 75, RATES),

@@ -1,6 +1,6 @@
 """How fast rPIE refines the recorded Siemens scan, or a simulated one where STEERING_DATA names no data, on a device.
 
-python tests/gpu/refine.py OUT [auto|cpu|cuda] [FRAMES]
+python tests/gpu/refine.py OUT [auto|cpu|cuda] [FRAMES PASSES]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from steering.ptychography.refine import Refinement
 from steering.records import Field
 from steering.sources import read_recording
 
-AIM, MOST_PASSES = 0.97, 40
+AIM = 0.97
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +70,9 @@ def simulated(frames: int) -> Scan:
     return Scan("simulated", counts, where, probe, canvas, truth[inside], inside)
 
 
-def progress(scan: Scan, device: torch.device) -> list[dict[str, float]]:
-    """Seconds and correlation with the truth after each pass, until the aim is met."""
-    settings = RefineSettings(passes=MOST_PASSES, probe_from_pass=3, device=str(device))
+def progress(scan: Scan, device: torch.device, most: int) -> list[dict[str, float]]:
+    """Seconds and correlation with the truth after each pass, until the aim is met or so many are over."""
+    settings = RefineSettings(passes=most, probe_from_pass=3, device=str(device))
     work = Refinement(scan.counts, scan.where, scan.probe, scan.canvas, settings=settings)
     spent, found = 0.0, []
     while not work.over and not (found and found[-1]["phase_correlation"] >= AIM):
@@ -90,12 +90,12 @@ def progress(scan: Scan, device: torch.device) -> list[dict[str, float]]:
 def main() -> None:
     """Write the figures into OUT/summary.json."""
     out, device = Path(sys.argv[1]), find_device(sys.argv[2] if len(sys.argv) > 2 else "auto")
-    frames = int(sys.argv[3]) if len(sys.argv) > 3 else 516
+    frames, most = map(int, sys.argv[3:5] or ("516", "40"))
     out.mkdir(parents=True, exist_ok=True)
     scan = recorded(frames) or simulated(frames)
     few = RefineSettings(passes=1, device=str(device))
     refine(scan.counts[:64], scan.where[:64], scan.probe, scan.canvas, settings=few)  # kernels are made
-    passes, begun = progress(scan, device), time.perf_counter()
+    passes, begun = progress(scan, device, most), time.perf_counter()
     refine(scan.counts, scan.where, scan.probe, scan.canvas, settings=RefineSettings(passes=10, device=str(device)))
     labels = len(scan.counts) / (time.perf_counter() - begun)
     last: dict[str, Any] = passes[-1]
