@@ -36,6 +36,7 @@ def test_one_fault_of_each_kind_is_survived_by_one_campaign_and_nothing_is_lost(
     assert figures["faults"]["survived"] == len(done)
     assert [figures["faults"][key] for key in NOTHING] == [0] * len(NOTHING)
     assert figures["faults"]["healthy_lost"] == 0
+    assert all(fault.get("chunks_predicted_while_full", 1) > 0 for fault in figures["faults"]["list"])
     for key in ("notice_s", "train_again_s", "predict_again_s"):
         assert figures[key]["p50"] <= figures[key]["p99"]
     assert figures["recover_s"]["p50"] > 0

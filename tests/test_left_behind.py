@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from distributed import Client, Scheduler, Worker
+from distributed import Client, LocalCluster, Scheduler, Worker
 
 from steering.campaign import ChunkArrived, DecisionSuggested, Steer
 from steering.clusters.roles import SOURCE
@@ -20,6 +20,7 @@ from steering.models import ProbeFirst
 from steering.runner import RunFolder
 from steering.runner.actors import call, place, release
 from steering.runner.adoption import adopted, place_source, withdraw
+from steering.runner.client import Handle
 from steering.runner.source_actor import SourceActor
 from steering.runner.source_events import GoOn, SourceResume, Standing, TakenOver
 from steering.runner.source_known import SinceCheckpoint
@@ -186,6 +187,29 @@ def test_what_a_lost_source_had_kept_since_the_checkpoint_the_next_one_gives_aga
     assert sorted(first) == list(range(12))
     assert sorted(sent) == sorted(second) == list(range(4, 12))
     assert all(np.array_equal(second[i], first[i]) for i in second)
+
+
+class Silent:
+    """A worker that is there and gives no sign of life."""
+
+    def __init__(self, address):
+        self.address = address
+
+    def silent(self, workers):
+        return self.address in workers
+
+
+def test_a_silent_runner_is_given_up_only_where_a_checkpoint_is_there_for_the_next_one(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+        [address] = client.scheduler_info()["workers"]
+        handle = Handle(None, None, folder, client, Silent(address))
+        (folder.path / "checkpoints" / "1").mkdir(parents=True)  # one that is being written
+        assert not handle.lost
+        assert address in client.scheduler_info()["workers"]
+        (folder.path / "checkpoints" / "1" / "manifest.json").write_text("{}")
+        assert handle.lost
+        assert address not in client.scheduler_info()["workers"]
 
 
 async def lost_after_the_runner():

@@ -22,7 +22,7 @@ from steering.runner.detached import start_detached
 from steering.runner.experiment import Experiment
 from steering.runner.folder import PUBLISHED_FOLDER, RunFolder
 from steering.runner.handover import HandedOver
-from steering.runner.manifest import NoCheckpoint, newest_number, newest_whole
+from steering.runner.manifest import NoCheckpoint, any_whole, newest_number, newest_whole
 from steering.runner.runner import Runner
 from steering.runner.watch import OneWorker, fence_now
 
@@ -46,14 +46,20 @@ class Handle(Attached):
         self._result = result
         self._client = client
         self._place = place
+        self._waited_for = False
 
     @property
     def lost(self) -> bool:
         """Whether the runner's worker is gone, and the run with it unless another one goes on. One that is frozen or
-        cut off is taken off the cluster."""
+        cut off is taken off the cluster, once there is a checkpoint from which another one can go on."""
         workers = workers_of(self._client)
         if not self._place.silent(workers):
             return self._place.address not in workers
+        if not any_whole(self.folder):
+            if not self._waited_for:
+                logger.warning("the runner's worker is silent, and there is no checkpoint yet: it is waited for")
+            self._waited_for = True
+            return False
         logger.warning("the runner's worker at %s is silent: treated as lost", self._place.address)
         fence_now(self._client, self._place.address)
         return True

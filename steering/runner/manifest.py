@@ -108,6 +108,11 @@ def newest_number(folder: RunFolder) -> int:
     return max((int(p.name) for p in checkpoints(folder).glob("[0-9]*") if p.name.isdecimal()), default=0)
 
 
+def any_whole(folder: RunFolder) -> bool:
+    """Whether there is a checkpoint that was written to its end, as far as its files' names say."""
+    return any(checkpoints(folder).glob(f"[0-9]*/{MANIFEST}"))
+
+
 def prune(root: Path, keep: int) -> None:
     """Keep the newest checkpoints and the files that they name; `keep`: how many. What cannot be removed stays."""
     numbers = sorted(int(p.parent.name) for p in root.glob(f"[0-9]*/{MANIFEST}") if p.parent.name.isdecimal())

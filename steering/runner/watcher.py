@@ -16,6 +16,7 @@ from steering.runner.ending import WATCHER, connected
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import whereabouts
+from steering.runner.manifest import any_whole
 from steering.runner.watch import OneWorker, fence
 
 _LOOK_S = 1.0
@@ -50,7 +51,7 @@ class Watcher:
                 lost = 0
                 continue
             workers = await workers_now(client)
-            if place.silent(workers):
+            if place.silent(workers) and any_whole(self.folder):  # else nobody could go on in its place
                 await fence(client, runner)
             lost = 0 if runner in workers else lost + 1
         logger.warning("the runner's worker is lost, and no driver is there: starting another runner")

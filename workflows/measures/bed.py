@@ -248,9 +248,9 @@ class Bed:
         time.sleep(self.options.hold)
         filler.unlink()
         freed = time.time()
-        found = self._back("everything", freed, freed)
-        during = [e for e in self.campaign.since(begun) if e["event"] == "PredictionReady" and e["time"] < freed]
-        return {**found, "chunks_predicted_while_full": len(during)}
+        predicted = self.campaign.wait(lambda events: after(events, "PredictionReady", freed) > 0, begun)
+        during = [e for e in predicted if e["event"] == "PredictionReady" and e["time"] < freed]
+        return {**self._back("everything", freed, freed), "chunks_predicted_while_full": len(during)}
 
     def _complete(self, begun: float) -> None:
         """Wait until all workers are there again, and so many ranks train."""
