@@ -270,6 +270,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="all of it in seconds: says whether it runs, not how fast")
     add_device(parser)
     options = parser.parse_args(arguments)
+    for name, sizes in (("frames", options.frames), ("canvases", options.canvases)):
+        if len(set(sizes)) < len(sizes):
+            parser.error(f"found --{name} {sizes}, expected three different ones")
     if options.tiny:
         options.frames, options.canvases, options.chunks = [40, 60, 200], [192, 200, 256], [10]
         options.pairs, options.pair_frames, options.memory, options.width = 1, 40, 2**20, 4
