@@ -38,19 +38,13 @@ _POLL_S = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlueskyFrames:
-    """Frames of a data key, (y, x) for each event, in HDF5 files."""
+class _OfDocuments:
+    """A stream that documents make; `said` makes its records of them."""
 
     documents: Documents
-    data: str = ""
-    """Data key; empty: the one external key with two dimensions or more."""
-    beside: tuple[str, ...] = ()
-    """Data keys that must be in the same descriptor."""
-    name: str = "sample"
-    """Key of the start document that names the scan; without it: scan-SCAN_ID."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
-        """The frames, as their documents come. Raises ValueError for frames that are not in HDF5, or not one for each
+        """Its records, as their documents come. Raises ValueError for frames that are not in HDF5, or not one for each
         event, OSError for a file that cannot be read."""
         with _Files(self.documents.patience_s, stopped) as files:
             yield from self.said(self.documents.come(stopped), files.rows)
@@ -65,6 +59,22 @@ class BlueskyFrames:
         return decoder_of(self)
 
     def said(self, documents: Iterator[Document | str | None], rows: Rows) -> Iterator[Record | None]:
+        """See DocumentStream."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlueskyFrames(_OfDocuments):
+    """Frames of a data key, (y, x) for each event, in HDF5 files."""
+
+    data: str = ""
+    """Data key; empty: the one external key with two dimensions or more."""
+    beside: tuple[str, ...] = ()
+    """Data keys that must be in the same descriptor."""
+    name: str = "sample"
+    """Key of the start document that names the scan; without it: scan-SCAN_ID."""
+
+    def said(self, documents: Iterator[Document | str | None], rows: Rows) -> Iterator[Record | None]:
         """The frames of documents. rows: reads those that they name."""
         run = _Runs((self.data, *self.beside), self.name)
         for one in run.follow(documents):
@@ -76,29 +86,14 @@ class BlueskyFrames:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlueskyPositions:
+class BlueskyPositions(_OfDocuments):
     """Positions, or a monitor, of data keys: readings in events, or datasets with a value for each event."""
 
-    documents: Documents
     columns: tuple[str, ...]
     """Data keys, of positions y first."""
     scale: tuple[float, ...]
     frames: str | None = None
     """Data key of frames that must be in the same descriptor, empty: of any; None: none need be."""
-
-    def records(self, stopped: threading.Event) -> Iterator[Record | None]:
-        """The samples, as their documents come. Raises as BlueskyFrames."""
-        with _Files(self.documents.patience_s, stopped) as files:
-            yield from self.said(self.documents.come(stopped), files.rows)
-
-    def messages(self, stopped: threading.Event) -> Iterator[Message | None]:
-        """The documents, each with the rows that were read for it. Raises as `records`."""
-        with _Files(self.documents.patience_s, stopped) as files:
-            yield from messages_of(self, files.rows, stopped)
-
-    def decoder(self) -> Decoder:
-        """See MessageStream."""
-        return decoder_of(self)
 
     def said(self, documents: Iterator[Document | str | None], rows: Rows) -> Iterator[Record | None]:
         """The samples of documents. rows: reads those that they name."""

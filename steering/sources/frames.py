@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.window import Window
+from steering.sources.window import Window, placed
 
 NEARLY_EVERY = 0.9
 """A pixel that is marked in so many of the frames is bad for the scan; in fewer, in these frames."""
@@ -93,14 +93,7 @@ def cut(frames: NDArray, mask: NDArray[np.bool_], window: Window) -> tuple[NDArr
     They are not turned, and keep their kind of dtype. Raises ValueError as `Window.parts`.
     """
     inside, place = window.parts(frames.shape[1:])
-    side = window.size * window.binning
-    square, bad = frames[:, *inside], mask[inside]
-    if square.shape[1:] != (side, side):
-        whole = np.zeros((len(frames), side, side), frames.dtype)
-        whole[:, *place] = square
-        square, outside = whole, np.ones((side, side), bool)
-        outside[place] = bad
-        bad = outside
+    square, bad = placed(frames[:, *inside], mask[inside], place, window.size * window.binning)
     return binned(square, bad, window.binning) if window.binning > 1 else (square, bad)
 
 

@@ -127,11 +127,18 @@ class Window:
         flagged = _flags(inner)
         if bad is not None:
             flagged = flagged | bad[part]
-        if inner.shape == (side, side):
-            return inner, flagged
-        counts, outside = np.zeros((side, side), frame.dtype), np.ones((side, side), bool)
-        counts[place], outside[place] = inner, flagged
-        return counts, outside
+        return placed(inner, flagged, place, side)
+
+
+def placed(
+    counts: NDArray, bad: NDArray[np.bool_], place: tuple[slice, slice], side: int
+) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Counts (..., y, x) and their bad pixels (y, x) at a place in a square of this side; what is around is bad."""
+    if counts.shape[-2:] == (side, side):
+        return counts, bad
+    square, outside = np.zeros((*counts.shape[:-2], side, side), counts.dtype), np.ones((side, side), bool)
+    square[..., *place], outside[place] = counts, bad
+    return square, outside
 
 
 def refuse_empty_region(roi: tuple[int, int, int, int] | None) -> None:
