@@ -114,18 +114,19 @@ def spoil_hdf5(path: Path, rng: random.Random) -> None:
         names: list[str] = []
         file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
         for _ in range(rng.choice((1, 1, 2))):
-            name = rng.choice(names)
-            if rng.random() < 0.15 and name in file:
-                file[name].attrs["units"] = rng.choice(
-                    ("um", "eV", b"\xff\xb5m", 3, [1.0] * 900, "x" * 9000, np.bytes_(b""))
-                )
-                continue
-            if name in file:
-                del file[name]
             try:
-                rng.choice(HDF5_CHANGES)(file, name, rng)
-            except (ValueError, TypeError, OSError, RuntimeError):
-                continue  # not every mixture can be written
+                _spoil_dataset(file, rng.choice(names), rng)
+            except (KeyError, ValueError, TypeError, OSError, RuntimeError):
+                continue  # not every mixture can be written, and a link made before may lead nowhere
+
+
+def _spoil_dataset(file: Any, name: str, rng: random.Random) -> None:
+    if rng.random() < 0.15 and name in file:
+        file[name].attrs["units"] = rng.choice(("um", "eV", b"\xff\xb5m", 3, [1.0] * 900, "x" * 9000, np.bytes_(b"")))
+        return
+    if name in file:
+        del file[name]
+    rng.choice(HDF5_CHANGES)(file, name, rng)
 
 
 _DTYPES = (
