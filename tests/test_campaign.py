@@ -98,8 +98,9 @@ def refused(reason="no better"):
     return CandidateRefused(time=0.0, reason=reason)
 
 
-def changed(generation=1):
-    return GroupChanged(time=0.0, lost=(1,), joined=(), ranks=1, generation=generation)
+def changed(generation=1, rounds_lost=0):
+    group = {"ranks": 1, "generation": generation, "rounds_lost": rounds_lost}
+    return GroupChanged(time=0.0, lost=(1,), joined=(), **group)
 
 
 def ended():
@@ -635,6 +636,24 @@ def test_after_the_end_it_labels_and_learns_so_often(rounds, again):
             given += feed(campaign, answers[type(action)])
     kinds = Counter(map(type, given))
     assert (kinds[Train], kinds[Label], kinds[Finish]) == (rounds, again, 1)
+
+
+@pytest.mark.parametrize("over", [False, True])
+@pytest.mark.parametrize(("rounds", "stopped", "again"), [(0, False, 0), (2, False, 4), (2, True, 0)])
+def test_rounds_that_were_lost_with_all_processes_follow_the_last_frame(rounds, stopped, again, over):
+    """Lost twice, before or after the end; where no round was to follow it, or a person has stopped the run, none is
+    made up for."""
+    campaign = started(CampaignSettings(lookahead=10, frames_to_label=20, rounds_after_end=rounds, labels_after_end=0))
+    assert of_kind(feed(campaign, chunk(20), labels(), candidate(1.0, 1.0), refused()), Train)
+    feed(campaign, *[ended()] * over, *[command("stop")] * stopped)
+    feed(campaign, changed(1, rounds_lost=3), changed(2, rounds_lost=1), ended())
+    answers, learnt = {Label: labels(), Train: candidate(1.0, 1.0), Refuse: refused()}, 0
+    while not campaign.finished:
+        action = next(action for action in campaign.actions.open if type(action) in answers)
+        learnt += isinstance(action, Train)
+        feed(campaign, answers[type(action)])
+    of_before = not (over or stopped)  # the round that was under way at the end
+    assert learnt == (rounds + again if not stopped else 0) + of_before
 
 
 @pytest.mark.parametrize("frames", [0, 5])

@@ -25,6 +25,7 @@ from steering.learning.buffer_state import BufferState
 from steering.learning.checkpoint import FOLDER, RanksPart, Recorder, joined, prune
 from steering.learning.group import Place, leave
 from steering.learning.restore import OtherNetwork, read_training, restore_buffer, restore_training
+from steering.learning.samples_file import read_samples
 from steering.learning.strategies import DERpp
 from steering.learning.training_state import Packed
 from steering.runner import RunFolder
@@ -335,6 +336,8 @@ def test_a_file_that_is_gone_and_samples_of_no_known_stratum_are_refused_in_word
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"found no .*expected it"), ExitStack() as stack:
         read_buffer([path], stack)
+    with pytest.raises(FileNotFoundError, match=r"found no .*expected it"):
+        read_samples(path)
 
 
 @pytest.mark.parametrize(

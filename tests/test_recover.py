@@ -17,6 +17,7 @@ from steering.clusters import local
 from steering.models import ModelStore
 from steering.runner import RunFolder
 from steering.runner.ending import WATCHER
+from steering.runner.manifest import newest_whole, read_part
 from tests.command_line import said
 
 WORKFLOW = Path(__file__).parent / "recovered_run.py"
@@ -116,7 +117,9 @@ def dead(tmp_path_factory):
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_everything_is_killed_and_the_run_goes_on(dead, tmp_path, ranks):
     folder = RunFolder(shutil.copytree(dead, tmp_path / "run"))
-    before = folder.events()
+    before, manifest = folder.events(), newest_whole(folder)[0]
+    saved = read_part(folder.checkpoints, manifest, "ranks")["step"]
+    lost = sum(e["steps"] > saved for e in of_kind(folder, "CandidateReady"))
     assert "goes on from checkpoint" in recovered(folder, "--ranks", ranks)
     summary = check(folder)
     assert summary["ranks"] == ranks
@@ -124,6 +127,7 @@ def test_everything_is_killed_and_the_run_goes_on(dead, tmp_path, ranks):
     number = of_kind(folder, "RunRecovered")[0]["number"]
     steps = [e["steps"] for e in of_kind(folder, "CandidateReady") if e["seq"] > len(before)]
     assert all(step > 10 for step in steps), f"training began anew after checkpoint {number}"
+    assert [e["rounds_lost"] for e in of_kind(folder, "GroupChanged") if e["seq"] > len(before)] == [lost]
     assert json.loads((folder.path / "workflow.json").read_text())["arguments"][-1] == str(ranks)
     assert "found a run that is finished" in "".join(said("recover", folder.path, code=1))
 

@@ -62,7 +62,7 @@ class Model:
         self.candidates = {}
         self.answers, self.log, self.actions = [], [], []
         self.given, self.frames = Counter(), 0
-        self.ended, self.due_after_end = False, SETTINGS.rounds_after_end
+        self.ended, self.due_after_end, self.made_up_for = False, SETTINGS.rounds_after_end, 0
         self.take(ModelPublished(time=0.0, version=0, validation_error=None, validation_residual=None))
 
     def choose(self, options):
@@ -224,16 +224,25 @@ class Model:
         self.ranks = [self.choose(self.ranks)] * len(self.ranks)
         self.change()
 
-    def change(self, lost=(), joined=()):
+    def recover(self):
+        """All are gone, and others go on from what was in service; a few rounds are to be done again."""
+        if self.made_up_for < 4 and not self.campaign.models.under_way:
+            self.ranks = [self.store[self.serving][0]] * len(self.ranks)
+            self.made_up_for += 2
+            self.due_after_end += 2
+            self.change(joined=tuple(range(len(self.ranks))), rounds_lost=2)
+
+    def change(self, lost=(), joined=(), rounds_lost=0):
         void = self.campaign.actions.any(Train)
         self.due_after_end += void and self.ended
         self.round_of = None
         self.under_way = [(a, steps) for a, steps in self.under_way if not isinstance(a, Train | Label)]
         generation = self.campaign.generation + 1
         ranks = len(self.ranks)
-        actions = self.take(GroupChanged(time=0.0, lost=lost, joined=joined, ranks=ranks, generation=generation))
+        group = {"ranks": ranks, "generation": generation, "rounds_lost": rounds_lost}
+        actions = self.take(GroupChanged(time=0.0, lost=lost, joined=joined, **group))
         given = [a.generation for a in actions if isinstance(a, Train)]
-        assert len(given) <= void, "a round more than were void"
+        assert len(given) <= (void or rounds_lost > 0), "a round more than were void, or lost"
         assert given == [generation] * (void and not self.campaign.models.going_back) or self.ended
 
     def person(self):
@@ -292,7 +301,16 @@ class Model:
         """What the choices say, until so many of them are left."""
         while len(self.choices) > left and not self.campaign.finished:
             options = [self.step] * 12 if self.under_way else []
-            options += [self.lose, self.join, self.interrupt, self.replace, self.person, self.doubt, self.again]
+            options += [
+                self.lose,
+                self.join,
+                self.interrupt,
+                self.recover,
+                self.replace,
+                self.person,
+                self.doubt,
+                self.again,
+            ]
             self.choose(options)()
 
 

@@ -37,6 +37,9 @@ class GroupChanged(Event):
     are rehearsed no more."""
     samples_back: int = 0
     """Stored samples of the lost ranks that the others have taken over from the newest checkpoint."""
+    rounds_lost: int = 0
+    """Training rounds that came after the checkpoint from which all of this group begin: as many more follow the last
+    frame."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -272,6 +272,8 @@ class Campaign:
             self._rounds_left += 1
         if self.actions.void(Label) and Label in self._counted:
             self._labels_left += 1
+        if self.settings.rounds_after_end and not self.stopped:
+            self._rounds_left += event.rounds_lost
         self._relabel = True
 
     def objection(self, command: Command) -> str | None:
@@ -298,7 +300,8 @@ class Campaign:
         """No further position is asked for; False where that is so already."""
         if self._ended:
             return False
-        self._ended, self._rounds_left, self._labels_left = True, rounds, labels
+        self._ended, self._labels_left = True, labels
+        self._rounds_left += rounds  # to those that were lost before
         self.gate.close()
         return True
 

@@ -82,15 +82,14 @@ def _write_rows(file: TensorWriter, prefix: str, rows: dict[int, Row]) -> None:
 
 def read_samples(path: Path, *, most_bytes: int = MOST_BYTES) -> SamplesCut:
     """What `write` wrote. Raises OSError, and ValueError for a file that is damaged or not ours."""
-    if path.lstat().st_size > most_bytes:
-        raise ValueError(f"found {path} of {path.lstat().st_size} bytes, expected {most_bytes} at most")
     with TensorFile(path, KIND) as file:
         scalars = file.scalars
         names, over = scalars.get("scans") or [], scalars.get("over")
         if not _strings(names) or not isinstance(over, list) or len(over) != len(names):
             raise ValueError(f"found {path} without the names of its scans, expected a file that steering wrote")
-        if sum(place.nbytes for place in file.places.values()) > most_bytes:
-            raise ValueError(f"found more bytes in the tensors of {path} than it has, expected each once")
+        there = sum(place.nbytes for place in file.places.values())
+        if there > most_bytes:
+            raise ValueError(f"found {there} bytes in the tensors of {path}, expected {most_bytes} at most")
         scans = {name: _scan(file, number, bool(over[number])) for number, name in enumerate(names)}
         if scalars.get("scan") not in (None, *names):
             raise ValueError(f"found an unknown scan as the present one of {path}, expected one of its scans")

@@ -13,6 +13,7 @@ from steering.campaign import (
     Action,
     AskPolicy,
     Campaign,
+    CandidateReady,
     ChunkArrived,
     DecisionSuggested,
     Event,
@@ -20,6 +21,7 @@ from steering.campaign import (
     FrameRefused,
     FrameSetAside,
     FramesLost,
+    GroupChanged,
     PredictionReady,
     RolledBack,
     ScanRevisited,
@@ -53,6 +55,8 @@ class Recovery:
     predictor: ResumeState
     ranks: RanksPart | None
     """Their part of the checkpoint; None: there is none."""
+    rounds_lost: int
+    """Training rounds that the ranks' part does not include."""
     rolled_back: bool
     """An older version came back into service after the ranks' part was written."""
     unlogged: tuple[Event, ...]
@@ -73,11 +77,15 @@ class _Tail:
 
     decisions: list[Steer | FellBack]
     asked: dict[int, AskPolicy]
+    step: int
+    """Of the ranks' part."""
     answers: list[PolicyAnswer] = field(default_factory=list)
     handed: dict[int, str] = field(default_factory=dict)
     predicted: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     aside: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     raised: int = 0
+    rounds: int = 0
+    """Lost ones that the campaign does not know of yet."""
     rolled_back: bool = False
     ended: bool = False
     times: set[float] = field(default_factory=set)
@@ -95,12 +103,21 @@ class _Tail:
                 self.predicted[event.scan].update(dict.fromkeys(event.frame_ids, event.version))
             case FrameSetAside():
                 self.aside[event.scan].update(event.frame_ids)
-            case RolledBack():
-                self.rolled_back = True
+            case CandidateReady() | GroupChanged() | RolledBack():
+                self._of_models(event)
             case SourceEnded():
                 self.ended = True
             case DecisionSuggested():
                 self._answered(event)
+
+    def _of_models(self, event: CandidateReady | GroupChanged | RolledBack) -> None:
+        match event:
+            case CandidateReady():
+                self.rounds += event.steps > self.step
+            case GroupChanged() if event.rounds_lost:
+                self.rounds = 0
+            case RolledBack():
+                self.rolled_back = True
 
     def given(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -141,7 +158,9 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
     metrics = Metrics(experiment, campaign)
     metrics.restore(part["metrics"])
     unsent = whole(part["runner"]["unsent"], (Steer, DecisionSuggested))
-    tail = _Tail(unsent, {a.id: a for a in campaign.actions.open if isinstance(a, AskPolicy)})
+    ranks = None if part["ranks"] is None else RanksPart.from_json(part["ranks"])
+    asked = {a.id: a for a in campaign.actions.open if isinstance(a, AskPolicy)}
+    tail = _Tail(unsent, asked, 0 if ranks is None else ranks.step)
     for line in lines:
         event = decode(line)
         if isinstance(event, RAISED):
@@ -160,7 +179,8 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
         metrics=metrics,
         source=_source(part, tail, metrics, ended, root),
         predictor=_predictor(part, tail, campaign, root),
-        ranks=None if part["ranks"] is None else RanksPart.from_json(part["ranks"]),
+        ranks=ranks,
+        rounds_lost=tail.rounds,
         rolled_back=tail.rolled_back,
         unlogged=unlogged,
         last=max(last, manifest.event),

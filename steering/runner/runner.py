@@ -256,10 +256,11 @@ class Runner:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
         for event in recovery.unlogged:
             self._log(event)
-        ranks, before, now = executor.ranks, recovery.open, time.time()
+        ranks, before, now, lost = executor.ranks, recovery.open, time.time(), recovery.rounds_lost
         self.take(RunRecovered(time=now, number=recovery.manifest.number, remarks=recovery.remarks))
         joined = tuple(range(len(ranks)))
-        self.take(GroupChanged(time=now, lost=(), joined=joined, ranks=len(ranks), generation=ranks.generation))
+        group: dict[str, Any] = {"ranks": len(ranks), "generation": ranks.generation}
+        self.take(GroupChanged(time=now, lost=(), joined=joined, **group, rounds_lost=lost))
         for action in before:
             if action in self.campaign.actions.open:
                 self._background.start(executor.again(action))
