@@ -639,10 +639,10 @@ def test_after_the_end_it_labels_and_learns_so_often(rounds, again):
 
 
 @pytest.mark.parametrize("over", [False, True])
-@pytest.mark.parametrize(("rounds", "stopped", "again"), [(0, False, 0), (2, False, 4), (2, True, 0)])
+@pytest.mark.parametrize(("rounds", "stopped", "again"), [(0, False, 0), (2, False, 2), (6, False, 4), (2, True, 0)])
 def test_rounds_that_were_lost_with_all_processes_follow_the_last_frame(rounds, stopped, again, over):
-    """Lost twice, before or after the end; where no round was to follow it, or a person has stopped the run, none is
-    made up for."""
+    """Lost twice, before or after the end; at most as many as follow it anyway, and none where a person has stopped the
+    run."""
     campaign = started(CampaignSettings(lookahead=10, frames_to_label=20, rounds_after_end=rounds, labels_after_end=0))
     assert of_kind(feed(campaign, chunk(20), labels(), candidate(1.0, 1.0), refused()), Train)
     feed(campaign, *[ended()] * over, *[command("stop")] * stopped)

@@ -38,8 +38,8 @@ class GroupChanged(Event):
     samples_back: int = 0
     """Stored samples of the lost ranks that the others have taken over from the newest checkpoint."""
     rounds_lost: int = 0
-    """Training rounds that came after the checkpoint from which all of this group begin: as many more follow the last
-    frame."""
+    """Training rounds that came after the checkpoint from which all of this group begin: they are made up for after the
+    last frame."""
 
 
 @dataclass(frozen=True, kw_only=True)

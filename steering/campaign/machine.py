@@ -272,8 +272,9 @@ class Campaign:
             self._rounds_left += 1
         if self.actions.void(Label) and Label in self._counted:
             self._labels_left += 1
-        if self.settings.rounds_after_end and not self.stopped:
-            self._rounds_left += event.rounds_lost
+        if not self.stopped:  # else none are to follow
+            most = self.settings.rounds_after_end * (1 + self._ended)
+            self._rounds_left = min(self._rounds_left + event.rounds_lost, most)
         self._relabel = True
 
     def objection(self, command: Command) -> str | None:

@@ -132,7 +132,7 @@ def _of_ranks(event: Event) -> str | None:
             return f"rank{'s' if len(event.lost) > 1 else ''} {which} lost{stored}; {event.ranks} go on"
         case GroupChanged() if event.joined:
             lost = event.rounds_lost
-            again = f", {lost} lost round{'s' if lost > 1 else ''} again after the last frame" if lost else ""
+            again = f"; {lost} round{'s' if lost > 1 else ''} of training came after the checkpoint" if lost else ""
             return f"rank{'s' if len(event.joined) > 1 else ''} {', '.join(map(str, event.joined))} joined; " + (
                 f"{event.ranks} ranks train from now on{again}"
             )
