@@ -176,6 +176,8 @@ class Samples:
             over = {name: one.held_out for name, one in self.scans.items() if one.over and "/" not in name}
             for name, kept in evenly(over, KEPT_BYTES).items():
                 self.scans[name].held_out = kept
+            # Rows are views of the messages that brought them, which one row of each would keep for ever.
+            ended.held_out = {frame: _copied(row) for frame, row in ended.held_out.items()}
 
     def has(self, scan: str) -> bool:
         """Whether there is a frame of the scan to train on."""
@@ -237,6 +239,10 @@ class Samples:
             scan = self.scans[name]
             if frame in scan.train:
                 return scan.train.pop(frame) if scan.over else scan.train[frame]
+
+
+def _copied(row: Row) -> Row:
+    return {name: value.clone() for name, value in row.items()}
 
 
 def _bytes(row: Row) -> int:

@@ -126,7 +126,7 @@ class Executor:
 
     async def _change_version(self, action: Publish | TakeBack | RollBack) -> None:
         """Where the disk takes nothing, again and again: what is in service stays there, and nothing is trained
-        meanwhile, until there is room for what was learnt."""
+        meanwhile, until there is room for what was learnt, or a person stops the run."""
         rest = _FIRST_REST_S
         while True:
             try:
@@ -141,8 +141,21 @@ class Executor:
                 if error.errno not in _OF_THE_DISK and self.folder.path.is_dir():
                     raise
                 self.optional.note("writing a version of the model, for now,", error)
+                if self.campaign.stopped:
+                    return self._give_up(action, error)
             await asyncio.sleep(rest)
             rest = min(2 * rest, _LONGEST_REST_S)
+
+    def _give_up(self, action: Publish | TakeBack | RollBack, error: OSError) -> None:
+        """The run ends with what is in service. Raises the error where a refused version would stay the newest."""
+        now, why = time.time(), f"the run was stopped, and its disk took nothing: {error}"
+        match action:
+            case Publish():
+                self._answer(action, CandidateRefused(time=now, reason=why))
+            case RollBack():
+                self._answer(action, RollBackRefused(time=now, version=action.version, reason=why))
+            case TakeBack():
+                raise error
 
     def _answer(self, action: Action, event: Answer) -> None:
         self.take(replace(event, action=action.id, generation=self.ranks.generation))

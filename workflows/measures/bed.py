@@ -40,7 +40,8 @@ BEGIN_S = 300.0
 COMPLETE_S = 240.0
 """Within so long all nodes must be there again, and train. After a cut that is a matter of TCP and of Dask: half a
 minute passes until a nanny takes its connection to the scheduler for broken."""
-DISK_MIB = 1024
+DISK_MIB = 4096
+"""Half an hour of frames, twice: a predictor that takes the place of a lost one writes them anew."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -242,9 +243,11 @@ class Bed:
     def _fill(self) -> dict[str, Any]:
         """No byte can be written into the run's folder for a time."""
         begun, filler = time.time(), self.folder / "campaign" / "filler"
-        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**20))
+        with open(filler, "wb", buffering=0) as file:
+            for step in (2**26, 2**20, 2**12):
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
         time.sleep(self.options.hold)
         filler.unlink()
         freed = time.time()

@@ -11,6 +11,7 @@ from steering import (
     ER,
     CampaignSettings,
     Experiment,
+    PredictorSettings,
     ProbeFirst,
     RunFolder,
     SimulatedBeamline,
@@ -59,6 +60,7 @@ def experiment(options: argparse.Namespace) -> Experiment:
         network=ProbeFirst(window=64, patch=40, width=8),
         strategy=ER(),
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8),
+        prediction=PredictorSettings(memory_bytes=2**26),  # full in the first minutes: memory that grows then is a leak
         campaign=CampaignSettings(steps=10, gain=0.0, rounds_after_end=0, labels_after_end=0),
         ranks=options.ranks,
         checkpoint_s=options.checkpoint,
