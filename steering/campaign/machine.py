@@ -272,9 +272,10 @@ class Campaign:
             self._rounds_left += 1
         if self.actions.void(Label) and Label in self._counted:
             self._labels_left += 1
-        if not self.stopped:  # else none are to follow
-            most = self.settings.rounds_after_end * (1 + self._ended)
-            self._rounds_left = min(self._rounds_left + event.rounds_lost, most)
+        if self.settings.rounds_after_end and not self.stopped:  # else none are to follow
+            again = self._rounds_left + event.rounds_lost
+            # Before the end those of the greatest loss: what was lost longer ago has been learnt since.
+            self._rounds_left = again if self._ended else max(self._rounds_left, event.rounds_lost)
         self._relabel = True
 
     def objection(self, command: Command) -> str | None:

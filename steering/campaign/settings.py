@@ -24,8 +24,8 @@ class CampaignSettings:
     steps: int = 40
     """Optimiser steps of a training round: a published model is at most that old."""
     rounds_after_end: int = 2
-    """Rounds of training after the last frame; where rounds were lost with all processes as many more, at most twice as
-    many in all."""
+    """Rounds of training after the last frame; where rounds were lost with all processes, as many more as were lost at
+    once. 0: none at all."""
     labels_after_end: int = 1
     """Times that labels are made after the last frame, while the rounds of training go on."""
     gain: float = 0.01
