@@ -47,8 +47,8 @@ def pytest_unconfigure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Slow modules first, dealt to the two halves that two workers begin with, so that at the end only short tests are
-    left to share. Long tests are skipped unless they are asked for."""
+    """Slow modules first in each of the equal parts that the workers begin with, so that at the end only short tests
+    are left to share. Long tests are skipped unless they are asked for."""
     for item in items:
         if item.get_closest_marker("long") and not os.environ.get("STEERING_LONG"):
             item.add_marker(LONG)
@@ -59,10 +59,14 @@ def pytest_collection_modifyitems(items):
     for path, tests in modules.items():
         long = path.suffix == ".ipynb" or any(test.get_closest_marker("slow") for test in tests)
         (slow if long else rest).append(tests)
-    first, second = ([test for tests in slow[start::2] for test in tests] for start in (0, 1))
     short = [test for tests in rest for test in tests]
-    middle = max(0, len(items) // 2 - len(first))
-    items[:] = [*first, *short[:middle], *second, *short[middle:]]
+    workers, total = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), len(items)
+    items.clear()
+    for worker in range(workers):
+        items += [test for tests in slow[worker::workers] for test in tests]
+        room = max(0, total * (worker + 1) // workers - len(items)) if worker < workers - 1 else len(short)
+        items += short[:room]
+        del short[:room]
 
 
 def pytest_collection_finish(session):

@@ -222,6 +222,17 @@ def test_what_is_kept_of_a_scan_that_is_over_holds_no_more_than_itself():
     assert all((samples.scans["a"].held_out[frame]["phase"].numpy() == phase).all() for frame, phase in kept.items())
 
 
+def test_held_out_frames_of_scans_that_are_over_share_their_room():
+    found = labels(n=60)
+    row = found.nbytes / len(found.frame_id) + 16
+    samples = Samples(seed=0, keep_all=False, most_bytes=int(32 * 8.5 * row))
+    for scan in "abcd":
+        samples.begin(scan)
+        samples.add(replace(found, scan=scan))
+    assert [len(samples.scans[scan].held_out) for scan in "abc"] == [2, 2, 2]
+    assert len(samples.scans["d"].held_out) == found.held_out.sum() > 2
+
+
 def test_labels_that_nobody_takes_in_do_not_grow_without_bound():
     found = labels(n=60)
     me = rank_of(ER, samples_bytes=3 * found.nbytes, niceness=0)

@@ -96,8 +96,9 @@ class ScanSamples:
     over: bool = False
 
 
-KEPT_BYTES = 32 * 2**20
-"""Of held-out frames of all scans that are over together: earlier runs' models and later ones are judged by them."""
+KEPT = 1 / 32
+"""Of the bytes for a scan's frames, what held-out frames of all scans that are over may take together: earlier runs'
+models and later ones are judged by them."""
 
 
 class NoSamples(ValueError):
@@ -167,14 +168,14 @@ class Samples:
     def end(self, scan: str) -> None:
         """Drop the frames of a scan, but for some that are held out: runs that start from this one are judged by them.
 
-        All scans that are over have `KEPT_BYTES` for them, each as much as another.
+        All scans that are over share `KEPT` of `most_bytes` for them, each as much as another.
         """
         ended = self.scans.setdefault(scan, ScanSamples())
         if not ended.over:
             ended.over = True
             ended.train.clear()
             over = {name: one.held_out for name, one in self.scans.items() if one.over and "/" not in name}
-            for name, kept in evenly(over, KEPT_BYTES).items():
+            for name, kept in evenly(over, int(KEPT * self.most_bytes)).items():
                 self.scans[name].held_out = kept
             # Rows are views of the messages that brought them, which one row of each would keep for ever.
             ended.held_out = {frame: _copied(row) for frame, row in ended.held_out.items()}

@@ -59,8 +59,9 @@ def experiment(options: argparse.Namespace) -> Experiment:
         policy=SpaceFilling(source.candidates),
         network=ProbeFirst(window=64, patch=40, width=8),
         strategy=ER(),
-        trainer=TrainerSettings(batch=8, candidates=4, representatives=8),
-        prediction=PredictorSettings(memory_bytes=2**26),  # full in the first minutes: memory that grows then is a leak
+        # What may be kept is there after the first minutes: memory that grows then is a leak.
+        trainer=TrainerSettings(batch=8, candidates=4, representatives=8, samples_bytes=2**27),
+        prediction=PredictorSettings(memory_bytes=2**26),
         campaign=CampaignSettings(steps=10, gain=0.0, rounds_after_end=0, labels_after_end=0),
         ranks=options.ranks,
         checkpoint_s=options.checkpoint,
