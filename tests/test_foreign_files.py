@@ -201,6 +201,22 @@ def test_headers_of_arrays_are_checked_against_the_file(tmp_path, shape):
         read_npz(path, Memory(2**20))
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_text_that_is_none_is_refused(tmp_path, order):
+    """Found by fuzzing: an error of the interpreter, which nobody expects, when the text was used."""
+    path = tmp_path / "a.npz"
+    for text, name in (("abc", "scan.npy"), ("ab\U0010ffff", "scan.npy"), (None, "scan.npy"), ("abc", "sc\u00e4n.npy")):
+        content = bytes([255] * 12) if text is None else np.array(text, f"{order}U3").tobytes()
+        with zipfile.ZipFile(path, "w") as packed:
+            packed.writestr(name, header("()", f"{order}U3") + content)
+        path.write_bytes(path.read_bytes().replace("\u00e4".encode(), b"\xff\xff"))
+        if text is None or name != "scan.npy":
+            with pytest.raises(DAMAGED, match="characters that there are not|can't decode byte"):
+                read_npz(path, Memory(2**20))
+        else:
+            assert read_npz(path, Memory(2**20))[0]["scan"].item() == text
+
+
 @pytest.mark.parametrize("dtype", ["NUMPY:O", "NUMPY:O8"])
 def test_no_type_of_a_file_becomes_a_python_object(scan, dtype):
     """h5py makes a numpy dtype of an opaque type's tag: `O` would take the file's bytes for addresses."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import io
 import math
+import sys
 import tokenize
 import warnings
 import zipfile
@@ -18,7 +19,15 @@ from numpy.typing import NDArray
 
 from steering.files.bounds import Memory
 
-DAMAGED = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    UnicodeDecodeError,  # of a member's name
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What Python's unpackers raise for a file that is cut short or damaged."""
 _MOST_MEMBERS = 10_000
 _AT_ONCE = 2**22
@@ -69,6 +78,8 @@ def read_npy(file: IO[bytes], memory: Memory, name: str, *, size: int) -> NDArra
         at += len(part)
     if dtype.byteorder not in "=|" and dtype.newbyteorder("=") != dtype:
         out.byteswap(inplace=True)
+    if dtype.kind == "U" and out.size and out.reshape(-1).view(np.uint32).max(initial=0) > sys.maxunicode:
+        raise OSError(f"the array {name!r} has characters that there are not")
     return out.transpose() if fortran else out
 
 
