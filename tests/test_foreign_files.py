@@ -16,6 +16,7 @@ import pytest
 import scipy.io
 
 from steering.files import Bounds, Memory, isolated, read_npz
+from steering.files.arrays import DAMAGED
 from steering.sources import read_recording
 from steering.sources.recordings import ReadSettings, read_probe
 from tests.test_recordings import FRAMES, N, counts, read, write_cxi, write_npz
@@ -211,7 +212,7 @@ def test_text_that_is_none_is_refused(tmp_path, order):
             packed.writestr(name, header("()", f"{order}U3") + content)
         path.write_bytes(path.read_bytes().replace("\u00e4".encode(), b"\xff\xff"))
         if text is None or name != "scan.npy":
-            with pytest.raises(DAMAGED, match="characters that there are not|can't decode byte"):
+            with pytest.raises(DAMAGED, match=r"characters that there are not|can't decode byte"):
                 read_npz(path, Memory(2**20))
         else:
             assert read_npz(path, Memory(2**20))[0]["scan"].item() == text
