@@ -123,7 +123,8 @@ def test_another_predictor_goes_on_from_a_checkpoint_and_the_log(tmp_path, kind,
 
 
 def test_scans_that_are_over_and_frames_that_left_memory_are_there_again(tmp_path):
-    """A predictor with little memory, three scans; a second checkpoint writes what is new alone."""
+    """A predictor with little memory, two scans; a second checkpoint writes what is new alone, and that of a predictor
+    which goes on from one nothing: it names the same files, and has little memory too."""
     store, folder = tmp_path / "models", tmp_path / "saved"
     folder.mkdir()
     publish(store, 0)
@@ -144,8 +145,13 @@ def test_scans_that_are_over_and_frames_that_left_memory_are_there_again(tmp_pat
         images = {scan: await me.dataset(scan) for scan in "ab"}
         others = []
         for part in (one, two):
-            other = new(store, SpaceFilling(CANDIDATES))
+            other = new(store, SpaceFilling(CANDIDATES), memory_bytes=2**17)
             await other.start(ResumeState(version=0, saved=saved(folder, part), reported={"a": 40, "b": 50}))
+            there = set(folder.iterdir())
+            again = await other.checkpoint(folder, f"{len(there):06d}-1")
+            assert json.loads(json.dumps(again["scans"])) == json.loads(json.dumps(part["scans"]))
+            assert set(folder.iterdir()) == there
+            assert (await other.figures())["memory"]["moved_bytes"] > 0
             others.append({scan: await other.dataset(scan) for scan in "ab"})
             assert await other.is_over("a")
             assert not await other.is_over("b")

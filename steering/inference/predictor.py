@@ -113,7 +113,8 @@ class Predictor:
         )
         if saved is not None:
             for part in saved.part["scans"]:
-                self.scans.restore(saved.folder, part, weight)
+                self.scans.restore(saved.folder, part, weight, self._saved_scans, self._memory)
+                self._mover.submit(_nothing).result()  # what is over leaves memory before more is read
             mask = mask | whole(saved.part["mask"])
             serving.engine.serving.mask(mask)
         fast = FastLoop(
@@ -141,7 +142,6 @@ class Predictor:
             beside=self._move,
         )
         for live in list(images.values()):
-            self._memory.took(sum(map(live.frames.bulk, range(len(live.frames.blocks)))))
             if not live.retired:
                 fast.restore(live)
         return fast

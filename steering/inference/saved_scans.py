@@ -58,6 +58,36 @@ class SavedScans:
             if len(live.frames)
         ]
 
+    def restore(self, folder: Path, saved: Mapping[str, Any], live: LiveImage) -> None:
+        """Put what another predictor has written of a scan into its live image, which is new. Its files stand for what
+        is in them: `write` names them again.
+
+        Raises OSError, and ValueError for files that do not fit.
+        """
+        mine = self._written.setdefault(live.scan, _Written())
+        rows, size = int(saved["rows"]), int(saved["block_rows"])
+        for number, name in enumerate(saved["blocks"]):
+            columns = read_arrays(folder / plain_name(name))
+            count = min(rows - number * size, size)
+            if any(len(values) < count for values in columns.values()) or "frame_id" not in columns:
+                raise ValueError(f"{folder / name}: found fewer rows than {count}, expected a block of frames")
+            live.frames.restore({name: values[:count] for name, values in columns.items()}, size)
+            mine.blocks[number] = ((count, 0, "patch" in columns), str(name))
+        arrays = read_arrays(folder / plain_name(saved["image"])) if saved["image"] else {}
+        for name in REFINED:
+            found = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
+            if found:
+                setattr(live, name, Refined(**{k: v if v.ndim else v.item() for k, v in found.items()}))
+        live.refinements, live.refinement = int(saved["refinements"]), str(saved["refinement"])
+        live.label_residual, live.concluded = whole(saved["label_residual"]), bool(saved["concluded"])
+        if saved["retired"]:
+            part = tuple(slice(size) for size in live.canvas.shape)
+            for sums, name in zip(live.stitcher.sums, IMAGE, strict=True):
+                sums[part] = arrays[name]
+            live.stitcher.tiles.edits += 2  # for those who copy what has changed
+        if saved["image"]:
+            mine.image = ((live.refinements, bool(saved["retired"]), live.concluded), str(saved["image"]))
+
     def _scan(self, folder: Path, live: LiveImage, tag: str) -> dict[str, Any]:
         mine, table = self._written.setdefault(live.scan, _Written()), live.frames
         for changed in table.changes[mine.changes :]:
@@ -123,32 +153,6 @@ class SavedScans:
         self.bytes += write_arrays(folder / file, arrays)
         mine.image = (state, file)
         return file
-
-
-def restore_scan(folder: Path, saved: Mapping[str, Any], live: LiveImage) -> None:
-    """Put what was written of a scan into its live image, which is new.
-
-    Raises OSError, and ValueError for files that do not fit.
-    """
-    rows, size = int(saved["rows"]), int(saved["block_rows"])
-    for number, name in enumerate(saved["blocks"]):
-        columns = read_arrays(folder / plain_name(name))
-        count = min(rows - number * size, size)
-        if any(len(values) < count for values in columns.values()) or "frame_id" not in columns:
-            raise ValueError(f"{folder / name}: found fewer rows than {count}, expected a block of frames")
-        live.frames.restore({name: values[:count] for name, values in columns.items()}, size)
-    arrays = read_arrays(folder / plain_name(saved["image"])) if saved["image"] else {}
-    for name in REFINED:
-        found = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
-        if found:
-            setattr(live, name, Refined(**{k: v if v.ndim else v.item() for k, v in found.items()}))
-    live.refinements, live.refinement = int(saved["refinements"]), str(saved["refinement"])
-    live.label_residual, live.concluded = whole(saved["label_residual"]), bool(saved["concluded"])
-    if saved["retired"]:
-        part = tuple(slice(size) for size in live.canvas.shape)
-        for sums, name in zip(live.stitcher.sums, IMAGE, strict=True):
-            sums[part] = arrays[name]
-        live.stitcher.tiles.edits += 2  # for those who copy what has changed
 
 
 def plain_name(name: Any) -> str:

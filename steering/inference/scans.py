@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from steering.inference.frame_memory import FrameMemory
 from steering.inference.live import LiveImage, Truth
-from steering.inference.saved_scans import restore_scan
+from steering.inference.saved_scans import SavedScans
 from steering.inference.scan_reader import ScanReader
 from steering.inference.whole_scan import ScanFrames
 from steering.ptychography import Canvas, Refined
@@ -63,12 +64,23 @@ class Scans:
             self._now = scan
         return self.images[scan]
 
-    def restore(self, folder: Path, saved: Mapping[str, Any], weight: NDArray[np.float32]) -> LiveImage:
-        """A scan as an earlier predictor has left it, see `SavedScans`; its image is not stitched yet."""
+    def restore(
+        self,
+        folder: Path,
+        saved: Mapping[str, Any],
+        weight: NDArray[np.float32],
+        written: SavedScans,
+        memory: FrameMemory,
+    ) -> LiveImage:
+        """A scan as an earlier predictor has left it, see `SavedScans`; its image is not stitched yet.
+
+        written: takes note of the files, so that they are not written again. memory: of what the frames take.
+        """
         scan, visited = str(saved["scan"]), str(saved["visit_of"])
         live = LiveImage(scan, self._canvas, weight, self._geometry, self._truths.get(visited))
         live.visit_of = visited
-        restore_scan(folder, saved, live)
+        written.restore(folder, saved, live)
+        memory.took(sum(map(live.frames.bulk, range(len(live.frames.blocks)))))
         live.restored = len(live.frames)
         self._readers[scan] = ScanReader(live)
         self.images[scan] = live

@@ -41,7 +41,7 @@ COMPLETE_S = 240.0
 """Within so long all nodes must be there again, and train. After a cut that is a matter of TCP and of Dask: half a
 minute passes until a nanny takes its connection to the scheduler for broken."""
 DISK_MIB = 4096
-"""Half an hour of frames, twice: a predictor that takes the place of a lost one writes them anew."""
+"""Half an hour of frames in checkpoints, and again those that have left memory."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
