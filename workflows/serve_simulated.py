@@ -22,13 +22,19 @@ from served.process import measuring
 from served.publisher import publish
 from simulated_drift import stages
 from steering import RunFolder, SimulatedBeamline, zone_plate
+from steering.ptychography.device import one_thread
 
 STEP = 5.5  # between candidate positions, object pixels
 
 
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Serve until the samples are over."""
-    options = _options(arguments)
+    with one_thread():  # frames are made one at a time, beside a campaign that needs the cores
+        serve(folder, _options(arguments))
+
+
+def serve(folder: RunFolder, options: argparse.Namespace) -> None:
+    """Serve until the samples are over, as the options say."""
     beamline = SimulatedBeamline(
         stages(options.frames, options.size)[: options.samples],
         probe=zone_plate(64, 50.0, aperture=0.52, counts=1e5),
