@@ -44,7 +44,7 @@ demo: $(STAMP)
 	@$(BIN)/steering run $(if $(OUT),--out "$(OUT)") workflows/simulated_drift.py $(ARGS)
 
 test: $(STAMP)
-	@STEERING_SHORT=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal --nbmake --nbmake-kernel=python3 $(NOTEBOOKS) tests $(ARGS)
+	@STEERING_SHORT=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --nbmake --nbmake-kernel=python3 $(NOTEBOOKS) tests $(ARGS)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -q -m "not slow" tests $(ARGS)

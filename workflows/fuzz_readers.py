@@ -4,9 +4,9 @@
 
 Each input is made from a valid file: bits flipped, cut short, parts exchanged, lengths replaced, and, for HDF5, wrong
 types, shapes, links, filters and chunks. Recorded scans are read as `read_recording` reads them, in a process with
-limits, and a file that is being written is followed in one of its own; what Python reads is read here. An input that
-ends in anything but ValueError or OSError is a finding, with the number that makes it again; --first continues at a
-number.
+limits, and a file that is being written is followed in one of its own, as a run does: what ends that process is counted
+(`Crashed`). What Python reads is read here. An input that ends in anything but ValueError or OSError is a finding, with
+the number that makes it again; --first continues at a number.
 """
 
 import argparse

@@ -180,9 +180,13 @@ def refused(decode: Callable[[bytes], list[Record]], message: bytes) -> list[Rec
         raise ValueError(f"found {error}") from error
 
 
+class Crashed(OSError):
+    """A library has ended the process that receives, as HDF5 does for some damaged files. A run says so in these words,
+    and opens its source again or ends."""
+
+
 def in_fork(call: Callable[[], Any]) -> None:
-    """Call in a fork, which a crash of the library may end. Raises what it raises; RuntimeError where it crashed, or
-    took too long."""
+    """Call in a fork. Raises what it raises, Crashed where a library ended it, RuntimeError where it took too long."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -202,6 +206,8 @@ def in_fork(call: Callable[[], Any]) -> None:
     with os.fdopen(reader, "rb") as pipe:
         content = pipe.read()
     _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
+        raise Crashed(f"found the receiving process gone (exit code {-os.WTERMSIG(status)}), expected it to receive")
     if status:
         raise RuntimeError(f"it ended the process with status {status}")
     said = json.loads(content)
