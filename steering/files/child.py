@@ -150,7 +150,9 @@ def _read(request: dict[str, Any], memory: SharedMemory, bounds: Bounds) -> dict
         return {"error": ["OSError", f"{more} (Bounds(bytes=...), --most-bytes) if the file is to be trusted"]}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{_line(error)} ({type(error).__name__}, {where.name} in {os.path.basename(where.filename)})"
+        reason = _line(error)
+        if not where.filename.endswith(".pyx"):  # else the library itself says so, by whatever type
+            reason += f" ({type(error).__name__}, {where.name} in {os.path.basename(where.filename)})"
         return {"error": ["OSError", f"found a damaged file ({reason}), expected a whole one: copy it again"]}
 
 

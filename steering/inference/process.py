@@ -1,4 +1,4 @@
-"""What is set for a whole process that a run depends on, and what the last predictor in it takes back."""
+"""What predictors set for the whole process that they live in, and what the last of them takes back."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ def quicken() -> None:
 
 
 def settle() -> None:
-    """What is there now is there to stay: a full collection looks through all that was imported, 400,000 objects, and
-    holds the interpreter lock for 0.3 s. On a busy machine that became 2 s, and a process that is silent so long is
-    taken for frozen."""
+    """What is there now is there to stay: a full collection that looked through all of it would stop the frames for
+    0.2 s."""
     gc.collect()
     gc.freeze()
 

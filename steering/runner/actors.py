@@ -17,7 +17,6 @@ from distributed.utils import sync
 
 from steering.campaign import GroupChanged
 from steering.clusters.roles import workers_now
-from steering.inference.process import settle
 from steering.learning import GroupLost
 from steering.runner.source_events import TakenOver
 
@@ -275,7 +274,6 @@ def retrieved(job: asyncio.Future) -> None:
 def _own(thing: Any, sender: tuple[str, int]) -> Any:
     """What was sent, as the worker's own. Within one process Dask hands over the very object, which its sender goes on
     using, and may send elsewhere while the actor changes it."""
-    settle()
     own = pickle.loads(pickle.dumps(thing)) if sender == _process() else thing
     if hasattr(own, "forgotten"):
         worker = get_worker()

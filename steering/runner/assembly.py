@@ -23,7 +23,6 @@ from steering.clusters.roles import (
     refusal,
     workers_now,
 )
-from steering.inference.process import settle
 from steering.learning import MeetingPoint, Rank
 from steering.models import ModelStore
 from steering.runner.actors import answered, place
@@ -64,7 +63,6 @@ async def assemble(
     emit: where events go to which the campaign answers. log: where all others go. due: whether a frame is asked for
     that has not come. Raises RuntimeError where the cluster lacks a role.
     """
-    settle()  # the runner's own process
     recovery = begin if isinstance(begin, Recovery) else None
     await all_there(client, experiment.ranks_range[0], 0.0)  # jobs may be on their way: what lacks then stays away
     workers = await workers_now(client)

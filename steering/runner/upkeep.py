@@ -13,7 +13,6 @@ from distributed import Client
 from steering.campaign import Event, WorkerLost
 from steering.campaign.gate import Gate
 from steering.clusters.roles import LABEL, TRAINER, Workers, addresses
-from steering.inference.process import settle
 from steering.runner.event_log import EventLog
 from steering.runner.experiment import Experiment
 from steering.runner.fallback import Fallback
@@ -133,4 +132,3 @@ class Upkeep:
 
 def _import_all() -> None:
     """Runs on a worker: what labelling needs is imported with this module."""
-    settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -193,6 +194,7 @@ def in_fork(call: Callable[[], Any]) -> None:
         code = 1
         try:
             signal.alarm(_LONGEST_S)
+            faulthandler.disable()  # the crash is told by who waits
             said: list[str] = []
             try:
                 call()
