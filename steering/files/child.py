@@ -140,9 +140,6 @@ def _read(request: dict[str, Any], memory: SharedMemory, bounds: Bounds) -> dict
         arrays = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
         places = {key: [memory.shared(a, key), a.dtype.str, list(a.shape)] for key, a in arrays.items()}
         return {"found": {k: v for k, v in found.items() if k not in arrays}, "arrays": places}
-    except (ValueError, OSError) as error:
-        kind = next(k.__name__ for k in (FileNotFoundError, OSError, ValueError) if isinstance(error, k))
-        return {"error": [kind, _line(error)]}
     except MemoryError:
         more = (
             f"found a file that needs more memory than {bounds.bytes:,} bytes, expected at most that: raise the bound"
@@ -150,8 +147,12 @@ def _read(request: dict[str, Any], memory: SharedMemory, bounds: Bounds) -> dict
         return {"error": ["OSError", f"{more} (Bounds(bytes=...), --most-bytes) if the file is to be trusted"]}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
+        by_library = where.filename.endswith(".pyx")  # HDF5 says what it finds by errors of many types
+        if isinstance(error, OSError) or (isinstance(error, ValueError) and not by_library):
+            kind = next(k.__name__ for k in (FileNotFoundError, OSError, ValueError) if isinstance(error, k))
+            return {"error": [kind, _line(error)]}
         reason = _line(error)
-        if not where.filename.endswith(".pyx"):  # else the library itself says so, by whatever type
+        if not by_library:
             reason += f" ({type(error).__name__}, {where.name} in {os.path.basename(where.filename)})"
         return {"error": ["OSError", f"found a damaged file ({reason}), expected a whole one: copy it again"]}
 
