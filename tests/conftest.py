@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items):
     items.clear()
     for worker in range(workers):
         items += [test for tests in slow[worker::workers] for test in tests]
-        room = max(0, total * (worker + 1) // workers - len(items)) if worker < workers - 1 else len(short)
+        room = max(0, total * (worker + 1) // workers - len(items))
         items += short[:room]
         del short[:room]
 
