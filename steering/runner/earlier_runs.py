@@ -18,6 +18,7 @@ from steering.records import ModelVersion
 from steering.records.whole_file import write_whole
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
+from steering.runner.manifest import written
 from steering.runner.resolved import note_settings
 
 LAST = "ranks.json"
@@ -106,8 +107,7 @@ def _of_memory(memory: Memory) -> tuple[Origin | None, ModelVersion | None]:
 def origin_of(run: RunFolder) -> Origin:
     """The ranks' part of a run's last checkpoint. Raises ValueError where there is none or it is damaged, OSError."""
     root = inside(run.path, "checkpoints/ranks").parent
-    numbered = sorted(int(p.parent.name) for p in root.glob("*/manifest.json") if p.parent.name.isdecimal())
-    places = [root / LAST, *(root / str(number) / LAST for number in reversed(numbered))]
+    places = [root / LAST, *(root / str(number) / LAST for number in reversed(written(root)))]
     for place in places:
         if not place.is_file():
             continue

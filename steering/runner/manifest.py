@@ -87,7 +87,7 @@ def newest_whole(folder: RunFolder) -> tuple[Manifest, list[str]]:
     Raises NoCheckpoint where there is none, ValueError for the newest one where it is of another format.
     """
     root, remarks = checkpoints(folder), list[str]()
-    for number in reversed(_written(root)):
+    for number in reversed(written(root)):
         try:
             manifest = _manifest(root, number)
             _refuse_damaged(root, manifest)
@@ -107,17 +107,17 @@ def newest_number(folder: RunFolder) -> int:
 
 def any_whole(folder: RunFolder) -> bool:
     """Whether there is a checkpoint that was written to its end, as far as its files' names say."""
-    return bool(_written(checkpoints(folder)))
+    return bool(written(checkpoints(folder)))
 
 
-def _written(root: Path) -> list[int]:
+def written(root: Path) -> list[int]:
     """Numbers of those with a manifest, which is written last, in order."""
     return sorted(int(p.parent.name) for p in root.glob(f"[0-9]*/{MANIFEST}") if p.parent.name.isdecimal())
 
 
 def prune(root: Path, keep: int) -> None:
     """Keep the newest checkpoints and the files that they name; `keep`: how many. What cannot be removed stays."""
-    numbers = _written(root)
+    numbers = written(root)
     kept, needed = numbers[-keep:], set[str]()
     try:
         for number in kept:
