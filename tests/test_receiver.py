@@ -259,12 +259,14 @@ def test_a_receiving_process_that_is_killed_ends_the_run_with_a_sentence():
 
 def test_a_receiving_process_that_is_stuck_is_ended_with_a_sentence(monkeypatch):
     """As in a library that does not come back, and lets no other thread run meanwhile."""
-    monkeypatch.setattr(live, "STUCK_S", 1.0)
     publisher = DectrisPublisher()
     consumer = Consumer(of(publisher))
     publisher.begin("gravel")
     send(publisher, 0, 10)
     consumer.until(10)
+    monkeypatch.setattr(live, "STUCK_S", 1.0)  # not before: to start may take longer
+    send(publisher, 10, 20)
+    consumer.until(20)
     pid = consumer.live.receiver_pid
     os.kill(pid, signal.SIGSTOP)
     consumer.over()

@@ -28,8 +28,10 @@ from steering.sources.motion import Motion
 from steering.sources.plan import Batch, Plan
 from steering.sources.streams import FRAMES, Began, Ended, Frame, Joined, Packed, Record, Samples, Stream, Unreadable
 
-_SEND_S, _FIGURES_S, _CLOSE_S = 0.02, 0.5, 15.0
-_LOOKS = 3
+_FIGURES_S, _CLOSE_S = 0.5, 15.0
+_SEND_S, _LOOKS = 0.05, 3
+"""Frames of a slow stream leave together, as a chunk costs the predictor more than a frame in it: after so many times
+so many seconds at the latest, or once none has come for so long."""
 _SAID_S = 3.0
 """Seconds for which the last word of a stream is waited for once all is joined."""
 
@@ -126,7 +128,7 @@ class Receiver:
         """Wait for joined frames for a moment, and send a batch of them, and the figures now and then."""
         with self._turn:
             ready = 0
-            for _ in range(_LOOKS):  # frames that come one by one leave together
+            for _ in range(_LOOKS):
                 full = self._turn.wait_for(
                     lambda: self._joiner.ready >= self.plan.chunk_frames or self._error or self._closing, _SEND_S
                 )
