@@ -58,6 +58,8 @@ class Correction:
             bad = bad | (frames == top)
         elif frames.dtype.kind == "i":
             bad = bad | (frames < 0)
+        else:  # readings around a dark may be negative, marks are these
+            bad = bad | (frames == -1) | (frames == -2)
         out[bad] = np.nan
         return out
 

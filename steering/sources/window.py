@@ -81,23 +81,6 @@ class Window:
             out = turn(out[None], "centre", self.orientation)[0]
         return np.ascontiguousarray(out)
 
-    def settled(self, cut: NDArray, frame: NDArray, known: NDArray[np.bool_]) -> NDArray:
-        """A frame as `cut` made it, in which only the `known` bad pixels (size, size) read all ones: of those that are
-        flagged in this frame alone, the saturated have the largest count that is no flag, the others 0."""
-        top = np.iinfo(self.dtype).max
-        flagged = cut == top
-        if (flagged == known).all():
-            return cut
-        extra = flagged & ~known
-        saturated = np.zeros(cut.shape, bool)
-        if frame.dtype.kind != "i":
-            full = frame == (np.inf if frame.dtype.kind == "f" else np.iinfo(frame.dtype).max - 1)
-            saturated = self.cut(full.astype(np.uint8)) == 1
-        out = np.where(known, top, cut).astype(cut.dtype)
-        out[extra] = 0
-        out[extra & saturated] = top - 1
-        return out
-
     def mask(self, shape: tuple[int, int], bad: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
         """(size, size), True where no frame of this shape has counts: outside its region, or in a bad pixel."""
         blank = np.zeros(shape, np.uint16)
@@ -153,6 +136,32 @@ def region(roi: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> tup
     if y1 > shape[0] or x1 > shape[1]:
         raise ValueError(f"found frames of {shape}, expected them to hold the region y {y0}..{y1}, x {x0}..{x1}")
     return y0, y1, x0, x1
+
+
+def marked(frame: NDArray, saturation: float | None) -> NDArray:
+    """A frame (y, x) as the detector gives it, its counts above `saturation`, where that is known, flagged as saturated:
+    the highest unsigned value but one."""
+    if saturation is None or frame.dtype.kind != "u":
+        return frame
+    top = np.iinfo(frame.dtype).max
+    above = (frame > saturation) & (frame < top - 1)
+    return np.where(above, top - 1, frame).astype(frame.dtype) if above.any() else frame
+
+
+def unflagged(frame: NDArray, bad: NDArray[np.bool_] | None, saturation: float | None) -> NDArray:
+    """A frame (y, x) without flags: pixels that are saturated in it have what they have at the least, `saturation` or,
+    where that is not known, the largest count of the frame's other pixels; all others that are flagged have 0."""
+    flags = _flags(frame)
+    if frame.dtype.kind == "i":
+        saturated = np.zeros(frame.shape, bool)
+    else:
+        saturated = frame == (np.inf if frame.dtype.kind == "f" else np.iinfo(frame.dtype).max - 1)
+    out = np.where(flags, 0, frame).astype(frame.dtype)
+    if saturated.any():
+        out[saturated] = out.max() if bad is None else out.max(where=~bad, initial=0)
+        if saturation is not None:
+            out[saturated] = saturation
+    return out
 
 
 def _flags(counts: NDArray) -> NDArray[np.bool_]:
