@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from steering.sources.join import Joiner
+from steering.sources.join import REPEAT, Joiner
 from steering.sources.numbers import Numbers
 from steering.sources.streams import FRAMES, WHEN_SLOW, Companion, JoinSettings
 
@@ -297,4 +297,45 @@ def test_what_nobody_takes_is_never_older_than_said(when_slow):
     kept = [one.number for one in joiner.take(99)]
     assert kept == (list(range(40)) if when_slow == "block" else list(range(30, 40)))
     assert joiner.counters[FRAMES].dropped.total() == 40 - len(kept)
+    add_up(joiner)
+
+
+def test_samples_that_waited_in_vain_give_way_to_newer_ones():
+    """As the rows of an earlier scan, which a server sends to whoever connects: they count as dropped by then."""
+    joiner = Joiner((Companion(name="positions", width=1),), JoinSettings(wait_s=1.0))
+    for number in (3, 4):
+        joiner.sample("positions", 0, number, (-99.0,), 0.0)
+    joiner.expire(1.0)
+    joiner.frame(0, 3, None, 2.0)
+    joiner.frame(0, 4, None, 2.0)
+    assert joiner.ready == 0
+    joiner.sample("positions", 0, 3, (3.0,), 2.5)
+    assert [one.values["positions"].tolist() for one in joiner.take(9)] == [[3.0]]
+    joiner.expire(3.0)  # nothing newer came: a frame that was late is joined with what there is
+    assert [one.values["positions"].tolist() for one in joiner.take(9)] == [[-99.0]]
+    joiner.sample("positions", 0, 4, (4.0,), 3.5)
+    assert joiner.counters["positions"].dropped == Counter({"no frame came": 2, REPEAT: 1})
+    add_up(joiner)
+
+
+def test_what_is_withdrawn_is_as_if_it_had_never_come():
+    joiner = Joiner((Companion(name="positions", width=1, gap=3),), JoinSettings(wait_s=1.0))
+    joiner.begin(0)
+    for number in range(40):
+        joiner.sample("positions", 0, number, (-99.0,), 0.0)
+    joiner.end("positions", 0, 0.0, 40)
+    joiner.expire(2.0)
+    assert joiner.counters[FRAMES].lost == 40
+    joiner.withdraw("positions", 0, "why")
+    joiner.withdraw("positions", 7, "why")
+    assert joiner.counters[FRAMES].lost == 0
+    for number in range(5):
+        joiner.frame(0, number, None, 3.0)
+    joiner.sample("positions", 0, 2, (2.0,), 3.0)
+    joiner.end("positions", 0, 3.0)
+    joiner.end(FRAMES, 0, 3.0, 6)
+    joiner.expire(9.0)
+    assert [one.number for one in joiner.take(9)] == [2]
+    assert joiner.counters[FRAMES].lost == 1
+    assert joiner.over(0)
     add_up(joiner)

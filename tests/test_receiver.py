@@ -17,6 +17,7 @@ from steering.records import Decision, Geometry
 from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Streams, Window, live
 from steering.sources.addresses import streams_at
 from steering.sources.beam import BeamSettings
+from steering.sources.join import GIVEN_UP
 from steering.sources.streams import Began, Ended, Frame, Samples
 from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent, Told
 from tests.serving import gathered
@@ -26,6 +27,7 @@ sys.path.append(str(Path(__file__).parents[1] / "workflows"))
 zmq = pytest.importorskip("zmq")
 cbor2 = pytest.importorskip("cbor2")
 from served.dectris import DectrisPublisher  # noqa: E402
+from served.zmq_motion import PandaAndMotion  # noqa: E402
 
 COUNTS = np.random.default_rng(0).poisson(3, (8, WINDOW, WINDOW)).astype(np.uint16)
 WHERE = 1e-8 * np.arange(200.0).reshape(100, 2)
@@ -113,6 +115,50 @@ def test_a_server_that_is_restarted_in_the_middle_of_a_scan():
     ids = gathered(consumer.chunks, "frame")
     assert sorted(ids.tolist()) == [*range(30), *range(10**9, 10**9 + 20)]
     assert consumer.live.frames_dropped == 0
+    adds_up(consumer.live)
+
+
+@pytest.mark.parametrize("detector_first", [False, True])
+def test_encoders_that_were_armed_in_vain_move_no_frame(detector_first):
+    """As where a scan was given up before the detector was armed: every later frame had an earlier one's position."""
+    publisher, context = DectrisPublisher(), zmq.Context()
+    panda, unused = PandaAndMotion(context), context.socket(zmq.PULL)
+    unused.connect(publisher.addresses["positions"].split("?")[0].replace("zmq:", "tcp:"))
+    streams = streams_at(publisher.addresses["frames"], panda.addresses["positions"])
+    consumer = Consumer(source(streams, scans=2))
+    panda.begin()
+    panda.positions(0, WHERE[50:90])
+    panda.end(40, last=False)
+    end = time.monotonic() + 60
+    while consumer.live.streams.get("positions", {}).get("received", 0) < 40:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    for scan in range(2):
+        if not detector_first:
+            panda.begin()
+        publisher.begin(f"scan {scan}")
+        if detector_first:
+            while consumer.live.began is None or consumer.live.began.name != f"scan {scan}":
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            panda.begin()
+        for number in range(30):
+            publisher.frame(number, COUNTS[0])
+        panda.positions(0, WHERE[10 * scan : 10 * scan + 30])
+        panda.end(30, last=scan == 1)
+        publisher.end(30, last=scan == 1)
+        consumer.until(30 * (scan + 1))
+    consumer.over()
+    publisher.close()
+    panda.close()
+    unused.close(0)
+    context.term()
+    assert consumer.error is None
+    y = gathered(consumer.chunks, "position_y")
+    np.testing.assert_allclose(y, np.concatenate([WHERE[:30, 0], WHERE[10:40, 0]]), atol=1e-15)
+    said = consumer.live.streams
+    assert said["positions"]["dropped"] == {GIVEN_UP: 40}
+    assert said["frames"]["lost"] == 0
     adds_up(consumer.live)
 
 

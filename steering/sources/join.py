@@ -22,6 +22,7 @@ from steering.sources.streams import FRAMES, Companion, Joined, JoinSettings, St
 
 REPEAT, LATE, EARLIER = "repeat", "too late: its frame was settled before", "of a scan that was over"
 FULL, THINNED = "the buffer was full: the oldest gave way", "thinned: the consumer is slower"
+GIVEN_UP = "of an arming that was given up: another one followed before a frame came"
 OLD = "older than oldest_s: the consumer is slower"
 UNREADABLE = "unreadable: "
 """How the reason begins of what came and could not be decoded: its number is missing, and counts as lost."""
@@ -157,10 +158,13 @@ class Joiner:
         low, high = here.range.get(stream, (number, number))
         counters.out_of_order += number < high
         here.range[stream] = min(low, number), max(high, number)
+        gone = number in here.numbers and number not in here.frames
         value = here.values[stream].get(number)
+        if value is not None and value.settled and not gone:
+            value = None  # no frame came in time: it may be of an earlier scan, and what comes now is newer
         if value is not None and sample in value.rows:
             counters.dropped[REPEAT] += 1
-        elif (value is not None and value.settled) or (number in here.numbers and number not in here.frames):
+        elif gone:
             counters.dropped[LATE] += 1
         else:
             if value is None:
@@ -180,6 +184,20 @@ class Joiner:
             here.numbers.reach(frames, now)
         here.ended.add(stream)
         self._close_where_done(scan, here)
+
+    def withdraw(self, stream: str, scan: Hashable, reason: str) -> None:
+        """What a companion has said of a scan, of which no frame has come, was of another one: it counts as dropped for
+        this reason."""
+        here = self._scans.get(scan)
+        if here is None:
+            return
+        for number in list(here.unsettled[stream]):
+            self._drop_samples(stream, here, number, reason)
+        here.values[stream].clear()
+        here.range.pop(stream, None)
+        here.ended.discard(stream)
+        self.counters[FRAMES].lost -= len(here.numbers.lost)
+        here.numbers = here.numbers.anew()
 
     def expire(self, now: float) -> None:
         """Settle what has waited until now for too long."""
@@ -267,7 +285,8 @@ class Joiner:
             return
         for name, companion in self.companions.items():
             value = here.values[name].get(number)
-            if value is None or len(value.rows) < companion.samples:
+            # A value that was settled before its frame came is used where no newer one comes in time.
+            if value is None or value.settled or len(value.rows) < companion.samples:
                 return
         self._hand_out(scan, here, number, {name: here.values[name][number].average() for name in self.companions})
 

@@ -12,7 +12,7 @@ class Numbers:
 
     def __init__(self, first: int | None) -> None:
         """first: the number that the scan begins with; None: the first that comes."""
-        self._next = first
+        self._first = self._next = first
         """All from the first to here have come, are missing, or are lost."""
         self._forgotten: int | None = None
         self._seen: dict[int, None] = {}
@@ -34,7 +34,11 @@ class Numbers:
     def expect(self, first: int) -> None:
         """The first number is this one, where none has come."""
         if self._next is None:
-            self._next = first
+            self._first = self._next = first
+
+    def anew(self) -> Numbers:
+        """As they were before any number was known."""
+        return Numbers(self._first)
 
     def add(self, number: int, now: float) -> tuple[bool, bool]:
         """A number has come. Returns whether it is new, and whether none higher came before."""

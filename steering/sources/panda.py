@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.streams import Began, Decoder, Ended, Message, Record, Samples, records_of
+from steering.sources.streams import ARMED, Began, Decoder, Ended, Message, Record, Samples, records_of
 from steering.sources.zmq_socket import received
 
 _NOT_COLUMNS = ("message_id", "message_type", "type", "version", "frame_number", "datasets")
@@ -60,7 +60,7 @@ def panda(message: bytes, columns: tuple[str, ...], scale: tuple[float, ...]) ->
     kind = str(fields.get("message_type", fields.get("type")))
     if kind in ("start", "series-start"):
         name = fields.get("scan")
-        return [Began(None if name is None else str(name))]
+        return [Began(None if name is None else str(name), 0, {ARMED: True})]
     if kind in ("stop", "series-end", "end"):
         frames = fields.get("emitted_frames")
         known = isinstance(frames, int) and not isinstance(frames, bool) and 0 <= frames < 2**40

@@ -20,13 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.sources.armings import Armings
 from steering.sources.bad_pixels import BadPixels
 from steering.sources.beam import Beam, Order
 from steering.sources.expectation import Expectation, refuse_other_samples
-from steering.sources.join import DAMAGED, NO_LOSS, UNREADABLE, Joiner
+from steering.sources.join import DAMAGED, GIVEN_UP, NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion
 from steering.sources.plan import Batch, Plan
-from steering.sources.streams import FRAMES, Began, Ended, Frame, Joined, Packed, Record, Samples, Stream, Unreadable
+from steering.sources.streams import (
+    ARMED,
+    FRAMES,
+    Began,
+    Ended,
+    Frame,
+    Joined,
+    Packed,
+    Record,
+    Samples,
+    Stream,
+    Unreadable,
+)
 
 _FIGURES_S, _CLOSE_S = 0.5, 15.0
 _SEND_S, _LOOKS = 0.05, 3
@@ -53,18 +66,13 @@ class Receiver:
         self._turn = threading.Condition()
         self._stopped = threading.Event()
         self._error: BaseException | None = None
-        self._ordinal = {name: -1 for name in self._joiner.counters}
-        self._begun: set[str] = set()
-        """Streams that say when a scan begins."""
+        self._armings = Armings(companion.name for companion in companions)
         self._rows = dict.fromkeys(self._joiner.counters, 0)
         """Samples of the scan so far."""
-        self._sampled: set[tuple[str, int]] = set()
         self._news: Began | None = None
         """A scan that has begun since the source heard of one."""
         self._names: dict[int, str] = {}
         self._headers: dict[int, dict[str, Any]] = {}
-        self._ended: dict[str, int] = {}
-        """The newest scan that each stream has ended."""
         self._joined_by: float | None = None
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
@@ -109,19 +117,20 @@ class Receiver:
 
     def _done(self) -> bool:
         with self._turn:
-            over = sum(self._joiner.over(scan) for scan in range(self._ordinal[FRAMES] + 1))
-            all_over = over == self._ordinal[FRAMES] + 1
+            begun = self._armings.scan[FRAMES] + 1
+            over = sum(self._joiner.over(scan) for scan in range(begun))
+            all_over = over == begun
             enough = self.plan.scans is not None and over >= self.plan.scans
             # Another stream may have said all before the first frame comes.
-            last = any(name == FRAMES or scan <= self._ordinal[FRAMES] for name, scan in self._last.items())
+            last = any(name == FRAMES or scan < begun for name, scan in self._last.items())
             return self._closing or (all_over and (enough or last) and not self._joiner.ready and self._all_said())
 
     def _all_said(self) -> bool:
         """Streams that say when a scan begins have said that it is over, by which wrong positions are found; or they
         have not, for long after all was joined."""
-        now, frames = time.monotonic(), self._ordinal[FRAMES]
+        now, scan = time.monotonic(), self._armings.scan
         self._joined_by = self._joined_by or now
-        ended = all(self._ended.get(name, -1) >= min(self._ordinal[name], frames) for name in self._begun)
+        ended = all(self._armings.ended(name, min(scan[name], scan[FRAMES])) for name in self._armings.begun)
         return ended or now - self._joined_by > _SAID_S
 
     def _send(self) -> None:
@@ -200,11 +209,11 @@ class Receiver:
                 with self._turn:
                     if name != FRAMES:  # before anybody may take the scan for finished
                         refuse_other_samples(self._joiner.companions[name].samples, self._rows[name], record.frames)
-                    self._ended[name] = self._ordinal[name]
+                    scan = self._armings.end(name)
                     if record.last:
-                        self._last[name] = self._ordinal[name]
+                        self._last[name] = scan
                         self._expectation.over()
-                    self._joiner.end(name, self._ordinal[name], now, record.frames)
+                    self._joiner.end(name, scan, now, record.frames)
                     self._turn.notify_all()
             case Unreadable():
                 with self._turn:
@@ -214,14 +223,14 @@ class Receiver:
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
-            mine, frames = self._ordinal[name], self._ordinal[FRAMES]
-            self._begun.add(name)
             self._rows[name] = 0
-            # The streams are armed together; one that missed an arming catches up with the frames.
-            fresh = name != FRAMES and frames > mine and (name, frames) not in self._sampled
-            self._ordinal[name] = frames if fresh else mine + 1
-            if name == FRAMES:
-                scan, before = self._ordinal[FRAMES], self.plan.going_on
+            if name != FRAMES:
+                again = bool(record.header.get(ARMED)) and not self._joiner.full(FRAMES)
+                scan, given_up = self._armings.begins(name, again=again)
+                if given_up:
+                    self._joiner.withdraw(name, scan, GIVEN_UP)
+            else:
+                scan, before = self._armings.frames_begin(), self.plan.going_on
                 if scan == 0 and self.plan.begun and before is not None:
                     # A detector that is armed says so; whatever else has the same name is followed on.
                     self._before = self.plan.begun
@@ -239,10 +248,11 @@ class Receiver:
                 self._joiner.end(FRAMES, scan - 1, time.monotonic())
 
     def _frame(self, record: Frame, now: float) -> None:
-        bad = self._headers.get(self._ordinal[FRAMES], {}).get("bad")
+        header = self._headers.get(self._armings.scan[FRAMES], {})
+        bad = header.get("bad")
         bad = bad if bad is not None and bad.shape == record.counts.shape else None
         try:
-            ready = self._pixels.take(record, bad, now)
+            ready = self._pixels.take(record, bad, now, saturation=header.get("saturation"))
         except ValueError as error:
             if not self._window_fits:
                 raise  # the window does not fit the detector
@@ -250,13 +260,13 @@ class Receiver:
             return
         self._window_fits = True
         with self._turn:
-            self._ordinal[FRAMES] = max(self._ordinal[FRAMES], 0)
+            self._armings.frame()
             self._expectation.came(now)
         self._join(ready, now)
 
     def _join(self, ready: Sequence[tuple[Frame, NDArray | Packed]], now: float) -> None:
         with self._turn:
-            scan = self._ordinal[FRAMES]
+            scan = self._armings.scan[FRAMES]
             for frame, counts in ready:
                 if frame.own is not None:
                     self._joiner.sample(self.plan.companions[0][0].name, scan, frame.number, frame.own.tolist(), now)
@@ -267,10 +277,7 @@ class Receiver:
     def _samples(self, name: str, record: Samples, now: float) -> None:
         each = self._joiner.companions[name].samples
         with self._turn:
-            # A stream that never says that a scan begins goes with the frames.
-            scan = self._ordinal[name if name in self._begun else FRAMES]
-            scan = self._ordinal[name] = max(scan, 0)
-            self._sampled.add((name, scan))
+            scan = self._armings.samples(name)
             self._rows[name] += len(record.rows)
             for k, row in enumerate(record.rows, record.first):
                 self._joiner.sample(name, scan, k // each, row, now, sample=k % each)

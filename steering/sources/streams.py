@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 FRAMES = "frames"
 """Name of the stream of frames."""
 POSITIONS = "positions"
+ARMED = "armed"
+"""In the header of a scan that begins: the stream is armed for it, which may be given up and done again."""
 WHEN_SLOW = ("block", "drop oldest", "thin")
 _REASONS = 20
 """Most reasons that are told apart."""
