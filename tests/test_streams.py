@@ -33,12 +33,17 @@ def start(series="a", **more) -> bytes:
     return cbor2.dumps({"type": "start", "series_id": 1, "series_unique_id": series, **more})
 
 
-def image(counts=COUNTS, number=0, series="a", codec="bslz4", channel="threshold_1") -> bytes:
+def end(**more) -> bytes:
+    return cbor2.dumps({"type": "end", "series_id": 1, "series_unique_id": "a", **more})
+
+
+def image(counts=COUNTS, number=0, series="a", codec="bslz4", channel="threshold_1", **more) -> bytes:
     payload = counts.tobytes()
     if codec:
         payload = cbor2.CBORTag(56500, [codec, counts.dtype.itemsize, compress(codec, counts)])
     array = cbor2.CBORTag(40, [list(counts.shape), cbor2.CBORTag(TAGS[counts.dtype.str], payload)])
     fields = {"type": "image", "series_id": 1, "series_unique_id": series, "image_id": number, "data": {channel: array}}
+    fields |= more
     return cbor2.dumps(cbor2.CBORTag(55799, fields))
 
 
@@ -82,6 +87,7 @@ def test_real_messages_of_a_detector_are_read(data):
     assert begun.name == "series-15614"
     assert begun.header["distance"] == pytest.approx(0.237159)  # its z is negative
     assert begun.header["wavelength"] == pytest.approx(0.918381e-10, rel=1e-5)
+    assert begun.header["saturation"] == 21517.0
     assert "bad" not in begun.header  # cut short by those who published it
     [frame] = decoder((folder / "image.cbor").read_bytes())
     assert frame.number == 0
@@ -150,6 +156,46 @@ def test_messages_of_another_series_are_left_out_and_a_new_start_begins_anew():
     # Joined in the middle: the first message says which series it is.
     begun, frame = Stream2()(image(number=9))
     assert (begun.first, frame.number) == (None, 9)
+
+
+def test_a_series_whose_start_was_missed_begins_with_its_first_message():
+    decoder = Stream2()
+    decoder(start("a", series_id=5))
+    decoder(image(number=0, series_id=5))
+    assert decoder(end(series_id=5)) == [Ended()]
+    with pytest.raises(ValueError, match="another series"):
+        decoder(image(series="before", series_id=4))
+    begun, frame = decoder(image(series="b", number=2, series_id=6))
+    assert (begun, frame.number) == (Began(None, None), 2)
+    assert len(decoder(image(series="b", number=3, series_id=6))) == 1
+    # The end of that one was missed as well.
+    assert decoder(image(series="c", series_id=7))[0] == Began(None, None)
+    with pytest.raises(ValueError, match="another series"):
+        decoder(image(series="b", number=4, series_id=6))
+    # Without numbers the order is known only once a series has ended.
+    decoder = Stream2()
+    decoder(start("a", series_id=None))
+    with pytest.raises(ValueError, match="another series"):
+        decoder(image(series="b", series_id=None))
+    decoder(end(series_id=None))
+    assert decoder(image(series="b", series_id=None))[0] == Began(None, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (65534, 65534.0),
+        ({"threshold_1": 12.0, "threshold_2": 9}, 12.0),
+        ({"threshold_2": 9}, None),
+        (0, None),
+        (-1, None),
+        (True, None),
+        ("many", None),
+        ({"threshold_1": None}, None),
+    ],
+)
+def test_the_count_at_which_a_channel_is_saturated_is_in_the_header(said, expected):
+    assert Stream2()(start(saturation_value=said))[0].header.get("saturation") == expected
 
 
 @pytest.mark.parametrize("codec", ["", "bslz4", "lz4", "lz4hdf5", "blosc"])
