@@ -14,14 +14,14 @@ import pytest
 cbor2 = pytest.importorskip("cbor2")
 h5py = pytest.importorskip("h5py")
 
-from steering.sources.addresses import frames_at, parse, streams_at  # noqa: E402
+from steering.sources.addresses import frames_at, motion_at, parse, positions_at, streams_at  # noqa: E402
 from steering.sources.compression import compress  # noqa: E402
 from steering.sources.dectris import DectrisFrames, Stream2  # noqa: E402
 from steering.sources.panda import PandaPositions, panda  # noqa: E402
 from steering.sources.pva import NdArrays, NoRecords, PvaFrames, table  # noqa: E402
 from steering.sources.pva_motion import PvaMotion  # noqa: E402
 from steering.sources.simplon import Simplon  # noqa: E402
-from steering.sources.streams import Began, Ended, Frame, Samples, WrongProtocol  # noqa: E402
+from steering.sources.streams import Began, Ended, Frame, Message, Samples, WrongProtocol  # noqa: E402
 from steering.sources.swmr import SwmrFrames  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -362,6 +362,38 @@ def test_a_detector_is_armed_once_the_stream_is_connected_and_disarmed_at_the_en
         Simplon(host=rest, timeout_s=1.0).arm()
 
 
+OPTIONS = ["unit=px", "unit=um", "flip=y", "unit=mm&flip=x", "unit=nm&flip=yx"]
+
+
+def test_positions_are_read_where_they_were_steered_to_in_every_unit_and_flipped():
+    zmq = pytest.importorskip("zmq")
+    where, asked = np.array([[1e-6, -2e-6], [0.0, 3e-6]]), []
+    with zmq.Context() as context:
+        server = context.socket(zmq.REP)
+        port = server.bind_to_random_port("tcp://127.0.0.1")
+
+        def answer() -> None:
+            for _ in OPTIONS:
+                asked.append(json.loads(server.recv()))
+                server.send(b'{"queued": 2}')
+
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        for options in OPTIONS:
+            motion = motion_at(f"zmq://127.0.0.1:{port}?{options}").connected(threading.Event())
+            motion.measure(where, None, False)
+            motion.close()
+        answering.join(30)
+        server.close(0)
+    for options, request in zip(OPTIONS, asked, strict=True):
+        _, positions = positions_at(f"zmq://pc:5555?y=y&x=x&{options}")
+        sent = json.dumps({"message_type": "data", "frame_number": 0, "y": request["y"], "x": request["x"]})
+        [samples] = positions.decoder()(Message((sent.encode(),)))
+        np.testing.assert_allclose(samples.rows, where, atol=1e-20)
+        motors = "pva://M:Y,M:X?" + options
+        assert motion_at(motors).scale == positions_at(motors)[1].scale == positions.scale
+
+
 def test_addresses_are_read_once_and_refused_in_a_sentence():
     streams = streams_at(
         "dectris://det?channel=threshold_2", "zmq://pc:5555?y=A&x=-B&unit=um&samples=10&gap=0", "zmq://pc:5556"
@@ -402,6 +434,8 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
         streams_at("dectris://det", "zmq://pc:5555?y=A")
     with pytest.raises(ValueError, match="expected two"):
         streams_at("dectris://det", "zmq://pc:5555?y=A&x=B", "pva://M:Y")
+    with pytest.raises(ValueError, match="found the option trigger, expected one of unit, flip"):
+        streams_at("dectris://det", "zmq://pc:5555?y=A&x=B", "zmq://pc:5556?trigger=T")
     with pytest.raises(ValueError, match="positions: found when_slow='thin', expected block or drop oldest"):
         streams_at("dectris://det", "zmq://pc:5555?y=A&x=B&when_slow=thin")
     assert parse("pva://A,B?unit=um").place == "A,B"

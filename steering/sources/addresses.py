@@ -20,10 +20,11 @@
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
 
-Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx; positions and monitor samples=N of a frame (1),
-gap=N frames that are interpolated (3), and when_slow=block, which does not read on where frames lag far behind, in
-place of "drop oldest". Two clients of a zmq address with socket=pull get half of it each. Every pva
-address takes server=HOST:PORT, instead of EPICS's own search.
+Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its own server counts: where both are turned
+against the frames both need the flip, or what is decided is measured at a mirrored place. Positions and monitor take
+samples=N of a frame (1), gap=N frames that are interpolated (3), and when_slow=block, which does not read on where
+frames lag far behind, in place of "drop oldest". Two clients of a zmq address with socket=pull get half of it each.
+Every pva address takes server=HOST:PORT, instead of EPICS's own search.
 """
 
 from __future__ import annotations
@@ -215,8 +216,8 @@ def motion_at(text: str) -> Motion:
     """The motion at an address."""
     address = parse(text)
     if address.scheme == "zmq":
-        address.only()
-        return ZmqMotion(address=_tcp(address))
+        address.only("unit", "flip")
+        return ZmqMotion(address=_tcp(address), scale=address.scale())
     if address.scheme == "pva":
         address.only("trigger", "dwell", "end", "server", "unit", "flip")
         names = address.place.split(",")
