@@ -158,7 +158,7 @@ def scan(frames, begins=0.0, period=0.01, first=1):
 def test_numbers_that_begin_again_later_begin_a_scan_however_short_the_one_before_was():
     assert begun([*scan(49, 100.0), *scan(69, 100.6)]) == [0, 49]
     assert begun([*scan(49, 100.0), *scan(69, 100.6)[3:]]) == [0, 49], "its first arrays were missed"
-    assert begun([*scan(9, 100.0), *scan(9, 101.5), *scan(9, 103.0)]) == [0, 9, 18]
+    assert begun([*scan(9, 100.0), *scan(9, 100.5), *scan(20, 101.0)]) == [0, 9, 18]
     assert begun([(500, 0.0), (499, 0.0), (0, 0.0), (1, 0.0)]) == [0, 2], "without time stamps"
     assert begun([*[(n, 0.0) for n in range(100)], (30, 0.0)]) == [0, 100], "and with the first ones missed"
 

@@ -40,7 +40,7 @@ _SCALARS = ("|i1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f4"
 """dtypes of pvData's ScalarType (0 is boolean)."""
 _POLL_S, _QUIET_S = 0.05, 0.5
 """Arrays may come so much later than the PV that says that all is done: another subscription."""
-_RESTART, _REORDERED, _AGAIN_S = 64, 16, 1.0
+_RESTART, _REORDERED, _AGAIN_S = 64, 16, 0.2
 """A uniqueId so far below a higher one that came before begins another scan, where time stamps say nothing. Where they
 do one that is later begins one: at all where it is farther below than plugins in several threads reorder; and by so
 many seconds where it is not, as some servers stamp arrays when they send them."""
