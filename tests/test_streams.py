@@ -14,14 +14,14 @@ import pytest
 cbor2 = pytest.importorskip("cbor2")
 h5py = pytest.importorskip("h5py")
 
-from steering.sources.addresses import frames_at, parse, streams_at  # noqa: E402
+from steering.sources.addresses import frames_at, motion_at, parse, positions_at, streams_at  # noqa: E402
 from steering.sources.compression import compress  # noqa: E402
 from steering.sources.dectris import DectrisFrames, Stream2  # noqa: E402
 from steering.sources.panda import PandaPositions, panda  # noqa: E402
 from steering.sources.pva import NdArrays, NoRecords, PvaFrames, table  # noqa: E402
 from steering.sources.pva_motion import PvaMotion  # noqa: E402
 from steering.sources.simplon import Simplon  # noqa: E402
-from steering.sources.streams import Began, Ended, Frame, Samples, WrongProtocol  # noqa: E402
+from steering.sources.streams import Began, Ended, Frame, Message, Samples, WrongProtocol  # noqa: E402
 from steering.sources.swmr import SwmrFrames  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -33,12 +33,17 @@ def start(series="a", **more) -> bytes:
     return cbor2.dumps({"type": "start", "series_id": 1, "series_unique_id": series, **more})
 
 
-def image(counts=COUNTS, number=0, series="a", codec="bslz4", channel="threshold_1") -> bytes:
+def end(**more) -> bytes:
+    return cbor2.dumps({"type": "end", "series_id": 1, "series_unique_id": "a", **more})
+
+
+def image(counts=COUNTS, number=0, series="a", codec="bslz4", channel="threshold_1", **more) -> bytes:
     payload = counts.tobytes()
     if codec:
         payload = cbor2.CBORTag(56500, [codec, counts.dtype.itemsize, compress(codec, counts)])
     array = cbor2.CBORTag(40, [list(counts.shape), cbor2.CBORTag(TAGS[counts.dtype.str], payload)])
     fields = {"type": "image", "series_id": 1, "series_unique_id": series, "image_id": number, "data": {channel: array}}
+    fields |= more
     return cbor2.dumps(cbor2.CBORTag(55799, fields))
 
 
@@ -82,6 +87,7 @@ def test_real_messages_of_a_detector_are_read(data):
     assert begun.name == "series-15614"
     assert begun.header["distance"] == pytest.approx(0.237159)  # its z is negative
     assert begun.header["wavelength"] == pytest.approx(0.918381e-10, rel=1e-5)
+    assert begun.header["saturation"] == 21517.0
     assert "bad" not in begun.header  # cut short by those who published it
     [frame] = decoder((folder / "image.cbor").read_bytes())
     assert frame.number == 0
@@ -150,6 +156,46 @@ def test_messages_of_another_series_are_left_out_and_a_new_start_begins_anew():
     # Joined in the middle: the first message says which series it is.
     begun, frame = Stream2()(image(number=9))
     assert (begun.first, frame.number) == (None, 9)
+
+
+def test_a_series_whose_start_was_missed_begins_with_its_first_message():
+    decoder = Stream2()
+    decoder(start("a", series_id=5))
+    decoder(image(number=0, series_id=5))
+    assert decoder(end(series_id=5)) == [Ended()]
+    with pytest.raises(ValueError, match="another series"):
+        decoder(image(series="before", series_id=4))
+    begun, frame = decoder(image(series="b", number=2, series_id=6))
+    assert (begun, frame.number) == (Began(None, None), 2)
+    assert len(decoder(image(series="b", number=3, series_id=6))) == 1
+    # The end of that one was missed as well.
+    assert decoder(image(series="c", series_id=7))[0] == Began(None, None)
+    with pytest.raises(ValueError, match="another series"):
+        decoder(image(series="b", number=4, series_id=6))
+    # Without numbers the order is known only once a series has ended.
+    decoder = Stream2()
+    decoder(start("a", series_id=None))
+    with pytest.raises(ValueError, match="another series"):
+        decoder(image(series="b", series_id=None))
+    decoder(end(series_id=None))
+    assert decoder(image(series="b", series_id=None))[0] == Began(None, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (65534, 65534.0),
+        ({"threshold_1": 12.0, "threshold_2": 9}, 12.0),
+        ({"threshold_2": 9}, None),
+        (0, None),
+        (-1, None),
+        (True, None),
+        ("many", None),
+        ({"threshold_1": None}, None),
+    ],
+)
+def test_the_count_at_which_a_channel_is_saturated_is_in_the_header(said, expected):
+    assert Stream2()(start(saturation_value=said))[0].header.get("saturation") == expected
 
 
 @pytest.mark.parametrize("codec", ["", "bslz4", "lz4", "lz4hdf5", "blosc"])
@@ -316,6 +362,38 @@ def test_a_detector_is_armed_once_the_stream_is_connected_and_disarmed_at_the_en
         Simplon(host=rest, timeout_s=1.0).arm()
 
 
+OPTIONS = ["unit=px", "unit=um", "flip=y", "unit=mm&flip=x", "unit=nm&flip=yx"]
+
+
+def test_positions_are_read_where_they_were_steered_to_in_every_unit_and_flipped():
+    zmq = pytest.importorskip("zmq")
+    where, asked = np.array([[1e-6, -2e-6], [0.0, 3e-6]]), []
+    with zmq.Context() as context:
+        server = context.socket(zmq.REP)
+        port = server.bind_to_random_port("tcp://127.0.0.1")
+
+        def answer() -> None:
+            for _ in OPTIONS:
+                asked.append(json.loads(server.recv()))
+                server.send(b'{"queued": 2}')
+
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        for options in OPTIONS:
+            motion = motion_at(f"zmq://127.0.0.1:{port}?{options}").connected(threading.Event())
+            motion.measure(where, None, False)
+            motion.close()
+        answering.join(30)
+        server.close(0)
+    for options, request in zip(OPTIONS, asked, strict=True):
+        _, positions = positions_at(f"zmq://pc:5555?y=y&x=x&{options}")
+        sent = json.dumps({"message_type": "data", "frame_number": 0, "y": request["y"], "x": request["x"]})
+        [samples] = positions.decoder()(Message((sent.encode(),)))
+        np.testing.assert_allclose(samples.rows, where, atol=1e-20)
+        motors = "pva://M:Y,M:X?" + options
+        assert motion_at(motors).scale == positions_at(motors)[1].scale == positions.scale
+
+
 def test_addresses_are_read_once_and_refused_in_a_sentence():
     streams = streams_at(
         "dectris://det?channel=threshold_2", "zmq://pc:5555?y=A&x=-B&unit=um&samples=10&gap=0", "zmq://pc:5556"
@@ -356,6 +434,8 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
         streams_at("dectris://det", "zmq://pc:5555?y=A")
     with pytest.raises(ValueError, match="expected two"):
         streams_at("dectris://det", "zmq://pc:5555?y=A&x=B", "pva://M:Y")
+    with pytest.raises(ValueError, match="found the option trigger, expected one of unit, flip"):
+        streams_at("dectris://det", "zmq://pc:5555?y=A&x=B", "zmq://pc:5556?trigger=T")
     with pytest.raises(ValueError, match="positions: found when_slow='thin', expected block or drop oldest"):
         streams_at("dectris://det", "zmq://pc:5555?y=A&x=B&when_slow=thin")
     assert parse("pva://A,B?unit=um").place == "A,B"

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from steering.sources.addresses import frames_at, positions_at, streams_at
 from steering.sources.streams import Began, Ended, Frame, Samples
 from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
 
@@ -145,6 +146,123 @@ def test_half_of_a_position_is_none(tmp_path, fill):
     assert rows.pop(1) == [[6.0, 2.0]]
     assert rows.pop(3) == [[8.0, -8.0]]
     assert rows == ({} if np.isnan(fill) else {0: [[5.0, 0.0]], 2: [[7.0, 0.0]]})  # 0 may be where it is
+
+
+ATTRIBUTES = "/entry/instrument/NDAttributes/"
+IDS = f"{ATTRIBUTES}NDArrayUniqueId"
+
+
+def write_area(path, ids, **ids_as):
+    """A file of areaDetector's HDF5 plugin: a row for each array that it wrote, and its attributes as datasets."""
+    with h5py.File(path, "w", libver="latest") as file:
+        ids = np.asarray(ids)
+        many = {"chunks": (4,), "maxshape": (None,)}
+        counts = np.broadcast_to(np.arange(1, len(ids) + 1, dtype=np.uint16)[:, None, None], (len(ids), *SHAPE))
+        file.create_dataset("/entry/data/data", data=counts, chunks=(1, *SHAPE), maxshape=(None, *SHAPE))
+        file.create_dataset(ids_as.get("at", IDS), data=ids, dtype=ids_as.get("dtype", np.int32), **many)
+        for name, sign in (("y", 1.0), ("x", -1.0)):
+            values = sign * np.arange(1, len(ids) + 1)
+            file.create_dataset(f"/entry/detector/{name}", data=values, **many).attrs["NDAttrName"] = name
+            file.create_dataset(f"/entry/scan/{name}", data=values, **many)
+
+
+def read_area(path, options="", columns="/entry/detector"):
+    """(number, row) of each frame, and (number, y) of each position, of a file that grows no more."""
+    file = f"swmr:{path}?quiet=0{options}"
+    streams = streams_at(file, f"{file}&y={columns}/y&x={columns}/x")
+    frames = [one for one in streams.frames.records(threading.Event()) if isinstance(one, Frame)]
+    samples = [one for one in streams.positions.records(threading.Event()) if isinstance(one, Samples)]
+    rows = [(one.first + k, y) for one in samples for k, y in enumerate(one.rows[:, 0].tolist())]
+    return [(one.number, int(one.counts[0, 0]) - 1) for one in frames], [(number, int(y) - 1) for number, y in rows]
+
+
+@pytest.mark.parametrize("begin", [0, 1, 700])
+def test_arrays_that_the_writer_dropped_shift_no_number(tmp_path, begin):
+    path, numbers = tmp_path / "scan.h5", [0, 1, 3, 4, 6]
+    write_area(path, [begin + number for number in numbers])
+    expected = [(number, row) for row, number in enumerate(numbers)]
+    assert read_area(path) == (expected, expected)
+    by_row = [(row, row) for row in range(5)]
+    assert read_area(path, "&number=none") == (by_row, by_row)
+    # Columns that somebody else has written have their own rows.
+    assert read_area(path, columns="/entry/scan") == (expected, by_row)
+    assert read_area(path, f"&first={begin}") == (expected, expected)
+    if begin:  # numbers as the scan's own, of which the first were dropped
+        later = [(number + 1, row) for number, row in expected]
+        assert read_area(path, f"&first={begin - 1}") == (later, later)
+
+
+def test_numbers_are_read_from_any_dataset(tmp_path):
+    path = tmp_path / "scan.h5"
+    write_area(path, [5.0, 7.0], at="/entry/n", dtype=np.float64)
+    assert read_area(path, "&number=/entry/n") == ([(0, 0), (2, 1)],) * 2
+    assert read_area(path, "&number=/entry/n", "/entry/scan") == ([(0, 0), (2, 1)],) * 2
+    assert read_area(path) == ([(0, 0), (1, 1)],) * 2
+
+
+def test_a_row_waits_for_its_number(tmp_path):
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        rows = {"chunks": (1, *SHAPE), "maxshape": (None, *SHAPE)}
+        frames = file.create_dataset("/entry/data/data", data=np.ones((4, *SHAPE), np.uint16), **rows)
+        ids = file.create_dataset(IDS, (4,), np.int32, chunks=(1,), maxshape=(None,))
+        file.swmr_mode = True
+        reader = Reader(SwmrFrames(where=Followed(file=str(path), total=5, skip_s=60)))
+        assert reader.numbers(1) == [0]  # the first, whatever it is called
+        ids[0], ids[1] = 11, 12
+        ids.flush()
+        assert reader.numbers(2) == [0, 1]
+        ids[3] = 15
+        ids.flush()
+        assert reader.numbers(3) == [0, 1, 4]
+        ids[2] = 14
+        frames.resize(5, axis=0)
+        frames[4] = 1
+        ids.resize(5, axis=0)
+        ids[4] = 16
+        for one in (ids, frames):
+            one.flush()
+        reader.ended()
+        assert sorted(reader.numbers(5)) == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "words"),
+    [
+        ([0, 0, 0, 0], "", "found 3 rows without a number in .*NDArrayUniqueId, expected one for each: give number="),
+        ([7, 7, 7], "", "found the number 7 of row 1 in .*, expected whole ones of 8 or more: give number="),
+        ([3, 2, 4], "", "found the number 2 of row 1"),
+        ([-1, 1, 2], "", "found the number -1 of row 0"),
+        ([3, 4], "&first=4", "found the number 3 of row 0"),
+        ([1, 2**50], "", "found the number 1.1259e.15 of row 1"),
+        ([1, 2], "&number=/entry/none", "expected /entry/none among them"),
+        ([1, 2], "&number=/entry/text", "found /entry/text .*, expected real numbers"),
+    ],
+)
+def test_a_dataset_that_numbers_no_frames_is_said(tmp_path, ids, options, words):
+    path = tmp_path / "scan.h5"
+    write_area(path, ids, dtype=np.int64)
+    with h5py.File(path, "a") as file:
+        file["/entry/text"] = np.array([b"a", b"b"])
+    with pytest.raises(ValueError, match=words):
+        read_area(path, options)
+
+
+def test_numbers_of_frames_spread_over_scan_axes_are_not_asked(tmp_path):
+    """There a row is the place of the frame, also where a snake comes back."""
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file["/entry/data/data"] = np.arange(1, 5, dtype=np.uint16).reshape(2, 2, 1, 1) * np.ones((1, 1, *SHAPE))
+        file["/entry/NDAttributes/NDArrayUniqueId"] = np.array([[1, 2], [4, 3]])
+        file["/entry/detector/y"] = file["/entry/detector/x"] = np.arange(1.0, 5.0).reshape(2, 2)
+    assert read_area(path) == ([(row, row) for row in range(4)],) * 2
+
+
+def test_options_of_numbers_that_exclude_one_another_are_refused():
+    with pytest.raises(ValueError, match="found first=1 with number=none"):
+        frames_at("swmr:a.h5?number=none&first=1")
+    with pytest.raises(ValueError, match="found samples=2 with number or first"):
+        positions_at("swmr:a.h5?y=/y&x=/x&samples=2&number=/n")
 
 
 def test_a_file_for_each_scan_and_one_that_falls_silent(tmp_path):

@@ -3,7 +3,8 @@
     frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed, and
                                                triggered with &trigger=yes
                pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV
-               swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS
+               swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS,
+                                               &number=/PATH|none &first=N, see below
                bluesky://HOST:PORT             ?data=KEY &name=KEY of the start document (sample); documents by ZMQ
                bluesky:FILE                    as above; documents of a file, a JSON array [name, document] in each line
                play:FILE                       ?speed=1, what `steering record` has written; 0: without waiting; or
@@ -20,10 +21,16 @@
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
 
-Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx; positions and monitor samples=N of a frame (1),
-gap=N frames that are interpolated (3), and when_slow=block, which does not read on where frames lag far behind, in
-place of "drop oldest". Two clients of a zmq address with socket=pull get half of it each. Every pva
-address takes server=HOST:PORT, instead of EPICS's own search.
+In a file the number of a frame is its row, or where areaDetector has written it its NDArrayUniqueId less that of the
+first row, so that arrays that its writer drops shift nothing: columns that are its NDAttributes are numbered alike.
+Where the very first array may be dropped say what its number would be (first=1). number=/PATH is another dataset of
+numbers, one for each row; number=none counts rows. Frames and positions of one file take the same options.
+
+Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its own server counts: where both are turned
+against the frames both need the flip, or what is decided is measured at a mirrored place. Positions and monitor take
+samples=N of a frame (1), gap=N frames that are interpolated (3), and when_slow=block, which does not read on where
+frames lag far behind, in place of "drop oldest". Two clients of a zmq address with socket=pull get half of it each.
+Every pva address takes server=HOST:PORT, instead of EPICS's own search.
 """
 
 from __future__ import annotations
@@ -47,7 +54,7 @@ from steering.sources.tape import Played
 
 _UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
 _FRAMES_AT = ("dectris", "pva", "swmr", "bluesky", "play")
-_OF_FILES = ("keys", "finished", "total", "quiet")
+_OF_FILES = ("keys", "finished", "total", "quiet", "number", "first")
 _OF_COMPANIONS = ("samples", "gap", "when_slow")
 
 
@@ -199,7 +206,9 @@ def _beside(
             pv=place, columns=columns, scale=scale, server=more("server", ""), number=more("number", "number")
         )
     elif address.scheme == "swmr":
-        stream = SwmrPositions(where=_followed(address), columns=columns, scale=scale)
+        if what.samples > 1 and {"number", "first"} & address.options.keys():
+            raise ValueError(f"{address.text}: found samples={what.samples} with number or first, expected one of them")
+        stream = SwmrPositions(where=_followed(address), columns=columns, scale=scale, samples=what.samples)
     else:
         stream = BlueskyPositions(documents=Documents(place=place), columns=columns, scale=scale)
     return what, stream
@@ -215,8 +224,8 @@ def motion_at(text: str) -> Motion:
     """The motion at an address."""
     address = parse(text)
     if address.scheme == "zmq":
-        address.only()
-        return ZmqMotion(address=_tcp(address))
+        address.only("unit", "flip")
+        return ZmqMotion(address=_tcp(address), scale=address.scale())
     if address.scheme == "pva":
         address.only("trigger", "dwell", "end", "server", "unit", "flip")
         names = address.place.split(",")
@@ -287,10 +296,15 @@ def _played(address: Address, stream: str) -> Played:
 
 
 def _followed(address: Address) -> Followed:
+    number, first = address.options.get("number", ""), address.options.get("first")
+    if number == "none" and first is not None:
+        raise ValueError(f"{address.text}: found first={first} with number=none, expected one of them")
     return Followed(
         file=address.place,
         keys=address.options.get("keys", ""),
         finished=address.options.get("finished", ""),
+        number=number,
+        first=None if first is None else address.whole("first", 0),
         total=address.whole("total", 0),
         quiet_s=float(address.whole("quiet", 60)),
     )

@@ -1,7 +1,8 @@
 """Dectris stream2: CBOR messages over ZMQ, one of a series' start, its images and its end each.
 
-Images are numbered by `image_id`, never by a count of our own. A message of another series than the one that began is
-left out and counted. stream1 and the preview of stream2 of 2022 are refused by name. Needs the extra `dectris`.
+Images are numbered by `image_id`, never by a count of our own. A message of a series before the one that began is left
+out and counted; one of a series after it begins that, where its start was missed. stream1 and the preview of stream2 of
+2022 are refused by name. Needs the extra `dectris`.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Stream2:
         self.channel = channel
         self.series: object = None
         """The unique id of the series that began, or of the first message where its start was missed."""
+        self._number: int | None = None
+        """Its series_id, which the detector counts up."""
         self._ended = False
         self._decompress = Decompressor()
 
@@ -106,9 +109,9 @@ class Stream2:
             raise _refusal(fields)
         series = _series(fields)
         began: list[Record] = []
-        if self.series is None:
-            self.series = series
-            began.append(Began(None, None))  # what the start said of it is not known
+        if self.series is None or (series != self.series and self._is_later(fields)):
+            self._take(fields)
+            began.append(Began(None, None))  # its start was missed: what that said is not known
         if series != self.series:
             raise ValueError("a message of another series than the one that began: left over from an aborted one")
         if kind == "end":
@@ -118,10 +121,19 @@ class Stream2:
             raise ValueError("an image after the end of its series")
         return [*began, self._image(fields)]
 
+    def _take(self, fields: Mapping[str, Any]) -> None:
+        """The series of a message is the one that is followed."""
+        self.series, self._number, self._ended = _series(fields), _series_number(fields), False
+
+    def _is_later(self, fields: Mapping[str, Any]) -> bool:
+        """A message of another series is of one that began later, and not left over; unique ids are no order."""
+        number = _series_number(fields)
+        return self._ended if number is None or self._number is None else number > self._number
+
     def _start(self, fields: Mapping[str, Any]) -> list[Record]:
         if "series_id" not in fields and "series_unique_id" not in fields:
             raise _refusal(fields)
-        self.series, self._ended = _series(fields), False
+        self._take(fields)
         own = fields.get("user_data")
         name = own.get("scan") if isinstance(own, Mapping) else None
         return [Began(str(name if name is not None else f"series-{fields.get('series_id')}"), 0, self._header(fields))]
@@ -144,7 +156,16 @@ class Stream2:
             found["centre"] = float(y), float(x)
         if _is_number(fields.get("number_of_images")):
             found["frames"] = int(fields["number_of_images"])
-        mask = fields.get("pixel_mask")
+        return found | self._limits(fields)
+
+    def _limits(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What the start says of the channel's counts: from where on they are saturated, and which pixels are bad."""
+        found: dict[str, Any] = {}
+        saturation, mask = fields.get("saturation_value"), fields.get("pixel_mask")
+        if isinstance(saturation, Mapping):
+            saturation = saturation.get(self.channel)
+        if _is_number(saturation) and saturation > 0:
+            found["saturation"] = float(saturation)
         if isinstance(mask, Mapping) and self.channel in mask:
             with contextlib.suppress(ValueError):  # some have it cut short; the flags of the counts are left
                 found["bad"] = np.asarray(self._array(mask[self.channel])) != 0
@@ -233,6 +254,11 @@ def _tagged(value: Any) -> tuple[int | None, Any]:
 def _series(fields: Mapping[str, Any]) -> object:
     found = fields.get("series_unique_id", fields.get("series_id"))
     return found if isinstance(found, str | int) else None
+
+
+def _series_number(fields: Mapping[str, Any]) -> int | None:
+    found = fields.get("series_id")
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -1,6 +1,7 @@
 """Decisions carried to a motion server over ZMQ. Needs the extra `dectris`.
 
-The server answers (REP) each request (REQ), both JSON, in metres or object pixels and seconds:
+The server answers (REP) each request (REQ), both JSON, in seconds and in the unit that its address says (metres, or
+object pixels, where it says none):
 {"command": "measure", "y": [...], "x": [...], "dwell": [...] or null, "stop": false} with {"queued": N}, or with
 {"error": "why"}, and then queues none of them. It moves to each position in turn, exposes there, and with `stop` ends
 the scan after the last. Its positions come back in the stream of positions, as they were measured.
@@ -54,6 +55,8 @@ class ZmqMotion:
 
     address: str
     """tcp://HOST:PORT"""
+    scale: tuple[float, ...] = (1.0, 1.0)
+    """What y and x are multiplied by there to be metres, or object pixels: as those of positions are."""
     answer_s: float = 10.0
     """Seconds that an answer may take."""
 
@@ -79,7 +82,7 @@ class _ZmqMotion:
 
     def measure(self, positions: NDArray[np.float64], dwell: NDArray[np.float64] | None, stop: bool) -> None:
         """See OpenMotion."""
-        y, x = positions.T.tolist() if len(positions) else ([], [])
+        y, x = (positions / np.asarray(self._motion.scale)).T.tolist() if len(positions) else ([], [])
         times = None if dwell is None else dwell.tolist()
         answer = self._ask({"command": "measure", "y": y, "x": x, "dwell": times, "stop": stop})
         if "error" in answer:

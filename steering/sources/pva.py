@@ -1,8 +1,11 @@
 """EPICS PV Access: frames as NTNDArray, positions as their attributes or as a table.
 
 The number of a frame is its uniqueId. p4p refuses compressed arrays and hides the uniqueId, so that arrays are taken as
-they are and decoded here. Updates that the queue of the subscription had to drop show as missing numbers. Needs the
-extra `epics`.
+they are and decoded here. Updates that the queue of the subscription had to drop show as missing numbers.
+
+What a PV holds when it is connected comes first, and again when its server comes back: the last frame of a scan that is
+over, or one of a scan that runs. Clocks of other machines do not tell which, so that it is left out and counted: one
+frame less is a gap, one of before a wrong image. Needs the extra `epics`.
 """
 
 from __future__ import annotations
@@ -14,20 +17,35 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
-from steering.sources.streams import Began, Decoder, Ended, Frame, Message, Packed, Record, Samples, records_of
+from steering.sources.streams import (
+    Began,
+    Decoder,
+    Ended,
+    Frame,
+    Message,
+    Packed,
+    Record,
+    Samples,
+    Unreadable,
+    records_of,
+)
 
 _SCALARS = ("|i1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f4", "<f8")
 """dtypes of pvData's ScalarType (0 is boolean)."""
 _POLL_S, _QUIET_S = 0.05, 0.5
 """Arrays may come so much later than the PV that says that all is done: another subscription."""
-_RESTART = 64
-"""A uniqueId of 0 or 1 that comes this far after a higher one begins another scan; nearer ones are out of order."""
+_RESTART, _REORDERED, _AGAIN_S = 64, 16, 0.2
+"""A uniqueId so far below a higher one that came before begins another scan, where time stamps say nothing. Where they
+do one that is later begins one: at all where it is farther below than plugins in several threads reorder; and by so
+many seconds where it is not, as some servers stamp arrays when they send them."""
+HELD = "what the PV held when it was connected: of a scan before, or one frame of a scan that runs"
+"""Why it is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +63,7 @@ class PvaFrames:
     scan: str = ""
     """Name of an attribute with the scan's name: another value begins another scan."""
     done: str = ""
-    """A PV that becomes true when no further frame will come."""
+    """A PV that becomes true when no further frame will come; what it holds before the first is of a scan before."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The frames, as they come."""
@@ -56,16 +74,19 @@ class PvaFrames:
         with context(self.server) as client:
             arrays = Updates(client, self.pv, self.queue)
             done = Updates(client, self.done, 4) if self.done else None
-            over = False
+            came = over = False
             while not stopped.is_set():
-                value = arrays.next(_QUIET_S if over else _POLL_S)
-                if value is not None:
-                    yield nd_message(value)
+                quiet = over
+                update = arrays.next(_QUIET_S if over else _POLL_S)
+                if update is not None:
+                    came = came or not update.held
+                    yield nd_message(*update)
                     continue
-                if over:
+                while done is not None and (said := done.next(0.0)) is not None:
+                    over = bool(said.value["value"]) and (came or not said.held)
+                if quiet and over:
+                    over = False
                     yield Message(fields={"done": True})
-                said = done.next(0.0) if done is not None else None
-                over = said is not None and bool(said["value"])
                 yield None
 
     def decoder(self) -> Decoder:
@@ -94,12 +115,13 @@ class PvaTable:
         with context(self.server) as client:
             monitor = Updates(client, self.pv, 1024)
             while not stopped.is_set():
-                value = monitor.next(_POLL_S)
-                if value is None:
+                update = monitor.next(_POLL_S)
+                if update is None:
                     yield None
                     continue
-                columns: dict[str, Any] = getattr(value.get("value"), "todict", dict)()
-                yield Message(fields={"columns": {name: _plain(column) for name, column in columns.items()}})
+                columns: dict[str, Any] = getattr(update.value.get("value"), "todict", dict)()
+                held = {"held": True} if update.held else {}
+                yield Message(fields={"columns": {name: _plain(column) for name, column in columns.items()}, **held})
 
     def decoder(self) -> Decoder:
         """See MessageStream."""
@@ -108,9 +130,10 @@ class PvaTable:
     def _samples(self, message: Message) -> list[Record]:
         columns = message.fields.get("columns")
         try:
-            return table(columns if isinstance(columns, Mapping) else {}, self.number, self.columns, self.scale)
+            records = table(columns if isinstance(columns, Mapping) else {}, self.number, self.columns, self.scale)
         except ValueError as error:
             raise ValueError(f"an update of {self.pv} that is no table: {error}") from error
+        return [Unreadable(HELD)] if records and message.fields.get("held") else records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +161,8 @@ def table(fields: Mapping[str, Any], number: str, columns: Sequence[str], scale:
     return [Samples(int(n), row[None]) for n, row in zip(numbers, rows, strict=True)]
 
 
-def nd_message(value: Any) -> Message:
-    """An NTNDArray as it came: its array's bytes, and what is said of it."""
+def nd_message(value: Any, held: bool = False) -> Message:
+    """An NTNDArray as it came: its array's bytes, and what is said of it. held: by its PV when that was connected."""
     array, said = (
         value["value"],
         {
@@ -147,13 +170,25 @@ def nd_message(value: Any) -> Message:
             "parameters": _plain(value["codec.parameters"]),
             "uncompressed": value["uncompressedSize"],
             "unique": value["uniqueId"],
+            "time": taken_at(value),
             "size": [dimension["size"] for dimension in value["dimension"]],
             "attributes": {attribute["name"]: _plain(attribute["value"]) for attribute in value["attribute"]},
+            **({"held": True} if held else {}),
         },
     )
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "uifb":
         return Message(fields={"value": _plain(array), **said})
     return Message((np.ascontiguousarray(array).view(np.uint8),), {"dtype": array.dtype.str, **said})
+
+
+def stamp(fields: Any) -> float:
+    """Seconds since the epoch of EPICS's time structure; 0 where it is not set."""
+    return 0.0 if fields is None else float(fields["secondsPastEpoch"]) + 1e-9 * float(fields["nanoseconds"])
+
+
+def taken_at(value: Any) -> float:
+    """When an NTNDArray was taken by its own clock, seconds since the epoch; 0 where it does not say."""
+    return stamp(value.get("dataTimeStamp")) or stamp(value.get("timeStamp"))
 
 
 def nd_fields(message: Message) -> dict[str, Any]:
@@ -179,26 +214,34 @@ def _plain(value: Any) -> Any:
 
 
 class Scans:
-    """Tells by numbers and attributes when another scan begins."""
+    """Tells by numbers, time stamps and attributes when another scan begins."""
 
     def __init__(self, attribute: str = "") -> None:
         """attribute: with the scan's name; empty: there is none."""
         self.attribute = attribute
         self._name: str | None = None
-        self._highest = -1
+        self._highest, self._when = -1, 0.0
         self._began = False
 
-    def begun(self, attributes: Mapping[str, Any], number: int) -> list[Record]:
-        """What begins with the array of this number and these attributes."""
+    def begun(self, attributes: Mapping[str, Any], number: int, when: float) -> list[Record]:
+        """What begins with the array of this number and these attributes. when: its time stamp, seconds; 0: none."""
         name = attributes.get(self.attribute) if self.attribute else None
-        restarted = number <= 1 and self._highest > _RESTART
-        begins = not self._began or restarted or (name is not None and str(name) != self._name)
-        self._highest = number if begins else max(self._highest, number)
+        begins = not self._began or self._again(number, when) or (name is not None and str(name) != self._name)
+        if begins or number > self._highest:
+            self._highest, self._when = number, when
         if not begins:
             return []
         self._began, self._name = True, None if name is None else str(name)
         # The first of a scan that we saw begin is its first; before that an update may have been missed.
         return [Began(self._name, None)]
+
+    def _again(self, number: int, when: float) -> bool:
+        """The numbers have begun again: this one is none of the same scan out of order, nor one that comes twice."""
+        behind, later = self._highest - number, when - self._when
+        stamped = when > 0 and self._when > 0 and later != 0
+        if behind > _RESTART and (number <= 1 or not stamped):
+            return True
+        return stamped and behind >= 0 and later > (0.0 if behind > _REORDERED else _AGAIN_S)
 
 
 class NdArrays:
@@ -223,9 +266,13 @@ class NdArrays:
             size = [n for n in size if n != 1] or size
         if len(size) != 2 or not all(isinstance(n, int) and 0 < n < 2**16 for n in size):
             raise ValueError(f"an array of {size} (x first), expected two dimensions")
+        if fields.get("held"):
+            return [Unreadable(HELD)]
         counts = self._counts(fields, (size[1], size[0]))
-        own = self._own(fields)
-        return [*self._scans.begun(fields["attributes"], number), Frame(number, counts, time.time(), own)]
+        own, when = self._own(fields), fields.get("time")
+        # Recordings of before have none.
+        begun = self._scans.begun(fields["attributes"], number, when if isinstance(when, int | float) else 0.0)
+        return [*begun, Frame(number, counts, time.time(), own)]
 
     def _own(self, fields: Mapping[str, Any]) -> NDArray[np.float64] | None:
         if not self._attributes:
@@ -300,31 +347,43 @@ def _jpeg(payload: bytes, shape: tuple[int, int]) -> NDArray:
         raise ValueError(f"a damaged JPEG of {len(payload)} bytes: {error}") from error
 
 
+class Update(NamedTuple):
+    """What a PV sent."""
+
+    value: Any
+    held: bool
+    """It is what the PV held when it was connected."""
+
+
 class Updates:
     """The updates of a PV, through a queue of our own, which drops its oldest: their numbers are missing then."""
 
     def __init__(self, client: Any, pv: str, size: int, fields: str = "") -> None:
         """fields: names of those that are asked for; empty: all."""
-        self._queue: queue.Queue[Any] = queue.Queue(size)
-        self._subscription = client.monitor(pv, self._take, request=f"record[queueSize={size}]field({fields})")
+        self._queue: queue.Queue[Update] = queue.Queue(size)
+        self._connected, self._begins = False, True
+        request = f"record[queueSize={size}]field({fields})"
+        self._subscription = client.monitor(pv, self._take, request=request, notify_disconnect=True)
 
     def _take(self, value: Any) -> None:
+        if isinstance(value, Exception):
+            # It connects again by itself. The first only says that it is not connected yet, maybe late.
+            self._connected, self._begins = self._connected and self._begins, False
+            return
+        update, self._connected = Update(value, held=not self._connected), True
         while True:
             try:
-                return self._queue.put_nowait(value)
+                return self._queue.put_nowait(update)
             except queue.Full:
                 with contextlib.suppress(queue.Empty):
                     self._queue.get_nowait()
 
-    def next(self, wait_s: float) -> Any:
+    def next(self, wait_s: float) -> Update | None:
         """The next update, or None after so long without one."""
         try:
-            value = self._queue.get(wait_s > 0, wait_s or None)
+            return self._queue.get(wait_s > 0, wait_s or None)
         except queue.Empty:
             return None
-        if isinstance(value, Exception):
-            return None  # disconnected: it connects again by itself
-        return value
 
 
 def context(server: str) -> Any:

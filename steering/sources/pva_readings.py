@@ -7,7 +7,8 @@ updates: a stage that stands still is read exactly, one that moves as coarsely a
 attributes are better.
 
 An update may come later than the frame: a frame waits for `late_s`, unless all PVs have been heard of since. A value
-with the alarm severity INVALID is none: the frame is set aside.
+with the alarm severity INVALID is none: the frame is set aside. What a scalar PV holds when it is connected is used,
+unlike an array, or a table: it holds from its time stamp on until the next update.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.pva import PvaFrames, Scans, Updates, context
+from steering.sources.pva import HELD, PvaFrames, Scans, Update, Updates, context, stamp, taken_at
 from steering.sources.streams import Record, Samples, Unreadable
 
 _POLL_S = 0.01
@@ -59,25 +60,28 @@ class PvaReadings:
             fields = "uniqueId,dataTimeStamp,timeStamp,dimension" + (",attribute" if self.frames.scan else "")
             arrays = Updates(other, self.frames.pv, self.frames.queue, fields)
             while not stopped.is_set():
-                value = arrays.next(_POLL_S)
+                array = arrays.next(_POLL_S)
                 for column, updates in enumerate(readings):
                     while (reading := updates.next(0.0)) is not None:
                         try:
-                            held.take(column, *scalar(reading.todict()))
+                            held.take(column, *scalar(reading.value.todict()))
                         except ValueError as error:
                             yield Unreadable(f"an update of {self.pvs[column]}: {error}")
-                if value is not None:
-                    yield from self._noted(value, scans, waiting)
+                if array is not None:
+                    yield from self._noted(array, scans, waiting)
                 yield from self._read(held, waiting)
                 yield None
 
-    def _noted(self, value: Any, scans: Scans, waiting: deque[tuple[int, float, float]]) -> Iterator[Record]:
+    def _noted(self, array: Update, scans: Scans, waiting: deque[tuple[int, float, float]]) -> Iterator[Record]:
+        value = array.value
         if not value["dimension"]:
             return  # what an idle PV holds
+        if array.held:
+            yield Unreadable(HELD)
+            return
         attributes = value["attribute"] if scans.attribute else ()
-        number = int(value["uniqueId"])
-        yield from scans.begun({each["name"]: each["value"] for each in attributes}, number)
-        when = stamp(value["dataTimeStamp"]) or stamp(value["timeStamp"])
+        number, when = int(value["uniqueId"]), taken_at(value)
+        yield from scans.begun({each["name"]: each["value"] for each in attributes}, number, when)
         if when:
             waiting.append((number, when, time.monotonic()))
         else:
@@ -132,8 +136,3 @@ def scalar(fields: Mapping[str, Any]) -> tuple[float, float]:
     alarm = fields.get("alarm")
     invalid = isinstance(alarm, Mapping) and alarm.get("severity") == _INVALID
     return when, np.nan if invalid else value
-
-
-def stamp(fields: Any) -> float:
-    """Seconds since the epoch of EPICS's time structure; 0 where it is not set."""
-    return 0.0 if fields is None else float(fields["secondsPastEpoch"]) + 1e-9 * float(fields["nanoseconds"])

@@ -5,6 +5,9 @@ written) a row is taken when its key is there. Without keys the rule is: a frame
 the dataset's fill value is never taken, and a position of which one number is the fill value not before later rows have
 been there for `skip_s`, so that it is not one half of a position. A row that is not there by then counts as missing.
 
+The number of a frame is its row, or, in files of areaDetector, its NDArrayUniqueId less that of the first row: a writer
+that drops an array leaves no row out. Positions that are written with the frames have the numbers of their frames.
+
 The scan is over when the scalar `finished` is not 0, when `total` rows are there, or when nothing was added for
 `quiet_s`. A name with * or ? stands for a file for each scan, in the order of their names.
 """
@@ -13,22 +16,30 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import math
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple
 
 import h5py
 import hdf5plugin  # noqa: F401 - registers the compression filters that detectors write with
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.compression import LARGEST
 from steering.sources.streams import Began, Ended, Frame, Record, Samples
-from steering.sources.swmr_file import SwmrFile
+from steering.sources.swmr_file import (
+    RowNumbers,
+    SwmrFile,
+    dataset_at,
+    length,
+    optional,
+    read_rows,
+    real_numbers,
+    rows_at_once,
+    written_with,
+)
 
 _KEYS = (
     "/entry/keys",
@@ -37,13 +48,16 @@ _KEYS = (
     "/entry/diamond_scan/keys/uniqueKeys",
 )
 _FINISHED = ("/entry/scan_finished", "/entry/solstice_scan/scan_finished", "/entry/diamond_scan/scan_finished")
-_POLL_S, _ROWS, _AT_ONCE, _MOST = 0.005, 64, 2**27, 2**48
-"""Seconds between two looks; rows, and bytes of them, that are read at once; numbers that a dataset has at most."""
+_NUMBERS = (
+    "/entry/instrument/NDAttributes/NDArrayUniqueId",
+    "/entry/instrument/detector/NDAttributes/NDArrayUniqueId",
+    "/entry/NDAttributes/NDArrayUniqueId",
+    "/defaults/NDArrayUniqueId",
+)
+_POLL_S = 0.005
+"""Seconds between two looks."""
 _PATIENCE_S, _OPEN_S, _REOPEN_S = 5.0, 1.0, 0.05
 """Seconds that a file may be unreadable, that it is kept open while nothing comes, and between two openings."""
-
-
-_Found = TypeVar("_Found", h5py.Dataset, h5py.Dataset | None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,12 @@ class Followed:
     """Dataset of integers, 0 where a row is not written; empty: one of the usual names, or none."""
     finished: str = ""
     """Scalar that is not 0 when the scan is over; empty: one of the usual names, or none."""
+    number: str = ""
+    """Dataset of the frames' numbers, one for each row; none: rows count; empty: one of the usual names, where rows
+    are in the order in which they were written."""
+    first: int | None = None
+    """Number there of the scan's first frame; None: that of the first row, which is wrong where the very first frame
+    was not written."""
     total: int = 0
     """Rows of a scan; 0: not known."""
     quiet_s: float = 60.0
@@ -92,13 +112,14 @@ class SwmrFrames:
                 yield None
                 continue
             yield Began(path.stem)
-            for row, values in _rows(path, self.where, (self.data,), 2, stopped):
-                if row is None:
+            for run in _rows(path, self.where, (self.data,), 2, stopped):
+                if run is None:
                     yield None
                     continue
-                [frames] = values
+                [frames] = run.values
                 now = time.time()
-                yield from (Frame(row + k, frame, now) for k, frame in enumerate(frames))
+                numbers = run.numbers.tolist()
+                yield from (Frame(number, frame, now) for number, frame in zip(numbers, frames, strict=True))
             yield Ended()
 
 
@@ -110,27 +131,42 @@ class SwmrPositions:
     columns: tuple[str, ...]
     """Datasets, of positions y first."""
     scale: tuple[float, ...]
+    samples: int = 1
+    """Rows of each frame; where they are several their place counts, and they have no numbers."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The samples, as they are written."""
-        for path in self.where.scans(stopped):
+        where = self.where if self.samples == 1 else replace(self.where, number="none")
+        for path in where.scans(stopped):
             if path is None:
                 yield None
                 continue
             yield Began(None)
-            for row, values in _rows(path, self.where, self.columns, 0, stopped):
-                if row is None:
+            for run in _rows(path, where, self.columns, 0, stopped):
+                if run is None:
                     yield None
-                else:
-                    yield Samples(row, np.stack(values, axis=1) * np.asarray(self.scale))
+                    continue
+                rows = np.stack(run.values, axis=1) * np.asarray(self.scale)
+                gaps = np.flatnonzero(np.diff(run.numbers) != 1) + 1
+                parts = zip(np.split(run.numbers, gaps), np.split(rows, gaps), strict=True)
+                yield from (Samples(int(numbers[0]), part) for numbers, part in parts)
             yield Ended()
+
+
+class _Run(NamedTuple):
+    """Rows that are written and follow one another."""
+
+    first: int
+    numbers: NDArray[np.int64]
+    """(row,) of their frames"""
+    values: list[NDArray]
+    """(row, ...) of each dataset"""
 
 
 def _rows(
     path: Path, where: Followed, names: tuple[str, ...], inner: int, stopped: threading.Event
-) -> Iterator[tuple[int | None, list[NDArray]]]:
-    """Runs of rows that are written, in their order: the number of the first, and the values (row, ...) of each
-    dataset; (None, []) now and then. inner: dimensions of one row's values."""
+) -> Iterator[_Run | None]:
+    """Runs of rows that are written, in their order; None now and then. inner: dimensions of one row's values."""
     with SwmrFile.followed(path) as shared:
         follower = _Follower(shared, where, names, inner)
         changed = time.monotonic()
@@ -143,7 +179,7 @@ def _rows(
             if follower.over or time.monotonic() - changed > where.quiet_s:
                 follower.refuse_unread()
                 return
-            yield None, []
+            yield None
             stopped.wait(_POLL_S)
 
 
@@ -155,8 +191,11 @@ class _Follower:
         self._generation = -1
         self._data: list[h5py.Dataset] = []
         self._keys: h5py.Dataset | None = None
+        self._numbers: RowNumbers | None = None
+        self._unnumbered = 0
+        """Rows that are written and whose numbers are not."""
         self._finished: h5py.Dataset | None = None
-        self._rows = _ROWS
+        self._rows = 1
         """That are read at once."""
         self._patience = min(where.quiet_s, _PATIENCE_S)
         self._torn: float | None = None
@@ -169,7 +208,7 @@ class _Follower:
         """Rows before it that were not, and since when."""
         self.over = False
 
-    def look(self) -> list[tuple[int, list[NDArray]]]:
+    def look(self) -> list[_Run]:
         """Runs of rows that are there now; empty where there are none, and then `over` says whether more may come.
 
         Raises OSError where the file cannot be read for several seconds, ValueError where it lacks a dataset as long.
@@ -191,11 +230,30 @@ class _Follower:
         """Take the datasets out of the file, where it was opened anew."""
         file = self._shared.open()
         if self._generation != self._shared.generation:
-            self._data = [_numbers(_dataset(file, name), self._inner + 1) for name in self._names]
-            self._keys = _numbers(_optional(file, self._where.keys, _KEYS), 1)
-            self._finished = _numbers(_optional(file, self._where.finished, _FINISHED), 0)
-            self._rows = min(_rows_at_once(dataset, self._inner) for dataset in self._data)
+            self._data = [real_numbers(dataset_at(file, name), self._inner + 1) for name in self._names]
+            self._keys = real_numbers(optional(file, self._where.keys, _KEYS), 1)
+            self._finished = real_numbers(optional(file, self._where.finished, _FINISHED), 0)
+            self._numbers = self._numbers_in(file)
+            self._rows = min(rows_at_once(dataset, self._inner) for dataset in self._data)
             self._generation = self._shared.generation
+
+    def _numbers_in(self, file: h5py.File) -> RowNumbers | None:
+        """The numbers of rows, where the file has them and these datasets are written with the frames."""
+        where = self._where
+        if where.number == "none":
+            return None
+        found, asked = optional(file, where.number, _NUMBERS), bool(where.number) or where.first is not None
+        if found is None:
+            return RowNumbers(dataset_at(file, _NUMBERS[0]), where.first) if asked else None
+        if not asked and (found.ndim > 1 or any(each.ndim > self._inner + 1 for each in self._data)):
+            return None  # spread over scan axes: a row is the place of a frame, and no array before it need be missing
+        beside = {self._inner > 0 or written_with(each, found) for each in self._data}
+        if not asked and len(beside) > 1:
+            raise ValueError(
+                f"{file.filename}: found columns of which some are attributes that are written with the frames, "
+                "expected all or none: give number=/PATH, or number=none, which counts rows"
+            )
+        return RowNumbers(real_numbers(found, 1), where.first) if asked or True in beside else None
 
     def _endure(self, error: Exception) -> None:
         """The writer lays the file out, or was between two writes, or the file must be opened anew."""
@@ -217,43 +275,52 @@ class _Follower:
                 f"{self._shared.path}: found a file that cannot be followed ({self._error}), expected one in SWMR "
                 "mode: its writer must set swmr_mode, on a local disk"
             ) from self._error
+        if self._unnumbered and self._numbers is not None and self._next <= 1:
+            raise ValueError(
+                f"{self._shared.path}: found {self._unnumbered} rows without a number in {self._numbers.name}, "
+                "expected one for each: give number=/PATH of another dataset, or number=none, which counts rows"
+            )
 
-    def _look(self) -> list[tuple[int, list[NDArray]]]:
+    def _look(self) -> list[_Run]:
         finished = self._read_finished()  # before the rows: what was written before it is seen after it
         keys = None
         if self._keys is not None:  # before the rows as well: a key is written after its row
             self._keys.refresh()
-            keys = _read(self._keys, 0, min(self._keys.size, self._next + self._rows), 0) != 0
+            keys = read_rows(self._keys, 0, min(self._keys.size, self._next + self._rows), 0) != 0
         for dataset in self._data:
             dataset.refresh()
-        there = min(_length(dataset, self._inner) for dataset in self._data)
+        there = min(length(dataset, self._inner) for dataset in self._data)
         now = time.monotonic()
         late = {row: finished or now - since > self._where.skip_s for row, since in self._holes.items()}
         runs = [run for row in late for run in self._written(row, row + 1, keys, sure=not late[row])]
         new = self._written(self._next, min(there, self._next + self._rows), keys, sure=not finished)
-        for first, _ in runs:
-            del self._holes[first]
+        for run in runs:
+            del self._holes[run.first]
         self._holes = {row: since for row, since in self._holes.items() if not late[row]}
-        for first, values in new:
-            self._holes |= dict.fromkeys(range(self._next, first), now)
-            self._next = first + len(values[0])
+        for run in new:
+            self._holes |= dict.fromkeys(range(self._next, run.first), now)
+            self._next = run.first + len(run.numbers)
         self.over = not runs and not new and (finished or 0 < self._where.total <= self._next)
         return [*runs, *new]
 
-    def _written(
-        self, first: int, last: int, keys: NDArray[np.bool_] | None, *, sure: bool
-    ) -> list[tuple[int, list[NDArray]]]:
+    def _written(self, first: int, last: int, keys: NDArray[np.bool_] | None, *, sure: bool) -> list[_Run]:
         """Runs of rows among these that are there; sure: with no number that may be a fill value."""
+        self._unnumbered = 0
         if last <= first:
             return []
-        values = [_read(dataset, first, last, self._inner) for dataset in self._data]
+        values = [read_rows(dataset, first, last, self._inner) for dataset in self._data]
         if keys is None:
             there = self._is_there(values, sure)
         else:
             there = np.concatenate([keys[first:last], np.zeros(last - first - len(keys[first:last]), bool)])
+        numbers = np.arange(first, last)
+        if self._numbers is not None:
+            numbered, numbers = self._numbers.of(first, last, sure=sure)
+            self._unnumbered = int((there & ~numbered).sum())
+            there = there & numbered
         there = np.concatenate([[False], there, [False]])
         edges = np.flatnonzero(np.diff(there.astype(np.int8))).reshape(-1, 2)
-        return [(first + int(low), [each[low:high] for each in values]) for low, high in edges]
+        return [_Run(first + int(low), numbers[low:high], [each[low:high] for each in values]) for low, high in edges]
 
     def _is_there(self, values: list[NDArray], sure: bool) -> NDArray[np.bool_]:
         """(row,) by the fill values."""
@@ -275,57 +342,3 @@ class _Follower:
                 "when the scan is over"
             )
         return bool(np.ravel(self._finished[()])[0])
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    found = file.get(name)
-    if not isinstance(found, h5py.Dataset):
-        here: list[str] = []
-        file.visititems(lambda path, node: here.append(f"/{path}") if isinstance(node, h5py.Dataset) else None)
-        raise ValueError(f"{file.filename}: found the datasets {', '.join(here)[:400]}, expected {name} among them")
-    return found
-
-
-def _numbers(dataset: _Found, axes: int) -> _Found:
-    """The dataset, if there is none or it is one of real numbers with so many axes or more. Raises ValueError."""
-    if dataset is not None and (dataset.dtype.kind not in "uifb" or dataset.ndim < axes):
-        raise ValueError(
-            f"{dataset.file.filename}: found {dataset.name} {dataset.dtype} {dataset.shape}, expected real numbers and "
-            f"{axes} axes or more"
-        )
-    return dataset
-
-
-def _rows_at_once(dataset: h5py.Dataset, inner: int) -> int:
-    """Rows of so many dimensions each that are read at once. Raises ValueError for a shape that no scan has."""
-    size = dataset.dtype.itemsize * math.prod(dataset.shape[dataset.ndim - inner :] if inner else ())
-    if size > LARGEST or math.prod(dataset.shape) > _MOST:
-        raise ValueError(
-            f"{dataset.file.filename}: found {dataset.name} {dataset.dtype} {dataset.shape}, expected at most "
-            f"{LARGEST} bytes in a frame, and {_MOST} numbers in all"
-        )
-    return max(1, min(_ROWS, _AT_ONCE // max(size, 1)))
-
-
-def _optional(file: h5py.File, name: str, usual: tuple[str, ...]) -> h5py.Dataset | None:
-    if name:
-        return _dataset(file, name)
-    found: Any = next((file[one] for one in usual if isinstance(file.get(one), h5py.Dataset)), None)
-    return found
-
-
-def _length(dataset: h5py.Dataset, inner: int) -> int:
-    """Rows that are there, however many scan axes they are spread over."""
-    outer = dataset.shape[: dataset.ndim - inner] if inner else dataset.shape
-    return int(np.prod(outer))
-
-
-def _read(dataset: h5py.Dataset, first: int, last: int, inner: int) -> NDArray:
-    """Rows first to last in C order, (row, y, x) or (row,)."""
-    outer = dataset.ndim - inner
-    if outer == 1 or (inner == 0 and dataset.size == dataset.shape[0]):
-        values = np.asarray(dataset[first:last])
-    else:
-        where = np.unravel_index(np.arange(first, last), dataset.shape[:outer])
-        values = np.stack([dataset[tuple(int(axis[k]) for axis in where)] for k in range(last - first)])
-    return values.reshape(last - first, *dataset.shape[outer:]) if inner else values.reshape(last - first)

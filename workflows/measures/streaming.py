@@ -22,6 +22,7 @@ from steering.sources.tape import read as read_tape, record
 
 N, FRAMES = 16, 6
 DATA, KEYS, FINISHED = "/entry/data/data", "/entry/keys", "/entry/scan_finished"
+NUMBERS = "/entry/instrument/NDAttributes/NDArrayUniqueId"
 _QUIET_S, _LONGEST_S = 0.03, 20
 _KINDS = {"ValueError": ValueError, "OSError": OSError}
 
@@ -42,6 +43,7 @@ def write_swmr(folder: Path) -> None:
         for name in ("y", "x"):
             file.create_dataset(f"/entry/{name}", data=np.arange(1.0, FRAMES + 1), maxshape=(None,), chunks=(4,))
         file.create_dataset(KEYS, data=np.arange(1, FRAMES + 1), maxshape=(None,), chunks=(4,))
+        file.create_dataset(NUMBERS, data=np.arange(7, 7 + FRAMES, dtype=np.int32), maxshape=(None,), chunks=(4,))
         file[FINISHED] = 1
 
 

@@ -1,0 +1,174 @@
+"""PV Access against a server: what a PV held before is no part of the scan, and a scan begins where its numbers do."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("p4p")
+
+from p4p.nt import NTNDArray, NTScalar, NTTable
+from p4p.server import Server
+from p4p.server.thread import SharedPV
+
+from steering.sources.pva import HELD, NdArrays, PvaFrames, PvaTable, Scans, nd_fields, nd_message
+from steering.sources.pva_readings import PvaReadings
+from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
+from tests.test_streams import nd_array
+
+HERE = {
+    "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+    "EPICS_PVAS_AUTO_BEACON_ADDR_LIST": "NO",
+    "EPICS_PVAS_BEACON_ADDR_LIST": "127.0.0.1",
+}
+
+
+def array(number, when=100.0):
+    value = NTNDArray().wrap(np.full((4, 4), number, np.uint16), timestamp=when)
+    value["uniqueId"] = number
+    return value
+
+
+class Served:
+    """A detector that has measured: its PVs hold the last frame of a scan, its position, and that it is done."""
+
+    def __init__(self):
+        self.image, self.done = SharedPV(), SharedPV(nt=NTScalar("?"))
+        self.table = SharedPV(nt=NTTable([("number", "l"), ("y", "d"), ("x", "d")]))
+        self.y = SharedPV(nt=NTScalar("d"))
+        self.open(done=True)
+        pvs = {"D:I": self.image, "D:D": self.done, "D:T": self.table, "D:Y": self.y}
+        self.server = Server(providers=[pvs], conf={**HERE, "EPICS_PVAS_SERVER_PORT": "0"}, useenv=False)
+        self.at = f"127.0.0.1:{self.server.conf()['EPICS_PVAS_SERVER_PORT']}"
+
+    def open(self, done):
+        self.image.open(array(9))
+        self.done.open(done)
+        self.table.open([self.row(9)])
+        self.y.open(3.0, timestamp=50.0)
+
+    def come_back(self):
+        """As after a restart of the server: who has subscribed is connected anew."""
+        for pv in (self.image, self.done, self.table, self.y):
+            pv.close(destroy=True)
+        self.open(done=False)
+
+    def row(self, number):
+        return {"number": number, "y": 1.0 * number, "x": 0.0}
+
+    def measure(self, number):
+        self.table.post([self.row(number)])
+        self.image.post(array(number))
+
+
+class Follower:
+    """Follows a stream; `said` has what it says."""
+
+    def __init__(self, stream):
+        self.said, self.stopped, self.turn = [], threading.Event(), threading.Condition()
+        self.idle = 0
+        self.thread = threading.Thread(target=self.follow, args=(stream,), daemon=True)
+        self.thread.start()
+
+    def follow(self, stream):
+        for record in stream.records(self.stopped):
+            with self.turn:
+                self.said += [] if record is None else [record]
+                self.idle += record is None
+                self.turn.notify_all()
+
+    def until(self, true):
+        with self.turn:
+            assert self.turn.wait_for(lambda: true(self.said), 30), self.said
+
+    def looked(self, times):
+        """It has looked so often and found nothing."""
+        with self.turn:
+            until = self.idle + times
+            assert self.turn.wait_for(lambda: self.idle >= until, 30)
+
+    def close(self):
+        self.stopped.set()
+        self.thread.join(30)
+
+
+def numbers(said):
+    return [one.number if isinstance(one, Frame) else one.first for one in said if isinstance(one, Frame | Samples)]
+
+
+def held(said):
+    return sum(one == Unreadable(HELD) for one in said)
+
+
+def test_what_pvs_held_before_is_left_out_and_counted_also_when_their_server_comes_back():
+    served = Served()
+    frames = PvaFrames(pv="D:I", server=served.at, done="D:D")
+    followers = [
+        Follower(frames),
+        Follower(PvaTable(pv="D:T", columns=("y", "x"), scale=(1.0, 1.0), server=served.at)),
+        Follower(PvaReadings(pvs=("D:Y",), scale=(1.0,), frames=frames, late_s=0.0)),
+    ]
+    for one in followers:
+        one.until(held)
+    followers[0].looked(3)  # that it was done before ends nothing
+    for number in (1, 2):
+        served.measure(number)
+    for one in followers:
+        one.until(lambda said: numbers(said) == [1, 2])
+        assert held(one.said) == 1
+    assert followers[2].said[-1].rows.tolist() == [[3.0]]  # it held before, and holds still
+    followers[0].looked(3)
+    assert Ended(last=True) not in followers[0].said
+    served.come_back()
+    for one in followers:
+        one.until(lambda said: held(said) == 2)
+    served.measure(3)
+    followers[0].until(lambda said: numbers(said) == [1, 2, 3])
+    served.done.close(destroy=True)
+    served.done.open(True)  # it became true while it was not there
+    followers[0].until(lambda said: said[-1] == Ended(last=True))
+    for one in followers:
+        one.until(lambda said: numbers(said) == [1, 2, 3])
+        one.close()
+    assert [one for one in followers[0].said if isinstance(one, Began)] == [Began(None, None)]
+    served.server.stop()
+
+
+def test_a_message_says_what_was_held_and_when_it_was_taken():
+    decode = NdArrays()
+    assert decode(nd_fields(nd_message(array(9), held=True))) == [Unreadable(HELD)]
+    message = nd_message(array(1, when=7.5))
+    assert message.fields["time"] == 7.5
+    assert [type(one) for one in decode(nd_fields(message))] == [Began, Frame]
+    assert [type(one) for one in decode({**nd_array(number=2), "time": "x"})] == [Frame]  # of before, or damaged
+
+
+def begun(arrays):
+    """The places among arrays (number, time stamp) where a scan begins."""
+    scans = Scans()
+    return [place for place, (number, when) in enumerate(arrays) if scans.begun({}, number, when)]
+
+
+def scan(frames, begins=0.0, period=0.01, first=1):
+    return [(number, begins + period * number) for number in range(first, first + frames)]
+
+
+def test_numbers_that_begin_again_later_begin_a_scan_however_short_the_one_before_was():
+    assert begun([*scan(49, 100.0), *scan(69, 100.6)]) == [0, 49]
+    assert begun([*scan(49, 100.0), *scan(69, 100.6)[3:]]) == [0, 49], "its first arrays were missed"
+    assert begun([*scan(9, 100.0), *scan(9, 100.5), *scan(20, 101.0)]) == [0, 9, 18]
+    assert begun([(500, 0.0), (499, 0.0), (0, 0.0), (1, 0.0)]) == [0, 2], "without time stamps"
+    assert begun([*[(n, 0.0) for n in range(100)], (30, 0.0)]) == [0, 100], "and with the first ones missed"
+
+
+def test_arrays_out_of_order_or_twice_begin_no_scan():
+    order = scan(400, 100.0)
+    for k in range(0, 390, 13):  # by plugins in several threads: the array keeps its time stamp
+        order[k : k + 9] = order[k : k + 9][::-1]
+    assert begun(order) == [0]
+    assert begun([*order, order[7], order[7]]) == [0]
+    sent = [(number, 100.0 + 0.01 * place) for place, (number, _) in enumerate(order)]  # stamped when they are sent
+    assert begun(sent) == [0]
+    assert begun([*scan(60, 100.0), (60, 100.7), (59, 100.75)]) == [0]
