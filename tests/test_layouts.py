@@ -279,6 +279,17 @@ def test_positions_that_say_of_which_frame_they_are(tmp_path, capsys):
             read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre")
 
 
+def test_a_pair_is_in_metres_where_its_optics_are_given_and_agree(tmp_path):
+    pair(tmp_path / "scan_dp.hdf5")
+    optics = {"energy": KEV * 1000, "distance": DISTANCE, "detector_pixel": PIXEL}
+    taken = read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre", settings=ReadSettings(**optics))
+    assert taken.geometry.object_pixel == pytest.approx(OBJECT_PIXEL, rel=1e-5)
+    np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-14)
+    wrong = ReadSettings(**optics | {"distance": 1.5})
+    with pytest.raises(ValueError, match="m in the file, and of"):
+        read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre", settings=wrong)
+
+
 def test_every_layout_has_its_file():
     names = {layout.name for layout in LAYOUTS}
     assert len(names) == len(LAYOUTS) == 9
@@ -400,9 +411,10 @@ def test_a_small_raster_is_no_set_of_channels(tmp_path, shape, said, given):
 def test_a_raster_whose_slow_axis_is_x(tmp_path):
     frames, grid = raster(4, 3)
     path = nexus(tmp_path / "scan.h5", frames, x=np.arange(4) * 0.5, y=np.arange(3) * 0.5)
-    taken = read_recording(path, zero_frequency="centre")
-    np.testing.assert_array_equal(taken.counts, frames.reshape(-1, N, N))
-    np.testing.assert_allclose(taken.positions, (grid - grid.mean(0))[:, ::-1] * 1e-6, atol=1e-15)
+    for settings in (ReadSettings(), ReadSettings(frames=":/entry/data/data")):
+        taken = read_recording(path, zero_frequency="centre", settings=settings)
+        np.testing.assert_array_equal(taken.counts, frames.reshape(-1, N, N))
+        np.testing.assert_allclose(taken.positions, (grid - grid.mean(0))[:, ::-1] * 1e-6, atol=1e-15)
 
 
 def test_channels_are_told_by_the_positions_and_noted(tmp_path, capsys):

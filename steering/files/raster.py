@@ -39,10 +39,9 @@ def each(
     where y and x are neither.
     """
     if len(y) * len(x) == frames > 1:
+        grid = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)
         x_first = shape == (len(x), len(y)) != (len(y), len(x))
-        y, x = np.repeat(y, len(x)), np.tile(x, len(y))
-        order = np.arange(frames).reshape(-1, shape[0]).T.ravel() if x_first else slice(None)
-        return np.stack([y, x], axis=1)[order]
+        return (grid.swapaxes(0, 1) if x_first else grid).reshape(-1, 2)
     if len(y) != len(x):
         raise ValueError(
             f"found {len(y)} positions in y, {len(x)} in x and {frames} frames, expected one (y, x) for each frame, or "

@@ -152,7 +152,7 @@ def _take_frames(found: dict[str, Any], layout: Layout, reader: Finder, look: bo
     many = 1
     if len(nodes) == 1 and len(shapes[0]) == 4:
         if layout.name.startswith("NeXus"):
-            many, note = channels(*shapes[0][:2], _counted(found, layout, reader))
+            many, note = channels(shapes[0][0], shapes[0][1], _counted(found, layout, reader))
             found["notes"] += [note] if note else []
         if many == 1:
             found["raster"] = shapes[0][:2]
@@ -341,6 +341,7 @@ def _take_given(found: dict[str, Any], name: str, text: str, path: Path, memory:
         else:
             found[name] = file.read(parts[0][0])
             if name == "frames":
+                found["raster"] = found["frames"].shape[:-2]
                 found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])
     finally:
         file.close()

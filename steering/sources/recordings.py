@@ -38,7 +38,8 @@ class ReadSettings:
     frames: str | None = None
     """FILE:/path of the frames, where they are not where a known layout has them."""
     positions: str | None = None
-    """FILE:/path[unit] or FILE:/x,/y[unit]."""
+    """FILE:/path[unit] or FILE:/x,/y[unit], of each frame or of a raster's rows and columns. A unit goes before the
+    file's; without one it is the file's, or metres."""
     energy: float | None = None
     """Of the photons, eV."""
     distance: float | None = None
@@ -157,7 +158,8 @@ def read_recording(
 
     zero_frequency: where it is in the FILE's frames, "corner" or "centre" (y // 2, x // 2). orientation: a name of
     ORIENTATIONS, how the file's frames must be turned to agree with the positions. probe: (y, x) or (mode, y, x),
-    instead of the file's. HDF5 gives lengths in metres; .npz (arrays data, probe, scan) gives object pixels.
+    instead of the file's. HDF5 gives lengths in metres; .npz (arrays data, probe, scan) gives object pixels, or metres
+    where settings say energy, distance and detector pixel.
     Raises OSError for a file that is missing, damaged or of no known kind, ValueError for one whose content does not
     make a scan, takes more than the bounds allow or leads out of its folder.
     """
