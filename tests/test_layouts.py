@@ -449,10 +449,11 @@ def test_energies_of_lynx_are_in_kev_wherever_they_are(tmp_path):
         file["entry/instrument/monochromator/energy"] = KEV
     taken = read_recording(tmp_path / "scan.h5", zero_frequency="centre")
     assert taken.geometry.wavelength == pytest.approx(WAVELENGTH, rel=1e-5)
-    with h5py.File(tmp_path / "scan.h5", "a") as file:
-        file["entry/data/eiger_4"].attrs["Photon_energy_kev"] = "closed"
-    with pytest.raises(ValueError, match=r"Photon_energy_kev of .*, expected a real number"):
-        read_recording(tmp_path / "scan.h5", zero_frequency="centre")
+    for value in ("closed", KEV + 1j):
+        with h5py.File(tmp_path / "scan.h5", "a") as file:
+            file["entry/data/eiger_4"].attrs["Photon_energy_kev"] = value
+        with pytest.raises(ValueError, match=r"Photon_energy_kev of .*, expected a real number"):
+            read_recording(tmp_path / "scan.h5", zero_frequency="centre")
 
 
 def test_a_relative_path_is_meant_from_where_the_reader_is_called(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ class Finder:
         if values is None or not np.size(values):
             return None
         try:
-            value = float(np.ravel(values)[0])
+            value = float("a complex one" if np.iscomplexobj(values) else np.ravel(values)[0])
         except (TypeError, ValueError) as error:
             raise ValueError(f"found {path} of {np.asarray(values).dtype}, expected a real number") from error
         return value, unit if is_attribute else self.file.unit(node, unit)
