@@ -152,9 +152,15 @@ def nanomax(path):
 
 
 def lynx(path):
+    """Numbers as attributes of the frames, in keV and metres."""
     with h5py.File(path, "w") as file:
         file["entry/data/eiger_4"] = counts()
-        eiger_metadata(file)
+        file["entry/data/eiger_4"].attrs.update(
+            Photon_energy_kev=np.array([KEV]), Detector_distance_m=DISTANCE, Pixel_size=PIXEL, Center_x_pixel=8
+        )
+        file["entry/instrument/detector/pixel_mask"] = mask()
+        put(file, "entry/sample/x", where()[:, 1] * 1e6, "um")
+        put(file, "entry/sample/y", where()[:, 0] * 1e6, "um")
 
 
 def p45(path):
@@ -273,6 +279,17 @@ def test_positions_that_say_of_which_frame_they_are(tmp_path, capsys):
             read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre")
 
 
+def test_a_pair_is_in_metres_where_its_optics_are_given_and_agree(tmp_path):
+    pair(tmp_path / "scan_dp.hdf5")
+    optics = {"energy": KEV * 1000, "distance": DISTANCE, "detector_pixel": PIXEL}
+    taken = read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre", settings=ReadSettings(**optics))
+    assert taken.geometry.object_pixel == pytest.approx(OBJECT_PIXEL, rel=1e-5)
+    np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-14)
+    wrong = ReadSettings(**optics | {"distance": 1.5})
+    with pytest.raises(ValueError, match="m in the file, and of"):
+        read_recording(tmp_path / "scan_dp.hdf5", zero_frequency="centre", settings=wrong)
+
+
 def test_every_layout_has_its_file():
     names = {layout.name for layout in LAYOUTS}
     assert len(names) == len(LAYOUTS) == 9
@@ -350,6 +367,93 @@ def test_a_file_with_frames_under_two_layouts_is_read_as_the_one_that_has_positi
         file["entry_1/data/data"] = h5py.SoftLink("/entry_1/data_1/data")
     taken = read_recording(tmp_path / "scan.cxi", zero_frequency="centre")
     np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-18)
+
+
+def nexus(path, frames, x, y, **numbers):
+    """A NeXus file whose numbers say no unit; positions in um."""
+    numbers = {"detector_distance": DISTANCE, "x_pixel_size": PIXEL, "y_pixel_size": PIXEL} | numbers
+    with h5py.File(path, "w") as file:
+        file["entry/data/data"] = frames
+        for name, value in numbers.items():
+            file[f"entry/instrument/detector/{name}"] = value
+        file["entry/instrument/monochromator/energy"] = KEV * 1000
+        for name, values in (("x", x), ("y", y)):
+            if values is not None:
+                put(file, f"entry/data/{name}", values, "um")
+    return path
+
+
+def raster(rows, columns):
+    """Frames (rows, columns, y, x), and positions (rows * columns, 2) of (y, x), um."""
+    frames = np.random.default_rng(0).poisson(20, (rows, columns, N, N)).astype(np.uint16)
+    grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2) * 0.5
+    return frames, grid
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["in the file", "given"])
+@pytest.mark.parametrize("said", ["axes", "each"])
+@pytest.mark.parametrize("shape", [(5, 5), (10, 8), (3, 2), (2, 3)])
+def test_a_small_raster_is_no_set_of_channels(tmp_path, shape, said, given):
+    frames, grid = raster(*shape)
+    y, x = (np.unique(grid[:, 0]), np.unique(grid[:, 1])) if said == "axes" else grid.T
+    path = nexus(tmp_path / "scan.h5", frames, None if given else x, None if given else y)
+    settings = ReadSettings()
+    if given:
+        with h5py.File(tmp_path / "motors.h5", "w") as file:
+            file["x"], file["y"] = x, y
+        settings = ReadSettings(positions="motors.h5:/x,/y[um]")
+    taken = read_recording(path, zero_frequency="centre", settings=settings)
+    np.testing.assert_array_equal(taken.counts, frames.reshape(-1, N, N))
+    np.testing.assert_allclose(taken.positions, (grid - grid.mean(0)) * 1e-6, atol=1e-15)
+    assert not any("channels" in note for note in taken.notes)
+
+
+def test_a_raster_whose_slow_axis_is_x(tmp_path):
+    frames, grid = raster(4, 3)
+    path = nexus(tmp_path / "scan.h5", frames, x=np.arange(4) * 0.5, y=np.arange(3) * 0.5)
+    for settings in (ReadSettings(), ReadSettings(frames=":/entry/data/data")):
+        taken = read_recording(path, zero_frequency="centre", settings=settings)
+        np.testing.assert_array_equal(taken.counts, frames.reshape(-1, N, N))
+        np.testing.assert_allclose(taken.positions, (grid - grid.mean(0))[:, ::-1] * 1e-6, atol=1e-15)
+
+
+def test_channels_are_told_by_the_positions_and_noted(tmp_path, capsys):
+    frames, _ = raster(FRAMES, 4)
+    y, x = where().T * 1e6
+    path = nexus(tmp_path / "scan.h5", frames, x, y)
+    taken = read_recording(path, zero_frequency="centre")
+    np.testing.assert_array_equal(taken.counts, frames[:, 0])
+    np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-15)
+    assert any("they have 4 channels, of which the first is used" in note for note in taken.notes)
+    for columns, words in ((3, "taken as 3 channels"), (4, "taken as a raster of 24 frames")):
+        nexus(path, raster(FRAMES, columns)[0], None, None)
+        assert main(["inspect", str(path)]) == 0
+        assert words in capsys.readouterr().out
+
+
+def test_a_table_tells_a_raster_from_channels(tmp_path):
+    frames, grid = raster(5, 3)
+    path = nexus(tmp_path / "scan.h5", frames, None, None)
+    for named, rows in (("t.txt:/0,/1[um]", "{x!r} {y!r}"), ("t.csv", "0,{nm_x!r},0,0,0,{nm_y!r},0,{k}")):
+        lines = [rows.format(x=x, y=y, nm_x=x * 1e3, nm_y=-y * 1e3, k=k) for k, (y, x) in enumerate(grid.tolist())]
+        (tmp_path / named.partition(":")[0]).write_text("\n".join(lines))
+        taken = read_recording(path, zero_frequency="centre", settings=ReadSettings(positions=named))
+        np.testing.assert_array_equal(taken.counts, frames.reshape(-1, N, N))
+        np.testing.assert_allclose(taken.positions, (grid - grid.mean(0)) * 1e-6, atol=1e-15)
+
+
+def test_energies_of_lynx_are_in_kev_wherever_they_are(tmp_path):
+    lynx(tmp_path / "scan.h5")
+    with h5py.File(tmp_path / "scan.h5", "a") as file:
+        del file["entry/data/eiger_4"].attrs["Photon_energy_kev"]
+        file["entry/instrument/monochromator/energy"] = KEV
+    taken = read_recording(tmp_path / "scan.h5", zero_frequency="centre")
+    assert taken.geometry.wavelength == pytest.approx(WAVELENGTH, rel=1e-5)
+    for value in ("closed", KEV + 1j):
+        with h5py.File(tmp_path / "scan.h5", "a") as file:
+            file["entry/data/eiger_4"].attrs["Photon_energy_kev"] = value
+        with pytest.raises(ValueError, match=r"Photon_energy_kev of .*, expected a real number"):
+            read_recording(tmp_path / "scan.h5", zero_frequency="centre")
 
 
 def test_a_relative_path_is_meant_from_where_the_reader_is_called(tmp_path, monkeypatch):

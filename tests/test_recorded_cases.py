@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
+from steering.cli import main
 from steering.files import units
 from steering.sources.recordings import ReadSettings
 from steering.sources.window import Window
-from tests.test_recordings import FRAMES, J_PER_EV, N, counts, read, translation, write_cxi
+from tests.test_recordings import FRAMES, J_PER_EV, N, counts, read, translation, write_cxi, write_npz
 
 T = "entry_1/sample_1/geometry_1/translation"
 DATA = "entry_1/data_1/data"
@@ -285,6 +287,91 @@ def test_positions_in_another_unit_than_said(tmp_path, factor, unit):
     given = ReadSettings(positions=f":/{T}[{unit}]")
     taken = read(tmp_path / "a.cxi", settings=given)
     np.testing.assert_allclose(taken.positions, WHERE[:, [1, 0]] - WHERE[:, [1, 0]].mean(0), atol=1e-15)
+
+
+@pytest.mark.parametrize(("factor", "said", "unit"), [(1e6, "nm", "um"), (1e3, "um", "mm"), (1.0, "mm", "m")])
+def test_positions_in_a_larger_unit_than_said(tmp_path, factor, said, unit):
+    """All within one object pixel: no scan, whatever the file says."""
+    path = long(tmp_path / "a.cxi", WHERE * factor)
+    with h5py.File(path, "a") as file:
+        file[T].attrs["units"] = said
+    with pytest.raises(
+        ValueError, match=rf"within .*less than one object pixel .*would overlap if they were in {unit}\."
+    ):
+        read(path)
+    taken = read(path, settings=ReadSettings(positions=f":/{T}[{unit}]"))  # what is given goes before the file
+    np.testing.assert_allclose(taken.positions, WHERE[:, [1, 0]] - WHERE[:, [1, 0]].mean(0), atol=1e-15)
+
+
+def test_scans_of_one_axis_of_few_frames_and_of_few_places_are_scans(tmp_path):
+    line = WHERE * [1, 0, 0]
+    assert np.ptp(read(long(tmp_path / "a.cxi", line)).positions[:, 0]) == 0
+    two = read(write_cxi(tmp_path / "b.cxi", data=counts()[:2], translation=translation()[:2]))
+    assert len(two.counts) == 2
+    places = np.repeat(WHERE[:2], 6, axis=0)
+    assert not any("for each pixel" in note for note in read(long(tmp_path / "c.cxi", places)).notes)
+    close = read(long(tmp_path / "d.cxi", WHERE * [0.15, 0.15, 0]))
+    assert any("more than one for each pixel" in note for note in close.notes)
+    jitter = WHERE * 1e-3
+    with pytest.raises(ValueError, match=r"expected a scan\. Say their unit"):
+        read(long(tmp_path / "e.cxi", jitter), settings=ReadSettings(positions=f":/{T}[pm]"))
+
+
+OFF = {
+    "energy": [(8.8, "J", "keV"), (8800, "keV", "eV"), (15, "eV", "keV")],
+    "distance": [(2000.0, "m", "mm"), (2.0, "mm", "m"), (0.0, "m", None)],
+    "x_pixel_size": [(75.0, "m", "um"), (0.075, "m", "mm"), (75e-6, "mm", "m"), (75e-6, "um", "m")],
+}
+
+
+@pytest.mark.parametrize(("name", "value", "said", "unit"), [(name, *one) for name in OFF for one in OFF[name]])
+def test_optics_in_another_unit_than_said(tmp_path, capsys, name, value, said, unit):
+    path = write_cxi(tmp_path / "a.cxi", **{name: value}, without=("y_pixel_size",))
+    place = "source_1/energy" if name == "energy" else f"detector_1/{name}"
+    with h5py.File(path, "a") as file:
+        file[f"entry_1/instrument_1/{place}"].attrs["units"] = said
+    likely = rf"; it would be in {unit}: give" if unit else r"\d m: give"
+    with pytest.raises(ValueError, match=rf"of {value:g} {said} \(entry_1/instrument_1/{place}\), expected .*{likely}"):
+        read(path)
+    assert main(["inspect", str(path)]) == 0
+    assert f"doubtful: found a {'photon energy' if name == 'energy' else ''}" in capsys.readouterr().out
+    given = {"energy": 8800.0, "distance": 2.0, "x_pixel_size": 75e-6}[name]
+    taken = read(path, settings=ReadSettings(**{"detector_pixel" if name == "x_pixel_size" else name: given}))
+    assert taken.geometry.object_pixel == pytest.approx(read(write_cxi(tmp_path / "b.cxi")).geometry.object_pixel)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"energy": 8.8}, "photon energy of 8.8 eV, expected .* in keV"),
+        ({"energy": 0.0}, "photon energy of 0 eV"),
+        ({"distance": 2000.0}, "distance of 2000 m, expected .* in mm"),
+        ({"detector_pixel": 75.0}, "detector pixel of 75 m, expected .* in um"),
+        ({"distance": 0.006, "detector_pixel": 9e-3}, "object pixel of .* half a wavelength"),
+    ],
+)
+def test_optics_that_are_given_in_another_unit(tmp_path, given, words):
+    with pytest.raises(ValueError, match=words):
+        read(write_cxi(tmp_path / "a.cxi"), settings=ReadSettings(**given))
+
+
+def test_light_of_13_5_nm_is_x_rays(tmp_path):
+    taken = read(write_cxi(tmp_path / "a.cxi", energy=91.84 * J_PER_EV, distance=0.05, translation=translation() * 2))
+    assert taken.geometry.wavelength == pytest.approx(13.5e-9, rel=1e-4)
+
+
+def test_positions_in_object_pixels_are_metres_where_the_optics_are_given(tmp_path):
+    optics = ReadSettings(energy=8800.0, distance=2.0, detector_pixel=75e-6)
+    path = write_npz(tmp_path / "a.npz")
+    in_pixels, in_metres = read(path), read(path, settings=optics)
+    assert (in_pixels.geometry.length_unit, in_metres.geometry.length_unit) == ("object pixel", "m")
+    np.testing.assert_allclose(in_metres.positions, in_pixels.positions * in_metres.geometry.object_pixel)
+    binned = read(path, settings=replace(optics, binning=2))
+    np.testing.assert_allclose(binned.positions, in_metres.positions)
+    with pytest.raises(ValueError, match=r"within .* object pixel of each other.*convert them"):
+        read(write_npz(tmp_path / "b.npz", scan=translation()[:, :2]))
+    with pytest.raises(ValueError, match=r"found positions given for a \.npz"):
+        read(path, settings=ReadSettings(positions=":/scan[um]"))
 
 
 def test_positions_that_never_move_and_a_common_offset(tmp_path):

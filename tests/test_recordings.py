@@ -58,7 +58,7 @@ def write_cxi(path: Path, *, without: tuple[str, ...] = (), **changes: Any) -> P
 def write_npz(path: Path, **changes: Any) -> Path:
     arrays = {
         "data": counts()[None].astype(np.float32),
-        "scan": translation()[None, :, :2].astype(np.float32),
+        "scan": (translation()[None, :, :2] * 1e7).astype(np.float32),
         "probe": np.ones((1, 1, 1, 1, N, N), np.complex64),
     }
     arrays.update(changes)
@@ -131,6 +131,8 @@ def test_npz_round_trip_in_object_pixels(tmp_path: Path, compressed: bool) -> No
     assert taken.counts.dtype == np.uint8, "whole floats become the smallest unsigned dtype that holds them"
     assert taken.geometry.length_unit == "object pixel"
     np.testing.assert_allclose(taken.positions.mean(0), 0, atol=1e-12)
+    where = translation()[:, :2] * 1e7
+    np.testing.assert_allclose(taken.positions, where - where.mean(0), rtol=1e-5, atol=1e-5)
     assert taken.probe is not None
     assert taken.probe.shape == (1, N, N)
 
@@ -303,7 +305,7 @@ BAD = {
     no_positions: (ValueError, "no positions"),
     no_data: (ValueError, "no frames"),
     no_distance: (ValueError, r"no distance \(entry_1/instrument_1/detector_1/distance"),
-    machine_energy: (ValueError, "wavelength"),
+    machine_energy: (ValueError, r"photon energy of 8800 J .*it would be in eV"),
     empty_scan: (ValueError, "empty scan"),
     negative_frames: (ValueError, r"found -3 at pixel \(1, 2\) of frame 4"),
     complex_frames: (ValueError, "real counts"),

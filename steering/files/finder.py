@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from steering.files.hdf5 import Hdf5
 from steering.files.layouts import At
-from steering.files.units import factor
+from steering.files.units import factor, impossible
 
 
 class Finder:
@@ -46,28 +46,39 @@ class Finder:
                 found.append(node)
         return found
 
-    def value(self, at: At, kind: str, said: dict[str, str], name: str) -> float | None:
-        """A number in metres or joules; None where it is not there."""
+    def value(self, at: At, name: str, found: dict[str, Any]) -> float | None:
+        """A number of the optics in metres or joules; None where it is not there.
+
+        name: as `units.impossible` has it. What was read where is put into found["said"], and what is wrong with it,
+        for whoever takes it, into found["doubts"].
+        """
+        kind = "energy" if name == "energy" else "length"
         for path in at.paths:
-            where, is_attribute, attribute = path.partition("@")
-            node = self.file.find(where) if where else self.file.file
-            if node is None:
+            read = self._read(path, at.unit)
+            if read is None:
                 continue
-            if is_attribute:
-                value = self.file.attribute_value(node, attribute)
-                if value is None:
-                    continue
-                number = float(np.ravel(value)[0]) * factor(at.unit, kind, path)
-            elif hasattr(node, "dtype"):
-                values = self.file.numbers(node, kind, at.unit)
-                if not values.size:
-                    continue
-                number = float(np.ravel(values)[0])
-            else:
-                continue
-            said[name] = path
+            value, unit = read
+            found["said"][name] = f"{path}: {value:.6g} {unit}"
+            number = value * factor(unit, kind, path)
+            if doubt := impossible(name, value, unit, path):
+                found["doubts"][name] = doubt
             return number
         return None
+
+    def _read(self, path: str, unit: str) -> tuple[float, str] | None:
+        """The number at a path, and its unit: `unit` where the file says none."""
+        where, is_attribute, attribute = path.partition("@")
+        node = self.file.find(where) if where else self.file.file
+        if node is None or not (is_attribute or isinstance(node, h5py.Dataset)):
+            return None
+        values = self.file.attribute_value(node, attribute) if is_attribute else self.file.read(node)
+        if values is None or not np.size(values):
+            return None
+        try:
+            value = float("a complex one" if np.iscomplexobj(values) else np.ravel(values)[0])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"found {path} of {np.asarray(values).dtype}, expected a real number") from error
+        return value, unit if is_attribute else self.file.unit(node, unit)
 
 
 def columns(values: NDArray[np.float64], name: str, frames: int | None = None) -> NDArray[np.float64]:

@@ -125,13 +125,16 @@ class Hdf5:
             dataset.read_direct(out)
         return out
 
+    def unit(self, dataset: h5py.Dataset, unit: str) -> str:
+        """The unit that the file says of its values, or else `unit`."""
+        return self.attribute(dataset, "units") or self.attribute(dataset, "unit") or unit
+
     def numbers(self, dataset: h5py.Dataset, kind: str, unit: str) -> NDArray[np.float64]:
-        """Its values in metres or joules; unit: where the file does not say one."""
+        """Its values in metres or joules; unit: in which they are."""
         values = self.read(dataset)
         if values.dtype.kind not in "uif":
             raise ValueError(f"found {dataset.name} of {values.dtype}, expected real numbers")
-        said = self.attribute(dataset, "units") or self.attribute(dataset, "unit")
-        return values.astype(np.float64) * factor(said or unit, kind, str(dataset.name))
+        return values.astype(np.float64) * factor(unit, kind, str(dataset.name))
 
     def attribute(self, node: Node, name: str) -> str:
         """A short text, or a number as text; empty where there is none."""

@@ -208,7 +208,16 @@ LAYOUTS = (
         x=At(),
         y=At(),
     ),
-    replace(_NEXUS, name="APS LYNX", frames=("entry/data/eiger_4",)),
+    # Its numbers are attributes of the frames; where it keeps them as NeXus does, energies are in keV all the same.
+    replace(
+        _NEXUS,
+        name="APS LYNX",
+        frames=("entry/data/eiger_4",),
+        energy=At(("entry/data/eiger_4@Photon_energy_kev", *_NEXUS.energy.paths), "keV"),
+        distance=At(("entry/data/eiger_4@Detector_distance_m", *_NEXUS.distance.paths)),
+        pixel=At(("entry/data/eiger_4@Pixel_size", *_NEXUS.pixel.paths)),
+        pixel_y=At(("entry/data/eiger_4@Pixel_size", *_NEXUS.pixel_y.paths)),
+    ),
     replace(
         _CXI,
         name="NXcxi_ptycho (Diamond)",

@@ -21,11 +21,9 @@ from steering.files.bounds import Bounds, Memory
 from steering.files.finder import Finder, columns
 from steering.files.hdf5 import Hdf5
 from steering.files.layouts import LAYOUTS, WRITTEN, Layout
-from steering.files.tables import TextTable, table_positions
+from steering.files.raster import channels, each
+from steering.files.tables import TextTable, table_count, table_positions
 from steering.files.units import PLANCK_TIMES_C, factor
-
-_CHANNELS = 8
-"""A 4-dimensional set of frames has at most so many channels as its second axis; more are the columns of a raster."""
 
 
 def read_scan_file(
@@ -36,13 +34,17 @@ def read_scan_file(
     given: `frames`, `positions` or `probe` from elsewhere: FILE:/path[unit], positions also FILE:/x,/y[unit]; a FILE is
     beside the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`.
     Returns `layout`; `frames` (..., y, x), `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel";
-    `wavelength`, `distance`, `detector_pixel`, `object_pixel` in metres; `mask` (y, x), True = bad; `probe`; `said`, a
-    dictionary of what was read where; those that are not there are missing, and named in `missing`.
+    `units`, in which positions were, where that was said; `wavelength`, `distance`, `detector_pixel`, `object_pixel` in
+    metres; `mask` (y, x), True = bad; `probe`; `said`, a dictionary of what was read where; `notes`, sentences on what
+    was taken for what; `doubts`, a dictionary of what is wrong with numbers that cannot be. Those that are not there
+    are missing, and named in `missing`.
     Raises ValueError for content that cannot be a scan, OSError for a file that is missing, damaged or unknown.
     """
     place, given = Path(path), dict(given or {})
     with place.open("rb") as file:
         start = file.read(8)
+    if given and start[:2] in (b"BZ", b"PK"):
+        raise ValueError(f"found {' and '.join(given)} given for a .npz file, expected them in it, as data and scan")
     try:
         if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
             return _read_hdf5(place, memory, bounds, given, look)
@@ -71,7 +73,8 @@ def _read_arrays(file: Any, memory: Memory, look: bool) -> dict[str, Any]:
         raise ValueError(f"found the array scan of {scan.dtype} {scan.shape}, expected real (frame, 2): y, x")
     said = {name: f"{name} {array.dtype} {array.shape}" for name, array in arrays.items()}
     found = {"layout": "npz", "frames": _without_leading_ones(arrays["data"], 3), "amplitude": False, "said": said}
-    found |= {"positions": scan.astype(np.float64), "length": "object pixel", "missing": []}
+    found |= {"positions": scan.astype(np.float64), "length": "object pixel"}
+    found |= {"missing": [], "notes": [], "doubts": {}}
     if "probe" in arrays:
         found["probe"] = arrays["probe"]
     return {k: v for k, v in found.items() if not (look and k in ("frames", "probe"))}
@@ -93,16 +96,18 @@ def _read_hdf5(path: Path, memory: Memory, bounds: Bounds, given: dict[str, str]
             rest = Hdf5(_partner(path, layout.pair), memory, bounds.folders)
             files.append(rest)
         reader = Finder(main), Finder(rest)
-        found: dict[str, Any] = {"layout": layout.name, "amplitude": layout.amplitude, "said": {}, "missing": []}
+        found: dict[str, Any] = {"layout": layout.name, "amplitude": layout.amplitude}
+        found |= {"said": {}, "missing": [], "notes": [], "doubts": {}}
         for name, text in given.items():
             _take_given(found, name, text, path, memory, bounds)
         _take_frames(found, layout, reader[0], look)
-        _take_table(found)
+        _take_given_positions(found)
         _match_numbers(found, layout, reader[1])
         _take_positions(found, layout, reader[1])
         _leave_unwritten(found, reader[0])
         _take_numbers(found, layout, reader[1])
         _take_images(found, layout, reader[1], look)
+        found.pop("raster", None)
         return found
     finally:
         for file in files:
@@ -144,20 +149,37 @@ def _take_frames(found: dict[str, Any], layout: Layout, reader: Finder, look: bo
         )
     dtype = np.result_type(*{node.dtype for node in nodes})
     counted = [math.prod(shape[:-2]) for shape in shapes]
-    channels = shapes[0][1] if len(nodes) == 1 and len(shapes[0]) == 4 and layout.name.startswith("NeXus") else 1
-    one = 1 < channels <= _CHANNELS
+    many = 1
+    if len(nodes) == 1 and len(shapes[0]) == 4:
+        if layout.name.startswith("NeXus"):
+            many, note = channels(shapes[0][0], shapes[0][1], _counted(found, layout, reader))
+            found["notes"] += [note] if note else []
+        if many == 1:
+            found["raster"] = shapes[0][:2]
     whole = shapes[0] if len(nodes) == 1 else (sum(counted), *images[0])
-    note = f", the first of {channels} channels" if one else ""
-    found["said"]["frames"] = f"{nodes[0].name} {nodes[0].dtype} {whole}{note}"
+    found["said"]["frames"] = f"{nodes[0].name} {nodes[0].dtype} {whole}"
     if look:
-        found["shape"] = [sum(counted) // (channels if one else 1), *images[0]]
+        found["shape"] = [sum(counted) // many, *images[0]]
         return
     out = reader.file.memory.empty((sum(counted), *images[0]), dtype, "frames")
     at = 0
     for node, shape, count in zip(nodes, shapes, counted, strict=True):
         reader.file.read(node, out[at : at + count].reshape(shape))
         at += count
-    found["frames"] = out.reshape(shapes[0])[:, 0] if one else out
+    found["frames"] = out.reshape(shapes[0])[:, 0] if many > 1 else out
+
+
+def _counted(found: dict[str, Any], layout: Layout, reader: Finder) -> tuple[int, ...]:
+    """How many positions there are, or values in y and in x; empty where it is not known."""
+    if "positions" in found:
+        return (len(found["positions"]),)
+    if "pair" in found:
+        y, x = found["pair"]
+        return len(y), len(x)
+    if "table" in found:
+        return (table_count(found["table"][0], named=bool(found["table"][1])),)
+    sizes = [sum(math.prod(reader.file.shape(node)) for node in reader.first(at.paths)) for at in (layout.y, layout.x)]
+    return tuple(sizes) if all(sizes) else ()
 
 
 def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
@@ -167,7 +189,7 @@ def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> No
     nodes = reader.first(layout.positions.paths)
     if nodes:
         unit, count = layout.positions.unit, _frame_count(found) if len(nodes) == 1 else None
-        blocks = [columns(reader.file.numbers(node, "length", unit), str(node.name), count) for node in nodes]
+        blocks = [columns(one, str(nodes[0].name), count) for one in _lengths(nodes, reader.file, found, unit)]
         where = np.concatenate(blocks, axis=0) if len(blocks) > 1 else blocks[0]
         found["said"]["positions"] = nodes[0].name
         found["positions"] = where[:, ::-1] if layout.order == "xy" else where
@@ -175,10 +197,9 @@ def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> No
     pair = [(reader.first(at.paths), at.unit) for at in (layout.y, layout.x)]
     if all(nodes for nodes, _ in pair):
         y, x = (
-            np.concatenate([reader.file.numbers(node, "length", unit).ravel() for node in nodes])
-            for nodes, unit in pair
+            np.concatenate([one.ravel() for one in _lengths(nodes, reader.file, found, unit)]) for nodes, unit in pair
         )
-        found["positions"] = np.stack(_grid(y, x, found), axis=1)
+        found["positions"] = each(y, x, _frame_count(found), found.get("raster", ()))
         found["said"]["positions"] = f"{pair[0][0][0].name}, {pair[1][0][0].name}"
         return
     wanted = [path for at in (layout.positions, layout.y, layout.x) for path in at.paths]
@@ -214,35 +235,24 @@ def _frame_count(found: dict[str, Any]) -> int:
     return int(found["shape"][0] if "shape" in found else len(found["frames"]))
 
 
-def _grid(y: NDArray, x: NDArray, found: dict[str, Any]) -> tuple[NDArray, NDArray]:
-    """y and x of each frame, from those of each, or from the rows and columns of a raster."""
-    frames = _frame_count(found)
-    if len(y) != len(x) or len(y) != frames:
-        if len(y) * len(x) == frames:
-            return np.repeat(y, len(x)), np.tile(x, len(y))
-        raise ValueError(
-            f"found {len(y)} positions in y, {len(x)} in x and {frames} frames, expected one (y, x) for each frame, or "
-            "the rows and columns of a raster"
-        )
-    return y, x
+def _lengths(nodes: list[Any], file: Hdf5, found: dict[str, Any], unit: str, *, sure: bool = False) -> list[NDArray]:
+    """Positions in metres, an array of each dataset. unit: where the file says none; sure: in any case."""
+    units = [unit if sure else file.unit(node, unit) for node in nodes]
+    found["units"] = sorted({*found.get("units", ()), *units})
+    return [file.numbers(node, "length", one) for node, one in zip(nodes, units, strict=True)]
 
 
 def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
-    said = found["said"]
-    wavelength = reader.value(layout.wavelength, "length", said, "wavelength")
+    wavelength = reader.value(layout.wavelength, "wavelength", found)
     if wavelength is None:
-        energy = reader.value(layout.energy, "energy", said, "energy")
+        energy = reader.value(layout.energy, "energy", found)
         wavelength = PLANCK_TIMES_C / energy if energy else None
-    pixel, tall = (
-        reader.value(at, "length", said, name) for at, name in ((layout.pixel, "pixel"), (layout.pixel_y, "pixel_y"))
-    )
+    tall = reader.value(layout.pixel_y, "detector_pixel", found)
+    pixel = reader.value(layout.pixel, "detector_pixel", found)
     if pixel and tall and abs(tall / pixel - 1) > 1e-3:
         raise ValueError(f"found detector pixels of {tall} by {pixel} m, expected square ones: rebin")
-    values = {"wavelength": wavelength, "distance": reader.value(layout.distance, "length", said, "distance")}
-    values |= {
-        "detector_pixel": pixel,
-        "object_pixel": reader.value(layout.object_pixel, "length", said, "object_pixel"),
-    }
+    values = {"wavelength": wavelength, "distance": reader.value(layout.distance, "distance", found)}
+    values |= {"detector_pixel": pixel, "object_pixel": reader.value(layout.object_pixel, "object_pixel", found)}
     if values["distance"] is not None:
         values["distance"] = abs(values["distance"])  # some count it from the detector
     found |= {name: value for name, value in values.items() if value is not None}
@@ -323,14 +333,15 @@ def _take_given(found: dict[str, Any], name: str, text: str, path: Path, memory:
         found["said"][name] = text
         if name == "positions":
             found["length"] = "m"
-            values = [np.concatenate([file.numbers(n, "length", unit) for n in nodes]) for nodes in parts]
+            values = [np.concatenate(_lengths(nodes, file, found, unit, sure=text.endswith("]"))) for nodes in parts]
             if len(values) == 2:
-                found["positions"] = np.stack([values[1].ravel(), values[0].ravel()], axis=1)
+                found["pair"] = values[1].ravel(), values[0].ravel()
             else:
                 found["positions"] = columns(values[0], inside)[:, ::-1]
         else:
             found[name] = file.read(parts[0][0])
             if name == "frames":
+                found["raster"] = found["frames"].shape[:-2]
                 found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])
     finally:
         file.close()
@@ -355,21 +366,24 @@ def _leave_unwritten(found: dict[str, Any], reader: Finder) -> None:
         found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])[written]
 
 
-def _take_table(found: dict[str, Any]) -> None:
-    """Positions in a text file."""
+def _take_given_positions(found: dict[str, Any]) -> None:
+    """Positions that are given, as two arrays or in a text file, once the number of frames is known."""
+    frames, raster = _frame_count(found), found.get("raster", ())
+    if "pair" in found:
+        found["positions"] = each(*found.pop("pair"), frames, raster)
     if "table" not in found:
         return
     there, inside, unit, text = found.pop("table")
     found["length"] = "m"
     if not inside:
-        found["positions"], found["said"]["positions"] = table_positions(there, _frame_count(found))
+        found["positions"], found["said"]["positions"] = table_positions(there, frames)
         return
     names = [one.strip("/") for one in inside.split(",")]
     if len(names) != 2:
         raise ValueError(f"found positions at {text!r}, expected FILE:/x,/y[unit], two columns of the table")
     table = TextTable(there)
     x, y = (table.column(name) * factor(unit, "length", there.name) for name in names)
-    found["positions"], found["said"]["positions"] = np.stack(_grid(y, x, found), axis=1), text
+    found["positions"], found["said"]["positions"], found["units"] = each(y, x, frames, raster), text, [unit]
 
 
 def _without_leading_ones(array: NDArray, ndim: int) -> NDArray:

@@ -93,6 +93,16 @@ def table_positions(path: Path, frames: int) -> tuple[NDArray[np.float64], str]:
     return np.stack(where, axis=1), f"{path.name} ({kind.name}, {kind.unit}{each})"
 
 
+def table_count(path: Path, *, named: bool) -> int:
+    """Of how many frames a table has positions. named: a row each, as its columns are named; else it is a known one.
+
+    Raises ValueError for what is no table.
+    """
+    table = TextTable(path)
+    kind = None if named else table.known()
+    return len(table.rows) if kind is None else len(np.unique(table.column(kind.frame)))
+
+
 def _numeric(fields: list[str]) -> bool:
     try:
         return len([float(field) for field in fields if field.strip()]) >= 2

@@ -34,8 +34,8 @@ def inspect_lines(path: str | Path, settings: ReadSettings | None = None) -> lis
         lines.append(f"positions: {said.get('positions', 'scan')}, {_span(found)}")
     for name, key in (
         ("wavelength", "energy"),
-        ("distance", "distance"),
-        ("detector_pixel", "pixel"),
+        ("distance", ""),
+        ("detector_pixel", ""),
         ("object_pixel", ""),
     ):
         if name in found:
@@ -43,6 +43,8 @@ def inspect_lines(path: str | Path, settings: ReadSettings | None = None) -> lis
             lines.append(f"{name.replace('_', ' ')}: {found[name]:.6g} m" + (f" ({where})" if where else ""))
     for name in ("mask", "probe"):
         lines.append(f"{name}: {said.get(name, 'none')}")
+    lines += [f"note: {line}" for line in found["notes"]]
+    lines += [f"doubtful: {line}" for line in found["doubts"].values()]
     return lines + [f"missing: {line}" for line in found["missing"]]
 
 

@@ -10,7 +10,7 @@ changed. A file is read in a process of its own, with limits; nothing is unpickl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.files import Bounds, isolated, isolated_array
-from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
 from steering.records import Field, Geometry
 from steering.sources.correction import Correction
 from steering.sources.frames import brightest, clean, cut, squared
+from steering.sources.lengths import optics, positions_in_unit, refuse_impossible_optics
 from steering.sources.orientation import ORIENTATIONS, turn
-from steering.sources.positions import outliers, refuse_impossible
+from steering.sources.positions import crowded, outliers, refuse_impossible
 from steering.sources.window import Window, refuse_empty_region, region
 
 _READER = "steering.files.scan:read_scan_file"
@@ -38,7 +38,8 @@ class ReadSettings:
     frames: str | None = None
     """FILE:/path of the frames, where they are not where a known layout has them."""
     positions: str | None = None
-    """FILE:/path[unit] or FILE:/x,/y[unit]."""
+    """FILE:/path[unit] or FILE:/x,/y[unit], of each frame or of a raster's rows and columns. A unit goes before the
+    file's; without one it is the file's, or metres."""
     energy: float | None = None
     """Of the photons, eV."""
     distance: float | None = None
@@ -157,7 +158,8 @@ def read_recording(
 
     zero_frequency: where it is in the FILE's frames, "corner" or "centre" (y // 2, x // 2). orientation: a name of
     ORIENTATIONS, how the file's frames must be turned to agree with the positions. probe: (y, x) or (mode, y, x),
-    instead of the file's. HDF5 gives lengths in metres; .npz (arrays data, probe, scan) gives object pixels.
+    instead of the file's. HDF5 gives lengths in metres; .npz (arrays data, probe, scan) gives object pixels, or metres
+    where settings say energy, distance and detector pixel.
     Raises OSError for a file that is missing, damaged or of no known kind, ValueError for one whose content does not
     make a scan, takes more than the bounds allow or leads out of its folder.
     """
@@ -199,7 +201,7 @@ def _recording(
     fields: dict[str, Any], settings: ReadSettings, turned: tuple[str, str], probe: NDArray[np.complex64] | None
 ) -> Recording:
     zero_frequency, orientation = turned
-    numbers = _numbers(fields, settings)
+    numbers = optics(fields, energy=settings.energy, distance=settings.distance, detector_pixel=settings.detector_pixel)
     data = squared(fields["frames"]) if fields["amplitude"] else fields["frames"]
     mask = None if settings.mask == "none" else fields.get("mask")
     if settings.correction is not None:
@@ -222,14 +224,15 @@ def _recording(
         detector_pixel=numbers["detector_pixel"] * settings.binning if numbers else None,
         mask=bad if bad.any() else None,
     )
-    where = _in_unit(fields, [n // settings.binning for n in whole], side)
+    refuse_impossible_optics(geometry)
+    where = positions_in_unit(fields, [n // settings.binning for n in whole], geometry)
     given = fields.get("probe") if probe is None else probe
     modes = None if given is None else _fitted_probe(_modes(given), whole, side, settings.binning)
     if settings.least_counts and where.shape == (len(counts), 2):
         lit = counts.sum((1, 2), where=~bad, dtype=np.float64) >= settings.least_counts
         said.append(f"{int((~lit).sum())} frames with less than {settings.least_counts:g} counts are left out")
         where, counts = where[lit], counts[lit]
-    kept, more = _judged(where, len(counts), geometry, settings)
+    kept, more = _judged(where, len(counts), geometry, settings, fields.get("units", ()))
     where, counts = where[kept], counts[kept] if not isinstance(kept, slice) else counts
     readable = np.isfinite(where).all() and len(where) > 0  # Recording refuses the others
     return Recording(
@@ -237,37 +240,8 @@ def _recording(
         positions=where - where.mean(0) if readable else where,
         probe=modes,
         geometry=geometry,
-        notes=(f"layout: {fields['layout']}", *notes, *said, *more),
+        notes=(f"layout: {fields['layout']}", *fields["notes"], *notes, *said, *more),
     )
-
-
-def _numbers(fields: Mapping[str, Any], settings: ReadSettings) -> dict[str, float]:
-    """Wavelength, distance and detector pixel, metres; none where lengths are in object pixels."""
-    given = {"distance": settings.distance, "detector_pixel": settings.detector_pixel}
-    given["wavelength"] = None if settings.energy is None else ENERGY_TO_WAVELENGTH / settings.energy
-    known = {name: fields[name] if value is None else value for name, value in given.items() if value or name in fields}
-    needed = ("wavelength", "distance", "detector_pixel")
-    missing = [
-        line for line in fields["missing"] if not any(line.startswith(f"no {n.replace('_', ' ')} ") for n in known)
-    ]
-    if missing:
-        raise ValueError(f"found {missing[0]}")
-    if fields["length"] == "object pixel" or "object_pixel" in fields:
-        return {name: known[name] for name in needed} if len(known) == len(needed) else {}
-    if not 1e-12 < known["wavelength"] < 1e-7:
-        raise ValueError(
-            f"found a wavelength of {known['wavelength']:.3g} m, expected X-rays: check the unit of the energy in the "
-            "file, or give it in eV (--energy)"
-        )
-    return {name: known[name] for name in needed}
-
-
-def _in_unit(fields: Mapping[str, Any], whole: list[int], side: int) -> NDArray[np.float64]:
-    """Positions (n, 2) in metres, or in object pixels, which grow as frames are cut."""
-    where = np.asarray(fields["positions"], np.float64)
-    if fields["length"] == "object pixel":
-        return where * side / np.array(whole)
-    return where / fields["object_pixel"] * side / np.array(whole) if "object_pixel" in fields else where
 
 
 def _region(
@@ -359,24 +333,24 @@ def _fitted_probe(
 
 
 def _judged(
-    where: NDArray[np.float64], frames: int, geometry: Geometry, settings: ReadSettings
+    where: NDArray[np.float64], frames: int, geometry: Geometry, settings: ReadSettings, units: Sequence[str]
 ) -> tuple[slice | NDArray[np.int64], list[str]]:
-    """Which frames are kept, and notes. Raises ValueError for positions that cannot be."""
+    """Which frames are kept, and notes. units: in which positions were. Raises ValueError for those that cannot be."""
     if where.shape != (frames, 2) or not frames or not np.isfinite(where).all():
         return slice(None), []  # Recording refuses them
-    window = geometry.object_pixel * geometry.shape[0]
-    far = outliers(where, window)
+    far = outliers(where, geometry.object_pixel * geometry.shape[0])
     kept = np.setdiff1d(np.arange(frames), far)
-    refuse_impossible(where[kept], window, geometry.length_unit)
+    refuse_impossible(where[kept], geometry, units)
+    notes = crowded(where[kept], geometry)
     if not len(far):
-        return slice(None), []
+        return slice(None), notes
     listed = ", ".join(map(str, far[:10].tolist())) + (", ..." if len(far) > 10 else "")
     if not settings.drop_outliers:
         raise ValueError(
             f"found positions far from all others at frames {listed}, expected one scan: repair them, or leave these "
             "frames out (drop_outliers=True, --drop-outliers)"
         )
-    return kept, [f"frames {listed} are left out: their positions are far from all others"]
+    return kept, [*notes, f"frames {listed} are left out: their positions are far from all others"]
 
 
 def _modes(probe: NDArray) -> NDArray[np.complex64]:
