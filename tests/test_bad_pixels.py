@@ -96,7 +96,7 @@ def test_a_later_frame_is_not_decompressed_before_it_is_looked_at():
 @pytest.mark.parametrize("binning", [1, 2])
 @pytest.mark.parametrize("saturation", [None, 21517.0])
 def test_what_is_saturated_has_what_it_can_be_told_to_have(dtype, binning, saturation):
-    """Not a count near the highest of the dtype, which would outshine the scan, and not none where bins hold several."""
+    """Not a count near the highest of the dtype, which would outshine the scan; not none where bins hold several."""
     given = frames(20, flagged=[(4, y, x, 65534) for y, x in ((8, 8), (8, 9), (9, 8), (12, 12))])
     given[4].counts[0, 0] = 700
     given[5].counts[6, 6] = 30000  # above what the detector vouches for

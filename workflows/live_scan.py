@@ -39,6 +39,7 @@ from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, parse, say
 from steering.sources.beam import BeamSettings
 from steering.sources.correction import add_correction, given_correction
 from steering.sources.first_frames import announced, begun
+from steering.sources.lengths import refuse_impossible_numbers, refuse_impossible_optics
 from steering.sources.listening import listen
 from steering.sources.streams import WHEN_SLOW, Began
 
@@ -130,12 +131,20 @@ def geometry(options: argparse.Namespace) -> Geometry:
             f"found --energy {given[0]}, --distance {given[1]}, --pixel {given[2]}; expected all three, or none of "
             "them (positions are then in object pixels, unit=px)"
         )
-    return Geometry(
+    if unit == "px":
+        raise ValueError(
+            "found positions in object pixels (unit=px) and --energy, --distance and --pixel, by which everything else "
+            "is in metres; expected their unit, or none of the three"
+        )
+    refuse_impossible_numbers(energy=options.energy, distance=options.distance, detector_pixel=options.pixel)
+    found = Geometry(
         shape=(options.window, options.window),
         wavelength=EV_METRES / options.energy,
         distance=options.distance,
         detector_pixel=options.pixel * options.binning,
     )
+    refuse_impossible_optics(found)
+    return found
 
 
 def candidates(options: argparse.Namespace) -> NDArray[np.float64]:
@@ -185,7 +194,8 @@ def begun_with(
     all, for a run that is recovered."""
     if kept is not None and kept.is_file():
         with np.load(kept, allow_pickle=False) as found:
-            header = {"bad": found["bad"]} if "bad" in found else {}
+            header: dict[str, object] = {"bad": found["bad"]} if "bad" in found else {}
+            header |= {"saturation": float(found["saturation"])} if "saturation" in found else {}
             return found["probe"], str(found["orientation"]), Began(str(found["scan"]) or None, None, header)
     first = copy(options)
     first.orientation = "none" if options.orientation == "auto" else options.orientation
@@ -206,8 +216,8 @@ def begun_with(
     turn = turn if options.orientation == "auto" else options.orientation
     scan = source.began or Began(None)
     if kept is not None:
-        bad = {name: scan.header[name] for name in ("bad",) if name in scan.header}
-        np.savez(kept, probe=recording.probe, orientation=turn, scan=scan.name or "", **bad)
+        said = {name: scan.header[name] for name in ("bad", "saturation") if name in scan.header}
+        np.savez(kept, probe=recording.probe, orientation=turn, scan=scan.name or "", **said)
     return recording.probe, turn, scan
 
 

@@ -370,7 +370,8 @@ def _take_given_positions(found: dict[str, Any]) -> None:
     """Positions that are given, as two arrays or in a text file, once the number of frames is known."""
     frames, raster = _frame_count(found), found.get("raster", ())
     if "pair" in found:
-        found["positions"] = each(*found.pop("pair"), frames, raster)
+        y, x = found.pop("pair")
+        found["positions"] = each(y, x, frames, raster)
     if "table" not in found:
         return
     there, inside, unit, text = found.pop("table")

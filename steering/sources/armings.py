@@ -1,7 +1,7 @@
 """Which scan what a stream says belongs to: detector and encoders say each for itself when one begins. Pure.
 
-Streams are armed together, so that the first arming of each belongs to the first scan, and so on. One that has missed an
-arming catches up with the frames; one that was armed once more than they were begins the same scan again.
+Streams are armed together, so that the first arming of each belongs to the first scan, and so on. One that has missed
+an arming catches up with the frames; one that was armed once more than they were begins the same scan again.
 """
 
 from __future__ import annotations

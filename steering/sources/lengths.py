@@ -25,10 +25,8 @@ def optics(
     fields: as `read_scan_file` returns them. energy: eV, in place of the file's, as are distance and detector_pixel,
     metres. Raises ValueError for numbers that are missing or cannot be.
     """
+    refuse_impossible_numbers(energy=energy, distance=distance, detector_pixel=detector_pixel)
     given = {"distance": distance, "detector_pixel": detector_pixel}
-    for name, value, unit in (("energy", energy, "eV"), *((name, value, "m") for name, value in given.items())):
-        if value is not None and (doubt := impossible(name, value, unit)):
-            raise ValueError(doubt)
     given["wavelength"] = None if energy is None else ENERGY_TO_WAVELENGTH / energy
     known = {name: fields[name] if value is None else value for name, value in given.items() if value or name in fields}
     missing = [
@@ -45,6 +43,14 @@ def optics(
         if given[name] is None and read in doubts:
             raise ValueError(doubts[read])
     return {name: known[name] for name in _OPTICS}
+
+
+def refuse_impossible_numbers(*, energy: float | None, distance: float | None, detector_pixel: float | None) -> None:
+    """Refuse numbers (eV, metres; None: not given) that are orders of magnitude away from any X-ray beamline's."""
+    lengths = (("distance", distance, "m"), ("detector_pixel", detector_pixel, "m"))
+    for name, value, unit in (("energy", energy, "eV"), *lengths):
+        if value is not None and (doubt := impossible(name, value, unit)):
+            raise ValueError(doubt)
 
 
 def refuse_impossible_optics(geometry: Geometry) -> None:

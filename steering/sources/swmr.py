@@ -32,6 +32,7 @@ from steering.sources.streams import Began, Ended, Frame, Record, Samples
 from steering.sources.swmr_file import (
     RowNumbers,
     SwmrFile,
+    Unfit,
     dataset_at,
     length,
     optional,
@@ -249,7 +250,7 @@ class _Follower:
             return None  # spread over scan axes: a row is the place of a frame, and no array before it need be missing
         beside = {self._inner > 0 or written_with(each, found) for each in self._data}
         if not asked and len(beside) > 1:
-            raise ValueError(
+            raise Unfit(
                 f"{file.filename}: found columns of which some are attributes that are written with the frames, "
                 "expected all or none: give number=/PATH, or number=none, which counts rows"
             )
@@ -268,7 +269,7 @@ class _Follower:
 
     def refuse_unread(self) -> None:
         """Raise what has kept the file from being read, where it is not read now: a scan that ends so had no end."""
-        if isinstance(self._error, ValueError):
+        if isinstance(self._error, Unfit):
             raise self._error
         if self._error is not None:
             raise OSError(
@@ -337,7 +338,7 @@ class _Follower:
             return False
         self._finished.refresh()
         if self._finished.size != 1:
-            raise ValueError(
+            raise Unfit(
                 f"{self._shared.path}: found {self._finished.name} {self._finished.shape}, expected one number, not 0 "
                 "when the scan is over"
             )

@@ -30,11 +30,17 @@ from steering.sources.compression import LARGEST
 
 _ROWS, _AT_ONCE, _MOST = 64, 2**27, 2**48
 """Rows, and bytes of them, that are read at once; numbers that a dataset has at most."""
+_PIECES = 2**16
+"""Of a file's layout that a frame is in, at most, and that are read at once: each takes some 10 us."""
 _HIGHEST = 2**40
 """Frame numbers are below."""
 _ATTEMPTS = 24
 """They take 17 ms in all."""
 _Found = TypeVar("_Found", h5py.Dataset, h5py.Dataset | None)
+
+
+class Unfit(ValueError):
+    """A file is not as is expected of it, in our words; errors of h5py are other ones."""
 
 
 class SwmrFile:
@@ -86,7 +92,10 @@ class SwmrFile:
             access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
             _give_up_soon(access)
             flags = h5py.h5f.ACC_RDONLY | h5py.h5f.ACC_SWMR_READ
-            self.file = h5py.File(h5py.h5f.open(os.fsencode(self._name()), flags, fapl=access))
+            try:
+                self.file = h5py.File(h5py.h5f.open(os.fsencode(self._name()), flags, fapl=access))
+            except (RuntimeError, ValueError) as error:  # of h5py, by what is damaged
+                raise OSError(str(error)) from error
             return self.file
 
     def _name(self) -> str:
@@ -166,7 +175,7 @@ class RowNumbers:
     def _whole(self, rows: NDArray[np.int64], found: NDArray[np.float64], least: int) -> NDArray[np.int64]:
         wrong = ~((found >= least) & (found < _HIGHEST) & (found == np.floor(found)))
         if wrong.any():
-            raise ValueError(
+            raise Unfit(
                 f"{self._dataset.file.filename}: found the number {found[wrong][0]:g} of row {rows[wrong][0]} in "
                 f"{self.name}, expected whole ones of {least} or more: give number=/PATH of another dataset, first=N "
                 "of the scan's first frame, or number=none, which counts rows"
@@ -185,14 +194,14 @@ def dataset_at(file: h5py.File, name: str) -> h5py.Dataset:
     if not isinstance(found, h5py.Dataset):
         here: list[str] = []
         file.visititems(lambda path, node: here.append(f"/{path}") if isinstance(node, h5py.Dataset) else None)
-        raise ValueError(f"{file.filename}: found the datasets {', '.join(here)[:400]}, expected {name} among them")
+        raise Unfit(f"{file.filename}: found the datasets {', '.join(here)[:400]}, expected {name} among them")
     return found
 
 
 def real_numbers(found: _Found, axes: int) -> _Found:
     """The dataset, if there is none or it is one of real numbers with so many axes or more. Raises ValueError."""
     if found is not None and (found.dtype.kind not in "uifb" or found.ndim < axes):
-        raise ValueError(
+        raise Unfit(
             f"{found.file.filename}: found {found.name} {found.dtype} {found.shape}, expected real numbers and "
             f"{axes} axes or more"
         )
@@ -201,13 +210,16 @@ def real_numbers(found: _Found, axes: int) -> _Found:
 
 def rows_at_once(found: h5py.Dataset, inner: int) -> int:
     """Rows of so many dimensions each that are read at once. Raises ValueError for a shape that no scan has."""
-    size = found.dtype.itemsize * math.prod(found.shape[found.ndim - inner :] if inner else ())
-    if size > LARGEST or math.prod(found.shape) > _MOST:
-        raise ValueError(
-            f"{found.file.filename}: found {found.name} {found.dtype} {found.shape}, expected at most "
-            f"{LARGEST} bytes in a frame, and {_MOST} numbers in all"
+    row = found.shape[found.ndim - inner :] if inner else ()
+    size, pieces = found.dtype.itemsize * math.prod(row), 1
+    if found.chunks is not None:
+        pieces = math.prod(-(-n // piece) for n, piece in zip(row, found.chunks[found.ndim - inner :], strict=True))
+    if size > LARGEST or math.prod(found.shape) > _MOST or pieces > _PIECES:
+        raise Unfit(
+            f"{found.file.filename}: found {found.name} {found.dtype} {found.shape} in pieces of {found.chunks}, "
+            f"expected at most {LARGEST} bytes and {_PIECES} pieces in a frame, and {_MOST} numbers in all"
         )
-    return max(1, min(_ROWS, _AT_ONCE // max(size, 1)))
+    return max(1, min(_ROWS, _AT_ONCE // max(size, 1), _PIECES // max(pieces, 1)))
 
 
 def optional(file: h5py.File, name: str, usual: tuple[str, ...]) -> h5py.Dataset | None:

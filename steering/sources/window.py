@@ -139,8 +139,8 @@ def region(roi: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> tup
 
 
 def marked(frame: NDArray, saturation: float | None) -> NDArray:
-    """A frame (y, x) as the detector gives it, its counts above `saturation`, where that is known, flagged as saturated:
-    the highest unsigned value but one."""
+    """A frame (y, x) as the detector gives it, its counts above `saturation`, where that is known, flagged as
+    saturated: the highest unsigned value but one."""
     if saturation is None or frame.dtype.kind != "u":
         return frame
     top = np.iinfo(frame.dtype).max
