@@ -55,7 +55,7 @@ _NUMBERS = (
     "/entry/NDAttributes/NDArrayUniqueId",
     "/defaults/NDArrayUniqueId",
 )
-_POLL_S = 0.005
+_POLL_S = 0.03
 """Seconds between two looks."""
 _PATIENCE_S, _OPEN_S, _REOPEN_S = 5.0, 1.0, 0.05
 """Seconds that a file may be unreadable, that it is kept open while nothing comes, and between two openings."""
