@@ -17,7 +17,17 @@ from steering.sources.addresses import frames_at, streams_at
 from steering.sources.compression import compress
 from steering.sources.panda import panda
 from steering.sources.pva import nd_message
-from steering.sources.streams import Began, Ended, Frame, Message, Samples, Unreadable, WrongProtocol, records_of
+from steering.sources.streams import (
+    ARMED,
+    Began,
+    Ended,
+    Frame,
+    Message,
+    Samples,
+    Unreadable,
+    WrongProtocol,
+    records_of,
+)
 from steering.sources.tape import Address, Played, read, record
 from tests.test_documents import DOCUMENTS
 from tests.test_streams import COUNTS, image, mutated, panda_message, start
@@ -166,7 +176,7 @@ def test_messages_are_kept_as_they_came_and_decoded_when_they_are_played(tmp_pat
         assert came == [Message(tuple(parts), {}) for parts in messages]
     streams = streams_at(f"play:{tape}?speed=0", f"play:{tape}?speed=0")
     [began, samples, *ended] = played(streams.positions)
-    assert (began, ended) == (Began(None), [Ended(None, last=True), Ended(last=True)])
+    assert (began, ended) == (Began(None, 0, {ARMED: True}), [Ended(None, last=True), Ended(last=True)])
     np.testing.assert_allclose(samples.rows, panda(panda_message(), ("INENC2", "INENC1"), (1e-6, 1e-6))[0].rows)
     frames, stopped = streams.frames.records(threading.Event()), threading.Event()
     first = [next(frames) for _ in range(5)]

@@ -42,6 +42,11 @@ class BadPixels:
         """Shape and dtype of the frames that the window has fitted."""
         self._since = 0.0
 
+    @property
+    def held(self) -> int:
+        """Frames that are held back."""
+        return len(self._held)
+
     def take(
         self, frame: Frame, bad: NDArray[np.bool_] | None, now: float, *, saturation: float | None = None
     ) -> list[tuple[Frame, NDArray | Packed]]:
@@ -84,7 +89,7 @@ class BadPixels:
 
     def ready(self, now: float, *, all_there: bool = False) -> list[tuple[Frame, NDArray | Packed]]:
         """Frames that are held back no longer; all_there: no further one will come."""
-        held, waited = len(self._held), now - self._since
+        held, waited = self.held, now - self._since
         enough = held >= FIRST_FRAMES or (held >= FEW_FRAMES and waited >= FEW_S) or waited >= SLOW_S
         if not held or not (enough or all_there):
             return []

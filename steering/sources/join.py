@@ -186,8 +186,7 @@ class Joiner:
         self._close_where_done(scan, here)
 
     def withdraw(self, stream: str, scan: Hashable, reason: str) -> None:
-        """What a companion has said of a scan, of which no frame has come, was of another one: it counts as dropped for
-        this reason."""
+        """What a companion has said of a scan, of which no frame has come, was of another one: it is dropped."""
         here = self._scans.get(scan)
         if here is None:
             return

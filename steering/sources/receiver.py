@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.armings import Armings
@@ -39,6 +38,7 @@ from steering.sources.streams import (
     Samples,
     Stream,
     Unreadable,
+    damage,
 )
 
 _FIGURES_S, _CLOSE_S = 0.5, 15.0
@@ -165,31 +165,38 @@ class Receiver:
 
     def _judge(self, joined: Joined) -> str:
         """Why a joined frame is set aside; only where the beam is judged by counts they are looked at for it."""
-        damage = _damage(joined) if self.plan.beam.least_counts else ""
-        return self._joiner.counters[FRAMES].reason(DAMAGED, damage) if damage else self._beam.judge(joined)
+        wrong = damage(joined.frame[0]) if self.plan.beam.least_counts else ""
+        return self._joiner.counters[FRAMES].reason(DAMAGED, wrong) if wrong else self._beam.judge(joined)
 
     def _name(self, scan: int) -> str:
         return self._names.get(scan, f"scan-{self._before + scan + 1}")
 
     def _opened(self, joined: Joined) -> bool:
         """Decompress and cut a frame that is taken; a damaged one counts as dropped."""
-        if damage := _damage(joined):
+        if wrong := damage(joined.frame[0]):
             with self._turn:
-                self._joiner.spoilt(joined, self._joiner.counters[FRAMES].reason(DAMAGED, damage))
-        return not damage
+                self._joiner.spoilt(joined, self._joiner.counters[FRAMES].reason(DAMAGED, wrong))
+        return not wrong
 
     def _follow(self, name: str, stream: Stream) -> None:
         try:
             for record in stream.records(self._stopped):
                 if name == FRAMES:
                     # Those that are held back until the scan's bad pixels are known.
-                    last = isinstance(record, Began | Ended)
+                    last = isinstance(record, Began | Ended) or self._all_asked_for()
                     self._join(self._pixels.ready(time.monotonic(), all_there=last), time.monotonic())
                 if record is not None:
                     self._note(name, record)
                 self._wait_for_room(name)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, name)
+
+    def _all_asked_for(self) -> bool:
+        """Whether no frame will come before others are asked for: those that are held back are all."""
+        if self.plan.motion is None or not self._pixels.held:
+            return False
+        with self._turn:
+            return self._expectation.outstanding(self._known()) <= self._pixels.held
 
     def _wait_for_room(self, name: str) -> None:
         with self._turn:
@@ -375,15 +382,6 @@ class Receiver:
                 error.add_note(stream)
                 self._error = error
             self._turn.notify_all()
-
-
-def _damage(joined: Joined) -> str:
-    """Decompress and cut a frame: what is wrong with it."""
-    try:
-        np.asarray(joined.frame[0])
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 def _words(error: BaseException) -> str:

@@ -57,6 +57,15 @@ class Packed:
         return np.array(self._made, dtype, copy=copy)
 
 
+def damage(image: NDArray | Packed) -> str:
+    """Make an image: what is wrong with its payload, in words; empty where nothing is."""
+    try:
+        np.asarray(image)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 class Frame(NamedTuple):
     """One frame."""
 

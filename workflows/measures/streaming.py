@@ -201,7 +201,8 @@ def in_fork(call: Callable[[], Any]) -> None:
             try:
                 call()
             except Exception as error:  # the boundary of this process: raised in the other one
-                said = [type(error).__name__, str(error)[:2000]]
+                kind = next((name for name, one in _KINDS.items() if isinstance(error, one)), type(error).__name__)
+                said = [kind, str(error)[:2000]]
             os.write(writer, json.dumps(said).encode())
             code = 0
         finally:
