@@ -142,7 +142,9 @@ class Predictor:
             beside=self._move,
         )
         for live in list(images.values()):
-            if not live.retired:
+            if live.retired:
+                fast.report_rest(live)
+            else:
                 fast.restore(live)
         return fast
 

@@ -1,0 +1,79 @@
+"""What a source that cannot say where it was had been asked for before everything was lost: it is asked for once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from steering.campaign import FellBack
+from steering.campaign.unmeasured import Asked, Unmeasured
+from steering.records import Decision
+
+_QUIET_S = 10.0
+"""Without a frame, beside the longest exposure, after which none is on its way any more: see
+`LiveSourceSettings.give_up_s`."""
+
+
+class AskedBefore:
+    """Positions that were asked for and have brought no frame, while nobody knows whether the beamline has them still.
+
+    It may go on with them, as a motion server with a queue of its own does: to ask at once would expose them twice. So
+    its frames are waited for, and what is decided meanwhile waits behind. Once it is quiet, what is left is asked for.
+    Pure: times are arguments.
+    """
+
+    def __init__(self, before: Sequence[Asked] = ()) -> None:
+        """before: what was asked for, in its order, as far as it has brought no frame."""
+        self._left = Unmeasured(list(before))
+        self._behind: list[Asked] = []
+        self._quiet_since: float | None = None
+        """None: a frame is being handed on, or nobody listens yet."""
+
+    def holds(self, one: Asked) -> bool:
+        """Whether this has to wait behind what was asked for before; then it is kept here."""
+        waits = bool(self._left.count or self._behind)
+        if waits:
+            self._behind.append(one)
+        return waits
+
+    def busy(self) -> None:
+        """A frame has come, and is being handed on."""
+        self._quiet_since = None
+
+    def listening(self, now: float) -> None:
+        """From now on the next frame is waited for."""
+        self._quiet_since = now
+
+    def arrived(self, frames: int) -> None:
+        """So many have come, or are known to be lost on their way."""
+        self._left.arrived(frames)
+
+    def due(self, now: float) -> list[Asked]:
+        """What to ask for now, once."""
+        if self._left.count:
+            if self._quiet_since is None or now - self._quiet_since < _QUIET_S + self._longest:
+                return []
+            self._behind[:0] = self._left.left
+            self._left = Unmeasured()
+        found, self._behind = self._behind, []
+        return found
+
+    @property
+    def _longest(self) -> float:
+        decisions = [one.decision for one in self._left.left if not isinstance(one, FellBack)]
+        return max((seconds for decision in decisions for seconds in decision.dwell or ()), default=0.0)
+
+
+def as_decision(one: Asked) -> Decision:
+    """As a source takes it."""
+    if isinstance(one, FellBack):
+        return Decision(positions=np.array(one.positions), reasons=("safe raster",) * len(one.positions))
+    decision = one.decision
+    return Decision(
+        positions=np.array(decision.positions),
+        reasons=decision.reasons,
+        dwell=None if decision.dwell is None else np.array(decision.dwell),
+        stop=decision.stop,
+        scan=one.scan,
+    )
