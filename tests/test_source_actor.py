@@ -210,8 +210,10 @@ def test_a_source_of_a_recovered_run_learns_which_scans_had_begun():
 
 
 def frames(*ids, scan="a"):
+    """Each was measured where its id says."""
     geometry = Geometry(shape=(8, 8), wavelength=1e-10, distance=1.0, detector_pixel=1e-4)
-    return make_chunk(np.ones((len(ids), 8, 8), np.uint16), np.array(ids), np.zeros((len(ids), 2)), geometry, scan=scan)
+    where = np.array([(i, 0.0) for i in ids])
+    return make_chunk(np.ones((len(ids), 8, 8), np.uint16), np.array(ids), where, geometry, scan=scan)
 
 
 def steer(number, *where, **more):
@@ -233,7 +235,7 @@ def test_what_was_asked_for_before_everything_was_lost_is_asked_for_once_and_onl
     assert before.due(129.0) == [], "the longest exposure may be going on"
     before.busy()
     assert before.due(1e9) == [], "a frame is being handed on"
-    before.arrived(1)
+    before.came(np.array([[1.1, 0.0]]))
     before.listening(130.0)
     assert before.holds(steer(5, 6))
     assert before.due(159.0) == []
@@ -245,9 +247,14 @@ def test_what_was_asked_for_before_everything_was_lost_is_asked_for_once_and_onl
     assert before.due(1e9) == [], "once"
     late = AskedBefore([steer(3, 1, 2)])
     assert late.holds(steer(4, 3))
-    late.arrived(2)
+    late.came(np.array([[2.0, 0.1]]))
+    late.lost(1)
     assert late.holds(steer(5, 4)), "behind what waits"
     assert places(late.due(0.0)) == [3, 4], "all that was asked for before has come"
+    deaf = AskedBefore([steer(3, 1, 2, 3, 4)])
+    deaf.came(np.array([[3.2, 0.1], [3.9, 0.0]]))
+    deaf.listening(0.0)
+    assert places(deaf.due(11.0)) == [1, 2], "these were measured while nobody listened"
     assert not AskedBefore().holds(steer(1, 1)), "nothing was asked for"
 
 
@@ -295,13 +302,14 @@ def test_frames_that_come_late_are_those_of_what_was_asked_for_before():
         position={"source": None, "visits": {"a": "a"}, "steered": 5},
         handed={3: "a", 4: "a"},
         there=frozenset(range(5)),
-        asked=(steer(5, 6, 7),),
+        asked=(steer(5, 5, 6),),
     )
     source = Live(frames(2, 3, 4, 5), frames(6))
     events, had = asyncio.run(resumed(source, resume, steer(6, 8)))
     assert source.asked == [[8.0, 0.0]]
     assert had == [("a", 5), ("a", 6)]
-    assert [event.frame_ids for event in events if isinstance(event, ChunkArrived)] == [(5,), (6,)]
+    arrived = [(event.frame_ids, event.asked) for event in events if isinstance(event, ChunkArrived)]
+    assert arrived == [((5,), ((5.0, 0.0),)), ((6,), ((6.0, 0.0),))]
 
 
 def test_spooled_frames_that_the_log_did_not_learn_of_are_told_and_sent(tmp_path):

@@ -149,9 +149,14 @@ class Gate:
         """Positions have brought frames, or will bring none."""
         self.unmeasured.arrived(frames)
 
+    def came(self, frames: int, asked: Positions) -> None:
+        """Positions have brought frames, some of them these; of the others nobody says which."""
+        self.unmeasured.without(asked)
+        self.arrived(frames - len(asked))
+
     def refused(self, event: FrameRefused) -> None:
         """The source will not measure some positions."""
-        self.unmeasured.refused(event.positions)
+        self.unmeasured.without(event.positions)
         self.arrived(event.count - len(event.positions))
         if event.positions:
             decision = DecisionSuggested(time=event.time, positions=event.positions, reasons=())

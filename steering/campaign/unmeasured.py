@@ -45,20 +45,20 @@ class Unmeasured:
         if not self.newest:
             self.done = 0
 
-    def refused(self, positions: Positions) -> None:
-        """These will bring none; one that was asked for twice was refused the last time."""
-        refused = Counter(positions)
+    def without(self, positions: Positions) -> None:
+        """These need no frame any more; of one that was asked for twice it is the last time."""
+        gone = Counter(positions)
         for number in reversed(range(len(self.newest))):
             where = positions_of(self.newest[number])
             first, keep = 0 if number else self.done, list[int]()
             for row in reversed(range(len(where))):
-                if row >= first and refused[where[row]] > 0:
-                    refused[where[row]] -= 1
+                if row >= first and gone[where[row]] > 0:
+                    gone[where[row]] -= 1
                 else:
                     keep.append(row)
             if len(keep) < len(where):
                 self.newest[number] = _of_rows(self.newest[number], sorted(keep))
-        self.arrived(refused.total())
+        self.arrived(gone.total())
 
     @property
     def left(self) -> tuple[Asked, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steering.campaign import FellBack
-from steering.campaign.unmeasured import Asked, Unmeasured
+from steering.campaign.limits import Positions
+from steering.campaign.unmeasured import Asked, Unmeasured, positions_of
 from steering.records import Decision
 
 _QUIET_S = 10.0
@@ -45,8 +47,20 @@ class AskedBefore:
         """From now on the next frame is waited for."""
         self._quiet_since = now
 
-    def arrived(self, frames: int) -> None:
-        """So many have come, or are known to be lost on their way."""
+    def came(self, where: NDArray[np.float64]) -> Positions:
+        """Frames have come, measured at these positions (n, 2): each is that of the nearest position left, for those
+        before it may have been measured while nobody listened. Returns these, as they were asked for."""
+        found: list[tuple[float, float]] = []
+        for y, x in where:
+            left = [each for one in self._left.left for each in positions_of(one)]
+            if not left:
+                break
+            found.append(min(left, key=lambda each: (each[0] - y) ** 2 + (each[1] - x) ** 2))
+            self._left.without((found[-1],))
+        return tuple(found)
+
+    def lost(self, frames: int) -> None:
+        """So many are known to be lost on their way."""
         self._left.arrived(frames)
 
     def due(self, now: float) -> list[Asked]:

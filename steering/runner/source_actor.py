@@ -249,14 +249,10 @@ class SourceActor:
             self._refuse(new, reason, np.zeros((0, 2)))
 
     def _refuse(self, count: int, reason: str, positions: NDArray[np.float64]) -> None:
-        self._need_no_frame(count)
+        self._alone.arrived(count)
+        self._before.lost(count)
         where = tuple((float(y), float(x)) for y, x in positions)
         self._put(FrameRefused(time=time.time(), count=count, reason=reason, positions=where))
-
-    def _need_no_frame(self, count: int) -> None:
-        """So many positions have brought a frame, or will bring none."""
-        self._alone.arrived(count)
-        self._before.arrived(count)
 
     def _put(self, event: Event | Exception) -> None:
         self._events.put(event)  # of now: another runner may have adopted the source
@@ -396,5 +392,6 @@ class SourceActor:
             self._tell(chunk, new)
 
     def _tell(self, chunk: xr.Dataset, ids: Sequence[int]) -> None:
-        self._need_no_frame(len(ids))
-        self._put(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=tuple(ids)))
+        self._alone.arrived(len(ids))
+        asked = self._before.came(np.stack([chunk["position_y"].values, chunk["position_x"].values], axis=1))
+        self._put(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=tuple(ids), asked=asked))
