@@ -17,6 +17,7 @@ from steering.campaign import (
     ChunkArrived,
     DecisionSuggested,
     FrameRefused,
+    FramesLost,
     GroupChanged,
     ModelPublished,
     PredictionReady,
@@ -272,3 +273,31 @@ def test_after_any_number_of_recoveries_each_frame_counts_once_and_nothing_waits
         assert set(me.table) == set(arrived) == me.acknowledged, "what was acknowledged is there"
     holes = set(PLACES) - {me.measured[i] for i in (*me.table, *lost)}
     assert len(holes) <= me.dropped, "no other position was forgotten"
+
+
+def test_a_frame_that_is_told_lost_again_counts_once_and_none_that_is_under_way_is_passed_over():
+    """As a second recovery may replay what the first one told; lost frames may have been reported before."""
+    metrics = Metrics(EXPERIMENT, Campaign(EXPERIMENT.safe_campaign))
+
+    def predicted(*ids):
+        return PredictionReady(time=0.0, scan="a", frame_ids=ids, version=0, residual=0.1)
+
+    def lost(*ids):
+        return FramesLost(time=0.0, scan="a", frame_ids=ids, reason="gone")
+
+    metrics.note(ChunkArrived(time=0.0, scan="a", frame_ids=tuple(range(10))))
+    metrics.note(predicted(0, 1, 2))
+    for again in (lost(1, 2, 3), lost(1, 2, 3), lost(3, 4)):
+        metrics.note(again)
+    assert (metrics.lost["a"], metrics.lost_ids) == (4, [1, 2, 3, 4])
+    assert metrics.unreported("a") == 5
+    metrics.note(predicted(5, 6, 7, 8, 9, 10))
+    metrics.note(predicted(11))
+    assert metrics.unreported("a") == 0
+    metrics.note(ChunkArrived(time=0.0, scan="a", frame_ids=(10, 11, 12)))
+    assert metrics.unreported("a") == 1, "two were reported before it was told that they arrived"
+    other = Metrics(EXPERIMENT, Campaign(EXPERIMENT.safe_campaign))
+    other.restore(json.loads(json.dumps(metrics.state())))
+    assert (other.unreported("a"), other.lost, other.gone) == (1, metrics.lost, metrics.gone)
+    other.note(lost(4, 12))
+    assert (other.unreported("a"), other.lost["a"]) == (0, 5)
