@@ -185,10 +185,8 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
     campaign.raised.clear()
     source = _source(part, tail, campaign, metrics, root)
     if source.asked and not source.placed:
-        left = campaign.outstanding
-        remarks.append(
-            f"{left} positions had brought no frame: they are asked for once more when the beamline is quiet"
-        )
+        left = f"{campaign.outstanding} positions had brought no frame"
+        remarks.append(f"{left}: where the source was lost too, it is asked once more when the beamline is quiet")
     return Recovery(
         manifest=manifest,
         campaign=campaign,
