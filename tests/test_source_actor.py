@@ -158,7 +158,7 @@ def test_a_source_whose_runner_is_lost_ends():
 class Live:
     """As a live source: it cannot say where it was, and hands out what comes."""
 
-    frames_dropped = 0
+    frames_dropped, frame_rate = 0, 100.0
 
     def __init__(self, *chunks):
         self.heard, self.asked, self.given = None, [], chunks
@@ -251,6 +251,10 @@ def test_what_was_asked_for_before_everything_was_lost_is_asked_for_once_and_onl
     late.lost(1)
     assert late.holds(steer(5, 4)), "behind what waits"
     assert places(late.due(0.0)) == [3, 4], "all that was asked for before has come"
+    slow = AskedBefore([steer(3, 1)], frame_s=30.0)
+    slow.listening(0.0)
+    assert not slow.due(39.0)
+    assert slow.due(41.0)
     deaf = AskedBefore([steer(3, 1, 2, 3, 4)])
     deaf.came(np.array([[3.2, 0.1], [3.9, 0.0]]))
     deaf.listening(0.0)
@@ -261,7 +265,7 @@ def test_what_was_asked_for_before_everything_was_lost_is_asked_for_once_and_onl
 def test_a_live_source_is_asked_again_for_what_has_brought_no_frame_and_for_nothing_else(monkeypatch):
     """Decisions that the log knows, and of which all frames had arrived, are not carried out twice; one whose id is
     newer waits behind those that are asked for once more."""
-    monkeypatch.setattr("steering.runner.asked_before._QUIET_S", 0.0)
+    monkeypatch.setattr("steering.runner.asked_before.QUIET_S", 0.0)
     logged = (steer(3, 1, 2), steer(4, 3, 4), steer(5, 5, 6))
     resume = SourceResume(
         position={"source": None, "visits": {"a": "a"}, "steered": 2, "told": 4},

@@ -172,8 +172,12 @@ class FastLoop:
     def restore(self, live: LiveImage) -> None:
         """Make the image of a scan from the table that an earlier predictor has left, and go on with its policy.
 
-        Frames whose patches are gone are predicted again; frames that were not reported yet are reported.
+        Frames whose patches are gone are predicted again; frames that were not reported yet are reported. Of a scan
+        that is over only this is left to do.
         """
+        if live.retired:
+            self._report_rest(live)
+            return
         table = live.frames
         live.served_by(self.serving.version)
         for block in range(len(table.blocks)):
@@ -217,9 +221,8 @@ class FastLoop:
             (counts,) = live.frames.read("counts", rows=rows[late])
             self._report(part, self._judge(counts, part.residual, part.offset))
 
-    def report_rest(self, live: LiveImage) -> None:
-        """Report what of a scan that is over was predicted and not reported, without a verdict: no frame of it is
-        predicted again."""
+    def _report_rest(self, live: LiveImage) -> None:
+        """Report what was predicted and not reported, without a verdict: no frame of it is predicted again."""
         frame_id, residual = live.frames.read("frame_id", "residual")
         late = self.resume.unheard(live.scan, frame_id)
         if late.any():

@@ -142,10 +142,7 @@ class Predictor:
             beside=self._move,
         )
         for live in list(images.values()):
-            if live.retired:
-                fast.report_rest(live)
-            else:
-                fast.restore(live)
+            fast.restore(live)
         return fast
 
     async def checkpoint(self, folder: Path, tag: str) -> dict[str, Any]:

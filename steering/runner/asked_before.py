@@ -12,7 +12,7 @@ from steering.campaign.limits import Positions
 from steering.campaign.unmeasured import Asked, Unmeasured, positions_of
 from steering.records import Decision
 
-_QUIET_S = 10.0
+QUIET_S = 10.0
 """Without a frame, beside the longest exposure, after which none is on its way any more: see
 `LiveSourceSettings.give_up_s`."""
 
@@ -25,8 +25,10 @@ class AskedBefore:
     Pure: times are arguments.
     """
 
-    def __init__(self, before: Sequence[Asked] = ()) -> None:
-        """before: what was asked for, in its order, as far as it has brought no frame."""
+    def __init__(self, before: Sequence[Asked] = (), frame_s: float = 0.0) -> None:
+        """before: what was asked for, in its order, as far as it has brought no frame. frame_s: exposure of a position
+        whose decision names no dwell, seconds."""
+        self._frame_s = frame_s
         self._left = Unmeasured(list(before))
         self._behind: list[Asked] = []
         self._quiet_since: float | None = None
@@ -66,7 +68,7 @@ class AskedBefore:
     def due(self, now: float) -> list[Asked]:
         """What to ask for now, once."""
         if self._left.count:
-            if self._quiet_since is None or now - self._quiet_since < _QUIET_S + self._longest:
+            if self._quiet_since is None or now - self._quiet_since < QUIET_S + self._longest:
                 return []
             self._behind[:0] = self._left.left
             self._left = Unmeasured()
@@ -76,7 +78,7 @@ class AskedBefore:
     @property
     def _longest(self) -> float:
         decisions = [one.decision for one in self._left.left if not isinstance(one, FellBack)]
-        return max((seconds for decision in decisions for seconds in decision.dwell or ()), default=0.0)
+        return max([self._frame_s, *(seconds for decision in decisions for seconds in decision.dwell or ())])
 
 
 def as_decision(one: Asked) -> Decision:

@@ -163,7 +163,7 @@ class SourceActor:
         for event in events:
             self._put(event)
         self._applied = resume.newest
-        self._before = AskedBefore(resume.asked)
+        self._before = AskedBefore(resume.asked, 1 / self.source.frame_rate)
         self._alone.steered(sum(len(positions_of(one)) for one in resume.asked))
 
     async def go_on(self, source: Any, point: GoOn) -> None:
@@ -236,8 +236,11 @@ class SourceActor:
             self._refuse(len(refused), "the source cannot measure there", refused)
 
     def _ask_what_is_due(self) -> None:
-        for one in self._before.due(time.monotonic()):
-            self._measure(one)
+        try:
+            for one in self._before.due(time.monotonic()):
+                self._measure(one)
+        except Exception as error:  # handed on to whoever reads the events
+            self._put(error)
 
     def _report_dropped(self) -> None:
         """Frames that the source measured and will not hand out must be known too."""
