@@ -23,7 +23,7 @@ def test_it_holds_what_a_set_holds(parts):
     assert Ids.of(ids.ranges) == ids
 
 
-@pytest.mark.parametrize("wrong", [[[3, 1]], [[1]], [1], [["a", "b"]], [None], None])
+@pytest.mark.parametrize("wrong", [[[3, 1]], [[1]], [1], [["a", "b"]], [None], [[0, float("inf")]], None])
 def test_what_is_no_list_of_ranges_is_refused(wrong):
     with pytest.raises(ValueError, match="found no ranges of ids"):
         Ids.of(wrong)

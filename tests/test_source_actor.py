@@ -30,6 +30,7 @@ from steering.runner.source_events import SourceResume
 from steering.runner.spool import write_spooled
 from steering.sources import SimulatedBeamline, Stage
 from tests.test_inference import publish
+from tests.test_source_contract import live
 
 FRAMES = 12
 
@@ -298,6 +299,46 @@ def test_a_live_source_is_asked_again_for_what_has_brought_no_frame_and_for_noth
 
     asyncio.run(main())
     assert source.asked == [[6.0, 0.0], [7.0, 0.0], [8.0, 0.0]]
+
+
+def test_a_receiving_process_that_is_started_anew_measures_what_is_left_and_goes_on(monkeypatch):
+    monkeypatch.setattr("steering.runner.asked_before.QUIET_S", 0.0)
+    source = live()
+    where = [tuple(place) for place in source.candidates[:6].tolist()]
+
+    def decided(number, positions):
+        said = {"positions": tuple(positions), "reasons": ("why",) * len(positions)}
+        return Steer(DecisionSuggested(time=0.0, **said), 0, id=number)
+
+    logged = (decided(1, where[:2]), decided(2, where[2:4]))
+    resume = SourceResume(
+        position={"source": None, "visits": {"scan": "scan"}, "steered": 0},
+        decisions=logged,
+        handed=dict.fromkeys(range(100, 103), "scan"),
+        there=frozenset(range(100, 103)),
+        asked=(decided(2, where[3:4]),),
+    )
+
+    class Places(Sink):
+        found = ()
+
+        async def receive(self, chunk):
+            pairs = zip(chunk["position_y"].values.tolist(), chunk["position_x"].values.tolist(), strict=True)
+            self.found = (*self.found, *pairs)
+
+    async def main():
+        actor, places = SourceActor(source), Places()
+        await actor.start(places, 0, resume)
+        for one in (*logged, decided(3, where[4:])):
+            await actor.apply(one)
+        while len(places.found) < 3:
+            await actor.events()
+        await actor.close()
+        while not any(isinstance(event, SourceEnded) for event in await actor.events()):
+            pass
+        return places.found
+
+    np.testing.assert_allclose(asyncio.run(asyncio.wait_for(main(), 60)), where[3:], atol=1e-9)
 
 
 def test_frames_that_come_late_are_those_of_what_was_asked_for_before():

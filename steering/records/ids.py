@@ -25,7 +25,7 @@ class Ids:
                 if int(first) > int(last):
                     raise ValueError(f"a range from {first} to {last}")
                 found._add(int(first), int(last))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"found no ranges of ids ({error}), expected pairs of a first and a last one") from error
         return found
 

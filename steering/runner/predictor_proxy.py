@@ -309,4 +309,6 @@ class PredictorProxy:
 
 def read_told(part: Mapping[str, list[list[int]]]) -> dict[str, Ids]:
     """Ids by scan as `PredictorProxy.told` says them. Raises ValueError for anything else."""
+    if not isinstance(part, Mapping):
+        raise ValueError(f"found {part!r:.80}, expected ranges of ids by scan")
     return {str(scan): Ids.of(ranges) for scan, ranges in part.items()}
