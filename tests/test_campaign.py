@@ -45,6 +45,7 @@ from steering.campaign import (
     encode,
     replay,
 )
+from steering.campaign.unmeasured import positions_of
 from steering.policies import SpaceFilling
 from steering.records import Prediction
 from tests.campaigns import addressed, handled
@@ -196,6 +197,9 @@ class World:
                 case RollBack():
                     self.wait("back", action)
         assert self.campaign.outstanding >= 0
+        if not self.trouble and not self.campaign.finished:  # none is refused: each frame is that of the first one
+            left = [where for one in self.campaign.gate.unmeasured.left for where in positions_of(one)]
+            assert left == [position for position, _ in self.queue if position is not None]
         return actions
 
     def wait(self, what, action):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from steering.campaign import (
     DecisionProposed,
     DecisionSettled,
     DecisionSuggested,
+    FellBack,
     FrameRefused,
     Guard,
     LabelsReady,
@@ -412,3 +414,30 @@ def test_limits_of_a_person_outlive_a_crash():
     campaign.raised.clear()
     again = campaign_from(json.loads(json.dumps(state_of(campaign))))
     assert again.gate.guard.held == campaign.gate.guard.held
+
+
+def test_what_has_brought_no_frame_yet_is_known_by_its_decision():
+    """By order: a frame is that of the first position left. The reasons, the dwell and the end of the scan are kept."""
+    campaign = campaign_with()
+    first = suggested([(0, 0), (1, 0), (2, 0)], dwell=(0.1, 0.2, 0.3))
+    last = suggested([(3, 0), (4, 0), (1, 0)], stop=True)
+
+    def left():
+        return [
+            (one.decision.positions, one.decision.dwell, one.decision.stop) for one in campaign.gate.unmeasured.left
+        ]
+
+    handled(campaign, first)
+    handled(campaign, last)
+    handled(campaign, ChunkArrived(time=0.0, scan="a", frame_ids=(0,)))
+    handled(campaign, FrameRefused(time=0.0, count=2, reason="no", positions=((1.0, 0.0), (4.0, 0.0))))
+    assert left() == [(((1, 0), (2, 0)), (0.2, 0.3), False), (((3, 0),), None, True)]
+    handled(campaign, FrameRefused(time=0.0, count=1, reason="lost on the way"))
+    assert left() == [(((2, 0),), (0.3,), False), (((3, 0),), None, True)]
+    alone = FellBack(time=0.0, positions=((7.0, 0.0), (8.0, 0.0)), since=0.0)
+    handled(campaign, alone)
+    handled(campaign, ChunkArrived(time=0.0, scan="a", frame_ids=(1, 2, 3)))
+    assert campaign.gate.unmeasured.left == (replace(alone, positions=((8.0, 0.0),)),)
+    handled(campaign, ChunkArrived(time=0.0, scan="a", frame_ids=(4, 5, 6)))
+    assert campaign.gate.unmeasured.left == ()
+    assert campaign.outstanding == 0

@@ -9,23 +9,29 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Client, Scheduler, Worker
 from skimage import data as pictures
 
-from steering.campaign import CampaignSettings
+from steering.campaign import CampaignSettings, FramesLost
 from steering.clusters import local
-from steering.inference import Predictor, PredictorSettings, ResumeState
+from steering.clusters.roles import INFERENCE
+from steering.inference import Predictor, PredictorSettings, ResumeState, SavedPolicy, SavedPredictor
 from steering.inference.policy_host import PolicyHost
 from steering.learning import Reconstruction, TrainerSettings
 from steering.learning.strategies import ER
 from steering.models import ProbeFirst
 from steering.policies import Adaptive, GradientResidual, SpaceFilling
 from steering.ptychography import patch_weight, zone_plate
+from steering.records import Ids
 from steering.runner import Experiment, RunFolder, start
+from steering.runner.actors import place
+from steering.runner.predictor_proxy import PredictorProxy
 from steering.sources import SimulatedBeamline, Stage, sample
-from tests.test_inference import FIELD, GEOMETRY, PROBE, chunks, publish
+from tests.test_inference import FIELD, GEOMETRY, PROBE, chunks, predictor, publish
 
 CANDIDATES = np.random.default_rng(3).uniform(-20, 20, (60, 2))
 
@@ -180,6 +186,62 @@ def test_what_was_declined_after_the_policy_was_saved_is_heard_again():
     assert other.awake().heard == host.awake().heard == ((3, "vetoed"),)
     given = [where for each in (first, second, *rest) for where in each.decision.positions]
     assert len(given) == len(set(given)) == len(CANDIDATES)
+
+
+class Forgetful:
+    """A source's proxy, of a source that was lost with all that it had kept."""
+
+    def __init__(self):
+        self.lost = Ids()
+        self.sends = []
+
+    async def go_on_with(self, predictor, number):
+        return self.sends
+
+
+async def moved_again_and_again(store):
+    """What is told as lost of ten frames, when a predictor is followed by another one three times: four of them the
+    source told as lost itself, and the first of the others it can send once more."""
+    events, source = [], Forgetful()
+    quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    roles = {"resources": {INFERENCE: 1}}
+    async with (
+        Scheduler(host="127.0.0.1", port=0, **quiet) as scheduler,
+        Worker(scheduler.address, **roles) as worker,
+        Client(scheduler.address, asynchronous=True) as client,
+    ):
+        description = predictor(store)
+        handle = await place(client, description, worker=worker.address)
+        proxy = PredictorProxy(client, description, handle, source, emit=events.append)
+        await proxy.start()
+        for chunk in chunks(n=10):
+            await proxy.ask("receive", chunk)
+        while proxy.told()["reported"] != {"a": [[0, 9]]}:
+            await proxy.events()
+        source.lost.add(range(6, 10))
+        source.sends = [0]
+        for _ in range(2):
+            await proxy.move()
+        source.sends = []
+        await proxy.move()
+        await proxy.close()
+    return [event.frame_ids for event in events if isinstance(event, FramesLost)]
+
+
+def test_each_frame_that_a_lost_predictor_took_with_it_is_told_once(tmp_path):
+    told = asyncio.run(asyncio.wait_for(moved_again_and_again(tmp_path), 100))
+    assert told == [(1, 2, 3, 4, 5), (0,)]
+
+
+def test_what_a_checkpoint_has_of_a_long_scan_is_known_by_every_id():
+    part = {"scans": [{"ids": [[0, 19_999]]}, {"ids": [[10**9, 10**9 + 5], [10**9 + 9, 10**9 + 9]]}]}
+    found = SavedPredictor(folder=Path(), part=part, policy=SavedPolicy()).frame_ids
+    assert all(i in found for i in (0, 19_999, 10**9 + 5, 10**9 + 9))
+    assert not any(i in found for i in (20_000, 10**9 + 6))
+    part["scans"][0]["ids"] = [[5, 1]]
+    damaged = SavedPredictor(folder=Path(), part=part, policy=SavedPolicy())
+    with pytest.raises(ValueError, match="found no ranges of ids"):
+        _ = damaged.frame_ids
 
 
 class Deadly(SpaceFilling):

@@ -34,6 +34,9 @@ class ChunkArrived(Event):
 
     scan: str
     frame_ids: tuple[int, ...]
+    asked: tuple[tuple[float, float], ...] = ()
+    """Of frames that come late, after everything was lost: for which positions they were asked for. Empty: in their
+    order."""
 
 
 @dataclass(frozen=True, kw_only=True)

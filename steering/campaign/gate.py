@@ -18,6 +18,7 @@ from steering.campaign.events import (
 )
 from steering.campaign.limits import Guard, Limits, Positions
 from steering.campaign.losses import FellBack
+from steering.campaign.unmeasured import Unmeasured
 from steering.records import MEASURED, Field
 
 Word = Literal["approve", "veto"]
@@ -41,8 +42,7 @@ class Gate:
     """The scans of the campaign so far, in their order; somebody else adds to it."""
     approval_s: float = 0.0
     unanswered: Word = "approve"
-    outstanding: int = 0
-    """Positions decided on that have brought no frame yet."""
+    unmeasured: Unmeasured = field(default_factory=Unmeasured)
     paused: bool = False
     closed: bool = False
     proposed: DecisionProposed | None = None
@@ -58,6 +58,11 @@ class Gate:
     _ended: str = ""
     """Why a scan was ended, of which the policy is still to hear."""
     _fruitless: int = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Positions decided on that have brought no frame yet."""
+        return self.unmeasured.count
 
     @property
     def waiting(self) -> Positions:
@@ -142,11 +147,17 @@ class Gate:
 
     def arrived(self, frames: int) -> None:
         """Positions have brought frames, or will bring none."""
-        self.outstanding = max(0, self.outstanding - frames)
+        self.unmeasured.arrived(frames)
+
+    def came(self, frames: int, asked: Positions) -> None:
+        """Positions have brought frames, some of them these; of the others nobody says which."""
+        self.unmeasured.without(asked)
+        self.arrived(frames - len(asked))
 
     def refused(self, event: FrameRefused) -> None:
         """The source will not measure some positions."""
-        self.arrived(event.count)
+        self.unmeasured.without(event.positions)
+        self.arrived(event.count - len(event.positions))
         if event.positions:
             decision = DecisionSuggested(time=event.time, positions=event.positions, reasons=())
             self.decline(decision, event.positions, event.reason)
@@ -163,7 +174,7 @@ class Gate:
         """The source has measured a part of the reserve by itself."""
         measured = DecisionSuggested(time=event.time, positions=event.positions, reasons=())
         self.guard.allow(measured)
-        self.outstanding += len(event.positions)
+        self.unmeasured.add(event)
         self.decline(measured, event.positions, MEASURED)
 
     def decline(
@@ -213,13 +224,14 @@ class Gate:
 
     def _carry_out(self, decision: DecisionSuggested, scan: int, added: bool) -> list[Action]:
         self.guard.allow(decision)
-        self.outstanding += len(decision.positions)
         self._stopped = decision.stop
         if decision.stop:
             self._first = scan + 1
         if added:
             self._ended = self.guard.full or decision.reasons[0]
-        return [self.actions.give(Steer(decision, scan))]
+        steer = self.actions.give(Steer(decision, scan))
+        self.unmeasured.add(steer)
+        return [steer]
 
 
 def checked(approval_s: float, unanswered: str) -> None:

@@ -247,7 +247,7 @@ class Campaign:
         self.frames += n
         self._of_scan += n
         self._unlabelled += n
-        self.gate.arrived(n)
+        self.gate.came(n, event.asked)
 
     def _judge(self, event: PredictionReady) -> None:
         self.predictor_losses = 0

@@ -13,12 +13,13 @@ from steering.campaign.events import EVENTS
 from steering.campaign.limits import Limits
 from steering.campaign.machine import Campaign
 from steering.campaign.settings import CampaignSettings
+from steering.campaign.unmeasured import Unmeasured
 from steering.records import Field
 from steering.records.plain import plain, whole
 
-FORMAT = "steering-campaign 1"
+FORMAT = "steering-campaign 2"
 _ACTIONS = (kind for kind in vars(actions).values() if isinstance(kind, type) and issubclass(kind, Action))
-_RECORDS = (*_ACTIONS, *EVENTS, Declined, Field, Limits, Window)
+_RECORDS = (*_ACTIONS, *EVENTS, Declined, Field, Limits, Unmeasured, Window)
 _NOT_STATE = {
     "campaign": {"settings", "frame_time", "raised", "actions", "_trust"},
     "actions": set(),

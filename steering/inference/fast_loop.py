@@ -172,8 +172,12 @@ class FastLoop:
     def restore(self, live: LiveImage) -> None:
         """Make the image of a scan from the table that an earlier predictor has left, and go on with its policy.
 
-        Frames whose patches are gone are predicted again; frames that were not reported yet are reported.
+        Frames whose patches are gone are predicted again; frames that were not reported yet are reported. Of a scan
+        that is over only this is left to do.
         """
+        if live.retired:
+            self._report_rest(live)
+            return
         table = live.frames
         live.served_by(self.serving.version)
         for block in range(len(table.blocks)):
@@ -211,12 +215,26 @@ class FastLoop:
 
     def _report_late(self, live: LiveImage, rows: NDArray[np.int64], prediction: Prediction) -> None:
         """Report what was predicted and not reported before the earlier predictor was lost."""
-        known = self.resume.first_version(live.scan, prediction.frame_id) >= 0
-        late = (rows >= self.resume.reported.get(live.scan, 0)) & ~known
+        late = self.resume.unheard(live.scan, prediction.frame_id)
         if late.any() and live.frames.kept(rows[:1], "counts").all():
             part = prediction.rows(late)
             (counts,) = live.frames.read("counts", rows=rows[late])
             self._report(part, self._judge(counts, part.residual, part.offset))
+
+    def _report_rest(self, live: LiveImage) -> None:
+        """Report what was predicted and not reported, without a verdict: no frame of it is predicted again."""
+        frame_id, residual = live.frames.read("frame_id", "residual")
+        late = self.resume.unheard(live.scan, frame_id)
+        if late.any():
+            self.emit(
+                PredictionReady(
+                    time=time.time(),
+                    scan=live.scan,
+                    frame_ids=tuple(frame_id[late].tolist()),
+                    version=self.serving.version,
+                    residual=float(np.median(residual[late])),
+                )
+            )
 
     def _judge(self, counts: NDArray, residual: NDArray, offset: NDArray) -> Verdict:
         """How far to believe predictions of the version in service."""

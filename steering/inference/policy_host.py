@@ -20,7 +20,7 @@ from steering.inference.live import LiveImage
 from steering.inference.policy_replay import DeclinedPart, PolicyReplay
 from steering.inference.saved_policy import SavedPolicy, SavedPredictor, policy_state
 from steering.policies import Policy
-from steering.records import Prediction
+from steering.records import Ids, Prediction
 
 
 class PolicyHost:
@@ -210,13 +210,21 @@ class ResumeState:
     """From a checkpoint: scans and policy as they were then."""
     answered: tuple[PolicyAnswer, ...] = ()
     """What the policy has answered since the scan began."""
-    reported: Mapping[str, int] = field(default_factory=dict)
-    """Of each scan, how many of the first frames were reported, beside those in `predicted`."""
+    reported: Mapping[str, Ids] = field(default_factory=dict)
+    """Of each scan, frames that were reported as predicted, beside those in `predicted`."""
+    aside_before: Mapping[str, Ids] = field(default_factory=dict)
+    """Of each scan, frames that were reported as set aside and do not come again."""
 
     def first_version(self, scan: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) int64 the version that was the first to predict each frame; -1 where none is known."""
         known = self.predicted.get(scan, {})
         return np.array([known.get(i, -1) for i in ids.tolist()], np.int64)
+
+    def unheard(self, scan: str, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) True for frames that were predicted and not reported; none of a scan whose frames do not come again."""
+        told = self.reported.get(scan, Ids())
+        new = np.array([i not in told for i in ids.tolist()], bool)
+        return new & (self.first_version(scan, ids) < 0) & (scan not in self.over)
 
     def unreported(self, scan: str, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Those of the frames set aside that were not reported yet; each earlier report counts for one."""

@@ -142,8 +142,7 @@ class Predictor:
             beside=self._move,
         )
         for live in list(images.values()):
-            if not live.retired:
-                fast.restore(live)
+            fast.restore(live)
         return fast
 
     async def checkpoint(self, folder: Path, tag: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from steering.inference.answers import PolicyAnswer
 from steering.inference.live import LiveImage
 from steering.inference.policy_replay import OpenAccount, PolicyReplay
 from steering.policies import Policy
+from steering.records import Ids
 from steering.records.plain import plain, whole
 
 logger = logging.getLogger(__name__)
@@ -84,9 +85,9 @@ class SavedPredictor:
     policy: SavedPolicy
 
     @property
-    def frame_ids(self) -> set[int]:
-        """Of the frames that it holds."""
-        return {i for scan in self.part["scans"] for i in scan["newest"]}
+    def frame_ids(self) -> Ids:
+        """Of the frames that it holds. Raises ValueError where the part does not say so as `SavedScans` does."""
+        return Ids.of(each for scan in self.part["scans"] for each in scan["ids"])
 
 
 def policy_state(

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from steering.inference.live import LiveImage
 from steering.inference.table import BULKY
 from steering.ptychography import Refined
+from steering.records import Ids
 from steering.records.npz import read_arrays, write_arrays
 from steering.records.plain import plain, whole
 
 IMAGE = ("light", "weight")
-_NEWEST = 8192
-"""Frames whose ids are named beside the blocks: more than come while a checkpoint is written."""
 REFINED = ("refined", "refined_labels")
 
 
@@ -39,6 +38,9 @@ class _Written:
     touched: dict[int, int] = field(default_factory=dict)
     """How often the rows of each block were set."""
     image: tuple[Any, str] | None = None
+    rows: int = 0
+    """Of the table, how many have their ids in `ids`."""
+    ids: Ids = field(default_factory=Ids)
 
 
 class SavedScans:
@@ -95,6 +97,8 @@ class SavedScans:
             for block in np.unique(changed // table.block_rows).tolist():
                 mine.touched[block] = mine.touched.get(block, 0) + 1
         n, names = len(table), []
+        mine.ids.add(table.read("frame_id", rows=slice(mine.rows, n))[0].tolist())
+        mine.rows = n
         for block in range(-(-n // table.block_rows)):
             rows = min(n - block * table.block_rows, table.block_rows)
             names.append(self._block(folder, live, mine, block, rows, tag))
@@ -108,7 +112,7 @@ class SavedScans:
             "label_residual": plain(live.label_residual),
             "block_rows": table.block_rows,
             "rows": n,
-            "newest": live.frames.read("frame_id", rows=slice(max(0, n - _NEWEST), n))[0].tolist(),
+            "ids": [list(each) for each in mine.ids.ranges],
             "blocks": names,
             "image": self._image(folder, live, mine, tag),
         }

@@ -9,6 +9,7 @@ from steering.records.canvas import Canvas
 from steering.records.chunk import chunk_geometry, make_chunk, positions_px
 from steering.records.decisions import MEASURED, Decision, ModelVersion, Prediction
 from steering.records.geometry import Field, Geometry
+from steering.records.ids import Ids
 from steering.records.source import Source
 from steering.records.travel import Travel
 
@@ -18,6 +19,7 @@ __all__ = [
     "Decision",
     "Field",
     "Geometry",
+    "Ids",
     "ModelVersion",
     "Prediction",
     "Source",

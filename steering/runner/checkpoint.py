@@ -68,7 +68,7 @@ class Checkpoints:
         async with self._turn:
             begun, root, number = time.time(), checkpoints(self.executor.folder), self.number + 1
             self.number, event = number, self.log.number
-            reported = dict(self.executor.proxy.rows)
+            told = self.executor.proxy.told()
             parts: dict[str, Any] = {
                 "campaign": state_of(self.executor.campaign),
                 "metrics": self.executor.metrics.state(),
@@ -76,7 +76,7 @@ class Checkpoints:
             parts["runner"] = {
                 "unsent": plain(list(self.executor.unsent.values())),
                 "over": list(self.executor.proxy.over),
-                "reported": reported,
+                **told,
                 "source_ended": self.source_ended(),
             }
             await asyncio.to_thread((root / FRAMES).mkdir, parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class Checkpoints:
             saved = SavedPredictor(
                 folder=root / FRAMES, part=parts["predictor"], policy=SavedPolicy.read(parts["predictor"]["policy"])
             )
-            self.executor.proxy.rebase(saved, reported)
+            self.executor.proxy.rebase(saved, told)
             self.executor.source.rebase()
             now = time.time()
             self.emit(CheckpointWritten(time=now, number=number, last=event, bytes=written, seconds=now - begun))

@@ -34,6 +34,7 @@ from steering.labels.external import ExternalReport, external_figures
 from steering.labels.make import LabelReport
 from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
+from steering.records import Ids
 from steering.records.plain import plain, whole
 from steering.runner.describe import describe
 from steering.runner.experiment import Experiment
@@ -75,8 +76,11 @@ class Metrics:
     """Versions that the predictor has tried and not put into service."""
     arrived: Counter[str] = field(default_factory=Counter)
     """Frames on their way to the predictor, or there, by scan."""
-    reported: Counter[str] = field(default_factory=Counter)
-    """Those of them that were reported as predicted or as set aside."""
+    waiting: dict[str, set[int]] = field(default_factory=dict)
+    """Ids of those that were reported neither as predicted, nor as set aside, nor as lost yet, by scan."""
+    early: dict[str, set[int]] = field(default_factory=dict)
+    """Ids of frames that were reported before it was told that they have arrived, by scan: predictor and source are
+    heard one beside the other."""
     predicted: int = 0
     """Frames."""
     residual: float | None = None
@@ -135,6 +139,8 @@ class Metrics:
     """Frames that had arrived and are gone for good, by scan."""
     lost_ids: list[int] = field(default_factory=list)
     """Their ids, the first thousand."""
+    gone: dict[str, Ids] = field(default_factory=dict)
+    """Their ids, by scan: each counts once, also where a second recovery tells of it anew."""
 
     def state(self) -> dict[str, Any]:
         """All that was counted, in JSON's types; of the rounds some, spread over the run."""
@@ -144,7 +150,7 @@ class Metrics:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned elsewhere. Raises ValueError for anything else."""
-        kinds = (Round, ScanRefined, ExternalReport, *EVENTS)
+        kinds = (Round, ScanRefined, ExternalReport, Ids, *EVENTS)
         try:
             for each in fields(self):
                 if each.name not in _NOT_STATE:
@@ -158,13 +164,13 @@ class Metrics:
         """Take in an event: what the display and the summary show of it."""
         match event:
             case ChunkArrived():
-                self.arrived[event.scan] += len(event.frame_ids)
+                self._arrive(event)
             case PredictionReady():
-                self.reported[event.scan] += len(event.frame_ids)
+                self._report(event)
                 self.predicted += len(event.frame_ids)
                 self.residual = self.residual if event.residual is None else event.residual
             case FrameSetAside():
-                self.reported[event.scan] += len(event.frame_ids)
+                self._report(event)
                 self.aside[event.reason] += len(event.frame_ids)
             case ScanRefined():
                 self.finals[event.scan] = event
@@ -177,6 +183,25 @@ class Metrics:
         self._note_loss(event)
         if describe(event) is not None:
             self.noted.append(event)
+
+    def _arrive(self, event: ChunkArrived) -> None:
+        self.arrived[event.scan] += len(event.frame_ids)
+        early = self.early.setdefault(event.scan, set())
+        self.waiting.setdefault(event.scan, set()).update(i for i in event.frame_ids if i not in early)
+        early.difference_update(event.frame_ids)
+
+    def _report(self, event: PredictionReady | FrameSetAside) -> None:
+        waiting = self.waiting.setdefault(event.scan, set())
+        self.early.setdefault(event.scan, set()).update(i for i in event.frame_ids if i not in waiting)
+        waiting.difference_update(event.frame_ids)
+
+    def _lose(self, event: FramesLost) -> None:
+        gone = self.gone.setdefault(event.scan, Ids())
+        new = [i for i in event.frame_ids if i not in gone]
+        gone.add(new)
+        self.lost[event.scan] += len(new)
+        self.lost_ids = [*self.lost_ids, *new][:_LISTED]
+        self.waiting.setdefault(event.scan, set()).difference_update(new)
 
     def _note_errors(self, event: ScansJudged) -> None:
         self.judged[event.version] = {scan: round(error, 4) for scan, error in event.errors.items()}
@@ -195,9 +220,7 @@ class Metrics:
             case WorkerLost(silent=True):
                 self.silent += 1
             case FramesLost():
-                self.reported[event.scan] += len(event.frame_ids)
-                self.lost[event.scan] += len(event.frame_ids)
-                self.lost_ids = [*self.lost_ids, *event.frame_ids][:_LISTED]
+                self._lose(event)
             case RunRecovered():
                 self.recoveries += 1
             case CheckpointWritten():
@@ -227,8 +250,8 @@ class Metrics:
             self.fingerprint.update(action)
 
     def unreported(self, scan: str) -> int:
-        """Frames of a scan that arrived and were reported neither as predicted nor as set aside yet."""
-        return max(0, self.arrived[scan] - self.reported[scan])
+        """Frames of a scan that arrived and were reported neither as predicted, nor as set aside, nor as lost yet."""
+        return len(self.waiting.get(scan, ()))
 
 
 def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from steering.campaign import (
 )
 from steering.clusters.roles import INFERENCE, worker_for, workers_now
 from steering.inference import Answers, Installed, PolicyAnswer, Predictor, ResumeState, SavedPredictor
+from steering.records import Ids
 from steering.runner.actors import (
     ActorHandle,
     LostForGood,
@@ -77,8 +78,10 @@ class PredictorProxy:
         """From the newest checkpoint: the next predictor goes on from it."""
         self._version = 0 if base is None else base.version
         """In service at the predictor."""
-        self.rows: Counter[str] = Counter() if base is None else Counter(base.reported)
-        """Frames of each scan whose prediction is known, the first of its rows."""
+        self._told: defaultdict[str, Ids] = defaultdict(Ids)
+        """Frames of each scan, those that were let go of left out, whose prediction is known."""
+        self._told_aside: defaultdict[str, Ids] = defaultdict(Ids)
+        """And those that are known to be set aside."""
         self._answers = Answers(() if base is None else base.answered)
         self._predicted: defaultdict[str, dict[int, int]] = defaultdict(dict)
         self._aside: defaultdict[str, Counter[int]] = defaultdict(Counter)
@@ -93,19 +96,34 @@ class PredictorProxy:
         """Bring the first predictor to life."""
         await call(self._handle.actor, "start", self._base)
         if self._base is not None:
+            for scan, before in self._base.reported.items():
+                self._told[scan].update(before)
+            for scan, before in self._base.aside_before.items():
+                self._told_aside[scan].update(before)
             for scan, known in self._base.predicted.items():
                 self._predicted[scan].update(known)
-                self.rows[scan] += len(known)
-            self._aside.update({scan: Counter(ids) for scan, ids in self._base.aside.items()})
+                self._told[scan].add(known)
+            for scan, aside in self._base.aside.items():
+                self._aside[scan] = Counter(aside)
+                self._told_aside[scan].add(aside)
 
     @property
     def over(self) -> tuple[str, ...]:
         """Scans that are forgotten, see `let_go`."""
         return tuple(self._over)
 
-    def rebase(self, saved: SavedPredictor, reported: Mapping[str, int]) -> None:
-        """From now on another predictor goes on from this. reported: `rows` of each scan when it was written."""
-        self._base = ResumeState(saved=saved, reported=dict(reported))
+    def told(self) -> dict[str, dict[str, list[list[int]]]]:
+        """Of each scan that was not let go of, the ids of the frames that were reported so far as predicted
+        (`reported`) and as set aside (`aside`), as `Ids.of` reads them."""
+        parts = {"reported": self._told, "aside": self._told_aside}
+        return {
+            name: {scan: [list(each) for each in ids.ranges] for scan, ids in part.items()}
+            for name, part in parts.items()
+        }
+
+    def rebase(self, saved: SavedPredictor, told: Mapping[str, Mapping[str, list[list[int]]]]) -> None:
+        """From now on another predictor goes on from this. told: as `told` returned it when it was written."""
+        self._base = ResumeState(saved=saved, reported=read_told(told["reported"]))
 
     @property
     def reached(self) -> Reached:
@@ -167,16 +185,17 @@ class PredictorProxy:
             match event:
                 case PredictionReady(scan=scan, frame_ids=ids, version=version):
                     self._predicted[scan].update(dict.fromkeys(ids, version))
-                    self.rows[scan] += len(ids)
+                    self._told[scan].add(ids)
                 case FrameSetAside(scan=scan, frame_ids=ids):
                     self._aside[scan].update(ids)
+                    self._told_aside[scan].add(ids)
         return events
 
     async def let_go(self, scan: str) -> None:
         """Forget a scan that is over, saved, and reported whole: the next predictor need not know its frames."""
         self._over.append(scan)
-        self._predicted.pop(scan, None)
-        self._aside.pop(scan, None)
+        for part in (self._predicted, self._aside, self._told, self._told_aside):
+            part.pop(scan, None)
         await self._source.let_go(scan)
 
     async def close(self) -> None:
@@ -256,15 +275,19 @@ class PredictorProxy:
         frames = await self._source.go_on_with(handle.actor, self.number + 1)
         self._handle = handle
         self.number += 1
-        self._miss({*frames, *(() if resume.saved is None else resume.saved.frame_ids)})
+        there = Ids() if resume.saved is None else resume.saved.frame_ids
+        there.add(frames)
+        self._miss(there)
         return len(frames)
 
-    def _miss(self, there: set[int]) -> None:
-        """Report the frames that the lost predictor had and the next one lacks: the source could not send them again,
-        and no checkpoint has them. there: ids of those that it has."""
-        for scan, ids in self.reported().items():
-            missing = tuple(sorted(ids - there))
+    def _miss(self, there: Ids) -> None:
+        """Report the frames that the lost predictor had and the next one lacks, once: the source could not send them
+        again, and no checkpoint has them. there: ids of those that it has."""
+        for scan, known in self._predicted.items():
+            missing = tuple(sorted(i for i in known if i not in there and i not in self._source.lost))
             if missing and scan not in self._over:
+                for each in missing:
+                    del known[each]
                 reason = "the predictor was lost after the source was, which had kept them"
                 self._emit(FramesLost(time=time.time(), scan=scan, frame_ids=missing, reason=reason))
 
@@ -282,3 +305,10 @@ class PredictorProxy:
             f"found no worker with the resource {INFERENCE} within {_RESTART_S:.0f} s of the loss of one, expected "
             f'another: start workers under a nanny, or a second one with --resources "{INFERENCE}=1"'
         )
+
+
+def read_told(part: Mapping[str, list[list[int]]]) -> dict[str, Ids]:
+    """Ids by scan as `PredictorProxy.told` says them. Raises ValueError for anything else."""
+    if not isinstance(part, Mapping):
+        raise ValueError(f"found {part!r:.80}, expected ranges of ids by scan")
+    return {str(scan): Ids.of(ranges) for scan, ranges in part.items()}

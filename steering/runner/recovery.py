@@ -34,6 +34,7 @@ from steering.campaign import (
 from steering.inference import PolicyAnswer, ResumeState, SavedPolicy, SavedPredictor
 from steering.learning import RanksPart
 from steering.models import ModelStore
+from steering.records import Ids
 from steering.records.plain import whole
 from steering.runner.checkpoint import FRAMES
 from steering.runner.event_log import events_after, repaired
@@ -41,6 +42,7 @@ from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
 from steering.runner.manifest import Manifest, checkpoints, newest_whole, read_part
 from steering.runner.metrics import Metrics, advance
+from steering.runner.predictor_proxy import read_told
 from steering.runner.source_events import SourceResume
 
 
@@ -83,6 +85,7 @@ class _Tail:
     handed: dict[int, str] = field(default_factory=dict)
     predicted: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     aside: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    lost: Ids = field(default_factory=Ids)
     raised: int = 0
     rounds: int = 0
     """Lost ones that the campaign does not know of yet."""
@@ -103,12 +106,20 @@ class _Tail:
                 self.predicted[event.scan].update(dict.fromkeys(event.frame_ids, event.version))
             case FrameSetAside():
                 self.aside[event.scan].update(event.frame_ids)
+            case FramesLost():
+                self._lost(event)
             case CandidateReady() | GroupChanged() | RolledBack():
                 self._of_models(event)
             case SourceEnded():
                 self.ended = True
             case DecisionSuggested():
                 self._answered(event)
+
+    def _lost(self, event: FramesLost) -> None:
+        """Nobody has these any more: it is as if they had not been predicted, and they are not asked for again."""
+        self.lost.add(event.frame_ids)
+        for i in event.frame_ids:
+            self.predicted[event.scan].pop(i, None)
 
     def _of_models(self, event: CandidateReady | GroupChanged | RolledBack) -> None:
         match event:
@@ -172,12 +183,15 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
             tail.given(advance(campaign, metrics, event))
     unlogged = tuple(campaign.raised[tail.raised :])
     campaign.raised.clear()
-    ended = tail.ended or bool(part["runner"]["source_ended"])
+    source = _source(part, tail, campaign, metrics, root)
+    if source.asked and not source.placed:
+        left = f"{campaign.outstanding} positions had brought no frame"
+        remarks.append(f"{left}: where the source was lost too, it is asked once more when the beamline is quiet")
     return Recovery(
         manifest=manifest,
         campaign=campaign,
         metrics=metrics,
-        source=_source(part, tail, metrics, ended, root),
+        source=source,
         predictor=_predictor(part, tail, campaign, root),
         ranks=ranks,
         rounds_lost=tail.rounds,
@@ -188,19 +202,30 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
     )
 
 
-def _source(part: dict[str, Any], tail: _Tail, metrics: Metrics, ended: bool, root: Path) -> SourceResume:
-    there = {i for scan in part["predictor"]["scans"] for i in scan["newest"]}
-    there |= {i for ids in tail.aside.values() for i in ids}  # and nobody needs these again
+def _source(part: dict[str, Any], tail: _Tail, campaign: Campaign, metrics: Metrics, root: Path) -> SourceResume:
     return SourceResume(
         position=part["source"],
         decisions=tuple(tail.decisions),
         handed=tail.handed,
-        there=frozenset(there),
+        there=_there(part, tail),
+        over=tuple(part["runner"]["over"]),
+        asked=() if campaign.gate.closed else campaign.gate.unmeasured.left,
         frames=metrics.arrived.total(),
-        ended=ended,
+        ended=tail.ended or bool(part["runner"]["source_ended"]),
         logged=frozenset(tail.times),
         spooled=root / "spool",
     )
+
+
+def _there(part: dict[str, Any], tail: _Tail) -> Ids:
+    """Frames that nobody needs again: the predictor has them, or has set them aside, or they are known as lost."""
+    found = Ids.of(each for scan in part["predictor"]["scans"] for each in scan["ids"])
+    for before in read_told(part["runner"]["aside"]).values():
+        found.update(before)
+    for ids in tail.aside.values():
+        found.add(ids)
+    found.update(tail.lost)
+    return found
 
 
 def _predictor(part: dict[str, Any], tail: _Tail, campaign: Campaign, root: Path) -> ResumeState:
@@ -216,7 +241,8 @@ def _predictor(part: dict[str, Any], tail: _Tail, campaign: Campaign, root: Path
         over=tuple(part["runner"]["over"]),
         saved=saved,
         answered=saved.policy.answered,
-        reported=part["runner"]["reported"],
+        reported=read_told(part["runner"]["reported"]),
+        aside_before=read_told(part["runner"]["aside"]),
     )
 
 

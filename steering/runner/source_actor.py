@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,20 @@ from numpy.typing import NDArray
 from steering.campaign import (
     ChunkArrived,
     Event,
-    FellBack,
     FrameRefused,
-    FramesLost,
     SourceEnded,
     Steer,
     StreamsReported,
-    WorkFailed,
 )
+from steering.campaign.unmeasured import Asked, positions_of
 from steering.inference.event_queue import EventQueue
-from steering.records import Decision
 from steering.runner.alone import Alone, Positions, Reported, fell_back, say
+from steering.runner.asked_before import AskedBefore, as_decision
 from steering.runner.folder import RunFolder
+from steering.runner.given_again import given_again, not_known, unlogged
 from steering.runner.outbox import Outbox
 from steering.runner.source_events import GoOn, SourceResume, Standing, TakenOver, Visits, end_quietly, failed
-from steering.runner.spool import spooled, write_spooled
+from steering.runner.spool import Spool
 from steering.runner.stream_lines import report
 from steering.sources import Source
 
@@ -87,17 +86,22 @@ class SourceActor:
         self._reported = Reported()
         self._outbox = Outbox(predictor, number, keep_bytes=self.keep_bytes, put=self._put)
         self._visits = Visits()
-        self._unspooled = 0
-        """Frames that could not be spooled."""
+        self._spool = Spool(self.spool, put=self._put)
         self._dropped = 0
         """Frames that were reported as dropped."""
         self._applied = 0
         """Id of the newest Steer that the source has heard of."""
         self._turns = 0
         """Sources that were opened."""
+        self._before = AskedBefore()
+        self._unlogged: dict[int, tuple[str, str]] = {}
+        """Spooled frames that are told of only now, and their scans."""
+        self._known: Callable[[int], bool] = lambda frame: False
+        """Whether a frame had arrived before everything was lost, for a source that may hand it out once more."""
         if point is None:
             self._open()
         elif isinstance(point, SourceResume):
+            self._unlogged = await asyncio.to_thread(unlogged, point)
             self._resume(point)
             self._open(point)
         else:
@@ -146,32 +150,21 @@ class SourceActor:
     def _resume(self, resume: SourceResume) -> None:
         position = resume.position or {}
         self._visits = Visits(position.get("visits"))
-        if position.get("source") is not None:
+        if resume.placed:
             self.source.resume(position["source"], resume.handed.keys())
-        elif hasattr(self.source, "after"):
-            since = (name for name in dict.fromkeys(resume.handed.values()) if name not in self._visits.scans)
-            self.source.after([*self._visits.scans.values(), *since])
-        self._applied = int(position.get("steered", 0))
-        self._apply_all(resume.decisions)
-        self._alone.arrived(len(resume.handed))
-
-    def _chunks_again(self, resume: SourceResume) -> Iterator[xr.Dataset]:
-        """What had arrived and the predictor lacks, in the order of its arrival as far as that is known."""
-        wanted = {i: scan for i, scan in resume.handed.items() if i not in resume.there}
-        again = getattr(self.source, "again", None)
-        given = iter(()) if again is None or not wanted else again(list(wanted)) or iter(())
-        for chunk in chain(spooled(resume.spooled), given):
-            rows = [row for row, i in enumerate(chunk["frame"].values.tolist()) if i in wanted]
-            if rows:
-                part = chunk.isel(frame=rows)
-                named = {wanted.pop(i) for i in part["frame"].values.tolist()}.pop()
-                if named != part.attrs["scan"]:
-                    part.attrs |= {"scan": named, "visit_of": part.attrs["scan"]}
-                yield part
-        for scan in dict.fromkeys(wanted.values()):
-            ids = tuple(i for i, mine in wanted.items() if mine == scan)
-            lost = FramesLost(time=time.time(), scan=scan, frame_ids=ids, reason="the source cannot give them again")
-            self._loop.call_soon_threadsafe(self._put, lost)
+            self._applied = int(position.get("steered", 0))
+            self._apply_all(resume.decisions)
+            self._alone.arrived(len(resume.handed))
+            return
+        self._known = lambda frame: frame in self._unlogged or resume.knows(frame)
+        begun, events = self._visits.begun(resume.handed.values(), self._unlogged.values())
+        if hasattr(self.source, "after"):
+            self.source.after(begun)
+        for event in events:
+            self._put(event)
+        self._applied = resume.newest
+        self._before = AskedBefore(resume.asked, 1 / self.source.frame_rate)
+        self._alone.steered(sum(len(positions_of(one)) for one in resume.asked))
 
     async def go_on(self, source: Any, point: GoOn) -> None:
         """Another source, as it was made, takes the place of the one that fails, and hands out what that would have."""
@@ -219,34 +212,35 @@ class SourceActor:
         be known, or the campaign waits for them."""
         self._apply(steer)
 
-    def _apply_all(self, decisions: Sequence[Steer | FellBack], known: int = 0) -> None:
+    def _apply_all(self, decisions: Sequence[Asked], known: int = 0) -> None:
         """known: id of the newest one of which it is known what was refused."""
         for one in decisions:
             if isinstance(one, Steer):
                 self._apply(one, known=one.id <= known)
             else:
-                reasons = ("safe raster",) * len(one.positions)
-                self._measure(Decision(positions=np.array(one.positions), reasons=reasons))
+                self._ask(one)
 
     def _apply(self, steer: Steer, *, known: bool = False) -> None:
-        if steer.id <= self._applied:
-            return
-        self._applied = steer.id
-        decision = steer.decision
-        own = Decision(
-            positions=np.array(decision.positions),
-            reasons=decision.reasons,
-            dwell=None if decision.dwell is None else np.array(decision.dwell),
-            stop=decision.stop,
-            scan=steer.scan,
-        )
-        self._measure(own, known=known)
+        if steer.id > self._applied:
+            self._applied = steer.id
+            self._ask(steer, known=known)
 
-    def _measure(self, decision: Decision, *, known: bool = False) -> None:
-        refused = self.source.apply(decision)
-        self._alone.steered(len(decision.positions))
+    def _ask(self, one: Asked, *, known: bool = False) -> None:
+        self._alone.steered(len(positions_of(one)))
+        if not self._before.holds(one):
+            self._measure(one, known=known)
+
+    def _measure(self, one: Asked, *, known: bool = False) -> None:
+        refused = self.source.apply(as_decision(one))
         if refused is not None and len(refused) and not known:
             self._refuse(len(refused), "the source cannot measure there", refused)
+
+    def _ask_what_is_due(self) -> None:
+        try:
+            for one in self._before.due(time.monotonic()):
+                self._measure(one)
+        except Exception as error:  # handed on to whoever reads the events
+            self._put(error)
 
     def _report_dropped(self) -> None:
         """Frames that the source measured and will not hand out must be known too."""
@@ -259,6 +253,7 @@ class SourceActor:
 
     def _refuse(self, count: int, reason: str, positions: NDArray[np.float64]) -> None:
         self._alone.arrived(count)
+        self._before.lost(count)
         where = tuple((float(y), float(x)) for y, x in positions)
         self._put(FrameRefused(time=time.time(), count=count, reason=reason, positions=where))
 
@@ -267,7 +262,7 @@ class SourceActor:
 
     async def queues(self) -> dict[str, Any]:
         """What waits here, and how often frames have waited for the runner."""
-        kept = {"kept_bytes": self._outbox.kept_bytes, "frames_unspooled": self._unspooled}
+        kept = {"kept_bytes": self._outbox.kept_bytes, "frames_unspooled": self._spool.failed}
         return kept | {"events_waited": self._events.waited}
 
     async def events(self) -> list[Event]:
@@ -303,6 +298,7 @@ class SourceActor:
                 self._put(event)
             if streams:
                 self._report_dropped()
+            self._ask_what_is_due()
             if self._alone.look(time.time()):
                 await self._go_on_alone()
             await asyncio.sleep(_LOOK_S)
@@ -345,11 +341,13 @@ class SourceActor:
         last: Event
         try:
             if resume is not None:
-                for chunk in self._chunks_again(resume):
-                    if not self._on_loop(self._outbox.deliver(chunk)):
+                lose = functools.partial(self._loop.call_soon_threadsafe, self._put)
+                for chunk in given_again(source, resume, self._unlogged, lose):
+                    if not self._on_loop(self._send_again(chunk)):
                         return
                 if resume.ended:
                     return
+            self._before.listening(time.monotonic())
             for chunk in source.chunks():
                 if not self._on_loop(self._send(chunk, turn)):
                     return
@@ -377,24 +375,26 @@ class SourceActor:
         return True
 
     async def _send(self, chunk: xr.Dataset, turn: int) -> None:
+        self._before.busy()
         await self._events.room()
         if turn != self._turns:
             raise RuntimeError("another source has taken the place of this one")  # its thread ends with it
-        if (event := self._visits.note(chunk)) is not None:
-            self._put(event)
-        if self.spool is not None:
-            await self._write_spooled(self.spool, chunk)
-        await self._outbox.deliver(chunk)
-        ids = tuple(chunk["frame"].values.tolist())
-        self._alone.arrived(len(ids))
-        self._put(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=ids))
+        if (new := not_known(chunk, self._known)) is not None:
+            if (event := self._visits.note(new)) is not None:
+                self._put(event)
+            await self._spool.write(new)
+            await self._outbox.deliver(new)
+            self._tell(new, new["frame"].values.tolist())
         self._report_dropped()
+        self._before.listening(time.monotonic())
+        self._ask_what_is_due()
 
-    async def _write_spooled(self, folder: Path, chunk: xr.Dataset) -> None:
-        """A disk that takes nothing costs what is spooled, not the run; that is said once."""
-        try:
-            await asyncio.to_thread(write_spooled, folder, chunk)
-        except OSError as error:
-            if not self._unspooled:
-                self._put(WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback=""))
-            self._unspooled += chunk.sizes["frame"]
+    async def _send_again(self, chunk: xr.Dataset) -> None:
+        await self._outbox.deliver(chunk)
+        if new := [i for i in chunk["frame"].values.tolist() if i in self._unlogged]:
+            self._tell(chunk, new)
+
+    def _tell(self, chunk: xr.Dataset, ids: Sequence[int]) -> None:
+        self._alone.arrived(len(ids))
+        asked = self._before.came(np.stack([chunk["position_y"].values, chunk["position_x"].values], axis=1))
+        self._put(ChunkArrived(time=time.time(), scan=str(chunk.attrs["scan"]), frame_ids=tuple(ids), asked=asked))

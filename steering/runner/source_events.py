@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from steering.campaign import Event, FellBack, ScanRevisited, Steer
+from steering.campaign.unmeasured import Asked
 from steering.sources import Source
 
 
@@ -29,8 +30,12 @@ class SourceResume:
     """What may not have reached the source by then, in order, and what it has measured by itself since then."""
     handed: Mapping[int, str] = field(default_factory=dict)
     """Frames that the log knows to have arrived since then, and the scan of each."""
-    there: frozenset[int] = frozenset()
-    """Those frames since then that the predictor does not lack: it has them, or has set them aside."""
+    there: Container[int] = frozenset()
+    """All frames that the predictor does not lack: it has them, or has set them aside, or they are known as lost."""
+    over: tuple[str, ...] = ()
+    """Scans that are saved: nobody needs their frames."""
+    asked: tuple[Asked, ...] = ()
+    """Of all that was decided, what has brought no frame, in order: for a source that cannot say its position."""
     frames: int = 0
     """That had arrived in all."""
     ended: bool = False
@@ -39,6 +44,15 @@ class SourceResume:
     """Times of the other events of the source that the log has since then."""
     spooled: Path | None = None
     """Where the frames are that were spooled."""
+
+    def knows(self, frame: int) -> bool:
+        """Whether a frame had arrived, as far as checkpoint and log know."""
+        return frame in self.handed or frame in self.there
+
+    @property
+    def placed(self) -> bool:
+        """Whether the source goes on from a position of its own."""
+        return (self.position or {}).get("source") is not None
 
     @property
     def newest(self) -> int:
@@ -100,6 +114,17 @@ class Visits:
         """scans: names of the scans so far, in their order, and how the source calls each."""
         self.scans = dict(scans or {})
         """The last one is the present scan."""
+
+    def begun(self, logged: Iterable[str], spooled: Iterable[tuple[str, str]]) -> tuple[list[str], list[ScanRevisited]]:
+        """All scans that have begun, as the source calls them; and what is to be told of those that only a spool knows.
+
+        logged: names since `scans` was known. spooled: after those, a name and how the source calls it.
+        """
+        since = [name for name in dict.fromkeys(logged) if name not in self.scans]
+        found = [each for each in dict.fromkeys(spooled) if each[0] not in (*self.scans, *since)]
+        names = [*self.scans.values(), *since, *(own for _, own in found)]
+        self.scans.update(found)
+        return names, [ScanRevisited(time=time.time(), scan=own, visit=scan) for scan, own in found if own != scan]
 
     def note(self, chunk: xr.Dataset) -> ScanRevisited | None:
         """Rename the chunk's scan where it is a visit, and keep its own name as the attribute `visit_of`. Returns the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,19 @@ class Known:
     """Id of the newest Steer that this position includes."""
     handed: defaultdict[str, list[int]]
     """Ids of the frames of scans that are still kept, by scan."""
+
+    def point(self, decisions: Iterable[Steer | FellBack], scans: Mapping[str, str]) -> GoOn:
+        """Where another source goes on. decisions, scans: see GoOn."""
+        handed = {scan: tuple(ids) for scan, ids in self.handed.items()}
+        return GoOn(
+            position=self.position,
+            applied=self.applied,
+            decisions=tuple(decisions),
+            handed=handed,
+            arrived=frozenset(i for ids in handed.values() for i in ids),
+            scans=dict(scans),
+            known=self.applied,
+        )
 
 
 class SinceCheckpoint:

@@ -20,6 +20,7 @@ from steering.campaign import (
     Event,
     FellBack,
     FrameRefused,
+    FramesLost,
     ScanRevisited,
     SourceEnded,
     SourceReopened,
@@ -27,6 +28,7 @@ from steering.campaign import (
     Steer,
 )
 from steering.clusters.roles import SOURCE, worker_for, workers_now
+from steering.records import Ids
 from steering.runner.actors import ActorHandle, LostForGood, call, losses, release, retrieved, while_there
 from steering.runner.adoption import adopted, place_source, withdraw
 from steering.runner.experiment import Experiment
@@ -105,6 +107,8 @@ class SourceProxy:
         self._hearing: asyncio.Future | None = None
         self._waiting: list[Event] = []
         """What the runner has not heard yet."""
+        self.lost = Ids()
+        """Of frames that had arrived and that the source could not give again."""
         self.frames = self.dropped = 0
         self.first = self.last = 0.0
 
@@ -305,6 +309,8 @@ class SourceProxy:
                 self.frames += len(event.frame_ids)
                 self._known.handed[event.scan] += event.frame_ids
                 self._since.came(event.frame_ids)
+            case FramesLost():
+                self.lost.add(event.frame_ids)
             case FrameRefused(positions=()):
                 self.dropped += event.count
         return event
@@ -332,17 +338,7 @@ class SourceProxy:
     def _point(self, position: Any = None) -> GoOn:
         """Where another source goes on. position: what the one that failed has said last; None: it is lost, and with it
         the frames that it has kept."""
-        known = self._known
-        handed = {scan: tuple(ids) for scan, ids in known.handed.items()}
-        found = GoOn(
-            position=known.position,
-            applied=known.applied,
-            decisions=tuple(self._decisions),
-            handed=handed,
-            arrived=frozenset(i for ids in handed.values() for i in ids),
-            scans=dict(self._scans),
-            known=known.applied,
-        )
+        known, found = self._known, self._known.point(self._decisions, self._scans)
         if position is None:
             return self._since.instead_of(found)
         steered = max([known.applied, *(one.id for one in self._decisions if isinstance(one, Steer))])

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
+from steering.campaign import Event, WorkFailed
 from steering.records import Geometry, chunk_geometry, make_chunk
 from steering.records.npz import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".npz"
+
+
+class Spool:
+    """Writes every chunk before it is sent. A disk that takes nothing costs what is spooled, not the run; that is said
+    once."""
+
+    def __init__(self, folder: Path | None, *, put: Callable[[Event], None]) -> None:
+        """folder: None: nothing is written. put: where it is said."""
+        self._folder, self._put = folder, put
+        self.failed = 0
+        """Frames that could not be written."""
+
+    async def write(self, chunk: xr.Dataset) -> None:
+        """Write a chunk, in a thread of its own."""
+        if self._folder is None:
+            return
+        try:
+            await asyncio.to_thread(write_spooled, self._folder, chunk)
+        except OSError as error:
+            if not self.failed:
+                self._put(WorkFailed(time=time.time(), what="spooling frames", error=str(error), traceback=""))
+            self.failed += chunk.sizes["frame"]
 
 
 def write_spooled(folder: Path, chunk: xr.Dataset) -> None:
@@ -30,11 +55,15 @@ def write_spooled(folder: Path, chunk: xr.Dataset) -> None:
     write_arrays(folder / f"{int(chunk['frame'].values.min()):012d}{_SUFFIX}", arrays)
 
 
-def spooled(folder: Path | None) -> Iterator[xr.Dataset]:
-    """The chunks in a folder, by the ids of their frames; what cannot be read is logged and left out."""
+def spooled(folder: Path | None, known: Callable[[int], bool] = lambda first: False) -> Iterator[xr.Dataset]:
+    """The chunks in a folder, by the ids of their frames; what cannot be read is logged and left out.
+
+    known: of the lowest id of a chunk, whether it need not be read.
+    """
     for path in sorted((folder or Path("nowhere")).glob(f"[0-9]*{_SUFFIX}")):
         try:
-            yield _chunk(read_arrays(path))
+            if not known(int(path.stem)):
+                yield _chunk(read_arrays(path))
         except (OSError, ValueError, KeyError) as error:
             logger.warning("%s: spooled frames cannot be read: %s", path, error)
 
