@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import functools
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -257,6 +256,9 @@ class SourceActor:
         where = tuple((float(y), float(x)) for y, x in positions)
         self._put(FrameRefused(time=time.time(), count=count, reason=reason, positions=where))
 
+    def _put_soon(self, event: Event) -> None:
+        self._loop.call_soon_threadsafe(self._put, event)
+
     def _put(self, event: Event | Exception) -> None:
         self._events.put(event)  # of now: another runner may have adopted the source
 
@@ -288,8 +290,7 @@ class SourceActor:
         return {name: dict(figures) for name, figures in getattr(self.source, "streams", {}).items()}
 
     async def _look_after(self) -> None:
-        """Report the streams, also while no chunk comes: one that is silent must be known. Go on alone where the runner
-        is lost."""
+        """Report the streams, also where no chunk comes. Go on alone where the runner is lost."""
         last: StreamsReported | None = None
         while not self._closed:
             streams = {} if self._events.full else self._streams()
@@ -336,13 +337,12 @@ class SourceActor:
         self._put(RuntimeError("the run has ended"))
 
     def _pull(self, source: Source, turn: int, resume: SourceResume | None) -> None:
-        """The source's own thread. It waits for frames, so that the event loop need not, and then until they are with
-        the predictor: what cannot be sent in time stays with the source, which drops its oldest and counts."""
+        """The source's own thread: it waits for frames, and until they are with the predictor. What cannot be sent in
+        time stays with the source, which drops its oldest and counts."""
         last: Event
         try:
             if resume is not None:
-                lose = functools.partial(self._loop.call_soon_threadsafe, self._put)
-                for chunk in given_again(source, resume, self._unlogged, lose):
+                for chunk in given_again(source, resume, self._unlogged, self._put_soon):
                     if not self._on_loop(self._send_again(chunk)):
                         return
                 if resume.ended:

@@ -4,6 +4,9 @@ Pure: times are arguments."""
 
 from __future__ import annotations
 
+_END_S = 2.0
+"""Seconds after a refusal within which a beamline says that its last scan is over, where that was the reason."""
+
 
 class Expectation:
     """What was asked for and has not come. A beamline that is not steered is expected to send always."""
@@ -15,7 +18,7 @@ class Expectation:
         """Positions."""
         self._last_refused = self._beyond = 0
         """Refused after the last position that was measured; and those of them that are beyond the end."""
-        self._over = False
+        self._over, self._refused_at = False, now
         self._active = now
         """When the last frame came, or was asked for."""
         self._since = None if steered else now
@@ -29,10 +32,12 @@ class Expectation:
         self._active = now
         self._since = now if self._since is None else self._since
 
-    def answered(self, positions: int, refused: int) -> None:
+    def answered(self, positions: int, refused: int, now: float) -> None:
         """An order of so many positions was carried out, but for so many at its end, which the beamline refused."""
         if refused < positions:
             self._last_refused = 0
+        if refused:
+            self._refused_at = now
         self._last_refused += refused
         self.refused += refused
         if self._over:
@@ -44,6 +49,10 @@ class Expectation:
         self._beyond += self._last_refused
         self.refused -= self._last_refused
         self._last_refused = 0
+
+    def lost(self, now: float) -> int:
+        """Positions that were refused, and not because the last scan is over, as far as that can be told by now."""
+        return self.refused - (self._last_refused if now - self._refused_at < _END_S else 0)
 
     def came(self, now: float) -> None:
         """A frame has come."""

@@ -325,7 +325,7 @@ class Receiver:
                         refused = getattr(error, "left", len(positions))
                         self._refusal = _words(error)
                     with self._turn:
-                        self._expectation.answered(len(positions), refused)
+                        self._expectation.answered(len(positions), refused, time.monotonic())
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, "motion")
 
@@ -369,7 +369,7 @@ class Receiver:
             return {
                 "streams": streams,
                 "given_up": self._expectation.given_up,
-                "refused": self._expectation.refused,
+                "refused": self._expectation.lost(now),
                 "refusal": self._refusal,
                 # Those that are missed still are measured again, unless all is over.
                 "unmeasured": self._beam.given_up + self._beam.missed * self._stopped.is_set(),
