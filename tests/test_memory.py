@@ -340,6 +340,26 @@ def test_a_link_that_leads_out_of_a_folder_is_not_followed(tmp_path):
     assert inside(tmp_path / "own", "ranks/x-0").is_file()
 
 
+@pytest.mark.parametrize("bring", ["scan", "version"])
+def test_a_run_that_brings_more_names_than_a_reader_takes_is_refused(tmp_path, bring):
+    memory = Memory(tmp_path / "memory")
+    memory.add("x", whole_run(tmp_path, "x"), None)
+    before, made = memory.contents(), whole_run(tmp_path, "y")
+    if bring == "scan":
+        buffer = RehearsalBuffer(10_000)
+        for number in range(2):  # in the run's own file there is room for each of them
+            stratum = stratum_of("y", str(number))
+            buffer.scans[stratum] = ScanName("y", str(number) * 3 * 2**20, 0.0)
+            buffer.insert({"id": torch.arange(3)}, torch.full((3,), stratum), torch.arange(3) + 3 * number)
+            write_state(buffer.state(), tmp_path / f"y-{number}")
+            buffer = RehearsalBuffer(10_000)
+    version = {"network": "N" * 2**24} if bring == "version" else None
+    with pytest.raises(ValueError, match=r"bytes (of names for|that .* would have).* at most"):
+        memory.add("y", made, version)
+    assert memory.contents() == before
+    assert names(memory) == {*before.files, "memory.json", ".lock"}
+
+
 def test_samples_of_another_kind_are_refused_and_the_memory_stays(tmp_path):
     memory = Memory(tmp_path / "memory")
     memory.add("x", left_by(tmp_path, "x", "a"), None)

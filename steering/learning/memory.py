@@ -34,7 +34,7 @@ PATIENCE_S = 600.0
 """How long one waits for another that is writing."""
 _HELD_SHARE = 8
 """Held-out frames may take one byte for so many of samples."""
-_LOCK = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """A memory may come from a stranger: no link is followed, and no pipe is waited for."""
 
 
@@ -271,7 +271,7 @@ class Memory:
     def reading(self) -> Iterator[None]:
         """Keep files from being removed while a run starts from them."""
         try:
-            handle = os.open(self.path / ".lock", os.O_RDONLY | _LOCK)
+            handle = os.open(self.path / ".lock", os.O_RDONLY | _OPEN)
         except OSError:  # nothing was ever added, or nobody can
             yield
             return
@@ -291,7 +291,7 @@ class Memory:
         """Hold the memory alone. The lock is the system's: it goes with its holder, however that ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | _LOCK, 0o666)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | _OPEN, 0o666)
         except OSError as error:
             raise type(error)(
                 error.errno,

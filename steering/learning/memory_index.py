@@ -54,9 +54,18 @@ def read_index(folder: Path) -> Contents:
 
 
 def write_index(folder: Path, contents: Contents) -> None:
-    """Write it; it is on the disk when this returns. Raises OSError; what was there stays then."""
-    content = {"format": FORMAT, "written": time.time(), **vars(contents)}
-    write_whole(folder / INDEX, json.dumps(content, indent=1).encode(), durable=True)
+    """Write it; it is on the disk when this returns.
+
+    Raises OSError, and ValueError for more than `read_index` takes, as a run from a stranger may bring; what was there
+    stays then.
+    """
+    data = json.dumps({"format": FORMAT, "written": time.time(), **vars(contents)}, indent=1).encode()
+    if len(data) > _MOST_BYTES:
+        raise ValueError(
+            f"found {len(data):,} bytes that {folder / INDEX} would have, expected {_MOST_BYTES:,} at most: look at "
+            "the names and at the description of the model that the run brings"
+        )
+    write_whole(folder / INDEX, data, durable=True)
 
 
 def _contents(data: bytes, path: Path) -> Contents:

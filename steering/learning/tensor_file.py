@@ -76,6 +76,8 @@ class TensorWriter:
         path: replaced by `finish` where it is there.
         tensors: dtype and shape of each.
         scalars: JSON beside them; `kind` says what the file holds.
+
+    Raises OSError, ValueError for more names than a reader takes.
     """
 
     def __init__(
@@ -94,6 +96,11 @@ class TensorWriter:
             header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
+        if len(text) > _MOST_HEADER or len(tensors) > _MOST_TENSORS:
+            raise ValueError(
+                f"found {len(text):,} bytes of names for {len(tensors):,} tensors in {path}, expected at most "
+                f"{_MOST_HEADER:,} for {_MOST_TENSORS:,}: nobody could read it"
+            )
         self._data = 8 + len(text)
         self.nbytes += self._data
         self._file = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
