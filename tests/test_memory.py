@@ -165,9 +165,7 @@ def interrupted(memory, origin, how, step):
 
     def look(event, args):
         nonlocal steps
-        writes = event in ("os.rename", "os.truncate") or (
-            event == "open" and args[2] & os.O_ACCMODE and args[1] != "x"
-        )
+        writes = event in ("os.rename", "os.truncate") or (event == "open" and args[2] & os.O_ACCMODE)
         if writes or (event == "os.remove" and how == "killed"):
             steps += 1
             if steps >= step and how == "killed":
