@@ -1,6 +1,8 @@
 """A run folder from a stranger: models, labels, events and images execute nothing, lead nowhere, and stay in bounds."""
 
+import base64
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -9,8 +11,13 @@ import xarray as xr
 
 from steering import ModelStore, ModelVersion, ProbeFirst, RunFolder
 from steering.labels.external import read_labels
+from steering.runner.alone import unsteered
+from steering.runner.liveness import whereabouts
+from steering.runner.noted import noted_stop
 from steering.runner.object_check import unpacked_size
 from steering.runner.object_store import read_scan
+from steering.view.report import write_report
+from steering.view.status import status_lines, waits_for
 
 
 @pytest.fixture
@@ -74,6 +81,34 @@ def test_links_out_of_a_folder_are_not_followed(models, tmp_path):
     (run.path / "labels" / "a.npz").symlink_to(outside)
     with pytest.raises(ValueError, match="link to"):
         read_labels(run.path / "labels" / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_stands_in_the_place_of_a_small_file_is_not_read(tmp_path, kind):
+    """A pipe is not waited for, and what a link leads to has no end."""
+    names = ("scheduler.json", "jobs.json", "unsteered.json", "start.json", "stop.json", "workflow.json")
+    run = RunFolder.create(tmp_path / "run")
+    for name in names:
+        os.mkfifo(run.path / name) if kind == "pipe" else (run.path / name).symlink_to("/dev/zero")
+    for read in (status_lines, whereabouts, RunFolder.start, waits_for):
+        with pytest.raises(ValueError, match="expected"):
+            read(run)
+    assert unsteered(run.path) is None
+    assert noted_stop(run).by == "stop.json of the run's folder"
+    (run.path / "scheduler.json").unlink()
+    (run.path / "jobs.json").unlink()
+    assert any("running" in line for line in status_lines(run))
+
+
+def test_the_report_takes_pictures_from_its_own_folder_alone(tmp_path):
+    run = RunFolder.create(tmp_path / "run")
+    (tmp_path / "secret").write_bytes(b"\x89PNG" + b"a key of this machine")
+    (run.path / "a.png").symlink_to(tmp_path / "secret")
+    os.mkfifo(run.path / "b.png")
+    (run.path / "c.png").write_bytes((tmp_path / "secret").read_bytes().upper())
+    report = write_report(run).read_text()
+    assert base64.b64encode((run.path / "c.png").read_bytes()).decode() in report
+    assert base64.b64encode((tmp_path / "secret").read_bytes()).decode() not in report
 
 
 @pytest.fixture

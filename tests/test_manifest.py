@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from steering import cli
+from steering.learning import RanksPart
 from steering.records import Geometry, make_chunk
 from steering.runner.again import note_workflow, recoverable
 from steering.runner.folder import RunFolder
 from steering.runner.lock import DRIVER, RUNNER, held, refuse_held
 from steering.runner.manifest import (
     FORMAT,
+    LAST,
     Manifest,
     NoCheckpoint,
     checkpoints,
@@ -37,14 +39,16 @@ def folder(tmp_path):
     return folder
 
 
-def write(folder, number, shared=("frames/a.npz",)):
-    """A checkpoint of two parts and some shared files."""
+def write(folder, number, shared=("frames/a.npz",), ranks=None):
+    """A checkpoint of two parts and some shared files, and of a part of the ranks."""
     root = checkpoints(folder)
-    (root / "frames").mkdir(parents=True, exist_ok=True)
     for name in shared:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         if not (root / name).exists():
             (root / name).write_bytes(b"x" * 10)
     parts = {name: write_part(root, number, name, {"number": number})[0] for name in ("campaign", "source")}
+    if ranks is not None:
+        parts["ranks"] = write_part(root, number, "ranks", ranks.to_json())[0]
     files = dict.fromkeys(shared, 10)
     commit(root, Manifest(number=number, event=number, time=time.time(), parts=parts, files=files, bytes=0))
     return root
@@ -63,6 +67,12 @@ DAMAGES = {
     "the manifest is cut": lambda root: (root / "2/manifest.json").write_text('{"format": "stee'),
     "the manifest is a list": lambda root: (root / "2/manifest.json").write_text("[]"),
     "a field lacks": lambda root: (root / "2/manifest.json").write_text(json.dumps({"format": FORMAT, "number": 2})),
+    "the manifest is a pipe": lambda root: ((root / "2/manifest.json").unlink(), os.mkfifo(root / "2/manifest.json")),
+    "the manifest leads to what has no end": lambda root: (
+        (root / "2/manifest.json").unlink(),
+        (root / "2/manifest.json").symlink_to("/dev/zero"),
+    ),
+    "a part is a pipe": lambda root: ((root / "2/source.json").unlink(), os.mkfifo(root / "2/source.json")),
     "a name leads elsewhere": lambda root: (root / "2/manifest.json").write_text(
         (root / "2/manifest.json").read_text().replace("frames/b.npz", "../workflow.py")
     ),
@@ -111,6 +121,50 @@ def test_what_no_kept_checkpoint_names_is_removed(folder):
     assert newest_whole(folder)[0].number == 3
     shutil.rmtree(root / "3")
     assert newest_whole(folder)[0].number == 2
+
+
+def ranks_part(root, number):
+    """What ranks have written, long before any manifest."""
+    weights, buffer = (f"ranks/{number:08d}.{name}.safetensors" for name in ("weights", "rank-0.buffer"))
+    for name in (weights, buffer):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x" * 10)
+        os.utime(root / name, (1, 1))
+    return RanksPart(number=number, step=number, ranks=1, weights=weights, buffers=((buffer,),), samples=(), bytes=20)
+
+
+def test_what_ranks_write_out_of_turn_stays_until_a_later_part_takes_its_place(folder):
+    """At the end of a job they hand over, at the end of the run they leave a last part, while a checkpoint that was
+    begun before is committed."""
+
+    def kept():
+        return sorted({path.name.split(".")[0] for path in (root / "ranks").iterdir()})
+
+    root = checkpoints(folder)
+    first, _ = (ranks_part(root, number) for number in (3, 4))
+    draft = root / "ranks/00000005.rank-0.buffer.safetensors.part"
+    draft.write_bytes(b"")
+    os.utime(draft, (1, 1))
+    write(folder, 1, first.files, first)
+    prune(root, 1)
+    assert kept() == ["00000003", "00000004", "00000005"]
+    last, second = (ranks_part(root, number) for number in (6, 7))
+    (root / LAST).write_text(json.dumps(last.to_json()))
+    write(folder, 2, second.files, second)
+    prune(root, 1)
+    assert kept() == ["00000006", "00000007"]
+    assert newest_whole(folder)[0].number == 2
+
+
+def test_a_link_among_the_folders_of_a_checkpoint_is_not_pruned_through(folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter").write_text("")
+    os.utime(tmp_path / "mine/letter", (1, 1))
+    root = write(folder, 1)
+    for name in ("more", "ranks"):
+        (root / name).symlink_to(tmp_path / "mine")
+    prune(root, 1)
+    assert (tmp_path / "mine/letter").exists()
 
 
 def test_a_run_that_cannot_go_on_is_refused_in_words(folder, capsys):
@@ -168,6 +222,13 @@ def test_a_lock_dies_with_its_holder(folder):
     refuse_held(folder)
     with held(folder, DRIVER), held(folder, RUNNER):
         pass
+    mine = folder.path.parent / "mine"
+    (folder.path / ".driver.lock").rename(mine)
+    mine.write_text("a letter")
+    (folder.path / ".driver.lock").symlink_to(mine)
+    with pytest.raises(OSError, match="symbolic link"), held(folder, DRIVER):
+        pass
+    assert mine.read_text() == "a letter"
 
 
 def test_spooled_frames_come_back_and_go_when_no_checkpoint_needs_them(tmp_path):

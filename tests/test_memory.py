@@ -1,12 +1,15 @@
 """Laws of a memory: what runs add stays, in whatever order and whenever; damage is said, and loses nothing."""
 
+import errno
 import fcntl
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +20,11 @@ from steering.learning import Memory, Origin, identities, memories, stratum_of
 from steering.learning.buffer import BOOKKEEPING, RehearsalBuffer
 from steering.learning.buffer_file import write_state
 from steering.learning.buffer_state import ScanName
+from steering.learning.checkpoint import write_training
 from steering.learning.identity import WHOLE, keys_of
+from steering.learning.samples_file import write_held_out
 from steering.learning.tensor_file import inside
+from steering.learning.training_state import Packed
 from steering.runner import RunFolder
 
 BYTES = 8 + 8 + BOOKKEEPING
@@ -125,6 +131,122 @@ def test_a_lock_goes_with_its_holder_and_whoever_waits_says_for_whom(tmp_path, m
     memory.check_writable()
 
 
+def test_who_reads_waits_for_a_writer_whose_files_come_and_go(tmp_path, monkeypatch):
+    """Found by a look beside a run's end: files that the index had named a moment before were half of a memory."""
+    memory = Memory(tmp_path / "memory")
+    memory.add("x", left_by(tmp_path, "x", "a"), None)
+    monkeypatch.setattr("steering.learning.memory.PATIENCE_S", 0.1)
+    writer = os.open(memory.path / ".lock", os.O_RDWR)
+    fcntl.flock(writer, fcntl.LOCK_EX)
+    for read in (memory.held, memory.held_out):
+        with pytest.raises(TimeoutError, match="another process has held"):
+            read()
+    os.close(writer)
+    assert held(memory) == {"x/a": 60}
+
+
+def whole_run(folder, run):
+    """What a run leaves, with a model and held-out frames."""
+    made = replace(left_by(folder, run, "a"), weights=f"{run}-weights", samples=(f"{run}-samples",))
+    write_training(folder / f"{run}-weights", Packed({"network.w": torch.ones(9)}, {"step": 1}))
+    row = {name: torch.ones(2, 2) for name in ("counts", "amplitude", "phase")}
+    row |= {"stratum": torch.tensor(stratum_of(run, "a")), "identity": torch.tensor(7)}
+    write_held_out({"a": {60: row}}, folder / f"{run}-samples")
+    return made
+
+
+def interrupted(memory, origin, how, step):
+    """Add a run in a process that at the n-th step which changes the folder is killed, or finds the disk full from then
+    on; whether it came to its end all the same."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    steps = 0
+
+    def look(event, args):
+        nonlocal steps
+        writes = event in ("os.rename", "os.truncate") or (event == "open" and args[2] & os.O_ACCMODE)
+        if writes or (event == "os.remove" and how == "killed"):
+            steps += 1
+            if steps >= step and how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if steps >= step:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    sys.addaudithook(look)
+    try:
+        memory.add(origin.run, origin, {"number": 1})
+        os._exit(0)
+    except OSError:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("how", ["killed", "full"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_an_add_that_is_cut_short_loses_nothing_and_the_next_one_succeeds(tmp_path, how, first):
+    """At each of its steps; what it has written is removed, at once or by the next one."""
+    runs = [whole_run(tmp_path, "y")] if first else [whole_run(tmp_path, "x"), whole_run(tmp_path, "y")]
+    *before, origin = runs
+    over, step = False, 0
+    while not over:
+        step += 1
+        memory = Memory(tmp_path / f"memory-{step}")
+        for one in before:
+            memory.add(one.run, one, {"number": 1})
+        there = held(memory)
+        over = interrupted(memory, origin, how, step)
+        assert held(memory) in (there, there | {"y/a": 60})
+        assert how == "killed" or over or names(memory) == {*memory.contents().files} | names(memory, ".json", ".lock")
+        memory.add(origin.run, origin, {"number": 1})
+        assert held(memory) == {f"{one.run}/a": 60 for one in runs}
+        assert set(memory.held_out()) == {f"{one.run}/a" for one in runs}
+        assert names(memory) == {*memory.contents().files, "memory.json", ".lock"}
+    assert step > 10
+
+
+def names(memory, *ends):
+    return {path.name for path in memory.path.iterdir() if path.name.endswith(ends or "")}
+
+
+def test_what_is_left_of_a_run_leads_to_no_other_file(tmp_path):
+    """The weights of a run folder from a stranger: a link to any file of this machine, a pipe, something else."""
+    memory, origin = Memory(tmp_path / "memory"), whole_run(tmp_path, "x")
+    memory.add("x", whole_run(tmp_path, "x"), {"number": 1})
+    weights, before = tmp_path / "x-weights", memory.contents()
+    (tmp_path / "secret").write_bytes(b"a key of this machine" * 10)
+    weights.unlink()
+    weights.symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="symbolic link"):
+        memory.add("x", origin, {"number": 2})
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(ValueError, match="no regular file"):
+        memory.add("x", origin, {"number": 2})
+    weights.unlink()
+    (tmp_path / "secret").rename(weights)
+    with pytest.raises(ValueError, match="damaged or of another format"):
+        memory.add("x", origin, {"number": 2})
+    assert memory.contents() == before
+    assert names(memory) == {*before.files, "memory.json", ".lock"}
+
+
+@pytest.mark.parametrize("name", ["memory.json", ".lock"])
+def test_a_memory_from_a_stranger_is_no_link_and_no_pipe(tmp_path, name):
+    memory = Memory(tmp_path / "memory")
+    memory.add("x", left_by(tmp_path, "x", "a"), None)
+    (memory.path / name).rename(tmp_path / name)
+    (memory.path / name).symlink_to(tmp_path / name)
+    with pytest.raises((OSError, ValueError), match="link"):
+        memory.keep(10**6)
+    (memory.path / name).unlink()
+    os.mkfifo(memory.path / name)
+    if name == ".lock":  # harmless: nobody writes to it or reads from it
+        assert held(memory) == {"x/a": 60}
+    else:
+        with pytest.raises(ValueError, match="no regular file"):
+            held(memory)
+
+
 def damaged(memory, how):
     index = memory.path / "memory.json"
     content = json.loads(index.read_text())
@@ -134,6 +256,9 @@ def damaged(memory, how):
         index.unlink()
     elif how == "samples gone":
         (memory.path / content["samples"]).unlink()
+    elif how == "an older index":
+        memory.keep(50 * BYTES)
+        index.write_text(json.dumps(content))
     elif how == "samples cut short":
         os.truncate(memory.path / content["samples"], 500)
     elif how == "no JSON":
@@ -151,6 +276,7 @@ def damaged(memory, how):
         ("format", "steering-memory 9"),
         ("index gone", "half of this memory was deleted"),
         ("samples gone", "half of this memory was deleted"),
+        ("an older index", "half of this memory was deleted"),
         ("samples cut short", "damaged"),
         ("no JSON", "damaged"),
         ("leads elsewhere", "damaged"),
@@ -210,6 +336,26 @@ def test_a_link_that_leads_out_of_a_folder_is_not_followed(tmp_path):
     with pytest.raises(ValueError, match="leads elsewhere"):
         inside(tmp_path / "other", "ranks/x-0")
     assert inside(tmp_path / "own", "ranks/x-0").is_file()
+
+
+@pytest.mark.parametrize("bring", ["scan", "version"])
+def test_a_run_that_brings_more_names_than_a_reader_takes_is_refused(tmp_path, bring):
+    memory = Memory(tmp_path / "memory")
+    memory.add("x", whole_run(tmp_path, "x"), None)
+    before, made = memory.contents(), whole_run(tmp_path, "y")
+    if bring == "scan":
+        buffer = RehearsalBuffer(10_000)
+        for number in range(2):  # in the run's own file there is room for each of them
+            stratum = stratum_of("y", str(number))
+            buffer.scans[stratum] = ScanName("y", str(number) * 3 * 2**20, 0.0)
+            buffer.insert({"id": torch.arange(3)}, torch.full((3,), stratum), torch.arange(3) + 3 * number)
+            write_state(buffer.state(), tmp_path / f"y-{number}")
+            buffer = RehearsalBuffer(10_000)
+    version = {"network": "N" * 2**24} if bring == "version" else None
+    with pytest.raises(ValueError, match=r"bytes (of names for|that .* would have).* at most"):
+        memory.add("y", made, version)
+    assert memory.contents() == before
+    assert names(memory) == {*before.files, "memory.json", ".lock"}
 
 
 def test_samples_of_another_kind_are_refused_and_the_memory_stays(tmp_path):

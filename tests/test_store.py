@@ -18,9 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from steering.campaign import Campaign, CampaignSettings, ModelPublished
 from steering.models import ModelStore, Optics, ProbeFirst, PtychoNN
 from steering.ptychography import zone_plate
 from steering.records import ModelVersion
+from steering.runner.recovery import clean_store
 from tests.test_folder import fill, small_disk  # noqa: F401 - a fixture
 
 NETWORKS = {
@@ -57,6 +59,44 @@ def test_a_version_that_finds_no_room_is_refused_with_the_systems_number_and_lea
     assert pickle.loads(pickle.dumps(caught.value)).errno == errno.ENOSPC
     assert sorted(path.name for path in store.path.iterdir()) == ["00000", "newest.json"]
     assert store.newest() == 0
+
+
+def test_a_version_is_on_the_disk_before_it_has_its_name_and_before_it_is_the_newest(store, monkeypatch):
+    """After a reset of the machine a name that was not waited for may lead to empty files."""
+    store.path.mkdir()
+    done, fsync, rename, replace = [], os.fsync, os.rename, os.replace
+
+    def note(what, path):
+        done.append((what, os.path.relpath(path, store.path).replace(f".{os.getpid()}", "")))
+
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (fsync(handle), note("disk", os.readlink(f"/proc/self/fd/{handle}")))
+    )
+    monkeypatch.setattr(os, "rename", lambda old, new: (rename(old, new), note("name", new)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (replace(old, new), note("name", new)))
+    made = network()
+    store.publish(made, version(0, made))
+    files = [
+        (what, f".00000{name}")
+        for file in ("weights.safetensors", "model.json")
+        for what, name in (("disk", f"/.{file}"), ("name", f"/{file}"), ("disk", ""))
+    ]
+    pointer = [("disk", ".newest.json"), ("name", "newest.json"), ("disk", ".")]
+    assert done == [*files, ("name", "00000"), ("disk", "."), *pointer]
+
+
+def test_what_nobody_put_into_service_is_withdrawn_without_a_look_at_it(store):
+    """A recovery after a reset of the machine: earlier states left versions whose files were empty."""
+    made, campaign = network(), Campaign(CampaignSettings())
+    for number in range(4):
+        store.publish(made, version(number, made))
+    campaign.handle(ModelPublished(time=0.0, version=0, validation_error=None, validation_residual=None))
+    for number in (2, 3):
+        for name in ("model.json", "weights.safetensors"):
+            os.truncate(store.folder(number) / name, 0)
+    clean_store(store, campaign, [1])
+    assert (store.numbers(), store.newest()) == ([0, 1], 0)
+    assert not list(store.path.glob(".*"))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

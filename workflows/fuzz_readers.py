@@ -36,8 +36,17 @@ from steering.learning.buffer_state import ScanName
 from steering.learning.checkpoint import Recorder
 from steering.learning.origin import earlier_held_out, take_up_buffers
 from steering.learning.samples import Samples
-from steering.runner.earlier_runs import LAST, origin_of
-from steering.runner.manifest import Manifest, NoCheckpoint, checkpoints, commit, newest_whole, read_part, write_part
+from steering.runner.earlier_runs import origin_of
+from steering.runner.manifest import (
+    LAST,
+    Manifest,
+    NoCheckpoint,
+    checkpoints,
+    commit,
+    newest_whole,
+    read_part,
+    write_part,
+)
 from steering.sources.recordings import ReadSettings, read_probe
 
 BOUNDS = ReadSettings(bounds=Bounds(bytes=2**24, seconds=20.0))

@@ -25,7 +25,7 @@ from nights.verdict import Verdict, forgetting, verdict
 from pictures.learning import nights_picture
 from steering import ModelStore, ModelVersion, RunFolder, add_cluster, cluster, on_ranks
 from steering.learning import Memory
-from steering.learning.memory import INDEX
+from steering.learning.memory_index import INDEX
 from steering.models import build_network, find_network
 from steering.ptychography.device import add_device
 

@@ -8,6 +8,7 @@ the whole.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from steering.learning.buffer_file import write_cut
 from steering.learning.loop import Loop
 from steering.learning.samples import Samples
 from steering.learning.samples_file import SamplesCut
-from steering.learning.tensor_file import TensorWriter
+from steering.learning.tensor_file import TensorFile, TensorWriter
 from steering.learning.training_state import Packed, capture
 
 FOLDER = "ranks"
@@ -31,6 +32,8 @@ FOLDER = "ranks"
 KIND = "training"
 _NAME = re.compile(rf"{FOLDER}/[0-9]{{8}}\.(weights|rank-[0-9]{{1,6}}\.(buffer|samples))\.safetensors")
 _MOST_RANKS, _LONGEST_CHAIN = 100_000, 20
+_MOST_WEIGHTS = 16 * 2**30
+"""Bytes of a file of weights and optimiser that is copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +227,10 @@ def prune(folder: Path, kept: Iterable[RanksPart]) -> int:
     needed = {name for part in parts for name in part.files}
     newest = f"{max((part.number for part in parts), default=0):08d}"
     freed = 0
-    for path in (folder / FOLDER).iterdir() if (folder / FOLDER).is_dir() else ():
-        if f"{FOLDER}/{path.name}" not in needed and path.name.split(".")[0] < newest:
-            freed += path.stat().st_size
+    place = folder / FOLDER
+    for path in place.iterdir() if place.is_dir() and not place.is_symlink() else ():
+        if f"{FOLDER}/{path.name}" not in needed and path.name.split(".")[0] < newest and not path.is_dir():
+            freed += path.lstat().st_size
             path.unlink(missing_ok=True)
     return freed
 
@@ -238,6 +242,22 @@ def write_training(path: Path, packed: Packed) -> int:
         for name, value in packed.tensors.items():
             file.write_tensor(name, value)
         return file.finish()
+
+
+def copy_training(source: Path, path: Path) -> None:
+    """Copy a file that `write_training` wrote; it is on the disk when this returns.
+
+    Raises OSError, and ValueError for a file that is damaged, of another kind or larger than 16 GiB: another file of
+    this machine does not pass for one because a link leads to it.
+    """
+    with TensorFile(source, KIND) as file:
+        if file.size > _MOST_WEIGHTS:
+            raise ValueError(f"found {source} of {file.size:,} bytes, expected {_MOST_WEIGHTS:,} at most")
+        with open(path, "xb") as copy:
+            for block in file.content():
+                copy.write(block)
+            copy.flush()
+            os.fsync(copy.fileno())
 
 
 def _count(value: Any) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import time
@@ -22,43 +21,21 @@ from typing import Any
 from steering.learning.buffer import BOOKKEEPING
 from steering.learning.buffer_file import read_buffer, write_state
 from steering.learning.buffer_state import BufferState, merge, thin, without
-from steering.learning.checkpoint import write_training
+from steering.learning.checkpoint import copy_training, write_training
 from steering.learning.identity import WHOLE
+from steering.learning.memory_index import INDEX, PATTERNS, Contents, read_index, write_index
 from steering.learning.origin import Origin, own_held_out
 from steering.learning.samples import Row, evenly
 from steering.learning.samples_file import read_samples, write_held_out
+from steering.learning.tensor_file import inside
 from steering.learning.training_state import Packed
-from steering.records.whole_file import write_whole
 
-FORMAT = "steering-memory 1"
-INDEX = "memory.json"
-BUDGET = 4 * 2**30
-"""Bytes of samples that a new memory keeps."""
 PATIENCE_S = 600.0
 """How long one waits for another that is writing."""
-_MOST_INDEX = 16 * 2**20
-_PATTERNS = ("samples-", "weights-", "held-out-")
 _HELD_SHARE = 8
 """Held-out frames may take one byte for so many of samples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What the index of a memory says."""
-
-    budget_bytes: int = BUDGET
-    samples: str | None = None
-    """File of the samples; None: there are none."""
-    held_out: str | None = None
-    """File of frames that no run has trained on, by which models are judged; None: there are none."""
-    weights: str | None = None
-    """File of model and optimiser, of the run that ended last."""
-    version: Mapping[str, Any] | None = None
-    """Description of that model, see ModelVersion."""
-    runs: tuple[str, ...] = ()
-    """That were added, oldest first."""
-    removed: tuple[int, ...] = ()
-    """Strata that were taken out and do not come back."""
+_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""A memory may come from a stranger: no link is followed, and no pipe is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +63,19 @@ class Memory:
 
         Raises OSError, ValueError for one that is damaged or of another format.
         """
-        path = self.path / INDEX
         try:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-                data = file.read(_MOST_INDEX + 1)
+            return read_index(self.path)
         except FileNotFoundError:
-            self._refuse_half()
-            return Contents()
-        return _contents(data, path)
+            # A draft was never part of a memory: a writer was killed.
+            found = [p.name for p in self._files() if not p.name.startswith(".") and p.suffix != ".part"]
+            if not found:
+                return Contents()
+            if (self.path / INDEX).exists():  # somebody has begun the memory since
+                return self.contents()
+            raise ValueError(
+                f"found {', '.join(found)} without {INDEX} in {self.path}, expected both: half of this memory was "
+                "deleted; restore it from a copy, choose another folder, or delete these files to begin anew"
+            ) from None
 
     def origin(self) -> Origin | None:
         """What a run begins with; None where nothing was added yet. Raises as `contents` does."""
@@ -110,16 +92,16 @@ class Memory:
     def add(self, run: str, origin: Origin, version: Mapping[str, Any] | None) -> int:
         """Add the samples of a run's own scans, and its model in place of the one before; returns the samples kept.
 
-        version: description of the model in service. Adding a run again changes nothing.
+        version: description of the model in service. Adding a run again changes nothing, unless it has gone on since.
 
         Raises OSError, ValueError for a memory that is damaged or of another format, or for samples that do not fit
-        those stored; nothing is lost then.
+        those stored, or whose files are damaged or lead elsewhere; nothing is lost then, and nothing is left of it.
         """
-        with self._locked(), ExitStack() as stack:
-            before = self.contents()
+        with self._changing() as before, ExitStack() as stack:
+            chains = ([inside(origin.folder, name) for name in chain] for chain in origin.buffers)
             own = [
                 without(state, {key for key, name in state.scans.items() if name.run != run} | _nameless(state))
-                for state in (read_buffer([origin.folder / name for name in chain], stack) for chain in origin.buffers)
+                for state in (read_buffer(chain, stack) for chain in chains)
             ]
             # Ranks saw different frames of the same scans: all are known below the lowest of their bounds.
             added = merge([without(state, set(before.removed)) for state in own], "balanced")
@@ -129,6 +111,7 @@ class Memory:
             weights = self._copied(origin) if origin.weights is not None else before.weights
             version = version if origin.weights is not None else before.version
             changes = {"version": version, "runs": (*(r for r in before.runs if r != run), run), "weights": weights}
+            changes["added"] = {**before.added, run: max(origin.number, before.added.get(run, 0))}
             held_out = {**self._held_out(before), **own_held_out(origin)}
             self._write(before, state, held_out, **changes)
             return len(state)
@@ -139,23 +122,23 @@ class Memory:
         packed: weights and optimiser as a checkpoint holds them. instead_of: file of the weights that it was compared
         with; where others have come since, nothing is changed, and False is returned. Raises as `add` does.
         """
-        with self._locked():
-            before = self.contents()
+        with self._changing() as before:
             if before.weights != instead_of:
                 return False
-            name = f"weights-{secrets.token_hex(8)}.safetensors"
+            name = self._new_file("weights-")
             write_training(self.path / name, packed)
-            self._become(replace(before, weights=name, version=version))
+            write_index(self.path, replace(before, weights=name, version=version))
             return True
 
     def held_out(self) -> dict[str, dict[int, Row]]:
         """Frames that no run has trained on, by scan (RUN/SCAN) and frame id. Raises as `contents` does."""
-        return self._held_out(self.contents())
+        with self.reading():
+            return self._held_out(self._whole())
 
     def held(self) -> list[Held]:
         """The samples by scan, oldest first. Raises as `contents` does."""
-        with ExitStack() as stack:
-            state = self._state(self.contents(), stack)
+        with self.reading(), ExitStack() as stack:
+            state = self._state(self._whole(), stack)
             if state is None:
                 return []
             width = _sample_bytes(state)
@@ -181,8 +164,7 @@ class Memory:
 
         Raises ValueError where no scan, or more than one, is meant; OSError.
         """
-        with self._locked(), ExitStack() as stack:
-            before = self.contents()
+        with self._changing() as before, ExitStack() as stack:
             state = self._state(before, stack)
             names = {} if state is None else state.scans
             run, _, name = scan.rpartition("/")
@@ -200,23 +182,14 @@ class Memory:
 
     def keep(self, budget_bytes: int) -> int:
         """Keep so many bytes of samples from now on; returns the samples left. Raises as `add` does."""
-        with self._locked(), ExitStack() as stack:
-            before = self.contents()
+        with self._changing() as before, ExitStack() as stack:
             state = self._state(before, stack)
             thinned = None if state is None else self._thinned(state, budget_bytes)
             self._write(before, thinned, self._held_out(before), budget_bytes=budget_bytes)
             return 0 if thinned is None else len(thinned)
 
     def _state(self, contents: Contents, stack: ExitStack) -> BufferState | None:
-        if contents.samples is None:
-            return None
-        try:
-            return read_buffer([self.path / contents.samples], stack)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"found no {contents.samples} in {self.path}, expected it as {INDEX} says: half of this memory was "
-                "deleted; restore it from a copy, or choose another folder"
-            ) from error
+        return None if contents.samples is None else read_buffer([self.path / contents.samples], stack)
 
     def _thinned(self, state: BufferState, budget: int) -> BufferState:
         capacity = max(1, budget // _sample_bytes(state)) if state.layout is not None else 0
@@ -231,10 +204,10 @@ class Memory:
     def _write(
         self, before: Contents, state: BufferState | None, held_out: dict[str, dict[int, Row]], **changes: Any
     ) -> None:
-        """Write samples and held-out frames, then the index in one step, then remove what nobody needs."""
+        """Write samples and held-out frames, then the index in one step."""
         after, samples, held = replace(before, **changes), None, None
         if state is not None and len(state):
-            samples = f"samples-{secrets.token_hex(8)}.safetensors"
+            samples = self._new_file("samples-")
             write_state(state, self.path / samples)
         left = {
             name: rows
@@ -242,39 +215,63 @@ class Memory:
             if rows and int(next(iter(rows.values()))["stratum"]) not in after.removed
         }
         if left:
-            held = f"held-out-{secrets.token_hex(8)}.safetensors"
+            held = self._new_file("held-out-")
             write_held_out(evenly(left, after.budget_bytes // _HELD_SHARE), self.path / held)
-        self._become(replace(after, samples=samples, held_out=held))
-
-    def _become(self, after: Contents) -> None:
-        _write_index(self.path / INDEX, after)
-        for path in self.path.iterdir():
-            ours = path.name.startswith(_PATTERNS) or path.name.startswith(f".{INDEX}.")
-            if ours and path.name not in (after.samples, after.held_out, after.weights):
-                path.unlink(missing_ok=True)
+        write_index(self.path, replace(after, samples=samples, held_out=held))
 
     def _copied(self, origin: Origin) -> str:
-        name = f"weights-{secrets.token_hex(8)}.safetensors"
-        with open(origin.folder / str(origin.weights), "rb") as source, open(self.path / name, "wb") as copy:
-            while block := source.read(2**20):
-                copy.write(block)
-            copy.flush()
-            os.fsync(copy.fileno())
+        name = self._new_file("weights-")
+        copy_training(inside(origin.folder, str(origin.weights)), self.path / name)
         return name
 
-    def _refuse_half(self) -> None:
-        found = [p.name for p in self.path.glob("*") if p.name.startswith(_PATTERNS)] if self.path.is_dir() else []
-        if found:
+    def _new_file(self, kind: str) -> str:
+        """A name for a file that is about to be written. There is an index before there is any file: files without one
+        are what is left of a memory that was deleted in part."""
+        if not (self.path / INDEX).exists():
+            write_index(self.path, Contents())
+        return f"{kind}{secrets.token_hex(8)}.safetensors"
+
+    def _files(self) -> list[Path]:
+        """Files in the folder that are a memory's by their names."""
+        return [path for path in self.path.glob("*") if path.name.startswith((*PATTERNS, f".{INDEX}."))]
+
+    def _whole(self) -> Contents:
+        """What the index says, under a lock. Raises as `contents` does, and ValueError where a file of it is gone."""
+        found = self.contents()
+        gone = [name for name in sorted(found.files) if not os.path.lexists(self.path / name)]
+        if gone:
             raise ValueError(
-                f"found {', '.join(found)} without {INDEX} in {self.path}, expected both: half of this memory was "
+                f"found no {', '.join(gone)} in {self.path}, expected it as {INDEX} says: half of this memory was "
                 "deleted; restore it from a copy, or choose another folder"
             )
+        return found
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Contents]:
+        """Hold the memory alone to change it; what it holds before that. Files that no index names are removed before,
+        as a killed writer may have filled the disk with them, and after, also where the change has failed."""
+        with self._locked():
+            before = self._whole()
+            self._tidy()
+            try:
+                yield before
+            except BaseException:
+                with contextlib.suppress(OSError, ValueError):
+                    self._tidy()
+                raise
+            self._tidy()
+
+    def _tidy(self) -> None:
+        needed = self.contents().files
+        for path in self._files():
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Keep files from being removed while a run starts from them."""
         try:
-            handle = os.open(self.path / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(self.path / ".lock", os.O_RDONLY | _OPEN)
         except OSError:  # nothing was ever added, or nobody can
             yield
             return
@@ -294,7 +291,7 @@ class Memory:
         """Hold the memory alone. The lock is the system's: it goes with its holder, however that ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | _OPEN, 0o666)
         except OSError as error:
             raise type(error)(
                 error.errno,
@@ -339,42 +336,6 @@ def _sample_bytes(state: BufferState) -> int:
 def _short(run: str) -> str:
     """The name of a run's folder, without the random part of its identity."""
     return run.rpartition("-")[0]
-
-
-def _contents(data: bytes, path: Path) -> Contents:
-    try:
-        found = json.loads(data)
-        if found.get("format") != FORMAT:
-            raise ValueError(
-                f"found {path} of format {str(found.get('format'))[:50]!r}, expected {FORMAT!r}: use the version of "
-                "steering that wrote it, or another folder"
-            )
-        names = [found["samples"], found["weights"], found.get("held_out")]
-        version, removed, runs = found["version"], found["removed"], found["runs"]
-        fits = all(n is None or (isinstance(n, str) and n.startswith(_PATTERNS) and "/" not in n) for n in names)
-        fits = fits and type(found["budget_bytes"]) is int and found["budget_bytes"] > 0
-        fits = fits and (version is None or isinstance(version, dict)) and all(type(key) is int for key in removed)
-        if not fits or not all(isinstance(run, str) for run in runs):
-            raise TypeError("names or numbers that are none")
-    except (TypeError, KeyError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"found {path} damaged ({type(error).__name__}: {str(error)[:100]}), expected the index of a memory: "
-            "restore it from a copy, or choose another folder"
-        ) from None
-    return Contents(
-        budget_bytes=found["budget_bytes"],
-        samples=names[0],
-        weights=names[1],
-        held_out=names[2],
-        version=version,
-        runs=tuple(runs),
-        removed=tuple(removed),
-    )
-
-
-def _write_index(path: Path, contents: Contents) -> None:
-    content = {"format": FORMAT, "written": time.time(), **vars(contents)}
-    write_whole(path, json.dumps(content, indent=1).encode(), durable=True)
 
 
 def memories(folders: Sequence[Path]) -> list[Memory]:

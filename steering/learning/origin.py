@@ -34,6 +34,8 @@ class Origin:
     """Of each rank that wrote it: its whole buffer, then the changes after it, in order."""
     weights: str | None = None
     samples: tuple[str, ...] = ()
+    number: int = 0
+    """Of the run's checkpoint that wrote them: a later one holds more."""
 
 
 @dataclass(frozen=True, kw_only=True)

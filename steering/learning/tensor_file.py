@@ -11,7 +11,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +76,8 @@ class TensorWriter:
         path: replaced by `finish` where it is there.
         tensors: dtype and shape of each.
         scalars: JSON beside them; `kind` says what the file holds.
+
+    Raises OSError, ValueError for more names than a reader takes.
     """
 
     def __init__(
@@ -94,6 +96,11 @@ class TensorWriter:
             header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
+        if len(text) > _MOST_HEADER or len(tensors) > _MOST_TENSORS:
+            raise ValueError(
+                f"found {len(text):,} bytes of names for {len(tensors):,} tensors in {path}, expected at most "
+                f"{_MOST_HEADER:,} for {_MOST_TENSORS:,}: nobody could read it"
+            )
         self._data = 8 + len(text)
         self.nbytes += self._data
         self._file = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -228,6 +235,16 @@ class TensorFile:
             if end > first:
                 self._read(place.start + int(index[first]) * place.width, out[first:end])
 
+    def content(self) -> Iterator[bytes]:
+        """The whole file as it was when it was opened, in blocks. Raises ValueError where it was cut short since."""
+        at = 0
+        while at < self.size:
+            block = os.pread(self._file, min(2**20, self.size - at), at)
+            if not block:
+                raise ValueError(f"found {self.path} cut short while it was read, expected {self.size - at} bytes more")
+            at += len(block)
+            yield block
+
     def _read(self, start: int, out: NDArray[np.uint8]) -> None:
         left, offset = memoryview(out.data).cast("B"), self._data + start
         while len(left):
@@ -240,6 +257,7 @@ class TensorFile:
         found = os.fstat(self._file)
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f"found no regular file at {self.path}, expected a file of tensors")
+        self.size = found.st_size
         length = int.from_bytes(os.pread(self._file, 8, 0), "little")
         if not 2 <= length <= min(_MOST_HEADER, found.st_size - 8):
             raise ValueError(f"found {self.path} without a header of safetensors: it is damaged or of another format")

@@ -22,7 +22,7 @@ from torch import Tensor
 from steering.files import own_file, read_json
 from steering.models.networks import OWN, Network, build_network, find_network
 from steering.records import ModelVersion
-from steering.records.whole_file import write_whole
+from steering.records.whole_file import sync_folder, write_whole
 
 
 class ModelStore:
@@ -32,17 +32,18 @@ class ModelStore:
     is there from the first version on, and holds an object with the integer `number`: the version in service, which may
     be an older one than before, after a return to it. It is replaced as a whole: nobody finds it empty or cut. The
     folder of that version, its number in five digits or more, holds `weights.safetensors` (tensors by the name of the
-    parameter) and `model.json` (the fields of ModelVersion). Both are whole before `newest.json` names the version, and
-    neither ever changes. Only a version that `newest.json` names no more is withdrawn, and its number may be given
-    again: who finds it gone reads `newest.json` again. All this holds while a run goes on, after its end, and after a
-    recovery.
+    parameter) and `model.json` (the fields of ModelVersion). Both are whole, and on the disk itself, before
+    `newest.json` names the version, and neither ever changes. Only a version that `newest.json` names no more is
+    withdrawn, and its number may be given again: who finds it gone reads `newest.json` again. All this holds while a
+    run goes on, after its end, after a reset of the machine, and after a recovery.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
 
     def publish(self, network: Network, version: ModelVersion) -> Path:
-        """Write the network's weights and optics as `version`, and make it the newest. Returns its folder.
+        """Write the network's weights and optics as `version`, and make it the newest. Returns its folder. A version
+        that has its name is on the disk itself: a reset of the machine leaves the whole of it, or nothing.
 
         Raises FileExistsError for a version that exists already: a version is never changed. Raises ValueError for one
         that describes another network than this one, OSError, with the system's number, where it cannot be written.
@@ -64,9 +65,10 @@ class ModelStore:
         try:
             # By bytes: where its own writer finds the disk full, the number of the system's error is lost.
             weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
-            (draft / "weights.safetensors").write_bytes(weights)
-            (draft / "model.json").write_text(json.dumps(_finite(asdict(version)), indent=1))
+            write_whole(draft / "weights.safetensors", weights, durable=True)
+            write_whole(draft / "model.json", json.dumps(_finite(asdict(version)), indent=1).encode(), durable=True)
             draft.rename(final)
+            sync_folder(self.path)
         except OSError as error:
             raise OSError(
                 error.errno,  # it says whether to try again
@@ -100,10 +102,13 @@ class ModelStore:
             raise ValueError(f"found {str(found)[:200]} in {pointer}, expected the number of the newest version")
         return int(found["number"])
 
+    def numbers(self) -> list[int]:
+        """Of every version, in order; nothing of them is read."""
+        return sorted(int(p.name) for p in self.path.glob("[0-9]*") if p.name.isdecimal() and p.is_dir())
+
     def versions(self) -> list[ModelVersion]:
-        """Every version, oldest first."""
-        numbers = sorted(int(p.name) for p in self.path.glob("[0-9]*") if p.name.isdecimal() and p.is_dir())
-        return [self.describe(n) for n in numbers]
+        """Every version, oldest first. Raises as `describe` does."""
+        return [self.describe(n) for n in self.numbers()]
 
     def describe(self, number: int) -> ModelVersion:
         """The description of a version.
@@ -210,7 +215,7 @@ class ModelStore:
         Raises FileNotFoundError for a number that is not there.
         """
         self._file(number, "model.json")
-        write_whole(self.path / "newest.json", json.dumps({"number": number}).encode())
+        write_whole(self.path / "newest.json", json.dumps({"number": number}).encode(), durable=True)
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def read_arrays(path: Path) -> dict[str, NDArray]:
     Raises OSError where it cannot be read, ValueError for a file of another kind.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("no regular file")
             size = os.fstat(file.fileno()).st_size

@@ -8,8 +8,8 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from steering.files import read_json
 from steering.runner.event_log import events_after
 from steering.runner.folder import RunFolder
 from steering.runner.lock import refuse_held
@@ -84,7 +84,7 @@ def _workflow(folder: RunFolder, remarks: list[str]) -> tuple[Path, tuple[str, .
     """The file as it ran: where it was, so that it finds the modules beside it, or the folder's own copy of it."""
     copy = folder.path / "workflow.py"
     try:
-        noted: dict[str, Any] = json.loads((folder.path / _FILE).read_text())
+        noted = read_json(folder.path / _FILE)
         original, arguments = Path(noted["workflow"]), tuple(map(str, noted["arguments"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RuntimeError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steering.campaign import ChunkArrived, Event, FellBack
+from steering.files import read_json
 from steering.records.whole_file import write_whole
 from steering.runner.source_events import SourceResume, Standing, Undelivered
 
@@ -134,7 +135,7 @@ def say(folder: Path, alone: Alone) -> None:
 def unsteered(folder: Path) -> dict[str, Any] | None:
     """What `say` has left; None where the run is steered."""
     try:
-        found: dict[str, Any] = json.loads((folder / NOTE).read_text())
+        found = read_json(folder / NOTE)
         return {"since": float(found["since"]), "measured": int(found["measured"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None

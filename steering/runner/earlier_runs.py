@@ -10,20 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from steering.campaign import Event, GroupChanged, ModelPublished, RunStarted
-from steering.learning import Memory, Origin, RanksPart, best_weights
-from steering.learning.memory import INDEX
+from steering.learning import Memory, Origin, best_weights
+from steering.learning.memory_index import INDEX
 from steering.learning.tensor_file import inside
 from steering.models import ModelStore, Network
 from steering.records import ModelVersion
 from steering.records.whole_file import write_whole
 from steering.runner.experiment import Experiment
 from steering.runner.folder import RunFolder
-from steering.runner.manifest import written
+from steering.runner.manifest import LAST, read_ranks, written
 from steering.runner.resolved import note_settings
-
-LAST = "ranks.json"
-"""Below RUN/checkpoints: the ranks' part of the last checkpoint, written when a run has ended."""
-_MOST_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +105,15 @@ def origin_of(run: RunFolder) -> Origin:
     root = inside(run.path, "checkpoints/ranks").parent
     places = [root / LAST, *(root / str(number) / LAST for number in reversed(written(root)))]
     for place in places:
-        if not place.is_file():
-            continue
-        if place.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"found {place} of {place.stat().st_size} bytes, expected {_MOST_BYTES} at most")
-        try:
-            content = json.loads(place.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"found {place} damaged ({error}), expected the ranks' part of a checkpoint") from None
-        if content is not None:
-            part = RanksPart.from_json(content)
+        part = read_ranks(root, place) if place.is_file() else None
+        if part is not None:
             return Origin(
-                folder=root, run=run.identity, buffers=part.buffers, weights=part.weights, samples=part.samples
+                folder=root,
+                run=run.identity,
+                buffers=part.buffers,
+                weights=part.weights,
+                samples=part.samples,
+                number=part.number,
             )
     raise ValueError(
         f"{run.path}: found no checkpoint of its ranks, expected one to start from: a run writes it while it goes on "

@@ -98,7 +98,7 @@ class RunFolder:
     def start(self) -> dict[str, Any]:
         """What the command line has said of its start: `from`, folders of earlier runs, and `memory`, a folder."""
         try:
-            found = json.loads((self.path / "start.json").read_bytes())
+            found = read_json(self.path / "start.json")
         except FileNotFoundError:
             found = {}
         return {"from": found.get("from") or [], "memory": found.get("memory")}

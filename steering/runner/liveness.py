@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -10,16 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from steering.files import read_json
 from steering.runner.folder import RunFolder
 
 
 def whereabouts(folder: RunFolder) -> dict[str, Any]:
     """What scheduler.json says: how to reach the run's cluster and its runner; empty before the campaign has begun."""
     try:
-        found: dict[str, Any] = json.loads((folder.path / "scheduler.json").read_text())
+        return read_json(folder.path / "scheduler.json")
     except FileNotFoundError:
         return {}
-    return found
 
 
 def gone(folder: RunFolder) -> bool:

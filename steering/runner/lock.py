@@ -11,17 +11,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from steering.files import read_json
 from steering.runner.folder import RunFolder
 
 DRIVER, RUNNER = "driver", "runner"
 """The process that runs the workflow, and the worker with the campaign: where a cluster outlives its driver, the latter
 goes on alone."""
+_OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+"""The file is written: a link in a folder from a stranger must not lead to another one."""
 
 
 @contextlib.contextmanager
 def held(folder: RunFolder, who: str) -> Iterator[None]:
     """Hold a run. Raises RuntimeError where another process does so."""
-    descriptor = os.open(_file(folder, who), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(_file(folder, who), _OPEN | os.O_CREAT, 0o644)
     try:
         if not _taken(descriptor):
             raise RuntimeError(_refusal(folder, who))
@@ -46,7 +49,7 @@ def refuse_held(folder: RunFolder) -> None:
     """Raise RuntimeError where a process holds the run."""
     for who in (DRIVER, RUNNER):
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(_file(folder, who), os.O_RDWR)
+            descriptor = os.open(_file(folder, who), _OPEN)
             try:
                 if not _taken(descriptor):
                     raise RuntimeError(_refusal(folder, who))
@@ -69,7 +72,7 @@ def _taken(descriptor: int) -> bool:
 def _refusal(folder: RunFolder, who: str) -> str:
     holder = "another process"
     with contextlib.suppress(OSError, ValueError, KeyError):
-        found = json.loads(_file(folder, who).read_text())
+        found = read_json(_file(folder, who))
         holder = f"process {found['pid']} on {found['host']}"
     return (
         f"{folder.name}: found a run that is alive (its {who} is {holder}), expected one whose processes are gone: "

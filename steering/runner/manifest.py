@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steering.files import read_bytes
+from steering.learning.checkpoint import FOLDER as RANKS, RanksPart, prune as prune_ranks
 from steering.records.whole_file import sync_folder, write_whole
 from steering.runner.folder import RunFolder
 
@@ -24,8 +26,11 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "steering-checkpoint 1"
 MANIFEST = "manifest.json"
+LAST = "ranks.json"
+"""The ranks' part of a checkpoint, in its folder; of the last one, written when a run has ended, beside all of them."""
 _MOST_BYTES = 2**30
 """Of a part in JSON: a larger one is none of ours."""
+_MOST_RANKS_BYTES = 64 * 2**20
 
 
 class NoCheckpoint(RuntimeError):
@@ -75,10 +80,26 @@ def commit(root: Path, manifest: Manifest) -> None:
 def read_part(root: Path, manifest: Manifest, name: str) -> Any:
     """A part in JSON. Raises ValueError where it is not what the manifest names, OSError where it is not there."""
     path = root / str(manifest.number) / f"{name}.json"
-    data = _read(path)
+    data = read_bytes(path, most_bytes=_MOST_BYTES, root=root)
     if hashlib.sha256(data).hexdigest() != manifest.parts.get(name):
         raise ValueError(f"{path}: found other content than its manifest names, expected the part as it was written")
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError(f"{path}: found {error}, expected the part as it was written") from error
+
+
+def read_ranks(root: Path, place: Path) -> RanksPart | None:
+    """The ranks' part in a file below the folder of all checkpoints; None where it says that there is none.
+
+    Raises OSError, ValueError for a file that is damaged or leads elsewhere.
+    """
+    data = read_bytes(place, most_bytes=_MOST_RANKS_BYTES, root=root)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"found {place} damaged ({error}), expected the ranks' part of a checkpoint") from None
+    return None if content is None else RanksPart.from_json(content)
 
 
 def newest_whole(folder: RunFolder) -> tuple[Manifest, list[str]]:
@@ -116,12 +137,16 @@ def written(root: Path) -> list[int]:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Keep the newest checkpoints and the files that they name; `keep`: how many. What cannot be removed stays."""
+    """Keep the newest checkpoints and the files that they or the ranks' last part name; `keep`: how many. What cannot
+    be removed stays."""
     numbers = written(root)
-    kept, needed = numbers[-keep:], set[str]()
+    kept, needed, parts = numbers[-keep:], set[str](), list[RanksPart]()
     try:
         for number in kept:
-            needed |= set(_manifest(root, number).files)
+            manifest = _manifest(root, number)
+            needed |= set(manifest.files)
+            parts += _of_ranks(root, str(number)) if "ranks" in manifest.parts else []
+        parts += _of_ranks(root, "") if (root / LAST).is_file() else []
     except (OSError, ValueError) as error:
         logger.warning("%s: nothing is removed: %s", root, error)
         return
@@ -132,13 +157,23 @@ def prune(root: Path, keep: int) -> None:
     for path in _shared(root, kept):
         if str(path.relative_to(root)) not in needed:
             path.unlink(missing_ok=True)
+    prune_ranks(root, parts)
+
+
+def _of_ranks(root: Path, number: str) -> list[RanksPart]:
+    part = read_ranks(root, root / number / LAST)
+    return [] if part is None else [part]
 
 
 def _shared(root: Path, kept: Iterable[int]) -> list[Path]:
-    """Files beside the checkpoints, older than the newest of them: what is newer belongs to the next one."""
+    """Files that predictors have written, older than the newest checkpoint: what is newer belongs to the next one.
+    Ranks write theirs out of turn too, at the end of a job or of the run: those go by their numbers."""
     newest = max((os.stat(root / str(number) / MANIFEST).st_mtime for number in kept), default=0.0)
-    found = [p for p in root.glob("*/*") if not p.parent.name.isdecimal() and p.parent.name != "spool"]
-    return [path for path in found if path.is_file() and path.stat().st_mtime < newest]
+    others = {"spool", RANKS}
+    places = [
+        p for p in root.iterdir() if p.is_dir() and not (p.is_symlink() or p.name.isdecimal() or p.name in others)
+    ]
+    return [path for place in places for path in place.iterdir() if path.is_file() and path.stat().st_mtime < newest]
 
 
 class _Damaged(ValueError):
@@ -148,7 +183,7 @@ class _Damaged(ValueError):
 def _manifest(root: Path, number: int) -> Manifest:
     path = root / str(number) / MANIFEST
     try:
-        content = json.loads(_read(path))
+        content = json.loads(read_bytes(path, most_bytes=_MOST_BYTES, root=root))
         found = content.pop("format", None)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"{path}: found no manifest ({error}), expected one") from error
@@ -182,9 +217,3 @@ def _refuse_damaged(root: Path, manifest: Manifest) -> None:
             read_part(root, manifest, name)
         except ValueError as error:
             raise _Damaged(str(error)) from error
-
-
-def _read(path: Path) -> bytes:
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"{path}: found {path.stat().st_size} bytes, expected {_MOST_BYTES} at most")
-    return path.read_bytes()

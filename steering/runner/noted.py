@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from steering.campaign import Command
+from steering.files import read_json
 from steering.runner.folder import RunFolder
 
 FILE = "stop.json"
@@ -27,7 +28,7 @@ def note_stop(folder: RunFolder, by: str) -> None:
 def noted_stop(folder: RunFolder) -> Command | None:
     """The stop that stands in the folder; None where there is none. What cannot be read is a stop all the same."""
     try:
-        noted = json.loads((folder.path / FILE).read_bytes())
+        noted = read_json(folder.path / FILE)
         return Command(time=float(noted["time"]), name="stop", by=str(noted["by"]))
     except FileNotFoundError:
         return None

@@ -250,7 +250,7 @@ def clean_store(store: ModelStore, campaign: Campaign, known: Sequence[int]) -> 
     """Have the store hold what the campaign knows of: the version in service as the newest, and none that was written
     when nobody was left to put it into service. known: versions that are on their way into service."""
     most = max([*campaign.served, *known, 0])
-    for version in store.versions():
-        if version.number > most:
-            store.withdraw(version.number, campaign.version)
+    for number in store.numbers():
+        if number > most:
+            store.withdraw(number, campaign.version)
     store.point_to(campaign.version)

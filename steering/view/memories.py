@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steering.learning import Held, Memory, memories
-from steering.learning.memory import FORMAT
+from steering.learning.memory_index import FORMAT
 from steering.view.status import duration
 
 

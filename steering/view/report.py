@@ -11,6 +11,7 @@ from typing import Any
 import xarray as xr
 
 from steering.campaign import encode
+from steering.files import read_bytes
 from steering.runner.describe import FREQUENT, in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import standing
@@ -266,10 +267,15 @@ def _measured(summary: Mapping[str, Any]) -> str:
 
 
 def _pictures(folder: RunFolder) -> str:
-    drawn = [
-        picture(path.read_bytes(), path.stem.replace("_", " "), path.stem.replace("_", " ").capitalize())
-        for path in sorted(folder.path.glob("*.png"))
-    ]
+    drawn = []
+    for path in sorted(folder.path.glob("*.png")):
+        try:
+            image = read_bytes(path)
+        except (OSError, ValueError) as error:
+            logger.warning("%s is left out of the report: %s", path.name, error)
+            continue
+        name = path.stem.replace("_", " ")
+        drawn.append(picture(image, name, name.capitalize()))
     return f"<section><h2>Pictures</h2>{''.join(drawn)}</section>" if drawn else ""
 
 

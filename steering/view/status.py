@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from steering.campaign import DecisionProposed, decode
+from steering.files import read_json
 from steering.runner.again import checkpoint_age
 from steering.runner.alone import unsteered
 from steering.runner.describe import describe
@@ -191,7 +191,7 @@ def waits_for(folder: RunFolder) -> list[str]:
     """The batch jobs of a run whose workers have not come yet, with the batch system's state and its reason; where all
     are there, when the first of them ends."""
     try:
-        jobs = json.loads((folder.path / "jobs.json").read_text())
+        jobs = read_json(folder.path / "jobs.json")
     except FileNotFoundError:
         return []
     waiting = [

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from steering.files import read_json
 from steering.learning import Memory
 from steering.records.whole_file import write_whole
-from steering.runner.earlier_runs import remember
+from steering.runner.earlier_runs import origin_of, remember
 from steering.runner.folder import ENDINGS, RunFolder
 
 STATE = "nightly.json"
@@ -51,14 +52,14 @@ class State:
     published: bool = False
     """A night has published a model: those of single runs do not take its place."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Runs that do not fit this memory, by identity, with the reason."""
+    """Runs that do not fit this memory, by identity and number of their last checkpoint, with the reason."""
 
     @classmethod
     def read(cls, memory: Memory) -> "State":
         """The state in a memory's folder; a new one where there is none. Raises ValueError for one that is damaged."""
         path = memory.path / STATE
         try:
-            return cls(**json.loads(path.read_bytes()))
+            return cls(**read_json(path))
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError) as error:
@@ -84,22 +85,46 @@ def memory_of(runs: Path, said: str | None) -> Memory:
 
 
 def take_in(runs: Path, memory: Memory, state: State) -> list[str]:
-    """Add every run that has ended and that the memory does not know; complaints about those that it cannot take.
+    """Add every run that has ended and has more than the memory knows of it; complaints about those that it cannot
+    take. A run that has failed and was recovered later is added again: it has gone on.
 
     A run that goes on is left for the next night. The model of the newest run is what the first night compares with.
+    Raises OSError, ValueError for a memory that is damaged: that is no fault of the runs.
     """
-    complaints = []
-    known = {*memory.contents().runs, *state.refused} if memory.path.is_dir() else set()
+    complaints: list[str] = []
+    memory.held()
     for run in _campaigns(runs, complaints):
-        if run.identity in known:
-            continue
         try:
-            remember(memory, run, model=not state.published)
-        except ValueError as error:
-            state.refused[run.identity] = str(error)
-            state.write(memory)
-            complaints.append(f"{run.path.name} is left out: {error}")
+            complaints += _add(run, memory, state)
+        except OSError as error:
+            place = Path(str(error.filename))
+            of_run = place.is_relative_to(run.path) or place.is_relative_to(run.path.resolve())
+            if not (of_run or isinstance(error, FileNotFoundError)):
+                raise  # of the memory
+            complaints.append(f"{run.path.name} cannot be read: {error}")
     return complaints
+
+
+def _add(run: RunFolder, memory: Memory, state: State) -> list[str]:
+    number = _last_checkpoint(run)
+    known = f"{run.identity} to checkpoint {number}"
+    if known in state.refused or memory.contents().added.get(run.identity, -1) >= number >= 0:
+        return []
+    try:
+        remember(memory, run, model=not state.published)
+    except ValueError as error:
+        state.refused[known] = str(error)
+        state.write(memory)
+        return [f"{run.path.name} is left out: {error}"]
+    return []
+
+
+def _last_checkpoint(run: RunFolder) -> int:
+    """Number of that of its ranks; -1 where it is damaged, as `remember` says then."""
+    try:
+        return origin_of(run).number
+    except ValueError:
+        return -1
 
 
 def _campaigns(runs: Path, complaints: list[str]) -> list[RunFolder]:
