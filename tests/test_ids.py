@@ -1,5 +1,6 @@
 """Ids that are kept as ranges are the set that they would be one by one."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -15,6 +16,7 @@ def test_it_holds_what_a_set_holds(parts):
         every |= set(part)
     ids.update(other)
     assert {i for i in range(-2, 44) if i in ids} == every
+    assert {i for i in np.arange(44) if i in ids} == every
     assert (ids.count, bool(ids)) == (len(every), bool(every))
     assert all(first <= last for first, last in ids.ranges)
     assert all(one[1] + 1 < two[0] for one, two in zip(ids.ranges, ids.ranges[1:], strict=False)), (

@@ -30,10 +30,10 @@ class Ids:
         return found
 
     def __contains__(self, one: object) -> bool:
-        if not isinstance(one, int):
+        if not isinstance(one, int | np.integer):
             return False
-        place = bisect_left(self.ranges, one, key=lambda each: each[1])
-        return place < len(self.ranges) and self.ranges[place][0] <= one
+        place = bisect_left(self.ranges, int(one), key=lambda each: each[1])
+        return place < len(self.ranges) and self.ranges[place][0] <= int(one)
 
     def __bool__(self) -> bool:
         return bool(self.ranges)
