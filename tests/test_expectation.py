@@ -61,3 +61,16 @@ def test_what_is_refused_after_the_end_had_been_asked_for_beyond_it_and_is_not_l
     expectation.answered(3, refused=3, now=3.5)
     assert expectation.lost(9.0) == 2
     assert expectation.outstanding(known=3 + 6) == 0
+
+
+def test_late_frames_of_what_was_asked_for_before_a_crash_answer_nothing():
+    expectation = Expectation(steered=True, give_up_s=10.0, now=0.0)
+    expectation.ask(10, 5.0, known=4)
+    assert expectation.outstanding(known=4) == 10
+    assert expectation.outstanding(known=4 + 10) == 0
+    expectation.ask(10, 6.0, known=4 + 7)
+    assert expectation.outstanding(known=4 + 17) == 3
+    assert expectation.silence(20.0, known=4 + 17) == 15.0
+    assert expectation.given_up == 3
+    expectation.ask(2, 30.0, known=4 + 17)
+    assert expectation.outstanding(known=4 + 17) == 2

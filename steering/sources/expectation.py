@@ -19,6 +19,8 @@ class Expectation:
         self._last_refused = self._beyond = 0
         """Refused after the last position that was measured; and those of them that are beyond the end."""
         self._over, self._refused_at = False, now
+        self._unasked = 0
+        """Frames that came and were not asked for here."""
         self._active = now
         """When the last frame came, or was asked for."""
         self._since = None if steered else now
@@ -26,8 +28,10 @@ class Expectation:
         self._abandoned = False
         """Positions were given up since the last frame."""
 
-    def ask(self, count: int, now: float) -> None:
-        """Positions are asked for."""
+    def ask(self, count: int, now: float, known: int = 0) -> None:
+        """Positions are asked for. known: frames that came or are lost by now; those that nobody has asked for here, as
+        after a crash the late ones of what was asked for before it, answer nothing."""
+        self._unasked = max(self._unasked, known - self._answerable)
         self.asked += count
         self._active = now
         self._since = now if self._since is None else self._since
@@ -61,7 +65,12 @@ class Expectation:
 
     def outstanding(self, known: int) -> int:
         """Positions of which neither a frame nor its loss is known. known: frames that came or are lost."""
-        return max(0, self.asked - self.refused - self._beyond - self.given_up - known)
+        return max(0, self._answerable + self._unasked - known)
+
+    @property
+    def _answerable(self) -> int:
+        """Positions that bring a frame, or have brought one."""
+        return self.asked - self.refused - self._beyond - self.given_up
 
     def silence(self, now: float, known: int) -> float:
         """Seconds for which a frame has been expected; gives up positions that were asked for too long ago.

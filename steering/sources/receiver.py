@@ -344,7 +344,7 @@ class Receiver:
 
     def _ask(self, orders: Sequence[Order]) -> None:
         for order in orders:
-            self._expectation.ask(len(order.positions), time.monotonic())
+            self._expectation.ask(len(order.positions), time.monotonic(), self._known())
             self._orders.put(("measure", *order))
 
     def _known(self) -> int:
