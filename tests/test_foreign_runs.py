@@ -7,10 +7,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from steering import ModelStore, ModelVersion, ProbeFirst, RunFolder
 from steering.labels.external import read_labels
+from steering.learning.tensor_file import TensorFile, TensorWriter
 from steering.runner.alone import unsteered
 from steering.runner.liveness import whereabouts
 from steering.runner.noted import noted_stop
@@ -175,3 +177,11 @@ def test_a_bomb_among_labels_is_refused(tmp_path):
         member.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(2**20))
     with pytest.raises(OSError, match="declares 16,000,000,000,000 bytes"):
         read_labels(path)
+
+
+def test_a_column_that_takes_no_room_on_the_disk_takes_none_in_memory(tmp_path):
+    """A file of terabytes of nothing is a few bytes in an archive."""
+    writer = TensorWriter(tmp_path / "a", {"slot": (torch.int64, (2**36,))}, {"kind": "buffer"})
+    assert writer.finish() > 2**38
+    with TensorFile(tmp_path / "a", "buffer") as file, pytest.raises(ValueError, match="expected 134,217,728 numbers"):
+        file.numbers("slot", (None,))

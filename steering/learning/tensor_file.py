@@ -48,6 +48,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MOST_HEADER = 4 * 2**20
 _MOST_TENSORS = 20_000
 _MOST_AXES = 8
+_MOST_NUMBERS = 2**27
+"""Of a column that is read whole; a buffer of 16 GiB has some 2**22 rows."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,10 @@ class TensorFile:
         sizes = zip(place.shape, shape, strict=False)
         if len(place.shape) != len(shape) or any(want not in (None, size) for size, want in sizes):
             raise ValueError(f"found {name!r} of shape {place.shape} in {self.path}, expected {shape}")
+        if math.prod(place.shape) > _MOST_NUMBERS:  # a file of any size may take no room on its disk
+            raise ValueError(
+                f"found {name!r} of shape {place.shape} in {self.path}, expected {_MOST_NUMBERS:,} numbers at most"
+            )
         return self.tensor(name).numpy()
 
     def rows(self, name: str, index: NDArray[np.int64], out: NDArray[np.uint8]) -> None:

@@ -57,7 +57,7 @@ class Start:
         return ModelPublished(time=time.time(), version=0, validation_error=error, validation_residual=residual)
 
     read: ExitStack = field(default_factory=ExitStack)
-    """Keeps the files of the memory where they are; closed once all is read."""
+    """Keeps the files of memories where they are; closed once all is read."""
 
 
 def find_start(experiment: Experiment, folder: RunFolder) -> Start:
@@ -71,7 +71,7 @@ def find_start(experiment: Experiment, folder: RunFolder) -> Start:
     runs = () if folder.recovering else experiment.start_from or tuple(map(Path, said["from"]))
     place = experiment.memory or said["memory"]
     memory, read = None if place is None else Memory(Path(place)), ExitStack()
-    found = [_earlier(Path(run)) for run in runs]
+    found = [_earlier(Path(run), read) for run in runs]
     if memory is not None:
         if experiment.trainer.insertion == "replacement":
             raise ValueError(
@@ -87,9 +87,11 @@ def find_start(experiment: Experiment, folder: RunFolder) -> Start:
     return Start(origins=origins, version=version, memory=memory, read=read)
 
 
-def _earlier(path: Path) -> tuple[Origin | None, ModelVersion | None]:
+def _earlier(path: Path, read: ExitStack) -> tuple[Origin | None, ModelVersion | None]:
     if (path / INDEX).is_file():
-        return _of_memory(Memory(path))
+        memory = Memory(path)
+        read.enter_context(memory.reading())
+        return _of_memory(memory)
     run = RunFolder(path)
     return origin_of(run), _served(run)
 
