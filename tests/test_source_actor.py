@@ -138,8 +138,10 @@ def test_while_nobody_hears_the_source_the_events_stay_bounded_and_every_frame_i
 def test_a_source_whose_runner_is_lost_ends():
     """Else it would take frames from a detector that the next runner's source asks too."""
 
+    before = threading.enumerate()
+
     def measuring():
-        return [thread for thread in threading.enumerate() if thread.name == "source"]
+        return [thread for thread in threading.enumerate() if thread.name == "source" and thread not in before]
 
     async def main():
         quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
