@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +14,9 @@ from steering.records import Decision
 from steering.runner.folder import RunFolder
 from steering.view.status import status_lines
 from tests.serving import beamline, gathered, live, measuring, served, steered_apart
+
+sys.path.append(str(Path(__file__).parents[1] / "workflows"))
+import live_scan
 
 FRAMES = 60
 
@@ -115,3 +122,24 @@ def test_errors_over_a_protocol_are_held_against_the_range_of_the_embedded_runs(
     assert found["embedded"]["1.run_end"] == [0.2, 0.25]
     assert found["pva"]["worse"] == {"1.own_end of run 1": 0.276, "1.run_end of run 1": 0.276}, "less error is no fault"
     assert found["pva"]["lost"] == 3
+
+
+OPTICS = {"energy": 8800.0, "distance": 2.4, "pixel": 75e-6}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "positions", "words"),
+    [
+        ({}, "unit=px", "object pixels"),
+        ({"energy": 8.8}, "unit=um", "8.8 eV"),
+        ({"distance": 2400.0}, "unit=um", "2400 m"),
+        ({"pixel": 75.0}, "unit=um", "75 m"),
+    ],
+)
+def test_optics_that_cannot_be_are_refused_live_too(wrong, positions, words):
+    given = OPTICS | wrong | {"window": 64, "binning": 1}
+    address = "zmq://127.0.0.1:1?y=a&x=b&"
+    made = live_scan.geometry(Namespace(**given | OPTICS, positions=f"{address}unit=um"))
+    assert made.object_pixel == pytest.approx(1.40891e-10 * 2.4 / (64 * 75e-6), rel=1e-4)
+    with pytest.raises(ValueError, match=words):
+        live_scan.geometry(Namespace(**given, positions=f"{address}{positions}"))

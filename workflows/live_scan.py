@@ -33,6 +33,7 @@ from steering import (
     read_probe,
     run,
 )
+from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography.device import add_device
 from steering.sources import ORIENTATIONS, JoinSettings, LiveSource, LiveSourceSettings, Window
 from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, parse, says_optics, streams_at
@@ -44,7 +45,6 @@ from steering.sources.listening import listen
 from steering.sources.streams import WHEN_SLOW, Began
 
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster}
-EV_METRES = 1.23984198e-6  # wavelength times photon energy
 OPTICS = ("energy", "distance", "pixel")
 
 
@@ -107,7 +107,7 @@ def take_announced(options: argparse.Namespace, kept: Path) -> Began | None:
         print(f"waiting for the detector to be armed, which says {' and '.join(missing)}", flush=True)
         said = announced(frames_at(options.source), options.end_after or None)
     header = {name: value for name, value in said.header.items() if isinstance(value, float)}
-    header |= {"energy": EV_METRES / header["wavelength"]} if "wavelength" in header else {}
+    header |= {"energy": ENERGY_TO_WAVELENGTH / header["wavelength"]} if "wavelength" in header else {}
     header |= {"pixel": header["pixel_x"]} if "pixel_x" in header else {}
     for name in missing:
         setattr(options, name, header.get(name))
@@ -139,7 +139,7 @@ def geometry(options: argparse.Namespace) -> Geometry:
     refuse_impossible_numbers(energy=options.energy, distance=options.distance, detector_pixel=options.pixel)
     found = Geometry(
         shape=(options.window, options.window),
-        wavelength=EV_METRES / options.energy,
+        wavelength=ENERGY_TO_WAVELENGTH / options.energy,
         distance=options.distance,
         detector_pixel=options.pixel * options.binning,
     )

@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.sources.compression import LARGEST, Decompressor
 from steering.sources.simplon import Simplon
 from steering.sources.streams import Began, Decoder, Ended, Frame, Message, Packed, Record, WrongProtocol, records_of
@@ -147,7 +148,7 @@ class Stream2:
         if _is_number(fields.get("incident_wavelength")):
             found["wavelength"] = float(fields["incident_wavelength"]) * 1e-10
         elif _is_number(fields.get("incident_energy")) and fields["incident_energy"] > 0:
-            found["wavelength"] = 1.23984198e-06 / float(fields["incident_energy"])
+            found["wavelength"] = ENERGY_TO_WAVELENGTH / float(fields["incident_energy"])
         translation = fields.get("detector_translation")
         if isinstance(translation, list | tuple) and len(translation) == 3 and _is_number(translation[2]):
             found["distance"] = abs(float(translation[2]))
