@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,14 @@ class LoopFrames:
     frames: int
     broken_at: int = -1
     """Number at which it fails."""
+    connects_s: float = 0.0
+    """What was asked for before is lost."""
 
     def records(self, stopped):
+        stopped.wait(self.connects_s)
+        with suppress(queue.Empty):
+            while self.connects_s:
+                _asked.get_nowait()
         yield Began("scan")
         number = 0
         while not stopped.is_set() and number < self.frames:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steering.sources.beam import NO_BEAM, Beam, BeamSettings, Order
+from steering.sources.beam import NO_BEAM, Beam, BeamSettings
 from steering.sources.join import Joiner
+from steering.sources.motion import Order
 from steering.sources.streams import FRAMES, Companion, Joined
 
 LIGHT, DARK = np.full((4, 4), 10, np.uint16), np.zeros((4, 4), np.uint16)

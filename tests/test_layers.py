@@ -65,7 +65,7 @@ HOMES = {
     ),
     "scipy": ("steering.files.array_file",),
     "tifffile": ("steering.files.export",),
-    "p4p": ("steering.sources.pva",),
+    "p4p": ("steering.sources.pva_client",),
     "PIL": ("steering.sources.pva",),
     "zmq": ("steering.sources.zmq_socket",),
     "cbor2": ("steering.sources.dectris",),

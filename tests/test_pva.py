@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ from p4p.nt import NTNDArray, NTScalar, NTTable
 from p4p.server import Server
 from p4p.server.thread import SharedPV
 
+from steering.sources import pva_client
 from steering.sources.pva import HELD, NdArrays, PvaFrames, PvaTable, Scans, nd_fields, nd_message
 from steering.sources.pva_readings import PvaReadings
 from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
@@ -133,6 +135,24 @@ def test_what_pvs_held_before_is_left_out_and_counted_also_when_their_server_com
         one.until(lambda said: numbers(said) == [1, 2, 3])
         one.close()
     assert [one for one in followers[0].said if isinstance(one, Began)] == [Began(None, None)]
+    served.server.stop()
+
+
+def test_a_pv_listens_once_it_is_connected_or_was_waited_for_long_enough(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    served = Served()
+    monkeypatch.setattr(pva_client, "_CONNECT_S", 30.0)
+    here, nowhere = Follower(PvaFrames(pv="D:I", server=served.at)), Follower(PvaFrames(pv="D:I", server=nobody))
+    here.looked(3)
+    assert held(here.said) == 1
+    assert nowhere.idle == 0
+    monkeypatch.setattr(pva_client, "_CONNECT_S", 0.2)
+    never = Follower(PvaFrames(pv="D:I", server=nobody))
+    never.looked(3)
+    for one in (here, nowhere, never):
+        one.close()
     served.server.stop()
 
 

@@ -48,10 +48,9 @@ def of(publisher: DectrisPublisher, **settings) -> LiveSource:
     return source(streams_at(publisher.addresses["frames"], publisher.addresses["positions"]), **settings)
 
 
-def loop(*, reach: float = np.inf, broken_at: int = -1, **settings) -> LiveSource:
-    streams = Streams(
-        frames=LoopFrames(frames=40, broken_at=broken_at), positions=Silent(), motion=LoopMotion(reach=reach)
-    )
+def loop(*, reach: float = np.inf, broken_at: int = -1, connects_s: float = 0.0, **settings) -> LiveSource:
+    frames = LoopFrames(frames=40, broken_at=broken_at, connects_s=connects_s)
+    streams = Streams(frames=frames, positions=Silent(), motion=LoopMotion(reach=reach))
     return source(streams, **settings)
 
 
@@ -280,6 +279,13 @@ def test_a_detector_that_is_armed_again():
     assert [chunk.attrs["scan"] for chunk in consumer.chunks if chunk.sizes["frame"]][-1] == "scan 2"
     assert consumer.live.streams["frames"]["joined"] == 30
     adds_up(consumer.live)
+
+
+def test_nothing_is_measured_before_the_streams_listen():
+    live = loop(connects_s=0.7)
+    live.apply(asked(3, stop=True))
+    assert sum(chunk.sizes["frame"] for chunk in live.chunks()) == 3
+    assert live.frames_dropped == 0
 
 
 def test_a_stream_that_fails_ends_the_run_with_its_sentence():

@@ -9,28 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from steering.sources.motion import Order
 from steering.sources.streams import Joined
 
 NO_BEAM = "without beam"
 """The reason for which such frames are set aside."""
 _ASKED = 4096
 """Positions that are remembered."""
-
-
-class Order(NamedTuple):
-    """What is asked of a beamline."""
-
-    positions: NDArray[np.float64]
-    """(n, 2)"""
-    dwell: NDArray[np.float64] | None
-    """(n,) seconds."""
-    stop: bool
-    """The scan is over after them."""
 
 
 @dataclass(frozen=True, kw_only=True)

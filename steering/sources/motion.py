@@ -11,13 +11,27 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.zmq_socket import zmq
+
+
+class Order(NamedTuple):
+    """What is asked of a beamline."""
+
+    positions: NDArray[np.float64]
+    """(n, 2)"""
+    dwell: NDArray[np.float64] | None
+    """(n,) seconds."""
+    stop: bool
+    """The scan is over after them."""
 
 
 class Unmeasured(OSError):
@@ -47,6 +61,31 @@ class Motion(Protocol):
 
     def connected(self, stopped: threading.Event) -> OpenMotion:
         """Connect; what takes long ends early once `stopped` is set. Raises OSError where that fails."""
+
+
+def carry_out(
+    motion: Motion,
+    orders: SimpleQueue[Order | None],
+    stopped: threading.Event,
+    answered: Callable[[int, int, Exception | None], None],
+) -> None:
+    """Have orders measured, one after the other, until None comes.
+
+    answered: hears of each how many positions it had, how many of them, at its end, were refused, and why. Raises the
+    error of the first order, where none was accepted before: units or limits are wrong, or nobody is there.
+    """
+    accepted = False
+    with closing(motion.connected(stopped)) as open_motion:
+        while (order := orders.get()) is not None:
+            refused, why = 0, None
+            try:
+                open_motion.measure(*order)
+                accepted = True
+            except (ValueError, OSError) as error:
+                if not accepted:
+                    raise
+                refused, why = getattr(error, "left", len(order.positions)), error
+            answered(len(order.positions), refused, why)
 
 
 @dataclass(frozen=True, kw_only=True)

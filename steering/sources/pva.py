@@ -10,19 +10,18 @@ frame less is a gap, one of before a wrong image. Needs the extra `epics`.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
+from steering.sources.pva_client import Updates, context
 from steering.sources.streams import (
     Began,
     Decoder,
@@ -87,7 +86,8 @@ class PvaFrames:
                 if quiet and over:
                     over = False
                     yield Message(fields={"done": True})
-                yield None
+                if arrays.listens:
+                    yield None
 
     def decoder(self) -> Decoder:
         """See MessageStream."""
@@ -117,7 +117,8 @@ class PvaTable:
             while not stopped.is_set():
                 update = monitor.next(_POLL_S)
                 if update is None:
-                    yield None
+                    if monitor.listens:
+                        yield None
                     continue
                 columns: dict[str, Any] = getattr(update.value.get("value"), "todict", dict)()
                 held = {"held": True} if update.held else {}
@@ -345,54 +346,3 @@ def _jpeg(payload: bytes, shape: tuple[int, int]) -> NDArray:
             return np.asarray(image.convert("L"))
     except Exception as error:  # whatever the decoder meets in bytes from outside
         raise ValueError(f"a damaged JPEG of {len(payload)} bytes: {error}") from error
-
-
-class Update(NamedTuple):
-    """What a PV sent."""
-
-    value: Any
-    held: bool
-    """It is what the PV held when it was connected."""
-
-
-class Updates:
-    """The updates of a PV, through a queue of our own, which drops its oldest: their numbers are missing then."""
-
-    def __init__(self, client: Any, pv: str, size: int, fields: str = "") -> None:
-        """fields: names of those that are asked for; empty: all."""
-        self._queue: queue.Queue[Update] = queue.Queue(size)
-        self._connected, self._begins = False, True
-        request = f"record[queueSize={size}]field({fields})"
-        self._subscription = client.monitor(pv, self._take, request=request, notify_disconnect=True)
-
-    def _take(self, value: Any) -> None:
-        if isinstance(value, Exception):
-            # It connects again by itself. The first only says that it is not connected yet, maybe late.
-            self._connected, self._begins = self._connected and self._begins, False
-            return
-        update, self._connected = Update(value, held=not self._connected), True
-        while True:
-            try:
-                return self._queue.put_nowait(update)
-            except queue.Full:
-                with contextlib.suppress(queue.Empty):
-                    self._queue.get_nowait()
-
-    def next(self, wait_s: float) -> Update | None:
-        """The next update, or None after so long without one."""
-        try:
-            return self._queue.get(wait_s > 0, wait_s or None)
-        except queue.Empty:
-            return None
-
-
-def context(server: str) -> Any:
-    """A client; its values are the structures as they come."""
-    try:
-        from p4p.client.thread import Context  # noqa: PLC0415
-    except ImportError as error:
-        raise ImportError("EPICS needs p4p, which is not installed: pip install 'steering[epics]'") from error
-    if not server:
-        return Context("pva", nt=False)
-    search = {"EPICS_PVA_NAME_SERVERS": server, "EPICS_PVA_ADDR_LIST": "", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
-    return Context("pva", nt=False, conf=search, useenv=False)

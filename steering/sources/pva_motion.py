@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.motion import Unmeasured
-from steering.sources.pva import context
+from steering.sources.pva_client import context
 
 
 @dataclass(frozen=True, kw_only=True)

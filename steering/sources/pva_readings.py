@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.pva import HELD, PvaFrames, Scans, Update, Updates, context, stamp, taken_at
+from steering.sources.pva import HELD, PvaFrames, Scans, stamp, taken_at
+from steering.sources.pva_client import Update, Updates, context
 from steering.sources.streams import Record, Samples, Unreadable
 
 _POLL_S = 0.01
@@ -70,7 +71,8 @@ class PvaReadings:
                 if array is not None:
                     yield from self._noted(array, scans, waiting)
                 yield from self._read(held, waiting)
-                yield None
+                if arrays.listens and all(updates.listens for updates in readings):
+                    yield None
 
     def _noted(self, array: Update, scans: Scans, waiting: deque[tuple[int, float, float]]) -> Iterator[Record]:
         value = array.value

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from steering.sources.armings import Armings
 from steering.sources.bad_pixels import BadPixels
-from steering.sources.beam import Beam, Order
+from steering.sources.beam import Beam
 from steering.sources.expectation import Expectation, refuse_other_samples
 from steering.sources.join import DAMAGED, GIVEN_UP, NO_LOSS, UNREADABLE, Joiner
-from steering.sources.motion import Motion
+from steering.sources.motion import Motion, Order, carry_out
 from steering.sources.plan import Batch, Plan
 from steering.sources.streams import (
     ARMED,
@@ -45,6 +45,8 @@ _FIGURES_S, _CLOSE_S = 0.5, 15.0
 _SEND_S, _LOOKS = 0.05, 3
 """Frames of a slow stream leave together, as a chunk costs the predictor more than a frame in it: after so many times
 so many seconds at the latest, or once none has come for so long."""
+_LISTEN_S = 5.0
+"""Seconds that streams may take to listen; what is asked for is measured then all the same."""
 _SAID_S = 3.0
 """Seconds for which the last word of a stream is waited for once all is joined."""
 
@@ -67,6 +69,8 @@ class Receiver:
         self._stopped = threading.Event()
         self._error: BaseException | None = None
         self._armings = Armings(companion.name for companion in companions)
+        self._deaf = set(self._joiner.counters)
+        """Streams that do not listen yet."""
         self._rows = dict.fromkeys(self._joiner.counters, 0)
         """Samples of the scan so far."""
         self._news: Began | None = None
@@ -76,7 +80,7 @@ class Receiver:
         self._joined_by: float | None = None
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
-        self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=time.monotonic())
         self._refusal = ""
         self._pixels = BadPixels(plan.window)
@@ -111,7 +115,7 @@ class Receiver:
             self._connection.send(("end",) if error is None else ("error", _words(error)))
         finally:
             self._stopped.set()
-            self._orders.put(("close",))
+            self._orders.put(None)
             for thread in threads:
                 thread.join(_CLOSE_S)
 
@@ -119,11 +123,10 @@ class Receiver:
         with self._turn:
             begun = self._armings.scan[FRAMES] + 1
             over = sum(self._joiner.over(scan) for scan in range(begun))
-            all_over = over == begun
             enough = self.plan.scans is not None and over >= self.plan.scans
             # Another stream may have said all before the first frame comes.
             last = any(name == FRAMES or scan < begun for name, scan in self._last.items())
-            return self._closing or (all_over and (enough or last) and not self._joiner.ready and self._all_said())
+            return self._closing or (over == begun and (enough or last) and not self._joiner.ready and self._all_said())
 
     def _all_said(self) -> bool:
         """Streams that say when a scan begins have said that it is over, by which wrong positions are found; or they
@@ -181,6 +184,10 @@ class Receiver:
     def _follow(self, name: str, stream: Stream) -> None:
         try:
             for record in stream.records(self._stopped):
+                if name in self._deaf:
+                    with self._turn:
+                        self._deaf.remove(name)
+                        self._turn.notify_all()
                 if name == FRAMES:
                     # Those that are held back until the scan's bad pixels are known.
                     last = isinstance(record, Began | Ended) or self._all_asked_for()
@@ -312,22 +319,16 @@ class Receiver:
 
     def _steer(self, motion: Motion) -> None:
         try:
-            accepted = False
-            with contextlib.closing(motion.connected(self._stopped)) as open_motion:
-                while (order := self._orders.get())[0] != "close":
-                    _, positions, dwell, stop = order
-                    try:
-                        open_motion.measure(positions, dwell, stop)
-                        accepted, refused = True, 0
-                    except (ValueError, OSError) as error:
-                        if not accepted:
-                            raise  # units or limits are wrong, or nobody is there
-                        refused = getattr(error, "left", len(positions))
-                        self._refusal = _words(error)
-                    with self._turn:
-                        self._expectation.answered(len(positions), refused, time.monotonic())
+            with self._turn:  # what is measured before a stream is connected is lost
+                self._turn.wait_for(lambda: not self._deaf or self._closing or self._error, _LISTEN_S)
+            carry_out(motion, self._orders, self._stopped, self._answered)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, "motion")
+
+    def _answered(self, positions: int, refused: int, why: Exception | None) -> None:
+        with self._turn:
+            self._refusal = _words(why) if why else self._refusal
+            self._expectation.answered(positions, refused, time.monotonic())
 
     def _look_for_silence(self, now: float) -> None:
         silent = self._expectation.silence(now, self._known())
@@ -345,7 +346,7 @@ class Receiver:
     def _ask(self, orders: Sequence[Order]) -> None:
         for order in orders:
             self._expectation.ask(len(order.positions), time.monotonic(), self._known())
-            self._orders.put(("measure", *order))
+            self._orders.put(order)
 
     def _known(self) -> int:
         """Frames that came, each once, or are lost."""

@@ -109,7 +109,8 @@ class Stream(Protocol):
     """A stream of one protocol. It is made in the driver, pickled, and opened where `records` is iterated."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
-        """What comes, until `stopped` is set; None, at least every 0.1 s, where nothing came."""
+        """What comes, until `stopped` is set; None, at least every 0.1 s, where nothing came, but not until it listens:
+        nothing is measured before."""
 
 
 class Message(NamedTuple):
