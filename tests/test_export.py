@@ -60,12 +60,37 @@ def test_a_run_is_exported_in_physical_units(run, capsys):
         np.testing.assert_array_equal(moved[:, :2], np.c_[image["position_x"], image["position_y"]])
         np.testing.assert_array_equal(entry["frames/frame_model_version"], np.arange(4))
         np.testing.assert_array_equal(entry["frames/frame_id"], np.arange(4) + 7)
+        assert "wavelength" not in entry["instrument_1/source_1"]
     assert (read_probe(place / "a.cxi") == 1 + 2j).all()
     with tifffile.TiffFile(place / "a-phase.tif") as tiff:
         page = tiff.pages[0]
         np.testing.assert_array_equal(page.asarray(), image["phase"])
         numerator, denominator = page.tags["XResolution"].value
         assert numerator / denominator == pytest.approx(0.01 / PIXEL, rel=1e-6)
+
+
+def test_what_the_refined_object_was_made_with_goes_with_it(run):
+    image = run.objects()["a"]
+    better = np.full((2, 16, 16), 3 - 1j, np.complex64)
+    optics = {"wavelength": 1.4089e-10, "distance": 2.4, "detector_pixel": 75e-6}
+    moved = {f"position_{axis}_refined": image[f"position_{axis}"] + 1e-8 for axis in "yx"}
+    run.write_object(
+        "b",
+        image.assign(probe_refined=(("mode", "probe_y", "probe_x"), better), **moved).assign_attrs(optics),
+    )
+    assert main(["export", str(run.path)]) == 0
+    assert (read_probe(run.path / "export" / "b.cxi") == better).all()
+    with h5py.File(run.path / "export" / "b.cxi") as file:
+        entry = file["entry_1"]
+        translation = entry["sample_1/geometry_1/translation"]
+        np.testing.assert_array_equal(translation[:, 1], image["position_y"] + 1e-8)
+        np.testing.assert_array_equal(entry["frames/position_y"], image["position_y"])  # as it was recorded
+        energy, wavelength = entry["instrument_1/source_1/energy"], entry["instrument_1/source_1/wavelength"]
+        assert energy[()] / 1.602176634e-19 == pytest.approx(8800, rel=1e-3)
+        assert (wavelength[()], wavelength.attrs["units"], energy.attrs["units"]) == (1.4089e-10, "m", "J")
+        assert entry["instrument_1/detector_1/distance"][()] == 2.4
+        assert entry["instrument_1/detector_1/x_pixel_size"][()] == 75e-6
+        assert entry["instrument_1/source_1/probe_pixel"][()] == pytest.approx(PIXEL)
 
 
 def test_a_run_without_images_says_so(tmp_path, capsys):

@@ -74,6 +74,21 @@ def test_every_column_and_the_image_are_by_the_version_at_the_end(actors, folder
     assert report.residual < 0.5 * float(np.median(residual))
 
 
+def test_what_the_refined_object_was_made_with_is_kept_beside_it(actors, folder):  # noqa: F811
+    me = measured(actors, folder)
+    assert "probe_refined" not in me.dataset("a").result()
+    settings = RefineSettings(passes=6, probe_from_pass=1, positions_from_pass=2)
+    finished(me, folder, refine=settings)
+    after = me.dataset("a").result()
+    assert after["probe_refined"].dims == ("mode", "probe_y", "probe_x")
+    assert after["probe_refined"].shape == PROBE.shape
+    assert not np.allclose(after["probe_refined"], PROBE)
+    moved = np.hypot(*(after[f"position_{axis}_refined"] - after[f"position_{axis}"] for axis in "yx"))
+    assert 0 < float(moved.max()) < 3  # recorded positions are right: only noise moves them
+    folder.write_object("a", after)
+    assert folder.objects()["a"].identical(after)
+
+
 def test_frames_of_a_scan_that_is_over_are_there_whatever_the_memory(actors, folder):  # noqa: F811
     """And a scan of which nothing is made stays as it was."""
     me = predictor(actors, folder, (("a", 40), ("b", 20)), settings=PredictorSettings(memory_bytes=1))

@@ -485,3 +485,11 @@ def test_a_running_campaign_takes_labels_in_and_tells_how_late_they_were(tmp_pat
     assert (folder.path / "labels" / "refused" / "rubbish.npz").is_file()
     assert replay(folder.events())[0].finished
     assert [event["reason"] for event in told(folder, "ScanRefined")] == ["the run was stopped by a person"]
+
+
+@pytest.mark.parametrize("name", ["first", "again", "live"])
+def test_positions_are_corrected_in_the_last_refinement_alone(name):
+    refine = RefineSettings(passes=3, positions_from_pass=1)
+    with pytest.raises(ValueError, match=f"found positions_from_pass=1 in {name}, expected it in final"):
+        LabelSettings(**{name: LiveSettings(refine=refine) if name == "live" else refine})
+    assert LabelSettings.with_probe(positions_from_pass=5).final.refine.positions_from_pass == 5

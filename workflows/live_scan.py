@@ -22,6 +22,7 @@ from steering import (
     CampaignSettings,
     Experiment,
     Geometry,
+    LabelSettings,
     ProbeFirst,
     Progress,
     Raster,
@@ -56,17 +57,19 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         return
     before = take_announced(options, folder.path / "announced.json")
     probe = None if options.probe is None else given_probe(options.probe, options.window)
+    labels = LabelSettings() if probe is not None else LabelSettings.with_probe()
+    patch = options.window // 8 * 5 // 4 * 4
     if probe is None or options.orientation == "auto":
         probe, options.orientation, before = begun_with(options, probe, before, folder.path / "begun.npz")
     source = made(options, probe, before)
-    patch = options.window // 8 * 5
     experiment = Experiment(
         source=source,
         policy=POLICIES[options.policy](source.candidates),
-        network=ProbeFirst(window=options.window, patch=patch - patch % 2, width=24, modes=len(source.probe)),
+        network=ProbeFirst(window=options.window, patch=patch, width=24, modes=len(source.probe)),
         strategy=ER(),
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1.5e-3),
         campaign=CampaignSettings(steps=options.steps, label_every=150, rounds_after_end=options.rounds),
+        labels=labels,
         device=options.device,
     )
     with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:

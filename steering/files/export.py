@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.files.units import PLANCK_TIMES_C
+
+OPTICS = ("wavelength", "distance", "detector_pixel")
 Image = NDArray[np.float32]
 _SHOWN = ("phase_refined", "phase")
 """The image that a viewer opens first: the first of these that is there."""
@@ -20,6 +23,7 @@ _CLASSES = {
     "sample_1/geometry_1": "NXcollection",
     "instrument_1": "NXinstrument",
     "instrument_1/source_1": "NXsource",
+    "instrument_1/detector_1": "NXdetector",
     "frames": "NXcollection",
 }
 """Of groups that are no images; viewers pass over those of none."""
@@ -43,7 +47,9 @@ class ScanExport:
     frames: Mapping[str, NDArray] = field(default_factory=dict)
     """(frame,) each, by name."""
     probe: NDArray[np.complex64] | None = None
-    """(mode, y, x)"""
+    """(mode, y, x), its pixels as large as the images'."""
+    optics: Mapping[str, float] = field(default_factory=dict)
+    """Those of OPTICS that are known, metres; distance: from sample to detector."""
 
 
 def write_cxi(path: Path, scan: ScanExport) -> None:
@@ -74,6 +80,9 @@ def write_cxi(path: Path, scan: ScanExport) -> None:
             entry["sample_1/geometry_1/translation"].attrs["units"] = scan.unit
             if scan.probe is not None:
                 entry["instrument_1/source_1/probe"] = scan.probe
+                _in_unit(entry, "instrument_1/source_1/probe_pixel", float(scan.y[1] - scan.y[0]), scan.unit)
+            for name, value, unit in _optics(scan.optics):
+                _in_unit(entry, f"instrument_1/{name}", value, unit)
             for name, column in scan.frames.items():
                 entry[f"frames/{name}"] = column
             for name, kind in _CLASSES.items():
@@ -109,6 +118,23 @@ def _complex(images: Mapping[str, Image]) -> dict[str, NDArray[np.complex64]]:
         if amplitude is not None and phase is not None:
             found[name] = (amplitude * np.exp(1j * phase)).astype(np.complex64)
     return found
+
+
+def _optics(known: Mapping[str, float]) -> Iterator[tuple[str, float, str]]:
+    """As CXI names them: SI units, the energy in joules."""
+    if "wavelength" in known:
+        yield "source_1/wavelength", known["wavelength"], "m"
+        yield "source_1/energy", PLANCK_TIMES_C / known["wavelength"], "J"
+    if "distance" in known:
+        yield "detector_1/distance", known["distance"], "m"
+    if "detector_pixel" in known:
+        yield "detector_1/x_pixel_size", known["detector_pixel"], "m"
+        yield "detector_1/y_pixel_size", known["detector_pixel"], "m"
+
+
+def _in_unit(group: Any, name: str, value: float, unit: str) -> None:
+    group[name] = value
+    group[name].attrs["units"] = unit
 
 
 def _nxdata(group: Any, values: NDArray, scan: ScanExport, name: str, unit: str) -> None:

@@ -87,8 +87,9 @@ class ScanReader:
 
     def dataset(self) -> xr.Dataset:
         """The whole image with units, the truth beside it where it is known, and the table of all frames: what
-        object.zarr holds of a scan."""
-        return _dataset(self.live, Picture(self.live, 1))
+        object.zarr holds of a scan. Once it is concluded also the probe of the refined object and, where they were
+        corrected, its positions."""
+        return _dataset(self.live, Picture(self.live, 1)).assign(_refined_with(self.live))
 
     def network_image(self, part: tuple[slice, slice]) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
         """These rows and columns (Y, X), complex as the network sees them, and where it has seen enough to say
@@ -230,7 +231,8 @@ def _dataset(
             **table,
         },
         coords=live.axes(drawn.factor) | {"frame": frame_id},
-        attrs={"scan": live.scan, "length_unit": live.geometry.length_unit, "refinement": live.refinement},
+        attrs={"scan": live.scan, "length_unit": live.geometry.length_unit, "refinement": live.refinement}
+        | live.geometry.optics,
     )
     if region is not None:
         shape = live.canvas.shape
@@ -238,6 +240,21 @@ def _dataset(
         y, x = (slice(low // drawn.factor, -(-high // drawn.factor)) for low, high in limits)
         whole = whole.isel(y=y, x=x)
     return whole.copy(deep=True)
+
+
+def _refined_with(live: LiveImage) -> dict[str, tuple[tuple[str, ...], NDArray, dict[str, str]]]:
+    refined, n = live.refined, len(live.frames)
+    if not live.concluded or refined is None:
+        return {}
+    pixel, unit = live.geometry.object_pixel, {"units": live.geometry.length_unit}
+    found: dict[str, tuple[tuple[str, ...], NDArray, dict[str, str]]] = {
+        "probe_refined": (("mode", "probe_y", "probe_x"), refined.probe, {"long_name": "probe of the refined object"})
+    }
+    if len(refined.moved) == n and refined.moved.any():
+        (position,) = live.frames.read("position")
+        where = (position + refined.moved) * pixel
+        found |= {f"position_{axis}_refined": (("frame",), where[:, k], unit) for k, axis in enumerate("yx")}
+    return found
 
 
 _UNITS = {

@@ -61,6 +61,12 @@ class Geometry:
         return self.wavelength * self.distance / (self.shape[0] * self.detector_pixel)
 
     @property
+    def optics(self) -> dict[str, float]:
+        """wavelength, distance and detector_pixel in metres; empty where they are not known."""
+        known = {name: getattr(self, name) for name in ("wavelength", "distance", "detector_pixel")}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
     def length_unit(self) -> str:
         """`m` where the geometry is known, else `object pixel`."""
         return "object pixel" if self.wavelength is None else "m"

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.files.export import ScanExport, write_cxi, write_tiffs
+from steering.files.export import OPTICS, ScanExport, write_cxi, write_tiffs
 from steering.models import ModelStore
 from steering.runner.folder import RunFolder
 
@@ -33,7 +33,11 @@ def export_run(folder: RunFolder, out: Path) -> list[Path]:
 def _of(image: xr.Dataset, probe: NDArray[np.complex64] | None) -> ScanExport:
     maps = {str(name): value for name, value in image.data_vars.items() if value.dims == ("y", "x")}
     columns = {str(name): value.values for name, value in image.data_vars.items() if value.dims == ("frame",)}
-    where = np.stack([columns.pop("position_y"), columns.pop("position_x")], axis=1)
+    if "position_y_refined" in columns:  # those of the refined object; the recorded ones stay beside them
+        where = np.stack([columns.pop("position_y_refined"), columns.pop("position_x_refined")], axis=1)
+    else:
+        where = np.stack([columns.pop("position_y"), columns.pop("position_x")], axis=1)
+    refined = image.get("probe_refined")
     return ScanExport(
         images={name: value.values for name, value in maps.items()},
         units={name: str(value.attrs.get("units", "1")) for name, value in maps.items()},
@@ -42,12 +46,14 @@ def _of(image: xr.Dataset, probe: NDArray[np.complex64] | None) -> ScanExport:
         unit=str(image.attrs.get("length_unit", "object pixel")),
         positions=where,
         frames=columns | {"frame_id": image["frame"].values},
-        probe=probe,
+        probe=probe if refined is None else refined.values,
+        optics={name: float(image.attrs[name]) for name in OPTICS if name in image.attrs},
     )
 
 
 def _probe(folder: RunFolder) -> NDArray[np.complex64] | None:
-    """(mode, y, x) of the newest version; None before the first, and for a network that keeps none."""
+    """(mode, y, x) of the newest version, for scans without a refined one; None before the first version, and for a
+    network that keeps none."""
     store = ModelStore(folder.models)
     number = store.newest()
     kept = None if number is None else store.weights(number).get("optics.probe")
