@@ -143,12 +143,12 @@ def test_a_pv_listens_once_it_is_connected_or_was_waited_for_long_enough(monkeyp
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
     served = Served()
-    monkeypatch.setattr(pva_client, "_CONNECT_S", 30.0)
+    monkeypatch.setattr(pva_client, "CONNECT_S", 30.0)
     here, nowhere = Follower(PvaFrames(pv="D:I", server=served.at)), Follower(PvaFrames(pv="D:I", server=nobody))
     here.looked(3)
     assert held(here.said) == 1
     assert nowhere.idle == 0
-    monkeypatch.setattr(pva_client, "_CONNECT_S", 0.2)
+    monkeypatch.setattr(pva_client, "CONNECT_S", 0.2)
     never = Follower(PvaFrames(pv="D:I", server=nobody))
     never.looked(3)
     for one in (here, nowhere, never):

@@ -7,7 +7,7 @@ import queue
 import time
 from typing import Any, NamedTuple
 
-_CONNECT_S = 3.0
+CONNECT_S = 3.0
 """Seconds after which a PV that does not answer is waited for no more."""
 
 
@@ -27,7 +27,7 @@ class Updates:
         self._queue: queue.Queue[Update] = queue.Queue(size)
         self._connected = self._heard = False
         self._begins = True
-        self._by = time.monotonic() + _CONNECT_S
+        self._by = time.monotonic() + CONNECT_S
         request = f"record[queueSize={size}]field({fields})"
         self._subscription = client.monitor(pv, self._take, request=request, notify_disconnect=True)
 
