@@ -492,4 +492,3 @@ def test_positions_are_corrected_in_the_last_refinement_alone(name):
     refine = RefineSettings(passes=3, positions_from_pass=1)
     with pytest.raises(ValueError, match=f"found positions_from_pass=1 in {name}, expected it in final"):
         LabelSettings(**{name: LiveSettings(refine=refine) if name == "live" else refine})
-    assert LabelSettings.with_probe(positions_from_pass=5).final.refine.positions_from_pass == 5

@@ -21,6 +21,7 @@ from steering import (
     ER,
     CampaignSettings,
     Experiment,
+    FinalSettings,
     Geometry,
     LabelSettings,
     ProbeFirst,
@@ -57,7 +58,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         return
     before = take_announced(options, folder.path / "announced.json")
     probe = None if options.probe is None else given_probe(options.probe, options.window)
-    labels = LabelSettings() if probe is not None else LabelSettings.with_probe()
+    # Labels keep the probe that was begun: so few frames could be explained by another probe and another object too.
+    labels = LabelSettings() if probe is not None else LabelSettings(final=FinalSettings.with_probe())
     patch = options.window // 8 * 5 // 4 * 4
     if probe is None or options.orientation == "auto":
         probe, options.orientation, before = begun_with(options, probe, before, folder.path / "begun.npz")

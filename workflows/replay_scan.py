@@ -22,6 +22,7 @@ from steering import (
     Canvas,
     Experiment,
     Field,
+    FinalSettings,
     HoldOut,
     LabelSettings,
     ProbeFirst,
@@ -29,6 +30,7 @@ from steering import (
     Random,
     Raster,
     ReadSettings,
+    RefineSettings,
     Replay,
     RunFolder,
     SpaceFilling,
@@ -69,8 +71,11 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         strategy=STRATEGIES[options.strategy](),
         trainer=TrainerSettings(batch=8, candidates=4, representatives=8, learning_rate=1e-3),
         campaign=CampaignSettings(rounds_after_end=options.rounds, labels_after_end=3),
-        labels=LabelSettings.with_probe(
-            window=len(recording.counts), positions_from_pass=5 if options.correct_positions else None
+        labels=LabelSettings(
+            window=len(recording.counts),
+            first=RefineSettings(passes=10, probe_from_pass=1),
+            again=RefineSettings(passes=5, probe_from_pass=0),
+            final=FinalSettings.with_probe(positions_from_pass=5 if options.correct_positions else None),
         ),
         device=options.device,
         hold_out=HoldOut(region=region, margin=margin),

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,13 @@ class FinalSettings:
     known, 0.1 was better or as good on three samples. passes=0: the object stays as the live image had it."""
     part_s: float = 1.0
     """Seconds of work after which labels that are due go before the rest of it."""
+
+    @classmethod
+    def with_probe(cls, *, positions_from_pass: int | None = None) -> FinalSettings:
+        """Settings that improve the probe too, as one that was begun from frames, or recorded with another scan, needs.
+        positions_from_pass: see `RefineSettings`."""
+        better = replace(cls().refine, alpha=0.3, probe_from_pass=1, positions_from_pass=positions_from_pass)
+        return cls(refine=better)
 
     def __post_init__(self) -> None:
         if not self.part_s > 0:

@@ -43,20 +43,6 @@ class LabelSettings:
                     "alone: positions are corrected in the last refinement of a scan"
                 )
 
-    @classmethod
-    def with_probe(cls, *, window: int = 400, positions_from_pass: int | None = None) -> LabelSettings:
-        """Settings by which each refinement improves the probe too, as one that was begun from frames, or recorded with
-        another scan, needs. positions_from_pass: of the last refinement, see `RefineSettings`."""
-        last = FinalSettings().refine
-        return cls(
-            window=window,
-            first=RefineSettings(passes=10, probe_from_pass=1),
-            again=RefineSettings(passes=5, probe_from_pass=0),
-            final=FinalSettings(
-                refine=replace(last, alpha=0.3, probe_from_pass=1, positions_from_pass=positions_from_pass)
-            ),
-        )
-
     def on(self, device: str) -> LabelSettings:
         """The same, computed on this device, see `RefineSettings.device`."""
         return replace(
