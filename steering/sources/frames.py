@@ -97,9 +97,13 @@ def light(frames: NDArray, mask: NDArray[np.bool_]) -> float:
 def light_in_corners(frames: NDArray, mask: NDArray[np.bool_]) -> float:
     """Share of the squared mean of frames (n, y, x) that is in their corners, which are a quarter of them: what is at
     least a quarter of a side from the middle both in y and in x. 0 without light."""
-    weight = np.where(mask, 0, frames.mean(0, dtype=np.float64)) ** 2 if frames.size else np.zeros((1, 1))
+    mean = np.where(mask, 0, frames.mean(0, dtype=np.float64)) if len(frames) else np.zeros(mask.shape)
+    most = float(np.abs(mean).max(initial=0))
+    if not 0 < most < np.inf:
+        return 0.0
+    weight = (mean / most) ** 2
     y, x = (np.abs(np.arange(n) - n // 2) >= n / 4 for n in weight.shape)
-    return float(weight[np.ix_(y, x)].sum() / total) if (total := weight.sum()) else 0.0
+    return float(weight[np.ix_(y, x)].sum() / weight.sum())
 
 
 def cut(frames: NDArray, mask: NDArray[np.bool_], window: Window) -> tuple[NDArray, NDArray[np.bool_]]:

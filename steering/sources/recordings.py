@@ -290,7 +290,7 @@ def _fitted(
     square, outside = cut(frames, bad, window)
     if (ny, nx) != (side, side):
         at = tuple(o + low + side // 2 for o, low in zip(_origin(settings), window.corner((ny, nx)), strict=True))
-        kept = light(square, outside) / light(frames, bad)
+        kept, whole = light(square, outside), light(frames, bad)
         if not kept:
             raise ValueError(
                 f"found no light within {side} x {side} pixels around pixel {at} (y, x), expected the beam: say where "
@@ -298,7 +298,7 @@ def _fitted(
             )
         notes.append(
             f"frames of {ny} x {nx} pixels are cut to {side} x {side} around pixel {at} (y, x), which leaves out "
-            f"{100 * (1 - kept):.1f} % of the light"
+            f"{100 * (1 - kept / whole) if whole else 0:.1f} % of the light"
         )
     return np.ascontiguousarray(square), outside, notes
 
