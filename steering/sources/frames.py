@@ -167,7 +167,7 @@ def _of_fewer_bits(frames: NDArray) -> NDArray[np.bool_]:
     """Pixels that have a mark of a detector with fewer bits in nearly every frame."""
     marks = flags_of_fewer_bits(frames.dtype)
     some = frames[np.linspace(0, len(frames) - 1, min(_LOOKED_AT, len(frames))).astype(int)]
-    found = np.isin(some, marks).any(0)
+    found: NDArray[np.bool_] = np.logical_or.reduce(np.isin(some, marks), axis=0)
     if found.any():
         times = sum(np.isin(frames[block][:, found], marks).sum(0) for block in _blocks(frames))
         found[found] = times >= NEARLY_EVERY * len(frames)

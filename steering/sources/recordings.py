@@ -238,7 +238,7 @@ def _in_photons(frames: NDArray, correction: Correction | None) -> NDArray:
 def _zero_frequency(frames: NDArray, bad: NDArray[np.bool_], settings: ReadSettings, said: str) -> list[str]:
     """Notes on where the light is in frames whose zero frequency was brought to their middle, from `said`. Raises
     ValueError where it is not there beyond doubt."""
-    looked_for = not (settings.roi is settings.centre is settings.window is None)  # or the beam's place was said
+    looked_for = any(given is not None for given in (settings.roi, settings.centre, settings.window))  # or said
     if frames.dtype.kind not in "uif" or (said == "centre" and looked_for):
         return []
     share = light_in_corners(frames, bad)
