@@ -111,7 +111,7 @@ def test_a_scan_whose_name_no_folder_can_have_gets_another_one_before_its_first_
     assert called[3] == f"{called[0]}-visit-2"
     assert called[-1] == "a_b"
     assert told[:2] == [
-        f"the scan '.a' is called {called[0]}: no folder can have its name",
+        f"the scan '.a' is called {called[0]}: names have 1 to 100 bytes, no slash, no leading dot",
         f"back at .a: its new frames are the scan {called[3]}",
     ]
 

@@ -100,7 +100,7 @@ def _of_the_run(event: Event) -> str | None:
 
 def _of_a_visit(event: ScanRevisited) -> str:
     if event.visit == scan_name(event.scan):
-        return f"the scan {event.scan!r} is called {event.visit}: no folder can have its name"
+        return f"the scan {event.scan!r} is called {event.visit}: names have 1 to 100 bytes, no slash, no leading dot"
     return f"back at {event.scan}: its new frames are the scan {event.visit}"
 
 

@@ -242,7 +242,7 @@ def _zero_frequency(frames: NDArray, bad: NDArray[np.bool_], settings: ReadSetti
     if frames.dtype.kind not in "uif" or (said == "centre" and looked_for):
         return []
     share = light_in_corners(frames, bad)
-    here, there = ("the middle", "corners") if said == "corner" else ("corners", "the middle")
+    here, there = ("the middle", "the corners") if said == "corner" else ("the corners", "the middle")
     found = f"{100 * share:.0f} % of the light (squared) in {here} of the file's frames, expected it in {there}, where"
     wanted = "centre" if said == "corner" else "corner"
     if share > _ELSEWHERE:
