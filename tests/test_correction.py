@@ -82,3 +82,17 @@ def test_images_that_do_not_fit_are_refused(tmp_path):
         Correction(dark=np.zeros((3, 3)), flat=np.ones((4, 4)))
     with pytest.raises(ValueError, match="gain=0"):
         Correction(gain=0)
+
+
+@pytest.mark.parametrize("scale", [1000.0, 0.01])
+def test_a_flat_field_that_is_not_about_1_is_refused(tmp_path, scale):
+    """Photons are whole: divided by 1000, the weak part of every frame would be gone."""
+    flat = scale * FLAT
+    flat[3, 4], flat[5, 6] = 0, np.nan  # these are bad in any flat field
+    np.save(tmp_path / "flat.npy", flat)
+    parser = argparse.ArgumentParser()
+    add_correction(parser)
+    with pytest.raises(ValueError, match=r"a median of \S+, expected about 1 .*divide it by that"):
+        given_correction(parser.parse_args(["--flat", str(tmp_path / "flat.npy")]))
+    with pytest.raises(ValueError, match="a median of nan"):
+        Correction(flat=np.zeros((4, 4)))

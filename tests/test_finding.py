@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from steering.ptychography import Canvas, simulate, zone_plate
+from steering.ptychography import Canvas, Refined, simulate, zone_plate
 from steering.records import Geometry
 from steering.runner import RunFolder
 from steering.sources import Recording
-from steering.sources.finding import find_orientation, oriented, turned
+from steering.sources.finding import find_orientation, lit_residual, oriented, turned
 from workflows import bench_recorded
 
 N, SIDE = 32, 96
@@ -70,6 +70,20 @@ def far_apart():
     canvas = Canvas(thing.shape, (-240, -240))
     counts = np.random.default_rng(0).poisson(simulate(thing, PROBE, canvas, where)).astype(np.uint16)
     return Recording(counts=counts, positions=where, probe=PROBE, geometry=Geometry(shape=(N, N)))
+
+
+def test_frames_without_light_do_not_count_in_a_search():
+    """They are never refined, and stand at 1: more than half of such would make every try equal."""
+    mask = np.zeros((N, N), bool)
+    mask[3, 5] = True
+    part = scan(rough(), mask=mask)
+    part.counts[20:] = 0
+    part.counts[20:, 3, 5] = 7  # a bad pixel is no light
+    residual = np.where(np.arange(60) < 20, 0.25, 1.0).astype(np.float32)
+    found = Refined(object=rough(), probe=PROBE, residual=residual, covered=np.ones((SIDE, SIDE), bool))
+    assert lit_residual(found, part) == 0.25
+    part.counts[:] = 0
+    assert lit_residual(found, part) == 1.0
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ def test_a_reader_sees_an_object_as_it_was_or_as_it_is(folder):
     assert seen == sorted(seen)
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101])
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101, "é" * 51])
 def test_a_scan_name_that_no_folder_can_have_is_refused(folder, name):
     with pytest.raises(ValueError, match="no slash, no leading dot"):
         folder.write_object(name, image(1))

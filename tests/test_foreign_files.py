@@ -18,7 +18,8 @@ import scipy.io
 from steering.files import Bounds, Memory, isolated, read_npz
 from steering.files.arrays import DAMAGED
 from steering.sources import read_recording
-from steering.sources.recordings import ReadSettings, read_probe
+from steering.sources.probe_file import read_probe
+from steering.sources.recordings import ReadSettings
 from tests.test_recordings import FRAMES, N, counts, read, write_cxi, write_npz
 
 DATA = "entry_1/data_1/data"
@@ -278,6 +279,37 @@ def test_a_probe_of_its_own_file(tmp_path, kind):
     (tmp_path / "cut").write_bytes(path.read_bytes()[:300])
     with pytest.raises((ValueError, OSError), match="cut: found"):
         read_probe(tmp_path / "cut")
+
+
+def matlab_probe():
+    """(mode, y, x), and (y, x, mode), as somebody sees it in MATLAB."""
+    rng = np.random.default_rng(0)
+    probe = (rng.normal(size=(3, N, N)) + 1j * rng.normal(size=(3, N, N))).astype(np.complex64)
+    return probe, np.moveaxis(probe, 0, -1)
+
+
+@pytest.mark.parametrize("part", ["<f8", "<f4", ">f4"])
+def test_a_probe_of_matlab_in_hdf5(tmp_path, part):
+    """Version 7.3, with the axes reversed and complex numbers of its own."""
+    probe, kept = matlab_probe()
+    records = np.empty(kept.T.shape, [("real", part), ("imag", part)])
+    records["real"], records["imag"] = kept.T.real, kept.T.imag
+    with h5py.File(tmp_path / "new.mat", "w", userblock_size=512) as file:
+        file["outputs/probes"] = file["mine"] = records
+        for name in ("outputs/probes", "mine"):
+            file[name].attrs["MATLAB_class"] = np.bytes_("single")
+    for place in ("new.mat:/outputs/probes", "new.mat:mine", "new.mat"):
+        np.testing.assert_array_equal(read_probe(tmp_path / place), probe)
+    with pytest.raises(ValueError, match=r"new\.mat:/outputs: found \['mine', 'outputs'\], expected one of outputs"):
+        read_probe(tmp_path / "new.mat:/outputs")
+
+
+def test_a_probe_of_an_older_matlab(tmp_path):
+    probe, kept = matlab_probe()
+    scipy.io.savemat(tmp_path / "old.mat", {"p": kept, "other": np.zeros(3)})
+    np.testing.assert_array_equal(read_probe(tmp_path / "old.mat:/p"), probe)
+    with pytest.raises(ValueError, match=r"found arrays \['other', 'p'\], expected one of q"):
+        read_probe(tmp_path / "old.mat:q")
 
 
 def test_pipes_are_not_waited_for(tmp_path):

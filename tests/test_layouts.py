@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -440,6 +441,41 @@ def test_a_table_tells_a_raster_from_channels(tmp_path):
         taken = read_recording(path, zero_frequency="centre", settings=ReadSettings(positions=named))
         np.testing.assert_array_equal(taken.counts, frames.reshape(-1, N, N))
         np.testing.assert_allclose(taken.positions, (grid - grid.mean(0)) * 1e-6, atol=1e-15)
+
+
+def test_a_unit_that_is_said_goes_before_that_of_a_known_table(tmp_path):
+    lynx_orchestra(tmp_path / "scan.h5")
+    table = tmp_path / "scan.dat"
+    title, names, *rows = table.read_text().splitlines()
+    scaled = [" ".join(repr(1e3 * float(v)) if k in (3, 6) else v for k, v in enumerate(row.split())) for row in rows]
+    table.write_text("\n".join([title, names, *scaled]))
+    taken = read_recording(
+        tmp_path / "scan.h5", zero_frequency="centre", settings=ReadSettings(positions="scan.dat[nm]")
+    )
+    np.testing.assert_allclose(taken.positions, where() - where().mean(0), atol=1e-14)
+    with pytest.raises(ValueError, match="would overlap if they were in nm"):
+        read_recording(tmp_path / "scan.h5", zero_frequency="centre", settings=ReadSettings(positions="scan.dat"))
+
+
+@pytest.mark.parametrize(
+    ("where_else", "said"), [("a", "/some/a uint32 (2, 16, 16)"), ("*", "/some/a uint32 (6, 16, 16)")]
+)
+def test_frames_at_a_group_or_a_pattern_are_all_taken_and_inspected_unread(tmp_path, capsys, where_else, said):
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        for k, name in enumerate("abc"):
+            file[f"some/{name}"] = counts()[2 * k : 2 * k + 2]
+        file["x"], file["y"] = where()[:, 1], where()[:, 0]
+        file["mixed/data"], file["mixed/x"] = counts(), where()[:, 1]
+    path = tmp_path / "scan.h5"
+    assert main(["inspect", str(path), "--frames", f":/some/{where_else}", "--most-bytes", "1000"]) == 0
+    assert f"frames: scan.h5: {said}" in capsys.readouterr().out
+    settings = ReadSettings(positions=":/x,/y[m]", energy=KEV * 1000, distance=DISTANCE, detector_pixel=PIXEL)
+    if where_else == "*":
+        for place in (":/some/*", ":/some", ":/some/a,/some/b,/some/c"):
+            taken = read_recording(path, zero_frequency="centre", settings=replace(settings, frames=place))
+            np.testing.assert_array_equal(taken.counts, counts())
+    with pytest.raises(ValueError, match=r"/mixed/data \(6, 16, 16\), /mixed/x \(6,\) as frames, expected"):
+        read_recording(path, zero_frequency="centre", settings=replace(settings, frames=":/mixed"))
 
 
 def test_energies_of_lynx_are_in_kev_wherever_they_are(tmp_path):

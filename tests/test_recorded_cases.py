@@ -13,6 +13,7 @@ import pytest
 
 from steering.cli import main
 from steering.files import units
+from steering.sources.correction import Correction
 from steering.sources.recordings import ReadSettings
 from steering.sources.window import Window
 from tests.test_recordings import FRAMES, J_PER_EV, N, counts, read, translation, write_cxi, write_npz
@@ -85,7 +86,16 @@ def test_an_inverted_mask_is_asked_about_and_can_be_turned(tmp_path, dtype):
     assert read(path, settings=ReadSettings(mask="none")).geometry.mask is None
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64, ">u4", ">u2"])
+@pytest.mark.parametrize("mode", ["inverted", "file"])
+def test_a_mask_without_a_number_is_bad_either_way(tmp_path, mode):
+    wanted = np.zeros((N, N), bool)
+    wanted[:, 7], wanted[2, 3] = True, True
+    good = np.where(wanted, np.nan, 1.0 if mode == "inverted" else 0.0)
+    taken = read(write_cxi(tmp_path / "a.cxi", mask=good), settings=ReadSettings(mask=mode))
+    np.testing.assert_array_equal(taken.geometry.mask, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, ">u4", ">u2"])
 def test_both_marks_of_unsigned_counters(tmp_path, dtype):
     most = np.iinfo(dtype).max
     data = counts().astype(dtype)
@@ -132,6 +142,22 @@ def test_marks_of_a_detector_with_fewer_bits_and_hot_pixels(tmp_path):
     assert np.argwhere(taken.geometry.mask).tolist() == [[5, 5], [7, 7]]
 
 
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+@pytest.mark.parametrize(("dtype", "mark"), [(np.uint32, 65535), (np.int64, 2**32 - 1), (np.float32, 2**32 - 1)])
+def test_marks_of_fewer_bits_are_known_in_any_dtype_and_before_a_correction(tmp_path, dtype, mark, gain):
+    """A float32 holds 2^32 - 1 as 2^32, and half of 65535 is no mark. The frame in the middle was never written. Of a
+    gap no pixel is brighter than those beside it, which makes it hot."""
+    data = (2 * counts()[[0, 1, 2, 3, 4, 5] * 2]).astype(dtype)
+    gap = np.zeros((N, N), bool)
+    gap[4:6] = True
+    data[:, gap] = mark
+    data[6] = 0
+    path = write_cxi(tmp_path / "a.cxi", data=data, translation=WHERE, mask=np.zeros((N, N), np.uint8))
+    taken = read(path, settings=ReadSettings(correction=None if gain == 1 else Correction(gain=gain)))
+    np.testing.assert_array_equal(taken.geometry.mask, gap)
+    np.testing.assert_array_equal(taken.counts[:, ~gap], (data / gain)[:, ~gap])
+
+
 def test_impossible_counts_are_refused(tmp_path):
     data = counts().astype(np.uint32)
     data[2, 7, 7] = 10**9
@@ -166,6 +192,49 @@ def test_a_large_detector_is_cut_around_its_beam_and_bins_keep_counts(tmp_path):
     assert halved.geometry.object_pixel == pytest.approx(taken.geometry.object_pixel)
     with pytest.raises(ValueError, match="at most 56 pixels"):
         read(path, settings=ReadSettings(window=64))
+
+
+def beam_at(path, y, x, *, side=256, corner=False):
+    """A scan of a large detector with a beam of 16 pixels around a pixel, and its frames around that."""
+    spots = np.random.default_rng(0).poisson(
+        40 * np.exp(-((np.indices((N, N)) - N // 2) ** 2).sum(0) / 8), (FRAMES, N, N)
+    )
+    big = np.zeros((FRAMES, side, side), np.uint16)
+    big[:, y - N // 2 : y + N // 2, x - N // 2 : x + N // 2] = spots
+    big = np.fft.ifftshift(big, axes=(1, 2)) if corner else big
+    return write_cxi(path, data=big, without=("mask", "probe")), spots
+
+
+def test_a_window_that_is_small_beside_its_detector_holds_the_beam(tmp_path):
+    """How far the beam may be off is measured by the window, not by the detector."""
+    path, spots = beam_at(tmp_path / "a.cxi", 156, 128)  # 28 of 256 pixels
+    taken = read(path, settings=ReadSettings(window=32))
+    np.testing.assert_array_equal(taken.counts[:, 8:24, 8:24], spots)
+    assert any("around pixel (156, 128) (y, x), which leaves out 0.0 % of the light" in note for note in taken.notes)
+    small = read(path, settings=ReadSettings(window=8))
+    left = 100 * (1 - spots[:, 4:12, 4:12].sum() / spots.sum())
+    assert any(f"leaves out {left:.1f} % of the light" in note for note in small.notes)
+    tilted = read(beam_at(tmp_path / "b.cxi", 131, 128)[0], settings=ReadSettings(window=32))
+    np.testing.assert_array_equal(tilted.counts[:, 11:27, 8:24], spots)
+    with pytest.raises(ValueError, match=r"no light within 16 x 16 pixels around pixel \(40, 40\)"):
+        read(path, settings=ReadSettings(window=16, centre=(40, 40)))
+
+
+@pytest.mark.parametrize("said", ["corner", "centre"])
+def test_a_zero_frequency_that_the_light_contradicts_is_refused(tmp_path, said):
+    path, spots = beam_at(tmp_path / "a.cxi", 34, 31, side=64, corner=said == "centre")
+    other = "corner" if said == "centre" else "centre"
+    with pytest.raises(ValueError, match=rf"% of the light .*zero_frequency='{said}'.*--zero-frequency {other}"):
+        read(path, zero_frequency=said)
+    assert read(path, zero_frequency=other).counts.sum() == spots.sum()
+
+
+def test_a_beam_in_a_corner_of_the_detector_is_read_where_it_is_said_or_looked_for(tmp_path):
+    path, spots = beam_at(tmp_path / "a.cxi", 12, 14, side=64)
+    with pytest.raises(ValueError, match="--centre Y X"):
+        read(path)
+    for settings in (ReadSettings(window=16), ReadSettings(centre=(12, 14), window=16)):
+        np.testing.assert_array_equal(read(path, settings=settings).counts, spots)
 
 
 ROI, CENTRE = (10, 62, 20, 76), (30.0, 48.0)
@@ -278,6 +347,19 @@ def test_a_glitch_of_an_encoder_is_named_and_can_be_left_out(tmp_path, away):
     taken = read(path, settings=ReadSettings(drop_outliers=True))
     assert len(taken.counts) == 11
     np.testing.assert_array_equal(taken.counts, np.delete(np.tile(counts(), (2, 1, 1)), 7, 0))
+
+
+def test_positions_that_are_not_finite_can_be_left_out(tmp_path):
+    bad = WHERE.copy()
+    bad[4, 1], bad[7, :2] = np.nan, 1.0
+    path = long(tmp_path / "a.cxi", bad)
+    with pytest.raises(ValueError, match=r"1 positions that are not finite.*--drop-outliers"):
+        read(path)
+    taken = read(path, settings=ReadSettings(drop_outliers=True))
+    np.testing.assert_array_equal(taken.counts, np.delete(np.tile(counts(), (2, 1, 1)), [4, 7], 0))
+    kept = np.delete(WHERE[:, [1, 0]], [4, 7], 0)
+    np.testing.assert_allclose(taken.positions, kept - kept.mean(0), atol=1e-18)
+    assert "frames 4 are left out: their positions are not finite" in taken.notes
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(1e6, "um"), (1e3, "mm")])
@@ -485,6 +567,23 @@ def test_empty_frames_and_no_light_at_all(tmp_path):
     assert np.isfinite(taken.fitted_probe()).all()
     with pytest.raises(ValueError, match="no counts in any of the 6 frames"):
         read(write_cxi(tmp_path / "b.cxi", data=data * 0))
+
+
+def test_a_reference_is_an_array_and_is_judged_before_the_scan_is_read(tmp_path):
+    from workflows import live_scan, replay_scan
+
+    thing = np.exp(1j * np.arange(160 * 150).reshape(160, 150))
+    np.save(tmp_path / "a.npy", thing)
+    np.savez(tmp_path / "a.npz", object=thing, other=np.zeros(3))
+    for name in ("a.npy", "a.npz"):
+        interior, canvas = replay_scan.read_reference(str(tmp_path / name))
+        np.testing.assert_allclose(interior, thing[70:-70, 70:-70], rtol=1e-6)
+        assert (canvas.shape, canvas.origin) == ((20, 10), (-10, -5))
+    np.save(tmp_path / "small.npy", thing[:140])
+    with pytest.raises(ValueError, match=r"small\.npy: found complex128 \(140, 150\), expected a reconstructed object"):
+        replay_scan.main(None, [str(tmp_path / "no scan.cxi"), "--reference", str(tmp_path / "small.npy")])
+    with pytest.raises(ValueError, match=r"a\.npy: found no npz file \(one array without a name"):
+        live_scan.known_objects(tmp_path / "a.npy")
 
 
 def test_a_scan_of_one_frame(tmp_path):

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
 from steering.records import (
     Decision,
@@ -14,6 +15,7 @@ from steering.records import (
     chunk_geometry,
     make_chunk,
     positions_px,
+    scan_name,
 )
 
 N = 8
@@ -228,3 +230,21 @@ def test_model_versions_count_from_zero():
         ModelVersion(number=-1, network="ProbeFirst", hyperparameters={})
     with pytest.raises(ValueError, match="found noise_share=2"):
         ModelVersion(number=0, network="ProbeFirst", hyperparameters={}, noise_share=2.0)
+
+
+@given(st.text(max_size=300))
+def test_the_name_of_a_scan_is_that_of_a_folder_and_what_is_one_stays(name):
+    fit = scan_name(name)
+    assert scan_name(fit) == fit
+    assert 1 <= len(fit.encode()) <= 100
+    assert fit.isprintable()
+    assert not fit.startswith(".")
+    assert not set("/\\\0") & set(fit)
+    assert scan_name(name + "-") != fit
+
+
+def test_a_name_that_is_made_fit_keeps_what_it_can():
+    assert scan_name("2026-11 star [3], \u00b5m") == "2026-11 star [3], \u00b5m"
+    assert scan_name("../scan/7\n").startswith("_scan_7_-")
+    assert scan_name("") == "scan-e3b0c442"
+    assert scan_name("\udcff")  # a byte of a file's name that is no UTF-8

@@ -21,12 +21,13 @@ from steering.inference import Predictor
 from steering.inference.event_queue import EventQueue
 from steering.policies import SpaceFilling
 from steering.ptychography import zone_plate
-from steering.records import Geometry, make_chunk
+from steering.records import Geometry, make_chunk, scan_name
 from steering.runner.actors import call, place
 from steering.runner.asked_before import AskedBefore
+from steering.runner.describe import describe
 from steering.runner.given_again import unlogged
 from steering.runner.source_actor import SourceActor
-from steering.runner.source_events import SourceResume
+from steering.runner.source_events import SourceResume, Visits
 from steering.runner.spool import write_spooled
 from steering.sources import SimulatedBeamline, Stage
 from tests.test_inference import publish
@@ -93,6 +94,26 @@ def test_a_scan_name_that_returns_is_a_new_visit_and_every_frame_is_used(tmp_pat
     assert {scan: image.sizes["frame"] for scan, image in images.items()} == dict.fromkeys(names, FRAMES)
     assert "truth_phase" in images["a-visit-3"]  # the sample is the same
     assert "truth_phase" not in images["b-visit-2"]
+
+
+def test_a_scan_whose_name_no_folder_can_have_gets_another_one_before_its_first_frame_is_used():
+    visits, called, told = Visits(), [], []
+    for own in (".a", ".a", "x" * 100, ".a", "x" * 101, "x" * 102, "x" * 100, "", "a/b", "a_b"):
+        one = make_chunk(np.ones((1, 8, 8), np.uint16), [0], np.zeros((1, 2)), Geometry(shape=(8, 8)), scan=own)
+        event = visits.note(one)
+        told += [] if event is None else [describe(event)]
+        called.append(one.attrs["scan"])
+        assert scan_name(called[-1]) == called[-1]  # which is what RunFolder.write_object asks for
+        assert one.attrs.get("visit_of", called[-1]) == own  # by which its truth is known
+    assert called[0] == called[1]
+    assert len(set(called)) == len(called) - 1
+    assert called[2] == "x" * 100
+    assert called[3] == f"{called[0]}-visit-2"
+    assert called[-1] == "a_b"
+    assert told[:2] == [
+        f"the scan '.a' is called {called[0]}: names have 1 to 100 bytes, no slash, no leading dot",
+        f"back at .a: its new frames are the scan {called[3]}",
+    ]
 
 
 class Sink:

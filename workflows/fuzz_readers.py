@@ -47,7 +47,8 @@ from steering.runner.manifest import (
     read_part,
     write_part,
 )
-from steering.sources.recordings import ReadSettings, read_probe
+from steering.sources.probe_file import read_probe
+from steering.sources.recordings import ReadSettings
 
 BOUNDS = ReadSettings(bounds=Bounds(bytes=2**24, seconds=20.0))
 N, FRAMES = 16, 6

@@ -239,7 +239,10 @@ def given_probe(path: Path, window: int) -> NDArray[np.complex64]:
 def known_objects(path: Path) -> dict[str, NDArray[np.complex64]]:
     """(Y, X) of each array of an npz file, by its name: that of a scan."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("one array without a name, as in .npy")
+        with arrays:
             found = {name: arrays[name] for name in arrays.files}
     except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: found no npz file ({error}), expected one with an array for each scan") from error

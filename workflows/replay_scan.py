@@ -41,7 +41,7 @@ from steering import (
     read_recording,
     run,
 )
-from steering.files import Bounds
+from steering.files import Bounds, isolated_array
 from steering.ptychography.device import add_device
 from steering.sources import Recording, begun_and_oriented, oriented, with_probe
 from steering.sources.correction import add_correction, given_correction
@@ -53,6 +53,7 @@ POLICIES = {"space_filling": SpaceFilling, "raster": Raster, "random": Random}
 def main(folder: RunFolder, arguments: list[str]) -> None:
     """Replay a recording."""
     options = _options(arguments)
+    reference = None if options.reference is None else read_reference(options.reference)
     recording = read(options)
     pixel = recording.geometry.object_pixel
     region, margin = held_out(recording.positions / pixel, options.margin)
@@ -60,8 +61,8 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         recording,
         tolerance=options.tolerance * pixel,
         frame_rate=options.frame_rate,
-        scan=Path(options.file).name.split(".")[0],
-        reference=None if options.reference is None else read_reference(options.reference),
+        scan=Path(options.file).name.lstrip(".").split(".")[0],
+        reference=reference,
     )
     window = recording.geometry.shape[0]
     experiment = Experiment(
@@ -109,7 +110,7 @@ def read(options: argparse.Namespace) -> Recording:
         options.file,
         zero_frequency=options.zero_frequency,
         orientation="none" if options.orientation == "auto" else options.orientation,
-        probe=None if options.probe is None else read_probe(options.probe, bounds=bounds),
+        probe=None if options.probe is None else _given_probe(options, bounds),
         settings=settings,
     )
     if options.orientation == "auto" and recording.probe is None:
@@ -122,6 +123,11 @@ def read(options: argparse.Namespace) -> Recording:
     for note in recording.notes:
         print(note)
     return recording
+
+
+def _given_probe(options: argparse.Namespace, bounds: Bounds) -> NDArray[np.complex64]:
+    """FILE may be left out of FILE:/path for the scan itself."""
+    return read_probe(f"{options.file if options.probe.startswith(':') else ''}{options.probe}", bounds=bounds)
 
 
 def held_out(positions: NDArray[np.float64], margin: float | None) -> tuple[Field, float]:
@@ -150,14 +156,18 @@ def corner(positions: NDArray[np.float64], quantile: float = 0.7) -> Field:
 
 
 def read_reference(path: str, border: int = 70) -> tuple[NDArray[np.complex64], Canvas]:
-    """A trusted reconstruction: .npz with `object` (Y, X) whose middle is position 0; its interior, and where it lies.
+    """A trusted reconstruction: `object` (Y, X), whose middle is position 0, of an .npz file, or the array of an .npy
+    file or at FILE:/path of another; its interior, and where it lies.
 
-    border: pixels left away on every side, where too few frames overlap to be trusted.
+    border: pixels left away on every side, where too few frames overlap to be trusted. Raises ValueError for another
+    array, and OSError for a file that is missing or damaged.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if "object" not in file:
-            raise ValueError(f"{path}: found the arrays {sorted(file)}, expected one named object: the reconstruction")
-        whole = file["object"]
+    whole = isolated_array(path, ("object",))
+    if whole.ndim != 2 or min(whole.shape) <= 2 * border or whole.dtype.kind not in "cfiu":
+        raise ValueError(
+            f"{path}: found {whole.dtype} {whole.shape}, expected a reconstructed object, complex (Y, X) of more "
+            f"than {2 * border} pixels each way, {border} of which on every side are left away"
+        )
     middle = (whole.shape[0] / 2, whole.shape[1] / 2)
     interior = whole[border:-border, border:-border].astype(np.complex64)
     return interior, Canvas(interior.shape, (border - middle[0], border - middle[1]))
@@ -166,7 +176,11 @@ def read_reference(path: str, border: int = 70) -> tuple[NDArray[np.complex64], 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="steering run workflows/replay_scan.py", description=__doc__.split("\n")[0])
     parser.add_argument("file", help="the recording: HDF5, .npz or .npz.bz2 (see steering inspect)")
-    parser.add_argument("--reference", metavar="FILE", help=".npz with a trusted `object` to compare with")
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="a trusted object (y, x) to compare with: .npz with `object`, .npy, .mat or HDF5",
+    )
     parser.add_argument(
         "--zero-frequency", choices=("corner", "centre"), default="corner", help="of the frames (corner)"
     )
@@ -192,7 +206,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 def _add_reading(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--probe", metavar="FILE", help=".npy, .npz, .mat or HDF5 with a probe (y, x) or (mode, y, x)")
+    group.add_argument(
+        "--probe",
+        metavar="FILE[:/path]",
+        help=".npy, .npz, .mat or HDF5 with a probe (y, x), (mode, y, x) or (y, x, mode), and where in it",
+    )
     group.add_argument(
         "--correct-positions", action="store_true", help="by the frames, when the object is refined at the end"
     )
@@ -225,7 +243,7 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--binning", type=int, default=1, help="pixels along each side that become one (1)")
     group.add_argument("--least-counts", type=float, default=0.0, help="of a frame: those with fewer are left out (0)")
     group.add_argument(
-        "--drop-outliers", action="store_true", help="leave out frames with positions far from all others"
+        "--drop-outliers", action="store_true", help="leave out frames with positions far from all others or not finite"
     )
     add_correction(group)
     group.add_argument("--allow-folder", metavar="DIR", action="append", default=[], help="where links may lead")

@@ -22,7 +22,8 @@ class AnswerIgnored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ScanRevisited(Event):
-    """The source came back to a scan that it had left: what is measured now is the new scan `visit`."""
+    """The source came back to a scan that it had left, or calls one as no folder can be called: what is measured now is
+    the new scan `visit`."""
 
     scan: str
     visit: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def add_commands(commands: Any) -> None:
     inspect.add_argument(
         "--allow-folder", metavar="DIR", action="append", default=[], help="folder that links in the file may lead to"
     )
+    inspect.add_argument("--most-bytes", type=int, help="most bytes of all arrays (half of the machine's memory)")
     inspect.set_defaults(command=_inspect)
 
 
@@ -105,6 +107,7 @@ def _inspect(chosen: argparse.Namespace) -> int:
         return 0
 
     bounds = Bounds(folders=tuple(chosen.allow_folder))
+    bounds = bounds if chosen.most_bytes is None else replace(bounds, bytes=chosen.most_bytes)
     for line in inspect_lines(
         chosen.file, ReadSettings(frames=chosen.frames, positions=chosen.positions, bounds=bounds)
     ):

@@ -118,11 +118,12 @@ class Hdf5:
         Raises ValueError for values that are no plain numbers, too large, compressed by a filter that is not there, or
         kept in a file that is missing or outside the allowed folders.
         """
-        shape = self.shape(dataset)
+        shape, fields = self.shape(dataset), _complex_fields(dataset.dtype)
         if out is None:
-            out = self.memory.empty(shape, dataset.dtype, str(dataset.name))
+            dtype = dataset.dtype if fields is None else np.result_type(fields[0], np.complex64)
+            out = self.memory.empty(shape, dtype, str(dataset.name))
         if out.size:
-            dataset.read_direct(out)
+            dataset.read_direct(out if fields is None else out.view(fields))
         return out
 
     def unit(self, dataset: h5py.Dataset, unit: str) -> str:
@@ -270,9 +271,10 @@ def _plain(kind: h5py.h5t.TypeID, *, texts: bool = False) -> bool:
     """Whether values of a type are numbers, bools or complex numbers (or texts): never objects, references, tags."""
     allowed: tuple[int, ...] = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
     if kind.get_class() == h5py.h5t.COMPOUND:
-        return kind.get_nmembers() == 2 and all(
-            kind.get_member_class(i) == h5py.h5t.FLOAT and kind.get_member_name(i) in (b"r", b"i") for i in range(2)
-        )
+        members = range(kind.get_nmembers())
+        return all(kind.get_member_class(i) == h5py.h5t.FLOAT for i in members) and {
+            kind.get_member_name(i) for i in members
+        } in ({b"r", b"i"}, {b"real", b"imag"})
     if kind.get_class() == h5py.h5t.ENUM:
         return bool(kind.get_super().get_class() == h5py.h5t.INTEGER)
     native_complex = getattr(h5py.h5t, "COMPLEX", None)
@@ -281,6 +283,14 @@ def _plain(kind: h5py.h5t.TypeID, *, texts: bool = False) -> bool:
         *((h5py.h5t.STRING,) if texts else ()),
         *((native_complex,) if native_complex else ()),
     )
+
+
+def _complex_fields(dtype: np.dtype) -> np.dtype | None:
+    """How complex numbers as MATLAB writes them are read into an array of such; None: h5py knows what these are."""
+    if dtype.names is None:
+        return None
+    part = np.result_type(np.float32, *(dtype[name] for name in dtype.names))
+    return np.dtype([("real", part), ("imag", part)])
 
 
 def _refuse_unknown_filters(made: h5py.h5p.PropDCID, name: str) -> None:

@@ -34,6 +34,7 @@ _ROOT = str(Path(__file__).parents[2])
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from steering.files.child import serve; serve(int(sys.argv[2]))"
 )
+_ARRAY_READER = "steering.files.array_file:read_array_file"
 _SPARE_S = 30.0
 """A fork ends itself when its time is over; after so much more the server is given up."""
 _MOST_REPLY = 2**26
@@ -121,12 +122,16 @@ def isolated(reader: str, path: str | Path, bounds: Bounds | None = None, **opti
 
 
 def isolated_array(path: str | Path, names: Sequence[str], bounds: Bounds | None = None) -> NDArray:
-    """One array of a .npy, .npz, .mat or HDF5 file: the first of `names` that is there, or the only one.
+    """One array of a .npy, .npz, .mat or HDF5 file: the first of `names` that is there, or the only one; of FILE:/path
+    the one that is named. Axes are those of whoever wrote it: MATLAB's (y, x, mode) stay so.
 
     Raises ValueError and OSError, with the path in front, for a file that is damaged, or has no such array.
     """
+    file, colon, inside = str(path).rpartition(":")
+    named = bool(colon) and not Path(path).is_file()
+    options = {"names": [inside.strip("/")] if named else list(names), "named": named}
     try:
-        found: NDArray = isolated("steering.files.array_file:read_array_file", path, bounds, names=list(names))["array"]
+        found: NDArray = isolated(_ARRAY_READER, file if named else path, bounds, **options)["array"]
     except (ValueError, OSError) as error:
         raise type(error)(f"{path}: {error}") from error
     return found

@@ -21,18 +21,27 @@ from steering.files.bounds import Bounds, Memory
 from steering.files.finder import Finder, columns
 from steering.files.hdf5 import Hdf5
 from steering.files.layouts import LAYOUTS, WRITTEN, Layout
+from steering.files.masks import bad_pixels
 from steering.files.raster import channels, each
+from steering.files.stacks import take_stack
 from steering.files.tables import TextTable, table_count, table_positions
 from steering.files.units import PLANCK_TIMES_C, factor
 
 
 def read_scan_file(
-    path: str, memory: Memory, bounds: Bounds, *, given: Mapping[str, str] | None = None, look: bool = False
+    path: str,
+    memory: Memory,
+    bounds: Bounds,
+    *,
+    given: Mapping[str, str] | None = None,
+    look: bool = False,
+    inverted: bool = False,
 ) -> dict[str, Any]:
     """What a file holds of a scan.
 
-    given: `frames`, `positions` or `probe` from elsewhere: FILE:/path[unit], positions also FILE:/x,/y[unit]; a FILE is
-    beside the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`.
+    given: `frames` or `positions` from elsewhere: FILE:/path[unit], positions also FILE:/x,/y[unit]; a FILE is beside
+    the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`. inverted: what the
+    file's mask calls bad is good.
     Returns `layout`; `frames` (..., y, x), `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel";
     `units`, in which positions were, where that was said; `wavelength`, `distance`, `detector_pixel`, `object_pixel` in
     metres; `mask` (y, x), True = bad; `probe`; `said`, a dictionary of what was read where; `notes`, sentences on what
@@ -47,7 +56,7 @@ def read_scan_file(
         raise ValueError(f"found {' and '.join(given)} given for a .npz file, expected them in it, as data and scan")
     try:
         if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
-            return _read_hdf5(place, memory, bounds, given, look)
+            return _read_hdf5(place, memory, bounds, given, look=look, inverted=inverted)
         if start[:3] == b"BZh":
             return _read_arrays(unpacked_bz2(place, memory), memory, look)
         if start[:2] == b"PK":
@@ -80,7 +89,9 @@ def _read_arrays(file: Any, memory: Memory, look: bool) -> dict[str, Any]:
     return {k: v for k, v in found.items() if not (look and k in ("frames", "probe"))}
 
 
-def _read_hdf5(path: Path, memory: Memory, bounds: Bounds, given: dict[str, str], look: bool) -> dict[str, Any]:
+def _read_hdf5(
+    path: Path, memory: Memory, bounds: Bounds, given: dict[str, str], *, look: bool, inverted: bool
+) -> dict[str, Any]:
     main = Hdf5(path, memory, bounds.folders)
     files = [main]
     try:
@@ -99,14 +110,14 @@ def _read_hdf5(path: Path, memory: Memory, bounds: Bounds, given: dict[str, str]
         found: dict[str, Any] = {"layout": layout.name, "amplitude": layout.amplitude}
         found |= {"said": {}, "missing": [], "notes": [], "doubts": {}}
         for name, text in given.items():
-            _take_given(found, name, text, path, memory, bounds)
+            _take_given(found, name, text, path, memory, bounds, look=look)
         _take_frames(found, layout, reader[0], look)
         _take_given_positions(found)
         _match_numbers(found, layout, reader[1])
         _take_positions(found, layout, reader[1])
         _leave_unwritten(found, reader[0])
         _take_numbers(found, layout, reader[1])
-        _take_images(found, layout, reader[1], look)
+        _take_images(found, layout, reader[1], look=look, inverted=inverted)
         found.pop("raster", None)
         return found
     finally:
@@ -136,37 +147,14 @@ def _partner(path: Path, pair: tuple[str, str]) -> Path:
 
 
 def _take_frames(found: dict[str, Any], layout: Layout, reader: Finder, look: bool) -> None:
-    if "frames" in found:
+    if "frames" in found or "shape" in found:
         return
     nodes = reader.first(layout.frames)
-    shapes = [reader.file.shape(node) for node in nodes]
-    if any(len(shape) < 2 for shape in shapes) or not nodes:
-        raise ValueError(f"found frames of shapes {sorted(set(shapes))[:5]}, expected (frame, y, x)")
-    images = sorted({shape[-2:] for shape in shapes})
-    if len(images) != 1:
-        raise ValueError(
-            f"found frames of shapes {images[:5]} in one scan ({nodes[0].name}), expected one shape for all"
-        )
-    dtype = np.result_type(*{node.dtype for node in nodes})
-    counted = [math.prod(shape[:-2]) for shape in shapes]
-    many = 1
-    if len(nodes) == 1 and len(shapes[0]) == 4:
-        if layout.name.startswith("NeXus"):
-            many, note = channels(shapes[0][0], shapes[0][1], _counted(found, layout, reader))
-            found["notes"] += [note] if note else []
-        if many == 1:
-            found["raster"] = shapes[0][:2]
-    whole = shapes[0] if len(nodes) == 1 else (sum(counted), *images[0])
-    found["said"]["frames"] = f"{nodes[0].name} {nodes[0].dtype} {whole}"
-    if look:
-        found["shape"] = [sum(counted) // many, *images[0]]
-        return
-    out = reader.file.memory.empty((sum(counted), *images[0]), dtype, "frames")
-    at = 0
-    for node, shape, count in zip(nodes, shapes, counted, strict=True):
-        reader.file.read(node, out[at : at + count].reshape(shape))
-        at += count
-    found["frames"] = out.reshape(shapes[0])[:, 0] if many > 1 else out
+    many, shape = 1, reader.file.shape(nodes[0]) if len(nodes) == 1 else ()
+    if len(shape) == 4 and layout.name.startswith("NeXus"):
+        many, note = channels(shape[0], shape[1], _counted(found, layout, reader))
+        found["notes"] += [note] if note else []
+    found["said"]["frames"] = take_stack(found, nodes, reader.file, look=look, many=many)
 
 
 def _counted(found: dict[str, Any], layout: Layout, reader: Finder) -> tuple[int, ...]:
@@ -274,14 +262,13 @@ def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None
 _OPTIONS = {"wavelength": "--energy", "distance": "--distance", "detector_pixel": "--pixel"}
 
 
-def _take_images(found: dict[str, Any], layout: Layout, reader: Finder, look: bool) -> None:
+def _take_images(found: dict[str, Any], layout: Layout, reader: Finder, *, look: bool, inverted: bool) -> None:
     nodes = reader.first(layout.mask)
     if nodes:
         found["said"]["mask"] = f"{nodes[0].name} ({layout.mask_rule})"
         if not look:
-            found["mask"] = np.ascontiguousarray(_bad(reader.file.read(nodes[0]), layout.mask_rule))
-    if "probe" in found:
-        return
+            mask = reader.file.read(nodes[0])
+            found["mask"] = np.ascontiguousarray(bad_pixels(mask, layout.mask_rule, inverted=inverted))
     for path in layout.probe:
         node = reader.file.find(path)
         if node is not None and hasattr(node, "dtype") and node.dtype.kind == "c":
@@ -291,24 +278,10 @@ def _take_images(found: dict[str, Any], layout: Layout, reader: Finder, look: bo
             return
 
 
-_CXI_BAD = 0x07DF
-"""Invalid, saturated, hot, dead, shadowed, to be ignored, bad, out of the limits, missing, noisy: the others inform."""
-
-
-def _bad(mask: NDArray, rule: str) -> NDArray[np.bool_]:
-    """(y, x), True where a pixel is bad in (nearly) every one of several masks."""
-    lost = np.isnan(mask) if mask.dtype.kind in "fc" else np.zeros(mask.shape, bool)
-    if rule == "cxi" and mask.dtype.kind in "ui":
-        bad = (mask.astype(np.int64) & _CXI_BAD) != 0
-    else:
-        bad = lost | ((mask == 0) if rule == "good" else (mask != 0))
-    if bad.ndim < 2:
-        raise ValueError(f"found a mask of shape {mask.shape}, expected (y, x)")
-    return bad.reshape(-1, *bad.shape[-2:]).mean(0) > 0.9
-
-
-def _take_given(found: dict[str, Any], name: str, text: str, path: Path, memory: Memory, bounds: Bounds) -> None:
-    """`frames`, `positions` or `probe` from FILE:/path[unit]; FILE may be left out for the scan itself."""
+def _take_given(
+    found: dict[str, Any], name: str, text: str, path: Path, memory: Memory, bounds: Bounds, *, look: bool
+) -> None:
+    """`frames` or `positions` from FILE:/path[unit]; FILE may be left out for the scan itself."""
     place, unit = [*text[:-1].rsplit("[", 1), "m"][:2] if text.endswith("]") else (text, "m")
     file_name, colon, inside = place.rpartition(":")
     if not colon and name == "positions":
@@ -328,21 +301,19 @@ def _take_given(found: dict[str, Any], name: str, text: str, path: Path, memory:
         for one in inside.split(","):
             nodes = Finder(file).first((one.strip("/"),))
             if not nodes:
-                raise ValueError(f"found no {one} in {there.name}, expected {name} there: `steering inspect` lists it")
+                top = ", ".join(sorted(file.file)[:20])
+                raise ValueError(f"found no {one} in {there.name}, which has {top}, expected {name} there: name it")
             parts.append(nodes)
-        found["said"][name] = text
-        if name == "positions":
-            found["length"] = "m"
-            values = [np.concatenate(_lengths(nodes, file, found, unit, sure=text.endswith("]"))) for nodes in parts]
-            if len(values) == 2:
-                found["pair"] = values[1].ravel(), values[0].ravel()
-            else:
-                found["positions"] = columns(values[0], inside)[:, ::-1]
+        if name == "frames":
+            said = take_stack(found, [node for nodes in parts for node in nodes], file, look=look)
+            found["said"][name] = f"{there.name}: {said}"
+            return
+        found["said"][name], found["length"] = text, "m"
+        values = [np.concatenate(_lengths(nodes, file, found, unit, sure=text.endswith("]"))) for nodes in parts]
+        if len(values) == 2:
+            found["pair"] = values[1].ravel(), values[0].ravel()
         else:
-            found[name] = file.read(parts[0][0])
-            if name == "frames":
-                found["raster"] = found["frames"].shape[:-2]
-                found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])
+            found["positions"] = columns(values[0], inside)[:, ::-1]
     finally:
         file.close()
         os.chdir(path.resolve().parent)
@@ -377,7 +348,9 @@ def _take_given_positions(found: dict[str, Any]) -> None:
     there, inside, unit, text = found.pop("table")
     found["length"] = "m"
     if not inside:
-        found["positions"], found["said"]["positions"] = table_positions(there, frames)
+        given = unit if text.endswith("]") else None
+        found["positions"], found["said"]["positions"], used = table_positions(there, frames, given)
+        found["units"] = [used]
         return
     names = [one.strip("/") for one in inside.split(",")]
     if len(names) != 2:

@@ -65,11 +65,12 @@ class TextTable:
         return bool((numbers == np.rint(numbers)).all() and (np.diff(numbers) >= 0).all())
 
 
-def table_positions(path: Path, frames: int) -> tuple[NDArray[np.float64], str]:
-    """(frame, 2) of (y, x) in metres from a table that a beamline has written, and words on what was recognised.
+def table_positions(path: Path, frames: int, unit: str | None = None) -> tuple[NDArray[np.float64], str, str]:
+    """(frame, 2) of (y, x) in metres from a table that a beamline has written, words on what was recognised, and the
+    unit in which they were.
 
-    frames: how many there are. Rows with one number of a frame are averaged. Raises ValueError for another table, and
-    for one that has not a position for each frame.
+    frames: how many there are. unit: None for the one that such tables have. Rows with one number of a frame are
+    averaged. Raises ValueError for another table, and for one that has not a position for each frame.
     """
     table = TextTable(path)
     kind = table.known()
@@ -80,8 +81,9 @@ def table_positions(path: Path, frames: int) -> tuple[NDArray[np.float64], str]:
         )
     numbers, index = np.unique(table.column(kind.frame), return_inverse=True)
     rows = np.bincount(index)
-    unit = factor(kind.unit, "length", path.name)
-    where = [np.bincount(index, table.column(key)) / rows * sign * unit for key, sign in
+    unit = kind.unit if unit is None else unit
+    scale = factor(unit, "length", path.name)
+    where = [np.bincount(index, table.column(key)) / rows * sign * scale for key, sign in
              zip((kind.y, kind.x), kind.signs, strict=True)]  # fmt: skip
     if len(numbers) != frames or (np.diff(numbers) != 1).any():
         raise ValueError(
@@ -90,7 +92,7 @@ def table_positions(path: Path, frames: int) -> tuple[NDArray[np.float64], str]:
             "FILE:/x,/y[unit]"
         )
     each = f", {len(table.rows) / frames:.3g} rows of each frame are averaged" if len(table.rows) > frames else ""
-    return np.stack(where, axis=1), f"{path.name} ({kind.name}, {kind.unit}{each})"
+    return np.stack(where, axis=1), f"{path.name} ({kind.name}, {unit}{each})", unit
 
 
 def table_count(path: Path, *, named: bool) -> int:

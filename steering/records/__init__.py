@@ -10,6 +10,7 @@ from steering.records.chunk import chunk_geometry, make_chunk, positions_px
 from steering.records.decisions import MEASURED, Decision, ModelVersion, Prediction
 from steering.records.geometry import Field, Geometry
 from steering.records.ids import Ids
+from steering.records.scan_names import scan_name
 from steering.records.source import Source
 from steering.records.travel import Travel
 
@@ -27,4 +28,5 @@ __all__ = [
     "chunk_geometry",
     "make_chunk",
     "positions_px",
+    "scan_name",
 ]

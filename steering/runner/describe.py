@@ -36,6 +36,7 @@ from steering.campaign import (
     WorkFailed,
     decode,
 )
+from steering.records import scan_name
 from steering.runner.stream_lines import stream_lines, troubled
 
 FREQUENT = ("ChunkArrived", "PredictionReady", "DecisionSuggested")
@@ -91,10 +92,16 @@ def _of_the_run(event: Event) -> str | None:
         case FramesLost():
             return f"{len(event.frame_ids)} frames of {event.scan} lost: {event.reason}"
         case ScanRevisited():
-            return f"back at {event.scan}: its new frames are the scan {event.visit}"
+            return _of_a_visit(event)
         case StreamsReported() if silent := troubled(event.streams):
             return "; ".join(line for line in stream_lines(event.streams) if line.split(":")[0] in silent)
     return None
+
+
+def _of_a_visit(event: ScanRevisited) -> str:
+    if event.visit == scan_name(event.scan):
+        return f"the scan {event.scan!r} is called {event.visit}: names have 1 to 100 bytes, no slash, no leading dot"
+    return f"back at {event.scan}: its new frames are the scan {event.visit}"
 
 
 def _of_models(event: Event) -> str | None:

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -22,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from steering.files import own_file, read_json
+from steering.records import scan_name
 from steering.records.whole_file import write_whole
 from steering.runner.object_store import read_scan, scans_in, write_scan
 
@@ -176,8 +176,11 @@ class RunFolder:
         image: dims (y, x) for images and (frame) for what belongs to frames. Raises OSError, ValueError for a name
         that no folder can have.
         """
-        if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,99}", scan):
-            raise ValueError(f"found a scan named {scan!r}, expected 1 to 100 characters, no slash, no leading dot")
+        if scan_name(scan) != scan:
+            raise ValueError(
+                f"found a scan named {scan!r}, expected 1 to 100 bytes in UTF-8, no slash, no leading dot, nothing "
+                f"that cannot be printed: call it {scan_name(scan)!r}, say"
+            )
         with explained(self.path / "object.zarr"):
             write_scan(self.path / "object.zarr", scan, image)
 

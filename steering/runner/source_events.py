@@ -13,6 +13,7 @@ import xarray as xr
 
 from steering.campaign import Event, FellBack, ScanRevisited, Steer
 from steering.campaign.unmeasured import Asked
+from steering.records import scan_name
 from steering.sources import Source
 
 
@@ -107,8 +108,9 @@ class GoOn:
 
 
 class Visits:
-    """Names the scans of a source apart. A scan is over when a chunk of another one comes; where the source comes back
-    to its name, that is a new scan: a visit, which is called `NAME-visit-2`, `NAME-visit-3` and so on."""
+    """Names the scans of a source apart, and as folders can be named (`scan_name`), before their first frame is used. A
+    scan is over when a chunk of another one comes; where the source comes back to its name, that is a new scan: a
+    visit, which is called `NAME-visit-2`, `NAME-visit-3` and so on."""
 
     def __init__(self, scans: Mapping[str, str] | None = None) -> None:
         """scans: names of the scans so far, in their order, and how the source calls each."""
@@ -127,15 +129,15 @@ class Visits:
         return names, [ScanRevisited(time=time.time(), scan=own, visit=scan) for scan, own in found if own != scan]
 
     def note(self, chunk: xr.Dataset) -> ScanRevisited | None:
-        """Rename the chunk's scan where it is a visit, and keep its own name as the attribute `visit_of`. Returns the
-        event with the first chunk of a visit."""
+        """Rename the chunk's scan where it is a visit, or has a name that no folder can have, and keep its own name as
+        the attribute `visit_of`. Returns the event with the first chunk of such a scan."""
         name = str(chunk.attrs["scan"])
         called, present = next(reversed(self.scans.items()), ("", None))
         begins = name != present
         if begins:
-            called, number = name, 2
+            called, number = scan_name(name), 2
             while called in self.scans:
-                called, number = f"{name}-visit-{number}", number + 1
+                called, number = scan_name(f"{scan_name(name)}-visit-{number}"), number + 1
             self.scans[called] = name
         if called == name:
             return None

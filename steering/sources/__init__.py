@@ -27,10 +27,10 @@ if TYPE_CHECKING:
         Streams as Streams,
     )
     from steering.sources.orientation import ORIENTATIONS as ORIENTATIONS
+    from steering.sources.probe_file import read_probe as read_probe
     from steering.sources.recordings import (
         ReadSettings as ReadSettings,
         Recording as Recording,
-        read_probe as read_probe,
         read_recording as read_recording,
     )
     from steering.sources.replay import Replay as Replay
@@ -51,7 +51,8 @@ _NAMES = {
     "steering.sources.inspection": "inspect_lines",
     "steering.sources.live": "LiveSourceSettings LiveSource Streams",
     "steering.sources.orientation": "ORIENTATIONS",
-    "steering.sources.recordings": "ReadSettings Recording read_probe read_recording",
+    "steering.sources.probe_file": "read_probe",
+    "steering.sources.recordings": "ReadSettings Recording read_recording",
     "steering.sources.replay": "Replay",
     "steering.sources.simulated": "SimulatedBeamline Stage detector_gap hard_xray_geometry sample",
     "steering.sources.first_probe": "begun_and_oriented with_probe",

@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.files import Bounds, isolated_array
+from steering.sources.flags import flagged, saturated, without_count
 
+_FLAT = 0.5, 2.0
+"""The median of a flat field's good pixels is within these."""
 _NAMES = ("data", "dark", "flat", "flatfield", "mask", "entry/data/data", "entry_1/data_1/data")
 
 
@@ -24,7 +27,8 @@ class Correction:
     dark: NDArray | None = None
     """(y, x) what a frame reads without light."""
     flat: NDArray | None = None
-    """(y, x) response of each pixel, 1 on average; a pixel of 0 or less, or that is not finite, is bad."""
+    """(y, x) response of each pixel, about 1 (their median 0.5 to 2): of another, as of a flat field in counts, few
+    photons of a frame or far too many were left. A pixel of 0 or less, or that is not finite, is bad."""
     gain: float = 1.0
     """What the detector reads for one photon."""
     beam_stop: NDArray[np.bool_] | None = None
@@ -34,8 +38,20 @@ class Correction:
         shapes = {image.shape for image in (self.dark, self.flat, self.beam_stop) if image is not None}
         if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
             raise ValueError(f"found detector images of shapes {sorted(shapes)}, expected one shape (y, x) for all")
+        self._refuse_other_flat()
         if not 0 < self.gain < np.inf:
             raise ValueError(f"found gain={self.gain}, expected what the detector reads for one photon, above 0")
+
+    def _refuse_other_flat(self) -> None:
+        if self.flat is None:
+            return
+        good = self.flat[np.isfinite(self.flat) & (self.flat > 0)]
+        typical, (low, high) = float(np.median(good)) if good.size else np.nan, _FLAT
+        if not low <= typical <= high:
+            raise ValueError(
+                f"found a flat field whose good pixels have a median of {typical:.4g}, expected about 1 ({low:g} to "
+                f"{high:g}): divide it by that; how much the detector reads for one photon is the gain (--gain)"
+            )
 
     def photons(self, frames: NDArray) -> NDArray:
         """(..., y, x) float32 of what a detector reads (..., y, x): NaN where it has no counts, inf where it flags a
@@ -52,14 +68,10 @@ class Correction:
         bad = ~np.isfinite(read) if self.flat is None else ~(np.isfinite(read) & (self.flat > 0))
         if self.beam_stop is not None:
             bad = bad | self.beam_stop
-        if frames.dtype.kind == "u":
-            top = np.iinfo(frames.dtype).max
-            out[frames == top - 1] = np.inf
-            bad = bad | (frames == top)
-        elif frames.dtype.kind == "i":
-            bad = bad | (frames < 0)
-        else:  # readings around a dark may be negative, marks are these
-            bad = bad | (frames == -1) | (frames == -2)
+        full = saturated(frames)
+        out[full] = np.inf
+        # Whole readings are as the detector sends them; floats may be less than a dark that was subtracted.
+        bad = bad | ((flagged(frames) if frames.dtype.kind == "f" else without_count(frames)) & ~full)
         out[bad] = np.nan
         return out
 

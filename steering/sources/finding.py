@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.ptychography import Canvas, RefineSettings, refine
+from steering.ptychography import Canvas, Refined, RefineSettings, refine
 from steering.ptychography.device import one_thread
 from steering.records import Field
 from steering.sources.orientation import ORIENTATIONS, turn
@@ -78,8 +78,8 @@ def sure_orientation(recording: Recording, *, device: str = "auto") -> FoundOrie
     if not found.sure:
         raise ValueError(
             f"found no turn of the frames that explains them better than all others ({found}), expected one at "
-            f"{_STANDS_OUT} of the second best: is the object flat, or too little overlapped? Give the orientation "
-            f"({', '.join(ORIENTATIONS)})"
+            f"{_STANDS_OUT} of the second best: is the object flat, too little overlapped, or the zero frequency "
+            f"elsewhere (--zero-frequency)? Or give the orientation ({', '.join(ORIENTATIONS)})"
         )
     return found
 
@@ -108,10 +108,16 @@ def neighbours(where: NDArray[np.float64], frames: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(np.hypot(*(where - middle).T), kind="stable")[:frames])
 
 
+def lit_residual(found: Refined, part: Recording) -> float:
+    """Median residual of the frames with light, of those that were refined: the others say nothing. 1 without any."""
+    lit = part.counts[:, part.geometry.good()].any(1)
+    return float(np.median(found.residual[lit])) if lit.any() else 1.0
+
+
 def _residual(part: Recording, where: NDArray[np.float64], device: str) -> float:
     (y0, x0), (y1, x1) = where.min(0), where.max(0)
     canvas = Canvas.around(Field(y0, y1, x0, x1), part.geometry.shape[0])
     settings = replace(_SETTINGS, device=device)
     with one_thread():
         found = refine(part.counts, where, part.fitted_probe(), canvas, mask=part.geometry.mask, settings=settings)
-    return float(np.median(found.residual[part.counts.any((1, 2))])) if part.counts.any() else 1.0
+    return lit_residual(found, part)

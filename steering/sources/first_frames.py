@@ -104,7 +104,7 @@ def first(source: LiveSource, frames: int) -> Recording:
     counts = np.concatenate([chunk["counts"].values for chunk in chunks])
     axes = ("position_y", "position_x")
     positions = np.stack([np.concatenate([chunk[axis].values for chunk in chunks]) for axis in axes], axis=1)
-    counts, bad, _ = clean(counts, None, inverted=False)
+    counts, bad, _ = clean(counts, None)
     return Recording(
         counts=counts,
         positions=positions,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from steering.ptychography import Canvas, RefineSettings, add_modes, refine, rescale_probe
 from steering.ptychography.device import one_thread
 from steering.records import Field
-from steering.sources.finding import FoundOrientation, neighbours, turned
+from steering.sources.finding import FoundOrientation, lit_residual, neighbours, turned
 from steering.sources.orientation import ORIENTATIONS
 from steering.sources.recordings import Recording
 
@@ -115,7 +115,8 @@ def turn_without_probe(
     if not found.sure:
         raise ValueError(
             f"found no turn of the frames that explains them better than all others ({found}), each with a probe begun "
-            f"from them: give --probe, or --orientation ({', '.join(ORIENTATIONS)})"
+            f"from them: is the zero frequency elsewhere (--zero-frequency)? Or give --probe, or --orientation "
+            f"({', '.join(ORIENTATIONS)})"
         )
     first, twin = found.orientation, TWINS[found.orientation]
     exchanged, why = is_twin(begun, focus, phase)
@@ -187,7 +188,7 @@ def _begun(part: Recording, diameter: float, settings: RefineSettings) -> BegunP
         found = refine(part.counts, where, probe, canvas, mask=mask, settings=settings)
     window = part.geometry.shape[0] // 2
     inner = found.object[window:-window, window:-window]
-    return BegunProbe(float(np.median(found.residual)), diameter, found.probe, inner if inner.size else found.object)
+    return BegunProbe(lit_residual(found, part), diameter, found.probe, inner if inner.size else found.object)
 
 
 def _side(diameter: float) -> str:

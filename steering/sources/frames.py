@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.sources.flags import flagged, flags_of_fewer_bits
 from steering.sources.window import Window, placed
 
 NEARLY_EVERY = 0.9
@@ -20,34 +21,30 @@ _HOT = 20.0
 """A pixel is hot whose mean is so many times that of its brightest neighbour, and so in nearly every frame."""
 _IMPOSSIBLE = 10.0
 """A count above so many times what a whole bright frame holds is no count."""
-_MARKS = (2**16 - 1, 2**16 - 2, 2**20 - 1, 2**31 - 1, 2**32 - 1, 2**32 - 2)
-"""Values of detectors of fewer bits in a wider dtype: bad where they stand in nearly every frame."""
+_LOOKED_AT = 5
+"""Frames, evenly spaced, in one of which a flag of fewer bits must stand to be looked for in all."""
 _AT_ONCE = 2**22
 
 
-def clean(
-    frames: NDArray, mask: NDArray[np.bool_] | None, *, inverted: bool = False
-) -> tuple[NDArray, NDArray[np.bool_], list[str]]:
+def clean(frames: NDArray, mask: NDArray[np.bool_] | None) -> tuple[NDArray, NDArray[np.bool_], list[str]]:
     """Frames with marks taken out, the mask (y, x) of bad pixels, and notes.
 
-    frames: (n, y, x), changed in place. mask: (y, x), True = bad; inverted: True = good. Marks are all ones and all
-    ones but one in unsigned dtypes, -1, -2 and values that are not finite. A pixel marked in nearly every frame is
-    masked for the scan; elsewhere the value becomes that pixel's mean over the other frames, and a frame with more than
-    a tenth of its pixels marked becomes empty. Whole numbers get the smallest unsigned dtype. Raises ValueError
-    for shapes that do not fit, a mask of more than half of the detector, impossible counts and frames without light.
+    frames: (n, y, x), changed in place. mask: (y, x), True = bad. What a mark is: see `steering.sources.flags`. A pixel
+    marked in nearly every frame is masked for the scan; elsewhere the value becomes that pixel's mean over the other
+    frames, and a frame with more than a tenth of its pixels marked becomes empty. Whole numbers get the smallest
+    unsigned dtype. Raises ValueError for shapes that do not fit, a mask of more than half of the detector, impossible
+    counts and frames without light.
     """
     if frames.ndim != 3:
         raise ValueError(f"found frames of shape {frames.shape}, expected (frame, y, x)")
-    bad = _given_mask(mask, frames.shape[1:], inverted)
+    bad = _given_mask(mask, frames.shape[1:])
     if not len(frames) or not frames[0].size or frames.dtype.kind not in "uif":
         return frames, bad, []
     notes = []
     if bad.any():
         notes.append(f"the file's mask hides {100 * bad.mean():.3g} % of the detector")
     marked, total = _marked(frames)
-    stuck = marked >= NEARLY_EVERY * len(frames)
-    constant = _constant_marks(frames) & ~bad & ~stuck
-    new = (stuck | constant) & ~bad
+    new = ((marked >= NEARLY_EVERY * len(frames)) | _of_fewer_bits(frames)) & ~bad
     if new.any():
         notes.append(f"{int(new.sum())} more pixels are marked in nearly every frame and masked")
     bad |= new
@@ -65,6 +62,11 @@ def clean(
     bad |= hot
     _refuse_impossible(frames, bad)
     return _smallest(frames, bad), bad, notes
+
+
+def never_counting(frames: NDArray) -> NDArray[np.bool_]:
+    """Pixels (y, x) that have a mark, or a value below 0, in nearly every one of the frames (n, y, x), one or more."""
+    return np.asarray(_marked(frames)[0] >= NEARLY_EVERY * len(frames)) | _of_fewer_bits(frames)
 
 
 def squared(amplitudes: NDArray) -> NDArray:
@@ -85,6 +87,23 @@ def brightest(frames: NDArray, mask: NDArray[np.bool_]) -> tuple[int, int]:
         return frames.shape[1] // 2, frames.shape[2] // 2
     y, x = ((np.indices(weight.shape) * weight).sum((1, 2)) / weight.sum()).round().astype(int).tolist()
     return y, x
+
+
+def light(frames: NDArray, mask: NDArray[np.bool_]) -> float:
+    """All that frames (n, y, x) have counted outside of their mask (y, x)."""
+    return float(frames.sum(where=~mask, dtype=np.float64))
+
+
+def light_in_corners(frames: NDArray, mask: NDArray[np.bool_]) -> float:
+    """Share of the squared mean of frames (n, y, x) that is in their corners, which are a quarter of them: what is at
+    least a quarter of a side from the middle both in y and in x. 0 without light."""
+    mean = np.where(mask, 0, frames.mean(0, dtype=np.float64)) if len(frames) else np.zeros(mask.shape)
+    most = float(np.abs(mean).max(initial=0))
+    if not 0 < most < np.inf:
+        return 0.0
+    weight = (mean / most) ** 2
+    y, x = (np.abs(np.arange(n) - n // 2) >= n / 4 for n in weight.shape)
+    return float(weight[np.ix_(y, x)].sum() / weight.sum())
 
 
 def cut(frames: NDArray, mask: NDArray[np.bool_], window: Window) -> tuple[NDArray, NDArray[np.bool_]]:
@@ -113,12 +132,12 @@ def _blocks(frames: NDArray) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _given_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, ...], inverted: bool) -> NDArray[np.bool_]:
+def _given_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     if mask is None:
         return np.zeros(shape, bool)
     if mask.shape != shape:
         raise ValueError(f"found a mask of {mask.shape}, expected the frames' {shape}")
-    bad = ~mask if inverted else mask.copy()
+    bad = mask.copy()
     if bad.mean() > 0.5:
         raise ValueError(
             f"found a mask that hides {100 * bad.mean():.0f} % of the detector, expected less than half. Is it "
@@ -127,20 +146,12 @@ def _given_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, ...], inverted
     return bad
 
 
-def _flags(block: NDArray) -> NDArray[np.bool_]:
-    if block.dtype.kind == "u":
-        most = np.iinfo(block.dtype).max
-        return block >= (most - 1 if block.dtype.itemsize > 1 else most)
-    flags = (block == -1) | (block == -2)
-    return flags | ~np.isfinite(block) if block.dtype.kind == "f" else flags
-
-
 def _marked(frames: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """In how many frames a pixel is marked, and the sum of its values in the others."""
     marked, total = np.zeros(frames.shape[1:], np.int64), np.zeros(frames.shape[1:])
     negative = np.zeros(frames.shape[1:], np.int64)
     for some in _blocks(frames):
-        flags = _flags(frames[some])
+        flags = flagged(frames[some])
         if flags.any():
             marked += flags.sum(0)
             total += np.where(flags, 0, frames[some]).sum(0, dtype=np.float64)
@@ -152,12 +163,14 @@ def _marked(frames: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return np.where(stuck, len(frames), marked), np.where(stuck, 0, total)
 
 
-def _constant_marks(frames: NDArray) -> NDArray[np.bool_]:
-    middle = frames[len(frames) // 2]
-    candidates = np.argwhere(np.isin(middle, _MARKS))
-    found = np.zeros(middle.shape, bool)
-    for y, x in candidates[:_AT_ONCE]:
-        found[y, x] = (frames[:, y, x] == middle[y, x]).mean() >= NEARLY_EVERY
+def _of_fewer_bits(frames: NDArray) -> NDArray[np.bool_]:
+    """Pixels that have a mark of a detector with fewer bits in nearly every frame."""
+    marks = flags_of_fewer_bits(frames.dtype)
+    some = frames[np.linspace(0, len(frames) - 1, min(_LOOKED_AT, len(frames))).astype(int)]
+    found: NDArray[np.bool_] = np.logical_or.reduce(np.isin(some, marks), axis=0)
+    if found.any():
+        times = sum(np.isin(frames[block][:, found], marks).sum(0) for block in _blocks(frames))
+        found[found] = times >= NEARLY_EVERY * len(frames)
     return found
 
 
@@ -165,13 +178,13 @@ def _without_marks(
     frames: NDArray, bad: NDArray[np.bool_], marked: NDArray[np.int64], total: NDArray[np.float64]
 ) -> list[str]:
     mean = total / np.maximum(len(frames) - marked, 1)
-    first = frames[:1][~_flags(frames[:1])]
+    first = frames[:1][~flagged(frames[:1])]
     whole = frames.dtype.kind != "f" or bool((first == np.floor(first)).all())
     mean = np.where(bad, 0, np.rint(mean) if whole else mean).astype(frames.dtype)
     filled = broken = 0
     for some in _blocks(frames):
         block = frames[some]
-        flags = _flags(block)
+        flags = flagged(block)
         if frames.dtype.kind != "u":
             flags |= (block < 0) & bad
         here = flags & ~bad
@@ -215,7 +228,7 @@ def _refuse_impossible(frames: NDArray, bad: NDArray[np.bool_]) -> None:
 
 
 def _smallest(frames: NDArray, bad: NDArray[np.bool_]) -> NDArray:
-    """Whole numbers in the smallest unsigned dtype that holds them without its mark; anything else as it is."""
+    """Whole numbers in the smallest unsigned dtype that holds them without its marks; anything else as it is."""
     if frames.dtype.kind == "u" and frames.dtype.itemsize <= 4:
         return frames
     for some in _blocks(frames):
@@ -227,7 +240,7 @@ def _smallest(frames: NDArray, bad: NDArray[np.bool_]) -> NDArray:
         ):
             return frames
     largest = max(float(frames[some].max(where=~bad, initial=0)) for some in _blocks(frames))
-    fits = next((t for t in (np.uint8, np.uint16, np.uint32) if largest < np.iinfo(t).max - (t != np.uint8)), np.uint64)
+    fits = next((t for t in (np.uint8, np.uint16, np.uint32) if largest < np.iinfo(t).max - 1), np.uint64)
     out = np.empty(frames.shape, fits)
     for some in _blocks(frames):
         out[some] = np.where(bad, 0, frames[some])

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.files import Bounds, isolated, isolated_array
+from steering.files import Bounds, isolated
 from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
 from steering.records import Field, Geometry
 from steering.sources.correction import Correction
-from steering.sources.frames import brightest, clean, cut, squared
+from steering.sources.frames import brightest, clean, cut, light, light_in_corners, never_counting, squared
 from steering.sources.lengths import optics, positions_in_unit, refuse_impossible_optics
 from steering.sources.orientation import ORIENTATIONS, turn
 from steering.sources.positions import crowded, outliers, refuse_impossible
+from steering.sources.probe_file import fitted_probe, modes_of
 from steering.sources.window import Window, refuse_empty_region, region
 
 _READER = "steering.files.scan:read_scan_file"
@@ -52,14 +53,15 @@ class ReadSettings:
     """y0, y1, x0, x1 of the part of the file's frames that is used, detector pixels; None: whole frames."""
     centre: tuple[float, float] | None = None
     """Of the beam (y, x) in the file's frames, detector pixels; None: the middle of `roi`, or, of whole frames, their
-    zero frequency, or the brightest part where that is far from it."""
+    zero frequency. Where these are cut, by `window` or to the largest even square, it is the centre of the light if
+    that is farther from their zero frequency than an eighth of what is cut out."""
     window: int | None = None
     """Side of the square that is cut out around the beam, pixels after binning; None: the largest even one. Where `roi`
     or `centre` is given it may reach beyond that part: what is outside is masked."""
     binning: int = 1
     """So many pixels along each side become one, with the sum of their counts."""
     drop_outliers: bool = False
-    """Leave out frames whose positions are far from all others, in place of refusing the file."""
+    """Leave out frames whose positions are far from all others, or not finite, in place of refusing the file."""
     correction: Correction | None = None
     """What turns the file's readings into photons, (y, x) as the file's frames are."""
     least_counts: float = 0.0
@@ -104,7 +106,8 @@ class Recording:
         if not np.isfinite(self.positions).all():
             lost = int((~np.isfinite(self.positions)).any(axis=1).sum())
             raise ValueError(
-                f"found {lost} positions that are not finite, expected (y, x) of each frame: leave those out"
+                f"found {lost} positions that are not finite, expected (y, x) of each frame: repair them, or leave "
+                "these frames out (drop_outliers=True, --drop-outliers)"
             )
         if self.probe is not None and self.probe.shape[1:] != self.geometry.shape:
             raise ValueError(
@@ -168,7 +171,7 @@ def read_recording(
         raise FileNotFoundError(f"found no file {path}, expected a recorded scan: check the path")
     given = {name: where for name in ("frames", "positions") if (where := getattr(settings, name)) is not None}
     try:
-        fields = isolated(_READER, path, settings.bounds, given=given)
+        fields = isolated(_READER, path, settings.bounds, given=given, inverted=settings.mask == "inverted")
         return _recording(fields, settings, (zero_frequency, orientation), probe)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -176,41 +179,19 @@ def read_recording(
         raise OSError(f"{path}: {error}") from error
 
 
-def read_probe(path: str | Path, *, bounds: Bounds | None = None) -> NDArray[np.complex64]:
-    """A probe (mode, y, x) from a .npy, .npz, .mat or HDF5 file, under a usual name. Raises as `read_recording`."""
-    found = isolated_array(path, _PROBE_NAMES, bounds)
-    try:
-        if found.dtype.kind not in "cf" or found.ndim < 2:
-            raise ValueError(f"found {found.dtype} {found.shape}, expected a complex probe (mode, y, x)")
-        return _modes(found)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-_PROBE_NAMES = (
-    "probe",
-    "Probe",
-    "entry_1/instrument_1/source_1/probe",
-    "entry_1/instrument_1/source_1/illumination",
-    "entry_1/instrument_1/detector_1/probe",
-    "content/probe/Sscan_00G00/data",
-)
-
-
 def _recording(
     fields: dict[str, Any], settings: ReadSettings, turned: tuple[str, str], probe: NDArray[np.complex64] | None
 ) -> Recording:
     zero_frequency, orientation = turned
     numbers = optics(fields, energy=settings.energy, distance=settings.distance, detector_pixel=settings.detector_pixel)
-    data = squared(fields["frames"]) if fields["amplitude"] else fields["frames"]
+    data = _in_photons(squared(fields["frames"]) if fields["amplitude"] else fields["frames"], settings.correction)
     mask = None if settings.mask == "none" else fields.get("mask")
-    if settings.correction is not None:
-        data = settings.correction.photons(data)
     whole = data.shape[1:]
     data, mask, said = _region(data, mask, settings, zero_frequency)
-    data, bad, notes = clean(data, mask, inverted=settings.mask == "inverted")
+    data, bad, notes = clean(data, mask)
     if zero_frequency != "centre":
         data, bad = turn(data, zero_frequency, "none"), turn(bad[None], zero_frequency, "none")[0]
+    said += _zero_frequency(data, bad, settings, zero_frequency)
     counts, bad, more = _fitted(data, bad, settings)
     if orientation != "none":
         counts, bad = turn(counts, "centre", orientation), turn(bad[None], "centre", orientation)[0]
@@ -227,7 +208,7 @@ def _recording(
     refuse_impossible_optics(geometry)
     where = positions_in_unit(fields, [n // settings.binning for n in whole], geometry)
     given = fields.get("probe") if probe is None else probe
-    modes = None if given is None else _fitted_probe(_modes(given), whole, side, settings.binning)
+    modes = None if given is None else fitted_probe(modes_of(given), whole, side, settings.binning)
     if settings.least_counts and where.shape == (len(counts), 2):
         lit = counts.sum((1, 2), where=~bad, dtype=np.float64) >= settings.least_counts
         said.append(f"{int((~lit).sum())} frames with less than {settings.least_counts:g} counts are left out")
@@ -242,6 +223,39 @@ def _recording(
         geometry=geometry,
         notes=(f"layout: {fields['layout']}", *fields["notes"], *notes, *said, *more),
     )
+
+
+def _in_photons(frames: NDArray, correction: Correction | None) -> NDArray:
+    """Frames (n, y, x) as a correction says; what marks a pixel is looked for before, since no mark is one after."""
+    if correction is None or frames.ndim != 3 or not len(frames) or frames.dtype.kind not in "uif":
+        return frames if correction is None else correction.photons(frames)
+    never = never_counting(frames)
+    photons = correction.photons(frames)
+    photons[:, never] = np.nan
+    return photons
+
+
+def _zero_frequency(frames: NDArray, bad: NDArray[np.bool_], settings: ReadSettings, said: str) -> list[str]:
+    """Notes on where the light is in frames whose zero frequency was brought to their middle, from `said`. Raises
+    ValueError where it is not there beyond doubt."""
+    looked_for = any(given is not None for given in (settings.roi, settings.centre, settings.window))  # or said
+    if frames.dtype.kind not in "uif" or (said == "centre" and looked_for):
+        return []
+    share = light_in_corners(frames, bad)
+    here, there = ("the middle", "the corners") if said == "corner" else ("the corners", "the middle")
+    found = f"{100 * share:.0f} % of the light (squared) in {here} of the file's frames, expected it in {there}, where"
+    wanted = "centre" if said == "corner" else "corner"
+    if share > _ELSEWHERE:
+        otherwise = " or, where the beam itself is off, --centre Y X" if said == "centre" else ""
+        raise ValueError(
+            f"found {found} zero_frequency={said!r} says that the direct beam is: say {wanted!r} "
+            f"(--zero-frequency {wanted}){otherwise}"
+        )
+    return [f"{found} the zero frequency is said to be: is --zero-frequency {said} right?"] if share > 0.5 else []
+
+
+_ELSEWHERE = 0.9
+"""Share of the light, squared, which even light has to a quarter there, that shows where the direct beam is."""
 
 
 def _region(
@@ -273,11 +287,20 @@ def _fitted(
     if settings.binning > 1:
         notes.append(f"{settings.binning} x {settings.binning} pixels are one, their counts added")
     side = window.size * window.binning
+    square, outside = cut(frames, bad, window)
     if (ny, nx) != (side, side):
         at = tuple(o + low + side // 2 for o, low in zip(_origin(settings), window.corner((ny, nx)), strict=True))
-        notes.append(f"frames of {ny} x {nx} pixels are cut to {side} x {side} around pixel {at} (y, x)")
-    frames, bad = cut(frames, bad, window)
-    return np.ascontiguousarray(frames), bad, notes
+        kept, whole = light(square, outside), light(frames, bad)
+        if not kept:
+            raise ValueError(
+                f"found no light within {side} x {side} pixels around pixel {at} (y, x), expected the beam: say where "
+                "it is (--centre), or where the zero frequency is (--zero-frequency)"
+            )
+        notes.append(
+            f"frames of {ny} x {nx} pixels are cut to {side} x {side} around pixel {at} (y, x), which leaves out "
+            f"{100 * (1 - kept / whole) if whole else 0:.1f} % of the light"
+        )
+    return np.ascontiguousarray(square), outside, notes
 
 
 def _window(frames: NDArray, bad: NDArray[np.bool_], settings: ReadSettings) -> Window | None:
@@ -295,7 +318,8 @@ def _window(frames: NDArray, bad: NDArray[np.bool_], settings: ReadSettings) -> 
     given = settings.roi is not None or centre is not None
     if not given:
         found = brightest(frames, bad)
-        far = max(abs(a - c) for a, c in zip(middle, found, strict=True)) > min(shape) // 8
+        side = min(*shape, *(() if settings.window is None else (settings.window * b,)))
+        far = max(abs(a - c) for a, c in zip(middle, found, strict=True)) > side // 8
         centre = found if far else None  # what is nearer is the probe's tilt
     at = centre or middle
     room = min(min(c, n - c) for c, n in zip(at, shape, strict=True)) - (b - 1) / 2 * (centre is not None)
@@ -315,48 +339,29 @@ def _origin(settings: ReadSettings) -> tuple[int, int]:
     return (0, 0) if settings.roi is None else (settings.roi[0], settings.roi[2])
 
 
-def _fitted_probe(
-    modes: NDArray[np.complex64], whole: tuple[int, ...], side: int, binning: int
-) -> NDArray[np.complex64]:
-    """A probe (mode, y, x) that was made for whole frames, for the window that was cut out of them."""
-    if modes.ndim != 3 or modes.shape[1:] != whole or whole == (side, side):
-        return modes
-    n = [w // binning for w in whole]
-    low = [w // 2 - m // 2 for w, m in zip(whole, n, strict=True)]
-    modes = modes[:, low[0] : low[0] + n[0], low[1] : low[1] + n[1]]
-    axes = (-2, -1)
-    far = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(modes, axes=axes), norm="ortho"), axes=axes)
-    low = [m // 2 - side // 2 for m in n]
-    far = far[:, low[0] : low[0] + side, low[1] : low[1] + side]
-    near = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(far, axes=axes), norm="ortho"), axes=axes)
-    return near.astype(np.complex64)
-
-
 def _judged(
     where: NDArray[np.float64], frames: int, geometry: Geometry, settings: ReadSettings, units: Sequence[str]
 ) -> tuple[slice | NDArray[np.int64], list[str]]:
     """Which frames are kept, and notes. units: in which positions were. Raises ValueError for those that cannot be."""
-    if where.shape != (frames, 2) or not frames or not np.isfinite(where).all():
+    if where.shape != (frames, 2):
         return slice(None), []  # Recording refuses them
-    far = outliers(where, geometry.object_pixel * geometry.shape[0])
-    kept = np.setdiff1d(np.arange(frames), far)
+    finite = np.flatnonzero(np.isfinite(where).all(axis=1))
+    if not len(finite) or (len(finite) < frames and not settings.drop_outliers):
+        return slice(None), []
+    far = finite[outliers(where[finite], geometry.object_pixel * geometry.shape[0])]
+    kept = np.setdiff1d(finite, far)
     refuse_impossible(where[kept], geometry, units)
     notes = crowded(where[kept], geometry)
-    if not len(far):
-        return slice(None), notes
-    listed = ", ".join(map(str, far[:10].tolist())) + (", ..." if len(far) > 10 else "")
-    if not settings.drop_outliers:
+    if len(far) and not settings.drop_outliers:
         raise ValueError(
-            f"found positions far from all others at frames {listed}, expected one scan: repair them, or leave these "
-            "frames out (drop_outliers=True, --drop-outliers)"
+            f"found positions far from all others at frames {_some(far)}, expected one scan: repair them, or leave "
+            "these frames out (drop_outliers=True, --drop-outliers)"
         )
-    return kept, [*notes, f"frames {listed} are left out: their positions are far from all others"]
+    left_out = {"not finite": np.setdiff1d(np.arange(frames), finite), "far from all others": far}
+    notes += [f"frames {_some(those)} are left out: their positions are {why}" for why, those in left_out.items()
+              if len(those)]  # fmt: skip
+    return slice(None) if len(kept) == frames else kept, notes
 
 
-def _modes(probe: NDArray) -> NDArray[np.complex64]:
-    """(mode, y, x) from (y, x) or (..., mode, y, x)."""
-    modes = np.asarray(probe)
-    while modes.ndim > 3 and modes.shape[0] == 1:
-        modes = modes[0]
-    modes = modes.astype(np.complex64)
-    return modes[None] if modes.ndim == 2 else modes
+def _some(numbers: NDArray[np.int64]) -> str:
+    return ", ".join(map(str, numbers[:10].tolist())) + (", ..." if len(numbers) > 10 else "")

@@ -1,8 +1,8 @@
 """The network's window of a detector's frames: region, centre, binning, orientation, flags; for every source.
 
 A frame is cut around the beam's centre, binned so that counts are kept, turned to agree with the positions, and given
-in one dtype whatever the detector sends. Flags of photon counters, the two highest values of the wire's dtype or
-negative ones, become the all-ones value of that dtype, which the mask of a chunk understands.
+in one dtype whatever the detector sends. Where a pixel has no count (see `steering.sources.flags`) it reads the
+all-ones value of that dtype, which the mask of a chunk understands.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.sources.correction import Correction
+from steering.sources.flags import saturated, without_count
 from steering.sources.orientation import ORIENTATIONS, turn
 
 
@@ -107,7 +108,7 @@ class Window:
         side = self.size * self.binning
         part, place = self.parts(frame.shape)
         inner = frame[part]
-        flagged = _flags(inner)
+        flagged = without_count(inner)
         if bad is not None:
             flagged = flagged | bad[part]
         return placed(inner, flagged, place, side)
@@ -151,25 +152,13 @@ def marked(frame: NDArray, saturation: float | None) -> NDArray:
 def unflagged(frame: NDArray, bad: NDArray[np.bool_] | None, saturation: float | None) -> NDArray:
     """A frame (y, x) without flags: pixels that are saturated in it have what they have at the least, `saturation` or,
     where that is not known, the largest count of the frame's other pixels; all others that are flagged have 0."""
-    flags = _flags(frame)
-    if frame.dtype.kind == "i":
-        saturated = np.zeros(frame.shape, bool)
-    else:
-        saturated = frame == (np.inf if frame.dtype.kind == "f" else np.iinfo(frame.dtype).max - 1)
-    out = np.where(flags, 0, frame).astype(frame.dtype)
-    if saturated.any():
-        out[saturated] = out.max() if bad is None else out.max(where=~bad, initial=0)
+    full = saturated(frame)
+    out = np.where(without_count(frame), 0, frame).astype(frame.dtype)
+    if full.any():
+        out[full] = out.max() if bad is None else out.max(where=~bad, initial=0)
         if saturation is not None:
-            out[saturated] = saturation
+            out[full] = saturation
     return out
-
-
-def _flags(counts: NDArray) -> NDArray[np.bool_]:
-    """Pixels that photon counters mark: the two highest unsigned values, negative ones, and what is not finite."""
-    kind = counts.dtype.kind
-    if kind == "u":
-        return counts >= np.iinfo(counts.dtype).max - 1
-    return counts < 0 if kind == "i" else ~(np.isfinite(counts) & (counts >= 0))
 
 
 def _as_unsigned(counts: NDArray, flagged: NDArray[np.bool_], dtype: np.dtype) -> NDArray:
