@@ -170,30 +170,39 @@ def _recover(chosen: argparse.Namespace) -> int:
 
 
 def _run_in(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> int:
-    from steering.runner.again import note_workflow  # noqa: PLC0415
+    from steering.runner.again import note_left, note_workflow  # noqa: PLC0415
+    from steering.runner.event_log import events_after  # noqa: PLC0415
     from steering.runner.lock import DRIVER, held  # noqa: PLC0415
 
     with held(folder, DRIVER):
-        note_workflow(folder, workflow, arguments)
-        return _run_held(folder, entry, workflow, arguments)
+        before, last = note_workflow(folder, workflow, arguments), events_after(folder, 0)[1]
+        ending = _watched(folder, entry, workflow, arguments)
+        if folder.recovering and not ending.handed_over and events_after(folder, 0)[1] == last:
+            note_left(folder, before)
+            why = f": {ending.reason}" if ending.reason else ""
+            _complain(f"{_short(folder.path)} was not continued, and is as it was{why}")
+            return ending.code
+        return _closed(folder, workflow, ending)
 
 
-def _run_held(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> int:
-    from steering.clusters.own_job import successor, watched_end  # noqa: PLC0415
-    from steering.runner.event_log import events_after  # noqa: PLC0415
+def _watched(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> _Ending:
+    """Run the workflow to its end, however that comes."""
+    from steering.clusters.own_job import watched_end  # noqa: PLC0415
 
     if not {"-h", "--help"} & set(arguments):
         _say(f"run folder: {_short(folder.path)}")
     sys.argv = [f"steering run {workflow.name}", *arguments]  # the name that the workflow's own --help prints
-    before = events_after(folder, 0)[1] if folder.recovering else 0
     with watched_end():
-        ending = _attempt(lambda: entry(folder, arguments))
+        return _attempt(lambda: entry(folder, arguments))
+
+
+def _closed(folder: RunFolder, workflow: Path, ending: _Ending) -> int:
+    """Write down how the run ended, and its report; the exit code."""
+    from steering.clusters.own_job import successor  # noqa: PLC0415
+
     if ending.handed_over:
         _complain(f"{_short(folder.path)} goes on in job {successor()}: the job of this process ends")
         return ending.code
-    if folder.recovering and ending.status != "finished" and events_after(folder, 0)[1] == before:
-        _complain(f"{_short(folder.path)} was not continued, and is as it was: {ending.reason}")
-        return ending.code or 1
     if ending.exited and not folder.events():
         shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
         return ending.code
