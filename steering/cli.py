@@ -17,7 +17,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from steering.commands import attach, detach, memory, scans, start_here, view
-from steering.commands.words import complain as _complain, message as _message, say as _say, short as _short
+from steering.commands.words import (
+    add_insecure,
+    complain as _complain,
+    message as _message,
+    say as _say,
+    short as _short,
+)
 from steering.logs import KINDS, VARIABLE, begin as begin_log, chosen as chosen_log
 
 if TYPE_CHECKING:
@@ -111,6 +117,7 @@ def _add_taking_part(commands: Any) -> None:
                 "--area", metavar="Y0,Y1,X0,X1", help="edges in the geometry's unit, as --area=-1e-6,0,0,1e-6"
             )
             command.add_argument("--shortest-dwell", type=float, metavar="SECONDS", help="of each position")
+        add_insecure(command)
         command.set_defaults(command=_command, name=name, version=None)
 
 
@@ -255,7 +262,7 @@ def _command(chosen: argparse.Namespace) -> int:
     from steering.runner.attach import attach, stop  # noqa: PLC0415
 
     if chosen.name == "stop":
-        _say(stop(chosen.folder))
+        _say(stop(chosen.folder, insecure=chosen.insecure))
         return 0
     limits = None
     if chosen.name == "limit":
@@ -264,7 +271,7 @@ def _command(chosen: argparse.Namespace) -> int:
             raise ValueError(f"found --area {chosen.area}, expected four edges: --area=Y0,Y1,X0,X1")
         area = Field(*edges) if edges else None
         limits = Limits(area=area, shortest_dwell=chosen.shortest_dwell)
-    with attach(chosen.folder) as run:
+    with attach(chosen.folder, insecure=chosen.insecure) as run:
         _say(run.command(chosen.name, chosen.version, limits=limits))
     return 0
 

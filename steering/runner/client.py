@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed import Client
 
-from steering.clusters.credentials import FOLDER
+from steering.clusters.credentials import FOLDER, folder_of
 from steering.clusters.jobs import FILE as JOBS
 from steering.clusters.own_job import JobEnds
 from steering.clusters.roles import RUNNER, addresses, all_there, workers_of
@@ -22,6 +22,7 @@ from steering.runner.detached import start_detached
 from steering.runner.experiment import Experiment
 from steering.runner.folder import PUBLISHED_FOLDER, RunFolder
 from steering.runner.handover import HandedOver
+from steering.runner.liveness import whereabouts
 from steering.runner.manifest import NoCheckpoint, any_whole, newest_number, newest_whole
 from steering.runner.runner import Runner
 from steering.runner.watch import OneWorker, fence_now
@@ -144,14 +145,22 @@ def _started(experiment: Experiment, client: Client, folder: RunFolder, *, drive
         _refuse_second(client)
         raise
     attach = {"address": client.scheduler.address, "runner": PUBLISHED, "key": future.key, **runner.identity().result()}
-    if (folder.path / FOLDER).is_dir():
-        attach["credentials"] = FOLDER
+    if (of := _credentials(client, folder) if driven else whereabouts(folder).get("credentials")) is not None:
+        attach["credentials"] = of
     client.set_metadata(PUBLISHED_FOLDER, str(folder.path.absolute()))
     folder.write_file("scheduler.json", json.dumps(attach, indent=1).encode())
     # A cluster of this process ends with it, and whoever would watch there.
     go_on = _go_on_alone if client.cluster is None else None
     result = runner.run(PUBLISHED, client.id if driven else None, go_on)
     return Handle(runner, result, folder, client, OneWorker(found[0], experiment.frozen_s))
+
+
+def _credentials(client: Client, folder: RunFolder) -> str | None:
+    """By which others reach the cluster, as `security_of` takes it; None where it has none in a folder."""
+    found = folder_of(client.security)
+    if found is not None and found.resolve() == (folder.path / FOLDER).resolve():
+        return FOLDER  # they go along where the run's folder is moved
+    return None if found is None else str(found)
 
 
 def _continued(experiment: Experiment, client: Client, folder: RunFolder, *, driven: bool = True) -> Handle | None:

@@ -73,7 +73,8 @@ def _how(summary: Mapping[str, Any]) -> str:
         return str(summary["lost"])
     if whole is None:
         began = datetime.fromisoformat(summary["started"]).timestamp() if summary.get("started") else time.time()
-        return f"{status} for {duration(time.time() - began)}"
+        there = f" (on {summary['elsewhere']}: ask there)" if "elsewhere" in summary else ""
+        return f"{status} for {duration(time.time() - began)}{there}"
     return f"{status} after {duration(whole)}{f': {reason}' if reason else ''}"
 
 

@@ -43,9 +43,10 @@ class Reader:
     A thread of its own reads, so that nobody waits for a run that does not answer.
     """
 
-    def __init__(self, folder: RunFolder, every_s: float = EVERY_S) -> None:
-        """every_s: between two looks."""
+    def __init__(self, folder: RunFolder, every_s: float = EVERY_S, *, insecure: bool = False) -> None:
+        """every_s: between two looks. insecure: as for `attach`."""
         self.folder = folder
+        self._insecure = insecure
         self._every = every_s
         self._run: Attached | None = None
         self._reaching = threading.Lock()
@@ -201,7 +202,7 @@ class Reader:
         """The run, reached once for everybody here."""
         with self._reaching:
             if self._run is None:
-                self._run = attach(self.folder)
+                self._run = attach(self.folder, insecure=self._insecure)
             return self._run
 
     def _let_go(self, run: Attached) -> None:
