@@ -21,11 +21,11 @@ from steering.clusters import Job, Site, add_cluster, cluster, credentials, exis
 from steering.clusters.existing import refuse_open
 from steering.clusters.gpus import dask_setup, shared_out, visible
 from steering.clusters.job_options import SYSTEMS, System
+from steering.clusters.job_states import JobState, last_words, parsed_condor_q, parsed_qstat, parsed_squeue
 from steering.clusters.jobs import refusal_of
 from steering.clusters.local import on_gpus, quiet, worker_specs
 from steering.clusters.queue import job_script, places
 from steering.clusters.site import read_site
-from steering.clusters.job_states import JobState, last_words, parsed_condor_q, parsed_qstat, parsed_squeue
 from steering.clusters.succession import FAILURES, LAST_S, Place, due, lays_down, lead, successor
 
 pytestmark = pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="no dask-jobqueue: the extra jobqueue")

@@ -10,8 +10,8 @@ import pytest
 
 from steering.clusters import jobs as watched
 from steering.clusters.job_options import SYSTEMS
-from steering.clusters.jobs import Jobs
 from steering.clusters.job_states import JobState
+from steering.clusters.jobs import Jobs
 from steering.clusters.succession import Place
 
 

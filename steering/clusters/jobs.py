@@ -15,10 +15,10 @@ from typing import Any
 
 from distributed import Client
 
-from steering.clusters.roles import announce, lay_down, missing, workers_of
-from steering.clusters.site import CARRIES
 from steering.clusters.job_options import SYSTEMS
 from steering.clusters.job_states import JobState, last_words
+from steering.clusters.roles import announce, lay_down, missing, workers_of
+from steering.clusters.site import CARRIES
 from steering.clusters.succession import Place, due, lays_down, lead, successor
 from steering.records.whole_file import write_whole
 
