@@ -88,15 +88,13 @@ def test_of_runs_that_begin_in_one_folder_at_the_same_moment_one_has_it(tmp_path
 
         def create(path=path, together=together):
             together.wait()
-            try:
-                return RunFolder.create(path).identity
-            except FileExistsError as error:
-                assert "found a folder with files in it" in str(error)
-                return None
+            return RunFolder.create(path).identity
 
         with ThreadPoolExecutor(4) as pool:
-            found = [each.result() for each in [pool.submit(create) for _ in range(4)]]
-        [mine] = [identity for identity in found if identity]
+            asked = [pool.submit(create) for _ in range(4)]
+        [mine] = [each.result() for each in asked if each.exception() is None]
+        refused = {str(each.exception()) for each in asked if each.exception() is not None}
+        assert refused == {f"{path}: found a folder with files in it, expected a new or empty one"}
         assert RunFolder(path).identity == mine
         assert sorted(one.name for one in path.iterdir()) == [".ballast", "models", "summary.json"]
 

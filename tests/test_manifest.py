@@ -234,6 +234,19 @@ def test_a_run_that_does_not_go_on_keeps_its_status_and_its_arguments(folder, ca
         assert contents() == before
 
 
+def test_a_run_that_python_has_started_is_not_said_to_be_continued_by_a_command(tmp_path, capsys):
+    """Neither one of a notebook nor one that a process of its own was handed."""
+    folder = RunFolder.create(tmp_path / "run")
+    write(folder, 1)
+    note_workflow(folder, tmp_path / "-", ["--insecure"])
+    folder.write_summary({"pid": 2**22 + 1})  # no process has this number
+    call = f'continue with `run(experiment, client, RunFolder("{folder.path}", recovering=True))` in Python'
+    assert cli.main(["status", str(folder.path)]) == 0
+    assert call in capsys.readouterr().out
+    assert cli.main(["recover", str(folder.path)]) == 1
+    assert call in " ".join(capsys.readouterr().err.split())
+
+
 def test_other_arguments_hold_once_the_run_goes_on(folder):
     write(folder, 1)
     going = RunFolder(folder.path, recovering=True)

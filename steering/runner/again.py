@@ -42,6 +42,8 @@ def note_workflow(folder: RunFolder, workflow: Path, arguments: list[str]) -> di
     Returns the summary of before. Raises OSError.
     """
     before = folder.summary()
+    if not workflow.is_file():
+        return before  # an experiment that Python has handed over: no command can begin it again
     content = {"workflow": str(workflow.absolute()), "arguments": arguments}
     folder.write_file(_NEXT if folder.recovering else _FILE, json.dumps(content, indent=1).encode())
     if folder.recovering:
@@ -91,6 +93,13 @@ def recoverable(path: str | Path) -> Begun:
     )
 
 
+def continued_by(folder: RunFolder) -> str:
+    """By what a run goes on whose processes are all gone: a command, or for one that was started from Python a call."""
+    if (folder.path / _FILE).is_file():
+        return f"`steering recover {folder.path}`"
+    return f'`run(experiment, client, RunFolder("{folder.path}", recovering=True))` in Python, which has started it'
+
+
 def checkpoint_age(folder: RunFolder) -> tuple[int, float] | None:
     """Number and age, seconds, of the newest checkpoint that can be used; None for none."""
     try:
@@ -108,8 +117,8 @@ def _workflow(folder: RunFolder, remarks: list[str]) -> tuple[Path, tuple[str, .
         original, arguments = Path(noted["workflow"]), tuple(map(str, noted["arguments"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RuntimeError(
-            f"{folder.name}: found no {_FILE} that can be read ({error}), expected it to name the workflow: recover "
-            "runs that were started by `steering run`"
+            f"{folder.name}: found no {_FILE} that can be read ({error}), expected it to name the workflow, as where "
+            f"`steering run` has started it: continue with {continued_by(folder)}"
         ) from error
     if original.is_file() and original.read_bytes() == copy.read_bytes():
         return original, arguments

@@ -21,6 +21,7 @@ from distributed.comm.core import FatalCommClosedError
 from steering.campaign import Limits
 from steering.clusters.credentials import lacks, security_of
 from steering.runner import prometheus
+from steering.runner.again import continued_by
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import elsewhere, ended, gone, whereabouts
 from steering.runner.noted import note_stop
@@ -267,7 +268,7 @@ def noted(folder: RunFolder, by: str) -> str:
     if gone(folder):
         return (
             f"noted: {folder.name} has no process here any more; it ends in order where a job goes on with it, or by "
-            f"`steering recover {folder.path}`"
+            f"{continued_by(folder)}"
         )
     if machine := elsewhere(whereabouts(folder)):
         return f"noted: {folder.name} is on {machine}, and its runner there ends it in order"

@@ -16,6 +16,7 @@ from steering.clusters.jobs import FILE as JOBS
 from steering.clusters.own_job import JobEnds
 from steering.clusters.roles import RUNNER, addresses, all_there, workers_of
 from steering.runner.actors import LostForGood, unpublish
+from steering.runner.again import continued_by
 from steering.runner.attach import ANSWER_S, Attached
 from steering.runner.checks import refuse_hidden, refuse_taken
 from steering.runner.detached import start_detached
@@ -180,7 +181,7 @@ def _go_on_alone(experiment: Experiment, client: Client, folder: RunFolder) -> N
     """What the watcher of a run does where its runner is lost: it takes no part but to start another one."""
     handle = _continued(experiment, client, folder, driven=False)
     if handle is None:
-        logger.error("%s: no other runner could go on; continue with `steering recover`", folder.path)
+        logger.error("%s: no other runner could go on; continue with %s", folder.path, continued_by(folder))
         return
     with contextlib.suppress(Exception):  # the runner itself says in the folder how it ended
         handle.result()
@@ -197,7 +198,8 @@ def _noticed(handle: Handle, error: Exception | None) -> bool:
         return True
     except (OSError, RuntimeError) as unreached:
         raise LostForGood(
-            "found the cluster's scheduler gone, expected it to outlive the run: continue with `steering recover`"
+            "found the cluster's scheduler gone, expected it to outlive the run: continue with "
+            f"{continued_by(handle.folder)}"
         ) from unreached
 
 

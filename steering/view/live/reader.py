@@ -23,7 +23,7 @@ from steering.view.live.folder_image import image_of
 from steering.view.live.message import message
 from steering.view.live.tail import Tail
 from steering.view.live.warnings import warnings
-from steering.view.status import how, waits_for
+from steering.view.status import how, silence, waits_for
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +260,13 @@ class Reader:
             "status": status,
             "live": live,
             **self._folder_facts,
-            "warnings": warnings(state, waits=self._folder_facts.get("waits", ()), silent_s=silent, ended=ended),
+            "warnings": warnings(
+                state,
+                waits=self._folder_facts.get("waits", ()),
+                source=silence(self._course.of_source) if live and status == "running" else "",
+                silent_s=silent,
+                ended=ended,
+            ),
             "log": [[round(when, 1), words] for when, words in self._course.log],
             "forgetting": state.get("forgetting") or summary.get("forgetting") or {},
             "figures": {} if live else summary,
