@@ -1,6 +1,7 @@
 """Laws of nightly runs: which model goes into service, what is forgotten, and who may work on a memory."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
