@@ -1,7 +1,7 @@
 """The page in Dask's own web server, at /steering: for this machine alone and only to look, as that server knows no
 tokens.
 
-Schedulers on this machine that `steering` starts have it. One of your own gets it by
+The scheduler of `steering.local` has it. One of your own gets it by
 
     dask scheduler --preload steering.view.live.dashboard
 """
