@@ -84,8 +84,9 @@ class Attached:
     def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
         """Snapshots until the run has ended, well or not."""
         while self.folder.summary().get("status") == "running":
+            self._moved()
             try:
-                yield self.snapshot()
+                yield self._runner.snapshot().result(timeout=ANSWER_S)
             except TimeoutError:  # it is busy, replacing its predictor say, or nobody is there any more
                 if gone(self.folder):
                     return
