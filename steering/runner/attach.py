@@ -236,7 +236,7 @@ def attach(path: str | Path | RunFolder, *, insecure: bool = False) -> Attached:
 def _refuse_strangers(folder: RunFolder) -> None:
     """Raise PermissionError where somebody else has written where the run's cluster is. Root may do everything here
     anyhow, and in a container files of all users may be its own."""
-    owner = (folder.path / "scheduler.json").stat().st_uid
+    owner = (folder.path / "scheduler.json").lstat().st_uid
     if owner not in (os.geteuid(), 0):
         raise PermissionError(
             f"{folder.name}: found a run of another user (number {owner}), expected one of {me()}, for whoever has the "
