@@ -52,9 +52,8 @@ def existing(
         try:
             yield client
         finally:
-            with contextlib.suppress(
-                OSError, RuntimeError, TimeoutError
-            ):  # the cluster has gone: nothing is left there
+            # The cluster has gone, or another client, that of a detached run say, has given it back already.
+            with contextlib.suppress(OSError, RuntimeError, TimeoutError, ValueError):
                 give_memory_back(client)
 
 
