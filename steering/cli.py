@@ -17,7 +17,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from steering.commands import attach, detach, memory, scans, start_here, view
-from steering.commands.words import complain as _complain, message as _message, say as _say, short as _short
+from steering.commands.words import (
+    add_insecure,
+    complain as _complain,
+    message as _message,
+    say as _say,
+    short as _short,
+)
 from steering.logs import KINDS, VARIABLE, begin as begin_log, chosen as chosen_log
 
 if TYPE_CHECKING:
@@ -111,6 +117,7 @@ def _add_taking_part(commands: Any) -> None:
                 "--area", metavar="Y0,Y1,X0,X1", help="edges in the geometry's unit, as --area=-1e-6,0,0,1e-6"
             )
             command.add_argument("--shortest-dwell", type=float, metavar="SECONDS", help="of each position")
+        add_insecure(command)
         command.set_defaults(command=_command, name=name, version=None)
 
 
@@ -170,30 +177,39 @@ def _recover(chosen: argparse.Namespace) -> int:
 
 
 def _run_in(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> int:
-    from steering.runner.again import note_workflow  # noqa: PLC0415
+    from steering.runner.again import note_left, note_workflow  # noqa: PLC0415
+    from steering.runner.event_log import events_after  # noqa: PLC0415
     from steering.runner.lock import DRIVER, held  # noqa: PLC0415
 
     with held(folder, DRIVER):
-        note_workflow(folder, workflow, arguments)
-        return _run_held(folder, entry, workflow, arguments)
+        before, last = note_workflow(folder, workflow, arguments), events_after(folder, 0)[1]
+        ending = _watched(folder, entry, workflow, arguments)
+        if folder.recovering and not ending.handed_over and events_after(folder, 0)[1] == last:
+            note_left(folder, before)
+            why = f": {ending.reason}" if ending.reason else ""
+            _complain(f"{_short(folder.path)} was not continued, and is as it was{why}")
+            return ending.code
+        return _closed(folder, workflow, ending)
 
 
-def _run_held(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> int:
-    from steering.clusters.own_job import successor, watched_end  # noqa: PLC0415
-    from steering.runner.event_log import events_after  # noqa: PLC0415
+def _watched(folder: RunFolder, entry: Callable[..., Any], workflow: Path, arguments: list[str]) -> _Ending:
+    """Run the workflow to its end, however that comes."""
+    from steering.clusters.own_job import watched_end  # noqa: PLC0415
 
     if not {"-h", "--help"} & set(arguments):
         _say(f"run folder: {_short(folder.path)}")
     sys.argv = [f"steering run {workflow.name}", *arguments]  # the name that the workflow's own --help prints
-    before = events_after(folder, 0)[1] if folder.recovering else 0
     with watched_end():
-        ending = _attempt(lambda: entry(folder, arguments))
+        return _attempt(lambda: entry(folder, arguments))
+
+
+def _closed(folder: RunFolder, workflow: Path, ending: _Ending) -> int:
+    """Write down how the run ended, and its report; the exit code."""
+    from steering.clusters.own_job import successor  # noqa: PLC0415
+
     if ending.handed_over:
         _complain(f"{_short(folder.path)} goes on in job {successor()}: the job of this process ends")
         return ending.code
-    if folder.recovering and ending.status != "finished" and events_after(folder, 0)[1] == before:
-        _complain(f"{_short(folder.path)} was not continued, and is as it was: {ending.reason}")
-        return ending.code or 1
     if ending.exited and not folder.events():
         shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
         return ending.code
@@ -246,7 +262,7 @@ def _command(chosen: argparse.Namespace) -> int:
     from steering.runner.attach import attach, stop  # noqa: PLC0415
 
     if chosen.name == "stop":
-        _say(stop(chosen.folder))
+        _say(stop(chosen.folder, insecure=chosen.insecure))
         return 0
     limits = None
     if chosen.name == "limit":
@@ -255,7 +271,7 @@ def _command(chosen: argparse.Namespace) -> int:
             raise ValueError(f"found --area {chosen.area}, expected four edges: --area=Y0,Y1,X0,X1")
         area = Field(*edges) if edges else None
         limits = Limits(area=area, shortest_dwell=chosen.shortest_dwell)
-    with attach(chosen.folder) as run:
+    with attach(chosen.folder, insecure=chosen.insecure) as run:
         _say(run.command(chosen.name, chosen.version, limits=limits))
     return 0
 

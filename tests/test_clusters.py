@@ -259,9 +259,9 @@ def test_workers_die_with_a_killed_driver(driver: tuple[subprocess.Popen, list[i
 
 def test_existing_goes_on_running_and_takes_an_address(scheduler_file: Path) -> None:
     with existing(str(scheduler_file), ranks=2, timeout=60) as client:
-        address = client.scheduler.address
-    with existing(address, ranks=2, timeout=60) as client:
-        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        with existing(client.scheduler.address, ranks=2, timeout=60) as other:
+            assert other.submit(sum, [1, 2]).result(timeout=60) == 3
+        assert client.submit(sum, [3, 4]).result(timeout=60) == 7
 
 
 def left_over(client: Client) -> list[str]:

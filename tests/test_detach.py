@@ -17,13 +17,15 @@ from pathlib import Path
 import psutil
 import pytest
 from cryptography import x509
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
+from distributed.security import Security
 
 from steering import cli
 from steering.clusters import credentials
 from steering.clusters.local import quiet
 from steering.commands import detach
-from steering.runner import attach
+from steering.runner import attach, detached
+from steering.runner.attach import Attached
 from steering.runner.checks import refuse_hidden, refuse_taken
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import ended, gone, there
@@ -79,13 +81,59 @@ def test_a_run_of_another_machine_lives_as_long_as_its_cluster_is_reached():
     folder = run_of("run", pid=DEAD, host="elsewhere")
     assert not gone(folder)  # it has not begun: nobody here can know
     with socket.create_server(("127.0.0.1", 0)) as server:
-        scheduler(folder, address=f"tls://127.0.0.1:{server.getsockname()[1]}", pid=1, host="node7")
+        # An address of this machine that does not look like one.
+        scheduler(folder, address=f"tls://0.0.0.0:{server.getsockname()[1]}", pid=1, host="node7")
         assert not gone(folder)
         with pytest.raises(RuntimeError, match="found a campaign that goes on"):
             refuse_taken(folder)
         refuse_taken(RunFolder(folder.path, recovering=True))  # its runner is lost, and the cluster there
     assert gone(folder)
     assert "ended without a message" in ended(folder)
+
+
+def test_a_run_whose_cluster_only_its_own_machine_reaches_is_not_called_dead_elsewhere(capsys):
+    folder = run_of("run", pid=DEAD, host="node7")
+    scheduler(folder, pid=1, host="node7")
+    assert not gone(folder)
+    with pytest.raises(RuntimeError, match="found a campaign that goes on"):
+        refuse_taken(folder)
+    with pytest.raises(RuntimeError, match="found a run on node7 whose cluster listens to that machine alone"):
+        attach(folder)
+    for words in (["status", "run"], ["list", "."]):
+        assert cli.main(words) == 0
+        assert "(on node7: ask there)" in capsys.readouterr().out
+    assert cli.main(["stop", "run"]) == 0
+    assert "noted: run is on node7, and its runner there ends it" in capsys.readouterr().out
+
+
+class Asked:
+    """A runner that says its name to whoever asks it for anything."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __getattr__(self, _verb):
+        return lambda *words, **named: self
+
+    def result(self, timeout):
+        assert timeout
+        return self.name
+
+
+@pytest.mark.parametrize(
+    "asks", [Attached.snapshot, Attached.live, Attached.page_update, lambda run: run.command("pause")]
+)
+def test_whatever_is_asked_is_asked_of_the_next_runner_once_there_is_one(monkeypatch, asks):
+    folder = run_of("run")
+    scheduler(folder, key="a")
+    run = Attached(Asked("first"), folder, key="a")
+    next_one = Attached(Asked("second"), folder, key="b")
+    monkeypatch.setattr(sys.modules["steering.runner.attach"], "attach", lambda folder, insecure: next_one)
+    assert asks(run) == "first"
+    (folder.path / "scheduler.json").unlink()  # it hands over
+    assert asks(run) == "first"
+    scheduler(folder, key="b")
+    assert asks(run) == "second"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +162,21 @@ def test_attaching_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # as another user sees it; root may read everything
     with pytest.raises(PermissionError, match="expected those of the user who started it"):
         attach(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_run_of_another_user_is_connected_to_only_where_somebody_says_so(capsys):
+    """Whoever has its cluster could execute code here: Dask unpickles what a scheduler sends."""
+    folder = run_of("run")
+    scheduler(folder, pid=os.getpid(), host=socket.gethostname())
+    os.chown(folder.path / "scheduler.json", 4711, -1)
+    for words in (["attach", "run"], ["pause", "run"], ["stop", "run"]):
+        assert cli.main(words) == 1
+        said = capsys.readouterr().err
+        assert "found a run of another user (number 4711)" in said
+        assert "say --insecure" in said
+    with pytest.raises(RuntimeError, match="found no scheduler at tcp:"):
+        attach(folder, insecure=True)
 
 
 ANOTHER_USER = """
@@ -195,6 +258,48 @@ def test_credentials_of_another_run_are_refused_in_words(here):
             attach(folder)
         with pytest.raises(RuntimeError, match=r"found no scheduler at tls:.* that knows the run .KeyError"):
             attach(other)
+        where["credentials"] = str(other.path / "credentials")  # of a cluster that was there before the run
+        scheduler(folder, **where, pid=os.getpid(), host=socket.gethostname())
+        with pytest.raises(RuntimeError, match=r"found no scheduler at tls:.* that knows the run .KeyError"):
+            attach(folder)
+        del where["credentials"]
+        scheduler(folder, **where, pid=os.getpid(), host=socket.gethostname())
+        with pytest.raises(RuntimeError, match=r"found a cluster with TLS at tls:.* and no credentials for it"):
+            attach(folder)
+
+
+def test_a_cluster_is_reached_by_the_credentials_that_its_client_was_opened_with(here, monkeypatch):
+    credentials.make(here)
+    security = credentials.security_in(here / "credentials")
+    assert credentials.folder_of(security) == here / "credentials"
+    assert credentials.folder_of(Security()) is None
+    assert (
+        credentials.folder_of(Security(tls_ca_file="my.pem", tls_client_cert="a.pem", tls_client_key="b.pem")) is None
+    )
+    of_worker = Security(
+        **{f"tls_worker_{kind}": getattr(security, f"tls_client_{kind}") for kind in ("cert", "key")},
+        tls_ca_file=security.tls_ca_file,
+    )
+    assert credentials.lacks("tls://node7:1", of_worker)
+    assert not credentials.lacks("tls://node7:1", credentials.as_client(of_worker))
+    assert credentials.folder_of(credentials.as_client(of_worker)) == here / "credentials"
+    launched = []
+
+    def launch(folder, words, handed_over):
+        launched.append(words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detached, "launch", launch)
+    options = {"protocol": "tls://", "security": security, "dashboard_address": None}
+    with (
+        quiet(),
+        LocalCluster(n_workers=0, host="127.0.0.1", **options) as there,
+        Client(there.scheduler_address, security=security) as client,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        detached.start_detached(None, client, run_of("run"))
+    address = there.scheduler_address
+    assert launched == [["--handed-over", address, "-", "--insecure", f"--credentials={here / 'credentials'}"]]
 
 
 def test_two_runs_in_one_folder_are_refused(here):

@@ -78,6 +78,27 @@ def test_create_takes_an_empty_folder_and_refuses_one_in_use(tmp_path):
         RunFolder.create(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_of_runs_that_begin_in_one_folder_at_the_same_moment_one_has_it(tmp_path, there):
+    for number in range(20):
+        path = tmp_path / f"{number}" / "run"
+        if there:
+            path.mkdir(parents=True)
+        together = threading.Barrier(4)
+
+        def create(path=path, together=together):
+            together.wait()
+            return RunFolder.create(path).identity
+
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(create) for _ in range(4)]
+        [mine] = [each.result() for each in asked if each.exception() is None]
+        refused = {str(each.exception()) for each in asked if each.exception() is not None}
+        assert refused == {f"{path}: found a folder with files in it, expected a new or empty one"}
+        assert RunFolder(path).identity == mine
+        assert sorted(one.name for one in path.iterdir()) == [".ballast", "models", "summary.json"]
+
+
 def test_create_below_a_file_is_refused_with_advice(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="found a file where a folder is needed: choose another"):

@@ -21,11 +21,11 @@ from steering.clusters import Job, Site, add_cluster, cluster, credentials, exis
 from steering.clusters.existing import refuse_open
 from steering.clusters.gpus import dask_setup, shared_out, visible
 from steering.clusters.job_options import SYSTEMS, System
+from steering.clusters.job_states import JobState, last_words, parsed_condor_q, parsed_qstat, parsed_squeue
 from steering.clusters.jobs import refusal_of
 from steering.clusters.local import on_gpus, quiet, worker_specs
 from steering.clusters.queue import job_script, places
 from steering.clusters.site import read_site
-from steering.clusters.squeue import JobState, last_words, parsed
 from steering.clusters.succession import FAILURES, LAST_S, Place, due, lays_down, lead, successor
 
 pytestmark = pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="no dask-jobqueue: the extra jobqueue")
@@ -220,7 +220,10 @@ def test_another_system_is_one_more_entry(tmp_path, monkeypatch):
     def lsf_options(job):
         return {"queue": job.partition, "project": job.account, "walltime": job.walltime[:-3], "ncpus": job.cores}
 
-    monkeypatch.setitem(SYSTEMS, "lsf", System("dask_jobqueue.lsf:LSFJob", ("bsub", "bkill"), lsf_options))
+    def bjobs(jobs):
+        return {}
+
+    monkeypatch.setitem(SYSTEMS, "lsf", System("dask_jobqueue.lsf:LSFJob", ("bsub", "bkill"), lsf_options, bjobs))
     script = lines(tmp_path, "lsf")
     for line in ("#BSUB -q gpu", '#BSUB -P "p7"', "#BSUB -n 8", "#BSUB -W 08:00"):
         assert line in script, script
@@ -287,7 +290,7 @@ def test_names_of_workers_are_never_used_twice():
 
 
 def test_squeue_is_read_with_its_reasons():
-    found = parsed(
+    found = parsed_squeue(
         "12|PENDING|N/A|(Nodes required for job are DOWN, DRAINED)\n"
         "13|RUNNING|2026-11-28T16:00:00|None\n14|COMPLETED|2026-11-28T15:00:00|None\n15|COMPLETING|2026-11-28T15:00:00|None\n"
     )
@@ -296,6 +299,31 @@ def test_squeue_is_read_with_its_reasons():
     assert found["12"].ends is None
     assert found["13"].reason == ""
     assert found["13"].ends is not None
+
+
+QSTAT = """Job id            Name             User              Time Use S Queue
+----------------  ---------------- ----------------  -------- - -----
+12.pbs-server*    steering-trainer beam              00:01:02 R gpu
+13.pbs-server*    steering-inferen beam                     0 Q gpu
+14.pbs-server*    steering-beamlin beam              00:00:01 E gpu
+"""
+
+
+def test_qstat_is_read_and_a_job_is_over_only_where_it_says_so():
+    errors = "qstat: Unknown Job Id 15.pbs-server1\nqstat: 16.pbs-server1 Job has finished, use -x or -H to see it\n"
+    found = parsed_qstat(["12", "13", "14", "15", "16"], QSTAT, errors)
+    assert {job: one.state for job, one in found.items()} == {"12": "RUNNING", "13": "QUEUED"}
+    assert parsed_qstat(["15"], "", "qstat: Unknown Job Id Error 15.torque7\n") == {}
+    assert parsed_qstat(["12", "15"], QSTAT, "") is None, "it says nothing of 15"
+    assert parsed_qstat(["12"], "", "qstat: cannot connect to server pbs-server1 (errno=15010)\n") is None
+
+
+def test_condor_q_is_read_with_why_a_job_is_held():
+    found = parsed_condor_q("7.0 2 undefined\n8.0 5 Disk quota of beam is used up\n9.0 4 undefined\n")
+    assert [(one.job, one.state, one.reason) for one in found.values()] == [
+        ("7.0", "RUNNING", ""),
+        ("8.0", "HELD", "Disk quota of beam is used up"),
+    ]
 
 
 def test_a_refusal_is_told_in_the_systems_own_words():

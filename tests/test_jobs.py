@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
 from steering.clusters import jobs as watched
+from steering.clusters.job_options import SYSTEMS
+from steering.clusters.job_states import JobState
 from steering.clusters.jobs import Jobs
-from steering.clusters.squeue import JobState
 from steering.clusters.succession import Place
 
 
@@ -67,6 +69,10 @@ class Queue:
     """Workers that never come."""
 
 
+def answers(monkeypatch, states):
+    monkeypatch.setitem(SYSTEMS, "slurm", replace(SYSTEMS["slurm"], states=states))
+
+
 @pytest.fixture
 def queue():
     return Queue()
@@ -74,7 +80,7 @@ def queue():
 
 @pytest.fixture
 def jobs(queue, tmp_path, monkeypatch):
-    monkeypatch.setattr(watched, "slurm_states", lambda asked: {j: s for j, s in queue.states.items() if j in asked})
+    answers(monkeypatch, lambda asked: {j: s for j, s in queue.states.items() if j in asked})
     monkeypatch.setattr(watched, "LOOK_S", 1e6)  # the test looks
     made = Jobs(queue, queue, tmp_path, system="slurm", handover=300.0)
     with made.kept([Place(kind="trainer", number=0), Place(kind="inference", number=0)], lambda place: {}):
@@ -94,6 +100,16 @@ def test_a_job_that_is_gone_is_followed_by_another(queue, jobs, tmp_path):
     jobs.look()
     assert told(tmp_path)["trainer"]["job"] not in (lost, told(tmp_path)["inference"]["job"])
     assert sorted(queue.worker_spec) == ["inference-0", "trainer-0.1"]
+    assert len(queue.states) == 2
+
+
+def test_a_worker_that_starts_again_does_not_cost_its_job(queue, jobs, tmp_path):
+    """Its nanny needs some seconds; meanwhile the job goes on."""
+    jobs.look()
+    job = told(tmp_path)["trainer"]["job"]
+    queue.silent = ("trainer-0",)
+    jobs.look()
+    assert told(tmp_path)["trainer"]["job"] == job
     assert len(queue.states) == 2
 
 
@@ -166,7 +182,7 @@ def test_a_refusal_in_the_middle_of_a_run_is_tried_again(queue, jobs, tmp_path, 
 
 
 def test_a_batch_system_that_does_not_answer_says_nothing_of_the_jobs(queue, jobs, tmp_path, monkeypatch):
-    monkeypatch.setattr(watched, "slurm_states", lambda asked: None)
+    answers(monkeypatch, lambda asked: None)
     before = dict(queue.states)
     jobs.look()
     assert queue.states == before

@@ -4,6 +4,7 @@ Every import of every module is read from its source, also those inside function
 wall that types may cross is a door. Nothing is imported to find out.
 """
 
+import argparse
 import ast
 import itertools
 import re
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from steering.cli import main
+from steering.cli import main, taken_out
+from steering.commands.detach import take_flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -322,6 +324,10 @@ def test_a_workflow_says_its_arguments_and_leaves_nothing(path, tmp_path, monkey
     output = capsys.readouterr()
     assert "usage:" in output.out
     assert output.err == ""
+    options = re.findall(r"^  (?:-h, )?(--[\w-]+)", output.out, re.MULTILINE)
+    assert "--help" in options
+    assert taken_out([f"{option}=x" for option in options])[1] == [f"{option}=x" for option in options], "as of `run`"
+    assert take_flags(argparse.Namespace(detach=False, quiet=False), options) == options, "as of `run`"
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == []
 
 

@@ -12,7 +12,7 @@ import pytest
 from steering import cli
 from steering.learning import RanksPart
 from steering.records import Geometry, make_chunk
-from steering.runner.again import note_workflow, recoverable
+from steering.runner.again import note_going_on, note_workflow, recoverable
 from steering.runner.folder import RunFolder
 from steering.runner.lock import DRIVER, RUNNER, held, refuse_held
 from steering.runner.manifest import (
@@ -201,7 +201,61 @@ def test_a_workflow_runs_again_with_its_own_arguments_or_others(folder, capsys, 
         given.append(capsys.readouterr().err)
         assert said in given[-1]
         assert "was not continued, and is as it was" in given[-1]  # and can be recovered still
-        note_workflow(folder, folder.path.parent / "work.py", ["--ranks", "2"])
+
+
+PARSES = """
+import argparse
+
+def main(folder, arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ranks", type=int)
+    parser.parse_args(arguments)
+    raise RuntimeError("no worker came")
+"""
+
+
+def test_a_run_that_does_not_go_on_keeps_its_status_and_its_arguments(folder, capsys):
+    """The workflow's own help, a mistyped option and what fails before the checkpoint is read change nothing."""
+    write(folder, 1)
+    (folder.path / "workflow.py").write_text(PARSES)
+    folder.write_summary({"status": "failed", "reason": "its scheduler was lost", "pid": 7})
+
+    def contents():
+        return {path.name: path.read_bytes() for path in folder.path.iterdir() if path.suffix in (".json", ".html")}
+
+    before = contents()
+    for words, code, said in (
+        (["--help"], 0, "was not continued, and is as it was\n"),
+        (["--", "--rank3"], 2, "and is as it was: left with 2"),
+        (["--", "--ranks", "3"], 1, "and is as it was: no worker came"),
+    ):
+        assert cli.main(["recover", str(folder.path), *words]) == code
+        assert said in capsys.readouterr().err
+        assert contents() == before
+
+
+def test_a_run_that_python_has_started_is_not_said_to_be_continued_by_a_command(tmp_path, capsys):
+    """Neither one of a notebook nor one that a process of its own was handed."""
+    folder = RunFolder.create(tmp_path / "run")
+    write(folder, 1)
+    note_workflow(folder, tmp_path / "-", ["--insecure"])
+    folder.write_summary({"pid": 2**22 + 1})  # no process has this number
+    call = f'continue with `run(experiment, client, RunFolder("{folder.path}", recovering=True))` in Python'
+    assert cli.main(["status", str(folder.path)]) == 0
+    assert call in capsys.readouterr().out
+    assert cli.main(["recover", str(folder.path)]) == 1
+    assert call in " ".join(capsys.readouterr().err.split())
+
+
+def test_other_arguments_hold_once_the_run_goes_on(folder):
+    write(folder, 1)
+    going = RunFolder(folder.path, recovering=True)
+    note_workflow(going, folder.path.parent / "work.py", ["--ranks", "3"])
+    assert recoverable(folder.path).arguments == ("--ranks", "2")
+    note_going_on(going)
+    assert recoverable(folder.path).arguments == ("--ranks", "3")
+    note_going_on(going)  # another runner, for the same driver
+    assert recoverable(folder.path).arguments == ("--ranks", "3")
 
 
 def test_a_lock_dies_with_its_holder(folder):

@@ -1,6 +1,7 @@
 """Laws of nightly runs: which model goes into service, what is forgotten, and who may work on a memory."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -95,7 +96,10 @@ def test_a_run_that_has_failed_and_was_recovered_is_added_again(tmp_path, day):
     assert day() == ({"run": 30}, [])
     before = memory.contents()
     assert (day(), memory.contents()) == (({"run": 30}, []), before)
-    run.write_summary({"status": "running"})
+    run.write_summary({"status": "running", "pid": 2**22 + 1})  # no process has this number
+    samples, [complaint] = day()
+    assert (samples, complaint.startswith("run was killed and is left out until it has ended: ")) == ({"run": 30}, True)
+    run.write_summary({"pid": os.getpid()})
     leave(run, 3, 60)
     assert (day(), memory.contents()) == (({"run": 30}, []), before)
     run.write_summary({"status": "finished"})

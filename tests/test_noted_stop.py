@@ -94,6 +94,7 @@ def test_the_command_line_notes_a_stop_wherever_nobody_answers(folder, capsys, m
     assert cli.main(["stop", str(folder.path)]) == 0
     assert noted_stop(folder).by == me()
     folder.write_summary({"pid": DEAD})
+    folder.write_file("workflow.json", b"{}")
     folder.write_file("scheduler.json", json.dumps(where | {"pid": DEAD, "host": socket.gethostname()}).encode())
     assert cli.main(["stop", str(folder.path)]) == 0
     assert f"steering recover {folder.path}" in capsys.readouterr().out

@@ -88,6 +88,15 @@ def test_the_page_loads_without_a_request_outside_and_the_token_leaves_the_addre
     assert wrong == []
 
 
+def test_limits_are_in_the_geometrys_unit_before_the_first_frame_too(desk):
+    opened, _ = desk
+    opened.locator("#limits summary").click()
+    assert shown(opened, "return image") is None
+    assert opened.locator("#limit-unit").inner_text() == "µm"
+    assert shown(opened, "return Number($('limit').dataset.factor)") == 1e-6
+    opened.locator("#limits summary").click()
+
+
 def test_a_veto_draws_other_positions_and_an_approval_measures_them(desk, folder, campaign):
     opened, wrong = desk
     proposed = "return JSON.stringify(model('proposed').data.x)"

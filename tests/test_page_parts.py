@@ -1,6 +1,7 @@
 """Laws of what feeds the live page: only what changed travels, and put together it is what a new viewer gets."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from steering.view.live.folder_image import image_of
 from steering.view.live.message import message, opened
 from steering.view.live.tail import Tail
 from steering.view.live.warnings import warnings
+from steering.view.status import silence
 from tests.test_inference import CANVAS, GEOMETRY
 from tests.test_readers import WEIGHT, filled, thing
 
@@ -84,6 +86,17 @@ def test_the_image_of_an_ended_scan_comes_from_its_folder(tmp_path):
     assert (head["image"]["frames"]["count"], payload) == (20, change.payload)
 
 
+def test_a_source_that_brings_nothing_is_known_from_the_log_until_it_brings_frames():
+    course, now = Course(0.0), time.time()
+    chunk = {"event": "ChunkArrived", "time": now - 9.0, "scan": "a", "frame_ids": [1]}
+    course.take([chunk, {"event": "SourceSilent", "time": now, "since": now - 8.0}])
+    assert silence(course.of_source).endswith("(8 s)")
+    course.take([{"event": "SourceReopened", "time": now, "reason": "cut off", "attempt": 2, "seconds": 1.0}])
+    assert silence(course.of_source).endswith(", opened again 2 times: cut off")
+    course.take([chunk])
+    assert silence(course.of_source) == ""
+
+
 def test_rows_that_a_viewer_has_do_not_travel_again():
     series = Series("time", "value")
     for k in range(5):
@@ -120,14 +133,20 @@ def test_the_log_is_drawn_as_it_grows_and_lines_of_others_do_no_harm(tmp_path):
     assert [words for _, words in course.log][-3:] == [limited, "veto, by ada", "the run failed: no beam"]
 
 
+WAITS = ["ranks: 1 waits: Priority", "given up: found 3 jobs of trainer in a row that ended before their worker came"]
+
+
 def test_what_is_wrong_is_said_the_worst_first():
     streams = {"detector": {"received": 5, "joined": 5, "waiting": 0, "dropped": {}, "lost": 0}}
     streams["detector"] |= {"silent_s": 9.0, "interpolated": 0}
     streams["frames"] = {**streams["detector"], "waiting": 4, "silent_s": 0.1}
     state = {"status": "running", "trouble": "no space", "drift": True, "residual": 0.3, "residual_expected": 0.1}
-    said = warnings({**state, "streams": streams, "paused": True}, waits=["ranks: 1 waits: Priority"], silent_s=7.0)
+    said = warnings(
+        {**state, "streams": streams, "paused": True}, waits=WAITS, source="silent since 3:00", silent_s=7.0
+    )
     words = " | ".join(one["text"] for one in said)
-    for part in ("no space", "7 s", "detector", "residual 0.300, 0.100 expected", "Priority", "Paused"):
+    parts = ("no space", "7 s", "detector", "residual 0.300, 0.100 expected", "Priority", "Paused")
+    for part in (*parts, "found 3 jobs", "The source is silent since 3:00"):
         assert part in words
     assert [one["kind"] for one in said] == sorted((one["kind"] for one in said), key=("alarm", "notice").index)
     assert warnings({"status": "running", "streams": {}}) == []

@@ -122,6 +122,7 @@ def test_the_demo_is_the_first_workflow():
     assert shipped() == ROOT / "workflows"
     assert spelt_out(["demo", "--ranks", "1"]) == ["run", str(ROOT / "workflows/simulated_drift.py"), "--ranks", "1"]
     assert spelt_out(["--log", "json", "demo"])[:3] == ["--log", "json", "run"]
+    assert spelt_out(["--log=json", "demo"])[:2] == ["--log=json", "run"]
     assert spelt_out(["status", "demo"]) == ["status", "demo"]
     out, _ = said("demo", "--help")
     assert "usage: steering run simulated_drift.py" in re.sub(r"run \S*/", "run ", out)

@@ -16,6 +16,7 @@ import xarray as xr
 
 from steering.cli import main
 from steering.runner.folder import RunFolder
+from steering.view import tiled
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,6 +81,53 @@ def test_images_of_a_run_are_arrays_with_the_uid_of_its_bluesky_run(server, tmp_
     folder.write_object("gravel", image(10, 2.0))  # it has grown
     assert main(["export", str(folder.path), "--tiled", server]) == 0
     np.testing.assert_array_equal(from_uri(server)["today"]["gravel"]["trust"][:], np.full((10, 11), 2, np.float32))
+
+
+class Answers:
+    """A run with one runner: its live image has this level, and it is lost, or ends the run, after the first."""
+
+    def __init__(self, folder, level, *, lost):
+        self.folder, self.level, self.lost, self.asked = folder, level, lost, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def done(self):
+        if self.asked and not self.lost:
+            self.folder.end("finished")
+        return self.folder.summary()["status"] != "running"
+
+    def snapshot(self):
+        if self.asked and self.lost:
+            raise OSError("its worker is gone")
+        return {"scan": "gravel"}
+
+    def live(self):
+        self.asked += 1
+        return image(8, self.level)
+
+
+def test_an_export_follows_a_run_to_its_next_runner(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TILED_API_KEY", "secret")
+    folder = RunFolder.create(tmp_path / "followed")
+    waits = RuntimeError("found no scheduler.json")
+    runners = [Answers(folder, 1.0, lost=True), waits, waits, Answers(folder, 2.0, lost=False)]
+
+    def attach(_folder, *, insecure):
+        runner = runners.pop(0)
+        if isinstance(runner, Exception):
+            raise runner
+        return runner
+
+    monkeypatch.setattr(tiled, "attach", attach)
+    assert tiled.publish(folder, server, every_s=0.01) == 0  # it has left none in its folder
+    assert runners == []
+    assert caplog.text.count("the run is not reached, and is tried again: found no scheduler.json") == 1
+    np.testing.assert_array_equal(from_uri(server)["followed"]["gravel"]["phase"][:], np.full((8, 9), 2, np.float32))
 
 
 def test_a_server_that_does_not_let_us_in_is_named(server, tmp_path, monkeypatch, capsys):

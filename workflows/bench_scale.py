@@ -76,7 +76,7 @@ async def predictor(folder: Path, canvas: int, options: argparse.Namespace) -> t
         policy=SpaceFilling(np.random.default_rng(0).uniform(-reach, reach, (500, 2))),
         store=folder / "models",
         settings=PredictorSettings(
-            memory_bytes=options.memory, compiled=options.compiled, gather_ms=0.0, device=options.device
+            memory_bytes=options.budget, compiled=options.compiled, gather_ms=0.0, device=options.device
         ),
     )
     await me.start()
@@ -212,7 +212,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         case(folder.path / "predictors", canvas, n, chunk, options)
         for chunk, (canvas, n) in itertools.product(options.chunks, wanted)
     ]
-    figures: dict[str, Any] = {"cases": cases, "budget_bytes": options.memory, "by_chunk": {}}
+    figures: dict[str, Any] = {"cases": cases, "budget_bytes": options.budget, "by_chunk": {}}
     for chunk in options.chunks:
         mine = {(c["canvas"], c["frames"]): c for c in cases if c["chunk"] == chunk}
         figures["by_chunk"][str(chunk)] = {
@@ -228,7 +228,7 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
     }
     figures["delay_ms"] = {"p99": {f"{c['canvas']}-{c['frames']}-{c['chunk']}": c["delay_ms"]["p99"] for c in cases}}
     figures["memory_per_frame_bytes"] = max(c["rss_growth_per_frame_bytes"] for c in cases if c["frames"] == most)
-    figures["held_over_budget"] = max(c["held_bytes"] for c in cases) / options.memory
+    figures["held_over_budget"] = max(c["held_bytes"] for c in cases) / options.budget
     folder.write_summary(figures)
     if options.pairs:
         folder.write_summary({"onlookers": pairs(folder.path / "predictors", options)})
@@ -264,7 +264,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 10], help="frames that come together (1 10)")
     parser.add_argument("--pairs", type=int, default=5, help="of scans with and without onlookers, 0: none (5)")
     parser.add_argument("--pair-frames", type=int, default=4000, help="of each such scan (4000)")
-    parser.add_argument("--memory", type=int, default=2**28, help="budget of the predictor, bytes (2^28)")
+    parser.add_argument("--budget", type=int, default=2**28, help="budget of the predictor, bytes (2^28)")
     parser.add_argument("--width", type=int, default=32, help="of the network: its own default is 32")
     parser.add_argument("--compiled", action="store_true", help="try compiled backends and ONNX Runtime too")
     parser.add_argument("--tiny", action="store_true", help="all of it in seconds: says whether it runs, not how fast")
@@ -275,5 +275,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
             parser.error(f"found --{name} {sizes}, expected three different ones")
     if options.tiny:
         options.frames, options.canvases, options.chunks = [40, 60, 200], [192, 200, 256], [10]
-        options.pairs, options.pair_frames, options.memory, options.width = 1, 40, 2**20, 4
+        options.pairs, options.pair_frames, options.budget, options.width = 1, 40, 2**20, 4
     return options

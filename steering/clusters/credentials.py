@@ -77,7 +77,8 @@ def security_in(folder: Path) -> Security:
 
 
 def security_of(path: Path, name: str | None) -> Security | None:
-    """The credentials of a run, to attach to it: `name` is their folder below the run's, None where it uses none.
+    """The credentials of a run, to attach to it: `name` is their folder below the run's, or one of its own cluster's by
+    its whole path, None where it uses none.
 
     Raises PermissionError where they are another user's.
     """
@@ -91,6 +92,29 @@ def security_of(path: Path, name: str | None) -> Security | None:
                 f"it: `steering status {path}` shows the run without them"
             )
     return _of(folder)
+
+
+def folder_of(security: Security) -> Path | None:
+    """The folder that credentials come from, see `security_in`; None for others, such as those of Dask's
+    configuration: whoever attaches has them from there, too."""
+    files = [getattr(security, f"tls_{kind}", None) for kind in ("ca_file", "client_cert", "client_key")]
+    if not all(isinstance(file, str) and "\n" not in file for file in files):
+        return None  # Dask takes their contents, too
+    paths = [Path(str(file)).absolute() for file in files]
+    named = [path.name for path in paths] == list(_FILES.values())
+    return paths[0].parent if named and len({path.parent for path in paths}) == 1 else None
+
+
+def as_client(security: Security) -> Security:
+    """The credentials of a worker, by which a client within it reaches its scheduler too."""
+    files = {f"tls_client_{kind}": getattr(security, f"tls_worker_{kind}") for kind in ("cert", "key")}
+    return Security(tls_ca_file=security.tls_ca_file, require_encryption=security.require_encryption, **files)
+
+
+def lacks(address: str, security: Security | None) -> bool:
+    """Whether an address asks for TLS, and neither these credentials nor Dask's configuration have any for it."""
+    given = Security() if security is None else security
+    return address.startswith("tls://") and given.get_connection_args("client").get("ssl_context") is None
 
 
 def _of(folder: Path) -> Security:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import re
@@ -19,7 +20,7 @@ from distributed.comm import connect
 from distributed.security import Security
 
 from steering.clusters.allocator import give_memory_back, keep_memory
-from steering.clusters.credentials import security_in
+from steering.clusters.credentials import lacks, security_in
 from steering.clusters.logs import share_logs
 from steering.clusters.roles import missing, refusal, workers_of
 
@@ -48,8 +49,12 @@ def existing(
         _refuse_missing_roles(client, ranks, timeout)
         keep_memory(client)
         share_logs(client)
-        yield client
-        give_memory_back(client)
+        try:
+            yield client
+        finally:
+            # The cluster has gone, or another client, that of a detached run say, has given it back already.
+            with contextlib.suppress(OSError, RuntimeError, TimeoutError, ValueError):
+                give_memory_back(client)
 
 
 def _connect(where: str, timeout: float, credentials: str | Path | None, insecure: bool) -> Client:
@@ -82,7 +87,7 @@ def _reach(address: str, timeout: float, security: Security) -> None:
     this process wait for ever.
     """
     arguments = security.get_connection_args("client")
-    if address.startswith("tls://") and arguments.get("ssl_context") is None:
+    if lacks(address, security):
         raise OSError("no credentials: say them by credentials=FOLDER, or in Dask's configuration")
 
     async def once() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed.security import Security
 
+from steering.clusters.job_states import States, htcondor_states, pbs_states, slurm_states
 from steering.clusters.roles import TRAINER
 from steering.clusters.site import CARRIES, Job, Site
 
@@ -54,15 +55,22 @@ class System:
     job: str
     """Its class of dask-jobqueue, as module:class."""
     commands: tuple[str, ...]
-    """By which jobs are submitted, cancelled and, where the system is asked of them, looked at."""
+    """By which jobs are submitted, cancelled and looked at."""
     options: Callable[[Job], Options]
     """Options of that class for a job, beside those that all classes take."""
+    states: Callable[[Sequence[str]], States]
+    """How those of these jobs stand that are not over."""
 
 
 SYSTEMS = {
-    "slurm": System("dask_jobqueue.slurm:SLURMJob", ("sbatch", "scancel", "squeue"), slurm_options),
-    "pbs": System("dask_jobqueue.pbs:PBSJob", ("qsub", "qdel"), pbs_options),
-    "htcondor": System("dask_jobqueue.htcondor:HTCondorJob", ("condor_submit", "condor_rm"), htcondor_options),
+    "slurm": System("dask_jobqueue.slurm:SLURMJob", ("sbatch", "scancel", "squeue"), slurm_options, slurm_states),
+    "pbs": System("dask_jobqueue.pbs:PBSJob", ("qsub", "qdel", "qstat"), pbs_options, pbs_states),
+    "htcondor": System(
+        "dask_jobqueue.htcondor:HTCondorJob",
+        ("condor_submit", "condor_rm", "condor_q"),
+        htcondor_options,
+        htcondor_states,
+    ),
 }
 """Batch systems by name."""
 

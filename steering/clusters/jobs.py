@@ -15,9 +15,10 @@ from typing import Any
 
 from distributed import Client
 
+from steering.clusters.job_options import SYSTEMS
+from steering.clusters.job_states import JobState, last_words
 from steering.clusters.roles import announce, lay_down, missing, workers_of
 from steering.clusters.site import CARRIES
-from steering.clusters.squeue import JobState, last_words, slurm_states
 from steering.clusters.succession import Place, due, lays_down, lead, successor
 from steering.records.whole_file import write_whole
 
@@ -108,7 +109,8 @@ class Jobs:
         self._places = [
             replace(place, came=place.came or any(_of(place, name) for name in names)) for place in self._places
         ]
-        states = self._ask(names)
+        leaving = (place for place, _ in self._leaving.values())
+        states = SYSTEMS[self._system].states([place.job for place in (*self._places, *leaving)])
         if states is None:
             return
         self._states = states
@@ -119,14 +121,6 @@ class Jobs:
         self._follow(states, now)
         self._hand_over(names, now)
         self._write()
-
-    def _ask(self, names: set[str]) -> dict[str, JobState] | None:
-        """What the batch system says; of systems that are not asked, jobs whose worker has gone are over."""
-        if self._system == "slurm":
-            leaving = (place for place, _ in self._leaving.values())
-            return slurm_states([place.job for place in (*self._places, *leaving)])
-        there = [place for place in self._places if not place.came or any(_of(place, name) for name in names)]
-        return {place.job: JobState(job=place.job, state="RUNNING" if place.came else "SUBMITTED") for place in there}
 
     def _follow(self, states: Mapping[str, JobState], now: float) -> None:
         """Submit another job wherever one is over, or nears its end."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from steering.clusters.squeue import slurm_states
+from steering.clusters.job_states import slurm_states
 from steering.clusters.succession import lead
 
 SUCCESSOR = "STEERING_SUCCESSOR"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from steering.clusters.job_states import JobState
 from steering.clusters.roles import INFERENCE
-from steering.clusters.squeue import JobState
 
 FAILURES = 3
 """Jobs in a row that end before their worker has come, after which a place is given up."""

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steering.commands.words import say, short
+from steering.commands.words import add_insecure, say, short
 
 if TYPE_CHECKING:
     from steering.runner.folder import RunFolder
@@ -22,6 +22,7 @@ def add_commands(commands: Any) -> None:
         description="Show the live display of a run that goes on. Ctrl-C leaves it; the run goes on.",
     )
     attach.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
+    add_insecure(attach)
     attach.set_defaults(command=_attach)
     found = commands.add_parser("list", help="list the runs below a folder, newest last, with their state")
     found.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="where to look (runs)")
@@ -43,7 +44,7 @@ def _attach(chosen: argparse.Namespace) -> int:
         _until_begun(folder)
     except KeyboardInterrupt:
         return _left(folder)
-    with attach(folder) as run:
+    with attach(folder, insecure=chosen.insecure) as run:
         try:
             show_all(run.watch(), Progress())
         except KeyboardInterrupt:

@@ -67,15 +67,22 @@ def handed_over(where: str) -> Callable[[RunFolder, list[str]], Any]:
     """A `main` that runs the experiment from standard input on a cluster, see steering.runner.detached."""
 
     def main(folder: RunFolder, arguments: list[str]) -> None:
-        from steering.clusters import cluster  # noqa: PLC0415
+        from steering.clusters import cluster, existing  # noqa: PLC0415
         from steering.runner import run  # noqa: PLC0415
         from steering.runner.detached import handed_over  # noqa: PLC0415
         from steering.view.progress import Progress  # noqa: PLC0415
 
         experiment = handed_over(sys.stdin.buffer.read())
-        insecure = "--insecure" in arguments
+        of_client = argparse.ArgumentParser()
+        of_client.add_argument("--insecure", action="store_true")
+        of_client.add_argument("--credentials")
+        said = of_client.parse_args(arguments)
         ranks = 2 if experiment.ranks is None else experiment.ranks_range[0]
-        with cluster(where, ranks=ranks, folder=folder.path, insecure=insecure) as client:
+        if said.credentials is None:
+            opened = cluster(where, ranks=ranks, folder=folder.path, insecure=said.insecure)
+        else:
+            opened = existing(where, ranks=ranks, credentials=said.credentials, insecure=said.insecure)
+        with opened as client:
             run(experiment, client, folder, show=Progress())
 
     return main

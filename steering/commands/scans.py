@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steering.commands.words import say, short
+from steering.commands.words import add_insecure, say, short
 
 
 def add_commands(commands: Any) -> None:
@@ -36,6 +36,7 @@ def add_commands(commands: Any) -> None:
     export.add_argument(
         "--tiled", metavar="URL", help="to a container of a Tiled server instead; follows a run that goes on"
     )
+    add_insecure(export)
     export.set_defaults(command=_export)
     inspect = commands.add_parser(
         "inspect",
@@ -87,7 +88,8 @@ def _export(chosen: argparse.Namespace) -> int:
     if chosen.tiled:
         from steering.view.tiled import publish  # noqa: PLC0415
 
-        say(f"{chosen.tiled}: {folder.path.name} with the images of {publish(folder, chosen.tiled)} scans")
+        count = publish(folder, chosen.tiled, insecure=chosen.insecure)
+        say(f"{chosen.tiled}: {folder.path.name} with the images of {count} scans")
         return 0
     for path in export_run(folder, Path(chosen.out or folder.path / "export")):
         say(short(path))

@@ -38,7 +38,9 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 def spelt_out(words: Sequence[str]) -> list[str]:
     """`demo ...` as the `run WORKFLOW ...` that it stands for; other words as they are."""
-    first = 2 * (list(words[:1]) == ["--log"])  # the only option that may stand before a command
+    first = 0
+    while words[first : first + 1] and words[first].startswith("--"):  # --log KIND or --log=KIND
+        first += 1 if "=" in words[first] else 2
     if list(words[first : first + 1]) != ["demo"]:
         return list(words)
     from steering.loading import shipped  # noqa: PLC0415

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any
 
-from steering.commands.words import say, short
+from steering.commands.words import add_insecure, say, short
 
 
 def add_commands(commands: Any) -> None:
@@ -32,6 +32,7 @@ def add_commands(commands: Any) -> None:
     view.add_argument(
         "--operator", action="append", default=[], metavar="NAME", help="print one by which NAME may command the run"
     )
+    add_insecure(view)
     view.set_defaults(command=_view)
 
 
@@ -43,7 +44,8 @@ def _view(chosen: argparse.Namespace) -> int:
     for name in ("distributed", "distributed.client", "distributed.core"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     folder = RunFolder(chosen.folder)
-    with LivePage(folder, address=chosen.address, port=chosen.port, hosts=chosen.host) as page:
+    where = {"address": chosen.address, "port": chosen.port, "hosts": chosen.host}
+    with LivePage(folder, **where, insecure=chosen.insecure) as page:
         say(f"{short(folder.path)}: the page is served until Ctrl-C")
         for name in chosen.operator or [""]:
             say(f"  {name or 'you'} may command the run: {page.invite(name)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -26,6 +27,15 @@ def short(path: Path) -> str:
     """The path as a person would type it."""
     path = Path(path).absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def add_insecure(command: argparse.ArgumentParser) -> None:
+    """Add --insecure to a command that connects to a run's cluster."""
+    command.add_argument(
+        "--insecure",
+        action="store_true",
+        help="also where the run is another user's, whose cluster can then run code here",
+    )
 
 
 def say(line: str) -> None:

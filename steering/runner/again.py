@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from steering.files import read_json
 from steering.runner.event_log import events_after
@@ -16,7 +17,7 @@ from steering.runner.lock import refuse_held
 from steering.runner.manifest import newest_whole
 from steering.runner.noted import FILE as STOP, noted_stop
 
-_FILE = "workflow.json"
+_FILE, _NEXT = "workflow.json", "workflow.next.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,33 @@ class Begun:
     remarks: tuple[str, ...]
 
 
-def note_workflow(folder: RunFolder, workflow: Path, arguments: list[str]) -> None:
-    """Note in the folder what runs in it, for `recoverable`. Raises OSError."""
+def note_workflow(folder: RunFolder, workflow: Path, arguments: list[str]) -> dict[str, Any]:
+    """Note in the folder what runs in it, for `recoverable`. Of a run that is recovered the arguments hold only once
+    its recovery has been read, see `note_going_on`: mistyped ones must not take the place of its own.
+
+    Returns the summary of before. Raises OSError.
+    """
+    before = folder.summary()
+    if not workflow.is_file():
+        return before  # an experiment that Python has handed over: no command can begin it again
     content = {"workflow": str(workflow.absolute()), "arguments": arguments}
-    folder.write_file(_FILE, json.dumps(content, indent=1).encode())
+    folder.write_file(_NEXT if folder.recovering else _FILE, json.dumps(content, indent=1).encode())
     if folder.recovering:
-        folder.write_summary({"pid": os.getpid(), "host": socket.gethostname()})
+        folder.adopt()  # it may wait in a queue, and is not gone meanwhile
+    return before
+
+
+def note_going_on(folder: RunFolder) -> None:
+    """Note that a recovery has been read: the run goes on, by the arguments of its driver. Raises OSError."""
+    folder.write_summary({"status": "running", "reason": ""})  # it may have failed before
+    with contextlib.suppress(FileNotFoundError):  # another runner goes on for the same driver
+        (folder.path / _NEXT).replace(folder.path / _FILE)
+
+
+def note_left(folder: RunFolder, before: Mapping[str, Any]) -> None:
+    """Have the folder of a run that was not continued be as it was. before: its summary. Raises OSError."""
+    (folder.path / _NEXT).unlink(missing_ok=True)
+    folder.write_summary({name: before[name] for name in ("pid", "host", "status", "reason") if name in before})
 
 
 def recoverable(path: str | Path) -> Begun:
@@ -71,6 +93,13 @@ def recoverable(path: str | Path) -> Begun:
     )
 
 
+def continued_by(folder: RunFolder) -> str:
+    """By what a run goes on whose processes are all gone: a command, or for one that was started from Python a call."""
+    if (folder.path / _FILE).is_file():
+        return f"`steering recover {folder.path}`"
+    return f'`run(experiment, client, RunFolder("{folder.path}", recovering=True))` in Python, which has started it'
+
+
 def checkpoint_age(folder: RunFolder) -> tuple[int, float] | None:
     """Number and age, seconds, of the newest checkpoint that can be used; None for none."""
     try:
@@ -88,8 +117,8 @@ def _workflow(folder: RunFolder, remarks: list[str]) -> tuple[Path, tuple[str, .
         original, arguments = Path(noted["workflow"]), tuple(map(str, noted["arguments"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RuntimeError(
-            f"{folder.name}: found no {_FILE} that can be read ({error}), expected it to name the workflow: recover "
-            "runs that were started by `steering run`"
+            f"{folder.name}: found no {_FILE} that can be read ({error}), expected it to name the workflow, as where "
+            f"`steering run` has started it: continue with {continued_by(folder)}"
         ) from error
     if original.is_file() and original.read_bytes() == copy.read_bytes():
         return original, arguments

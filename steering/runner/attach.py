@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -18,10 +19,11 @@ from distributed import Client
 from distributed.comm.core import FatalCommClosedError
 
 from steering.campaign import Limits
-from steering.clusters.credentials import security_of
+from steering.clusters.credentials import lacks, security_of
 from steering.runner import prometheus
+from steering.runner.again import continued_by
 from steering.runner.folder import RunFolder
-from steering.runner.liveness import ended, gone, whereabouts
+from steering.runner.liveness import elsewhere, ended, gone, whereabouts
 from steering.runner.noted import note_stop
 from steering.runner.page_state import PageUpdate
 
@@ -38,11 +40,22 @@ UNREACHED = (OSError, TimeoutError, CancelledError, RuntimeError)
 class Attached:
     """A running campaign, as any process can watch it and give it commands. Leaving it does not end the run."""
 
-    def __init__(self, runner: Any, folder: RunFolder, client: Client | None = None, key: str | None = None) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        folder: RunFolder,
+        client: Client | None = None,
+        key: str | None = None,
+        *,
+        insecure: bool = False,
+    ) -> None:
         """client: closed with this; None: somebody else's. key: of the runner, as the folder names it; None: it is not
-        followed where another takes its place."""
+        followed where another takes its place. insecure: as for `attach`, which the next runner is reached by."""
         self._runner = runner
         self._key = key
+        self._insecure = insecure
+        self._moving = threading.Lock()
+        """A page asks from several threads."""
         self._client = client
         self.folder = folder
 
@@ -63,8 +76,10 @@ class Attached:
         return self.folder.summary().get("status") != "running" or gone(self.folder)
 
     def snapshot(self) -> dict[str, Any]:
-        """The state of the run in numbers."""
-        return self._runner.snapshot().result()
+        """The state of the run in numbers. Raises TimeoutError where the runner is busy, and RuntimeError or OSError
+        where it cannot be reached any more."""
+        self._moved()
+        return self._runner.snapshot().result(timeout=ANSWER_S)
 
     def watch(self, every: float = 0.25) -> Iterator[dict[str, Any]]:
         """Snapshots until the run has ended, well or not."""
@@ -83,14 +98,16 @@ class Attached:
             time.sleep(every)
 
     def page_update(self, known: tuple[str, int, int] | None = None) -> PageUpdate:
-        """What a page shows now; known: of the newest image it has, see `ImageChange`. Raises as `snapshot`, and
-        TimeoutError where the runner is busy."""
+        """What a page shows now; known: of the newest image it has, see `ImageChange`. Raises as `snapshot`."""
+        self._moved()
         update: PageUpdate = self._runner.page_update(known).result(timeout=ANSWER_S)
         return update
 
     def live(self) -> xr.Dataset | None:
-        """The live image of the scan being measured; None before the first frame."""
-        return self._runner.live().result()
+        """The live image of the scan being measured; None before the first frame. Raises as `snapshot`."""
+        self._moved()
+        image: xr.Dataset | None = self._runner.live().result(timeout=ANSWER_S)
+        return image
 
     def result(self) -> dict[str, Any]:
         """Wait for the end. Returns the figures of summary.json; raises RuntimeError where the run ended early."""
@@ -123,6 +140,7 @@ class Attached:
             area = None if limits.area is None else astuple(limits.area)
             asked = {"area": area, "shortest_dwell": limits.shortest_dwell}
         try:
+            self._moved()
             return str(self._runner.command(name, version, by or me(), **asked).result(timeout=ANSWER_S))
         except UNREACHED:
             if name != "stop" or self.done:
@@ -155,18 +173,20 @@ class Attached:
 
     def _moved(self) -> None:
         """Where another runner has taken the place of the one that was asked, ask that from now on."""
-        if self._key not in (None, whereabouts(self.folder).get("key", self._key)):
-            other = attach(self.folder)
-            self.close()
-            self._runner, self._client, self._key = other._runner, other._client, other._key
+        with self._moving:
+            if self._key not in (None, whereabouts(self.folder).get("key", self._key)):
+                other = attach(self.folder, insecure=self._insecure)
+                self.close()
+                self._runner, self._client, self._key = other._runner, other._client, other._key
 
 
-def attach(path: str | Path | RunFolder) -> Attached:
+def attach(path: str | Path | RunFolder, *, insecure: bool = False) -> Attached:
     """Take part in a run that another process has started, by the path of its folder.
 
     What comes back is what `start` returns: watch it, command it, wait for its result; `close` it, or use it in a
-    `with`. Raises FileNotFoundError where there is no run, RuntimeError where it has ended or cannot be reached from
-    here, PermissionError where its credentials are another user's.
+    `with`. insecure: also where the folder is another user's, whose cluster can then run code as this user: Dask
+    unpickles what a scheduler sends. Raises FileNotFoundError where there is no run, RuntimeError where it has ended or
+    cannot be reached from here, PermissionError where it is, or its credentials are, another user's.
     """
     folder = path if isinstance(path, RunFolder) else RunFolder(path)
     if folder.summary().get("status") != "running" or gone(folder):
@@ -179,14 +199,21 @@ def attach(path: str | Path | RunFolder) -> Attached:
         raise RuntimeError(
             f"{folder.name}: found no scheduler.json, expected a campaign that has started: wait until it measures"
         )
+    if not insecure:
+        _refuse_strangers(folder)
     security = security_of(folder.path, where.get("credentials"))
+    if lacks(where["address"], security):
+        raise RuntimeError(
+            f"{folder.name}: found a cluster with TLS at {where['address']} and no credentials for it, expected them "
+            "in Dask's configuration, as in that of the process that has started the run"
+        )
     client = None
     try:
         client = Client(where["address"], timeout=10, security=security)
         published = client.get_dataset(where["runner"])
         if published.key != where.get("key", published.key):
             raise KeyError(where["key"])  # another run has the cluster by now
-        return Attached(published.result(timeout=ANSWER_S), folder, client, published.key)
+        return Attached(published.result(timeout=ANSWER_S), folder, client, published.key, insecure=insecure)
     except FatalCommClosedError as error:
         raise RuntimeError(
             f"{folder.name}: found a scheduler at {where['address']} that does not take the credentials here, "
@@ -195,13 +222,30 @@ def attach(path: str | Path | RunFolder) -> Attached:
     except (OSError, TimeoutError, KeyError) as error:
         if client is not None:
             client.close()
+        if machine := elsewhere(where):
+            raise RuntimeError(
+                f"{folder.name}: found a run on {machine} whose cluster listens to that machine alone, expected to be "
+                f"asked there: `ssh {machine}`"
+            ) from error
         raise RuntimeError(
             f"{folder.name}: found no scheduler at {where['address']} that knows the run ({type(error).__name__}), "
             "expected its cluster: it may have ended without a word, or cannot be reached from this machine"
         ) from error
 
 
-def stop(path: str | Path | RunFolder) -> str:
+def _refuse_strangers(folder: RunFolder) -> None:
+    """Raise PermissionError where somebody else has written where the run's cluster is. Root may do everything here
+    anyhow, and in a container files of all users may be its own."""
+    owner = (folder.path / "scheduler.json").lstat().st_uid
+    if owner not in (os.geteuid(), 0):
+        raise PermissionError(
+            f"{folder.name}: found a run of another user (number {owner}), expected one of {me()}, for whoever has the "
+            f"cluster of a run can execute code in what attaches to it: `steering status {folder.path}` looks without "
+            "that; if you trust that user, say --insecure (insecure=True)"
+        )
+
+
+def stop(path: str | Path | RunFolder, *, insecure: bool = False) -> str:
     """End a run in order. Where its runner cannot be reached now (its job has ended and the next one waits in a queue,
     it was lost, its workers have not come yet), the stop is noted in the run's folder and taken by the next runner.
 
@@ -209,7 +253,7 @@ def stop(path: str | Path | RunFolder) -> str:
     """
     folder = path if isinstance(path, RunFolder) else RunFolder(path)
     try:
-        with attach(folder) as run:
+        with attach(folder, insecure=insecure) as run:
             return run.command("stop")
     except PermissionError:
         raise
@@ -225,8 +269,10 @@ def noted(folder: RunFolder, by: str) -> str:
     if gone(folder):
         return (
             f"noted: {folder.name} has no process here any more; it ends in order where a job goes on with it, or by "
-            f"`steering recover {folder.path}`"
+            f"{continued_by(folder)}"
         )
+    if machine := elsewhere(whereabouts(folder)):
+        return f"noted: {folder.name} is on {machine}, and its runner there ends it in order"
     return f"noted: nobody answers for {folder.name} now; its next runner ends it in order"
 
 

@@ -54,7 +54,7 @@ class Checkpoints:
         self.number = newest_number(folder) + folder.recovering
 
     async def as_time_goes(self) -> None:
-        """Write one whenever it is due: after so many seconds, and at the end of a scan."""
+        """Write one whenever it is due: after so many seconds, and when another scan begins."""
         campaign, every_s = self.executor.campaign, self.executor.experiment.checkpoint_s
         last, scan = time.monotonic(), campaign.scan
         while every_s is not None and not campaign.finished:

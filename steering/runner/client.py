@@ -11,17 +11,19 @@ from typing import Any
 
 from distributed import Client
 
-from steering.clusters.credentials import FOLDER
+from steering.clusters.credentials import FOLDER, folder_of
 from steering.clusters.jobs import FILE as JOBS
 from steering.clusters.own_job import JobEnds
 from steering.clusters.roles import RUNNER, addresses, all_there, workers_of
 from steering.runner.actors import LostForGood, unpublish
+from steering.runner.again import continued_by
 from steering.runner.attach import ANSWER_S, Attached
 from steering.runner.checks import refuse_hidden, refuse_taken
 from steering.runner.detached import start_detached
 from steering.runner.experiment import Experiment
 from steering.runner.folder import PUBLISHED_FOLDER, RunFolder
 from steering.runner.handover import HandedOver
+from steering.runner.liveness import whereabouts
 from steering.runner.manifest import NoCheckpoint, any_whole, newest_number, newest_whole
 from steering.runner.runner import Runner
 from steering.runner.watch import OneWorker, fence_now
@@ -144,14 +146,22 @@ def _started(experiment: Experiment, client: Client, folder: RunFolder, *, drive
         _refuse_second(client)
         raise
     attach = {"address": client.scheduler.address, "runner": PUBLISHED, "key": future.key, **runner.identity().result()}
-    if (folder.path / FOLDER).is_dir():
-        attach["credentials"] = FOLDER
+    if (of := _credentials(client, folder) if driven else whereabouts(folder).get("credentials")) is not None:
+        attach["credentials"] = of
     client.set_metadata(PUBLISHED_FOLDER, str(folder.path.absolute()))
     folder.write_file("scheduler.json", json.dumps(attach, indent=1).encode())
     # A cluster of this process ends with it, and whoever would watch there.
     go_on = _go_on_alone if client.cluster is None else None
     result = runner.run(PUBLISHED, client.id if driven else None, go_on)
     return Handle(runner, result, folder, client, OneWorker(found[0], experiment.frozen_s))
+
+
+def _credentials(client: Client, folder: RunFolder) -> str | None:
+    """By which others reach the cluster, as `security_of` takes it; None where it has none in a folder."""
+    found = folder_of(client.security)
+    if found is not None and found.resolve() == (folder.path / FOLDER).resolve():
+        return FOLDER  # they go along where the run's folder is moved
+    return None if found is None else str(found)
 
 
 def _continued(experiment: Experiment, client: Client, folder: RunFolder, *, driven: bool = True) -> Handle | None:
@@ -171,7 +181,7 @@ def _go_on_alone(experiment: Experiment, client: Client, folder: RunFolder) -> N
     """What the watcher of a run does where its runner is lost: it takes no part but to start another one."""
     handle = _continued(experiment, client, folder, driven=False)
     if handle is None:
-        logger.error("%s: no other runner could go on; continue with `steering recover`", folder.path)
+        logger.error("%s: no other runner could go on; continue with %s", folder.path, continued_by(folder))
         return
     with contextlib.suppress(Exception):  # the runner itself says in the folder how it ended
         handle.result()
@@ -188,7 +198,8 @@ def _noticed(handle: Handle, error: Exception | None) -> bool:
         return True
     except (OSError, RuntimeError) as unreached:
         raise LostForGood(
-            "found the cluster's scheduler gone, expected it to outlive the run: continue with `steering recover`"
+            "found the cluster's scheduler gone, expected it to outlive the run: continue with "
+            f"{continued_by(handle.folder)}"
         ) from unreached
 
 

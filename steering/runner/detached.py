@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from distributed import Client
 from distributed.protocol import pickle
 
+from steering.clusters.credentials import folder_of
 from steering.runner.attach import Attached, attach
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import ended
@@ -110,8 +111,10 @@ def start_detached(experiment: Experiment, where: Client | str, folder: RunFolde
             'name it, as in start(experiment, "local", folder, detach=True)'
         )
     address = where if isinstance(where, str) else where.scheduler.address
-    insecure = ["--insecure"] if isinstance(where, Client) else []  # who has opened it has said so
-    process = launch(folder, ["--handed-over", address, "-", *insecure], pickle.dumps(experiment))
+    words = [] if isinstance(where, str) else ["--insecure"]  # who has opened it has said so
+    if not isinstance(where, str) and (credentials := folder_of(where.security)) is not None:
+        words.append(f"--credentials={credentials}")
+    process = launch(folder, ["--handed-over", address, "-", *words], pickle.dumps(experiment))
     while not (folder.path / "scheduler.json").exists():
         if process.poll() is not None:
             log = (folder.path / LOG).read_text(errors="replace").splitlines()[-5:]

@@ -69,7 +69,7 @@ class Experiment:
     there. Given here it takes the place of that of `steering run --memory`."""
     checkpoint_s: float | None = 60.0
     """Seconds between two checkpoints of the whole run, from which `steering recover` goes on after the loss of all its
-    processes: so much training may be lost. One is written at the end of each scan too. None: none is."""
+    processes: so much training may be lost. One is written when another scan begins, too. None: none is."""
     checkpoints: int = 2
     """How many are kept, the newest."""
     spool: bool = False

@@ -64,14 +64,11 @@ class RunFolder:
         """
         path = Path(path).absolute()
         with explained(path):
-            if path.is_dir() and any(path.iterdir()):
-                raise FileExistsError(f"{path}: found a folder with files in it, expected a new or empty one")
             made = [folder for folder in (path, *path.parents) if not folder.exists()]
+            _claim(path, made)
             try:
-                path.mkdir(parents=True, exist_ok=not made)
                 # Real bytes, kept until the end: on a full disk they make room for the run's last words.
                 (path / ".ballast").write_bytes(os.urandom(BALLAST_BYTES))
-                (path / "models").mkdir()
                 if workflow is not None:
                     shutil.copyfile(workflow, path / "workflow.py")
                 # Names of folders repeat; samples must not be taken for those of another run.
@@ -254,13 +251,30 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _claim(path: Path, made: list[Path]) -> None:
+    """Make the folder of a run this process's: of several runs that begin there at the same moment, that of one."""
+    taken = FileExistsError(f"{path}: found a folder with files in it, expected a new or empty one")
+    if path.is_dir() and any(path.iterdir()):
+        raise taken
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "models").mkdir()
+    except OSError as error:
+        _unmake_folders(made)
+        raise taken if (path / "models").is_dir() else error from None
+
+
 def _unmake(path: Path, made: list[Path]) -> None:
     """Take away what `create` began; made: the folders that were missing before, deepest first."""
     for entry in (".ballast", "workflow.py", "start.json", "summary.json"):
         with contextlib.suppress(OSError):
             (path / entry).unlink()
-    for folder in (path / "models", *made):
-        with contextlib.suppress(OSError):
+    _unmake_folders([path / "models", *made])
+
+
+def _unmake_folders(made: list[Path]) -> None:
+    for folder in made:
+        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
             folder.rmdir()
 
 

@@ -24,7 +24,8 @@ def whereabouts(folder: RunFolder) -> dict[str, Any]:
 def gone(folder: RunFolder) -> bool:
     """True for a run whose summary says running while nothing of it is alive: neither who started it nor its runner.
 
-    Processes of this machine are looked up; one of another machine counts as alive while the scheduler can be reached.
+    Processes of this machine are looked up; one of another machine counts as alive while the scheduler can be reached,
+    and where only that machine could reach it, see `elsewhere`.
     """
     summary = folder.summary()
     if summary.get("status") != "running":
@@ -39,15 +40,26 @@ def gone(folder: RunFolder) -> bool:
 
 def there(where: Mapping[str, Any]) -> bool:
     """Whether the runner that scheduler.json tells of is alive: its process where that is on this machine, else whether
-    its cluster can be reached."""
+    its cluster can be reached. Where nobody here can know, it is."""
     if where.get("host") == socket.gethostname():
         return _alive(where["pid"])
-    return "address" in where and _reached(where["address"])
+    return elsewhere(where) != "" or ("address" in where and _reached(where["address"]))
+
+
+def elsewhere(where: Mapping[str, Any]) -> str:
+    """The machine of a runner, of which nobody here can know whether it is alive: it is another one, and its cluster
+    listens to that machine alone. Empty for all others."""
+    host, at = str(where.get("host", "")), urlsplit(str(where.get("address", ""))).hostname or ""
+    alone = at in ("localhost", "::1") or at.startswith("127.")
+    return host if alone and host != socket.gethostname() else ""
 
 
 def standing(folder: RunFolder) -> dict[str, Any]:
-    """The run's summary; for one that is gone without a word, with that as `lost`."""
+    """The run's summary; for one that is gone without a word, with that as `lost`, and for one that goes on elsewhere
+    with that machine as `elsewhere`."""
     summary = folder.summary()
+    if summary.get("status") == "running" and (machine := elsewhere(whereabouts(folder))):
+        summary["elsewhere"] = machine
     if gone(folder):
         summary["lost"] = (
             f"ended without a message: its process ({summary.get('pid')}) was killed, or the machine went down"
@@ -61,7 +73,8 @@ def ended(folder: RunFolder) -> str:
     if "lost" in summary:
         return str(summary["lost"])
     status, reason = summary.get("status", "running"), summary.get("reason")
-    return f"{'goes on' if status == 'running' else status}{f': {reason}' if reason else ''}"
+    goes_on = f"goes on (on {summary['elsewhere']}: ask there)" if "elsewhere" in summary else "goes on"
+    return f"{goes_on if status == 'running' else status}{f': {reason}' if reason else ''}"
 
 
 def _alive(pid: int) -> bool:

@@ -50,11 +50,11 @@ class PageState:
     def state(self, metrics: Metrics, trouble: OSError | None) -> dict[str, Any]:
         """What a page shows beside the snapshot, in JSON's types; positions are (y, x) in the geometry's unit.
 
-        next: to be measured, in this order. proposed: the decision that waits for an answer, or None. served: versions
-        in the order in which they went into service. limits, approval_s: as set. seconds: spent by part. trouble: why
-        the log cannot be written now, or None. buffer, forgetting: as `rehearsal_buffer` and `forgetting` in
-        summary.json.
-        look_cpu_s: CPU seconds that this has taken so far.
+        unit: the geometry's, which an image says too once there is one. next: to be measured, in this order. proposed:
+        the decision that waits for an answer, or None. served: versions in the order in which they went into service.
+        limits, approval_s: as set. seconds: spent by part. trouble: why the log cannot be written now, or None. buffer,
+        forgetting: as `rehearsal_buffer` and `forgetting` in summary.json. look_cpu_s: CPU seconds that this has taken
+        so far.
         """
         begun = time.thread_time()
         campaign = metrics.campaign
@@ -65,6 +65,7 @@ class PageState:
             self._rounds, self._buffer = done, composition(metrics)
         found = {
             "begun": metrics.begun,
+            "unit": metrics.experiment.source.geometry.length_unit,
             "scans": list(campaign.scans),
             "next": [*self._steered][-due:] if due else [],
             "proposed": None

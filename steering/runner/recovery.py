@@ -36,6 +36,7 @@ from steering.learning import RanksPart
 from steering.models import ModelStore
 from steering.records import Ids
 from steering.records.plain import whole
+from steering.runner.again import note_going_on
 from steering.runner.checkpoint import FRAMES
 from steering.runner.event_log import events_after, repaired
 from steering.runner.experiment import Experiment
@@ -154,7 +155,8 @@ class _Tail:
 
 
 def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
-    """Read checkpoint and log, after the log's torn end is repaired. The folder is not changed otherwise.
+    """Read checkpoint and log, after the log's torn end is repaired. Once all is read the folder says that the run goes
+    on; it is not changed otherwise.
 
     Raises NoCheckpoint where there is none, ValueError for one of another format or that does not hold together.
     """
@@ -187,7 +189,7 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
     if source.asked and not source.placed:
         left = f"{campaign.outstanding} positions had brought no frame"
         remarks.append(f"{left}: where the source was lost too, it is asked once more when the beamline is quiet")
-    return Recovery(
+    found = Recovery(
         manifest=manifest,
         campaign=campaign,
         metrics=metrics,
@@ -200,6 +202,8 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
         last=max(last, manifest.event),
         remarks=tuple(remarks),
     )
+    note_going_on(folder)
+    return found
 
 
 def _source(part: dict[str, Any], tail: _Tail, campaign: Campaign, metrics: Metrics, root: Path) -> SourceResume:

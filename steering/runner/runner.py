@@ -98,7 +98,6 @@ class Runner:
 
     async def _recover(self) -> None:
         """Take up state and figures of the run, from its newest checkpoint and the log after it."""
-        self.folder.write_summary({"status": "running", "reason": ""})  # it may have failed before
         recovery = self._recovery = await asyncio.to_thread(recover, self.folder, self.experiment)
         self.campaign, self.metrics = recovery.campaign, recovery.metrics
         self._event_log = EventLog(self.folder, number=recovery.last)

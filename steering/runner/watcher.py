@@ -10,6 +10,7 @@ from typing import Any
 
 from distributed import Client, get_client, get_worker
 
+from steering.clusters.credentials import as_client
 from steering.clusters.roles import INFERENCE, LABEL, SOURCE, Workers, addresses, workers_now
 from steering.runner.actors import place, unpublish
 from steering.runner.ending import WATCHER, connected
@@ -55,7 +56,7 @@ class Watcher:
                 await fence(client, runner)
             lost = 0 if runner in workers else lost + 1
         logger.warning("the runner's worker is lost, and no driver is there: starting another runner")
-        await asyncio.to_thread(self._start_another, client.scheduler.address, get_worker().security)
+        await asyncio.to_thread(self._start_another, client.scheduler.address, as_client(get_worker().security))
 
     def _start_another(self, address: str, security: Any) -> None:
         with Client(address, security=security, timeout=60, set_as_default=False) as client:

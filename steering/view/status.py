@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from steering.campaign import DecisionProposed, decode
 from steering.files import read_json
-from steering.runner.again import checkpoint_age
+from steering.runner.again import checkpoint_age, continued_by
 from steering.runner.alone import unsteered
 from steering.runner.describe import describe
 from steering.runner.devices import devices_in_words
@@ -23,21 +23,22 @@ from steering.view.history import History, history
 
 def status_lines(folder: RunFolder) -> list[str]:
     """What the run is doing or how it ended, one fact a line."""
-    summary, past = standing(folder), history(folder.events())
+    summary, events = standing(folder), folder.events()
+    past, running = history(events), summary.get("status") == "running"
     rows = [
         ("samples", _samples(summary, past)),
         ("frames", _frames(summary, past)),
-        ("source", _source(summary, folder.events())),
+        ("source", silence(events) if running else ""),
         ("steering", _unsteered(folder, summary)),
-        *(("stream", line) for line in _streams(summary, folder.events())),
+        *(("stream", line) for line in _streams(summary, events)),
         ("model", _model(past)),
         ("trust", _trust(past, summary.get("status"))),
         ("saved", _saved(folder, summary)),
-        ("device", _devices(folder.events()) if summary.get("status") == "running" else ""),
-        ("waits", _waits(summary, folder.events())),
+        ("device", _devices(events) if running else ""),
+        ("waits", _waits(summary, events)),
         ("stop", _stop(folder, summary)),
-        ("jobs", "; ".join(waits_for(folder)) if summary.get("status") == "running" else ""),
-        *(("failed", failed) for failed in _failed(folder.events())),
+        ("jobs", "; ".join(waits_for(folder)) if running else ""),
+        *(("failed", failed) for failed in _failed(events)),
         ("last", _last(past)),
         ("report", str(folder.path / "report.html") if (folder.path / "report.html").exists() else ""),
     ]
@@ -73,7 +74,8 @@ def _how(summary: Mapping[str, Any]) -> str:
         return str(summary["lost"])
     if whole is None:
         began = datetime.fromisoformat(summary["started"]).timestamp() if summary.get("started") else time.time()
-        return f"{status} for {duration(time.time() - began)}"
+        there = f" (on {summary['elsewhere']}: ask there)" if "elsewhere" in summary else ""
+        return f"{status} for {duration(time.time() - began)}{there}"
     return f"{status} after {duration(whole)}{f': {reason}' if reason else ''}"
 
 
@@ -96,11 +98,14 @@ def _frames(summary: Mapping[str, Any], past: History) -> str:
     return f"{acquired} acquired, {predicted} predicted{f', {dropped} dropped' if dropped is not None else ''}"
 
 
-def _source(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
-    """Since when the source is silent, or why it is being opened again."""
-    if summary.get("status") != "running":
-        return ""
-    of_source = [e for e in events if e.get("event") in ("ChunkArrived", "SourceSilent", "SourceReopened")]
+OF_SOURCE = ("ChunkArrived", "SourceSilent", "SourceReopened")
+"""Events that say whether the source brings anything."""
+
+
+def silence(events: Sequence[Mapping[str, Any]]) -> str:
+    """Since when the source of a run that goes on is silent, and why it is being opened again; empty for one that
+    brings frames. events: of the log, those of OF_SOURCE at least."""
+    of_source = [e for e in events if e.get("event") in OF_SOURCE]
     if not of_source or of_source[-1]["event"] == "ChunkArrived":
         return ""
     since = [e["since"] for e in of_source[-2:] if e["event"] == "SourceSilent"] + [
@@ -154,7 +159,7 @@ def _saved(folder: RunFolder, summary: Mapping[str, Any]) -> str:
     if newest is None:
         return ""
     number, age_s = newest
-    hint = f"; continue with `steering recover {folder.path}`" if gone(folder) else ""
+    hint = f"; continue with {continued_by(folder)}" if gone(folder) else ""
     return f"checkpoint {number}, {duration(age_s)} ago{hint}"
 
 
@@ -203,7 +208,7 @@ def waits_for(folder: RunFolder) -> list[str]:
     ends = [job["ends"] for job in jobs["jobs"] if job["ends"]]
     there = [f"{len(jobs['jobs'])} run"] if not waiting else []
     first = [f"the first ends in {duration(min(ends) - time.time())}"] if ends and not waiting else []
-    return [*waiting, *there, *first, *jobs["given_up"]]
+    return [*waiting, *there, *first, *(f"given up: {why}" for why in jobs["given_up"])]
 
 
 def _failed(events: list[dict[str, Any]]) -> list[str]:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from steering.runner.attach import UNREACHED, attach
+from steering.runner.attach import UNREACHED, Attached, attach
 from steering.runner.folder import RunFolder
+from steering.runner.liveness import gone
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +56,33 @@ class TiledImages:
 
 
 def publish(
-    folder: RunFolder, address: str, *, every_s: float = EVERY_S, stopped: threading.Event | None = None
+    folder: RunFolder,
+    address: str,
+    *,
+    every_s: float = EVERY_S,
+    stopped: threading.Event | None = None,
+    insecure: bool = False,
 ) -> int:
     """Follow a run to its end, or until `stopped`, with its images on a Tiled server; returns how many scans it has.
 
-    A server that fails meanwhile is logged, and tried again; at the end it raises OSError. Raises ImportError without
-    tiled.
+    insecure: as for `attach`. A run that cannot be reached for a while, and a server that fails, are logged and tried
+    again; at the end a server raises OSError. Raises ImportError without tiled, PermissionError as `attach`.
     """
     images = TiledImages(address, folder.path.name)
     try:
-        _follow(images, folder, address, every_s, stopped or threading.Event())
+        stopped, missed = stopped or threading.Event(), 0
+        while not stopped.is_set() and folder.summary().get("status") == "running" and not gone(folder):
+            try:
+                with attach(folder, insecure=insecure) as run:
+                    missed = 0
+                    _follow(images, run, address, every_s, stopped)
+            except PermissionError:
+                raise
+            except UNREACHED as error:  # it ends just now, or another runner goes on in a while
+                missed += 1
+                if missed == 2:
+                    logger.warning("%s: the run is not reached, and is tried again: %s", folder.path, error)
+                stopped.wait(every_s)
         scans, uids = folder.objects(), _uids(folder.summary())
         for scan, image in scans.items():
             images.update(scan, image, uids.get(scan))
@@ -73,25 +91,21 @@ def publish(
         images.close()
 
 
-def _follow(images: TiledImages, folder: RunFolder, address: str, every_s: float, stopped: threading.Event) -> None:
-    """Until the run has ended."""
-    try:
-        with attach(folder) as run:
-            failed = False
-            while not stopped.is_set() and not run.done:
-                before, live, state = run.snapshot(), run.live(), run.snapshot()
-                scan = state.get("scan")
-                if live is not None and scan is not None and scan == before.get("scan"):
-                    try:
-                        images.update(str(scan), live, _uids(state).get(str(scan)))
-                        failed = False
-                    except OSError as error:
-                        if not failed:
-                            logger.warning("%s: the live image is not written: %s", address, error)
-                        failed = True
-                stopped.wait(every_s)
-    except UNREACHED:  # it has ended, or ends just now
-        logger.debug("%s is not followed any more", folder.path, exc_info=True)
+def _follow(images: TiledImages, run: Attached, address: str, every_s: float, stopped: threading.Event) -> None:
+    """Until the run has ended. Raises what `Attached.live` does where it cannot be reached any more."""
+    failed = False
+    while not stopped.is_set() and not run.done:
+        before, live, state = run.snapshot(), run.live(), run.snapshot()
+        scan = state.get("scan")
+        if live is not None and scan is not None and scan == before.get("scan"):
+            try:
+                images.update(str(scan), live, _uids(state).get(str(scan)))
+                failed = False
+            except OSError as error:
+                if not failed:
+                    logger.warning("%s: the live image is not written: %s", address, error)
+                failed = True
+        stopped.wait(every_s)
 
 
 def _uids(figures: Mapping[str, Any]) -> Mapping[str, str]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from steering.files import read_json
 from steering.learning import Memory
 from steering.records.whole_file import write_whole
+from steering.runner.again import continued_by
 from steering.runner.earlier_runs import origin_of, remember
 from steering.runner.folder import ENDINGS, RunFolder
+from steering.runner.liveness import gone
 
 STATE = "nightly.json"
 """In the memory's folder: what was learnt from last."""
@@ -138,6 +140,10 @@ def _campaigns(runs: Path, complaints: list[str]) -> list[RunFolder]:
             complaints.append(f"{path.parent.name} cannot be read: {error}")
             continue
         trained = any(run.checkpoints.glob("ranks.json")) or any(run.checkpoints.glob("*/ranks.json"))
-        if summary.get("status") in ENDINGS and trained:
+        if not trained:
+            continue
+        if summary.get("status") in ENDINGS:
             found.append((str(summary.get("started", "")), run))
+        elif gone(run):
+            complaints.append(f"{run.path.name} was killed and is left out until it has ended: {continued_by(run)}")
     return [run for _, run in sorted(found, key=lambda one: (one[0], one[1].name))]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.runner.describe import in_words
+from steering.view.status import OF_SOURCE
 
 MOST_POINTS = 2000
 """Of a curve. Beyond that every second one goes."""
@@ -73,6 +74,8 @@ class Course:
         }
         self.log: deque[tuple[float, str]] = deque(maxlen=_LOG)
         """(seconds, words), oldest first."""
+        self.of_source: list[Mapping[str, Any]] = []
+        """The newest frames' event, and what was said of their source after it."""
         self.time = 0.0
         """Of the newest event."""
 
@@ -89,6 +92,8 @@ class Course:
                 words = in_words(event)
             except (KeyError, TypeError, ValueError):  # of another version, say
                 continue
+            if kind in OF_SOURCE:
+                self.of_source = [event] if kind == "ChunkArrived" else [*self.of_source, event]
             if words:
                 self.log.append((time - self._start, words))
 

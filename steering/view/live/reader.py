@@ -23,7 +23,7 @@ from steering.view.live.folder_image import image_of
 from steering.view.live.message import message
 from steering.view.live.tail import Tail
 from steering.view.live.warnings import warnings
-from steering.view.status import how, waits_for
+from steering.view.status import how, silence, waits_for
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,10 @@ class Reader:
     A thread of its own reads, so that nobody waits for a run that does not answer.
     """
 
-    def __init__(self, folder: RunFolder, every_s: float = EVERY_S) -> None:
-        """every_s: between two looks."""
+    def __init__(self, folder: RunFolder, every_s: float = EVERY_S, *, insecure: bool = False) -> None:
+        """every_s: between two looks. insecure: as for `attach`."""
         self.folder = folder
+        self._insecure = insecure
         self._every = every_s
         self._run: Attached | None = None
         self._reaching = threading.Lock()
@@ -201,7 +202,7 @@ class Reader:
         """The run, reached once for everybody here."""
         with self._reaching:
             if self._run is None:
-                self._run = attach(self.folder)
+                self._run = attach(self.folder, insecure=self._insecure)
             return self._run
 
     def _let_go(self, run: Attached) -> None:
@@ -259,7 +260,13 @@ class Reader:
             "status": status,
             "live": live,
             **self._folder_facts,
-            "warnings": warnings(state, waits=self._folder_facts.get("waits", ()), silent_s=silent, ended=ended),
+            "warnings": warnings(
+                state,
+                waits=self._folder_facts.get("waits", ()),
+                source=silence(self._course.of_source) if live and status == "running" else "",
+                silent_s=silent,
+                ended=ended,
+            ),
             "log": [[round(when, 1), words] for when, words in self._course.log],
             "forgetting": state.get("forgetting") or summary.get("forgetting") or {},
             "figures": {} if live else summary,

@@ -39,13 +39,14 @@ class LivePage:
         address: str = "127.0.0.1",
         port: int = 0,
         hosts: Iterable[str] = (),
+        insecure: bool = False,
     ) -> None:
         """run: what `start` or `attach` returned, or the folder of a run, also of one that has ended. address: of the
         interface to serve it on. port: 0 for any that is free. hosts: HOST:PORT of other names by which browsers reach
-        it. Raises OSError where the port is taken.
+        it. insecure: as for `attach`. Raises OSError where the port is taken.
         """
         folder = run.folder if isinstance(run, Attached) else run if isinstance(run, RunFolder) else RunFolder(run)
-        self._access, self._reader = Access(), Reader(folder)
+        self._access, self._reader = Access(), Reader(folder, insecure=insecure)
         self._site = Site(reader=lambda: self._reader, access=self._access)
         self._failure: OSError | None = None
         self._ready, self._loop = threading.Event(), asyncio.new_event_loop()

@@ -13,12 +13,12 @@ _SLOW_S = 5.0
 
 
 def warnings(
-    state: Mapping[str, Any], *, waits: Sequence[str] = (), silent_s: float = 0.0, ended: str = ""
+    state: Mapping[str, Any], *, waits: Sequence[str] = (), source: str = "", silent_s: float = 0.0, ended: str = ""
 ) -> list[dict[str, str]]:
     """What is wrong, the worst first: `kind` (alarm or notice) and `text`.
 
-    state: a look's. waits: what the batch system's jobs wait for. silent_s: for how long the runner has not answered.
-    ended: why the run ended before its end.
+    state: a look's. waits: what the batch system's jobs wait for. source: since when it is silent, as `silence` says.
+    silent_s: for how long the runner has not answered. ended: why the run ended before its end.
     """
     found: list[tuple[str, str]] = []
     if ended:
@@ -27,14 +27,15 @@ def warnings(
         found.append(("alarm", f"The disk takes nothing: events wait in memory. {state['trouble']}"))
     if silent_s > _SLOW_S:
         found.append(("alarm", f"The run has not answered for {silent_s:.0f} s: what is shown is as old."))
-    if state.get("source"):
-        found.append(("alarm", str(state["source"])))
+    found += [("alarm", line) for line in waits if line.startswith("given up: ")]
+    if source:
+        found.append(("alarm", f"The source is {source}"))
     streams = state.get("streams") or {}
     silent = troubled(streams) if state.get("status") == "running" else ()
     found += [("alarm", line) for line in stream_lines(streams) if line.split(":")[0] in silent]
     if state.get("drift"):
         found.append(("alarm", _drift(state.get("residual"), state.get("residual_expected"))))
-    found += [("notice", line) for line in waits if " waits: " in line or "given up" in line]
+    found += [("notice", line) for line in waits if " waits: " in line]
     if state.get("frames_dropped"):
         found.append(("notice", f"{state['frames_dropped']:,} frames were dropped."))
     proposed = state.get("proposed")

@@ -158,6 +158,7 @@ function bars(values) {
 function controls(f) {
   const mine = f.live && document.body.dataset.role === "operator" && f.status !== "finished";
   $("controls").hidden = !mine;
+  $("limits").hidden = !f.unit;
   $("pause").hidden = !!f.paused; $("resume").hidden = !f.paused;
   const p = f.proposed;
   $("proposal").hidden = !p;
@@ -188,19 +189,20 @@ document.addEventListener("click", (event) => {
 $("fit").addEventListener("click", refit);
 $("fit-time").addEventListener("click", () => { for (const name of Object.keys(SHOWN)) delete SHOWN[name]; curves(); buffer(); });
 $("rollback").addEventListener("submit", (event) => { event.preventDefault(); command({name: "rollback", version: Number($("version").value)}); });
-const unit = () => image && image.unit === "m" ? {factor: 1e-6, name: "µm"} : {factor: 1, name: (image && image.unit) || "pixel"};
+const unit = () => FACTS.unit === "m" ? {factor: 1e-6, name: "µm"} : {factor: 1, name: FACTS.unit};
 $("limits").addEventListener("toggle", () => {  // what holds now, to be changed
   if (!$("limits").open) return;
-  const held = FACTS.limits || {}, form = $("limit");
+  const held = FACTS.limits || {}, form = $("limit"), {factor, name} = unit();
   form.shortest_dwell.value = held.shortest_dwell ?? "";
-  for (const edge of ["y0", "y1", "x0", "x1"]) form[edge].value = held.area ? +(held.area[edge] / unit().factor).toPrecision(6) : "";
-  text("limit-unit", unit().name);
+  for (const edge of ["y0", "y1", "x0", "x1"]) form[edge].value = held.area ? +(held.area[edge] / factor).toPrecision(6) : "";
+  text("limit-unit", name);
+  form.dataset.factor = factor;  // of what is shown from now on, whatever becomes known meanwhile
 });
 $("limit").addEventListener("submit", (event) => {
   event.preventDefault();
   const value = (name) => event.target[name].value.trim() === "" ? null : Number(event.target[name].value);
   const limits = {shortest_dwell: value("shortest_dwell")};
-  for (const edge of ["y0", "y1", "x0", "x1"]) limits[edge] = value(edge) === null ? null : value(edge) * unit().factor;
+  for (const edge of ["y0", "y1", "x0", "x1"]) limits[edge] = value(edge) === null ? null : value(edge) * Number(event.target.dataset.factor);
   command({name: "limit", limits});
 });
 fetch("me").then((r) => r.json()).then((me) => { document.body.dataset.role = me.role; show(FACTS); });
