@@ -182,6 +182,28 @@ def test_a_served_beamline_that_is_told_to_end_does_so_in_order(tmp_path):
     assert "RunEngine" not in rest
 
 
+def test_a_run_that_is_over_is_not_sent_to_who_comes_late(campaign):
+    """It would be taken for the scan that is next."""
+    with zmq.Context() as context:
+
+        def listener():
+            socket = context.socket(zmq.SUB)
+            socket.set(zmq.RCVTIMEO, 30_000)
+            socket.connect(campaign.addresses["frames"].replace("bluesky:", "tcp:"))
+            socket.subscribe(b"")
+            return socket
+
+        first = listener()
+        campaign("start", {"uid": "a"})
+        campaign("stop", {"run_start": "a"})
+        assert [first.recv().split()[0] for _ in range(2)] == [b"start", b"stop"]
+        late = listener()
+        campaign("start", {"uid": "b"})
+        assert late.recv() == b' start {"uid": "b"}'
+        for socket in (first, late):
+            socket.close(0)
+
+
 def test_a_campaign_that_is_silent_ends_the_plan(tmp_path):
     beamline = Beamline(tmp_path)
     with (

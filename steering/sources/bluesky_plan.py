@@ -173,6 +173,8 @@ class CampaignConnection:
                 if len(self._run) < _MOST:
                     self._run.append(message)
                 self._documents.send(message)
+                if message.startswith(b" stop "):
+                    self._run = []  # who comes now would take it for the scan that is next
 
     def _answer(self, message: bytes) -> dict[str, Any]:
         try:
