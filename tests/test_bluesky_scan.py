@@ -154,9 +154,10 @@ def test_a_steered_scan_that_is_paused_at_any_moment_measures_every_point_once(t
 
 
 @pytest.mark.parametrize("way", ["abort", "stop"])
-def test_a_steered_scan_that_is_ended_puts_the_motors_back(tmp_path, campaign, way):
+def test_a_steered_scan_that_is_ended_puts_the_motors_back_and_leaves_no_point(tmp_path, campaign, way):
     beamline = Beamline(tmp_path, exposure_s=0.02)
-    campaign.measure(*POINTS.T)
+    campaign.measure(*POINTS.T, stop=True)
+    campaign.measure(*POINTS[:1].T)  # of the next scan
     threading.Timer(0.3, beamline.engine.request_pause).start()
     with pytest.raises(RunEngineInterrupted):
         beamline.engine(steered_scan([beamline.camera], beamline.motors, campaign))
@@ -164,6 +165,8 @@ def test_a_steered_scan_that_is_ended_puts_the_motors_back(tmp_path, campaign, w
     assert beamline.engine.state == "idle"
     assert beamline.where() == REST
     assert beamline.named("stop")[0]["exit_status"] == {"abort": "abort", "stop": "success"}[way]
+    assert campaign.take()[0] is not None
+    assert campaign.take() == (None, False)
 
 
 def test_a_served_beamline_that_is_told_to_end_does_so_in_order(tmp_path):
@@ -205,13 +208,20 @@ def test_a_run_that_is_over_is_not_sent_to_who_comes_late(campaign):
 
 
 def test_a_campaign_that_is_silent_ends_the_plan(tmp_path):
+    """Silent while the plan asks, not before it began to."""
     beamline = Beamline(tmp_path)
-    with (
-        CampaignConnection(silent_s=0.2) as campaign,
-        pytest.raises(TimeoutError, match=r"no word from the campaign for 0\.2 s"),
-    ):
+    with CampaignConnection(silent_s=0.4) as campaign:
+        time.sleep(0.5)
+
+        def answer_later(name, document) -> None:
+            threading.Timer(0.2, campaign.measure, POINTS[:2].T, {"stop": True}).start()
+
+        answering = beamline.engine.subscribe(answer_later, "start")
         beamline.engine(steered_scan([beamline.camera], beamline.motors, campaign))
-    assert beamline.named("stop")[0]["exit_status"] == "fail"
+        beamline.engine.unsubscribe(answering)
+        with pytest.raises(TimeoutError, match=r"no word from the campaign for 0\.4 s"):
+            beamline.engine(steered_scan([beamline.camera], beamline.motors, campaign))
+    assert [stop["exit_status"] for stop in beamline.named("stop")] == ["success", "fail"]
 
 
 def test_a_live_source_steers_a_plan_and_gets_what_it_measures(tmp_path, campaign):
