@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from steering.cli import main
 from steering.records import Decision
 from steering.runner.folder import RunFolder
+from steering.sources.tape import record
 from steering.view.status import status_lines
 from tests.serving import beamline, gathered, live, measuring, served, steered_apart
 
@@ -143,3 +145,20 @@ def test_optics_that_cannot_be_are_refused_live_too(wrong, positions, words):
     assert made.object_pixel == pytest.approx(1.40891e-10 * 2.4 / (64 * 75e-6), rel=1e-4)
     with pytest.raises(ValueError, match=words):
         live_scan.geometry(Namespace(**given, positions=f"{address}{positions}"))
+
+
+@pytest.mark.parametrize("unit", ["", "unit=m&", "unit=um&"])
+def test_without_optics_positions_must_be_in_object_pixels_recorded_ones_too(tmp_path, unit):
+    """Metres that are taken for object pixels put all frames at one place."""
+    unknown = dict.fromkeys(OPTICS) | {"window": 64, "binning": 1}
+    for given, right in ((unit, False), ("unit=px&", True)):
+        address, tape, stopped = f"zmq://127.0.0.1:1?{given}y=a&x=b", tmp_path / f"{right}.tape", threading.Event()
+        stopped.set()
+        record({}, tape, stopped, {"positions": address})
+        for positions in (address, f"play:{tape}?speed=0"):
+            options = Namespace(**unknown, positions=positions)
+            if right:
+                assert live_scan.geometry(options).object_pixel == 1.0
+                continue
+            with pytest.raises(ValueError, match=f"found positions in {unit[5:-1] or 'm'} and no --energy"):
+                live_scan.geometry(options)

@@ -36,7 +36,7 @@ from steering import (
 from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography.device import add_device
 from steering.sources import ORIENTATIONS, JoinSettings, LiveSource, LiveSourceSettings, Window
-from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, parse, says_optics, streams_at
+from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, says_optics, streams_at, unit_of
 from steering.sources.beam import BeamSettings
 from steering.sources.correction import add_correction, given_correction
 from steering.sources.first_frames import announced, begun
@@ -99,7 +99,7 @@ def take_announced(options: argparse.Namespace, kept: Path) -> Began | None:
     says such things and positions are in metres. Returns what it said; None where it was not asked. kept: a file for
     the numbers, for a run that is recovered: they are said once."""
     missing = [name for name in OPTICS if getattr(options, name) is None]
-    if not missing or parse(options.positions).options.get("unit") == "px" or not says_optics(options.source):
+    if not missing or unit_of(options.positions) == "px" or not says_optics(options.source):
         return None
     if kept.is_file():
         said = Began(None, None, json.loads(kept.read_text()))
@@ -118,9 +118,9 @@ def take_announced(options: argparse.Namespace, kept: Path) -> Began | None:
 
 def geometry(options: argparse.Namespace) -> Geometry:
     """The far-field geometry of the window; in object pixels where nothing is given."""
-    given, unit = tuple(getattr(options, name) for name in OPTICS), parse(options.positions).options.get("unit")
+    given, unit = tuple(getattr(options, name) for name in OPTICS), unit_of(options.positions)
     if all(value is None for value in given):
-        if unit not in (None, "px"):
+        if unit != "px":
             raise ValueError(
                 f"found positions in {unit} and no --energy, --distance and --pixel, expected these, by which object "
                 "pixels are known, or positions in object pixels (unit=px)"

@@ -94,13 +94,12 @@ class BlueskyPositions(_OfDocuments):
     columns: tuple[str, ...]
     """Data keys, of positions y first."""
     scale: tuple[float, ...]
-    frames: str | None = None
-    """Data key of frames that must be in the same descriptor, empty: of any; None: none need be."""
+    beside: tuple[str, ...] = ()
+    """Data keys that must be in the same descriptor; one that is empty: of any frames."""
 
     def said(self, documents: Iterator[Document | str | None], rows: Rows) -> Iterator[Record | None]:
         """The samples of documents. rows: reads those that they name."""
-        keys = (*self.columns,) if self.frames is None else (self.frames, *self.columns)
-        run, pending = _Runs(keys), dict[str, dict[int, float]]()
+        run, pending = _Runs((*self.beside, *self.columns)), dict[str, dict[int, float]]()
         for one in run.follow(documents, self.columns):
             if isinstance(one, Began):
                 pending = {name: {} for name in self.columns}
@@ -192,7 +191,7 @@ class _Runs:
         if self._descriptor:
             yield Ended(events if isinstance(events, int) else None)
         elif self._start:
-            wanted = ", ".join(name or "frames" for name in self._wanted)
+            wanted = ", ".join(dict.fromkeys(name or "frames" for name in self._wanted))
             found = ", ".join(sorted(self._keys))[:100] or "none"
             yield Unreadable(f"a run with the data keys {found}, expected {wanted} in one of its streams")
         self._start, self._descriptor = {}, {}

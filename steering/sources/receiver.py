@@ -282,8 +282,8 @@ class Receiver:
         with self._turn:
             scan = self._armings.scan[FRAMES]
             for frame, counts in ready:
-                if frame.own is not None:
-                    self._joiner.sample(self.plan.companions[0][0].name, scan, frame.number, frame.own.tolist(), now)
+                for name in frame.own.keys() & self._joiner.companions.keys():
+                    self._joiner.sample(name, scan, frame.number, frame.own[name].tolist(), now)
                 self._joiner.frame(scan, frame.number, (counts, frame.time), now)
             if self._joiner.ready >= self.plan.chunk_frames:
                 self._turn.notify_all()

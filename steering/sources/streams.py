@@ -74,8 +74,8 @@ class Frame(NamedTuple):
     """(y, x) in the detector's dtype."""
     time: float
     """When it was received, seconds since the epoch."""
-    own: NDArray[np.float64] | None = None
-    """(column,) the sample of the first companion that came with it."""
+    own: Mapping[str, NDArray[np.float64]] = {}
+    """(column,) the samples that came with it, by the companion's name."""
 
 
 class Samples(NamedTuple):

@@ -9,6 +9,7 @@ It is written as it comes, and a last block that is torn is left out when it is 
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import threading
@@ -92,6 +93,16 @@ def _come(stream: Stream, stopped: threading.Event, *, as_messages: bool) -> Ite
         yield from stream.messages(stopped)
     else:
         yield from stream.records(stopped)
+
+
+def addresses_in(path: Path) -> dict[str, str]:
+    """The addresses at which the streams of a recording were recorded, by name; those of records have none.
+
+    Raises OSError, and ValueError for a file that is no recording.
+    """
+    with path.open("rb") as file:
+        first = itertools.takewhile(lambda block: isinstance(block[2], Address), read(file))
+        return {stream: one.text for _, stream, one in first if isinstance(one, Address)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +232,7 @@ def _encoded(one: Record | Message | Address) -> tuple[dict[str, Any], bytes]:
         case Address():
             return {"address": one.text}, b""
         case Frame(counts=counts):
-            own = None if one.own is None else one.own.tolist()
+            own = {name: row.tolist() for name, row in one.own.items()}
             image = np.ascontiguousarray(counts)
             return {"number": one.number, "own": own, **_of(image)}, image.tobytes()
         case Samples(rows=rows):
@@ -276,7 +287,7 @@ def _message(sizes: Sequence[int], payload: bytes) -> Message:
 
 def _record(kind: str, fields: Mapping[str, Any], array: NDArray | None) -> Record:
     if kind == "Frame" and array is not None and array.ndim == 2:
-        own = None if fields["own"] is None else np.array(fields["own"], np.float64)
+        own = {name: np.array(row, np.float64) for name, row in fields["own"].items()}
         return Frame(int(fields["number"]), array, 0.0, own)
     if kind == "Samples" and array is not None and array.ndim == 2:
         return Samples(int(fields["first"]), array.astype(np.float64))
