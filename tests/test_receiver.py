@@ -256,15 +256,49 @@ def test_frames_that_cannot_be_decompressed_are_dropped_with_their_reason(least_
     adds_up(consumer.live)
 
 
-def test_the_last_word_of_positions_is_waited_for_once_all_frames_are_joined():
-    """Ten samples of each frame, one expected: every frame has one, that of another. Only the end says so."""
-    frames = [Frame(k, COUNTS[k], time.time()) for k in range(8)]
-    slow = (Began("scan"), Samples(0, WHERE[:8]), Samples(8, WHERE[8:80]), Ended(8))
+@pytest.mark.parametrize("known", [True, False])
+def test_the_last_word_of_positions_is_waited_for_once_all_frames_are_joined(known):
+    """Two samples of each frame, one expected: every frame has one, that of another. Only the end says so, be it by the
+    frames that came."""
+    frames = [Frame(k, COUNTS[0], time.time()) for k in range(50)]
+    slow = (Began("scan"), Samples(0, WHERE[:50]), Samples(50, WHERE[50:]), Ended(50 if known else None))
     streams = Streams(
         frames=Told(records_=(Began("scan"), *frames, Ended(last=True))), positions=Told(records_=slow, rest_s=1.0)
     )
-    with pytest.raises(RuntimeError, match=r"found 80 samples for 8 frames, .* give samples=10"):
+    with pytest.raises(RuntimeError, match=r"found 100 samples for 50 frames, .* give samples=2"):
         list(source(streams).chunks())
+
+
+def test_the_end_of_a_scan_goes_out_when_all_frames_are_judged_or_when_the_source_is_closed():
+    """While the beam is away; the frames' positions come late."""
+    publisher, orders = DectrisPublisher(), []
+
+    def apply(decision) -> None:
+        orders.append((len(decision.positions), decision.stop))
+        if len(orders) == 1:
+            for number in range(3):
+                publisher.frame(number, 0 * COUNTS[0])
+
+    publisher.steered_by(apply)
+    publisher.begin("gravel")
+    streams = streams_at(*(publisher.addresses[name] for name in ("frames", "positions", "motion")))
+    live = source(streams, beam=BeamSettings(least_counts=1.0))
+    live.apply(asked(3, stop=True))
+    consumer, end = Consumer(live), time.monotonic() + 60
+    while live.streams.get("frames", {}).get("waiting") != 3 or live.streams["frames"]["outstanding"]:
+        assert time.monotonic() < end, live.streams
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert orders == [(3, False)]
+    for number in range(3):
+        publisher.position(number, WHERE[number])
+    while len(orders) < 2:
+        assert time.monotonic() < end, live.streams
+        time.sleep(0.05)
+    live.close()
+    consumer.over()
+    publisher.close()
+    assert orders == [(3, False), (1, False), (0, True)]
 
 
 def test_a_detector_that_is_armed_again():

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from steering.sources.armings import Armings
 from steering.sources.bad_pixels import BadPixels
 from steering.sources.beam import Beam
-from steering.sources.expectation import Expectation, refuse_other_samples
+from steering.sources.expectation import Expectation, SampleCount, too_silent
 from steering.sources.join import DAMAGED, GIVEN_UP, NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion, Order, carry_out
 from steering.sources.plan import Batch, Plan
@@ -71,8 +71,7 @@ class Receiver:
         self._armings = Armings(companion.name for companion in companions)
         self._deaf = set(self._joiner.counters)
         """Streams that do not listen yet."""
-        self._rows = dict.fromkeys(self._joiner.counters, 0)
-        """Samples of the scan so far."""
+        self._samples_each = SampleCount({companion.name: companion.samples for companion in companions})
         self._news: Began | None = None
         """A scan that has begun since the source heard of one."""
         self._names: dict[int, str] = {}
@@ -81,7 +80,8 @@ class Receiver:
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-        self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=time.monotonic())
+        self._begun = time.monotonic()
+        self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=self._begun)
         self._refusal = ""
         self._pixels = BadPixels(plan.window)
         self._closing = self._window_fits = False
@@ -115,7 +115,9 @@ class Receiver:
             self._connection.send(("end",) if error is None else ("error", _words(error)))
         finally:
             self._stopped.set()
-            self._orders.put(None)
+            with self._turn:
+                self._ask(self._beam.ends())
+                self._orders.put(None)
             for thread in threads:
                 thread.join(_CLOSE_S)
 
@@ -154,7 +156,8 @@ class Receiver:
             self._turn.notify_all()
             self._look_for_silence(now)
             news, self._news = self._news, None
-            self._ask(self._beam.due(now, self._expectation.outstanding(self._known())))
+            unjudged = self._joiner.waiting(FRAMES) - self._joiner.ready
+            self._ask(self._beam.due(now, self._expectation.outstanding(self._known()) + unjudged))
         if news is not None:
             self._connection.send(("began", news))
         whole = [one for one in taken if self._opened(one)]
@@ -221,8 +224,7 @@ class Receiver:
                 self._begin(name, record)
             case Ended():
                 with self._turn:
-                    if name != FRAMES:  # before anybody may take the scan for finished
-                        refuse_other_samples(self._joiner.companions[name].samples, self._rows[name], record.frames)
+                    self._refuse_other_samples(name, record.frames)  # before anybody may take the scan for finished
                     scan = self._armings.end(name)
                     if record.last:
                         self._last[name] = scan
@@ -237,21 +239,16 @@ class Receiver:
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
-            self._rows[name] = 0
+            self._samples_each.begin(name)
             if name != FRAMES:
                 again = bool(record.header.get(ARMED)) and not self._joiner.full(FRAMES)
                 scan, given_up = self._armings.begins(name, again=again)
                 if given_up:
                     self._joiner.withdraw(name, scan, GIVEN_UP)
             else:
-                scan, before = self._armings.frames_begin(), self.plan.going_on
-                if scan == 0 and self.plan.begun and before is not None:
-                    # A detector that is armed says so; whatever else has the same name is followed on.
-                    self._before = self.plan.begun
-                    self._before -= record.name in (None, before.name) and "series" not in record.header
-                if scan == 0 and record.first is None and before is not None:
-                    header = {**before.header, **record.header}
-                    record = record._replace(name=record.name or before.name, header=header)
+                scan = self._armings.frames_begin()
+                if scan == 0:
+                    record, self._before = self.plan.first_scan(record)
                 self._news = record
                 if record.name is not None:
                     self._names[scan] = record.name
@@ -275,6 +272,7 @@ class Receiver:
         self._window_fits = True
         with self._turn:
             self._armings.frame()
+            self._samples_each.frame(record.number)
             self._expectation.came(now)
         self._join(ready, now)
 
@@ -292,10 +290,17 @@ class Receiver:
         each = self._joiner.companions[name].samples
         with self._turn:
             scan = self._armings.samples(name)
-            self._rows[name] += len(record.rows)
+            self._samples_each.samples(name, len(record.rows))
             for k, row in enumerate(record.rows, record.first):
                 self._joiner.sample(name, scan, k // each, row, now, sample=k % each)
             self._turn.notify_all()
+
+    def _refuse_other_samples(self, name: str, frames: int | None) -> None:
+        """Of a scan that a stream ends, by the frames that it says it had, or by those that came once they end too."""
+        scan = self._armings.scan
+        for each in self._joiner.companions if name == FRAMES else (name,):
+            over = all(one == name or self._armings.ended(one, scan[each]) for one in (each, FRAMES))
+            self._samples_each.refuse(each, frames if each == name else None, over=over and scan[each] == scan[FRAMES])
 
     def _listen(self) -> None:
         """What the source says; its silence, when it is gone, ends this process."""
@@ -334,14 +339,7 @@ class Receiver:
         silent = self._expectation.silence(now, self._known())
         if self.plan.end_s is not None and silent > self.plan.end_s:
             number = self._joiner.counters[FRAMES].last_number
-            last = "none came at all" if number is None else f"the last was number {number}"
-            self._fail(
-                RuntimeError(
-                    f"found no frame for {silent:.0f} s ({last}), expected one: is the detector armed? end_s says how "
-                    f"long to wait{f'; the motion says: {self._refusal}' if self._refusal else ''}"
-                ),
-                FRAMES,
-            )
+            self._fail(RuntimeError(too_silent(silent, number, self._refusal)), FRAMES)
 
     def _ask(self, orders: Sequence[Order]) -> None:
         for order in orders:
@@ -358,7 +356,8 @@ class Receiver:
         with self._turn:
             now = time.monotonic()
             streams = {
-                name: counters.said(self._joiner.waiting(name), now) for name, counters in self._joiner.counters.items()
+                name: counters.said(self._joiner.waiting(name), now, self._begun)
+                for name, counters in self._joiner.counters.items()
             }
             streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
             if self._beam.again or self._beam.missed:
