@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from steering.cli import main
-from steering.sources.addresses import frames_at, named_at, streams_at, unit_of
+from steering.sources.addresses import frames_at, named_at, positions_at, streams_at, unit_of
 from steering.sources.compression import compress
 from steering.sources.panda import panda
 from steering.sources.pva import nd_message
@@ -174,13 +174,14 @@ def test_messages_are_kept_as_they_came_and_decoded_when_they_are_played(tmp_pat
     for name, messages in SENT.items():
         came = [one for stream, one in blocks if stream == name][1:]
         assert came == [Message(tuple(parts), {}) for parts in messages]
-    streams = streams_at(f"play:{tape}?speed=0", f"play:{tape}?speed=0&gap=1")
-    assert (streams.positions_are.samples, streams.positions_are.gap) == (2, 1)  # as it was recorded
+    what, positions = positions_at(f"play:{tape}?speed=0&gap=1")
+    assert (what.samples, what.gap) == (2, 1)  # as it was recorded
     assert unit_of(f"play:{tape}") == "um"
-    [began, samples, *ended] = played(streams.positions)
+    [began, samples, *ended] = played(positions)
     assert (began, ended) == (Began(None, 0, {ARMED: True}), [Ended(None, last=True), Ended(last=True)])
     np.testing.assert_allclose(samples.rows, panda(panda_message(), ("INENC2", "INENC1"), (1e-6, 1e-6))[0].rows)
-    frames, stopped = streams.frames.records(threading.Event()), threading.Event()
+    stopped = threading.Event()
+    frames = frames_at(f"play:{tape}?speed=0").records(stopped)
     first = [next(frames) for _ in range(5)]
     assert [type(one).__name__ for one in first] == ["Began", "Frame", "Unreadable", "Unreadable", "Frame"]
     assert [first[k].number for k in (1, 4)] == [0, 3]
@@ -270,7 +271,7 @@ def test_documents_of_bluesky_are_kept_with_the_rows_that_they_name(tmp_path):
             assert over == Message((), {"over": True})
     for name in ("frames.h5", "a.jsonl"):
         (tmp_path / name).unlink()
-    again = streams_at(f"play:{tape}?speed=0", f"play:{tape}?speed=0").named()
+    again = {"frames": frames_at(f"play:{tape}?speed=0"), "positions": positions_at(f"play:{tape}?speed=0")[1]}
     for name, stream in again.items():
         found = played(stream)
         assert found[-1] == Ended(last=True)

@@ -51,7 +51,7 @@ from steering.sources.pva_motion import PvaMotion
 from steering.sources.pva_readings import PvaReadings
 from steering.sources.streams import FRAMES, POSITIONS, Companion, Stream
 from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
-from steering.sources.tape import Played, addresses_in
+from steering.sources.tape import InOrder, Played, addresses_in
 
 _UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
 _FRAMES_AT = ("dectris", "pva", "swmr", "bluesky", "play")
@@ -283,10 +283,12 @@ def _together(
     frames: Stream, beside: Sequence[tuple[Companion, Stream]]
 ) -> tuple[Stream, list[tuple[Companion, Stream]]]:
     """Frames and what goes with them, each told what it needs to know of the others."""
-    found = []
+    found: list[tuple[Companion, Stream]] = []
     keys = tuple(key for _, where in beside if isinstance(where, BlueskyPositions) for key in where.columns)
     if isinstance(frames, BlueskyFrames):
         frames = replace(frames, beside=keys)
+    if isinstance(frames, Played) and not frames.speed and not frames.step:
+        frames = replace(frames, order=InOrder([FRAMES, *(what.name for what, where in beside if _as(where, frames))]))
     for what, where in beside:
         if isinstance(where, PvaReadings):
             found.append((what, _timed(where, frames)))
@@ -295,9 +297,17 @@ def _together(
             found.append((what, NoRecords()))
         elif isinstance(frames, BlueskyFrames) and isinstance(where, BlueskyPositions):
             found.append((what, replace(where, beside=(frames.data, *keys))))
+        elif isinstance(frames, Played) and isinstance(where, Played) and _as(where, frames):
+            found.append((what, replace(where, order=frames.order)))
         else:
             found.append((what, where))
     return frames, found
+
+
+def _as(one: Stream, other: Played) -> bool:
+    """Whether a stream is played as another one is, of the same file."""
+    mine = (one.file, one.speed, one.step) if isinstance(one, Played) else None
+    return mine == (other.file, other.speed, other.step)
 
 
 def _timed(where: PvaReadings, frames: Stream) -> PvaReadings:
