@@ -346,6 +346,28 @@ def test_streams_that_are_played_without_waiting_keep_step_by_the_file(tmp_path)
     assert live.frames_dropped == 0
 
 
+def test_frames_that_come_before_a_scan_is_gone_on_with_count_as_lost():
+    """As while a probe is found from the first frames of a scan that is not steered."""
+    positions = Told(records_=(Began("scan"), Samples(0, WHERE), Ended(100)))
+
+    def of_numbers(first: int, last: int, **settings) -> LiveSource:
+        frames = [Frame(number, COUNTS[0], time.time()) for number in range(first, last)]
+        told = (Began("scan" if not first else None, first or None), *frames, Ended(last=True))
+        return source(Streams(frames=Told(records_=told), positions=positions), **settings)
+
+    begun = of_numbers(0, 40)
+    assert sum(chunk.sizes["frame"] for chunk in begun.chunks()) == 40
+    assert begun.goes_on == Began("scan", 40)
+    live = of_numbers(70, 100, going_on=begun.goes_on)
+    chunks = list(live.chunks())
+    assert {chunk.attrs["scan"] for chunk in chunks} == {"scan"}
+    assert gathered(chunks, "frame").tolist() == list(range(70, 100))
+    assert live.streams["frames"]["lost"] == live.frames_dropped == 30
+    steered = loop()
+    steered.began = Began("scan")
+    assert steered.goes_on == Began("scan", None)
+
+
 def test_a_detector_that_is_armed_again():
     publisher = DectrisPublisher()
     consumer = Consumer(of(publisher))

@@ -330,10 +330,11 @@ def test_the_command_line_records_what_an_address_gives(tmp_path, capsys):
         [("frames", type(one).__name__) for one in [Address(tape), *FRAMES, Ended()]]
         + [("positions", type(one).__name__) for one in [Address(tape), *POSITIONS, Ended()]]
     )
-    assert main(["inspect", tape, "--positions", tape, "--listen", "0.3"]) == 0
-    frames, positions = capsys.readouterr().out.splitlines()
+    assert main(["inspect", tape, "--positions", tape, "--monitor", tape, "--listen", "0.3"]) == 0
+    frames, positions, monitor = capsys.readouterr().out.splitlines()
     assert frames.startswith("frames: ")
     assert " at first" in positions
+    assert monitor == "monitor: nothing came"
     assert main(["record", "tango://x", "--out", str(tmp_path / "c.tape")]) == 1
     assert "found the protocol 'tango'" in capsys.readouterr().err
 
