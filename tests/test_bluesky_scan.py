@@ -20,7 +20,7 @@ import pytest
 from steering.records import Decision
 from steering.sources.addresses import frames_at, streams_at
 from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
-from tests.serving import ROOT, gathered
+from tests.serving import ROOT, beamline as simulated, gathered
 from tests.test_receiver import WINDOW, Consumer, adds_up, source
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bluesky")]
@@ -183,6 +183,21 @@ def test_a_served_beamline_that_is_told_to_end_does_so_in_order(tmp_path):
     assert "stopped by SIGTERM" in rest
     assert "Traceback" not in rest
     assert "RunEngine" not in rest
+
+
+def test_the_served_beamline_has_no_beam_where_that_is_asked_for(tmp_path):
+    import h5py
+
+    from served.bluesky import DATA, BlueskyBeamline
+    from served.faults import Faults
+
+    here = simulated(8)
+    at_bluesky = BlueskyBeamline(here, tmp_path)
+    at_bluesky.campaign.measure(*here.candidates[:8].T)
+    assert at_bluesky.run(Faults(dark_from=2, dark_frames=3)) == {"frames": 8, "dropped": 0}
+    at_bluesky.close()
+    with h5py.File(tmp_path / "frames-0.h5") as file:
+        assert np.flatnonzero(file[DATA][:].sum((1, 2)) == 0).tolist() == [2, 3, 4]
 
 
 def test_a_run_that_is_over_is_not_sent_to_who_comes_late(campaign):
