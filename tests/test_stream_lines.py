@@ -75,7 +75,7 @@ def test_a_run_that_ends_by_itself_without_a_frame_fails_with_what_its_streams_b
     campaign = Campaign()
     campaign.handle(SourceEnded(time=1.0))
     assert campaign.finished
-    with pytest.raises(RuntimeError, match=r"5 dropped \(no positions within 5 s\); positions: nothing came yet"):
+    with pytest.raises(RuntimeError, match=r"5 dropped \(no positions within 5 s\); positions: 0 received"):
         refuse_nothing(campaign, dropped)
     measured, stopped = Campaign(), Campaign()
     measured.handle(ChunkArrived(time=0.5, scan="a", frame_ids=(0,)))

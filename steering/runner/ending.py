@@ -17,7 +17,7 @@ from steering.campaign import Campaign
 from steering.runner.actors import unpublish
 from steering.runner.folder import RunFolder
 from steering.runner.handover import HandedOver
-from steering.runner.stream_lines import stream_lines
+from steering.runner.stream_lines import ended_lines
 
 WATCHER = "steering-watcher"
 """Under which the watcher of a run is published on its cluster, so that it lives when the runner is lost."""
@@ -65,10 +65,9 @@ async def _write(folder: RunFolder, driver: str | None, status: str, error: Exce
 def refuse_nothing(campaign: Campaign, streams: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises RuntimeError for a campaign that ended by itself without one frame. streams: their figures."""
     if not campaign.frames and not campaign.stopped:
-        lines = "; ".join(stream_lines(streams)) or "it says nothing of streams"
+        lines = "; ".join(ended_lines(streams))
         raise RuntimeError(
-            f"found a source that ended and no frame of it in the whole run, expected some: {lines}. Is what it names "
-            "the right scan, and do positions come for its frames?"
+            f"found no frame in the whole run when its source ended, expected some: {lines or 'is it the right scan?'}"
         )
 
 

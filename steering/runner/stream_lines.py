@@ -21,6 +21,11 @@ def stream_lines(streams: Figures, older_s: float = 0.0) -> list[str]:
     return [f"{name}: {_line(name, figures, streams, older_s)}" for name, figures in streams.items()]
 
 
+def ended_lines(streams: Figures) -> list[str]:
+    """The same of streams that have ended, and are silent for that."""
+    return stream_lines({name: {**figures, "silent_s": 0.0} for name, figures in streams.items()})
+
+
 def troubled(streams: Figures) -> tuple[str, ...]:
     """The streams that are silent while frames wait, or are expected."""
     frames = streams.get("frames", {})
