@@ -282,11 +282,11 @@ def test_the_end_of_a_scan_goes_out_when_all_frames_are_judged_or_when_the_sourc
                 publisher.frame(number, 0 * COUNTS[0])
 
     publisher.steered_by(apply)
-    publisher.begin("gravel")
     streams = streams_at(*(publisher.addresses[name] for name in ("frames", "positions", "motion")))
     live = source(streams, beam=BeamSettings(least_counts=1.0))
-    live.apply(asked(3, stop=True))
     consumer, end = Consumer(live), time.monotonic() + 60
+    publisher.begin("gravel")
+    live.apply(asked(3, stop=True))
     while live.streams.get("frames", {}).get("waiting") != 3 or live.streams["frames"]["outstanding"]:
         assert time.monotonic() < end, live.streams
         time.sleep(0.05)
@@ -352,7 +352,7 @@ def test_frames_that_come_before_a_scan_is_gone_on_with_count_as_lost():
 
     def of_numbers(first: int, last: int, **settings) -> LiveSource:
         frames = [Frame(number, COUNTS[0], time.time()) for number in range(first, last)]
-        told = (Began("scan" if not first else None, first or None), *frames, Ended(last=True))
+        told = (Began(None, None) if first else Began("scan"), *frames, Ended(last=True))
         return source(Streams(frames=Told(records_=told), positions=positions), **settings)
 
     begun = of_numbers(0, 40)

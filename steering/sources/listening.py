@@ -82,9 +82,9 @@ def listen(streams: Mapping[str, Stream], seconds: float) -> dict[str, Seen]:
             for record in stream.records(stopped):
                 if record is not None:
                     found[name].note(record)
-                    for beside, row in record.own.items() if isinstance(record, Frame) else ():
-                        if beside in found:
-                            found[beside].note(Samples(record.number, row[None]))
+                if isinstance(record, Frame):
+                    for beside in record.own.keys() & found.keys():
+                        found[beside].note(Samples(record.number, record.own[beside][None]))
         except Exception as error:  # it is printed beside the other streams
             found[name].trouble = str(error)
 
