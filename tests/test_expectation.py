@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from steering.sources.expectation import Expectation, SampleCount
+from steering.sources.expectation import Expectation
 
 
 def test_a_steered_beamline_that_is_asked_for_nothing_may_be_silent():
@@ -76,35 +74,3 @@ def test_late_frames_of_what_was_asked_for_before_a_crash_answer_nothing():
     assert expectation.given_up == 3
     expectation.ask(2, 30.0, known=4 + 17)
     assert expectation.outstanding(known=4 + 17) == 2
-
-
-@pytest.mark.parametrize(
-    ("expected", "rows", "frames", "right"),
-    [
-        (1, 1000, 1000, True),
-        (1, 10_000, 1000, False),
-        (10, 1000, 1000, False),
-        (10, 10_003, 1000, True),
-        (10, 5000, 1000, True),  # lost, it may be
-        (1, 1700, 1000, True),  # encoders that ran on alone
-        (1, 20, 2, True),  # too few frames to tell
-    ],
-)
-def test_a_wrong_number_of_samples_is_found_by_the_frames_that_came_where_nobody_says_how_many(
-    expected, rows, frames, right
-):
-    count = SampleCount({"positions": expected})
-    for _ in range(2):  # of an earlier scan nothing counts
-        count.begin("positions")
-        count.begin("frames")
-        count.samples("positions", rows - 1)
-        count.samples("positions", 1)
-        for number in (7, *range(9, 7 + frames)):  # one is lost
-            count.frame(number)
-    count.refuse("positions", None, over=False)
-    count.refuse("positions", rows // expected, over=False)
-    if right:
-        count.refuse("positions", None, over=True)
-    else:
-        with pytest.raises(ValueError, match=f"give samples={rows // frames}"):
-            count.refuse("positions", None, over=True)

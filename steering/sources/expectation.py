@@ -4,11 +4,6 @@ Pure: times are arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-_NEARLY, _ENOUGH = 0.005, 50
-"""Where nobody says how many frames a scan had: how far from a whole number its samples for each may be, and the fewest
-frames by which that is judged."""
 _END_S = 2.0
 """Seconds after a refusal within which a beamline says that its last scan is over, where that was the reason."""
 
@@ -101,51 +96,18 @@ def too_silent(silent_s: float, number: int | None, refusal: str) -> str:
     )
 
 
-class SampleCount:
-    """How many samples the companions of the newest scan had for each of its frames: where there are others than
-    expected every frame has the position of another one."""
+def refuse_other_samples(expected: int, rows: int, frames: int | None) -> None:
+    """Raises ValueError where a scan of so many frames (None: not known) had another number of samples for each than
+    expected: every frame has the position of another one then. rows: samples in all.
 
-    def __init__(self, expected: Mapping[str, int]) -> None:
-        """expected: samples of a frame, by companion."""
-        self._expected = dict(expected)
-        self._rows = dict.fromkeys(expected, 0)
-        self._numbers: tuple[int, int] | None = None
-        """Lowest and highest of the frames."""
-
-    def begin(self, stream: str) -> None:
-        """A scan of this stream begins."""
-        if stream in self._rows:
-            self._rows[stream] = 0
-        else:
-            self._numbers = None
-
-    def frame(self, number: int) -> None:
-        """A frame has come."""
-        low, high = self._numbers or (number, number)
-        self._numbers = min(low, number), max(high, number)
-
-    def samples(self, companion: str, rows: int) -> None:
-        """So many samples have come."""
-        self._rows[companion] += rows
-
-    def refuse(self, companion: str, frames: int | None, *, over: bool) -> None:
-        """Raises ValueError where a companion that has said all had another number of samples than expected.
-
-        frames: that it says it had. over: the frames of the same scan have ended as well: where nobody says how many
-        there were, those that came say it by their numbers, with which encoders that ran on alone are not refused.
-        """
-        rows, expected = self._rows[companion], self._expected[companion]
-        if not frames and over and self._numbers is not None:
-            low, high = self._numbers
-            came = high + 1 - low
-            whole = abs(rows / came - round(rows / came)) <= _NEARLY * rows / came
-            frames = came if whole and came >= _ENOUGH else None
-        # One sample more for each frame is another setting; some that came twice are not.
-        too_many = rows > 1.5 * expected * (frames or rows)
-        # Fewer may be lost; one for each frame, where several are expected, is another setting.
-        one_each = expected > 1 and abs(rows - (frames or 0)) <= 0.02 * rows
-        if frames and (too_many or one_each):
-            raise ValueError(
-                f"found {rows} samples for {frames} frames, {rows / frames:.3g} for each, expected {expected}: the "
-                f"positions of this scan are wrong; give samples={max(1, round(rows / frames))}"
-            )
+    The frames that came do not say how many there were: a detector may have had no room for half of them.
+    """
+    # One sample more for each frame is another setting; some that came twice are not.
+    too_many = rows > 1.5 * expected * (frames or rows)
+    # Fewer may be lost; one for each frame, where several are expected, is another setting.
+    one_each = expected > 1 and abs(rows - (frames or 0)) <= 0.02 * rows
+    if frames and (too_many or one_each):
+        raise ValueError(
+            f"found {rows} samples for {frames} frames, {rows / frames:.3g} for each, expected {expected}: the "
+            f"positions of this scan are wrong; give samples={max(1, round(rows / frames))}"
+        )

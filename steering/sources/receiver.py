@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from steering.sources.armings import Armings
 from steering.sources.bad_pixels import BadPixels
 from steering.sources.beam import Beam
-from steering.sources.expectation import Expectation, SampleCount, too_silent
+from steering.sources.expectation import Expectation, refuse_other_samples, too_silent
 from steering.sources.join import DAMAGED, GIVEN_UP, NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion, Order, carry_out
 from steering.sources.plan import Batch, Plan
@@ -71,7 +71,8 @@ class Receiver:
         self._armings = Armings(companion.name for companion in companions)
         self._deaf = set(self._joiner.counters)
         """Streams that do not listen yet."""
-        self._samples_each = SampleCount({companion.name: companion.samples for companion in companions})
+        self._rows = dict.fromkeys(self._joiner.counters, 0)
+        """Samples of the scan so far."""
         self._news: Began | None = None
         """A scan that has begun since the source heard of one."""
         self._names: dict[int, str] = {}
@@ -224,7 +225,8 @@ class Receiver:
                 self._begin(name, record)
             case Ended():
                 with self._turn:
-                    self._refuse_other_samples(name, record.frames)  # before anybody may take the scan for finished
+                    if name != FRAMES:  # before anybody may take the scan for finished
+                        refuse_other_samples(self._joiner.companions[name].samples, self._rows[name], record.frames)
                     scan = self._armings.end(name)
                     if record.last:
                         self._last[name] = scan
@@ -239,7 +241,7 @@ class Receiver:
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
-            self._samples_each.begin(name)
+            self._rows[name] = 0
             if name != FRAMES:
                 again = bool(record.header.get(ARMED)) and not self._joiner.full(FRAMES)
                 scan, given_up = self._armings.begins(name, again=again)
@@ -272,7 +274,6 @@ class Receiver:
         self._window_fits = True
         with self._turn:
             self._armings.frame()
-            self._samples_each.frame(record.number)
             self._expectation.came(now)
         self._join(ready, now)
 
@@ -290,17 +291,10 @@ class Receiver:
         each = self._joiner.companions[name].samples
         with self._turn:
             scan = self._armings.samples(name)
-            self._samples_each.samples(name, len(record.rows))
+            self._rows[name] += len(record.rows)
             for k, row in enumerate(record.rows, record.first):
                 self._joiner.sample(name, scan, k // each, row, now, sample=k % each)
             self._turn.notify_all()
-
-    def _refuse_other_samples(self, name: str, frames: int | None) -> None:
-        """Of a scan that a stream ends, by the frames that it says it had, or by those that came once they end too."""
-        scan = self._armings.scan
-        for each in self._joiner.companions if name == FRAMES else (name,):
-            over = all(one == name or self._armings.ended(one, scan[each]) for one in (each, FRAMES))
-            self._samples_each.refuse(each, frames if each == name else None, over=over and scan[each] == scan[FRAMES])
 
     def _listen(self) -> None:
         """What the source says; its silence, when it is gone, ends this process."""
