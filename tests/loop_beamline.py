@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steering.sources.streams import Began, Ended, Frame
+from steering.sources.streams import POSITIONS, Began, Ended, Frame
 
 WINDOW = 16
 _asked: queue.SimpleQueue = queue.SimpleQueue()
@@ -45,7 +45,7 @@ class LoopFrames:
             if number == self.broken_at:
                 raise OSError("found the cable pulled out, expected it plugged in")
             counts = np.random.default_rng(number).poisson(5, (WINDOW, WINDOW)).astype(np.uint16)
-            yield Frame(number, counts, time.time(), position)
+            yield Frame(number, counts, time.time(), {POSITIONS: position})
             number += 1
         yield Ended(number, last=True)
         while not stopped.wait(0.05):

@@ -8,7 +8,10 @@ import pytest
 from steering.sources.beam import NO_BEAM, Beam, BeamSettings
 from steering.sources.join import Joiner
 from steering.sources.motion import Order
+from steering.sources.plan import Plan
 from steering.sources.streams import FRAMES, Companion, Joined
+from steering.sources.window import Window
+from tests.loop_beamline import Silent
 
 LIGHT, DARK = np.full((4, 4), 10, np.uint16), np.zeros((4, 4), np.uint16)
 DARK[0, 0] = np.iinfo(np.uint16).max  # a bad pixel is no light
@@ -65,6 +68,10 @@ def test_the_end_of_a_scan_waits_for_what_was_missed_and_later_orders_for_it():
     assert not then.stop
     beam.judge(joined(LIGHT, 2.0, 0.0))
     assert [one.stop for one in beam.due(0.3, outstanding=0)] == [True]
+    beam.ask(order([[3.0, 0.0]], stop=True))
+    beam.ask(order([[4.0, 0.0]]))
+    assert [(len(one.positions), one.stop) for one in beam.ends()] == [(0, True)]  # nothing more is measured
+    assert beam.ends() == []
     unwatched = Beam(BeamSettings(), positions="positions", monitor=None, steered=True)
     asked = order([[1.0, 0.0]], stop=True)
     assert unwatched.ask(asked) == [asked]
@@ -77,8 +84,9 @@ def test_a_monitor_decides_where_it_is_asked_and_a_scan_that_is_over_gives_up():
     assert beam.judge(joined(LIGHT, 0.0, 0.0, monitor=0.4)) == NO_BEAM
     beam.scan_over()
     assert (beam.missed, beam.given_up) == (0, 1)
+    streams = {"frames": Silent(), "companions": ((Companion(name="positions", width=2), Silent()),), "motion": None}
     with pytest.raises(ValueError, match="expected its stream as well"):
-        Beam(BeamSettings(least_monitor=1.0), positions="positions", monitor=None, steered=True)
+        Plan(**streams, window=Window(size=16), beam=BeamSettings(least_monitor=1.0))
     with pytest.raises(ValueError, match="expected 0 or more counts"):
         BeamSettings(least_counts=-1)
 

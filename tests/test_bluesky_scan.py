@@ -20,7 +20,7 @@ import pytest
 from steering.records import Decision
 from steering.sources.addresses import frames_at, streams_at
 from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
-from tests.serving import ROOT, gathered
+from tests.serving import ROOT, beamline as simulated, gathered
 from tests.test_receiver import WINDOW, Consumer, adds_up, source
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bluesky")]
@@ -154,9 +154,10 @@ def test_a_steered_scan_that_is_paused_at_any_moment_measures_every_point_once(t
 
 
 @pytest.mark.parametrize("way", ["abort", "stop"])
-def test_a_steered_scan_that_is_ended_puts_the_motors_back(tmp_path, campaign, way):
+def test_a_steered_scan_that_is_ended_puts_the_motors_back_and_leaves_no_point(tmp_path, campaign, way):
     beamline = Beamline(tmp_path, exposure_s=0.02)
-    campaign.measure(*POINTS.T)
+    campaign.measure(*POINTS.T, stop=True)
+    campaign.measure(*POINTS[:1].T)  # of the next scan
     threading.Timer(0.3, beamline.engine.request_pause).start()
     with pytest.raises(RunEngineInterrupted):
         beamline.engine(steered_scan([beamline.camera], beamline.motors, campaign))
@@ -164,6 +165,8 @@ def test_a_steered_scan_that_is_ended_puts_the_motors_back(tmp_path, campaign, w
     assert beamline.engine.state == "idle"
     assert beamline.where() == REST
     assert beamline.named("stop")[0]["exit_status"] == {"abort": "abort", "stop": "success"}[way]
+    assert campaign.take()[0] is not None
+    assert campaign.take() == (None, False)
 
 
 def test_a_served_beamline_that_is_told_to_end_does_so_in_order(tmp_path):
@@ -182,14 +185,57 @@ def test_a_served_beamline_that_is_told_to_end_does_so_in_order(tmp_path):
     assert "RunEngine" not in rest
 
 
+def test_the_served_beamline_has_no_beam_where_that_is_asked_for(tmp_path):
+    import h5py
+
+    from served.bluesky import DATA, BlueskyBeamline
+    from served.faults import Faults
+
+    here = simulated(8)
+    at_bluesky = BlueskyBeamline(here, tmp_path)
+    at_bluesky.campaign.measure(*here.candidates[:8].T)
+    assert at_bluesky.run(Faults(dark_from=2, dark_frames=3)) == {"frames": 8, "dropped": 0}
+    at_bluesky.close()
+    with h5py.File(tmp_path / "frames-0.h5") as file:
+        assert np.flatnonzero(file[DATA][:].sum((1, 2)) == 0).tolist() == [2, 3, 4]
+
+
+def test_a_run_that_is_over_is_not_sent_to_who_comes_late(campaign):
+    """It would be taken for the scan that is next."""
+    context = zmq.Context()
+
+    def listener() -> zmq.Socket:
+        socket = context.socket(zmq.SUB)
+        socket.set(zmq.RCVTIMEO, 30_000)
+        socket.connect(campaign.addresses["frames"].replace("bluesky:", "tcp:"))
+        socket.subscribe(b"")
+        return socket
+
+    first = listener()
+    for name in ("start", "stop"):
+        campaign(name, {"uid": "a"})
+        assert first.recv() == f' {name} {{"uid": "a"}}'.encode()
+    late = listener()
+    campaign("start", {"uid": "b"})
+    assert late.recv() == b' start {"uid": "b"}'
+    context.destroy(linger=0)
+
+
 def test_a_campaign_that_is_silent_ends_the_plan(tmp_path):
+    """Silent while the plan asks, not before it began to."""
     beamline = Beamline(tmp_path)
-    with (
-        CampaignConnection(silent_s=0.2) as campaign,
-        pytest.raises(TimeoutError, match=r"no word from the campaign for 0\.2 s"),
-    ):
+    with CampaignConnection(silent_s=0.4) as campaign:
+        time.sleep(0.5)
+
+        def answer_later(name, document) -> None:
+            threading.Timer(0.2, campaign.measure, POINTS[:2].T, {"stop": True}).start()
+
+        answering = beamline.engine.subscribe(answer_later, "start")
         beamline.engine(steered_scan([beamline.camera], beamline.motors, campaign))
-    assert beamline.named("stop")[0]["exit_status"] == "fail"
+        beamline.engine.unsubscribe(answering)
+        with pytest.raises(TimeoutError, match=r"no word from the campaign for 0\.4 s"):
+            beamline.engine(steered_scan([beamline.camera], beamline.motors, campaign))
+    assert [stop["exit_status"] for stop in beamline.named("stop")] == ["success", "fail"]
 
 
 def test_a_live_source_steers_a_plan_and_gets_what_it_measures(tmp_path, campaign):

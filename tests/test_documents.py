@@ -8,9 +8,12 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 
-from steering.sources.addresses import frames_at, positions_at
+from steering.sources.addresses import frames_at, positions_at, streams_at
+from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
 
 RANGES = {"indices": {"start": 0, "stop": 1}, "seq_nums": {"start": 1, "stop": 2}}
 IMAGE = {"dtype": "array", "shape": [4, 4], "external": "STREAM:", "source": ""}
@@ -51,3 +54,76 @@ def test_documents_with_any_parts_raise_nothing_else(changes):
             except (ValueError, OSError) as error:
                 said = str(error)
             assert "found" in said, said
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Lines of a run with documents that name 200 rows each, of frames and positions; and what these are."""
+    h5py = pytest.importorskip("h5py")
+    frames, where = np.arange(3200, dtype=np.uint16).reshape(200, 4, 4), np.arange(400.0).reshape(2, 200)
+    with h5py.File(tmp_path / "rows.h5", "w", libver="latest") as file:
+        file["d"], file["y"], file["x"] = frames, *where
+    columns = {"dtype": "number", "shape": [], "external": "STREAM:", "source": ""}
+    documents = [
+        DOCUMENTS[0],
+        ["descriptor", {**DOCUMENTS[1][1], "data_keys": {"one": IMAGE, "y": columns, "x": columns}}],
+    ]
+    for key, dataset in (("one", "d"), ("y", "y"), ("x", "x")):
+        place = {"uri": f"file://localhost{tmp_path / 'rows.h5'}", "parameters": {"dataset": dataset}, "data_key": key}
+        ranges = {"indices": {"start": 0, "stop": 200}, "seq_nums": {"start": 1, "stop": 201}}
+        documents.append(["stream_resource", {**DOCUMENTS[2][1], **place, "uid": key}])
+        documents.append(["stream_datum", {**DOCUMENTS[3][1], **ranges, "stream_resource": key}])
+    return [json.dumps(one) for one in [*documents, DOCUMENTS[5]]], frames, where.T
+
+
+def read(tmp_path, lines):
+    """What frames and positions of these documents say."""
+    (tmp_path / "a.jsonl").write_text("".join(line + "\n" for line in lines))
+    where = f"bluesky:{tmp_path / 'a.jsonl'}"
+    streams = streams_at(where, f"{where}?y=y&x=x").named()
+    return streams, {name: list(stream.records(threading.Event())) for name, stream in streams.items()}
+
+
+def test_a_run_that_is_sent_once_more_is_no_other_one(tmp_path, many):
+    lines, frames, where = many
+    _, found = read(tmp_path, lines * 2)
+    numbers = [one.number for one in found["frames"] if isinstance(one, Frame)]
+    assert numbers == list(range(200))
+    np.testing.assert_array_equal([one.counts for one in found["frames"] if isinstance(one, Frame)], frames)
+    np.testing.assert_array_equal([one.rows[0] for one in found["positions"] if isinstance(one, Samples)], where)
+    for records in found.values():
+        _, *said = [one for one in records if not isinstance(one, Frame | Samples)]
+        assert [(type(one), one.last) for one in said] == [(Ended, False), (Ended, True)]
+
+
+def test_a_run_that_has_no_frames_and_positions_together_is_named(tmp_path, many):
+    lines, *_ = many
+    other = [line.replace('"uid": "a"', '"uid": "z"').replace('"run_start": "a"', '"run_start": "z"') for line in lines]
+    other = [line.replace('"one"', '"two"').replace('"y": {', '"stage": {') for line in other]
+    _, found = read(tmp_path, [*other, *lines])
+    words = "a run with the data keys stage, two, x, expected frames, y, x in one of its streams"
+    for records in found.values():
+        assert records[0] == Unreadable(words)
+        assert isinstance(records[1], Began)
+
+
+def test_rows_that_one_document_names_are_read_and_recorded_in_parts(tmp_path, many):
+    """All rows of a document together may be more than memory, or a block of a recording, holds."""
+    lines, frames, _ = many
+    streams, found = read(tmp_path, lines)
+    for name, stream in streams.items():
+        messages = [one for one in stream.messages(threading.Event()) if one is not None]
+        rows = [shape[0] for one in messages for _, shape in one.fields.get("rows", [])]
+        assert (max(rows), sum(rows)) == (64, 200 if name == "frames" else 400)
+        decode = stream.decoder()
+        again = [record for message in messages for record in decode(message)]
+        assert len(again) == len(found[name])
+        for one, other in zip(again, found[name], strict=True):
+            if isinstance(one, Frame):
+                assert one.number == other.number
+                np.testing.assert_array_equal(one.counts, frames[one.number])
+            elif isinstance(one, Samples):
+                assert one.first == other.first
+                np.testing.assert_array_equal(one.rows, other.rows)
+            else:
+                assert one == other

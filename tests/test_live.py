@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import pytest
 from steering.cli import main
 from steering.records import Decision
 from steering.runner.folder import RunFolder
+from steering.sources.streams import Began, Ended, Frame, Samples
+from steering.sources.tape import record
 from steering.view.status import status_lines
+from tests.loop_beamline import Told
 from tests.serving import beamline, gathered, live, measuring, served, steered_apart
 
 sys.path.append(str(Path(__file__).parents[1] / "workflows"))
@@ -143,3 +147,49 @@ def test_optics_that_cannot_be_are_refused_live_too(wrong, positions, words):
     assert made.object_pixel == pytest.approx(1.40891e-10 * 2.4 / (64 * 75e-6), rel=1e-4)
     with pytest.raises(ValueError, match=words):
         live_scan.geometry(Namespace(**given, positions=f"{address}{positions}"))
+
+
+@pytest.mark.parametrize("unit", ["", "unit=m&", "unit=um&"])
+def test_without_optics_positions_must_be_in_object_pixels_recorded_ones_too(tmp_path, unit):
+    """Metres that are taken for object pixels put all frames at one place."""
+    unknown = dict.fromkeys(OPTICS) | {"window": 64, "binning": 1}
+    for given, right in ((unit, False), ("unit=px&", True)):
+        address, tape, stopped = f"zmq://127.0.0.1:1?{given}y=a&x=b", tmp_path / f"{right}.tape", threading.Event()
+        stopped.set()
+        record({}, tape, stopped, {"positions": address})
+        for positions in (address, f"play:{tape}?speed=0"):
+            options = Namespace(**unknown, positions=positions)
+            if right:
+                assert live_scan.geometry(options).object_pixel == 1.0
+                continue
+            with pytest.raises(ValueError, match=f"found positions in {unit[5:-1] or 'm'} and no --energy"):
+                live_scan.geometry(options)
+
+
+@pytest.mark.slow
+def test_a_dry_run_takes_the_optics_that_a_detector_says_with_any_wait(tmp_path, capsys):
+    header = {"wavelength": 1.4089e-10, "distance": 2.4, "pixel_x": 75e-6, "centre": (30.0, 34.0)}
+    frames = [Frame(number, np.ones((64, 64), np.uint16), 0.0) for number in range(5)]
+    stopped = threading.Event()
+    streams = {
+        "frames": Told(records_=(Began("gravel", 0, header), *frames, Ended(5))),
+        "positions": Told(records_=(Samples(0, 1e-8 * np.arange(10.0).reshape(5, 2)), Ended(5))),
+    }
+    threading.Timer(0.2, stopped.set).start()
+    record(streams, tmp_path / "a.tape", stopped, {"frames": "dectris://d", "positions": "zmq://pc:1?y=y&x=x&unit=um"})
+    tape = f"play:{tmp_path / 'a.tape'}?speed=0"
+    words = ["run", "--out", str(tmp_path / "run"), "workflows/live_scan.py", "--source", tape, "--positions", tape]
+    words += ["--dry-run", "--listen", "0.3", "--window", "64", "--orientation", "auto", "--wait", "20"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "the detector says: energy 8800" in said
+    assert "the detector says: distance 2.4" in said
+    assert "the detector says: centre 30 34, which is not used: give --centre 30 34" in said
+    assert "orientation: not known: found 5 frames to begin a probe from, expected 30 or more" in said
+
+
+def test_a_least_monitor_without_a_monitor_is_refused_before_anything_is_opened(tmp_path, capsys):
+    words = ["run", "--out", str(tmp_path / "run"), "workflows/live_scan.py", "--source", "dectris://d"]
+    words += ["--positions", "zmq://pc:1?y=y&x=x", "--field", "-1", "1", "-1", "1", "--least-monitor", "1"]
+    assert main(words) == 2
+    assert "found --least-monitor without --monitor" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Strea
 from steering.sources.addresses import streams_at
 from steering.sources.beam import BeamSettings
 from steering.sources.join import GIVEN_UP
-from steering.sources.streams import Began, Ended, Frame, Samples
+from steering.sources.streams import ARMED, Began, Ended, Frame, Samples
+from steering.sources.tape import record
 from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent, Told
 from tests.serving import gathered
 
@@ -265,6 +267,103 @@ def test_the_last_word_of_positions_is_waited_for_once_all_frames_are_joined():
     )
     with pytest.raises(RuntimeError, match=r"found 80 samples for 8 frames, .* give samples=10"):
         list(source(streams).chunks())
+
+
+def test_the_end_of_a_scan_goes_out_when_all_frames_are_judged_or_when_the_source_is_closed():
+    """While the beam is away; the frames' positions come late."""
+    publisher, orders = DectrisPublisher(), []
+
+    def apply(decision) -> None:
+        orders.append((len(decision.positions), decision.stop))
+        if len(orders) == 1:
+            for number in range(3):
+                publisher.frame(number, 0 * COUNTS[0])
+
+    publisher.steered_by(apply)
+    streams = streams_at(*(publisher.addresses[name] for name in ("frames", "positions", "motion")))
+    live = source(streams, beam=BeamSettings(least_counts=1.0))
+    consumer, end = Consumer(live), time.monotonic() + 60
+    publisher.begin("gravel")
+    live.apply(asked(3, stop=True))
+    while live.streams.get("frames", {}).get("waiting") != 3 or live.streams["frames"]["outstanding"]:
+        assert time.monotonic() < end, live.streams
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert orders == [(3, False)]
+    for number in range(3):
+        publisher.position(number, WHERE[number])
+    while len(orders) < 2:
+        assert time.monotonic() < end, live.streams
+        time.sleep(0.05)
+    live.close()
+    consumer.over()
+    publisher.close()
+    assert orders == [(3, False), (1, False), (0, True)]
+
+
+@dataclass
+class InTurn:
+    """A stream of what it is given, each at its place among those of all streams."""
+
+    given: dict
+    """By place."""
+    turn: list
+
+    def records(self, stopped):
+        for place, one in self.given.items():
+            while self.turn[0] < place:
+                time.sleep(1e-4)
+            yield one
+            self.turn[0] += 1
+
+
+def test_streams_that_are_played_without_waiting_keep_step_by_the_file(tmp_path):
+    """Encoders are armed again for each scan: those that are ahead by one would have given the scan before up."""
+    said = []
+    for scan in range(3):
+        where = WHERE[20 * scan : 20 * scan + 20]
+        said += [("positions", Began(None, 0, {ARMED: True})), ("frames", Began(f"scan {scan}"))]
+        for k in range(20):
+            said += [("positions", Samples(k, where[k : k + 1])), ("frames", Frame(k, COUNTS[0], 0.0))]
+        said += [("positions", Ended(20)), ("frames", Ended(20, last=scan == 2))]
+    turn = [0]
+    streams = {
+        name: InTurn({place: one for place, (whose, one) in enumerate(said) if whose == name}, turn)
+        for name in ("positions", "frames")
+    }
+    record(
+        streams, tmp_path / "a.tape", threading.Event(), {"positions": "zmq://pc:1?y=y&x=x", "frames": "dectris://d"}
+    )
+    tape = f"play:{tmp_path / 'a.tape'}?speed=0"
+    live = source(streams_at(tape, tape), scans=3)
+    chunks = list(live.chunks())
+    ids = gathered(chunks, "frame")
+    numbers = ids % 10**9 + 20 * (ids // 10**9)
+    assert sorted(numbers.tolist()) == list(range(60))
+    np.testing.assert_array_equal(gathered(chunks, "position_y"), WHERE[numbers, 0])
+    assert live.frames_dropped == 0
+
+
+def test_frames_that_come_before_a_scan_is_gone_on_with_count_as_lost():
+    """As while a probe is found from the first frames of a scan that is not steered."""
+    positions = Told(records_=(Began("scan"), Samples(0, WHERE), Ended(100)))
+
+    def of_numbers(first: int, last: int, **settings) -> LiveSource:
+        frames = [Frame(number, COUNTS[0], time.time()) for number in range(first, last)]
+        told = (Began(None, None) if first else Began("scan"), *frames, Ended(last=True))
+        return source(Streams(frames=Told(records_=told), positions=positions), **settings)
+
+    begun = of_numbers(0, 40)
+    assert sum(chunk.sizes["frame"] for chunk in begun.chunks()) == 40
+    assert begun.goes_on == Began("scan", 40)
+    live = of_numbers(70, 100, going_on=begun.goes_on)
+    chunks = list(live.chunks())
+    assert {chunk.attrs["scan"] for chunk in chunks} == {"scan"}
+    assert gathered(chunks, "frame").tolist() == list(range(70, 100))
+    assert live.streams["frames"]["lost"] == live.frames_dropped == 30
+    steered = loop()
+    steered.began = Began("scan")
+    assert steered.goes_on == Began("scan", None)
 
 
 def test_a_detector_that_is_armed_again():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from steering.campaign import decode, encode
+import pytest
+
+from steering.campaign import Campaign, ChunkArrived, Command, SourceEnded, decode, encode
 from steering.runner.describe import describe
+from steering.runner.ending import refuse_nothing
 from steering.runner.folder import RunFolder
-from steering.runner.stream_lines import report, stream_lines
+from steering.runner.stream_lines import report, stream_lines, troubled
 from steering.view.status import status_lines
 
 
@@ -53,6 +56,33 @@ def test_events_are_few_and_one_comes_at_once_where_a_stream_falls_silent():
     # Nothing is asked for and nothing waits: a pause is no trouble.
     pause = {name: figures(100, silent_s=60.0) for name in running}
     assert describe(report(50.0, pause, None)) is None
+
+
+def test_a_stream_of_which_nothing_ever_came_is_in_trouble_once_it_had_time_to_begin():
+    never = figures(0, silent_s=None)
+    for streams in (
+        {"frames": figures(90, waiting=90), "positions": never},
+        {"frames": figures(0, silent_s=None, outstanding=5), "positions": never},
+    ):
+        young, old = [{name: {**one, "listens_s": s} for name, one in streams.items()} for s in (3.0, 11.0)]
+        assert troubled(young) == ()
+        assert troubled(old) == tuple(name for name, one in old.items() if not one["received"])
+    assert troubled({"frames": {**never, "listens_s": 60.0}}) == ()  # nothing is expected
+
+
+def test_a_run_that_ends_by_itself_without_a_frame_fails_with_what_its_streams_brought():
+    dropped = {"frames": figures(5, dropped={"no positions within 5 s": 5}), "positions": figures(0, silent_s=None)}
+    campaign = Campaign()
+    campaign.handle(SourceEnded(time=1.0))
+    assert campaign.finished
+    with pytest.raises(RuntimeError, match=r"5 dropped \(no positions within 5 s\); positions: 0 received"):
+        refuse_nothing(campaign, dropped)
+    measured, stopped = Campaign(), Campaign()
+    measured.handle(ChunkArrived(time=0.5, scan="a", frame_ids=(0,)))
+    stopped.handle(Command(time=0.5, name="stop"))
+    for one in (measured, stopped):
+        one.handle(SourceEnded(time=1.0))
+        refuse_nothing(one, dropped)
 
 
 def test_the_status_of_a_run_shows_its_streams(tmp_path):

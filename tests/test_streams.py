@@ -18,7 +18,7 @@ from steering.sources.addresses import frames_at, motion_at, parse, positions_at
 from steering.sources.compression import compress  # noqa: E402
 from steering.sources.dectris import DectrisFrames, Stream2  # noqa: E402
 from steering.sources.panda import PandaPositions, panda  # noqa: E402
-from steering.sources.pva import NdArrays, NoRecords, PvaFrames, table  # noqa: E402
+from steering.sources.pva import NdArrays, NoRecords, PvaFrames, PvaTable, table  # noqa: E402
 from steering.sources.pva_motion import PvaMotion  # noqa: E402
 from steering.sources.simplon import Simplon  # noqa: E402
 from steering.sources.streams import Began, Ended, Frame, Message, Samples, WrongProtocol  # noqa: E402
@@ -215,10 +215,10 @@ def test_jpeg_arrays_are_read_in_grey():
 
 def test_the_first_update_of_an_idle_pv_is_no_frame_and_a_new_scan_is_noticed():
     assert NdArrays()(nd_array() | {"value": None, "size": []}) == []
-    decoder = NdArrays(("Y", "X"), (1e-6, 1e-6), "Scan")
+    decoder = NdArrays({"positions": PvaTable(pv="PV", columns=("Y", "X"), scale=(1e-6, 1e-6))}, "Scan")
     begun, frame = decoder(nd_array(number=100, Scan="a", Y=2.0, X=3.0))
     assert begun == Began("a", None)
-    np.testing.assert_allclose(frame.own, [2e-6, 3e-6])
+    np.testing.assert_allclose(frame.own["positions"], [2e-6, 3e-6])
     assert len(decoder(nd_array(number=101, Scan="a", Y=2.0, X=3.0))) == 1
     assert decoder(nd_array(number=102, Scan="b", Y=2.0, X=3.0))[0].name == "b"
     with pytest.raises(ValueError, match="expected the numbers Y, X"):
@@ -404,8 +404,8 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
     assert (streams.positions_are.samples, streams.positions_are.gap) == (10, 0)
     streams = streams_at("pva://DET:image", "pva://DET:image?y=Y&x=X&unit=um&flip=y", "pva://M:Y,M:X?trigger=T")
     assert isinstance(streams.frames, PvaFrames)
-    assert streams.frames.attributes == ("Y", "X")
-    assert streams.frames.scale == (-1e-6, 1e-6)
+    assert streams.frames.attributes["positions"].columns == ("Y", "X")
+    assert streams.frames.attributes["positions"].scale == (-1e-6, 1e-6)
     assert isinstance(streams.positions, NoRecords)
     assert isinstance(streams.motion, PvaMotion)
     streams = streams_at(
@@ -418,6 +418,10 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
     assert (what.name, what.width, what.gap, what.when_slow) == ("monitor", 1, 0, "block")
     assert streams.positions_are.when_slow == "drop oldest"
     assert monitor == PandaPositions(address="tcp://pc:5555", columns=("I0",), scale=(1.0,), socket="sub")
+    assert list(streams_at("pva://A", "pva://T?y=Y&x=X", None, "pva://A?value=I").frames.attributes) == ["monitor"]
+    streams = streams_at("bluesky:a?data=d", "bluesky:a?y=y&x=x", None, "bluesky:a?value=i")
+    assert streams.frames.beside == ("y", "x", "i")  # one run for all three
+    assert [one.beside for one in (streams.positions, streams.monitors[0][1])] == [("d", "y", "x", "i")] * 2
     streams = streams_at("swmr:/data/a+b.h5", "swmr:/data/p.h5?y=/e/y&x=/e/x")
     assert isinstance(streams.frames, SwmrFrames)
     assert streams.frames.where.file == "/data/a+b.h5"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from steering.cli import main
-from steering.sources.addresses import frames_at, streams_at
+from steering.sources.addresses import frames_at, named_at, positions_at, streams_at, unit_of
 from steering.sources.compression import compress
 from steering.sources.panda import panda
 from steering.sources.pva import nd_message
@@ -50,7 +50,7 @@ FRAMES = [
     Began("gravel", 0, {"distance": 2.0, "centre": (3.0, 4.0), "bad": np.eye(8, dtype=bool)}),
     Frame(0, RNG.poisson(3, (8, 8)).astype(np.uint16), 5.0),
     Unreadable("a torn message"),
-    Frame(2, RNG.poisson(3, (8, 8)).astype(">u4"), 5.0, np.array([1.0, 2.0])),
+    Frame(2, RNG.poisson(3, (8, 8)).astype(">u4"), 5.0, {"positions": np.array([1.0, 2.0])}),
     Ended(3),
 ]
 POSITIONS = [Began(None), Samples(0, np.arange(6.0).reshape(3, 2)), Ended(3, last=True)]
@@ -135,7 +135,7 @@ def same(one, other) -> bool:
         return False
     match one:
         case Frame():
-            own = (one.own is None) == (other.own is None) and (one.own is None or (one.own == other.own).all())
+            own = one.own.keys() == other.own.keys() and all((row == other.own[k]).all() for k, row in one.own.items())
             return one.number == other.number and own and np.array_equal(one.counts, other.counts)
         case Samples():
             return one.first == other.first and np.array_equal(one.rows, other.rows)
@@ -174,11 +174,14 @@ def test_messages_are_kept_as_they_came_and_decoded_when_they_are_played(tmp_pat
     for name, messages in SENT.items():
         came = [one for stream, one in blocks if stream == name][1:]
         assert came == [Message(tuple(parts), {}) for parts in messages]
-    streams = streams_at(f"play:{tape}?speed=0", f"play:{tape}?speed=0")
-    [began, samples, *ended] = played(streams.positions)
+    what, positions = positions_at(f"play:{tape}?speed=0&gap=1")
+    assert (what.samples, what.gap) == (2, 1)  # as it was recorded
+    assert unit_of(f"play:{tape}") == "um"
+    [began, samples, *ended] = played(positions)
     assert (began, ended) == (Began(None, 0, {ARMED: True}), [Ended(None, last=True), Ended(last=True)])
     np.testing.assert_allclose(samples.rows, panda(panda_message(), ("INENC2", "INENC1"), (1e-6, 1e-6))[0].rows)
-    frames, stopped = streams.frames.records(threading.Event()), threading.Event()
+    stopped = threading.Event()
+    frames = frames_at(f"play:{tape}?speed=0").records(stopped)
     first = [next(frames) for _ in range(5)]
     assert [type(one).__name__ for one in first] == ["Began", "Frame", "Unreadable", "Unreadable", "Frame"]
     assert [first[k].number for k in (1, 4)] == [0, 3]
@@ -207,7 +210,7 @@ def test_arrays_of_pv_access_are_kept_as_they_came(tmp_path):
         array["uniqueId"] = number
         array["attribute"] = [
             {"name": name, "value": value, "descriptor": ""}
-            for name, value in (("Y", 1.5), ("X", 2.5), ("Sample", "s"))
+            for name, value in (("Y", 1.5), ("X", 2.5), ("I0", 0.5), ("Sample", "s"))
         ]
         if codec:
             payload = np.frombuffer(compress("bslz4", COUNTS)[12:], np.uint8)
@@ -217,12 +220,13 @@ def test_arrays_of_pv_access_are_kept_as_they_came(tmp_path):
         arrays.append(array)
     messages = [nd_message(array) for array in arrays] + [Message(fields={"done": True})]
     addresses = {"frames": "pva://DET:image?scan=Sample", "positions": "pva://DET:image?y=Y&x=X&unit=um"}
-    live = streams_at(*addresses.values()).frames
+    addresses["monitor"] = "pva://DET:image?value=I0"
+    live = named_at(addresses)["frames"]
     stopped = threading.Event()
     kept = Messages(live, messages, stopped)
     assert record({"frames": kept}, tmp_path / "a.tape", stopped, addresses) == {"frames": 5}
     with (tmp_path / "a.tape").open("rb") as file:
-        came = [one for _, _, one in read(file)][2:]
+        came = [one for _, _, one in read(file)][3:]
     assert [[bytes(part) for part in one.parts] for one in came] == [
         [bytes(part) for part in m.parts] for m in messages
     ]
@@ -232,7 +236,8 @@ def test_arrays_of_pv_access_are_kept_as_they_came(tmp_path):
     for number, one in zip((1, 2), again[1:3], strict=True):
         assert one.number == number
         np.testing.assert_array_equal(one.counts, COUNTS)
-        np.testing.assert_allclose(one.own, (1.5e-6, 2.5e-6))
+        np.testing.assert_allclose(one.own["positions"], (1.5e-6, 2.5e-6))
+        np.testing.assert_allclose(one.own["monitor"], (0.5,))
     assert isinstance(again[3], Unreadable)
     assert "zstd" in again[3].reason
     assert again[4:] == [Ended(last=True), Ended(last=True)]
@@ -266,7 +271,7 @@ def test_documents_of_bluesky_are_kept_with_the_rows_that_they_name(tmp_path):
             assert over == Message((), {"over": True})
     for name in ("frames.h5", "a.jsonl"):
         (tmp_path / name).unlink()
-    again = streams_at(f"play:{tape}?speed=0", f"play:{tape}?speed=0").named()
+    again = {"frames": frames_at(f"play:{tape}?speed=0"), "positions": positions_at(f"play:{tape}?speed=0")[1]}
     for name, stream in again.items():
         found = played(stream)
         assert found[-1] == Ended(last=True)
@@ -325,10 +330,11 @@ def test_the_command_line_records_what_an_address_gives(tmp_path, capsys):
         [("frames", type(one).__name__) for one in [Address(tape), *FRAMES, Ended()]]
         + [("positions", type(one).__name__) for one in [Address(tape), *POSITIONS, Ended()]]
     )
-    assert main(["inspect", tape, "--positions", tape, "--listen", "0.3"]) == 0
-    frames, positions = capsys.readouterr().out.splitlines()
+    assert main(["inspect", tape, "--positions", tape, "--monitor", tape, "--listen", "0.3"]) == 0
+    frames, positions, monitor = capsys.readouterr().out.splitlines()
     assert frames.startswith("frames: ")
     assert " at first" in positions
+    assert monitor == "monitor: nothing came"
     assert main(["record", "tango://x", "--out", str(tmp_path / "c.tape")]) == 1
     assert "found the protocol 'tango'" in capsys.readouterr().err
 

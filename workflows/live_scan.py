@@ -11,8 +11,10 @@ Without --probe one is begun from the first frames, which are measured on a rast
 import argparse
 import json
 import zipfile
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +40,13 @@ from steering import (
 from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography.device import add_device
 from steering.sources import ORIENTATIONS, JoinSettings, LiveSource, LiveSourceSettings, Window
-from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, parse, says_optics, streams_at
+from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, says_optics, streams_at, unit_of
 from steering.sources.beam import BeamSettings
 from steering.sources.correction import add_correction, given_correction
 from steering.sources.first_frames import announced, begun
 from steering.sources.lengths import refuse_impossible_numbers, refuse_impossible_optics
 from steering.sources.listening import listen
-from steering.sources.streams import WHEN_SLOW, Began
+from steering.sources.streams import FRAMES, WHEN_SLOW, Began
 
 POLICIES = {"space_filling": SpaceFilling, "raster": Raster}
 OPTICS = ("energy", "distance", "pixel")
@@ -90,6 +92,8 @@ def dry_run(options: argparse.Namespace) -> None:
         )
     if options.orientation != "auto":
         return
+    if unit_of(options.positions) != "px" and says_optics(options.source):
+        take_optics(options, found[FRAMES].header)
     # As they come: a dry run moves nothing.
     options.motion, options.field = None, options.field or [-1.0, 1.0, -1.0, 1.0]
     options.end_after = options.listen + LiveSourceSettings.give_up_s
@@ -104,28 +108,39 @@ def take_announced(options: argparse.Namespace, kept: Path) -> Began | None:
     says such things and positions are in metres. Returns what it said; None where it was not asked. kept: a file for
     the numbers, for a run that is recovered: they are said once."""
     missing = [name for name in OPTICS if getattr(options, name) is None]
-    if not missing or parse(options.positions).options.get("unit") == "px" or not says_optics(options.source):
+    if not missing or unit_of(options.positions) == "px" or not says_optics(options.source):
         return None
     if kept.is_file():
         said = Began(None, None, json.loads(kept.read_text()))
     else:
         print(f"waiting for the detector to be armed, which says {' and '.join(missing)}", flush=True)
         said = announced(frames_at(options.source), options.end_after or None)
-    header = {name: value for name, value in said.header.items() if isinstance(value, float)}
-    header |= {"energy": ENERGY_TO_WAVELENGTH / header["wavelength"]} if "wavelength" in header else {}
-    header |= {"pixel": header["pixel_x"]} if "pixel_x" in header else {}
-    for name in missing:
-        setattr(options, name, header.get(name))
-        print(f"the detector says: {name} {header.get(name, 'nothing')}", flush=True)
-    kept.write_text(json.dumps(header))
-    return None if said.name is None else said._replace(first=None)
+    kept.write_text(json.dumps(take_optics(options, said.header)))
+    # What is asked for later begins later; another scan goes on from here, and what nobody receives of it is lost.
+    return None if said.name is None else said._replace(first=None if options.motion else said.first)
+
+
+def take_optics(options: argparse.Namespace, header: Mapping[str, Any]) -> dict[str, float]:
+    """Take energy, distance and pixel that are not given from what a detector has said, and say so. Returns the numbers
+    that it has said."""
+    said = {name: value for name, value in header.items() if isinstance(value, float)}
+    said |= {"energy": ENERGY_TO_WAVELENGTH / said["wavelength"]} if "wavelength" in said else {}
+    said |= {"pixel": said["pixel_x"]} if "pixel_x" in said else {}
+    for name in OPTICS:
+        if getattr(options, name) is None:
+            setattr(options, name, said.get(name))
+            print(f"the detector says: {name} {said.get(name, 'nothing')}", flush=True)
+    if "centre" in header and options.centre is None and options.roi is None:
+        y, x = header["centre"]
+        print(f"the detector says: centre {y:g} {x:g}, which is not used: give --centre {y:g} {x:g}", flush=True)
+    return said
 
 
 def geometry(options: argparse.Namespace) -> Geometry:
     """The far-field geometry of the window; in object pixels where nothing is given."""
-    given, unit = tuple(getattr(options, name) for name in OPTICS), parse(options.positions).options.get("unit")
+    given, unit = tuple(getattr(options, name) for name in OPTICS), unit_of(options.positions)
     if all(value is None for value in given):
-        if unit not in (None, "px"):
+        if unit != "px":
             raise ValueError(
                 f"found positions in {unit} and no --energy, --distance and --pixel, expected these, by which object "
                 "pixels are known, or positions in object pixels (unit=px)"
@@ -184,6 +199,7 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64], before: Bega
             join=JoinSettings(wait_s=options.wait, oldest_s=options.oldest, when_slow=options.when_slow),
             beam=BeamSettings(least_counts=options.least_counts, least_monitor=options.least_monitor),
             scans=options.scans or None,
+            give_up_s=options.wait + 5.0,
             end_s=options.end_after or None,
             going_on=before,
             truths={} if options.truth is None else known_objects(options.truth),
@@ -219,7 +235,7 @@ def begun_with(
     for note in recording.notes:
         print(f"{len(recording.counts)} frames: {note}", flush=True)
     turn = turn if options.orientation == "auto" else options.orientation
-    scan = source.began or Began(None)
+    scan = source.goes_on
     if kept is not None:
         said = {name: scan.header[name] for name in ("bad", "saturation") if name in scan.header}
         np.savez(kept, probe=recording.probe, orientation=turn, scan=scan.name or "", **said)
@@ -295,6 +311,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.field is None and not options.dry_run:
         parser.error("expected --field, or --dry-run")
+    if options.least_monitor is not None and options.monitor is None:
+        parser.error("found --least-monitor without --monitor, expected the address of the incident intensity as well")
     return options
 
 

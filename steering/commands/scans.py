@@ -52,6 +52,7 @@ def add_commands(commands: Any) -> None:
     inspect.add_argument(
         "--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit], or an address"
     )
+    inspect.add_argument("--monitor", help="address of the incident intensity, beside an address of positions")
     inspect.add_argument(
         "--allow-folder", metavar="DIR", action="append", default=[], help="folder that links in the file may lead to"
     )
@@ -63,8 +64,7 @@ def _record(chosen: argparse.Namespace) -> int:
     from steering.sources.addresses import named_at  # noqa: PLC0415
     from steering.sources.tape import record  # noqa: PLC0415
 
-    addresses = {"frames": chosen.source, "positions": chosen.positions, "monitor": chosen.monitor}
-    addresses = {name: text for name, text in addresses.items() if text is not None}
+    addresses = _addresses(chosen, chosen.source)
     following = named_at(addresses)
     stopped = threading.Event()
     if chosen.seconds is not None:
@@ -78,6 +78,11 @@ def _record(chosen: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, before)
     say(f"{chosen.out}: {', '.join(f'{count} records of {name}' for name, count in counts.items())}")
     return 0
+
+
+def _addresses(chosen: argparse.Namespace, frames: str) -> dict[str, str]:
+    given = {"frames": frames, "positions": chosen.positions, "monitor": chosen.monitor}
+    return {name: text for name, text in given.items() if text is not None}
 
 
 def _export(chosen: argparse.Namespace) -> int:
@@ -103,8 +108,7 @@ def _inspect(chosen: argparse.Namespace) -> int:
     from steering.sources.listening import listen  # noqa: PLC0415
 
     if is_live(chosen.file):
-        addresses = {"frames": chosen.file} | ({} if chosen.positions is None else {"positions": chosen.positions})
-        for name, seen in listen(named_at(addresses), chosen.listen).items():
+        for name, seen in listen(named_at(_addresses(chosen, chosen.file)), chosen.listen).items():
             say(f"{name}: {seen.line()}")
         return 0
 

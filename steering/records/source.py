@@ -46,7 +46,8 @@ class Source(Protocol):
     @property
     def streams(self) -> Mapping[str, Mapping[str, Any]]:
         """Figures of the streams that a live source joins, by name, for the display and the summary: received, joined,
-        waiting, dropped by reason, lost, interpolated, silent_s. A source without streams need not define it."""
+        waiting, dropped by reason, lost, interpolated, silent_s, listens_s. A source without streams need not define
+        it."""
         return {}
 
     @property

@@ -8,14 +8,16 @@ import logging
 import subprocess
 import sys
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from distributed import get_client
 
+from steering.campaign import Campaign
 from steering.runner.actors import unpublish
 from steering.runner.folder import RunFolder
 from steering.runner.handover import HandedOver
+from steering.runner.stream_lines import ended_lines
 
 WATCHER = "steering-watcher"
 """Under which the watcher of a run is published on its cluster, so that it lives when the runner is lost."""
@@ -58,6 +60,15 @@ async def _write(folder: RunFolder, driver: str | None, status: str, error: Exce
     await asyncio.to_thread(folder.end, status, reason, traceback=lines)
     if started_by_command:  # the report is made by a floor above, in a process of its own
         await asyncio.to_thread(report, folder)
+
+
+def refuse_nothing(campaign: Campaign, streams: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises RuntimeError for a campaign that ended by itself without one frame. streams: their figures."""
+    if not campaign.frames and not campaign.stopped:
+        lines = "; ".join(ended_lines(streams))
+        raise RuntimeError(
+            f"found no frame in the whole run when its source ended, expected some: {lines or 'is it the right scan?'}"
+        )
 
 
 async def connected(driver: str | None) -> bool:

@@ -20,7 +20,7 @@ from steering.runner.checkpoint import Checkpoints
 from steering.runner.describe import describe
 from steering.runner.devices import say_devices
 from steering.runner.earlier_runs import Start, begin, leave
-from steering.runner.ending import ending_with
+from steering.runner.ending import ending_with, refuse_nothing
 from steering.runner.event_log import EventLog
 from steering.runner.executor import Executor
 from steering.runner.experiment import Experiment
@@ -100,8 +100,7 @@ class Runner:
         """Take up state and figures of the run, from its newest checkpoint and the log after it."""
         recovery = self._recovery = await asyncio.to_thread(recover, self.folder, self.experiment)
         self.campaign, self.metrics = recovery.campaign, recovery.metrics
-        self._event_log = EventLog(self.folder, number=recovery.last)
-        self._source_ended = recovery.source.ended
+        self._event_log, self._source_ended = EventLog(self.folder, number=recovery.last), recovery.source.ended
 
     async def _run(self) -> dict[str, Any]:
         try:
@@ -385,6 +384,7 @@ class Runner:
         figures |= await judge(self.metrics, self.proxy) | {"source_queues": await self.source.ask("queues")}
         figures["total_s"] = time.time() - self.metrics.begun
         self.folder.write_summary(figures)
+        refuse_nothing(self.campaign, source["streams"])
         await self.snapshot()
         work = leave(ranks, self.folder, self._begin)
         left = {"left_behind": await self.optional.run("leaving what later runs start from", work)}

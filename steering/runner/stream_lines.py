@@ -10,8 +10,8 @@ from steering.campaign import StreamsReported
 Figures = Mapping[str, Mapping[str, Any]]
 """By stream: received, joined, waiting, dropped (by reason), lost, silent_s and others, see LiveSource.streams."""
 
-SILENT_S = 2.0
-"""From then on a stream that has sent something is called silent."""
+SILENT_S, FIRST_S = 2.0, 10.0
+"""From then on a stream is called silent that has sent something, and one that has sent nothing yet."""
 EVERY_S = 10.0
 """Between two events while nothing is out of the ordinary."""
 
@@ -19,6 +19,11 @@ EVERY_S = 10.0
 def stream_lines(streams: Figures, older_s: float = 0.0) -> list[str]:
     """A line for each stream: `positions: silent for 4 s, 212 frames wait`. older_s: age of the figures."""
     return [f"{name}: {_line(name, figures, streams, older_s)}" for name, figures in streams.items()]
+
+
+def ended_lines(streams: Figures) -> list[str]:
+    """The same of streams that have ended, and are silent for that."""
+    return stream_lines({name: {**figures, "silent_s": 0.0} for name, figures in streams.items()})
 
 
 def troubled(streams: Figures) -> tuple[str, ...]:
@@ -60,4 +65,6 @@ def _line(name: str, figures: Mapping[str, Any], streams: Figures, older_s: floa
 
 
 def _is_silent(figures: Mapping[str, Any], older_s: float) -> bool:
-    return figures["silent_s"] is not None and figures["silent_s"] + older_s > SILENT_S
+    if figures["silent_s"] is None:
+        return bool(figures.get("listens_s", 0.0) + older_s > FIRST_S)
+    return bool(figures["silent_s"] + older_s > SILENT_S)

@@ -29,14 +29,15 @@ numbers, one for each row; number=none counts rows. Frames and positions of one 
 Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its own server counts: where both are turned
 against the frames both need the flip, or what is decided is measured at a mirrored place. Positions and monitor take
 samples=N of a frame (1), gap=N frames that are interpolated (3), and when_slow=block, which does not read on where
-frames lag far behind, in place of "drop oldest". Two clients of a zmq address with socket=pull get half of it each.
-Every pva address takes server=HOST:PORT, instead of EPICS's own search.
+frames lag far behind, in place of "drop oldest"; what is played takes those of its recording. Two clients of a zmq
+address with socket=pull get half of it each. Every pva address takes server=HOST:PORT, instead of EPICS's own search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 from steering.sources.bluesky import BlueskyFrames, BlueskyPositions
@@ -50,7 +51,7 @@ from steering.sources.pva_motion import PvaMotion
 from steering.sources.pva_readings import PvaReadings
 from steering.sources.streams import FRAMES, POSITIONS, Companion, Stream
 from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
-from steering.sources.tape import Played
+from steering.sources.tape import InOrder, Played, addresses_in
 
 _UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
 _FRAMES_AT = ("dectris", "pva", "swmr", "bluesky", "play")
@@ -116,6 +117,20 @@ def parse(text: str) -> Address:
     # A plus in a file's name is a plus: parse_qsl would make it a space.
     pairs = parse_qsl(options.replace("+", "%2B"), keep_blank_values=True)
     return Address(text=text, scheme=scheme, place=place.removeprefix("//"), options=dict(pairs))
+
+
+def recorded_at(text: str, stream: str) -> Address:
+    """The address of a stream, of a recording that at which it was recorded. Raises ValueError for what is none."""
+    address, known = parse(text), set[str]()
+    while address.scheme == "play" and address.place not in known and Path(address.place).is_file():
+        known.add(address.place)
+        address = parse(addresses_in(Path(address.place)).get(stream, address.text))
+    return address
+
+
+def unit_of(positions: str) -> str:
+    """The unit in which positions at an address are counted, also of recorded ones."""
+    return recorded_at(positions, POSITIONS).options.get("unit", "m")
 
 
 def frames_at(text: str) -> Stream:
@@ -215,6 +230,7 @@ def _beside(
 
 
 def _companion(address: Address, name: str, width: int) -> Companion:
+    address = replace(address, options={**recorded_at(address.text, name).options, **address.options})
     samples, gap = address.whole("samples", Companion.samples), address.whole("gap", Companion.gap)
     when_slow = address.options.get("when_slow", Companion.when_slow)
     return Companion(name=name, width=width, samples=samples, gap=gap, when_slow=when_slow)
@@ -240,15 +256,8 @@ def motion_at(text: str) -> Motion:
 
 def streams_at(frames: str, positions: str, motion: str | None = None, monitor: str | None = None) -> Streams:
     """The streams of a live source at these addresses. Raises ValueError for what is none."""
-    what, where = positions_at(positions)
-    stream = frames_at(frames)
-    if isinstance(stream, PvaFrames) and isinstance(where, PvaTable) and where.pv == stream.pv:
-        stream = replace(stream, attributes=where.columns, scale=where.scale)
-        where = NoRecords()
-    monitors = [] if monitor is None else [monitor_at(monitor)]
-    [(what, where), *monitors] = [(one, _beside_frames(at, stream)) for one, at in [(what, where), *monitors]]
-    if isinstance(stream, BlueskyFrames) and isinstance(where, BlueskyPositions):
-        stream, where = replace(stream, beside=where.columns), replace(where, frames=stream.data)
+    beside = [positions_at(positions), *([] if monitor is None else [monitor_at(monitor)])]
+    stream, [(what, where), *monitors] = _together(frames_at(frames), beside)
     return Streams(
         frames=stream,
         positions=where,
@@ -270,10 +279,38 @@ def named_at(addresses: Mapping[str, str]) -> Mapping[str, Stream]:
     return {FRAMES: frames_at(frames)} if positions is None else streams_at(frames, positions, None, monitor).named()
 
 
-def _beside_frames(where: Stream, frames: Stream) -> Stream:
-    """A stream, told of the frames whose times it needs."""
-    if not isinstance(where, PvaReadings):
-        return where
+def _together(
+    frames: Stream, beside: Sequence[tuple[Companion, Stream]]
+) -> tuple[Stream, list[tuple[Companion, Stream]]]:
+    """Frames and what goes with them, each told what it needs to know of the others."""
+    found: list[tuple[Companion, Stream]] = []
+    keys = tuple(key for _, where in beside if isinstance(where, BlueskyPositions) for key in where.columns)
+    if isinstance(frames, BlueskyFrames):
+        frames = replace(frames, beside=keys)
+    if isinstance(frames, Played) and not frames.speed and not frames.step:
+        frames = replace(frames, order=InOrder([FRAMES, *(what.name for what, where in beside if _as(where, frames))]))
+    for what, where in beside:
+        if isinstance(where, PvaReadings):
+            found.append((what, _timed(where, frames)))
+        elif isinstance(frames, PvaFrames) and isinstance(where, PvaTable) and where.pv == frames.pv:
+            frames = replace(frames, attributes={**frames.attributes, what.name: where})
+            found.append((what, NoRecords()))
+        elif isinstance(frames, BlueskyFrames) and isinstance(where, BlueskyPositions):
+            found.append((what, replace(where, beside=(frames.data, *keys))))
+        elif isinstance(frames, Played) and isinstance(where, Played) and _as(where, frames):
+            found.append((what, replace(where, order=frames.order)))
+        else:
+            found.append((what, where))
+    return frames, found
+
+
+def _as(one: Stream, other: Played) -> bool:
+    """Whether a stream is played as another one is, of the same file."""
+    mine = (one.file, one.speed, one.step) if isinstance(one, Played) else None
+    return mine == (other.file, other.speed, other.step)
+
+
+def _timed(where: PvaReadings, frames: Stream) -> PvaReadings:
     if not isinstance(frames, PvaFrames):
         raise ValueError(
             f"found {', '.join(where.pvs)} beside frames that are not of pva, expected these: the value that belongs "

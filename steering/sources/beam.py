@@ -45,10 +45,6 @@ class Beam:
 
     def __init__(self, settings: BeamSettings, *, positions: str, monitor: str | None, steered: bool) -> None:
         """positions, monitor: names of these companions. steered: positions can be asked for."""
-        if settings.least_monitor is not None and monitor is None:
-            raise ValueError(
-                f"found least_monitor={settings.least_monitor:g} and no monitor, expected its stream as well"
-            )
         self.settings, self._positions, self._monitor = settings, positions, monitor
         self._watches = steered and (settings.least_counts > 0 or settings.least_monitor is not None)
         self._asked: deque[tuple[float, float, float]] = deque(maxlen=_ASKED)
@@ -97,7 +93,8 @@ class Beam:
         return NO_BEAM
 
     def due(self, now: float, outstanding: int) -> list[Order]:
-        """What is to be asked for now. outstanding: positions that were asked for and are not known to be measured."""
+        """What is to be asked for now. outstanding: positions that were asked for and are not known to be measured, or
+        whose frames are not judged yet."""
         count = 0
         if self.there:
             count = len(self._missed)
@@ -111,6 +108,12 @@ class Beam:
             return []
         (stop, *later), self._held = self._held, []
         return [stop, *(each for order in later for each in self.ask(order))]
+
+    def ends(self) -> list[Order]:
+        """Ends of scans that wait still, for where nothing more will be measured: a beamline must hear of them."""
+        ends = [Order(order.positions[:0], None, True) for order in self._held if order.stop]
+        self._held = []
+        return ends
 
     def scan_over(self) -> None:
         """What is missed of a scan is not measured in the next one."""

@@ -1,8 +1,9 @@
 """Documents of a bluesky RunEngine: frames are read from the files that they name, positions from events or files.
 
-A run counts from the descriptor on that has all data keys that are asked for; other runs, and other streams of the run,
-are passed over. The frame's number is that of its event (seq_num - 1), its row in the file the one that stream_datum
-says. bluesky repeats points after a pause: the joiner uses the first of each number.
+A run counts from the descriptor on that has all data keys that are asked for; other streams of it are passed over,
+other runs count as unreadable, and a run that is sent once more is no other one. The frame's number is that of its
+event (seq_num - 1), its row in the file the one that stream_datum says. bluesky repeats points after a pause: the
+joiner uses the first of each number.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -32,7 +34,7 @@ from steering.sources.streams import (
     Unreadable,
     WrongProtocol,
 )
-from steering.sources.swmr_file import SwmrFile
+from steering.sources.swmr_file import SwmrFile, rows_at_once
 
 _POLL_S = 0.005
 
@@ -81,7 +83,7 @@ class BlueskyFrames(_OfDocuments):
             if not isinstance(one, _Rows):
                 yield one
             elif one.key == run.frames:
-                for k, frame in enumerate(rows(one, 2)):
+                for k, frame in enumerate(chain.from_iterable(rows(one, 2))):
                     yield Frame(one.number + k, frame, time.time())
 
 
@@ -92,13 +94,12 @@ class BlueskyPositions(_OfDocuments):
     columns: tuple[str, ...]
     """Data keys, of positions y first."""
     scale: tuple[float, ...]
-    frames: str | None = None
-    """Data key of frames that must be in the same descriptor, empty: of any; None: none need be."""
+    beside: tuple[str, ...] = ()
+    """Data keys that must be in the same descriptor; one that is empty: of any frames."""
 
     def said(self, documents: Iterator[Document | str | None], rows: Rows) -> Iterator[Record | None]:
         """The samples of documents. rows: reads those that they name."""
-        keys = (*self.columns,) if self.frames is None else (self.frames, *self.columns)
-        run, pending = _Runs(keys), dict[str, dict[int, float]]()
+        run, pending = _Runs((*self.beside, *self.columns)), dict[str, dict[int, float]]()
         for one in run.follow(documents, self.columns):
             if isinstance(one, Began):
                 pending = {name: {} for name in self.columns}
@@ -107,7 +108,7 @@ class BlueskyPositions(_OfDocuments):
             elif not isinstance(one, _Rows):
                 yield one
             elif one.key in pending:
-                values = one.values if one.values is not None else rows(one, 0)
+                values = one.values if one.values is not None else chain.from_iterable(rows(one, 0))
                 pending[one.key] |= {one.number + k: float(value) for k, value in enumerate(values)}
                 yield from self._complete(pending)
 
@@ -139,9 +140,13 @@ class _Runs:
         self._wanted, self._name = keys, name
         self.frames = ""
         """Data key of the frames."""
+        self._seen: set[str] = set()
+        """Uids of runs that began: for who subscribes late a run is sent once more, to all."""
         self._start: Mapping[str, Any] = {}
         self._descriptor: Mapping[str, Any] = {}
         self._resources: dict[str, Mapping[str, Any]] = {}
+        self._keys: set[str] = set()
+        """Of the run's descriptors so far."""
         self._missed = False
 
     def follow(
@@ -159,14 +164,14 @@ class _Runs:
                 raise WrongProtocol(str(error)) from error
             except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
                 yield Unreadable(f"a document {name[:20]!r} without what it should hold")
-        if self._descriptor:
-            yield Ended()
+        yield from self._end(None)
         yield Ended(last=True)
 
     def _take(self, name: str, document: Mapping[str, Any], readings: tuple[str, ...]) -> Iterator[Record | _Rows]:
         if name == "start":
-            if document["uid"] != self._start.get("uid"):
-                self._start, self._descriptor, self._resources = document, {}, {}
+            if document["uid"] not in self._seen:
+                self._seen.add(document["uid"])
+                self._start, self._descriptor, self._resources, self._keys = document, {}, {}, set()
         elif name == "descriptor" and not self._descriptor:
             yield from self._begin(document)
         elif name == "stream_resource":
@@ -175,18 +180,27 @@ class _Runs:
             yield self._external(document)
         elif name in ("event", "event_page") and document["descriptor"] == self._descriptor.get("uid"):
             yield from _readings(document, readings)
-        elif name == "stop" and document["run_start"] == self._start.get("uid") and self._descriptor:
-            events = document.get("num_events", {}).get(self._descriptor.get("name"))
-            self._start, self._descriptor = {}, {}
-            yield Ended(events if isinstance(events, int) else None)
-        elif name in ("event", "stream_datum") and not self._start and not self._missed:
+        elif name == "stop" and document["run_start"] == self._start.get("uid"):
+            yield from self._end(document.get("num_events", {}).get(self._descriptor.get("name")))
+        elif name in ("event", "stream_datum") and not self._seen and not self._missed:
             self._missed = True
             yield Unreadable("a document of a run that began before: it is passed over")
+
+    def _end(self, events: Any) -> Iterator[Record]:
+        """The run is over, in which there were so many events."""
+        if self._descriptor:
+            yield Ended(events if isinstance(events, int) else None)
+        elif self._start:
+            wanted = ", ".join(dict.fromkeys(name or "frames" for name in self._wanted))
+            found = ", ".join(sorted(self._keys))[:100] or "none"
+            yield Unreadable(f"a run with the data keys {found}, expected {wanted} in one of its streams")
+        self._start, self._descriptor = {}, {}
 
     def _begin(self, document: Mapping[str, Any]) -> Iterator[Record]:
         if document["run_start"] != self._start.get("uid"):
             return
         keys = document["data_keys"]
+        self._keys |= keys.keys()
         images = [name for name, key in keys.items() if "external" in key and len(key["shape"]) >= 2]
         wanted = [name for name in self._wanted if name]
         if not all(name in keys for name in wanted) or ("" in self._wanted and not images):
@@ -245,9 +259,16 @@ class _Files:
     def __exit__(self, *_: object) -> None:
         self._leave()
 
-    def rows(self, wanted: _Rows, inner: int) -> NDArray:
-        """(row, ...) with `inner` dimensions each, as soon as they are there. Raises OSError, ValueError."""
+    def rows(self, wanted: _Rows, inner: int) -> Iterator[NDArray]:
+        """(row, ...) with `inner` dimensions each, some at once, when they are there. Raises OSError, ValueError."""
         path, dataset = _place(wanted.resource)
+        first = wanted.first
+        while first < wanted.last:
+            rows = self._there(path, dataset, (first, wanted.last), inner)
+            yield rows
+            first += len(rows)
+
+    def _there(self, path: Path, dataset: str, wanted: tuple[int, int], inner: int) -> NDArray:
         begun = time.monotonic()
         while True:
             try:
@@ -255,14 +276,15 @@ class _Files:
             except (OSError, KeyError, RuntimeError, IndexError) as error:
                 if time.monotonic() - begun > self._patience_s or self._stopped.is_set():
                     raise OSError(
-                        f"{path}: found no rows {wanted.first} to {wanted.last} of {dataset} ({error}), which a "
-                        "document has said are there: is the file's folder reached from here?"
+                        f"{path}: found no rows {wanted[0]} to {wanted[1]} of {dataset} ({error}), which a document "
+                        "has said are there: is the file's folder reached from here?"
                     ) from error
             with SwmrFile.turn:
                 self._leave()
             self._stopped.wait(_POLL_S)
 
-    def _read(self, path: Path, dataset: str, wanted: _Rows, inner: int) -> NDArray:
+    def _read(self, path: Path, dataset: str, wanted: tuple[int, int], inner: int) -> NDArray:
+        """The first of these rows, as many as are read at once."""
         with SwmrFile.turn:
             if self._shared is None or path != self._path:
                 self._leave()
@@ -272,9 +294,10 @@ class _Files:
             if not isinstance(node, h5py.Dataset):
                 raise KeyError(f"{dataset} is no dataset")
             node.refresh()
-            if len(node) < wanted.last:
+            first, last = wanted[0], min(wanted[1], wanted[0] + rows_at_once(node, inner))
+            if len(node) < last:
                 raise IndexError(f"{len(node)} rows so far")
-            rows = np.asarray(node[wanted.first : wanted.last])
+            rows = np.asarray(node[first:last])
         shape = rows.shape[rows.ndim - inner :] if inner else ()
         return rows.reshape(len(rows), *shape)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +25,8 @@ _HIGH_WATER, _LINE = 100_000, 2**26
 
 Document = tuple[str, Mapping[str, Any]]
 """Its name, and itself."""
-Rows = Callable[[Any, int], NDArray]
-"""Reads the rows (row, ...) that documents name, with so many dimensions each."""
+Rows = Callable[[Any, int], Iterable[NDArray]]
+"""Reads the rows (row, ...) that documents name, with so many dimensions each, some at once."""
 
 
 class Refused(ValueError):
@@ -65,6 +65,16 @@ class Documents:
         except ValueError as error:
             return str(error) if isinstance(error, Refused) else "a message that is no document of bluesky"
 
+    def part(self, message: Message, first: int, last: int) -> bytes:
+        """Of a message with a stream_datum that names many rows, one that names only these of them."""
+        text = message.parts[0] if self._are_lines else message.parts[0].split(b" ", 2)[2]
+        whole = json.loads(text)
+        document = whole[1] if self._are_lines else whole
+        for each in ("indices", "seq_nums"):
+            start = document[each]["start"]
+            document[each] = {"start": start + first, "stop": start + last}
+        return message.parts[0].removesuffix(text) + json.dumps(whole).encode()
+
     @property
     def _are_lines(self) -> bool:
         return "/" in self.place or ":" not in self.place
@@ -87,39 +97,65 @@ def messages_of(stream: DocumentStream, rows: Rows, stopped: threading.Event) ->
     The documents are decoded meanwhile, to know of the rows. Raises what that raises, after the document at which it
     did.
     """
-    kept: list[Message] = []
-    parts: list[bytes] = []
-    shapes: list[list[Any]] = []
-
-    def come() -> Iterator[Document | str | None]:
-        for message in stream.documents.messages(stopped):
-            parts[:], shapes[:] = message.parts[:1] if message is not None else (), ()
-            yield None if message is None else stream.documents.read(message)
-            finish()
-
-    def read(wanted: Any, inner: int) -> NDArray:
-        found = rows(wanted, inner)
-        shapes.append([found.dtype.str, list(found.shape)])
-        parts.append(np.ascontiguousarray(found).tobytes())
-        return found
-
-    def finish() -> None:
-        if parts:
-            kept.append(Message(tuple(parts), {"rows": list(shapes)}))
-            parts.clear()
-
+    kept = _Kept(stream, rows)
     try:
-        for one in stream.said(come(), read):
-            while kept:
-                yield kept.pop(0)
+        for one in stream.said(kept.come(stopped), kept.read):
+            yield from kept.take()
             if one is None:
                 yield None
     except Exception:
-        finish()
-        yield from kept
+        kept.finish()
+        yield from kept.take()
         raise
-    yield from kept
+    yield from kept.take()
     yield Message(fields={"over": True})
+
+
+class _Kept:
+    """The messages of documents, each with the rows that are read for it: one for each part that is read at once, as
+    all rows that a document names may be more than memory holds."""
+
+    def __init__(self, stream: DocumentStream, rows: Rows) -> None:
+        self._documents, self._rows = stream.documents, rows
+        self._message = Message()
+        self._parts: list[bytes] = []
+        self._shapes: list[list[Any]] = []
+        self._done: list[Message] = []
+
+    def come(self, stopped: threading.Event) -> Iterator[Document | str | None]:
+        """The documents."""
+        for message in self._documents.messages(stopped):
+            if message is None:
+                yield None
+            else:
+                self._message, self._parts = message, list(message.parts[:1])
+                yield self._documents.read(message)
+                self.finish()
+
+    def read(self, wanted: Any, inner: int) -> Iterator[NDArray]:
+        """Their rows."""
+        first = 0
+        for found in self._rows(wanted, inner):
+            if first:
+                self.finish()
+            last = first + len(found)
+            if len(found) < wanted.last - wanted.first:
+                self._parts = [self._documents.part(self._message, first, last)]
+            self._shapes.append([found.dtype.str, list(found.shape)])
+            self._parts.append(np.ascontiguousarray(found).tobytes())
+            first = last
+            yield found
+
+    def finish(self) -> None:
+        """All was read that goes with the newest message."""
+        if self._parts:
+            self._done.append(Message(tuple(self._parts), {"rows": self._shapes}))
+        self._parts, self._shapes = [], []
+
+    def take(self) -> Iterator[Message]:
+        """Those that are finished."""
+        while self._done:
+            yield self._done.pop(0)
 
 
 def decoder_of(stream: DocumentStream) -> Decoder:
@@ -138,10 +174,10 @@ def decoder_of(stream: DocumentStream) -> Decoder:
             arrays[:] = _arrays(message)
             yield stream.documents.read(message)
 
-    def rows(wanted: Any, inner: int) -> NDArray:
+    def rows(wanted: Any, inner: int) -> list[NDArray]:
         if not arrays:
             raise ValueError("a document that names rows which were not read when it was recorded")
-        return arrays.pop(0)
+        return [arrays.pop(0)]
 
     records = stream.said(come(), rows)
 

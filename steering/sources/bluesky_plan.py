@@ -141,6 +141,17 @@ class CampaignConnection:
                 self._points.popleft()
             return point, over
 
+    def begin(self) -> None:
+        """A scan asks for points from now on: the silence before it does not count."""
+        with self._turn:
+            self._heard = time.monotonic()
+
+    def give_up(self) -> None:
+        """A scan was ended before its last point: those that wait for it are not measured in the next one."""
+        with self._turn:
+            while self._points and self._points.popleft() is not None:
+                pass
+
     def close(self) -> None:
         """Send what waits, and leave."""
         self._closed.set()
@@ -173,6 +184,8 @@ class CampaignConnection:
                 if len(self._run) < _MOST:
                     self._run.append(message)
                 self._documents.send(message)
+                if message.startswith(b" stop "):
+                    self._run = []  # who comes now would take it for the scan that is next
 
     def _answer(self, message: bytes) -> dict[str, Any]:
         try:
@@ -203,8 +216,9 @@ def steered_scan(
     point that has them.
 
     It may be paused, resumed, stopped and aborted anywhere: it goes on at the last point, of which an exposure that was
-    interrupted is thrown away, and puts the motors (and dwell) back at the end, however that comes about. Raises
-    ImportError without bluesky, TimeoutError where the campaign is silent for too long.
+    interrupted is thrown away, and puts the motors (and dwell) back at the end, however that comes about. Where it is
+    stopped, aborted or fails, points that wait for it are left out, up to the end of its scan. Raises ImportError
+    without bluesky, TimeoutError where the campaign is silent for too long.
     """
     plans, around = _bluesky()
     y, x = motors
@@ -220,16 +234,22 @@ def steered_scan(
 
     def measure() -> Generator[Any, Any, None]:
         measured, over = 0, False
-        while not over and measured != points:
-            yield from plans.checkpoint()
-            point, over = campaign.take()
-            if point is not None:
-                extra = [] if dwell is None or point.dwell is None else [dwell, point.dwell]
-                yield from plans.mv(y, point.y, x, point.x, *extra)
-                yield from plans.trigger_and_read([*watched, y, x])
-                measured += 1
-            elif not over:
-                yield from plans.sleep(_IDLE_S)
+        campaign.begin()
+        try:
+            while not over and measured != points:
+                yield from plans.checkpoint()
+                point, over = campaign.take()
+                if point is not None:
+                    extra = [] if dwell is None or point.dwell is None else [dwell, point.dwell]
+                    yield from plans.mv(y, point.y, x, point.x, *extra)
+                    yield from plans.trigger_and_read([*watched, y, x])
+                    measured += 1
+                elif not over:
+                    yield from plans.sleep(_IDLE_S)
+        except BaseException:  # as where the plan is aborted
+            if not over:
+                campaign.give_up()
+            raise
 
     staged = around.stage_wrapper(around.run_wrapper(measure(), md=metadata), watched)
     return (yield from around.reset_positions_wrapper(staged, moved))

@@ -86,9 +86,22 @@ class Expectation:
         return 0.0 if self._since is None else now - self._since
 
 
+def too_silent(silent_s: float, number: int | None, refusal: str) -> str:
+    """What ends a run in which no frame came for so long after one of this number (None: at all), in words."""
+    last = "none came at all" if number is None else f"the last was number {number}"
+    said = f"; the motion says: {refusal}" if refusal else ""
+    return (
+        f"found no frame for {silent_s:.0f} s ({last}), expected one: is the detector armed? end_s says how long to "
+        f"wait{said}"
+    )
+
+
 def refuse_other_samples(expected: int, rows: int, frames: int | None) -> None:
     """Raises ValueError where a scan of so many frames (None: not known) had another number of samples for each than
-    expected: every frame has the position of another one then. rows: samples in all."""
+    expected: every frame has the position of another one then. rows: samples in all.
+
+    The frames that came do not say how many there were: a detector may have had no room for half of them.
+    """
     # One sample more for each frame is another setting; some that came twice are not.
     too_many = rows > 1.5 * expected * (frames or rows)
     # Fewer may be lost; one for each frame, where several are expected, is another setting.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from steering.sources.streams import POSITIONS, Began, Frame, Record, Samples, Stream, Unreadable
+from steering.sources.streams import Began, Frame, Record, Samples, Stream, Unreadable
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Seen:
 
 
 def listen(streams: Mapping[str, Stream], seconds: float) -> dict[str, Seen]:
-    """What each stream sends in so many seconds, by its name; positions that come with frames count as `positions`.
+    """What each stream sends in so many seconds, by its name; what comes with frames counts as its own stream.
 
     What a detector pushes to one client only, as stream2 does, is taken from it: nobody else gets these frames.
     """
@@ -82,8 +82,9 @@ def listen(streams: Mapping[str, Stream], seconds: float) -> dict[str, Seen]:
             for record in stream.records(stopped):
                 if record is not None:
                     found[name].note(record)
-                    if isinstance(record, Frame) and record.own is not None and POSITIONS in found:
-                        found[POSITIONS].note(Samples(record.number, record.own[None]))
+                if isinstance(record, Frame):
+                    for beside in record.own.keys() & found.keys():
+                        found[beside].note(Samples(record.number, record.own[beside][None]))
         except Exception as error:  # it is printed beside the other streams
             found[name].trouble = str(error)
 

@@ -67,7 +67,7 @@ class LiveSourceSettings:
     end_s: float | None = 300.0
     """Seconds without a frame after which the run ends with an error; None: never."""
     going_on: Began | None = None
-    """Of a scan that another source has begun (its `began`): stream2 says once only how it is called, and what pixels
+    """Of a scan that another source has begun (its `goes_on`): stream2 says once only how it is called, and what pixels
     are bad."""
     truths: Mapping[str, NDArray[np.complex64]] = field(default_factory=dict)
     """Objects (Y, X) of test samples that are known, by the scan's name, in the order of the scans: to report errors.
@@ -166,6 +166,14 @@ class LiveSource:
         dropped = sum(frames["dropped"][why] for why in losses)
         others = sum(self._figures[what] for what in ("given_up", "refused", "unmeasured"))
         return int(dropped + frames["lost"] + others)
+
+    @property
+    def goes_on(self) -> Began:
+        """How the newest scan began, for the `going_on` of a source that is opened later. A scan that is not steered
+        goes on meanwhile: with the number of its next frame, so that those that nobody receives count as lost."""
+        last = self.streams.get(FRAMES, {}).get("last_number")
+        first = None if self.plan.motion is not None or last is None else last + 1
+        return (self.began or Began(None))._replace(first=first)
 
     @property
     def receiver_pid(self) -> int | None:

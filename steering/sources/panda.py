@@ -3,7 +3,7 @@
 PandA: {"message_type": "start"}, then "data" with "datasets": {"/INENC2.VAL.Value": {"starting_sample_number",
 "data"}}, then "stop" with "emitted_frames". MAX IV: "series-start", "data" with "frame_number" (the first of the
 message) and a list per column, "series-end". Several samples of a frame are averaged by the joiner; how many there are
-must be given.
+must be given, and another number is refused where the last message says how many frames there were.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,8 @@ class PvaFrames:
     """HOST:PORT; empty: EPICS's own search, as the environment says."""
     queue: int = 1024
     """Updates that the subscription keeps; the usual 4 lose frames silently."""
-    attributes: tuple[str, ...] = ()
-    """Names of the attributes that hold the position, y first; empty: it comes in another stream."""
-    scale: tuple[float, ...] = ()
+    attributes: Mapping[str, PvaTable] = field(default_factory=dict)
+    """Companions whose columns are attributes of the frames, by name."""
     scan: str = ""
     """Name of an attribute with the scan's name: another value begins another scan."""
     done: str = ""
@@ -91,7 +90,7 @@ class PvaFrames:
 
     def decoder(self) -> Decoder:
         """See MessageStream."""
-        decode = NdArrays(self.attributes, self.scale, self.scan)
+        decode = NdArrays(self.attributes, self.scan)
         return lambda message: [Ended(last=True)] if "done" in message.fields else decode(nd_fields(message))
 
 
@@ -248,8 +247,9 @@ class Scans:
 class NdArrays:
     """Decodes NTNDArrays; it remembers which scan they belong to."""
 
-    def __init__(self, attributes: Sequence[str] = (), scale: Sequence[float] = (), scan: str = "") -> None:
-        self._attributes, self._scale = tuple(attributes), np.asarray(scale, np.float64)
+    def __init__(self, attributes: Mapping[str, PvaTable] | None = None, scan: str = "") -> None:
+        """attributes, scan: as of PvaFrames."""
+        self._attributes = attributes or {}
         self._scans = Scans(scan)
         self._decompress = Decompressor()
 
@@ -275,18 +275,18 @@ class NdArrays:
         begun = self._scans.begun(fields["attributes"], number, when if isinstance(when, int | float) else 0.0)
         return [*begun, Frame(number, counts, time.time(), own)]
 
-    def _own(self, fields: Mapping[str, Any]) -> NDArray[np.float64] | None:
-        if not self._attributes:
-            return None
-        attributes = fields["attributes"]
-        try:
-            row = np.array([float(attributes[name]) for name in self._attributes])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"an array with the attributes {', '.join(map(str, attributes))[:200]}, expected the numbers "
-                f"{', '.join(self._attributes)}"
-            ) from error
-        return row * self._scale
+    def _own(self, fields: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+        attributes, found = fields["attributes"], {}
+        for name, of in self._attributes.items():
+            try:
+                row = np.array([float(attributes[column]) for column in of.columns])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"an array with the attributes {', '.join(map(str, attributes))[:200]}, expected the numbers "
+                    f"{', '.join(of.columns)}"
+                ) from error
+            found[name] = row * of.scale
+        return found
 
     def _counts(self, fields: Mapping[str, Any], shape: tuple[int, int]) -> NDArray | Packed:
         value, codec = np.asarray(fields["value"]), str(fields.get("codec") or "")

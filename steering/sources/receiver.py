@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from steering.sources.armings import Armings
 from steering.sources.bad_pixels import BadPixels
 from steering.sources.beam import Beam
-from steering.sources.expectation import Expectation, refuse_other_samples
+from steering.sources.expectation import Expectation, refuse_other_samples, too_silent
 from steering.sources.join import DAMAGED, GIVEN_UP, NO_LOSS, UNREADABLE, Joiner
 from steering.sources.motion import Motion, Order, carry_out
 from steering.sources.plan import Batch, Plan
@@ -81,7 +81,8 @@ class Receiver:
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-        self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=time.monotonic())
+        self._begun = time.monotonic()
+        self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=self._begun)
         self._refusal = ""
         self._pixels = BadPixels(plan.window)
         self._closing = self._window_fits = False
@@ -115,7 +116,9 @@ class Receiver:
             self._connection.send(("end",) if error is None else ("error", _words(error)))
         finally:
             self._stopped.set()
-            self._orders.put(None)
+            with self._turn:
+                self._ask(self._beam.ends())
+                self._orders.put(None)
             for thread in threads:
                 thread.join(_CLOSE_S)
 
@@ -154,7 +157,8 @@ class Receiver:
             self._turn.notify_all()
             self._look_for_silence(now)
             news, self._news = self._news, None
-            self._ask(self._beam.due(now, self._expectation.outstanding(self._known())))
+            unjudged = self._joiner.waiting(FRAMES) - self._joiner.ready
+            self._ask(self._beam.due(now, self._expectation.outstanding(self._known()) + unjudged))
         if news is not None:
             self._connection.send(("began", news))
         whole = [one for one in taken if self._opened(one)]
@@ -244,14 +248,9 @@ class Receiver:
                 if given_up:
                     self._joiner.withdraw(name, scan, GIVEN_UP)
             else:
-                scan, before = self._armings.frames_begin(), self.plan.going_on
-                if scan == 0 and self.plan.begun and before is not None:
-                    # A detector that is armed says so; whatever else has the same name is followed on.
-                    self._before = self.plan.begun
-                    self._before -= record.name in (None, before.name) and "series" not in record.header
-                if scan == 0 and record.first is None and before is not None:
-                    header = {**before.header, **record.header}
-                    record = record._replace(name=record.name or before.name, header=header)
+                scan = self._armings.frames_begin()
+                if scan == 0:
+                    record, self._before = self.plan.first_scan(record)
                 self._news = record
                 if record.name is not None:
                     self._names[scan] = record.name
@@ -282,8 +281,8 @@ class Receiver:
         with self._turn:
             scan = self._armings.scan[FRAMES]
             for frame, counts in ready:
-                if frame.own is not None:
-                    self._joiner.sample(self.plan.companions[0][0].name, scan, frame.number, frame.own.tolist(), now)
+                for name in frame.own.keys() & self._joiner.companions.keys():
+                    self._joiner.sample(name, scan, frame.number, frame.own[name].tolist(), now)
                 self._joiner.frame(scan, frame.number, (counts, frame.time), now)
             if self._joiner.ready >= self.plan.chunk_frames:
                 self._turn.notify_all()
@@ -334,14 +333,7 @@ class Receiver:
         silent = self._expectation.silence(now, self._known())
         if self.plan.end_s is not None and silent > self.plan.end_s:
             number = self._joiner.counters[FRAMES].last_number
-            last = "none came at all" if number is None else f"the last was number {number}"
-            self._fail(
-                RuntimeError(
-                    f"found no frame for {silent:.0f} s ({last}), expected one: is the detector armed? end_s says how "
-                    f"long to wait{f'; the motion says: {self._refusal}' if self._refusal else ''}"
-                ),
-                FRAMES,
-            )
+            self._fail(RuntimeError(too_silent(silent, number, self._refusal)), FRAMES)
 
     def _ask(self, orders: Sequence[Order]) -> None:
         for order in orders:
@@ -358,7 +350,8 @@ class Receiver:
         with self._turn:
             now = time.monotonic()
             streams = {
-                name: counters.said(self._joiner.waiting(name), now) for name, counters in self._joiner.counters.items()
+                name: counters.said(self._joiner.waiting(name), now, self._begun)
+                for name, counters in self._joiner.counters.items()
             }
             streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
             if self._beam.again or self._beam.missed:

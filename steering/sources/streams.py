@@ -74,8 +74,8 @@ class Frame(NamedTuple):
     """(y, x) in the detector's dtype."""
     time: float
     """When it was received, seconds since the epoch."""
-    own: NDArray[np.float64] | None = None
-    """(column,) the sample of the first companion that came with it."""
+    own: Mapping[str, NDArray[np.float64]] = {}
+    """(column,) the samples that came with it, by the companion's name."""
 
 
 class Samples(NamedTuple):
@@ -252,8 +252,8 @@ class StreamCounters:
         found = kind + words[:200]
         return found if found in self.dropped or len(self.dropped) < _REASONS else f"{kind}for other reasons"
 
-    def said(self, waiting: int, now: float) -> dict[str, Any]:
-        """All of it for a display; waiting: received, and neither joined nor dropped."""
+    def said(self, waiting: int, now: float, begun: float) -> dict[str, Any]:
+        """All of it for a display; waiting: received, and neither joined nor dropped. begun: since when it is read."""
         return {
             "received": self.received,
             "joined": self.joined,
@@ -264,6 +264,7 @@ class StreamCounters:
             "interpolated": self.interpolated,
             "last_number": self.last_number,
             "silent_s": None if self.last_seen is None else round(now - self.last_seen, 3),
+            "listens_s": round(now - begun, 3),
         }
 
     def note(self, now: float, number: int) -> None:

@@ -9,11 +9,12 @@ It is written as it comes, and a last block that is torn is left out when it is 
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -41,7 +42,7 @@ _MAGIC = b"steering streams 1\n"
 _LENGTHS = struct.Struct(">IQ")
 _HEADER, _BYTES = 2**20, 2**30
 """Most that a block may hold."""
-_LOOK_S = 0.1
+_LOOK_S, _BEGIN_S = 0.1, 2.0
 
 
 class Address(NamedTuple):
@@ -94,6 +95,16 @@ def _come(stream: Stream, stopped: threading.Event, *, as_messages: bool) -> Ite
         yield from stream.records(stopped)
 
 
+def addresses_in(path: Path) -> dict[str, str]:
+    """The addresses at which the streams of a recording were recorded, by name; those of records have none.
+
+    Raises OSError, and ValueError for a file that is no recording.
+    """
+    with path.open("rb") as file:
+        first = itertools.takewhile(lambda block: isinstance(block[2], Address), read(file))
+        return {stream: one.text for _, stream, one in first if isinstance(one, Address)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Played:
     """One stream of a recording, at its own speed or another."""
@@ -107,12 +118,23 @@ class Played:
     1, and whoever appends one makes a step. Empty: frames come when they are due."""
     streams_at: Callable[[Mapping[str, str]], Mapping[str, Stream]] | None = None
     """Makes streams of their addresses, by name: they decode their messages. None: there are none."""
+    order: InOrder | None = None
+    """Of streams of the same file that are played together without waiting; None: there are no others."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The records, each when it is due; at the end of the file the last scan is over."""
+        try:
+            yield from self._played(stopped)
+        finally:
+            if self.order is not None:
+                self.order.leave(self.stream)
+        while not stopped.wait(0.1):
+            yield None
+
+    def _played(self, stopped: threading.Event) -> Iterator[Record | None]:
         begun, frames, decoders = time.monotonic(), 0, _Decoders(self.streams_at)
         with Path(self.file).open("rb") as file:
-            for at, stream, one in read(file):
+            for block, (at, stream, one) in enumerate(read(file)):
                 if stream != self.stream and not (self.step and stream == FRAMES):
                     decoders.note(stream, one)
                     continue
@@ -124,18 +146,54 @@ class Played:
                     if stopped.wait(min(ahead, _LOOK_S)):
                         return
                     yield None
+                while self.order is not None and not self.order.wait(self.stream, block, _LOOK_S):
+                    if stopped.is_set():
+                        return
+                    yield None
                 if stopped.is_set():
                     return
                 yield from (each._replace(time=time.time()) if isinstance(each, Frame) else each for each in records)
         yield Ended(last=True)
-        while not stopped.wait(0.1):
-            yield None
 
     def _ahead(self, begun: float, at: float, frames: int) -> float:
         """Seconds until a record may come that came at this time, among so many frames."""
         if self.step:
             return np.inf if frames > steps(Path(self.step)) else 0.0
         return begun + at / self.speed - time.monotonic() if self.speed else 0.0
+
+
+class InOrder:
+    """Has streams of one file say its blocks one after the other, as they came: what is not waited for by the clock
+    would else be ahead by scans. Pickled together with its streams it is theirs again."""
+
+    def __init__(self, streams: Iterable[str]) -> None:
+        self._streams = tuple(streams)
+        self._next: dict[str, float] = {}
+        """Place in the file of what each stream that plays says now, or waits to say."""
+        self._by = np.inf
+        """When those that have not begun are waited for no more."""
+        self._turn = threading.Condition()
+
+    def __reduce__(self) -> tuple[type[InOrder], tuple[tuple[str, ...]]]:
+        return InOrder, (self._streams,)
+
+    def wait(self, stream: str, block: float, wait_s: float) -> bool:
+        """Whether the blocks of other streams before this one are said, at the latest after so many seconds."""
+        with self._turn:
+            self._by = min(self._by, time.monotonic() + _BEGIN_S)
+            self._next[stream] = block
+            self._turn.notify_all()
+            return self._turn.wait_for(lambda: self._first() >= block, wait_s)
+
+    def leave(self, stream: str) -> None:
+        """This stream says no more."""
+        with self._turn:
+            self._next[stream] = np.inf
+            self._turn.notify_all()
+
+    def _first(self) -> float:
+        late = -1.0 if time.monotonic() < self._by else np.inf
+        return min(self._next.get(stream, late) for stream in self._streams)
 
 
 class _Decoders:
@@ -221,7 +279,7 @@ def _encoded(one: Record | Message | Address) -> tuple[dict[str, Any], bytes]:
         case Address():
             return {"address": one.text}, b""
         case Frame(counts=counts):
-            own = None if one.own is None else one.own.tolist()
+            own = {name: row.tolist() for name, row in one.own.items()}
             image = np.ascontiguousarray(counts)
             return {"number": one.number, "own": own, **_of(image)}, image.tobytes()
         case Samples(rows=rows):
@@ -276,7 +334,7 @@ def _message(sizes: Sequence[int], payload: bytes) -> Message:
 
 def _record(kind: str, fields: Mapping[str, Any], array: NDArray | None) -> Record:
     if kind == "Frame" and array is not None and array.ndim == 2:
-        own = None if fields["own"] is None else np.array(fields["own"], np.float64)
+        own = {name: np.array(row, np.float64) for name, row in fields["own"].items()}
         return Frame(int(fields["number"]), array, 0.0, own)
     if kind == "Samples" and array is not None and array.ndim == 2:
         return Samples(int(fields["first"]), array.astype(np.float64))

@@ -16,7 +16,7 @@ from steering.runner.devices import devices_in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
 from steering.runner.noted import noted_stop
-from steering.runner.stream_lines import stream_lines
+from steering.runner.stream_lines import ended_lines, stream_lines
 from steering.view.display import drift_in_words
 from steering.view.history import History, history
 
@@ -129,7 +129,7 @@ def _unsteered(folder: RunFolder, summary: Mapping[str, Any]) -> str:
 def _streams(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> list[str]:
     """What a live source's streams have brought, a line each."""
     if summary.get("streams"):
-        return stream_lines({name: {**figures, "silent_s": 0.0} for name, figures in summary["streams"].items()})
+        return ended_lines(summary["streams"])
     reports = [e for e in events if e.get("event") == "StreamsReported"]
     if not reports:
         return []

@@ -187,10 +187,12 @@ class BlueskyBeamline:
         }
         self._chunks = beamline.chunks()
         self._ending = False
-        self.frames = 0
+        self._faults = Faults()
+        self.frames = self._of_scan = 0
 
     def run(self, faults: Faults) -> dict[str, int]:
         """A steered scan of each stage. Returns the frames measured and those that the faults dropped."""
+        self._faults = faults
         self.engine.subscribe(Faulty(self.campaign, faults))
         # A signal that breaks into the RunEngine's own wait has it panic, and the motors stay where they are: the scans
         # run in another thread, and a signal comes into the wait for that.
@@ -209,6 +211,7 @@ class BlueskyBeamline:
         for stage in self._beamline.stages:
             if self._ending:
                 return
+            self._of_scan = 0
             scan = steered_scan(
                 [self.camera], self.motors, self.campaign, md={"sample": stage.name}, points=stage.frames
             )
@@ -225,5 +228,5 @@ class BlueskyBeamline:
         where = np.clip(where, [field.y0, field.x0], [field.y1, field.x1])  # to the last digit
         self._beamline.apply(Decision(positions=where, reasons=("asked",)))
         chunk = next(self._chunks)
-        self.frames += 1
-        return chunk["counts"].values[0]
+        self.frames, self._of_scan = self.frames + 1, self._of_scan + 1
+        return self._faults.exposed(self._of_scan - 1, chunk["counts"].values[0])

@@ -45,10 +45,13 @@ class Faults:
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng(self.seed)
 
+    def exposed(self, number: int, counts: NDArray) -> NDArray:
+        """What a frame of this number counts."""
+        dark = 0 <= self.dark_from <= number < self.dark_from + self.dark_frames
+        return np.zeros_like(counts) if dark else counts
+
     def frames(self, frame: Sent) -> list[Sent]:
         """What is sent of frames when this one was measured."""
-        if 0 <= self.dark_from <= frame.number < self.dark_from + self.dark_frames:
-            frame = frame._replace(counts=np.zeros_like(frame.counts))
         drop, repeat, reorder = self._rng.random(3) < (self.drop, self.repeat, self.reorder)
         before, self._held = self._held, None
         if drop:

@@ -81,7 +81,7 @@ class _Sending:
             self._publisher.begin(name)
 
     def frame(self, counts: NDArray, position: NDArray[np.float64]) -> None:
-        frame = Sent(self._number, counts, position)
+        frame = Sent(self._number, self._faults.exposed(self._number, counts), position)
         if frame.number == self._faults.stall_at:
             time.sleep(self._faults.stall_s)
         self._held.append(frame)
