@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import random
+import struct
 import threading
 from dataclasses import dataclass
 
@@ -368,3 +369,12 @@ def test_whatever_is_read_is_a_recording_or_a_value_error(tmp_path, kind):
         except ValueError:
             refused += 1
     assert refused > 50
+
+
+def test_positions_of_frames_in_an_older_recording_are_read():
+    header = {"at": 0.0, "stream": "frames", "kind": "Frame", "number": 7, "dtype": "<u2", "shape": [8, 8]}
+    for written, own in ((None, {}), ([1.0, 2.0], {"positions": [1.0, 2.0]})):
+        text, counts = json.dumps({**header, "own": written}).encode(), np.ones((8, 8), "<u2").tobytes()
+        file = io.BytesIO(b"steering streams 1\n" + struct.pack(">IQ", len(text), len(counts)) + text + counts)
+        [(_, _, frame)] = read(file)
+        assert {name: row.tolist() for name, row in frame.own.items()} == own

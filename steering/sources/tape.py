@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from steering.records.plain import plain, whole
 from steering.sources.streams import (
     FRAMES,
+    POSITIONS,
     Began,
     Decoder,
     Ended,
@@ -334,7 +335,9 @@ def _message(sizes: Sequence[int], payload: bytes) -> Message:
 
 def _record(kind: str, fields: Mapping[str, Any], array: NDArray | None) -> Record:
     if kind == "Frame" and array is not None and array.ndim == 2:
-        own = {name: np.array(row, np.float64) for name, row in fields["own"].items()}
+        said = fields["own"] or {}
+        said = {POSITIONS: said} if isinstance(said, list) else said  # as older recordings have it
+        own = {name: np.array(row, np.float64) for name, row in said.items()}
         return Frame(int(fields["number"]), array, 0.0, own)
     if kind == "Samples" and array is not None and array.ndim == 2:
         return Samples(int(fields["first"]), array.astype(np.float64))
