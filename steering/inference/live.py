@@ -69,9 +69,12 @@ class LiveImage:
         self.retired = True
         self._unrevised = 0
 
-    def conclude(self, final: FinalImage) -> None:
-        """What a scan that is over leaves takes the place of what there was. For one thread at a time."""
+    def conclude(self, final: FinalImage | None) -> None:
+        """What a scan that is over leaves takes the place of what there was; None: that stays. For one thread at a
+        time."""
         self.concluded = True
+        if final is None:
+            return
         network = final.network
         self.stitcher.replace(network.object, network.weight)
         rows = np.arange(len(network.residual))
