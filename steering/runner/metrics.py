@@ -39,20 +39,13 @@ from steering.records.plain import plain, whole
 from steering.runner.describe import describe
 from steering.runner.experiment import Experiment
 
-_OF_PREDICTION = (
-    "backend",
-    "backends",
-    "frames_out_of_order",
-    "frame_ids_missing",
-    "events_waited",
-)
+_OF_PREDICTION = ("backend", "backends", "frames_out_of_order", "frame_ids_missing", "events_waited")
+"""What the summary tells of how frames were predicted."""
 _NOT_STATE = ("experiment", "campaign", "fingerprint")
 _ROUNDS = 60
 """Rounds that are kept for the composition of the buffer over the run."""
 _LISTED = 1000
-"""What the summary tells of how frames were predicted."""
-
-
+"""Ids of lost frames that the summary names."""
 MOST_JUDGED = 256
 """Versions of which the errors on each scan are kept."""
 MOST_ROUNDS = 256
@@ -89,6 +82,8 @@ class Metrics:
     """Frames that were set aside, by reason."""
     ranks_lost: int = 0
     ranks_joined: int = 0
+    earlier: tuple[float, float] | None = None
+    """Errors on held-out frames of the runs that this one was started from: as it began, and now."""
     samples_lost: int = 0
     """Stored samples that went with lost ranks."""
     silent: int = 0
@@ -232,6 +227,9 @@ class Metrics:
         self.rounds.append(rounds)
         if len(self.rounds) > MOST_ROUNDS:
             del self.rounds[1:-1:2]
+        if (errors := rounds[0].earlier_errors) is not None:
+            # Before the first judgement nothing was published: what served then is what the run began with.
+            self.earlier = ((self.earlier or errors)[0], errors[1])
         self.representatives += sum(r.representatives for r in rounds)
         self.remote += sum(r.remote for r in rounds)
         for part in PARTS:
@@ -336,7 +334,7 @@ def summary(metrics: Metrics, source: dict[str, Any], ranks: int, predictor: dic
         "versions_published": metrics.published,
         "remote_representatives_share": remote_share(metrics),
         "rehearsal_buffer": composition(metrics),
-        "earlier_errors": next((r[0].earlier_errors for r in reversed(metrics.rounds) if r[0].earlier_errors), None),
+        "earlier_errors": metrics.earlier,
         "prediction_latency_ms": predictor["latency_ms"],
         "prediction": {
             **{name: predictor[name] for name in _OF_PREDICTION},
