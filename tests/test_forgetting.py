@@ -2,14 +2,16 @@
 
 import json
 
-from steering.campaign import ScansJudged
+from steering.campaign import Campaign, ScansJudged
 from steering.records.plain import plain, whole
 from steering.runner.forgetting import forgetting, spread
 from steering.runner.metrics import MOST_JUDGED, Metrics
 
 
 def judged(versions):
-    metrics = Metrics(None, None)
+    """Of a run in which version 3 was refused."""
+    metrics = Metrics(None, Campaign())
+    metrics.campaign.served.extend(version for version in versions if version != 3)
     metrics.own_end = {"a": 2, "b": 7, "not judged yet": 7}
     for version in versions:
         errors = {"a": 0.1 * version} | ({"b": 0.5} if version > 2 else {})
@@ -18,7 +20,7 @@ def judged(versions):
 
 
 def test_every_scan_has_an_error_by_version_once_it_has_one():
-    metrics = judged([1, 2, 4])
+    metrics = judged([1, 2, 3, 4])
     found = forgetting(metrics)
     assert json.loads(json.dumps(found)) == {
         "versions": [1, 2, 4],
