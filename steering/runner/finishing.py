@@ -47,8 +47,9 @@ class Finishing:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def leave(self, scan: str) -> None:
-        """Take a scan that is over to its final state, and save it, so that no loss can take it away."""
+    async def leave(self, scan: str, version: int) -> None:
+        """Take a scan that is over to its final state, and save it, so that no loss can take it away. version: in
+        service when it was left."""
         saved = await self._saved("saving the live image of a scan that is over", scan)
         while self.metrics.unreported(scan):
             await asyncio.sleep(_LOOK_S)
@@ -56,7 +57,7 @@ class Finishing:
             return  # it was only interrupted, or is saved at the end of the run
 
         async def kept() -> bool:
-            await self.finish(scan)
+            await self._finish(scan, version)
             return await self._saved("saving what became of a scan that is over", scan)
 
         if await self._by_one_predictor(kept):
@@ -64,22 +65,21 @@ class Finishing:
 
     async def finish_all(self) -> None:
         """The run is over, and with it every scan. Raises OSError where one cannot be saved."""
-        self._niceness = ALONE
+        self._niceness, campaign = ALONE, self.metrics.campaign
 
         async def kept() -> None:
-            for scan in self.metrics.campaign.scans:
-                await self.finish(scan)
+            for scan in campaign.scans:
+                now = scan == campaign.scan or scan not in self.metrics.own_end
+                await self._finish(scan, campaign.version if now else self.metrics.own_end[scan])
             await self.save_all()
 
         await self._by_one_predictor(kept)
 
-    async def finish(self, scan: str) -> None:
-        """Predict all frames of a scan by the version in service when it was left, and refine its object to
-        convergence.
+    async def _finish(self, scan: str, version: int) -> None:
+        """Predict all frames of a scan by this version, and refine its object to convergence.
 
         Returns when that is done, also where another call has begun it.
         """
-        version = self.metrics.own_end[scan]
         async with self._turn:
             if await self._finished(scan):
                 return

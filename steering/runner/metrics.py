@@ -109,10 +109,10 @@ class Metrics:
     noted: deque[Event] = field(default_factory=lambda: deque(maxlen=6))
     """The newest notable events."""
     own_end: dict[str, int] = field(default_factory=dict)
-    """The version in service when each scan was left."""
+    """The version in service at the newest frame of each scan."""
     judged: dict[int, dict[str, float]] = field(default_factory=dict)
     """By version, its errors by scan: the newest, and of those before at most MOST_JUDGED, thinned as they become more;
-    those that were in service when a scan was left stay."""
+    those that were in service at the last frame of a scan stay."""
     strata: dict[str, int] = field(default_factory=dict)
     """Key of each scan in the rehearsal buffers."""
     actions: Counter[str] = field(default_factory=Counter)
@@ -163,6 +163,7 @@ class Metrics:
             case PredictionReady():
                 self._report(event)
                 self.predicted += len(event.frame_ids)
+                self.own_end[event.scan] = event.version
                 self.residual = self.residual if event.residual is None else event.residual
             case FrameSetAside():
                 self._report(event)
@@ -393,6 +394,4 @@ def advance(campaign: Campaign, metrics: Metrics, event: Event) -> list[Action]:
     """Let campaign and figures take an event in; the actions that follow. For a run that goes on, and for its log."""
     actions = campaign.handle(event)
     metrics.asked(actions)
-    if campaign.scan is not None:
-        metrics.own_end[campaign.scan] = campaign.version
     return actions

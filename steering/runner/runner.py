@@ -255,7 +255,8 @@ class Runner:
                 self._background.start(executor.again(action))
         for scan in self.campaign.scans[:-1]:
             if scan not in self.proxy.over:
-                self._background.start(self._finishing.leave(scan))
+                version = self.metrics.own_end.get(scan, self.campaign.version)
+                self._background.start(self._finishing.leave(scan, version))
 
     def _executor_of(self, client: Client, actors: Actors) -> Executor:
         shared: dict[str, Any] = {
@@ -304,7 +305,7 @@ class Runner:
             actions = advance(self.campaign, self.metrics, event)
             self._page.asked(actions)
             if before not in (None, self.campaign.scan):
-                self._background.start(self._finishing.leave(str(before)))
+                self._background.start(self._finishing.leave(str(before), self.campaign.version))
             for raised in self.campaign.raised:
                 self._log(raised)
             self.campaign.raised.clear()
