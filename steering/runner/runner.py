@@ -95,7 +95,6 @@ class Runner:
 
     async def _recover(self) -> None:
         """Take up state and figures of the run, from its newest checkpoint and the log after it."""
-        self.folder.write_summary({"status": "running", "reason": ""})  # it may have failed before
         recovery = self._recovery = await asyncio.to_thread(recover, self.folder, self.experiment)
         self.campaign, self.metrics = recovery.campaign, recovery.metrics
         self._event_log = EventLog(self.folder, number=recovery.last)
@@ -243,6 +242,8 @@ class Runner:
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
+        # It may have failed before; until here that stands, for a run that cannot go on is as it was.
+        self.folder.write_summary({"status": "running", "reason": "", "ended": None})
         for event in recovery.unlogged:
             self._log(event)
         ranks, before, now, lost = executor.ranks, recovery.open, time.time(), recovery.rounds_lost
