@@ -116,6 +116,22 @@ def test_on_a_full_disk_events_wait_in_memory_and_are_written_once_there_is_room
     assert numbers(folder) == list(range(20))  # none is missing, none is there twice
 
 
+def test_a_disk_that_takes_nothing_for_long_costs_no_descriptors(folder, monkeypatch):
+    """Each try opens the file anew, and closes the one before."""
+    opened = []
+
+    def first_full(folder):
+        opened.append(open("/dev/full", "ab+", buffering=0) if not opened else open_log(folder))
+        return opened[-1]
+
+    monkeypatch.setattr(event_log, "open_log", first_full)
+    log = EventLog(folder)
+    log.append({"event": "Last", "n": 0})
+    log.flush()
+    assert numbers(folder) == [0]
+    assert [file.closed for file in opened] == [True, False]
+
+
 def test_the_end_of_a_run_writes_what_waits_and_hides_no_error(folder):
     async def run(fails):
         async with EventLog(folder) as log:
