@@ -217,7 +217,7 @@ class Predictor:
         return await self._reading(self._label_frames, scan, newest)
 
     async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
-        """Those of the frames with these ids whose counts are still kept, in memory or on disk, in the order of arrival,
+        """Those of the frames with these ids whose counts are still kept, in memory or on disk, in order of arrival,
         and how many are known but no longer kept. None for a scan that is not known."""
         return await self._read(self._late_frames, scan, frame_id)
 
