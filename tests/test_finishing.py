@@ -142,7 +142,7 @@ def test_the_role_label_is_free_again_where_a_lost_predictor_never_answers(tmp_p
     """Dask's own answer would never come, and no label would be made any more."""
 
     async def main():
-        async with measured(tmp_path, Stuck) as (finishing, folder, proxy, told):
+        async with measured(tmp_path, Stuck) as (finishing, _, proxy, told):
             work = asyncio.ensure_future(finishing.leave("a", 0))
             while not Stuck.asked:
                 await asyncio.sleep(0.01)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steering.campaign import PredictionReady
-from steering.inference import PredictorSettings
+from steering.inference import HoldOut, PredictorSettings
 from steering.inference.intake import Inbox
 from steering.inference.serving import Canary, Serving
 from steering.models import ModelStore, ProbeFirst
@@ -126,7 +126,7 @@ def test_a_version_that_does_worse_is_refused_and_the_old_one_serves(tmp_path, t
 
 def test_a_version_that_must_do_better_does_not_serve_untried(tmp_path, trained):
     async def main():
-        me = predictor(tmp_path, hold_out=HoldOut(every=0))
+        me = predictor(tmp_path, hold_out=HoldOut(every=10**6))
         await me.start()
         put(tmp_path, 1, trained)
         for chunk in chunks(n=20):
