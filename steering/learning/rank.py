@@ -66,7 +66,7 @@ class Round:
     served_error: float | None = None
     """The same for the weights last published."""
     earlier_errors: tuple[float, float] | None = None
-    """On held-out frames of the runs that this one was started from: by the weights last published, and now."""
+    """On held-out frames of the runs that this one was started from: as it began, and now."""
     residual: float | None = None
     """Median far-field residual on the held-out frames."""
     residuals: tuple[float, ...] = ()
@@ -105,6 +105,7 @@ class Rank:
         )
         self._arrived: deque[Labels] = deque()
         self._probe: Labels | None = None
+        self._earlier: tuple[float, float] | None = None
         self._recorder = Recorder(self._loop, self.samples, self._others)
 
     def prepare(self, number: int) -> None:
@@ -344,12 +345,13 @@ class Rank:
         )
         served = float(outputs_of(self.served, held_out, objective)[1].mean())
         earlier = [row for name, scan in self.samples.scans.items() if "/" in name for row in scan.held_out.values()]
-        errors = None
         if earlier:
+            # Before the first judgement nothing was published: what is served is what the run began with.
             rows, both = stacked(earlier), (self.served, self.network)
-            errors = tuple(float(outputs_of(network, rows, objective)[1].mean()) for network in both)
+            began, now = (float(outputs_of(network, rows, objective)[1].mean()) for network in both)
+            self._earlier = (self._earlier[0] if self._earlier else began, now)
         quality = quality_of(self.network, held_out, objective)
-        return {"served_error": served, "earlier_errors": errors, **quality}
+        return {"served_error": served, "earlier_errors": self._earlier, **quality}
 
     def publish(self, store: Path, version: ModelVersion) -> None:
         """Write the weights as they are now, and take them as those that later candidates are compared with.

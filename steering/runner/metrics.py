@@ -229,7 +229,7 @@ class Metrics:
         if len(self.rounds) > MOST_ROUNDS:
             del self.rounds[1:-1:2]
         if (errors := rounds[0].earlier_errors) is not None:
-            # Before the first judgement nothing was published: what served then is what the run began with.
+            # A rank that takes the place of a lost one, or goes on after everything was, begins with what serves now.
             self.earlier = ((self.earlier or errors)[0], errors[1])
         self.representatives += sum(r.representatives for r in rounds)
         self.remote += sum(r.remote for r in rounds)
