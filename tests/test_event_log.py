@@ -9,7 +9,7 @@ import time
 import pytest
 
 from steering.runner import event_log
-from steering.runner.event_log import EventLog
+from steering.runner.event_log import EventLog, open_log
 from steering.runner.folder import RunFolder
 from tests.ranks import killed_at_the_end
 from tests.test_folder import fill, small_disk  # noqa: F401 - a fixture
@@ -114,6 +114,25 @@ def test_on_a_full_disk_events_wait_in_memory_and_are_written_once_there_is_room
     log.flush()
     assert log.trouble is None
     assert numbers(folder) == list(range(20))  # none is missing, none is there twice
+
+
+def test_a_disk_that_takes_nothing_for_long_costs_no_descriptors(folder, monkeypatch):
+    """Each try opens the file anew, and closes that of the one before."""
+    opened, path = [], folder.path / "events.jsonl"
+    path.symlink_to("/dev/full")
+
+    def noted(folder):
+        opened.append(open_log(folder))
+        if path.is_symlink():
+            path.unlink()  # there is room from now on
+        return opened[-1]
+
+    monkeypatch.setattr(event_log, "open_log", noted)
+    log = EventLog(folder)
+    log.append({"event": "Last", "n": 0})
+    log.flush()
+    assert numbers(folder) == [0]
+    assert [file.closed for file in opened] == [True, False]
 
 
 def test_the_end_of_a_run_writes_what_waits_and_hides_no_error(folder):

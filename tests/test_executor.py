@@ -2,14 +2,18 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from steering.campaign import AskPolicy, DecisionSuggested, Finish, Steer, WorkFailed
+from steering.campaign import AskPolicy, DecisionSuggested, Finish, Publish, Steer, WorkFailed
+from steering.inference import Installed
+from steering.models import ModelStore
 from steering.runner.actors import LostForGood
 from steering.runner.executor import Executor
 from steering.runner.metrics import Metrics
 from steering.runner.optional import Optional
+from tests.test_inference import publish
 
 
 class Slow:
@@ -60,6 +64,36 @@ def test_the_time_to_approve_a_decision_counts_by_the_runners_clock():
     [decision] = taken
     assert decision.action == 7
     assert asked <= decision.time <= time.time()
+
+
+class Serving:
+    """A predictor and ranks, and what they serve."""
+
+    generation = 0
+
+    def __init__(self):
+        self.installed = self.served = 0
+
+    async def install(self, number):
+        self.installed = number
+        return Installed(accepted=True, version=number, reason="")
+
+    async def serve(self, store, number):
+        self.served = number
+
+
+def test_a_version_that_was_on_its_way_when_everything_was_lost_serves_everywhere(tmp_path):
+    """At the ranks too, which compare candidates with it, and for whoever reads the newest one from the store."""
+    store, taken, one = ModelStore(tmp_path / "models"), [], Serving()
+    for number in (0, 1):
+        publish(store.path, number)
+    store.point_to(0)  # what a recovery finds in service
+    parts = dict.fromkeys(("experiment", "campaign", "source", "labelling", "optional"))
+    folder = SimpleNamespace(models=store.path)
+    executor = Executor(**parts, folder=folder, metrics=Metrics(None, None), proxy=one, ranks=one, take=taken.append)
+    asyncio.run(executor.again(Publish(1, 3, id=4)))
+    assert (one.installed, one.served, store.newest()) == (1, 1, 1)
+    assert [(event.version, event.action) for event in taken] == [(1, 4)]
 
 
 def test_optional_work_that_fails_is_told_once_with_its_traceback():

@@ -1,15 +1,16 @@
 """Laws of the last work on a scan: what it leaves depends on its frames and one version alone."""
 
 import numpy as np
+import pytest
 import torch
 
-from steering.inference import PredictorSettings
+from steering.inference import PredictorSettings, Table
 from steering.labels.final import ALONE, FinalSettings, begin, go_on, hand_over
 from steering.labels.make import make_labels
 from steering.labels.refinement import LiveSettings, refine_live
 from steering.models import ModelStore, ProbeFirst
 from steering.ptychography import Refinement, RefineSettings, Stitcher, far_field_residual, patch_weight, refine
-from tests.test_inference import CANVAS, PATCH, PROBE, WINDOW, chunks, publish
+from tests.test_inference import CANVAS, PATCH, PROBE, WINDOW, chunks, columns_of, publish
 from tests.test_labels import SETTINGS, Desk, actors, folder, predictor, wait_until_predicted  # noqa: F401
 
 FRAMES = 60
@@ -98,6 +99,20 @@ def test_frames_of_a_scan_that_is_over_are_there_whatever_the_memory(actors, fol
     me.conclude("a", None).result()
     assert len(me.scan_frames("a", 0, 100).result().counts) == 40
     assert before.identical(me.live("a").result())
+
+
+def test_a_scan_whose_counts_are_partly_gone_is_refused_and_not_taken_for_a_shorter_one(actors, folder):  # noqa: F811
+    me = measured(actors, folder)
+    live = me.thing.scans.images["a"]
+    lacking = Table()
+    for first in range(0, FRAMES, 16):
+        block = columns_of(live, slice(first, min(first + 16, FRAMES)))
+        if first == 32:
+            del block["counts"]  # as where they could not be moved to a full disk
+        lacking.restore(block, 16)
+    live.frames = lacking
+    with pytest.raises(ValueError, match="found the counts of 16 frames of scan 'a' no longer kept"):
+        finished(me, folder)
 
 
 def test_refinement_in_parts_is_refinement_at_once_and_ends_where_it_gains_nothing():

@@ -11,7 +11,7 @@ from steering.inference.evaluate import patch_phase_error, score_patches
 from steering.inference.live import place
 from steering.models import ModelStore, ProbeFirst
 from steering.policies import SpaceFilling
-from steering.ptychography import Canvas, extract_patches, patch_weight, simulate, zone_plate
+from steering.ptychography import Canvas, extract_patches, judge, patch_weight, simulate, zone_plate
 from steering.records import Field, Geometry, ModelVersion, make_chunk
 
 WINDOW, PATCH = 32, 16
@@ -118,6 +118,50 @@ def test_a_newer_model_predicts_again_and_only_better_predictions_are_kept(tmp_p
     assert (after["residual_now"].values[again] < before["residual_now"].values[again]).all()
     np.testing.assert_array_equal(after["residual_now"].values[~again], before["residual_now"].values[~again])
     np.testing.assert_array_equal(after["residual"].values, before["residual"].values)  # what was known live
+
+
+BETTER = 5
+"""The number of a version with this noise on its weights that does better than version 0 on every frame."""
+OFFSETS = tuple(np.linspace(0, 1, 40).tolist())
+
+
+def columns_of(live, rows):
+    """These rows of the table of a scan, all columns that are there."""
+    names = [name for name, values in live.frames.blocks[0].items() if values is not None]
+    return dict(zip(names, live.frames.read(*names, rows=rows), strict=True))
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["a newer version", "another predictor"])
+def test_trust_of_a_frame_that_is_predicted_again_is_by_what_is_known_of_it_now(tmp_path, restored):
+    """Residual and offset are those of the prediction that stands in the image, and so is the version that they are
+    judged by."""
+
+    async def main():
+        me = predictor(tmp_path)
+        await me.start()
+        for chunk in chunks(n=40):
+            await me.receive(chunk)
+        await predicted(me, 40)
+        publish(tmp_path, BETTER, 0.02, validation_residuals=(0.1,) * 40, validation_offsets=OFFSETS)
+        await me.install(BETTER, canary=False)
+        while (await me.figures())["frames_to_revise"]:
+            await asyncio.sleep(0.01)
+        live = me.scans.images["a"]
+        if restored:
+            live = LiveImage("a", CANVAS, live.weight, GEOMETRY)
+            for first in (0, 16, 32):
+                block = columns_of(me.scans.images["a"], slice(first, min(first + 16, 40)))
+                del block["patch"]  # it has left memory
+                live.frames.restore(block, 16)
+            me.fast.restore(live)
+        return columns_of(live, slice(40)), me.fast.mask
+
+    found, mask = asyncio.run(main())
+    assert (found["version"] == BETTER).all()
+    said = (found[name] for name in ("counts", "residual", "offset"))
+    expected = judge(*said, mask=mask, version=ModelStore(tmp_path).describe(BETTER))
+    assert np.isfinite(expected.by_offset).sum() > 10
+    np.testing.assert_array_equal(found["trust"], expected.trust)
 
 
 def test_a_new_scan_has_its_own_image_and_the_old_one_keeps_what_is_judged(tmp_path):

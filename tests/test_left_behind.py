@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, Worker
 
-from steering.campaign import ChunkArrived, DecisionSuggested, Steer
+from steering.campaign import ChunkArrived, DecisionSuggested, SourceEnded, SourceReopened, SourceSilent, Steer
 from steering.clusters.roles import SOURCE
 from steering.inference import Predictor
 from steering.learning.strategies import ER
 from steering.models import ProbeFirst
+from steering.ptychography import zone_plate
 from steering.runner import RunFolder
 from steering.runner.actors import call, place, release
 from steering.runner.adoption import adopted, place_source, withdraw
@@ -25,6 +26,7 @@ from steering.runner.source_actor import SourceActor
 from steering.runner.source_events import GoOn, SourceResume, Standing, TakenOver
 from steering.runner.source_known import SinceCheckpoint
 from steering.runner.source_proxy import SourceProxy
+from steering.sources import SimulatedBeamline, Stage, pacing
 from tests.test_alone import Predictor as Takes
 from tests.test_inference import predictor
 from tests.test_runner import experiment
@@ -253,6 +255,35 @@ async def lost_after_the_runner():
 def test_frames_from_before_the_checkpoint_are_not_told_again_where_the_source_is_lost_after_the_runner():
     told = asyncio.run(asyncio.wait_for(lost_after_the_runner(), 60))
     assert sorted(told) == list(range(8, 12))
+
+
+async def slowly_measured(silent_s):
+    """What is said of a source whose exposures are longer than it may be silent for."""
+    source = SimulatedBeamline(
+        [Stage("a", np.ones((96, 96)), 2)], probe=zone_plate(32, 10.0, counts=1e5), step=9.0, frame_rate=1.5
+    )
+    said = []
+    async with (
+        Scheduler(host="127.0.0.1", port=0, **QUIET) as scheduler,
+        Worker(scheduler.address, resources={SOURCE: 1}) as worker,
+        Client(scheduler.address, asynchronous=True) as client,
+    ):
+        network = ProbeFirst(window=32, patch=20, width=8)
+        parts = replace(experiment(), source=source, network=network, strategy=ER(), silent_s=silent_s)
+        proxy = SourceProxy(client, parts, due=lambda: True, reported=dict, emit=said.append)
+        await proxy.start(worker.address, Takes())
+        await proxy.apply(steer(source, 1))
+        while not any(isinstance(event, SourceEnded) for event in said):
+            said += await proxy.events()
+        await proxy.release()
+    return said
+
+
+def test_a_source_is_not_silent_while_it_exposes(monkeypatch):
+    monkeypatch.setattr(pacing, "LONGEST_S", 0.1)
+    said = asyncio.run(asyncio.wait_for(slowly_measured(0.3), 60))
+    assert not [event for event in said if isinstance(event, SourceSilent | SourceReopened)]
+    assert [event.frame_ids for event in said if isinstance(event, ChunkArrived)] == [(0,), (1,)]
 
 
 def test_after_a_raster_of_its_own_only_the_newest_position_counts_until_the_next_checkpoint():

@@ -1,5 +1,6 @@
 """Laws of checkpoints on disk: whole or not at all, refused in words, and who is alive is left alone."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -27,7 +28,9 @@ from steering.runner.manifest import (
     read_part,
     write_part,
 )
+from steering.runner.runner import Runner
 from steering.runner.spool import drop_spooled, spooled, write_spooled
+from tests.test_runner import experiment
 
 
 @pytest.fixture
@@ -184,6 +187,14 @@ def test_a_run_that_cannot_go_on_is_refused_in_words(folder, capsys):
     assert "found a run that is finished, expected one that was killed before its end" in refusal()
     assert cli.main(["recover", str(folder.path / "nowhere")]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_run_that_could_not_go_on_says_what_it_said_before(folder):
+    folder.end("failed", "found no beam")
+    before = folder.summary()
+    with pytest.raises(NoCheckpoint):
+        asyncio.run(Runner(experiment(), RunFolder(folder.path, recovering=True)).run())
+    assert folder.summary() == before
 
 
 def test_a_workflow_runs_again_with_its_own_arguments_or_others(folder, capsys, monkeypatch):

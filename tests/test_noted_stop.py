@@ -83,6 +83,17 @@ def test_a_stop_that_is_damaged_is_a_stop(folder):
     assert noted_stop(folder).name == "stop"
 
 
+def test_a_folder_that_is_out_of_reach_is_no_stop(folder):
+    """A person's stop is one that is there: a disk that is cut off for a while ends no run."""
+    note_stop(folder, "anna")
+    away = folder.path.rename(folder.path.with_name("away"))
+    folder.path.touch()  # whatever is below it cannot be reached: not "no such file"
+    assert noted_stop(folder) is None
+    folder.path.unlink()
+    away.rename(folder.path)
+    assert noted_stop(folder).by == "anna"
+
+
 def test_the_command_line_notes_a_stop_wherever_nobody_answers(folder, capsys, monkeypatch):
     """Before the campaign has begun, between two runners, and after all processes are gone."""
     monkeypatch.setattr(sys.modules["steering.runner.attach"], "Client", refused)

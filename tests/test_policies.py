@@ -255,6 +255,16 @@ def test_a_vetoed_stop_is_not_the_end_of_a_scan(kind):
     same_positions(kind, positions_of(policy), whole)  # that one was carried out
 
 
+def test_the_stop_rule_goes_on_after_frames_whose_residuals_are_not_all_known():
+    """As those from before a recovery."""
+    rule = StopRule(ratio=10.0, half_life=2.0)
+    rule.note(prediction("zinc", 40, prior_residual=math.nan, residual=0.5))
+    rule.note(prediction("zinc", rule.least - 1, residual=0.5))
+    assert rule.reason() is None
+    rule.note(prediction("zinc", 1, residual=0.5))
+    assert rule.reason().startswith("the live image explains new frames to 1.00")
+
+
 def test_after_a_vetoed_stop_the_rule_looks_at_new_frames_only():
     policy = SpaceFilling(grid(10, 10), stop=StopRule(ratio=10.0, half_life=2.0))
     policy.suggest(20)

@@ -49,7 +49,9 @@ def improved(live, rows, seed, version):
     (where,) = live.frames.read("position", rows=rows)
     patches = extract_patches(thing(seed), CANVAS, where, PATCH)
     trust = np.where(rng.uniform(size=len(rows)) < 0.3, np.nan, rng.uniform(size=len(rows)))
-    live.improve(rows, patches, residual=rng.uniform(0, 1, len(rows)).astype(np.float32), trust=trust, version=version)
+    offset, residual = live.stitch_anew(rows, patches), rng.uniform(0, 1, len(rows)).astype(np.float32)
+    said = {"offset": offset, "residual": residual, "trust": trust, "version": np.full(len(rows), version)}
+    live.frames.set(rows, patch=patches, **said)
 
 
 @pytest.mark.parametrize("canvas", [CANVAS, Canvas.around(Field(-600, 600, -40, 40), 32)], ids=["whole", "halved"])

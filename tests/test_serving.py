@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steering.campaign import PredictionReady
-from steering.inference import PredictorSettings
+from steering.inference import HoldOut, PredictorSettings
 from steering.inference.intake import Inbox
 from steering.inference.serving import Canary, Serving
 from steering.models import ModelStore, ProbeFirst
@@ -122,6 +122,21 @@ def test_a_version_that_does_worse_is_refused_and_the_old_one_serves(tmp_path, t
     assert better.version == 3
     assert forced.accepted  # a person, or a campaign that goes back, knows why
     assert figures["version"] == 2
+
+
+def test_a_version_that_must_do_better_does_not_serve_untried(tmp_path, trained):
+    async def main():
+        me = predictor(tmp_path, hold_out=HoldOut(every=10**6))
+        await me.start()
+        put(tmp_path, 1, trained)
+        for chunk in chunks(n=20):
+            await me.receive(chunk)
+        return await me.install(1, margin=-0.1), await me.install(1)
+
+    better, usual = asyncio.run(main())
+    assert (better.accepted, better.version) == (False, 0)
+    assert better.reason == "no held-out frame to try version 1 on, which must do better"
+    assert usual.accepted
 
 
 @pytest.mark.parametrize("idle", [0.0, float("inf")], ids=["no time", "time"])

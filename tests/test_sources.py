@@ -12,7 +12,16 @@ import xarray as xr
 
 from steering.ptychography import Canvas, simulate, zone_plate
 from steering.records import Decision, Geometry, Travel, chunk_geometry
-from steering.sources import Recording, Replay, SimulatedBeamline, Stage, detector_gap, hard_xray_geometry, sample
+from steering.sources import (
+    Recording,
+    Replay,
+    SimulatedBeamline,
+    Stage,
+    detector_gap,
+    hard_xray_geometry,
+    pacing,
+    sample,
+)
 from steering.sources.pacing import Pacer
 
 WINDOW = 32
@@ -240,6 +249,17 @@ def test_frames_never_come_before_they_are_due() -> None:
     due = np.cumsum([seconds.sum() for seconds, _ in arrived])
     np.testing.assert_allclose(due, [0.05, 0.10, 0.18])
     assert all(when >= end for (_, when), end in zip(arrived, due, strict=True))
+
+
+def test_a_frame_does_not_wait_for_a_chunk_to_be_full_where_exposures_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "LONGEST_S", 0.05)
+    pacer: Pacer[int] = Pacer([9], frame_rate=50, chunk_frames=10)
+    pacer.add(range(7))
+    pacer.add([7, 8], dwell=np.array([0.2, 0.001]))
+    start = time.monotonic()
+    chunks = [(chunk["target"].values.tolist(), time.monotonic() - start) for chunk in pacer.run(number_chunk)]
+    assert [targets for targets, _ in chunks] == [[0, 1, 2], [3, 4, 5], [6], [7, 8]]
+    assert chunks[0][1] < 0.14, "the second chunk had not begun to wait for its last frame"
 
 
 def test_close_hands_out_what_was_measured_and_no_more() -> None:

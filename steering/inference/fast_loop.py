@@ -185,14 +185,15 @@ class FastLoop:
             bulky = [name for name in BULKY if table.kept(rows[:1], name).all()]
             if not bulky:
                 continue  # nothing is left of them but their figures
+            where, version = table.read("position", "version", rows=rows)
             if "patch" not in bulky:
-                patches, residual = self.predict(table.read("counts", rows=rows)[0])
+                (counts,) = table.read("counts", rows=rows)
+                patches, residual = self.predict(counts)
                 patches = patches.copy()
-                table.set(rows, residual=residual, version=np.full(len(rows), self.serving.version))
+                table.set(rows, **self._said(counts, residual, live.stitch(patches, where)))
             else:
                 (patches,) = table.read("patch", rows=rows)
-            where, version = table.read("position", "version", rows=rows)
-            live.stitch_again(patches, where, version == self.serving.version)
+                live.stitch_again(patches, where, version == self.serving.version)
             prediction = self._restored(live, rows, patches)
             self.policy_host.ingest(prediction, live, int(rows[0]))
             self._report_late(live, rows, prediction)
@@ -307,17 +308,21 @@ class FastLoop:
             patches, residual = self.predict(counts)
             better = residual < before
             if better.any():
-                (offset,) = live.frames.read("offset", rows=rows)
-                trust = self._judge(counts, residual, offset).trust
-                live.improve(
-                    rows[better],
-                    patches[better],
-                    residual=residual[better],
-                    trust=trust[better],
-                    version=self.serving.version,
-                )
+                rows, patches, counts, residual = rows[better], patches[better], counts[better], residual[better]
+                offset = live.stitch_anew(rows, patches)
+                live.frames.set(rows, patch=patches, **self._said(counts, residual, offset))
         except KeyError:  # another thread has just moved them out of memory
             return
+
+    def _said(self, counts: NDArray, residual: NDArray, offset: NDArray) -> dict[str, NDArray]:
+        """Columns of frames that the version in service has predicted again."""
+        trust = self._judge(counts, residual, offset).trust
+        return {
+            "residual": residual,
+            "offset": offset,
+            "trust": trust,
+            "version": np.full(len(residual), self.serving.version),
+        }
 
     def _wake(self, now: float, seconds: float) -> None:
         if now >= self._woken_at:

@@ -95,7 +95,7 @@ class FrameMemory:
                 block["patch"] = None
         self._freed -= _image_bytes(live)
 
-    def conclude(self, live: LiveImage, final: FinalImage) -> None:
+    def conclude(self, live: LiveImage, final: FinalImage | None) -> None:
         """Keep what a scan that is over leaves, see LiveImage.conclude."""
         before = _image_bytes(live)
         live.conclude(final)

@@ -69,9 +69,12 @@ class LiveImage:
         self.retired = True
         self._unrevised = 0
 
-    def conclude(self, final: FinalImage) -> None:
-        """What a scan that is over leaves takes the place of what there was. For one thread at a time."""
+    def conclude(self, final: FinalImage | None) -> None:
+        """What a scan that is over leaves takes the place of what there was; None: that stays. For one thread at a
+        time."""
         self.concluded = True
+        if final is None:
+            return
         network = final.network
         self.stitcher.replace(network.object, network.weight)
         rows = np.arange(len(network.residual))
@@ -170,22 +173,12 @@ class LiveImage:
         said |= dict.fromkeys(("version", "first_version"), prediction.model_version)
         return self.frames.append(prediction.frame_id, **(said | columns))
 
-    def improve(
-        self,
-        rows: NDArray[np.int64],
-        patches: NDArray[np.complex64],
-        *,
-        residual: NDArray,
-        trust: NDArray,
-        version: int,
-    ) -> None:
-        """Put better predictions of frames in the place of their old ones."""
+    def stitch_anew(self, rows: NDArray[np.int64], patches: NDArray[np.complex64]) -> NDArray[np.float32]:
+        """Put better patches (n, size, size) of frames into the image, in the place of their old ones; see `stitch`.
+        Raises KeyError, and changes nothing, where the old ones are gone."""
         where, old = self.frames.read("position", "patch", rows=rows)
         self.stitcher.remove(old, where)
-        offset = self.stitch(patches, where)
-        self.frames.set(
-            rows, offset=offset, patch=patches, residual=residual, trust=trust, version=np.full(len(rows), version)
-        )
+        return self.stitch(patches, where)
 
     def behind(self, expected: float, most: int) -> NDArray[np.int64]:
         """Up to `most` rows, newest first, that the version in service has not looked at, and whose residual is above

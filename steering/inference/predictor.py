@@ -217,22 +217,18 @@ class Predictor:
         return await self._reading(self._label_frames, scan, newest)
 
     async def late_frames(self, scan: str, frame_id: NDArray[np.int64]) -> tuple[LabelFrames | None, int]:
-        """Those of the frames with these ids whose counts are still kept, in memory or in the run folder, and how many
-        are known but no longer kept.
-
-        None for a scan that is not known. In the order of arrival.
-        """
+        """Those of the frames with these ids whose counts are still kept, in memory or on disk, in order of arrival,
+        and how many are known but no longer kept. None for a scan that is not known."""
         return await self._read(self._late_frames, scan, frame_id)
 
     async def scan_frames(self, scan: str, first: int, last: int) -> ScanFrames | None:
-        """Frames of a scan, over or not, see Scans.between."""
+        """Frames of a scan, over or not, see Scans.between. Raises ValueError."""
         return await self._read(lambda: self.scans.between(scan, first, last, self.fast.mask))
 
     async def conclude(self, scan: str, final: FinalImage | None) -> None:
         """Nothing more comes of a scan. final: what it leaves, in place of what there is; None: that stays."""
         await self._do(self.scans.retire, scan)
-        live = self.scans.get(scan)
-        if live is not None and final is not None:
+        if (live := self.scans.get(scan)) is not None:
             await self._loop.run_in_executor(self._mover, self._memory.conclude, live, final)
 
     async def take_refined(self, scan: str, labels: Refined, shown: Refined, canvas: Canvas, residual: float) -> None:
@@ -279,6 +275,10 @@ class Predictor:
     async def is_over(self, scan: str) -> bool:
         """Whether nothing of a scan is predicted any more."""
         return await self._read(lambda: scan in self.scans.images and self.scans.images[scan].retired)
+
+    async def is_concluded(self, scan: str) -> bool | None:
+        """Whether what a scan leaves is there, see `conclude`; None where no frame of it is known."""
+        return await self._read(lambda: None if (live := self.scans.get(scan)) is None else live.concluded)
 
     async def close(self) -> None:
         """Give threads, memory and the process's settings back: the worker may serve other runs."""

@@ -99,12 +99,19 @@ class Scans:
             self._retired(live)
 
     def between(self, scan: str, first: int, last: int, mask: NDArray[np.bool_]) -> ScanFrames | None:
-        """Frames of a scan, from the first up to the last in the order of arrival; None where none are there, or their
-        counts are no longer kept."""
+        """Frames of a scan, from the first up to the last in the order of arrival; None where the scan has none there.
+        Raises ValueError for frames whose counts are no longer kept: those beside them are not the scan."""
         live = self.get(scan)
         rows = np.arange(first, min(last, 0 if live is None else len(live.frames)))
-        if live is None or not len(rows) or not live.frames.kept(rows, "counts").all():
+        if live is None or not len(rows):
             return None
+        gone = int((~live.frames.kept(rows, "counts")).sum())
+        if gone:
+            raise ValueError(
+                f"found the counts of {gone} frames of scan {scan!r} no longer kept, as they could not be moved to the "
+                "disk, expected those of all its frames: free some space in the run's folder, or raise "
+                "PredictorSettings.memory_bytes"
+            )
         counts, position = live.frames.read("counts", "position", rows=rows)
         return ScanFrames(scan=live.scan, counts=counts, position=position, canvas=live.canvas, mask=mask)
 

@@ -135,7 +135,8 @@ class Serving:
     ) -> Installed:
         """Load a version into the spare slot, warm it, and say whether it may serve; for a thread of its own.
 
-        margin: share by which its residual may be higher; below 0, by which it must be lower. None: the usual one.
+        margin: share by which its residual may be higher; below 0, by which it must be lower: without a frame to try it
+        on it is refused then. None: the usual one.
         idle: asked before each step, so that frames do not meet it.
 
         Where the version in service has not predicted all of the frames when they came, it is tried on those others in
@@ -153,6 +154,8 @@ class Serving:
             return self._refused(f"version {number} has weights that are not finite")
         spare, steps = self.engine.spare, _Steps(idle)
         if canary is None or not len(canary.counts):
+            if margin is not None and margin < 0:
+                return self._refused(f"no held-out frame to try version {number} on, which must do better")
             steps.do(lambda: spare.load(weights, number=number, expected=expected))
             if canary is not None:
                 spare.mask(canary.mask)

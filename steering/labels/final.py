@@ -163,7 +163,7 @@ def begin(
     """Fetch the frames of a scan and get ready to work on them: a Dask task.
 
     predictor: its actor. network: one of the architecture in service. version: of the model, in this store. probe: the
-    source's, (mode, y, x). Raises ValueError where no frames of the scan are kept.
+    source's, (mode, y, x). Raises ValueError where not all frames of the scan are kept, or there are none.
     """
     yield_to_frames()
     frames = joined(_handed_out(predictor, scan))

@@ -48,9 +48,11 @@ class StopRule:
         self._newest: NDArray[np.float64] = np.zeros((0, 2))
 
     def note(self, prediction: Prediction) -> None:
-        """Take in predictions of the newest frames."""
+        """Take in predictions of the newest frames; those whose residuals are not both known are left out, such as
+        frames from before a recovery."""
         if prediction.prior_residual is not None:
             pairs = np.stack([prediction.prior_residual, prediction.residual], 1).astype(np.float64)
+            pairs = pairs[np.isfinite(pairs).all(1)]
             self._newest = np.concatenate([self._newest, pairs])[-math.ceil(_KEPT_HALF_LIVES * self.half_life) :]
 
     def reason(self) -> str | None:

@@ -132,6 +132,8 @@ class EventLog:
                             break
                         except OSError as error:
                             log = None  # it is opened anew
+                            with contextlib.suppress(OSError):
+                                held.close()
                             self._wait_for_the_disk(error)
                     with self._changed:
                         self.trouble = None

@@ -98,6 +98,9 @@ class Executor:
                 why = "its candidate was lost with all processes of the run"
                 self._answer(action, CandidateRefused(time=time.time(), reason=why))
             case Publish():
+                # Before it was lost, the group compared candidates with this version, and readers found it the newest.
+                await asyncio.to_thread(store.point_to, action.version)
+                await answered(lambda: self.ranks.serve(self.folder.models, action.version))
                 await self._put_into_service(action, store.describe(action.version))
             case TakeBack() if not store.folder(action.version).exists():
                 self._answer(action, CandidateRefused(time=time.time(), reason=action.reason))

@@ -16,11 +16,12 @@ def forgetting(metrics: Metrics) -> dict[str, Any]:
 
     Validation errors on some frames of each scan that were never trained on: the mean of what training makes small,
     against their labels.
-    versions: some of those published, in order, those in service at the end of a scan among them. errors: by scan,
+    versions: some of those that served, in order, those in service at the end of a scan among them. errors: by scan,
     one for each of these versions, None where the scan had no such frame yet. own_end: by scan, the version in service
     at its last frame.
     """
-    judged = metrics.judged
+    served = set(metrics.campaign.served)  # the ranks judge a version beside the predictor, which may refuse it
+    judged = {version: errors for version, errors in metrics.judged.items() if version in served}
     own_end = {scan: version for scan, version in metrics.own_end.items() if any(scan in by for by in judged.values())}
     versions = spread(sorted(judged), own_end.values(), _MOST)
     errors = {scan: [judged[version].get(scan) for version in versions] for scan in own_end}

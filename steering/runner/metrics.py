@@ -39,20 +39,13 @@ from steering.records.plain import plain, whole
 from steering.runner.describe import describe
 from steering.runner.experiment import Experiment
 
-_OF_PREDICTION = (
-    "backend",
-    "backends",
-    "frames_out_of_order",
-    "frame_ids_missing",
-    "events_waited",
-)
+_OF_PREDICTION = ("backend", "backends", "frames_out_of_order", "frame_ids_missing", "events_waited")
+"""What the summary tells of how frames were predicted."""
 _NOT_STATE = ("experiment", "campaign", "fingerprint")
 _ROUNDS = 60
 """Rounds that are kept for the composition of the buffer over the run."""
 _LISTED = 1000
-"""What the summary tells of how frames were predicted."""
-
-
+"""Ids of lost frames that the summary names."""
 MOST_JUDGED = 256
 """Versions of which the errors on each scan are kept."""
 MOST_ROUNDS = 256
@@ -89,6 +82,8 @@ class Metrics:
     """Frames that were set aside, by reason."""
     ranks_lost: int = 0
     ranks_joined: int = 0
+    earlier: tuple[float, float] | None = None
+    """Errors on held-out frames of the runs that this one was started from: as it began, and now."""
     samples_lost: int = 0
     """Stored samples that went with lost ranks."""
     silent: int = 0
@@ -114,10 +109,10 @@ class Metrics:
     noted: deque[Event] = field(default_factory=lambda: deque(maxlen=6))
     """The newest notable events."""
     own_end: dict[str, int] = field(default_factory=dict)
-    """The version in service when each scan was left."""
+    """The version in service at the newest frame of each scan."""
     judged: dict[int, dict[str, float]] = field(default_factory=dict)
     """By version, its errors by scan: the newest, and of those before at most MOST_JUDGED, thinned as they become more;
-    those that were in service when a scan was left stay."""
+    those that were in service at the last frame of a scan stay."""
     strata: dict[str, int] = field(default_factory=dict)
     """Key of each scan in the rehearsal buffers."""
     actions: Counter[str] = field(default_factory=Counter)
@@ -168,6 +163,7 @@ class Metrics:
             case PredictionReady():
                 self._report(event)
                 self.predicted += len(event.frame_ids)
+                self.own_end[event.scan] = event.version
                 self.residual = self.residual if event.residual is None else event.residual
             case FrameSetAside():
                 self._report(event)
@@ -232,6 +228,9 @@ class Metrics:
         self.rounds.append(rounds)
         if len(self.rounds) > MOST_ROUNDS:
             del self.rounds[1:-1:2]
+        if (errors := rounds[0].earlier_errors) is not None:
+            # A rank that takes the place of a lost one, or goes on after everything was, begins with what serves now.
+            self.earlier = ((self.earlier or errors)[0], errors[1])
         self.representatives += sum(r.representatives for r in rounds)
         self.remote += sum(r.remote for r in rounds)
         for part in PARTS:
@@ -336,7 +335,7 @@ def summary(metrics: Metrics, source: dict[str, Any], ranks: int, predictor: dic
         "versions_published": metrics.published,
         "remote_representatives_share": remote_share(metrics),
         "rehearsal_buffer": composition(metrics),
-        "earlier_errors": next((r[0].earlier_errors for r in reversed(metrics.rounds) if r[0].earlier_errors), None),
+        "earlier_errors": metrics.earlier,
         "prediction_latency_ms": predictor["latency_ms"],
         "prediction": {
             **{name: predictor[name] for name in _OF_PREDICTION},
@@ -395,6 +394,4 @@ def advance(campaign: Campaign, metrics: Metrics, event: Event) -> list[Action]:
     """Let campaign and figures take an event in; the actions that follow. For a run that goes on, and for its log."""
     actions = campaign.handle(event)
     metrics.asked(actions)
-    if campaign.scan is not None:
-        metrics.own_end[campaign.scan] = campaign.version
     return actions

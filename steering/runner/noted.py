@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from steering.campaign import Command
 from steering.files import read_json
@@ -26,14 +28,24 @@ def note_stop(folder: RunFolder, by: str) -> None:
 
 
 def noted_stop(folder: RunFolder) -> Command | None:
-    """The stop that stands in the folder; None where there is none. What cannot be read is a stop all the same."""
+    """The stop that stands in the folder; None where there is none, or nobody knows because the folder is out of reach.
+    What is there and cannot be read is a stop all the same."""
+    path = folder.path / FILE
     try:
-        noted = read_json(folder.path / FILE)
+        noted = read_json(path)
         return Command(time=float(noted["time"]), name="stop", by=str(noted["by"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        return Command(time=time.time(), name="stop", by=f"{FILE} of the run's folder")
+        return Command(time=time.time(), name="stop", by=f"{FILE} of the run's folder") if _there(path) else None
+
+
+def _there(path: Path) -> bool:
+    try:
+        os.lstat(path)  # a disk that is cut off says of nothing that it is there
+    except OSError:
+        return False
+    return True
 
 
 async def take_noted(folder: RunFolder, take: Callable[[Command], None]) -> None:

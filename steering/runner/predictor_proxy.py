@@ -25,7 +25,6 @@ from steering.records import Ids
 from steering.runner.actors import (
     ActorHandle,
     LostForGood,
-    Reached,
     call,
     losses,
     place,
@@ -124,11 +123,6 @@ class PredictorProxy:
     def rebase(self, saved: SavedPredictor, told: Mapping[str, Mapping[str, list[list[int]]]]) -> None:
         """From now on another predictor goes on from this. told: as `told` returned it when it was written."""
         self._base = ResumeState(saved=saved, reported=read_told(told["reported"]))
-
-    @property
-    def reached(self) -> Reached:
-        """The predictor for tasks that ask it themselves."""
-        return Reached(self._handle.actor)
 
     @property
     def address(self) -> str:

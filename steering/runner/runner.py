@@ -46,8 +46,6 @@ _BEGIN_S = 20.0
 """How long a command waits for a run that is starting."""
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
-_LOOK_S = 0.5
-"""Between two looks whether all of a scan was reported."""
 
 
 class Runner:
@@ -68,7 +66,6 @@ class Runner:
         self._background = Background()
         self._measures = asyncio.Event()
         self._source_ended = self._over = False
-        self._writing = asyncio.Lock()
         self._next: asyncio.Future | None = None  # done with the next event
         self._event_log = EventLog(folder)
         self._handover: HandOver | None = None
@@ -109,7 +106,6 @@ class Runner:
                 await self._background.unless_failed(self._event())
             await self._hear_the_last_frames()
             await self._background.unless_failed(self._finishing.finish_all())
-            await self._background.unless_failed(self.save())
             return await self._background.unless_failed(self._sum_up())
         finally:
             self._over = True
@@ -118,15 +114,8 @@ class Runner:
     async def save(self) -> None:
         """Write the live image of every scan so far, and all events, into the run's folder."""
         await asyncio.to_thread(self._event_log.flush)
-        for scan in self.campaign.scans if self._executor is not None else ():
-            await self._save(scan)
-
-    async def _save(self, scan: str) -> bool:
-        async with self._writing:
-            live = await self.proxy.ask("dataset", scan)
-            if live is not None:  # else it is a scan that was saved before the predictor was lost
-                await asyncio.to_thread(self.folder.write_object, scan, live)
-            return True
+        if self._executor is not None:
+            await self._finishing.save_all()
 
     async def live(self) -> xr.Dataset | None:
         """The live image of the scan being measured; None before the first frame. After the end it is the one in the
@@ -252,6 +241,8 @@ class Runner:
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
+        # It may have failed before; until here that stands, for a run that cannot go on is as it was.
+        self.folder.write_summary({"status": "running", "reason": "", "ended": None})
         for event in recovery.unlogged:
             self._log(event)
         ranks, before, now, lost = executor.ranks, recovery.open, time.time(), recovery.rounds_lost
@@ -264,7 +255,8 @@ class Runner:
                 self._background.start(executor.again(action))
         for scan in self.campaign.scans[:-1]:
             if scan not in self.proxy.over:
-                self._background.start(self._leave(scan))
+                version = self.metrics.own_end.get(scan, self.campaign.version)
+                self._background.start(self._finishing.leave(scan, version))
 
     def _executor_of(self, client: Client, actors: Actors) -> Executor:
         shared: dict[str, Any] = {
@@ -313,7 +305,7 @@ class Runner:
             actions = advance(self.campaign, self.metrics, event)
             self._page.asked(actions)
             if before not in (None, self.campaign.scan):
-                self._background.start(self._leave(str(before)))
+                self._background.start(self._finishing.leave(str(before), self.campaign.version))
             for raised in self.campaign.raised:
                 self._log(raised)
             self.campaign.raised.clear()
@@ -366,16 +358,6 @@ class Runner:
         while True:
             for event in await self.proxy.events():
                 self.take(event)
-
-    async def _leave(self, scan: str) -> None:
-        """Save the live image of a scan that is over, so that no loss can take it away."""
-        saved = await self.optional.run("saving the live image of a scan that is over", self._save(scan))
-        while self.metrics.unreported(scan):
-            await asyncio.sleep(_LOOK_S)
-        if saved and await self.proxy.ask("is_over", scan):  # else it was only interrupted
-            await self._finishing.finish(scan)
-            await self.optional.run("saving what became of a scan that is over", self._save(scan))
-            await self.proxy.let_go(scan)
 
     async def _sum_up(self) -> dict[str, Any]:
         self.metrics.too_late = len(waiting(self.folder.path))

@@ -93,8 +93,10 @@ class SourceProxy:
         self._scans: dict[str, str] = {}
         """Names of the scans so far, in their order, and how the source calls each."""
         self._failures = 0
-        self._slowest = 0.0
-        """Longest exposure of the newest decision, seconds."""
+        self._frame_s = 1 / experiment.source.frame_rate
+        """Exposure of a position whose decision names none."""
+        self._slowest = self._frame_s
+        """Longest exposure of what may be due, seconds."""
         self._heard = time.monotonic()
         self._silent = self._closed = self._over = self._ended = False
         self._number = 0
@@ -165,8 +167,10 @@ class SourceProxy:
     def _note(self, one: Steer | FellBack) -> None:
         decision = one if isinstance(one, FellBack) else one.decision
         self.decided.update(decision.positions)
-        if isinstance(decision, DecisionSuggested) and decision.stop:
-            self.decided.clear()
+        if isinstance(decision, DecisionSuggested):
+            self._slowest = max(self._slowest, *(decision.dwell or (self._frame_s,)))
+            if decision.stop:
+                self.decided.clear()
 
     def _actor(self) -> SourceActor:
         return SourceActor(
@@ -207,7 +211,6 @@ class SourceProxy:
 
     async def apply(self, steer: Steer) -> None:
         """Tell the source where to measure next."""
-        self._slowest = max(steer.decision.dwell or (0.0,))
         async with self._steering:
             self._note(steer)
             if self._reopens:
@@ -271,7 +274,7 @@ class SourceProxy:
 
     def _fell_silent(self) -> bool:
         if not self._due() or self._over or self._ended:
-            self._heard = time.monotonic()
+            self._heard, self._slowest = time.monotonic(), self._frame_s
             return False
         return not self._silent and time.monotonic() - self._heard > self._silent_s + self._slowest
 

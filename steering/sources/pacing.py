@@ -22,6 +22,9 @@ Measure = Callable[[int, list[Target], NDArray[np.float64]], xr.Dataset]
 
 STARVED_S = 0.2
 """How long a chunk that is not full waits for further targets before it is handed out."""
+LONGEST_S = 2.0
+"""How long the first frame of a chunk waits for further ones at most: where exposures are long, a full chunk would be
+minutes old, and its source taken for silent."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,11 @@ class Pacer(Generic[Target]):
                 if starved:
                     due = max(due, time.monotonic())
                 while self._requests and len(taken) < room and not over:
-                    request = self._requests.popleft()
+                    request = self._requests[0]
+                    if ends and due + request.before + request.seconds > ends[0] + LONGEST_S:
+                        room = len(taken)
+                        break
+                    self._requests.popleft()
                     group.requests.append(request)
                     over = request.ends == self._scans[part]
                     if request.target is not None:
