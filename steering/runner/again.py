@@ -53,7 +53,7 @@ def note_workflow(folder: RunFolder, workflow: Path, arguments: list[str]) -> di
 
 def note_going_on(folder: RunFolder) -> None:
     """Note that a recovery has been read: the run goes on, by the arguments of its driver. Raises OSError."""
-    folder.write_summary({"status": "running", "reason": ""})  # it may have failed before
+    folder.write_summary({"status": "running", "reason": "", "ended": None})  # it may have failed before
     with contextlib.suppress(FileNotFoundError):  # another runner goes on for the same driver
         (folder.path / _NEXT).replace(folder.path / _FILE)
 
@@ -61,7 +61,9 @@ def note_going_on(folder: RunFolder) -> None:
 def note_left(folder: RunFolder, before: Mapping[str, Any]) -> None:
     """Have the folder of a run that was not continued be as it was. before: its summary. Raises OSError."""
     (folder.path / _NEXT).unlink(missing_ok=True)
-    folder.write_summary({name: before[name] for name in ("pid", "host", "status", "reason") if name in before})
+    folder.write_summary(
+        {name: before[name] for name in ("pid", "host", "status", "reason", "ended") if name in before}
+    )
 
 
 def recoverable(path: str | Path) -> Begun:

@@ -241,8 +241,6 @@ class Runner:
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
-        # It may have failed before; until here that stands, for a run that cannot go on is as it was.
-        self.folder.write_summary({"status": "running", "reason": "", "ended": None})
         for event in recovery.unlogged:
             self._log(event)
         ranks, before, now, lost = executor.ranks, recovery.open, time.time(), recovery.rounds_lost
