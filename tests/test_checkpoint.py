@@ -97,6 +97,18 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert stored(one) == stored(other)
 
 
+def test_random_numbers_go_on_on_the_first_rank_and_are_each_rank_s_own(tmp_path):
+    one = loop_of()
+    one.connect(None)
+    train(one, 3)
+    torch.rand(7)
+    part, state = written(tmp_path, Recorder(one), 0), torch.get_rng_state()
+    restored(tmp_path, part)
+    assert torch.equal(torch.get_rng_state(), state)
+    restored(tmp_path, part, rank=1, ranks=2)
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_checkpoint_writes_what_has_changed_and_keeps_no_more_than_it_needs(tmp_path):
     """Fifty checkpoints of a buffer of 400 of which a few change at a time: files stay below three times the buffer."""
     loop = loop_of(capacity=400)

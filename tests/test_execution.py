@@ -55,6 +55,12 @@ def test_the_fastest_execution_is_taken_and_the_network_left_alone(best):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_where_the_plain_loss_is_not_finite_nothing_else_is_taken():
+    network, optimiser = model()
+    clock = Clock(dict.fromkeys((PLAIN, LAST), 1.0), {PLAIN: float("nan"), LAST: float("nan")})
+    assert fastest([PLAIN, LAST], network, optimiser, clock.step, clock) == PLAIN
+
+
 @pytest.mark.parametrize("found", [RuntimeError("no such kernel\nfor this"), 1.05, float("nan")], ids=str)
 def test_a_execution_that_fails_or_comes_to_another_loss_is_not_taken(found, caplog):
     caplog.set_level("INFO")

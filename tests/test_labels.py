@@ -54,6 +54,7 @@ class Desk:
     async def receive(self, labels):
         self.came.append(labels)
         self.samples.add(labels)
+        return self.samples.count(labels.scan)
 
 
 @pytest.fixture
@@ -329,6 +330,26 @@ class TestMade:
                 if frame in kept:
                     np.testing.assert_array_equal(kept[frame]["phase"].numpy(), again.phase[new])
                     assert (first.phase[old] != again.phase[new]).any()
+
+    def test_labels_count_once_every_rank_has_frames_and_otherwise_say_why_not(self, actors, folder):
+        """Of 40 frames not every one of 48 ranks gets some. Frames of earlier labels count as well."""
+        me, desks = predictor(actors, folder), [actors(Desk()) for _ in range(48)]
+        report = make_labels(me, desks, "a", stratum=0, patch=PATCH, settings=SETTINGS)
+        assert report.count == 0
+        lacking = [str(k) for k, desk in enumerate(desks) if not desk.thing.samples.count("a")]
+        assert report.reason.startswith(f"rank {', '.join(lacking)} of 48 has none of the ")
+        some = next(desk.thing.came[0] for desk in desks if len(desk.thing.came[0].frame_id))
+        for desk in desks:
+            desk.thing.samples.add(dataclasses.replace(some, **more(some)))
+        again = make_labels(me, desks, "a", stratum=0, patch=PATCH, settings=SETTINGS)
+        assert again.count > 20
+        assert again.reason == ""
+
+
+def more(labels):
+    """The first frame of labels, as one to train on with another id."""
+    part = {name: getattr(labels, name)[:1] for name in ("counts", "amplitude", "phase", "residual")}
+    return {**part, "frame_id": np.array([1000]), "held_out": np.array([False])}
 
 
 class TestLive:

@@ -8,9 +8,10 @@ import torch
 
 from steering.learning import Labels, Rank, Reconstruction, TrainerSettings
 from steering.learning.group import backend
-from steering.learning.samples import Samples
+from steering.learning.quality import outputs_of
+from steering.learning.samples import Samples, owner_of
 from steering.learning.strategies import ER, FromScratch, Incremental
-from steering.models import ModelStore, ProbeFirst
+from steering.models import ModelStore, Optics, ProbeFirst
 from steering.ptychography import patch_weight, zone_plate
 from steering.records import ModelVersion
 from tests.ranks import on_ranks
@@ -35,10 +36,10 @@ def labels(scan="a", n=16, *, stratum=0, seed=0, first=0):
     )
 
 
-def rank_of(strategy, **settings):
+def rank_of(strategy, network=None, **settings):
     """A rank with a small network."""
     torch.manual_seed(0)
-    network = ProbeFirst(window=32, patch=PATCH, width=4)
+    network = network or ProbeFirst(window=32, patch=PATCH, width=4)
     network.optics.set(zone_plate(32, 10.0))
     objective = Reconstruction(patch_weight(zone_plate(32, 10.0), PATCH))
     return Rank(
@@ -50,8 +51,8 @@ def train_once(rank, ranks, where, batch, steps):
     """Incremental training on a share of the same labels; the weights afterwards."""
     me = rank_of(Incremental, batch=batch)
     me.join(where, rank=rank, ranks=ranks)
-    asyncio.run(me.receive(labels(first=1).share(rank, ranks)))  # these ids fall 6 and 6 to two ranks
-    assert len(labels(first=1).share(0, 2).frame_id) - 4 == 6
+    asyncio.run(me.receive(labels().share(rank, ranks)))  # these ids fall 6 and 6 to two ranks
+    assert len(labels().share(0, 2).frame_id) - 4 == 6
     me.fit("a", steps)
     weights = torch.cat([p.detach().flatten() for p in me.network.parameters()])
     me.close()
@@ -80,18 +81,19 @@ def two_scans(rank, ranks, where, folder):
     if rank == 0:
         me.publish(folder, ModelVersion(number=1, network="ProbeFirst", hyperparameters=me.network.hyperparameters))
     me.close()
-    return reports, fills
+    return reports, fills, torch.initial_seed()
 
 
 @pytest.mark.slow
 def test_rehearsal_over_two_ranks(tmp_path):
     """Representatives come from all ranks equally; the past stays in the buffer; what is published loads."""
     answers = on_ranks(2, two_scans, tmp_path)
-    used = sum(r.representatives for reports, _ in answers for r in reports)
-    remote = sum(r.remote for reports, _ in answers for r in reports)
+    used = sum(r.representatives for reports, *_ in answers for r in reports)
+    remote = sum(r.remote for reports, *_ in answers for r in reports)
     assert used > 0.9 * 2 * 60 * 4
     assert abs(remote / used - 0.5) < 0.1
-    for (first, second), fills in answers:
+    assert answers[0][2] != answers[1][2]  # else all ranks would drop the same
+    for (first, second), fills, _ in answers:
         assert np.isfinite([first.loss, second.loss]).all()
         assert set(fills) == {0, 1}
         assert set(second.seconds) == {"load", "train", "populate", "augment", "wait"}
@@ -150,6 +152,107 @@ def test_same_seed_same_result():
     assert torch.equal(*weights)
 
 
+class Noisy(torch.nn.Module):
+    """Dropout and batch normalisation: what it predicts depends on whether it trains."""
+
+    def __init__(self, *, window: int = 32, patch: int = PATCH, modes: int = 1):
+        super().__init__()
+        self.hyperparameters = {"window": window, "patch": patch, "modes": modes}
+        self.optics = Optics(window, modes)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3, padding=1),
+            torch.nn.BatchNorm2d(4),
+            torch.nn.Dropout(0.5),
+            torch.nn.Conv2d(4, 2, 1),
+        )
+
+    def forward(self, counts):
+        """Amplitude and phase."""
+        low = (counts.shape[-1] - self.hyperparameters["patch"]) // 2
+        found = self.layers(self.optics.amplitude(counts)[:, None, low:-low, low:-low])
+        return found[:, 0].sigmoid(), found[:, 1].tanh()
+
+
+def test_a_candidate_is_judged_as_it_will_serve(tmp_path):
+    """The error that is reported of it is that of the version that is loaded, and training goes on in training mode."""
+    me, _point = alone(Incremental, network=Noisy())
+    asyncio.run(me.receive(labels(n=40)))
+    report = me.fit("a", 20)
+    me.publish(tmp_path, ModelVersion(number=1, network="Noisy", hyperparameters=me.network.hyperparameters))
+    held_out = me.samples.held_out("a")
+    objective = Reconstruction(patch_weight(me.network.optics.modes().numpy(), PATCH))
+    served = ModelStore(tmp_path).load(1, network=Noisy)
+    assert report.error == float(outputs_of(served, held_out, objective)[1].mean())
+    assert me.network.training
+    assert me.network.layers[2].training
+    again = me.fit("a", 0)
+    assert (again.error, again.served_error) == (report.error, report.error)
+    with torch.no_grad():
+        assert float(objective.error(me.network(held_out["counts"]), held_out).mean()) != report.error
+    me.close()
+
+
+def test_a_network_is_given_some_held_out_frames_at_a_time_and_says_the_same(monkeypatch):
+    me, _point = alone(Incremental)
+    whole = labels(n=200)
+    fields = {name: torch.from_numpy(getattr(whole, name)) for name in ("counts", "amplitude", "phase")}
+    sizes, objective = [], Reconstruction(np.ones((PATCH, PATCH), np.float32))
+    me.network.register_forward_pre_hook(lambda network, given: sizes.append(len(given[0])))
+    patches, errors = outputs_of(me.network, fields, objective)
+    assert sizes == [64, 64, 64, 8]
+    with torch.no_grad():
+        torch.testing.assert_close(errors, objective.error(me.network(fields["counts"]), fields))
+    assert patches.shape == (200, PATCH, PATCH)
+    me.close()
+
+
+def test_of_many_held_out_frames_the_same_ones_are_kept_whatever_the_order_they_came_in():
+    whole = labels(n=2600)
+    parts = [Labels(**{**vars(whole), **{n: getattr(whole, n)[k::13] for n in EACH}}) for k in range(13)]
+    found = []
+    for order in (parts, parts[::-1]):
+        samples = Samples(seed=0, keep_all=False)
+        for part in order:
+            samples.add(part)
+        found.append(set(samples.scans["a"].held_out))
+    assert found[0] == found[1]
+    assert len(found[0]) == 512 < whole.held_out.sum()
+    assert np.histogram(sorted(found[0]), 4, (0, 2600))[0].min() > 90  # from all of the scan
+
+
+EACH = ("frame_id", "counts", "amplitude", "phase", "residual", "held_out")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "held"),
+    [(np.uint16, np.uint32, np.uint32), (np.uint32, np.uint16, np.uint32), (np.uint16, np.float32, np.float32)],
+)
+def test_counts_of_another_type_before_training_are_all_held_in_the_wider_one(first, then, held):
+    samples = Samples(seed=0, keep_all=False)
+    for dtype, start in ((first, 0), (then, 16)):
+        found = labels(first=start)
+        samples.add(Labels(**{**vars(found), "counts": found.counts.astype(dtype)}))
+    assert {row["counts"].numpy().dtype for row in samples.scans["a"].train.values()} == {np.dtype(held)}
+    assert samples.held_out("a")["counts"].numpy().dtype == held
+
+
+def test_counts_that_a_later_scan_has_wider_are_held_exactly_or_refused():
+    """Once a scan is trained on, the buffers of all ranks have its dtype. What bad pixels read has no meaning."""
+    samples = Samples(seed=0, keep_all=False)
+    samples.add(labels("a"))
+    samples.begin("a")
+    wide = labels("b", first=100)
+    counts, mask = wide.counts.astype(np.uint32), wide.mask.copy()
+    counts[:, 3, 5], mask[3, 5] = 2**32 - 1, True
+    samples.add(Labels(**{**vars(wide), "counts": counts, "mask": mask}))
+    row = samples.scans["b"].train[100]["counts"].numpy()
+    assert row.dtype == np.uint16
+    np.testing.assert_array_equal(row[~mask], wide.counts[0][~mask])
+    counts[0, 0, 0] = 70_000
+    with pytest.raises(ValueError, match=r"uint32 up to 70000 in scan 'b', expected such as uint16 holds"):
+        samples.add(Labels(**{**vars(wide), "counts": counts, "mask": mask}))
+
+
 def test_from_scratch_restarts_at_a_new_scan_and_keeps_every_sample():
     me, _point = alone(FromScratch)
     start = {k: v.clone() for k, v in me.network.state_dict().items()}
@@ -189,6 +292,20 @@ def test_shares_are_disjoint_and_complete_and_held_out_frames_go_to_all_ranks():
     assert sorted(to_train_on) == sorted(whole.frame_id[~whole.held_out])
     for share in shares:
         assert set(share.frame_id[share.held_out]) == set(whole.frame_id[whole.held_out])
+
+
+def test_no_rank_is_left_without_its_share_of_a_window_of_frames():
+    """Whatever the number of ranks and the generation; every tenth frame is held out, and trains nobody."""
+    ids = np.arange(700)
+    for ranks in range(2, 65):
+        for generation in range(65):
+            owner = owner_of(ids, ranks, generation)
+            for first in (0, 137, 300):
+                there = slice(first, first + 400)
+                shares = np.bincount(owner[there], minlength=ranks)
+                assert len(shares) == ranks
+                assert shares.min() > 400 / ranks - 2
+                assert np.bincount(owner[there][ids[there] % 10 != 9], minlength=ranks).min() > 360 / ranks / 8
 
 
 def test_a_frame_that_is_labelled_again_goes_to_the_same_rank():

@@ -128,6 +128,29 @@ def test_resharding_is_exact(ranks):
     assert improbable(counts, counts.mean()) > 1e-3
 
 
+def test_a_sample_that_two_ranks_hold_is_given_out_once():
+    """As earlier versions stored them: the newer copy stays."""
+    buffers = [RehearsalBuffer(100 * BYTES) for _ in range(3)]
+    for rank, buffer in enumerate(buffers):
+        offer(buffer, "run", "a", np.arange(20 * rank, 20 * rank + 40))
+    parts = [reshard([buffer.state() for buffer in buffers], rank, 2) for rank in range(2)]
+    assert sorted(one for part in parts for one in held(part)) == list(range(80))
+
+
+def test_states_whose_numbers_have_other_types_are_united_in_one_that_has_room_for_both():
+    states = []
+    for first, dtype in ((0, torch.uint16), (3, torch.uint32), (6, torch.int16)):
+        buffer = RehearsalBuffer(10_000)
+        ids = torch.arange(first, first + 3)
+        buffer.insert({"counts": (ids[:, None] + 1000).expand(3, 2).to(dtype)}, ids % 2, ids)
+        states.append(buffer.state())
+    for found in (merge(states, "balanced"), reshard(states, 0, 1)):
+        counts = found.read("counts", np.arange(9))
+        assert counts.dtype == torch.int64
+        assert sorted(counts[:, 1].tolist()) == list(range(1000, 1009))
+        assert found.layout.row_bytes["counts"] == 16
+
+
 def test_what_a_lost_rank_held_is_taken_over_by_the_others_as_if_they_had_seen_it():
     """Two of three ranks with full buffers take the lost one's share: what they then hold is what would be theirs."""
     for seed in range(10):

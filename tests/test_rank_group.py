@@ -120,6 +120,8 @@ class Bench:
         assert rounds[0].error is not None
         assert len(set(await self.group.digest())) == 1
         self.stored = [one.stored for one in rounds]
+        keys = await self.keys()
+        assert len(set(keys)) == len(keys)
         return rounds[0].steps
 
     async def keys(self):

@@ -4,18 +4,22 @@ import asyncio
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from steering.learning import NoSamples, Place
+from steering.learning import NoSamples, Place, identities
+from steering.learning.buffer import BOOKKEEPING, RehearsalBuffer
 from steering.learning.group import abandon, is_of_group, leave
+from steering.learning.identity import keys_of
 from steering.learning.loop import most_advanced
-from steering.learning.redistribution import missing
+from steering.learning.redistribution import missing, not_to_offer
 from steering.learning.samples import owner_of
 from steering.learning.strategies import DERpp
 from steering.records import ModelVersion
 from tests.ranks import on_ranks
+from tests.test_buffer import improbable
 from tests.test_learning import labels, rank_of
 
 
@@ -33,6 +37,7 @@ def state(me):
         "train": sorted(scan.train),
         "given": sorted(scan.residual),
         "held_out": sorted(scan.held_out),
+        "stored": me.buffer.state().key.tolist(),
     }
 
 
@@ -123,6 +128,56 @@ def test_samples_belong_to_the_ranks_that_their_frames_name_and_all_keep_what_is
         kept = member[-3]
         assert kept["held_out"] == held_out
         assert kept["train"] == kept["given"] == to_train_on[(before != 0) & (after == number)].tolist()
+
+
+@pytest.mark.slow
+def test_a_sample_is_stored_once_however_often_ranks_come_and_go(members):
+    """The frames that another rank trains on now stay in the buffer where they are; those of a lost rank are new."""
+    whole = labels(n=40)
+    every = set(keys_of(identities("", "a", whole.frame_id[~whole.held_out])).tolist())
+    for moment in (-3, -2, -1):
+        found = [member[moment][0] if moment == -2 else member[moment] for member in members[1:]]
+        stored = [key for one in found for key in one["stored"]]
+        assert len(set(stored)) == len(stored)
+        assert set(stored) <= every
+    assert len(stored) > 25
+
+
+def test_a_new_rank_stores_of_what_was_measured_before_no_more_than_others():
+    """Two ranks keep 12 of 60 frames each; a third comes, and all go on with the same frames, dealt anew."""
+    counts = np.zeros(120)
+    for seed in range(150):
+        keys = keys_of(identities(str(seed), "a", np.arange(120)))
+        buffers = [RehearsalBuffer(12 * (16 + BOOKKEEPING), seed=rank) for rank in range(3)]
+
+        def offer(rank, frames, run=str(seed), buffers=buffers):
+            own = torch.from_numpy(identities(run, "a", frames))
+            buffers[rank].insert({"id": torch.from_numpy(frames)}, torch.zeros(len(frames), dtype=torch.int64), own)
+
+        for rank in range(2):
+            offer(rank, np.flatnonzero(owner_of(np.arange(120), 2) == rank))
+        states = [buffer.state() for buffer in buffers]
+        strata = [state.strata[state.strata[:, 1] > 0] for state in states]
+        for rank in range(3):
+            mine = np.flatnonzero(owner_of(np.arange(120), 3, 1) == rank)
+            left_out = not_to_offer(rank, [state.key for state in states], strata, {0: keys[mine]})
+            offer(rank, mine[~np.isin(keys[mine], left_out)])
+        stored = np.concatenate([b.state().read("id", np.arange(len(b))).numpy() for b in buffers]).astype(int)
+        assert len(np.unique(stored)) == len(stored)
+        counts[stored] += 1
+    assert improbable(counts, counts.mean()) > 1e-3
+    new = owner_of(np.arange(120), 3, 1) == 2
+    assert counts[new].mean() == pytest.approx(counts[~new].mean(), rel=0.1)
+
+
+def test_labels_that_were_shared_out_before_the_group_changed_are_left_out():
+    me = rank_of(DERpp)
+    me.prepare(0)
+    me.generation = 2
+    found = labels(n=40)
+    assert asyncio.run(me.receive(found.share(0, 3, 1))) == 0
+    share = found.share(0, 3, 2)
+    assert asyncio.run(me.receive(share)) == (~share.held_out).sum() > 5
 
 
 def wait_for_one_that_never_comes(rank, ranks, where):

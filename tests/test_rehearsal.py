@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from steering.learning import Classification, GroupLost, Place, Rehearsal
 from steering.learning.group import leave
+from steering.learning.identity import ELSEWHERE, keys_of
 from steering.learning.rehearsal import bytes_of
 from steering.learning.strategies import DER, DERpp
 from tests.ranks import on_ranks
@@ -54,6 +55,23 @@ def test_new_samples_come_first_and_stored_ones_with_their_outputs_behind_them()
         offered |= {image.numpy().tobytes(): row for image, row in zip(new["image"][:2], logits[:2], strict=True)}
     assert set(rehearsal.buffer.fills) <= set(range(5))
     assert sum(rehearsal.buffer.fills.values()) == 12
+
+
+def test_samples_that_are_elsewhere_or_whose_outputs_are_not_finite_are_not_offered():
+    rehearsal = Rehearsal(r=4, candidates=5, budget="1MB", strata="label")
+    fields = samples() | {
+        "identity": torch.tensor([1, ELSEWHERE, 3, 4, 5, 6]),
+        "wide": torch.arange(6).to(torch.uint16),
+    }
+    logits = torch.randn(6, 5)
+    logits[3, 2], logits[4, 0] = float("nan"), float("inf")
+    assert rehearsal.offer(fields, {"logits": logits}) == 2
+    state = rehearsal.buffer.state()
+    assert sorted(state.key.tolist()) == sorted(keys_of(np.array([1, 3])).tolist())
+    assert sorted(state.read("wide", np.arange(2)).tolist()) == [0, 2]
+    for row, wide in zip(state.read("image", np.arange(2)), state.read("wide", np.arange(2)).tolist(), strict=True):
+        assert torch.equal(row, fields["image"][wide])
+    assert rehearsal.buffer.seen == 2
 
 
 def test_a_data_loader_whose_last_minibatch_is_short_and_tensors_that_are_strided():

@@ -1,5 +1,7 @@
 """Laws of the strategies, for classification and for reconstruction, and of the loop that they share."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,54 @@ def test_er_ace_is_refused_for_a_reconstruction_before_anything_is_trained():
     with pytest.raises(ValueError, match=r"ERACE with Reconstruction"):
         ERACE().bound(objective)
     assert ERACE().bound(classification()[0]).objective is not None
+
+
+@pytest.mark.parametrize("kind", [DER, DERpp])
+@pytest.mark.parametrize("problem", [classification, reconstruction], ids=lambda p: p.__name__)
+def test_stored_outputs_that_are_not_finite_count_as_none(kind, problem):
+    """The loss, and its gradient, are those of the other representatives' outputs; labels count as before."""
+    objective, network, samples = problem()
+    network.eval()
+    strategy = kind(objective, alpha=1.0)
+    fields = augmented(strategy, network, samples, new=1)
+    name = f"stored_{objective.names[0]}"
+    stored = fields.fields[name] + 0.1 * torch.randn_like(fields.fields[name])
+    losses = []
+    for broken in ((), (2, 4)):
+        fields.fields[name] = stored.clone()
+        for row, value in zip(broken, (float("nan"), float("inf")), strict=False):
+            fields.fields[name][row] = value
+        loss = strategy.gradient(network, fields)
+        assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+        losses.append(loss.value.detach())
+        network.zero_grad()
+    (outputs,) = (tuple(value[[2, 4]].detach() for value in loss.outputs),)
+    rest = tuple(fields.fields[f"stored_{other}"][[2, 4]] for other in objective.names[1:])
+    lost = objective.distance(outputs, (stored[[2, 4]], *rest)).sum() / 4
+    torch.testing.assert_close(losses[1], losses[0] - lost)
+
+
+@pytest.mark.parametrize("kind", [DER, DERpp])
+def test_after_a_diverged_round_training_goes_on_as_before_it(kind):
+    """Weights are broken for some steps and put back: nothing of that stays in the buffer, and losses are finite."""
+    objective, network, samples = reconstruction()
+    loop = Loop(network, kind(objective), SMALL)
+    loop.connect(None)
+    loop.prepare({name: value[0] for name, value in samples(1).items()})
+
+    def load(n, out):
+        give(samples(n, seed=loop.steps), out)
+
+    loop.run(4, load)
+    good, seen = copy.deepcopy(network.state_dict()), loop.buffer.seen
+    with torch.no_grad():
+        network.leave.weight.fill_(float("nan"))
+    loop.run(3, load)
+    assert loop.buffer.seen == seen
+    network.load_state_dict(good)
+    loop.optimiser.state.clear()
+    assert np.isfinite(loop.run(6, load).losses).all()
+    assert loop.buffer.seen == seen + 12
 
 
 class Line(nn.Module):

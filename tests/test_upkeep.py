@@ -196,28 +196,33 @@ def test_killed_and_frozen_ranks_are_replaced_and_a_frozen_one_does_no_harm(tmp_
 def test_labelled_frames_past_the_room_for_them_go_oldest_first_and_are_counted():
     found = labels(n=60)
     row = found.nbytes / len(found.frame_id)
-    samples = Samples(seed=0, keep_all=False, most_bytes=int(20.5 * row + 20 * 8))
+    samples = Samples(seed=0, keep_all=False, most_bytes=int(20.5 * row + 20 * 16))
     samples.add(found)
     to_train_on = found.frame_id[~found.held_out].tolist()
-    assert list(samples.scans["a"].train) == to_train_on[-20:]
-    assert samples.dropped == len(to_train_on) - 20
+    scan = samples.scans["a"]
+    assert len(scan.held_out) == 5  # a quarter of the room
+    assert list(scan.train) == to_train_on[-15:]
+    assert samples.dropped == len(to_train_on) - 15
     assert samples.seen == {"a": len(to_train_on)}
+    for _ in range(3):
+        samples.add(found)
+        rows = [*scan.train.values(), *scan.held_out.values()]
+        assert sum(value.untyped_storage().nbytes() for each in rows for value in each.values()) <= samples.most_bytes
     everything = Samples(seed=0, keep_all=True, most_bytes=1)
     everything.add(found)
     assert everything.dropped == 0
 
 
-def test_what_is_kept_of_a_scan_that_is_over_holds_no_more_than_itself():
-    """Its rows came as views of whole messages: a run grew by 20 KiB a frame and rank."""
+def test_what_is_kept_of_labels_holds_no_more_than_itself():
+    """As views rows would keep whole messages: a run grew by 20 KiB a frame and rank."""
     samples, found = Samples(seed=0, keep_all=False), labels(n=60)
     samples.begin("a")
     samples.add(found)
     kept = {frame: row["phase"].numpy().copy() for frame, row in samples.scans["a"].held_out.items()}
     arrived = [weakref.ref(field) for field in (found.counts, found.amplitude, found.phase)]
     del found
-    assert not any(field() is None for field in arrived)
-    samples.begin("b")
     assert all(field() is None for field in arrived)
+    samples.begin("b")
     assert kept
     assert all((samples.scans["a"].held_out[frame]["phase"].numpy() == phase).all() for frame, phase in kept.items())
 

@@ -110,7 +110,8 @@ class Tick(Answer):
 class LabelsReady(Answer):
     """Refinement labelled `count` frames of a scan, and they are with the ranks; residual is their median.
 
-    count is 0 where no labels could be made. `left_out` more were made and explain their frames too badly to teach.
+    count is 0 where no labels could be made, or a rank has none yet: `reason` says why. `left_out` more were made and
+    explain their frames too badly to teach.
     One comes for every action to label, unless the group of ranks changes before the labels are with them.
     """
 
@@ -119,6 +120,7 @@ class LabelsReady(Answer):
     residual: float | None
     seconds: float
     left_out: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

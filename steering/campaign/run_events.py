@@ -23,9 +23,11 @@ class RunStarted(Event):
     """The run begins with what others have learnt."""
 
     origins: tuple[str, ...]
-    """Identities of earlier runs, and names of memories."""
+    """Identities of earlier runs, and names of memories, whose samples it has."""
     model: str
     """What its first model is, in words."""
+    without: tuple[str, ...] = ()
+    """Whose samples it does not have, and why, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,8 @@ class LabelReport:
     seconds: float
     left_out: int = 0
     """Labels that were made and explain their frames too badly to be trained on."""
+    reason: str = ""
+    """Why count is 0, where frames were there."""
 
 
 def make_labels(
@@ -92,9 +94,10 @@ def make_labels(
     yield_to_frames()
     frames: LabelFrames | None = predictor.label_frames(scan, settings.window).result()
     if frames is None or not teaching(frames).any():
-        return LabelReport(0, float("nan"), time.perf_counter() - begun)
+        reason = "" if frames is None else "all of its newest frames are kept from training"
+        return LabelReport(0, float("nan"), time.perf_counter() - begun, reason=reason)
     labels, refined, left_out = label(frames, stratum=stratum, patch=patch, settings=settings)
-    shares = send(labels, ranks, generation)
+    held = send(labels, ranks, generation)
     shown = refined
     if frames.withheld.any():
         # Frames kept from training are still shown: the object on display is refined from every frame. Until labels
@@ -103,10 +106,22 @@ def make_labels(
         shown = refine_on(frames, np.ones_like(frames.withheld), before, _passes(frames, settings))
     residual = float(np.median(labels.residual)) if len(labels.residual) else float("nan")
     predictor.take_refined(scan, refined, shown, frames.canvas, residual).result()
-    # Ranks train together or not at all: one without labels would have nothing to train on.
-    ready = all((~share.held_out).any() for share in shares)
-    count = int((~labels.held_out).sum()) if ready else 0
-    return LabelReport(count, residual, time.perf_counter() - begun, left_out)
+    count, reason = _trainable(int((~labels.held_out).sum()), held)
+    return LabelReport(count, residual, time.perf_counter() - begun, left_out, reason)
+
+
+def _trainable(labelled: int, held: Sequence[int]) -> tuple[int, str]:
+    """How many frames count as labelled, and why none does. Ranks train together or not at all: one without a frame
+    would have nothing to train on.
+
+    labelled: frames to train on; held: how many of the scan each rank has, with those of earlier times.
+    """
+    lacking = [str(rank) for rank, count in enumerate(held) if not count]
+    if not labelled:
+        return 0, "no label explains its frame well enough to be trained on"
+    if lacking:
+        return 0, f"rank {', '.join(lacking)} of {len(held)} has none of the {labelled} labelled frames, expected some"
+    return labelled, ""
 
 
 def teaching(frames: LabelFrames) -> NDArray[np.bool_]:
@@ -173,12 +188,9 @@ def labels_of(
     )
 
 
-def send(labels: Labels, ranks: Sequence[Any], generation: int) -> list[Labels]:
-    """Give each rank, an actor, its share; the shares."""
-    shares = [labels.share(number, len(ranks), generation) for number in range(len(ranks))]
-    for rank, share in zip(ranks, shares, strict=True):
-        rank.receive(share).result()
-    return shares
+def send(labels: Labels, ranks: Sequence[Any], generation: int) -> list[int]:
+    """Give each rank, an actor, its share; how many frames of the scan to train on each has now."""
+    return [rank.receive(labels.share(k, len(ranks), generation)).result() for k, rank in enumerate(ranks)]
 
 
 def _passes(frames: LabelFrames, settings: LabelSettings) -> RefineSettings:

@@ -6,7 +6,7 @@ from steering.learning.identity import identities, stratum_of
 from steering.learning.loop import Loop
 from steering.learning.memory import Held, Memory, memories
 from steering.learning.objectives import Classification, Objective, Reconstruction
-from steering.learning.origin import Origin, Started, best_weights
+from steering.learning.origin import Origin, Started, best_weights, names_in, stored_names, usable
 from steering.learning.rank import Rank, Round
 from steering.learning.rehearsal import Rehearsal, bytes_of
 from steering.learning.samples import Labels, NoSamples
@@ -41,7 +41,10 @@ __all__ = [
     "identities",
     "joined",
     "memories",
+    "names_in",
     "newest_number",
     "prune",
+    "stored_names",
     "stratum_of",
+    "usable",
 ]

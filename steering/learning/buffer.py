@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steering.learning.buffer_cut import Cut
-from steering.learning.buffer_state import BufferState, ScanName, merge, thin
+from steering.learning.buffer_state import BufferState, ScanName, fitted, merge, thin
 from steering.learning.identity import keys_of
 from steering.learning.insertion import Insertion, Policy
 from steering.learning.key_index import KeyIndex
@@ -159,25 +159,17 @@ class RehearsalBuffer:
         self._clock += len(stratum)
         return len(chosen)
 
-    def gather(self, slots: Tensor, out: Mapping[str, Tensor], start: int = 0) -> None:
+    def gather(self, slots: np.ndarray, out: Mapping[str, Tensor], start: int = 0) -> None:
         """Copy stored samples into rows start, start + 1, ... of `out`.
 
         Args:
-            slots: int64 (n,) on the CPU, each below len(self).
+            slots: int64 (n,), each below len(self).
             out: tensors (rows, ...) of the stored shapes and dtypes, contiguous, on any device; `stratum` may be among
                 them, and names that are not stored are left alone.
             start: first row to write.
 
-        Raises:
-            IndexError: a slot that is not filled. ValueError: `out` does not fit.
+        Raises ValueError where `out` does not fit.
         """
-        low, high = (int(slots.min()), int(slots.max())) if len(slots) else (0, -1)
-        if low < 0 or high >= len(self):
-            raise IndexError(f"found slots {low} to {high}, expected 0 to {len(self) - 1}")
-        self.gather_at(slots.numpy(), out, start)
-
-    def gather_at(self, slots: np.ndarray, out: Mapping[str, Tensor], start: int = 0) -> None:
-        """Do the same with slots as an array, int64 (n,), that are known to be filled."""
         if len(slots) == 0 or self.layout is None:
             return
         self.layout.check(out, start + len(slots))
@@ -298,6 +290,17 @@ class RehearsalBuffer:
         self.strata.put(slots.tolist(), self.strata.numbers(state.stratum.tolist()))
         self._restore_bounds(state)
 
+    def widen(self, dtypes: Mapping[str, torch.dtype]) -> None:
+        """Hold fields that are stored in narrower types than these in types with room for both. Storage is made anew:
+        for a buffer that nothing reads meanwhile, neither an exchange nor a cut."""
+        layout = self.layout
+        if layout is None or (wide := layout.widened(dtypes)) == layout:
+            return
+        state, scans = fitted(self.state(), wide), self.scans
+        fresh = RehearsalBuffer(self.budget_bytes, policy=self.policy, device=self.device)
+        fresh.load(state)
+        vars(self).update(vars(fresh), scans=scans)
+
     def _restore_counters(self, state: BufferState) -> None:
         insertion = self._insertion
         insertion.seen, insertion.rate, self._clock = state.seen, state.rate, state.clock
@@ -305,8 +308,10 @@ class RehearsalBuffer:
         self.scans |= state.scans
         if state.rng is not None:
             insertion.rng.bit_generator.state = dict(state.rng)
-        # Keys that were made before must not be made again for other samples.
-        insertion.maker.go_on(state.salt if state.salt is not None else insertion.maker.salt ^ (2 * state.clock + 1))
+        # Keys that were made before must not be made again for other samples: a salt that differs in a few low bits
+        # would give those of other numbers.
+        other = insertion.maker.salt ^ (2 * state.clock + 1)
+        insertion.maker.go_on(state.salt if state.salt is not None else int(keys_of(np.array([other]))[0]))
         for key, seen, _ in state.strata.tolist():
             (number,) = self.strata.numbers([key])
             self.strata.see(number, seen - self.strata.offered[number])

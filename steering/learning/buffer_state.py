@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steering.learning.identity import WHOLE
 from steering.learning.insertion import Policy
-from steering.learning.rows import STRATUM, Layout, host_rows
+from steering.learning.rows import STRATUM, Layout, cast, host_rows
 from steering.learning.training_state import Packed
 
 
@@ -164,6 +164,7 @@ def merge(states: Sequence[BufferState], policy: Policy) -> BufferState:
     """
     filled = [state for state in states if len(state)]
     _check_mergeable(filled, policy)
+    filled = _alike(filled)
     bounds = [state.bounds() for state in states]
     names = sorted({name for known in bounds for name in known})
     default = min((state.bound for state in states), default=WHOLE)
@@ -174,11 +175,7 @@ def merge(states: Sequence[BufferState], policy: Policy) -> BufferState:
     source = np.concatenate([np.full(len(s), i) for i, s in enumerate(filled)] or [np.zeros(0, np.int64)])
     row = np.concatenate([np.arange(len(s)) for s in filled] or [np.zeros(0, np.int64)])
     key, stratum, at = (_joined(filled, name) for name in ("key", "stratum", "inserted_at"))
-    # The newest copy of a sample, and of equally new ones the same one in whatever order they come.
-    order = np.lexsort((stratum, -at, key))
-    first = np.ones(len(order), bool)
-    first[1:] = np.diff(key[order]) > 0
-    rows = order[first]
+    rows = _newest(key, stratum, at)
     below = np.array([lowest[name] for name in stratum[rows].tolist()], np.int64) if len(rows) else rows
     rows = rows[key[rows] < below]
     found, counts = np.unique(stratum[rows], return_counts=True)
@@ -213,12 +210,11 @@ def reshard(states: Sequence[BufferState], rank: int, ranks: int) -> BufferState
     same bound: a few percent of the samples are left out, so that all are equally likely to be there. `replacement`
     knows no bound: everything is given out. With the same number of ranks each keeps its own state.
 
-    Raises ValueError for states with different fields.
+    Raises ValueError for states whose fields have different names or shapes.
     """
     if ranks == len(states):
         return states[rank]
-    filled = [state for state in states if len(state)]
-    _check_alike(filled)
+    filled = _alike([state for state in states if len(state)])
     policy = states[0].policy
     bounds = [state.bounds() for state in states]
     names = sorted({name for known in bounds for name in known})
@@ -228,6 +224,8 @@ def reshard(states: Sequence[BufferState], rank: int, ranks: int) -> BufferState
     key, stratum, at = (_joined(filled, name) for name in ("key", "stratum", "inserted_at"))
     below = np.array([lowest[name] for name in stratum.tolist()], np.int64)
     kept = np.flatnonzero(key < below)
+    if policy != "replacement":  # which stores a sample as often as it was offered
+        kept = np.intersect1d(kept, _newest(key, stratum, at))
     order = kept[np.argsort(stratum[kept], kind="stable")]
     mine = order[rank::ranks]
     # Sources in turn, each read once, and forwards.
@@ -265,16 +263,37 @@ def _check_mergeable(filled: Sequence[BufferState], policy: Policy) -> None:
             "found samples without an identity in buffers to be united, expected one for each, so that none counts "
             "twice: offer them with the field `identity`"
         )
-    _check_alike(filled)
 
 
-def _check_alike(filled: Sequence[BufferState]) -> None:
-    for state in filled[1:]:
-        if state.layout != filled[0].layout:
-            raise ValueError(
-                f"found buffers with different fields, {state.layout} and {filled[0].layout}, expected the same names, "
-                "shapes and dtypes in all"
-            )
+def _newest(key: NDArray[np.int64], stratum: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of the newest copy of each sample, and of equally new ones the same one in whatever order they come."""
+    order = np.lexsort((stratum, -at, key))
+    first = np.ones(len(order), bool)
+    first[1:] = np.diff(key[order]) > 0
+    return order[first]
+
+
+def _alike(states: Sequence[BufferState]) -> list[BufferState]:
+    """The states, all of one layout: each field in the dtype that has room for it in all. Raises ValueError for other
+    names or shapes."""
+    layouts = [state.layout for state in states if state.layout is not None]
+    if len(set(layouts)) < 2:
+        return list(states)
+    if len({tuple((name, shape) for name, shape, _ in layout.fields) for layout in layouts}) > 1:
+        raise ValueError(
+            f"found buffers with different fields, {' and '.join(map(str, dict.fromkeys(layouts)))}, expected the same "
+            "names and shapes in all"
+        )
+    joint = layouts[0]
+    for layout in layouts[1:]:
+        joint = joint.widened({name: dtype for name, _, dtype in layout.fields})
+    return [fitted(state, joint) for state in states]
+
+
+def fitted(state: BufferState, layout: Layout) -> BufferState:
+    """The state with the fields of this layout alone, in its dtypes, which have room for what is stored."""
+    dtypes = {name: dtype for name, _, dtype in layout.fields}
+    return replace(state, layout=layout, read=lambda name, rows: cast(state.read(name, rows), dtypes[name]))
 
 
 def _named(states: Sequence[BufferState]) -> dict[int, ScanName]:

@@ -22,6 +22,7 @@ from torch import nn
 from steering.learning.buffer_cut import Cut
 from steering.learning.buffer_file import write_cut
 from steering.learning.loop import Loop
+from steering.learning.rows import Layout
 from steering.learning.samples import Samples
 from steering.learning.samples_file import SamplesCut
 from steering.learning.tensor_file import TensorFile, TensorWriter
@@ -131,6 +132,7 @@ class Recorder:
     _chain: list[tuple[str, int]] = field(default_factory=list)
     """Files of this rank's buffer, with their bytes: a whole state, then changes."""
     _folder: Path | None = None
+    _layout: Layout | None = None
     _clock: int = 0
     _number: int = -1
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
@@ -153,7 +155,8 @@ class Recorder:
         if number <= self._number:
             raise ValueError(f"found checkpoint {number} after {self._number}, expected numbers that rise")
         buffer, self._number = self.loop.buffer, number
-        whole = folder != self._folder or not self._chain or self._grown(folder)
+        same = folder == self._folder and buffer.layout == self._layout
+        whole = not same or not self._chain or self._grown(folder)
         cut = buffer.cut(0 if whole else self._clock)
         try:
             weights = self._weights() if self.loop.rank == 0 else None
@@ -162,6 +165,7 @@ class Recorder:
             cut.close()
             raise
         job = _Job(folder, number, self.loop.rank, self.loop.steps, cut, weights, samples, whole)
+        self._layout = buffer.layout
         self.written = self._thread.submit(self._write, job)
         return self.loop.steps
 

@@ -159,7 +159,7 @@ class Exchange:
                 self._unpack(flight, flight.messages, out, start + len(flight.local))
             self.channel.give_back(flight.messages)
         if out is not None:
-            self.buffer.gather_at(flight.local, out, start)
+            self.buffer.gather(flight.local, out, start)
         return Delivered(len(flight.local) + remote, remote)
 
     def _draw_alone(self, rng: np.random.Generator) -> np.ndarray:

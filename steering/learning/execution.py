@@ -119,7 +119,7 @@ def fastest(
             logger.info("training is not %s: %s: %s", execution, type(error).__name__, first)
             continue
         expected = trials[PLAIN].loss if trials else trial.loss
-        if abs(trial.loss - expected) <= _SAME * abs(expected):
+        if execution == PLAIN or abs(trial.loss - expected) <= _SAME * abs(expected):  # also where all are NaN
             trials[execution] = trial
         else:
             logger.info("training is not %s: found a loss of %.6g, expected %.6g", execution, trial.loss, expected)

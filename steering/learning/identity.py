@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 WHOLE = 2**63 - 1
 """Above every key: the bound of a buffer that has turned nothing away."""
+ELSEWHERE = -(2**63)
+"""In place of an identity: the sample is not to be offered here, for another rank's buffer has been offered it."""
 
 
 def identities(run: str, scan: str, frames: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from steering.learning.clock import Clock
 from steering.learning.execution import PLAIN, Execution, fastest, possible
 from steering.learning.group import broadcast_bytes, deadline_of, group_errors, nccl_of, queued_so_far, settle
 from steering.learning.minibatch import Fields, Minibatch, Ring, Specification
+from steering.learning.objectives import evaluating
 from steering.learning.rehearsal import Rehearsal
 from steering.learning.rows import IDENTITY, STRATUM
 from steering.learning.settings import TrainerSettings
@@ -194,6 +195,8 @@ class Loop:
             self._loaded = tuple(example)
             rows = self.settings.batch + self.settings.representatives
             fields = self._fields(example)
+            if self.strategy.rehearses:  # what an earlier run has stored may have narrower counts
+                self.buffer.widen({name: dtype for name, (_, dtype) in fields.items()})
             self._ring = Ring(fields, rows, self.device)
             if self.device.type == "cuda":
                 loaded = {name: fields[name] for name in self._loaded}
@@ -230,11 +233,8 @@ class Loop:
         """Shape and dtype of each field of an augmented minibatch, with what the strategy stores of a sample."""
         fields = {name: value.to(self.device)[None] for name, value in example.items()}
         if self.strategy.rehearses:
-            training = self.network.training
-            self.network.eval()  # this pass must not change running means
-            with torch.no_grad():
+            with evaluating(self.network), torch.no_grad():  # this pass must not change running means
                 outputs = self.strategy.objective.outputs(self.network, fields)
-            self.network.train(training)
             fields = {**fields, **(self.strategy.remember(fields, outputs) or {})}
         return {name: (tuple(value.shape[1:]), value.dtype) for name, value in fields.items()}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +16,18 @@ from steering.learning.minibatch import Fields
 
 Outputs = tuple[Tensor, ...]
 """A network's outputs for n samples: tensors (n, ...)."""
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is as where it serves: no dropout, and batch normalisation by the means it has learnt."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Objective(Protocol):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from steering.learning.buffer_file import read_buffer
-from steering.learning.buffer_state import BufferState, merge, reshard
+from steering.learning.buffer_state import BufferState, fitted, merge, reshard
 from steering.learning.loop import Loop
+from steering.learning.objectives import evaluating
 from steering.learning.restore import OtherNetwork, read_training
+from steering.learning.rows import COUNTS, IDENTITY, STRATUM, Layout
 from steering.learning.samples import Row, ScanSamples
 from steering.learning.samples_file import read_samples
+from steering.learning.strategies import Strategy
 from steering.learning.tensor_file import inside
 from steering.learning.training_state import Packed, restore
 
@@ -87,31 +90,82 @@ def _settings(groups: Sequence[object]) -> list[set[str]]:
 def take_up_buffers(origins: Sequence[Origin], loop: Loop, *, rank: int, ranks: int) -> None:
     """This rank's part of the samples of all origins, each once.
 
-    Raises ValueError for buffers that cannot be united, or whose samples do not fit the network.
+    Fields that the strategy does not store are left out. Raises ValueError for buffers that cannot be united, or whose
+    samples do not fit the network, or lack what the strategy stores.
     """
+    wanted = stored_names(loop.strategy, loop.network)
     with ExitStack() as stack:
         states = [
             [read_buffer([inside(origin.folder, name) for name in chain], stack) for chain in origin.buffers]
             for origin in origins
         ]
-        every = [state for of_origin in states for state in of_origin]
-        for state in every:
-            _check_fits(state, loop.network)
-        if len(origins) == 1 and (len(every) == ranks or every[0].policy == "replacement"):
+        every = [_fitting(state, wanted, loop.network) for of_origin in states for state in of_origin]
+        if every and len(origins) == 1 and (len(every) == ranks or every[0].policy == "replacement"):
             loop.buffer.load(reshard(every, rank, ranks))
         elif every:
             loop.buffer.load(reshard([merge(every, loop.settings.insertion)], rank, ranks))
 
 
+def _fitting(state: BufferState, wanted: set[str], network: nn.Module) -> BufferState:
+    _check_fits(state, network)
+    if state.layout is None or not wanted:
+        return state
+    fields = tuple(one for one in state.layout.fields if one[0] in wanted)
+    if len(fields) < len(wanted):
+        raise ValueError(f"found {_lacking(wanted - {name for name, _, _ in fields})}: start from the model alone")
+    return fitted(state, Layout(fields))
+
+
+def _lacking(names: set[str]) -> str:
+    return f"stored samples that lack {', '.join(sorted(names))}, which this run's strategy stores"
+
+
+@torch.no_grad()
+def stored_names(strategy: Strategy, network: nn.Module) -> set[str]:
+    """Fields that a buffer of this strategy stores of a sample; none where it stores no sample."""
+    sizes = getattr(network, "hyperparameters", {})
+    if not strategy.rehearses or not {"window", "patch"} <= set(sizes):
+        return set()
+    device = next(network.parameters()).device
+    window, patch = (torch.ones(1, sizes[key], sizes[key], device=device) for key in ("window", "patch"))
+    number = torch.zeros(1, dtype=torch.int64, device=device)
+    fields = {"counts": window, "amplitude": patch, "phase": patch, STRATUM: number, IDENTITY: number}
+    with evaluating(network):
+        outputs = strategy.objective.outputs(network, fields)
+    return set(strategy.remember(fields, outputs) or ()) - {IDENTITY}
+
+
+def names_in(origin: Origin) -> set[str]:
+    """Fields of the stored samples of an origin; none where it has none. Raises OSError, ValueError for damage."""
+    with ExitStack() as stack:
+        for chain in origin.buffers:
+            layout = read_buffer([inside(origin.folder, name) for name in chain], stack).layout
+            if layout is not None:
+                return {name for name, _, _ in layout.fields}
+    return set()
+
+
+def usable(origin: Origin, wanted: set[str]) -> tuple[Origin, str]:
+    """The origin, without its buffers where their samples lack some of these fields; why, in words, empty where it does
+    not. Raises as `names_in` does."""
+    names = names_in(origin)
+    if not names or names >= wanted:
+        return origin, ""
+    return replace(origin, buffers=()), f"without the samples of {origin.run}: they are {_lacking(wanted - names)}"
+
+
 def _check_fits(state: BufferState, network: nn.Module) -> None:
     sizes = getattr(network, "hyperparameters", {})
-    fields = {name: shape for name, shape, _ in state.layout.fields} if state.layout is not None else {}
-    for name, key in (("counts", "window"), ("amplitude", "patch")):
-        if name in fields and key in sizes and fields[name] != (sizes[key], sizes[key]):
+    fields = {name: (shape, dtype) for name, shape, dtype in state.layout.fields} if state.layout is not None else {}
+    for name, key in (("counts", "window"), ("amplitude", "patch"), ("phase", "patch")):
+        shape, dtype = fields.get(name, ((), torch.float32))
+        if name in fields and key in sizes and shape != (sizes[key], sizes[key]):
             raise ValueError(
-                f"found stored samples whose {name} have {fields[name]} pixels, expected ({sizes[key]}, {sizes[key]}) "
+                f"found stored samples whose {name} have {shape} pixels, expected ({sizes[key]}, {sizes[key]}) "
                 "as this run's network and detector: start from a run of the same sizes"
             )
+        if dtype != torch.float32 and (name != "counts" or dtype not in COUNTS):
+            raise ValueError(f"found stored samples whose {name} are {dtype}, expected real numbers as steering stores")
 
 
 def own_held_out(origin: Origin) -> dict[str, dict[int, Row]]:

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from steering.learning import group
 from steering.learning.buffer import RehearsalBuffer
 from steering.learning.buffer_state import ScanName
 from steering.learning.checkpoint import RankFiles, RanksPart, Recorder
 from steering.learning.loop import Loop
-from steering.learning.objectives import Reconstruction
 from steering.learning.origin import Origin, Started, earlier_held_out, take_up_buffers, take_up_model
-from steering.learning.quality import errors_by_scan, outputs_of, quality_of
+from steering.learning.quality import errors_by_scan, judge
 from steering.learning.redistribution import redistribute
 from steering.learning.restore import read_labelled, read_share, read_training, restore_buffer, restore_training
-from steering.learning.samples import Labels, NoSamples, Samples, stacked
+from steering.learning.samples import Labels, NoSamples, Samples
 from steering.learning.samples_file import read_samples
 from steering.learning.settings import TrainerSettings
 from steering.learning.strategies import Strategy
@@ -37,7 +37,6 @@ from steering.learning.tally import PARTS
 from steering.learning.tensor_file import inside
 from steering.learning.training_state import Packed
 from steering.models import ModelStore, Network
-from steering.ptychography import patch_weight
 from steering.ptychography.device import place_in_words
 from steering.records import ModelVersion
 
@@ -94,9 +93,11 @@ class Rank:
         """Make what the process of the rank keeps between groups."""
         torch.set_num_threads(self.settings.threads)
         os.nice(max(0, self.settings.niceness - os.nice(0)))  # os.nice adds: a process may hold a second rank later
+        torch.manual_seed(self.settings.seed + rank)  # else all ranks would draw the same, such as masks of dropout
         self._loop = Loop(self.network, self.strategy, self.settings, rank=rank)
         self._initial = copy.deepcopy(self.network.state_dict())
-        self.served = copy.deepcopy(self.network)
+        self.network.train()
+        self.served = copy.deepcopy(self.network).eval()
         self.samples = Samples(
             seed=self.settings.seed + rank,
             keep_all=self.strategy.restarts,
@@ -104,7 +105,8 @@ class Rank:
             most_bytes=self.settings.samples_bytes,
         )
         self._arrived: deque[Labels] = deque()
-        self._probe: Labels | None = None
+        self._probe: tuple[NDArray[np.complex64], NDArray[np.bool_]] | None = None
+        self.generation = 0
         self._earlier: tuple[float, float] | None = None
         self._recorder = Recorder(self._loop, self.samples, self._others)
 
@@ -134,6 +136,7 @@ class Rank:
         if not hasattr(self, "samples"):
             self._awake(rank)
         self.close()
+        self.generation = generation
         with self._leaving(f"rank {rank}, joining generation {generation},"):
             place = group.Place(rank=rank, ranks=ranks, where=where, deadline=self.settings.deadline)
             exchange_group = place.join(generation, device=self._loop.device)
@@ -142,7 +145,7 @@ class Rank:
             source = self._loop.connect(exchange_group, began=began)
             self._align(source)
             self._take_in()
-            redistribute(self.samples, rank=rank, ranks=ranks, source=source, generation=generation)
+            redistribute(self.samples, self.buffer, rank=rank, ranks=ranks, source=source, generation=generation)
         return rank
 
     @property
@@ -189,6 +192,7 @@ class Rank:
         for network in (self.network, self.served):  # the probe is this run's, not an earlier one's
             network.optics.load_state_dict(optics)
         take_up_buffers(origins, self._loop, rank=rank, ranks=ranks)
+        self.samples.hold_as(self.buffer.layout)
         for name, rows in earlier_held_out(origins).items():
             self.samples.restore({name: rows}, None)
         self._loop.trained = True
@@ -211,6 +215,7 @@ class Rank:
             read_training(inside(folder, part.weights), self.network, self._others), self._loop, self._others
         )
         restore_buffer(folder, part, self._loop, rank=rank, ranks=ranks)
+        self.samples.hold_as(self.buffer.layout)
         for held in read_labelled(folder, part, rank=rank, ranks=ranks):
             self.samples.restore(held.scans, held.scan)
             if part.ranks == ranks:
@@ -251,11 +256,19 @@ class Rank:
         return place_in_words(self._loop.device)
 
     async def receive(self, labels: Labels) -> int:
-        """Take labels in, also while `fit` runs; they are trained on from its next call. Returns how many."""
-        self._arrived.append(labels)
-        while sum(each.nbytes for each in self._arrived) > self.settings.samples_bytes and len(self._arrived) > 1:
+        """Take labels in, also while `fit` runs; they are trained on from its next call. Returns how many frames of
+        their scan there are to train on then, as far as known.
+
+        What was shared out among the ranks of another generation is left out: others have these frames now.
+        """
+        if labels.generation == self.generation:
+            self._arrived.append(labels)
+        arrived = list(self._arrived)  # the thread that trains takes from it meanwhile
+        while sum(each.nbytes for each in arrived) > self.settings.samples_bytes and len(arrived) > 1:
             self.samples.dropped += len(self._arrived.popleft().frame_id)
-        return len(labels.frame_id)
+            arrived = list(self._arrived)
+        coming = sum(int((~each.held_out).sum()) for each in arrived if each.scan == labels.scan)
+        return coming + self.samples.count(labels.scan)
 
     def fit(self, scan: str, steps: int) -> Round:
         """Train for that many steps on the labelled frames of a scan, together with all other ranks.
@@ -275,7 +288,8 @@ class Rank:
         with self._leaving(f"rank {self.rank}, training on scan {scan!r},"):
             self._begin(scan)
             tally = self._loop.run(steps, self.samples.take)
-            quality = self._judge(scan) if self.rank == 0 else {}
+            quality = judge(self.network, self.served, self.samples, scan, self._earlier) if self.rank == 0 else {}
+            self._earlier = quality.get("earlier_errors", self._earlier)
         return Round(
             steps=self._loop.steps,
             loss=tally.loss,
@@ -297,13 +311,13 @@ class Rank:
             self.samples.add(labels)
             name = ScanName(self.run, labels.scan, time.time())
             self.buffer.scans.setdefault(labels.stratum, name)
-            self._probe = labels if labels.probe is not None else self._probe
+            self._probe = self._probe if labels.probe is None else (labels.probe, labels.mask)
 
     def _without_samples(self, scan: str) -> list[int]:
         """Take in what has arrived; the ranks that have no frame of the scan to train on, the same on every rank."""
         with self._leaving(f"rank {self.rank}, before training on scan {scan!r},"):
             self._take_in()
-            has = torch.tensor([int(self.samples.has(scan))])
+            has = torch.tensor([int(self.samples.count(scan) > 0)])
             everyone = [torch.empty_like(has) for _ in range(self.ranks)]
             dist.all_gather(everyone, has)
         return [rank for rank, there in enumerate(everyone) if not there]
@@ -314,8 +328,8 @@ class Rank:
             self.network.load_state_dict(self._initial)
             self._loop.optimiser.state.clear()
         self.samples.begin(scan)
-        if self._probe is not None and self._probe.probe is not None:
-            self.network.optics.set(self._probe.probe, self._probe.mask)
+        if self._probe is not None:
+            self.network.optics.set(*self._probe)
             self._probe = None
         if not bool(torch.stack([torch.isfinite(p).all() for p in self.network.parameters()]).all()):
             self._return_to_served()  # the ranks' weights are equal: all come here, or none
@@ -333,26 +347,6 @@ class Rank:
             group.broadcast_tensor(weight, 0)
         self._loop.optimiser.state.clear()
 
-    @torch.no_grad()
-    def _judge(self, scan: str) -> dict[str, Any]:
-        """Errors on the held-out frames of the scan: the candidate's, and the served weights'."""
-        held_out = self.samples.held_out(scan)
-        if held_out is None:
-            return {}
-        self.served.optics.load_state_dict(self.network.optics.state_dict())
-        objective = Reconstruction(
-            patch_weight(self.network.optics.modes().cpu().numpy(), self.network.hyperparameters["patch"])
-        )
-        served = float(outputs_of(self.served, held_out, objective)[1].mean())
-        earlier = [row for name, scan in self.samples.scans.items() if "/" in name for row in scan.held_out.values()]
-        if earlier:
-            # Before the first judgement nothing was published: what is served is what the run began with.
-            rows, both = stacked(earlier), (self.served, self.network)
-            began, now = (float(outputs_of(network, rows, objective)[1].mean()) for network in both)
-            self._earlier = (self._earlier[0] if self._earlier else began, now)
-        quality = quality_of(self.network, held_out, objective)
-        return {"served_error": served, "earlier_errors": self._earlier, **quality}
-
     def publish(self, store: Path, version: ModelVersion) -> None:
         """Write the weights as they are now, and take them as those that later candidates are compared with.
 
@@ -369,7 +363,6 @@ class Rank:
             models.point_to(version.number)
         self.served.load_state_dict(self.network.state_dict())
 
-    @torch.no_grad()
     def recalled(self) -> dict[str, float]:
         """Error of the weights last published on held-out frames of each scan so far: what was forgotten shows."""
         return errors_by_scan(self.served, self.samples, self.network.hyperparameters["patch"])

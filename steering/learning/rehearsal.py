@@ -30,9 +30,10 @@ from steering.learning.buffer import RehearsalBuffer
 from steering.learning.buffer_state import BufferState, reshard
 from steering.learning.exchange import Delivered, Exchange
 from steering.learning.group import group_errors, nccl_of
+from steering.learning.identity import ELSEWHERE
 from steering.learning.insertion import Policy
 from steering.learning.minibatch import Minibatch, Ring, Specification
-from steering.learning.rows import IDENTITY, STRATUM
+from steering.learning.rows import IDENTITY, STRATUM, finite, selected
 from steering.learning.sampling import Mode
 from steering.learning.training_state import Packed
 
@@ -140,16 +141,25 @@ class Rehearsal(Joinable):
         return self.store(fields)
 
     def store(self, fields: Mapping[str, Tensor]) -> int:
-        """Offer samples whose fields are all named as they shall be stored; returns how many were."""
+        """Offer samples whose fields are all named as they shall be stored; returns how many were.
+
+        Left out are those with ELSEWHERE for an identity, and, in the host's memory, those whose stored outputs are not
+        finite: a GPU is not waited for, and DER leaves them out when they are drawn.
+        """
         count = self.candidates
         rows = {name: value[:count] for name, value in fields.items()}
+        if self.identity in rows:
+            rows[self.identity] = rows[self.identity].to("cpu", torch.int64)
+        good = _to_offer(rows, self.identity)
+        if good is not None:
+            rows = {name: selected(value, good.to(value.device)) for name, value in rows.items()}
         if self.strata in rows:
             stratum = rows[self.strata].to(torch.int64)
         else:
             stratum = torch.zeros(len(next(iter(rows.values()))), dtype=torch.int64)
         rows.pop(STRATUM, None)
         own = rows.pop(self.identity, None)
-        return self.buffer.insert(rows, stratum, None if own is None else own.to(torch.int64))
+        return self.buffer.insert(rows, stratum, own)
 
     def state_dict(self) -> dict[str, Any]:
         """Step and local buffer. torch.distributed.checkpoint can carry it: each rank's entry has a name of its own."""
@@ -254,6 +264,16 @@ class _Shadow(JoinHook):
         self.rehearsal.prefetch()
         self.rehearsal.finish(None)
         self.rehearsal.prefetch()
+
+
+def _to_offer(rows: Mapping[str, Tensor], identity: str) -> Tensor | None:
+    """Rows to be offered, int64; None: all of them, as nearly always."""
+    found = [finite(value) for name, value in rows.items() if name.startswith(STORED) and value.is_cpu]
+    if identity in rows:
+        found.append(torch.from_numpy(rows[identity].numpy() != ELSEWHERE))
+    if all(one.numpy().all() for one in found):
+        return None
+    return torch.stack(found).all(0).nonzero()[:, 0]
 
 
 def bytes_of(budget: int | str) -> int:

@@ -88,7 +88,7 @@ def restore_training(packed: Packed, loop: Loop, others: Mapping[str, Any]) -> N
     _check_optimiser(packed, loop.optimiser)
     restore(packed, loop.network, loop.optimiser)
     loop.steps = packed.scalars["step"]
-    if "rng" in packed.tensors:
+    if "rng" in packed.tensors and loop.rank == 0:  # whose state it is: the others would draw the same
         try:
             torch.set_rng_state(packed.tensors["rng"])
         except (RuntimeError, TypeError) as error:

@@ -22,6 +22,8 @@ _NUMPY = frozenset(
     {torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32}
     | {torch.int64, torch.float32, torch.float64, torch.complex64, torch.complex128}
 )
+COUNTS = _NUMPY - {torch.bool, torch.complex64, torch.complex128} | {torch.float16}
+"""Types that a detector's counts may have."""
 _BLOCK_BYTES = 2**22  # that leave a GPU at once
 LONG_ROW = 2048  # bytes from which a loop of plain copies costs no more than a gather through a temporary
 
@@ -49,6 +51,10 @@ class Layout:
         """A number by which ranks see that they store the same, > 0."""
         return 1 + zlib.crc32(str(self).encode())
 
+    def widened(self, dtypes: Mapping[str, torch.dtype]) -> "Layout":
+        """The same fields, each in a dtype that has room for its own and for the one that is named."""
+        return Layout(tuple((name, shape, roomy(dtype, dtypes.get(name, dtype))) for name, shape, dtype in self.fields))
+
     def check(self, samples: Mapping[str, Tensor], count: int = 0) -> None:
         """Refuse tensors (n, ...) that lack a field, hold it in another shape or dtype, or have n < count.
 
@@ -75,6 +81,43 @@ class Layout:
         return ", ".join(
             f"{name} {str(dtype).removeprefix('torch.')}{list(shape)}" for name, shape, dtype in self.fields
         )
+
+
+def selected(tensor: Tensor, rows: Tensor) -> Tensor:
+    """These rows (int64, on its device) of a tensor (n, ...) of any dtype: torch cannot select from all."""
+    found = as_rows(tensor.contiguous()).index_select(0, rows)
+    return found.view(tensor.dtype).view(len(rows), *tensor.shape[1:])
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """(n,) True for the rows of a tensor (n, ...) in which every number is finite, and their sum, which is all that is
+    looked at: a fifth of the time."""
+    wide = torch.float32 if tensor.dtype.itemsize == 2 else None
+    return tensor[:, None].flatten(1).sum(1, dtype=wide).isfinite()
+
+
+def numpy_of(dtype: torch.dtype) -> np.dtype:
+    """The same type in numpy. Raises TypeError for one that numpy does not know."""
+    return torch.empty(0, dtype=dtype).numpy().dtype
+
+
+def roomy(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """A type that holds every value of both. Raises ValueError where numpy knows none."""
+    if one == other:
+        return one
+    known = {one, other} <= _NUMPY
+    joint = np.promote_types(numpy_of(one), numpy_of(other)) if known else None  # torch has no rule for uint16
+    large = {torch.int64, torch.uint64}  # numpy calls float64 a type for them
+    if joint is None or (joint.kind not in "iu" and large & {one, other}):
+        raise ValueError(
+            f"found different fields, of {one} and of {other}, expected one type, or one with room for both"
+        )
+    return torch.from_numpy(np.empty(0, joint)).dtype
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU in a type that has room for its values."""
+    return tensor if tensor.dtype == dtype else torch.from_numpy(tensor.numpy().astype(numpy_of(dtype)))
 
 
 class Rows:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.learning.identity import identities
+from steering.learning.identity import ELSEWHERE, identities, keys_of
+from steering.learning.rows import Layout, numpy_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +37,8 @@ class Labels:
     """(mode, y, x) as refined with these labels; None: these labels do not change it."""
     mask: NDArray[np.bool_]
     """(y, x), True = do not use."""
+    generation: int = 0
+    """Of the group of ranks among which they were shared out."""
 
     @property
     def nbytes(self) -> int:
@@ -61,21 +64,25 @@ class Labels:
             held_out=self.held_out[mine],
             probe=self.probe,
             mask=self.mask,
+            generation=generation,
         )
 
 
 def owner_of(frame_id: NDArray[np.int64], ranks: int, generation: int = 0) -> NDArray[np.int64]:
     """(n,) the rank that trains on each of these frames, in this generation of the group.
 
-    Another generation assigns them independently: the frames that are left when a rank is lost are spread over all
-    ranks again, also where another one has taken its number.
+    Of consecutive ids each rank has the same number, within one at either end: they are dealt in turn, from a rank on
+    that a hash says anew for each turn. So ids of one residue, such as those that are held out, fall to all ranks too.
+    Another generation deals independently: the frames that are left when a rank is lost are spread over all ranks
+    again, also where another one has taken its number.
     """
-    # Fibonacci hashing: ids of one residue, such as those that are not held out, spread evenly over the ranks. Another
-    # generation has another odd factor.
-    factor = np.uint64(pow(11400714819323198485, generation + 1, 2**64))
-    hashed = (np.asarray(frame_id, np.int64).astype(np.uint64) * factor) >> np.uint64(33)
-    return (hashed % np.uint64(ranks)).astype(np.int64)
+    ids = np.asarray(frame_id, np.int64)
+    turn = (ids // ranks).view(np.uint64) + np.uint64(_APART * generation % 2**64)
+    return (ids + keys_of(turn.view(np.int64)) % ranks) % ranks
 
+
+_APART = 0xD1342543DE82EF95
+"""So far are the numbers apart that are hashed for one turn in two generations."""
 
 Row = dict[str, Tensor]
 
@@ -99,6 +106,9 @@ class ScanSamples:
 KEPT = 1 / 32
 """Of the bytes for a scan's frames, what held-out frames of all scans that are over may take together: earlier runs'
 models and later ones are judged by them."""
+HELD_OUT, _HELD_OUT_SHARE = 512, 1 / 4
+"""Held-out frames of a scan at most, and what they may take of the bytes for its frames. A distribution of residuals
+needs some dozens; more cost time in every training round."""
 
 
 class NoSamples(ValueError):
@@ -111,11 +121,13 @@ class Samples:
 
     Without `keep_all` the frames of a scan are dropped when the next begins. Labels that come later are drawn once,
     among those of the scan that is being learnt, and so are offered to the rehearsal buffer like all others.
+
+    Rows own their memory: as views they would keep the messages that brought them.
     """
 
     def __init__(self, *, seed: int, keep_all: bool, run: str = "", most_bytes: int = 2**30) -> None:
-        """run: its identity, which says with scan and frame id who a sample is. most_bytes: of the frames of a scan to
-        train on, past which the oldest are dropped."""
+        """run: its identity, which says with scan and frame id who a sample is. most_bytes: of the frames of scans, to
+        train on and held out, past which the oldest to train on are dropped."""
         self.keep_all, self.run = keep_all, run
         self.most_bytes = most_bytes
         self.dropped = 0
@@ -124,6 +136,10 @@ class Samples:
         self.scan: str | None = None
         """The one that is trained on."""
         self.rng = np.random.default_rng(seed)
+        self.dtype: np.dtype | None = None
+        """Of the counts, one for all scans; None before the first."""
+        self.elsewhere = np.zeros(0, np.int64)
+        """Keys of samples that are not offered to the buffer: that of another rank has been offered them."""
         self._order: list[tuple[str, int]] = []
 
     @property
@@ -132,32 +148,99 @@ class Samples:
         return {name: len(scan.residual) for name, scan in self.scans.items() if scan.residual}
 
     def add(self, labels: Labels) -> None:
-        """Take labels in."""
+        """Take labels in. Raises ValueError for counts that cannot be held as those before, see `suit`."""
         scan = self.scans.setdefault(labels.scan, ScanSamples())
-        identity = torch.from_numpy(identities(self.run, labels.scan, labels.frame_id))
+        counts, identity = self._suited(labels), self._offered(labels.scan, labels.frame_id)
         for i, frame in enumerate(labels.frame_id.tolist()):
-            row = {
-                "counts": torch.from_numpy(labels.counts[i]),
-                "amplitude": torch.from_numpy(labels.amplitude[i]),
-                "phase": torch.from_numpy(labels.phase[i]),
-                "stratum": torch.tensor(labels.stratum),
-                "identity": identity[i],
-            }
-            if labels.held_out[i]:
-                if not scan.over:  # candidates are not judged by scans that are over
-                    scan.held_out[frame] = row
+            held_out, worst = bool(labels.held_out[i]), CLEARLY_WORSE * scan.residual.get(frame, np.inf)
+            if scan.over if held_out else labels.residual[i] > worst:  # no candidate is judged by a scan that is over
                 continue
-            if labels.residual[i] > CLEARLY_WORSE * scan.residual.get(frame, np.inf):
+            row = {
+                "counts": torch.from_numpy(counts[i].copy()),
+                "amplitude": torch.from_numpy(labels.amplitude[i].copy()),
+                "phase": torch.from_numpy(labels.phase[i].copy()),
+                "stratum": torch.tensor(labels.stratum),
+                "identity": torch.tensor(identity[i]),
+            }
+            if held_out:
+                scan.held_out[frame] = row
                 continue
             scan.residual[frame] = float(labels.residual[i])
             scan.train[frame] = row
             if scan.over:
                 self._order.append((labels.scan, frame))
-            while not self.keep_all and len(scan.train) > 1 and len(scan.train) * _bytes(row) > self.most_bytes:
-                del scan.train[next(iter(scan.train))]
-                self.dropped += 1
+        self.trim()
         if scan.over:
             self.rng.shuffle(self._order)
+
+    def trim(self) -> None:
+        """Drop what there is no room for: of a scan's held-out frames all but those with the smallest keys, the same on
+        every rank and spread over the scan; of frames to train on the oldest of the scan that has most."""
+        current = [scan for name, scan in self.scans.items() if not scan.over and "/" not in name]
+        for scan in current:
+            width = max(map(_bytes, scan.held_out.values()), default=1)
+            most = max(1, min(HELD_OUT, int(_HELD_OUT_SHARE * self.most_bytes) // width))
+            if len(scan.held_out) > most:
+                frames = np.array(list(scan.held_out), np.int64)
+                kept = frames[np.sort(np.argsort(keys_of(frames), kind="stable")[:most])].tolist()
+                scan.held_out = {frame: scan.held_out[frame] for frame in kept}
+        rows = [*(one.held_out for one in current), *(one.train for one in self.scans.values())]
+        excess = sum(len(one) * _bytes(next(iter(one.values()))) for one in rows if one) - self.most_bytes
+        while excess > 0 and not self.keep_all:
+            largest = max((one.train for one in self.scans.values()), key=len)
+            if len(largest) < 2:
+                break
+            excess -= _bytes(largest.pop(next(iter(largest))))
+            self.dropped += 1
+
+    def suit(self, dtype: np.dtype) -> None:
+        """Hold counts in a dtype that also has room for this one. Before anything is trained on: later all that is
+        stored, here and on other ranks, has the dtype that counts have by then."""
+        self.dtype = dtype if self.dtype is None else np.promote_types(self.dtype, dtype)
+        for name, scan in self.scans.items():
+            for rows in (scan.train, scan.held_out) if "/" not in name else ():
+                for frame, row in rows.items():
+                    rows[frame] = row | {
+                        "counts": torch.from_numpy(row["counts"].numpy().astype(self.dtype, copy=False))
+                    }
+
+    def hold_as(self, layout: Layout | None) -> None:
+        """Hold counts as a buffer stores them that was filled before."""
+        for name, _, dtype in layout.fields if layout is not None else ():
+            self.dtype = numpy_of(dtype) if name == "counts" else self.dtype
+
+    def _suited(self, labels: Labels) -> NDArray:
+        """The counts (n, y, x) as this rank holds all counts."""
+        if self.scan is None or self.dtype is None:
+            self.suit(labels.counts.dtype)
+        held, found = self.dtype, labels.counts
+        if held is None or found.dtype == held or np.can_cast(found.dtype, held):
+            return found.astype(held, copy=False)
+        good = found[:, ~labels.mask]
+        if held.kind in "iu":  # what a bad pixel reads has no meaning
+            limits = np.iinfo(held)
+            found = np.clip(np.nan_to_num(found), limits.min, limits.max)
+        cast = found.astype(held)
+        if not np.array_equal(cast[:, ~labels.mask], good):
+            raise ValueError(
+                f"found counts of {good.dtype} up to {good.max():g} in scan {labels.scan!r}, expected such as {held} "
+                "holds, as in the scans before: the rehearsal buffer stores all in one dtype; measure it in a run of "
+                "its own, which may start --from this one"
+            )
+        return cast
+
+    def keep_apart(self, keys: NDArray[np.int64]) -> None:
+        """Offer the buffer no sample that has one of these keys."""
+        self.elsewhere = keys
+        for name, scan in self.scans.items():
+            identity = self._offered(name, np.array(list(scan.train), np.int64))
+            for frame, own in zip(scan.train, identity.tolist(), strict=True):
+                scan.train[frame] = scan.train[frame] | {"identity": torch.tensor(own)}
+
+    def _offered(self, scan: str, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) the identity of each frame, ELSEWHERE where its sample is not to be offered."""
+        found = identities(self.run, scan, frames)
+        return np.where(np.isin(keys_of(found), self.elsewhere), ELSEWHERE, found)
 
     def begin(self, scan: str) -> None:
         """Train on this scan from now on; without `keep_all`, frames of the scan before are dropped."""
@@ -177,12 +260,10 @@ class Samples:
             over = {name: one.held_out for name, one in self.scans.items() if one.over and "/" not in name}
             for name, kept in evenly(over, int(KEPT * self.most_bytes)).items():
                 self.scans[name].held_out = kept
-            # Rows are views of the messages that brought them, which one row of each would keep for ever.
-            ended.held_out = {frame: _copied(row) for frame, row in ended.held_out.items()}
 
-    def has(self, scan: str) -> bool:
-        """Whether there is a frame of the scan to train on."""
-        return scan in self.scans and bool(self.scans[scan].train)
+    def count(self, scan: str) -> int:
+        """How many frames of the scan there are to train on."""
+        return len(self.scans[scan].train) if scan in self.scans else 0
 
     def shuffle(self) -> None:
         """Begin a new epoch, with the late samples first: after samples were moved between ranks."""
@@ -240,10 +321,6 @@ class Samples:
             scan = self.scans[name]
             if frame in scan.train:
                 return scan.train.pop(frame) if scan.over else scan.train[frame]
-
-
-def _copied(row: Row) -> Row:
-    return {name: value.clone() for name, value in row.items()}
 
 
 def _bytes(row: Row) -> int:

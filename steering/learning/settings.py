@@ -55,7 +55,8 @@ class TrainerSettings:
     samples_bytes: int = 2**30
     """What a rank holds beside its buffer: labelled frames of the scan that is learnt, and as much again of labels that
     arrive while none are taken in. Past that the oldest go, which the buffer was offered already, and are counted. A
-    strategy that restarts keeps all frames. Held-out frames of all scans that are over have a 32nd of it besides."""
+    strategy that restarts keeps all frames. Up to 512 frames are held out of a scan, in a quarter of it; held-out
+    frames of all scans that are over have a 32nd of it besides."""
     insertion: Policy = "reservoir"
     """What the buffer keeps: `reservoir`, `replacement` (the paper's) or `balanced` over strata."""
     sampling: Mode = "uniform"

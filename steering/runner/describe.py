@@ -80,7 +80,8 @@ def _of_the_run(event: Event) -> str | None:
         case WorkFailed():
             return f"{event.what} failed, and the run goes on without it: {event.error}"
         case RunStarted():
-            return f"begins {event.model}, with the samples of {', '.join(event.origins)}"
+            samples = [f"with the samples of {', '.join(event.origins)}"] if event.origins else []
+            return ", ".join([f"begins {event.model}", *samples, *event.without])
         case RunRecovered():
             return f"the run was recovered from checkpoint {event.number}" + "".join(f"; {r}" for r in event.remarks)
         case WorkerLost() if event.silent:
@@ -160,6 +161,8 @@ def _of_labels(event: Event) -> str | None:
             return f"no training round: {event.reason}"
         case LabelsReady() if event.count:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
+        case LabelsReady() if event.reason:
+            return f"nothing of {event.scan} to train on yet: {event.reason}"
         case ScanRefined() if event.reason:
             return f"{event.scan} is saved as the live image had it: {event.reason}"
         case ScanRefined():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steering.campaign import Event, GroupChanged, ModelPublished, RunStarted
-from steering.learning import Memory, Origin, best_weights
+from steering.learning import Memory, Origin, best_weights, names_in, stored_names, usable
 from steering.learning.memory_index import INDEX
 from steering.learning.tensor_file import inside
 from steering.models import ModelStore, Network
@@ -34,14 +34,17 @@ class Start:
     """Version 0 of this run."""
     said: str = ""
     """What it is, in words."""
+    without: tuple[str, ...] = ()
+    """Origins whose samples are not used, and why, in words."""
     memory: Memory | None = None
     """That it adds to at its end."""
 
     @property
     def events(self) -> list[Event]:
         """Where the run begins, where that is not an untrained network."""
-        names = tuple(origin.run for origin in self.origins)
-        return [RunStarted(time=time.time(), origins=names, model=self.said)] if names else []
+        names = tuple(origin.run for origin in self.origins if origin.buffers)
+        started = RunStarted(time=time.time(), origins=names, model=self.said, without=self.without)
+        return [started] if self.origins else []
 
     @property
     def published(self) -> ModelPublished:
@@ -65,26 +68,42 @@ def find_start(experiment: Experiment, folder: RunFolder) -> Start:
     is recovered, the memory alone.
 
     Raises OSError, and ValueError for a run without a checkpoint, for files that are damaged, and for a policy of
-    the buffer that cannot be added to a memory.
+    the buffer or a strategy whose samples cannot be added to the memory.
     """
     said = folder.start()
     runs = () if folder.recovering else experiment.start_from or tuple(map(Path, said["from"]))
     place = experiment.memory or said["memory"]
     memory, read = None if place is None else Memory(Path(place)), ExitStack()
-    found = [_earlier(Path(run), read) for run in runs]
+    wanted = stored_names(experiment.strategy, experiment.network)
     if memory is not None:
         if experiment.trainer.insertion == "replacement":
             raise ValueError(
                 "found insertion='replacement' in a run with a memory, expected 'reservoir' or 'balanced': what it "
                 "keeps fades with its age, and cannot be united with what other runs have kept"
             )
-        memory.check_writable()
+        memory.check_writable()  # while nothing of it is read: --from may name it too
         if not folder.recovering:
-            read.enter_context(memory.reading())
-            found += [_of_memory(memory)]
-    origins = tuple(origin for origin, _ in found if origin is not None)
+            _check_same(memory, wanted)
+    found = [_earlier(Path(run), read) for run in runs]
+    if memory is not None and not folder.recovering:
+        read.enter_context(memory.reading())
+        found += [_of_memory(memory)]
+    judged = [usable(origin, wanted) for origin, _ in found if origin is not None]
     version = next((version for origin, version in found if origin is not None and origin.weights is not None), None)
-    return Start(origins=origins, version=version, memory=memory, read=read)
+    origins, without = tuple(origin for origin, _ in judged), tuple(why for _, why in judged if why)
+    return Start(origins=origins, version=version, memory=memory, read=read, without=without)
+
+
+def _check_same(memory: Memory, wanted: set[str]) -> None:
+    with memory.reading():
+        origin = memory.origin()
+        found = set() if origin is None else names_in(origin)
+    if found and wanted and found != wanted:
+        raise ValueError(
+            f"{memory.path}: found a memory whose samples have the fields {', '.join(sorted(found))}, expected "
+            f"{', '.join(sorted(wanted))}, as this run's strategy stores them: take the strategy of the runs before, "
+            "another folder, or start with --from alone, which leaves the memory as it is"
+        )
 
 
 def _earlier(path: Path, read: ExitStack) -> tuple[Origin | None, ModelVersion | None]:

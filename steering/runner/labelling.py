@@ -74,6 +74,7 @@ class Labelling:
             residual=report.residual,
             seconds=report.seconds,
             left_out=report.left_out,
+            reason=report.reason,
         )
 
     def _stratum(self, scan: str) -> int:

@@ -43,7 +43,7 @@ def test_every_dtype_survives_bit_for_bit(storage, dtype, width):
         "x": torch.zeros(32, width, dtype=dtype, device=GPU),
         "id": torch.zeros(32, dtype=torch.int64, device=GPU),
     }
-    buffer.gather(torch.randperm(30), out, 2)
+    buffer.gather(torch.randperm(30).numpy(), out, 2)
     found = {name: tensor.cpu() for name, tensor in out.items()}
     assert torch.equal(found["x"][2:].view(torch.uint8), content[found["id"][2:]])
     assert not found["x"][:2].view(torch.uint8).any()

@@ -18,7 +18,7 @@ from steering.learning.buffer_state import BufferState, ScanName
 from steering.learning.epochs import Epochs
 from steering.learning.quality import outputs_of, quality_of
 from steering.learning.rows import as_rows
-from steering.learning.samples import Row, stacked
+from steering.learning.samples import HELD_OUT, Row, stacked
 from steering.learning.training_state import Packed, capture
 from steering.models import Network, build_network, find_network
 from steering.ptychography import patch_weight
@@ -26,7 +26,6 @@ from steering.ptychography import patch_weight
 FIELDS = ("counts", "amplitude", "phase")
 _ONE_IN = 10
 """Of the samples of a scan without held-out frames."""
-_TOGETHER = 64
 
 
 class Changed(Exception):
@@ -116,12 +115,10 @@ def learn(place: Place, night: Night) -> Outcome | None:
     packed = capture(network, loop.optimiser)
     packed.scalars["step"] = loop.steps
     packed.add("served.", network.state_dict())
-    together = {name: torch.cat([fields[name] for fields in held_out.values()]) for name in FIELDS}
-    with torch.no_grad():
-        quality = quality_of(network, together, objective)
+    quality = quality_of(network, together(held_out), objective)
     counts = {f"{s.run}/{s.scan}": int((state.stratum[to_train] == k).sum()) for k, s in state.scans.items()}
     return Outcome(
-        errors={name: errors_of(one.eval(), held_out, objective) for name, one in models.items()},
+        errors={name: errors_of(one, held_out, objective) for name, one in models.items()},
         borrowed=sorted(borrowed),
         quality=quality,
         trained_on={name: count for name, count in counts.items() if count},
@@ -195,12 +192,16 @@ def falling(step: int, *, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
 
 
-@torch.no_grad()
+def together(held_out: dict[str, Row]) -> Row:
+    """Some of the frames of each scan, evenly over it, in one type of counts."""
+    each = max(1, HELD_OUT // len(held_out))
+    some = [
+        {name: fields[name][:: -(-len(fields[name]) // each)].numpy() for name in FIELDS}
+        for fields in held_out.values()
+    ]
+    return {name: torch.from_numpy(np.concatenate([fields[name] for fields in some])) for name in FIELDS}
+
+
 def errors_of(network: Network, held_out: dict[str, Row], objective: Reconstruction) -> dict[str, float]:
     """Mean error on the held-out frames of each scan."""
-    found = {}
-    for scan, fields in held_out.items():
-        count = len(fields["counts"])
-        parts = [{name: fields[name][k : k + _TOGETHER] for name in FIELDS} for k in range(0, count, _TOGETHER)]
-        found[scan] = float(torch.cat([outputs_of(network, part, objective)[1] for part in parts]).mean())
-    return found
+    return {scan: float(outputs_of(network, fields, objective)[1].mean()) for scan, fields in held_out.items()}

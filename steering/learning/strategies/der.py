@@ -6,10 +6,12 @@ Source: Buzzega et al., "Dark Experience for General Continual Learning: a Stron
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from steering.learning.minibatch import Fields, Minibatch
 from steering.learning.objectives import Objective, Outputs
+from steering.learning.rows import finite
 from steering.learning.strategies.contract import Loss, Strategy
 
 
@@ -46,4 +48,9 @@ class DER(Strategy):
     def _rehearsed(self, outputs: Outputs, fields: Fields) -> Tensor:
         """What the representatives add, of which there is at least one."""
         stored = tuple(fields[f"stored_{name}"] for name in self.objective.names)
-        return self.alpha * self.objective.distance(outputs, stored).mean()
+        # What a network that diverged has left says nothing. Where a choice would wait for a GPU, all go by the mask.
+        said = torch.stack([finite(value) for value in stored]).all(0)
+        if said.is_cpu and bool(said.all()):
+            return self.alpha * self.objective.distance(outputs, stored).mean()
+        stored = tuple(value.where(said.view(-1, *[1] * (value.ndim - 1)), 0.0) for value in stored)
+        return self.alpha * self.objective.distance(outputs, stored).where(said, 0.0).mean()
