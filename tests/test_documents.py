@@ -107,6 +107,27 @@ def test_a_run_that_has_no_frames_and_positions_together_is_named(tmp_path, many
         assert isinstance(records[1], Began)
 
 
+def test_a_monitor_may_be_in_a_stream_of_its_own_and_a_baseline_is_no_monitor(tmp_path, many):
+    lines, *_ = many
+    streams = {"baseline": ("b", [7.0, 8.0]), "intensity": ("i", [3.0, 4.0, 5.0])}
+    said = []
+    for name, (uid, values) in streams.items():
+        keys = {"i0": {"dtype": "number", "shape": [], "source": ""}}
+        said.append(["descriptor", {**DOCUMENTS[1][1], "uid": uid, "name": name, "data_keys": keys}])
+        said += [
+            ["event", {"descriptor": uid, "seq_num": k, "uid": f"{uid}{k}", "time": 0.0, "data": {"i0": value}}]
+            for k, value in enumerate(values, 1)
+        ]
+    said = [json.dumps(one).replace('"event", {', '"event", {"timestamps": {}, "filled": {}, ') for one in said]
+    (tmp_path / "a.jsonl").write_text("".join(line + "\n" for line in [lines[0], *said, *lines[1:]]))
+    where = f"bluesky:{tmp_path / 'a.jsonl'}"
+    named = streams_at(where, f"{where}?y=y&x=x", None, f"{where}?value=i0").named()
+    found = {name: list(stream.records(threading.Event())) for name, stream in named.items()}
+    assert len([one for one in found["frames"] if isinstance(one, Frame)]) == 200
+    monitor = [(one.first, one.rows.item()) for one in found["monitor"] if isinstance(one, Samples)]
+    assert monitor == [(0, 3.0), (1, 4.0), (2, 5.0)]
+
+
 def test_rows_that_one_document_names_are_read_and_recorded_in_parts(tmp_path, many):
     """All rows of a document together may be more than memory, or a block of a recording, holds."""
     lines, frames, _ = many

@@ -103,6 +103,25 @@ def test_what_is_saved_of_a_scan_is_not_written_over_by_a_predictor_that_came_la
     assert [(event.scan, event.reason) for event in told] == [("a", ""), ("b", "")]
 
 
+def test_a_scan_that_was_saved_as_it_was_finished_stays_so_where_that_is_known_from_its_folder_alone(tmp_path):
+    """As after a recovery, of which the checkpoint is older than that."""
+
+    async def main():
+        async with measured(tmp_path) as (finishing, folder, proxy, told):
+            await finishing.finish_all()
+            left, logged = folder.objects(), len(told)
+            await proxy.move()
+            assert await proxy.ask("is_concluded", "a") is False
+            await finishing.leave("a", 0)
+            await finishing.finish_all()
+            return left, folder.objects(), told[logged:], proxy.over
+
+    left, objects, told, over = within(60, main())
+    assert all(image.identical(objects[scan]) for scan, image in left.items())
+    assert told == []
+    assert over == ("a", "b")
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["while others are measured", "at the end"])
 def test_the_last_work_is_done_again_where_its_predictor_is_lost_before_it_is_saved(tmp_path, last):
     async def main():

@@ -143,6 +143,7 @@ def test_encoders_that_were_armed_in_vain_move_no_frame(detector_first):
                 assert time.monotonic() < end
                 time.sleep(0.01)
             panda.begin()
+        time.sleep(0.2)  # what is armed is so before the first frame is taken: two sockets, read by two threads
         for number in range(30):
             publisher.frame(number, COUNTS[0])
         panda.positions(0, WHERE[10 * scan : 10 * scan + 30])
@@ -372,6 +373,10 @@ def test_a_detector_that_is_armed_again():
     for part in range(3):  # no end of the series before
         publisher.begin(f"scan {part}")
         send(publisher, 0, 10)
+        end = time.monotonic() + 60
+        while consumer.live.streams.get("frames", {}).get("received", 0) < 10 * (part + 1):
+            assert time.monotonic() < end, consumer.live.streams  # a detector that measures is not armed for the next
+            time.sleep(0.01)
     publisher.end(10, last=True)
     consumer.over()
     publisher.close()

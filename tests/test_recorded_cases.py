@@ -158,6 +158,17 @@ def test_marks_of_fewer_bits_are_known_in_any_dtype_and_before_a_correction(tmp_
     np.testing.assert_array_equal(taken.counts[:, ~gap], (data / gain)[:, ~gap])
 
 
+def test_readings_below_a_dark_that_was_subtracted_are_no_marks(tmp_path):
+    data = (2 * counts()).astype(np.float32)
+    data[:, :2] = -0.3
+    taken = read(
+        write_cxi(tmp_path / "a.cxi", data=data, mask=np.zeros((N, N), np.uint8)),
+        settings=ReadSettings(correction=Correction(gain=2.0)),
+    )
+    assert taken.geometry.mask is None
+    assert not taken.counts[:, :2].any()
+
+
 def test_impossible_counts_are_refused(tmp_path):
     data = counts().astype(np.uint32)
     data[2, 7, 7] = 10**9

@@ -420,8 +420,8 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
     assert monitor == PandaPositions(address="tcp://pc:5555", columns=("I0",), scale=(1.0,), socket="sub")
     assert list(streams_at("pva://A", "pva://T?y=Y&x=X", None, "pva://A?value=I").frames.attributes) == ["monitor"]
     streams = streams_at("bluesky:a?data=d", "bluesky:a?y=y&x=x", None, "bluesky:a?value=i")
-    assert streams.frames.beside == ("y", "x", "i")  # one run for all three
-    assert [one.beside for one in (streams.positions, streams.monitors[0][1])] == [("d", "y", "x", "i")] * 2
+    assert streams.frames.beside == ("y", "x")
+    assert [one.beside for one in (streams.positions, streams.monitors[0][1])] == [("d", "y", "x"), ()]
     streams = streams_at("swmr:/data/a+b.h5", "swmr:/data/p.h5?y=/e/y&x=/e/x")
     assert isinstance(streams.frames, SwmrFrames)
     assert streams.frames.where.file == "/data/a+b.h5"

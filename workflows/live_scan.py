@@ -199,7 +199,7 @@ def made(options: argparse.Namespace, probe: NDArray[np.complex64], before: Bega
             join=JoinSettings(wait_s=options.wait, oldest_s=options.oldest, when_slow=options.when_slow),
             beam=BeamSettings(least_counts=options.least_counts, least_monitor=options.least_monitor),
             scans=options.scans or None,
-            give_up_s=options.wait + 5.0,
+            give_up_s=max(LiveSourceSettings.give_up_s, options.wait + 5.0),
             end_s=options.end_after or None,
             going_on=before,
             truths={} if options.truth is None else known_objects(options.truth),

@@ -259,9 +259,9 @@ class Campaign:
             # Labels are due at once, and where they are under way, again after them.
             self._alarmed = self.drift
             self.raised.append(verdict)
-            # Frames of an older version, which come a little later, are no evidence against the one in service.
-            young = event.version == models.version and models.frames <= self.settings.rollback_frames
-            if self.drift and young:
+            # Also where frames of the version before, which come a little later, have tipped it: what must do better
+            # on frames that it is tried on does no harm.
+            if self.drift and models.frames <= self.settings.rollback_frames:
                 why = f"trust fell {models.frames} frames after version {models.version} went into service"
                 models.go_back(None, why, if_better=True)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from steering.files.arrays import DAMAGED, read_npy, read_npz
 from steering.files.bounds import Bounds, Memory
-from steering.files.hdf5 import Hdf5
+from steering.files.hdf5 import Hdf5, by_matlab
 
 
 def read_array_file(
@@ -53,7 +53,7 @@ def _from_hdf5(path: Path, memory: Memory, bounds: Bounds, names: list[str], nam
         if not nodes:
             raise ValueError(f"found {sorted(file.file)[:20]}, expected {_expected(names)}")
         array = file.read(nodes[0])
-        return array.T if "MATLAB_class" in nodes[0].attrs else array  # it writes the first axis last
+        return array.T if by_matlab(nodes[0]) else array
     finally:
         file.close()
 

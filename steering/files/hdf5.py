@@ -285,6 +285,11 @@ def _plain(kind: h5py.h5t.TypeID, *, texts: bool = False) -> bool:
     )
 
 
+def by_matlab(node: Node) -> bool:
+    """Whether MATLAB wrote it, which keeps the first axis last: x goes before y."""
+    return "MATLAB_class" in node.attrs
+
+
 def _complex_fields(dtype: np.dtype) -> np.dtype | None:
     """How complex numbers as MATLAB writes them are read into an array of such; None: h5py knows what these are."""
     if dtype.names is None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from steering.files.arrays import DAMAGED, read_npz, unpacked_bz2
 from steering.files.bounds import Bounds, Memory
 from steering.files.finder import Finder, columns
-from steering.files.hdf5 import Hdf5
+from steering.files.hdf5 import Hdf5, by_matlab
 from steering.files.layouts import LAYOUTS, WRITTEN, Layout
 from steering.files.masks import bad_pixels
 from steering.files.raster import channels, each
@@ -268,13 +268,15 @@ def _take_images(found: dict[str, Any], layout: Layout, reader: Finder, *, look:
         found["said"]["mask"] = f"{nodes[0].name} ({layout.mask_rule})"
         if not look:
             mask = reader.file.read(nodes[0])
+            mask = mask.swapaxes(-1, -2) if by_matlab(nodes[0]) and mask.ndim > 1 else mask
             found["mask"] = np.ascontiguousarray(bad_pixels(mask, layout.mask_rule, inverted=inverted))
     for path in layout.probe:
         node = reader.file.find(path)
         if node is not None and hasattr(node, "dtype") and node.dtype.kind == "c":
             found["said"]["probe"] = f"{path} {node.dtype} {node.shape}"
             if not look:
-                found["probe"] = reader.file.read(node)
+                probe = reader.file.read(node)
+                found["probe"] = probe.T if by_matlab(node) else probe
             return
 
 

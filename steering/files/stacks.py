@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steering.files.hdf5 import Hdf5, Node
+from steering.files.hdf5 import Hdf5, Node, by_matlab
 
 
 def take_stack(found: dict[str, Any], nodes: Sequence[Node], file: Hdf5, *, look: bool, many: int = 1) -> str:
@@ -33,12 +33,17 @@ def take_stack(found: dict[str, Any], nodes: Sequence[Node], file: Hdf5, *, look
     whole = shapes[0] if alone else (sum(counted), *images[0])
     dtype = np.result_type(*{node.dtype for node in nodes})
     if look:
-        found["shape"] = [sum(counted) // many, *images[0]]
+        found["shape"] = [sum(counted) // many, *(images[0][::-1] if by_matlab(nodes[0]) else images[0])]
     else:
         out = file.memory.empty((sum(counted), *images[0]), dtype, "frames")
         at = 0
         for node, shape, count in zip(nodes, shapes, counted, strict=True):
             file.read(node, out[at : at + count].reshape(shape))
             at += count
-        found["frames"] = out.reshape(shapes[0])[:, 0] if many > 1 else out
+        if by_matlab(nodes[0]):
+            turned = out.reshape(len(out), *images[0][::-1])
+            for k, image in enumerate(out):
+                turned[k] = image.T.copy()
+            out = turned
+        found["frames"] = out.reshape(*shapes[0][:-2], *out.shape[-2:])[:, 0] if many > 1 else out
     return f"{nodes[0].name} {nodes[0].dtype} {whole}"

@@ -14,6 +14,8 @@ from steering.records import Geometry, Prediction
 Truth = tuple[NDArray[np.complex64], Canvas]
 """An object (Y, X) that is known beforehand, and where it lies."""
 
+AS_MEASURED = "as time allowed while the scan was measured"
+"""How the refined object of a scan comes about that is not finished."""
 _STEP = 64
 """Rows that one search for frames to be revised goes through, at most."""
 
@@ -48,7 +50,7 @@ class LiveImage:
         self.label_residual: float | None = None
         self.refined: Refined | None = None
         self.refinements = 0
-        self.refinement = "as time allowed while the scan was measured"
+        self.refinement = AS_MEASURED
         """How the refined object came about, in words."""
         self.visit_of = scan
         """The source's own name of the scan."""

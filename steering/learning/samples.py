@@ -230,7 +230,7 @@ class Samples:
         return cast
 
     def keep_apart(self, keys: NDArray[np.int64]) -> None:
-        """Offer the buffer no sample that has one of these keys."""
+        """Offer the buffer no sample that has one of these keys, which ascend."""
         self.elsewhere = keys
         for name, scan in self.scans.items():
             identity = self._offered(name, np.array(list(scan.train), np.int64))
@@ -240,7 +240,11 @@ class Samples:
     def _offered(self, scan: str, frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) the identity of each frame, ELSEWHERE where its sample is not to be offered."""
         found = identities(self.run, scan, frames)
-        return np.where(np.isin(keys_of(found), self.elsewhere), ELSEWHERE, found)
+        if not len(self.elsewhere):
+            return found
+        keys = keys_of(found)
+        place = np.minimum(np.searchsorted(self.elsewhere, keys), len(self.elsewhere) - 1)
+        return np.where(self.elsewhere[place] == keys, ELSEWHERE, found)
 
     def begin(self, scan: str) -> None:
         """Train on this scan from now on; without `keep_all`, frames of the scan before are dropped."""

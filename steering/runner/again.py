@@ -37,7 +37,7 @@ class Begun:
 
 def note_workflow(folder: RunFolder, workflow: Path, arguments: list[str]) -> dict[str, Any]:
     """Note in the folder what runs in it, for `recoverable`. Of a run that is recovered the arguments hold only once
-    its recovery has been read, see `note_going_on`: mistyped ones must not take the place of its own.
+    it goes on, see `note_going_on`: mistyped ones must not take the place of its own.
 
     Returns the summary of before. Raises OSError.
     """
@@ -51,9 +51,13 @@ def note_workflow(folder: RunFolder, workflow: Path, arguments: list[str]) -> di
     return before
 
 
-def note_going_on(folder: RunFolder) -> None:
-    """Note that a recovery has been read: the run goes on, by the arguments of its driver. Raises OSError."""
+def note_read(folder: RunFolder) -> None:
+    """Note that a recovery has been read: the run can be stopped again. Raises OSError."""
     folder.write_summary({"status": "running", "reason": "", "ended": None})  # it may have failed before
+
+
+def note_going_on(folder: RunFolder) -> None:
+    """Note that a run goes on, by the arguments of its driver. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):  # another runner goes on for the same driver
         (folder.path / _NEXT).replace(folder.path / _FILE)
 
@@ -119,8 +123,8 @@ def _workflow(folder: RunFolder, remarks: list[str]) -> tuple[Path, tuple[str, .
         original, arguments = Path(noted["workflow"]), tuple(map(str, noted["arguments"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RuntimeError(
-            f"{folder.name}: found no {_FILE} that can be read ({error}), expected it to name the workflow, as where "
-            f"`steering run` has started it: continue with {continued_by(folder)}"
+            f"{folder.name}: found no {_FILE} that can be read ({getattr(error, 'strerror', None) or error}), expected "
+            f"it to name the workflow, as where `steering run` has started it: continue with {continued_by(folder)}"
         ) from error
     if original.is_file() and original.read_bytes() == copy.read_bytes():
         return original, arguments

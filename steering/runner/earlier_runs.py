@@ -74,7 +74,8 @@ def find_start(experiment: Experiment, folder: RunFolder) -> Start:
     runs = () if folder.recovering else experiment.start_from or tuple(map(Path, said["from"]))
     place = experiment.memory or said["memory"]
     memory, read = None if place is None else Memory(Path(place)), ExitStack()
-    wanted = stored_names(experiment.strategy, experiment.network)
+    # Found by a trial of the strategy, which a run that starts from nothing need not pay for.
+    wanted = stored_names(experiment.strategy, experiment.network) if runs or memory is not None else set()
     if memory is not None:
         if experiment.trainer.insertion == "replacement":
             raise ValueError(

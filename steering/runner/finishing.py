@@ -13,6 +13,7 @@ from distributed import Client, wait
 
 from steering.campaign import Event, ScanRefined
 from steering.clusters.roles import LABEL
+from steering.inference.live import AS_MEASURED
 from steering.labels.final import ALONE, ASIDE, FinalReport, begin, go_on, hand_over, is_over
 from steering.runner.actors import Reached
 from steering.runner.folder import RunFolder
@@ -50,6 +51,8 @@ class Finishing:
     async def leave(self, scan: str, version: int) -> None:
         """Take a scan that is over to its final state, and save it, so that no loss can take it away. version: in
         service when it was left."""
+        if await self._stood(scan):
+            return
         saved = await self._saved("saving the live image of a scan that is over", scan)
         while self.metrics.unreported(scan):
             await asyncio.sleep(_LOOK_S)
@@ -69,6 +72,8 @@ class Finishing:
 
         async def kept() -> None:
             for scan in campaign.scans:
+                if await self._stood(scan):
+                    continue
                 now = scan == campaign.scan or scan not in self.metrics.own_end
                 await self._finish(scan, campaign.version if now else self.metrics.own_end[scan])
             await self.save_all()
@@ -93,6 +98,18 @@ class Finishing:
             if event.reason:
                 await self.proxy.ask("conclude", scan, None)
             self.log(event)
+
+    async def _stood(self, scan: str) -> bool:
+        """Whether a scan was saved as it was finished before its predictor, or all, was lost: it is let go of."""
+        if scan in self.proxy.over:
+            return True
+        final = self.metrics.finals.get(scan)
+        if final is None or final.reason or await self.proxy.ask("is_concluded", scan) is not False:
+            return False
+        stood = await asyncio.to_thread(self.folder.refinement, scan) not in ("", AS_MEASURED)
+        if stood:
+            await self.proxy.let_go(scan)
+        return stood
 
     async def _finished(self, scan: str) -> bool:
         """Whether nothing is left to do: it is saved as it was left, or the predictor has what it leaves, or knows

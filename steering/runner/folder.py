@@ -187,6 +187,15 @@ class RunFolder:
         names = sorted(scans_in(store), key=lambda name: order.index(name) if name in order else len(order))
         return {name: read_scan(store, name) for name in names}
 
+    def refinement(self, scan: str) -> str:
+        """How the refined object that is saved of a scan came about, in words; empty where none is saved, or nothing of
+        it can be read."""
+        try:
+            saved = read_json(self.path / "object.zarr" / scan / "zarr.json")
+            return str(saved["attributes"]["refinement"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
     def end(self, status: str, reason: str = "", *, traceback: str = "") -> None:
         """Say how the run ended (finished, failed, interrupted), in the summary and as the event RunEnded.
 

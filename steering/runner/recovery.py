@@ -36,7 +36,7 @@ from steering.learning import RanksPart
 from steering.models import ModelStore
 from steering.records import Ids
 from steering.records.plain import whole
-from steering.runner.again import note_going_on
+from steering.runner.again import note_read
 from steering.runner.checkpoint import FRAMES
 from steering.runner.event_log import events_after, repaired
 from steering.runner.experiment import Experiment
@@ -202,7 +202,7 @@ def recover(folder: RunFolder, experiment: Experiment) -> Recovery:
         last=max(last, manifest.event),
         remarks=tuple(remarks),
     )
-    note_going_on(folder)
+    note_read(folder)
     return found
 
 

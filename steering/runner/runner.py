@@ -14,6 +14,7 @@ from distributed import Client, get_client, get_worker
 from steering.campaign import Campaign, Command, Event, GroupChanged, RunRecovered, SourceEnded, encode
 from steering.labels.external import waiting
 from steering.runner.actors import LostForGood
+from steering.runner.again import note_going_on
 from steering.runner.assembly import Actors, assemble, in_time
 from steering.runner.background import Background
 from steering.runner.checkpoint import Checkpoints
@@ -241,6 +242,7 @@ class Runner:
 
     def _go_on(self, recovery: Recovery, executor: Executor) -> None:
         """What was asked for before everything was lost is done, where it is not done yet or void."""
+        note_going_on(self.folder)
         for event in recovery.unlogged:
             self._log(event)
         ranks, before, now, lost = executor.ranks, recovery.open, time.time(), recovery.rounds_lost

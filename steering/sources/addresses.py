@@ -129,8 +129,16 @@ def recorded_at(text: str, stream: str) -> Address:
 
 
 def unit_of(positions: str) -> str:
-    """The unit in which positions at an address are counted, also of recorded ones."""
-    return recorded_at(positions, POSITIONS).options.get("unit", "m")
+    """The unit in which positions at an address are counted, also of recorded ones; of these `px` may be said where
+    their own address says none."""
+    address, recorded = parse(positions), recorded_at(positions, POSITIONS).options.get("unit")
+    said = address.options.get("unit")
+    if address.scheme == "play" and said is not None and (said != "px" or recorded not in (None, "px")):
+        raise ValueError(
+            f"{positions}: found unit={said} of positions that were recorded in {recorded or 'm'}, expected that it is "
+            "left out, or px where they were recorded without a unit"
+        )
+    return said or recorded or "m"
 
 
 def frames_at(text: str) -> Stream:
@@ -173,7 +181,8 @@ def positions_at(text: str) -> tuple[Companion, Stream]:
     """The positions at an address, and how they belong to frames."""
     address = parse(text)
     if address.scheme == "play":
-        address.only("speed", "step", *_OF_COMPANIONS)
+        address.only("speed", "step", "unit", *_OF_COMPANIONS)
+        unit_of(text)
         what = _companion(address, POSITIONS, 2)
         return what, _played(address, what.name)
     return _beside(address, POSITIONS, ("y", "x"), address.scale(), ("unit", "flip"))
@@ -284,7 +293,8 @@ def _together(
 ) -> tuple[Stream, list[tuple[Companion, Stream]]]:
     """Frames and what goes with them, each told what it needs to know of the others."""
     found: list[tuple[Companion, Stream]] = []
-    keys = tuple(key for _, where in beside if isinstance(where, BlueskyPositions) for key in where.columns)
+    # Positions are in the frames' own stream of the run; a monitor may have one of its own.
+    keys = next((where.columns for _, where in beside[:1] if isinstance(where, BlueskyPositions)), ())
     if isinstance(frames, BlueskyFrames):
         frames = replace(frames, beside=keys)
     if isinstance(frames, Played) and not frames.speed and not frames.step:
@@ -296,7 +306,7 @@ def _together(
             frames = replace(frames, attributes={**frames.attributes, what.name: where})
             found.append((what, NoRecords()))
         elif isinstance(frames, BlueskyFrames) and isinstance(where, BlueskyPositions):
-            found.append((what, replace(where, beside=(frames.data, *keys))))
+            found.append((what, replace(where, beside=(frames.data, *keys) if what.name == POSITIONS else ())))
         elif isinstance(frames, Played) and isinstance(where, Played) and _as(where, frames):
             found.append((what, replace(where, order=frames.order)))
         else:

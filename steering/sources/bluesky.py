@@ -197,8 +197,8 @@ class _Runs:
         self._start, self._descriptor = {}, {}
 
     def _begin(self, document: Mapping[str, Any]) -> Iterator[Record]:
-        if document["run_start"] != self._start.get("uid"):
-            return
+        if document["run_start"] != self._start.get("uid") or document.get("name") == "baseline":
+            return  # a baseline is read before and after a scan, and goes with no frame
         keys = document["data_keys"]
         self._keys |= keys.keys()
         images = [name for name, key in keys.items() if "external" in key and len(key["shape"]) >= 2]

@@ -65,8 +65,12 @@ def clean(frames: NDArray, mask: NDArray[np.bool_] | None) -> tuple[NDArray, NDA
 
 
 def never_counting(frames: NDArray) -> NDArray[np.bool_]:
-    """Pixels (y, x) that have a mark, or a value below 0, in nearly every one of the frames (n, y, x), one or more."""
-    return np.asarray(_marked(frames)[0] >= NEARLY_EVERY * len(frames)) | _of_fewer_bits(frames)
+    """Pixels (y, x) that have a mark in nearly every one of the frames (n, y, x), one or more. Readings below 0 are no
+    marks: a dark that is subtracted leaves such."""
+    times: NDArray[np.int64] = np.zeros(frames.shape[1:], np.int64)
+    for some in _blocks(frames):
+        times += flagged(frames[some]).sum(0)
+    return np.asarray(times >= NEARLY_EVERY * len(frames)) | _of_fewer_bits(frames)
 
 
 def squared(amplitudes: NDArray) -> NDArray:

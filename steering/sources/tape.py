@@ -128,7 +128,7 @@ class Played:
             yield from self._played(stopped)
         finally:
             if self.order is not None:
-                self.order.leave(self.stream)
+                self.order.note(self.stream, np.inf)
         while not stopped.wait(0.1):
             yield None
 
@@ -141,16 +141,19 @@ class Played:
                     continue
                 records = decoders.records(stream, one)
                 frames += sum(stream == FRAMES and isinstance(each, Frame) for each in records)
-                if stream != self.stream:
-                    continue
                 while (ahead := self._ahead(begun, at, frames)) > 0:
                     if stopped.wait(min(ahead, _LOOK_S)):
                         return
                     yield None
-                while self.order is not None and not self.order.wait(self.stream, block, _LOOK_S):
-                    if stopped.is_set():
-                        return
-                    yield None
+                if stream != self.stream:
+                    continue
+                if self.order is not None:
+                    self.order.note(self.stream, block)
+                    border = any(isinstance(each, Began | Ended) for each in records)
+                    while border and not self.order.wait(block, _LOOK_S):
+                        if stopped.is_set():
+                            return
+                        yield None
                 if stopped.is_set():
                     return
                 yield from (each._replace(time=time.time()) if isinstance(each, Frame) else each for each in records)
@@ -164,8 +167,8 @@ class Played:
 
 
 class InOrder:
-    """Has streams of one file say its blocks one after the other, as they came: what is not waited for by the clock
-    would else be ahead by scans. Pickled together with its streams it is theirs again."""
+    """Has streams of one file begin and end scans in the order of the file: what no clock holds back would else
+    be ahead by scans. Pickled together with its streams it is theirs again."""
 
     def __init__(self, streams: Iterable[str]) -> None:
         self._streams = tuple(streams)
@@ -178,19 +181,17 @@ class InOrder:
     def __reduce__(self) -> tuple[type[InOrder], tuple[tuple[str, ...]]]:
         return InOrder, (self._streams,)
 
-    def wait(self, stream: str, block: float, wait_s: float) -> bool:
-        """Whether the blocks of other streams before this one are said, at the latest after so many seconds."""
+    def note(self, stream: str, block: float) -> None:
+        """A stream has said all of its blocks before this one; infinite: it says no more."""
         with self._turn:
             self._by = min(self._by, time.monotonic() + _BEGIN_S)
             self._next[stream] = block
             self._turn.notify_all()
-            return self._turn.wait_for(lambda: self._first() >= block, wait_s)
 
-    def leave(self, stream: str) -> None:
-        """This stream says no more."""
+    def wait(self, block: float, wait_s: float) -> bool:
+        """Whether the blocks of all streams before this one are said, at the latest after so many seconds."""
         with self._turn:
-            self._next[stream] = np.inf
-            self._turn.notify_all()
+            return self._turn.wait_for(lambda: self._first() >= block, wait_s)
 
     def _first(self) -> float:
         late = -1.0 if time.monotonic() < self._by else np.inf

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from steering.records import scan_name
 from steering.runner.attach import UNREACHED, Attached, attach
 from steering.runner.folder import RunFolder
-from steering.runner.liveness import gone
+from steering.runner.liveness import elsewhere, gone, whereabouts
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,9 @@ def publish(
                 raise
             except UNREACHED as error:  # it ends just now, or another runner goes on in a while
                 missed += 1
+                if elsewhere(whereabouts(folder)):
+                    logger.warning("%s: only what is saved goes to the server: %s", folder.path, error)
+                    break
                 if missed == 2:
                     logger.warning("%s: the run is not reached, and is tried again: %s", folder.path, error)
                 stopped.wait(every_s)
@@ -109,9 +113,9 @@ def _follow(images: TiledImages, run: Attached, address: str, every_s: float, st
 
 
 def _uids(figures: Mapping[str, Any]) -> Mapping[str, str]:
-    """uids of bluesky's runs by scan."""
+    """uids of bluesky's runs by scan; streams know these by their own names."""
     found = ((figures.get("streams") or {}).get("frames") or {}).get("runs")
-    return found if isinstance(found, Mapping) else {}
+    return {scan_name(name): uid for name, uid in found.items()} if isinstance(found, Mapping) else {}
 
 
 def _of(parent: Any, name: str, metadata: dict[str, Any]) -> Any:

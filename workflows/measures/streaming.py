@@ -150,7 +150,7 @@ class _Given:
 def write_tape(folder: Path) -> None:
     """A recording of a stream."""
     began = Began("gravel", 0, {"distance": 2.0, "bad": np.eye(N, dtype=bool)})
-    frames = [Frame(k, frame, 0.0, np.ones(2)) for k, frame in enumerate(counts())]
+    frames = [Frame(k, frame, 0.0, {"positions": np.ones(2)}) for k, frame in enumerate(counts())]
     records = [began, *frames, Unreadable("torn"), Samples(0, np.ones((3, 2))), Ended(FRAMES, last=True)]
     record({"frames": _Given(records)}, folder / "a.tape", threading.Event())
 
