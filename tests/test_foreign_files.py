@@ -310,20 +310,20 @@ def test_frames_of_matlab_are_turned_as_its_detector_images_are(tmp_path):
     frames = np.random.default_rng(0).poisson(30, (16, N, N)).astype(np.uint16)
     dark = np.zeros((N, N), np.float32)
     dark[2, 5], frames[:, 2, 5] = 1000, 1030
-    where = 1e-8 * np.stack(np.meshgrid(np.arange(4.0), np.arange(4.0), indexing="ij"), -1).reshape(-1, 2)
+    where = 1e-6 * np.stack(np.meshgrid(np.arange(4.0), np.arange(4.0), indexing="ij"), -1).reshape(-1, 2)
     for name, array in {"scan.mat": frames, "dark.mat": dark}.items():
         with h5py.File(tmp_path / name, "w", userblock_size=512) as file:
-            file["dp"] = np.moveaxis(array, 0, -1).T if array.ndim == 3 else array.T
-            file["dp"].attrs["MATLAB_class"] = np.bytes_("uint16")
+            file["taken"] = np.moveaxis(array, 0, -1).T if array.ndim == 3 else array.T
+            file["taken"].attrs["MATLAB_class"] = np.bytes_("uint16")
     with h5py.File(tmp_path / "where.h5", "w") as file:
         file["p"] = where
     settings = ReadSettings(
-        frames=f"{tmp_path}/scan.mat:/dp",
+        frames=f"{tmp_path}/scan.mat:/taken",
         positions=f"{tmp_path}/where.h5:/p[m]",
         energy=8800.0,
         distance=2.4,
         detector_pixel=75e-6,
-        correction=Correction(dark=isolated_array(f"{tmp_path}/dark.mat", ("dp",))),
+        correction=Correction(dark=isolated_array(f"{tmp_path}/dark.mat", ("taken",))),
     )
     taken = read_recording(tmp_path / "scan.mat", zero_frequency="centre", settings=settings)
     np.testing.assert_array_equal(taken.counts, np.where(dark > 0, 30, frames))

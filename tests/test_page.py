@@ -92,7 +92,7 @@ def test_limits_are_in_the_geometrys_unit_before_the_first_frame_too(desk):
     opened, _ = desk
     opened.locator("#limits summary").click()
     assert shown(opened, "return image") is None
-    assert opened.locator("#limit-unit").inner_text() == "µm"
+    until(lambda: opened.locator("#limit-unit").inner_text() == "µm", "the form, which is filled once it is open")
     assert shown(opened, "return Number($('limit').dataset.factor)") == 1e-6
     opened.locator("#limits summary").click()
 
