@@ -73,6 +73,23 @@ async def predicted(me, n):
     return events
 
 
+async def having_predicted(store, given, **parts):
+    """A predictor that has predicted all frames of these chunks."""
+    me, given = predictor(store, **parts), list(given)
+    await me.start()
+    for chunk in given:
+        await me.receive(chunk)
+    await predicted(me, sum(chunk.sizes["frame"] for chunk in given))
+    return me
+
+
+async def revised_by(me, number):
+    """Put a version into service, and wait until it has looked at the frames of the others."""
+    await me.install(number, canary=False)
+    while (await me.figures())["frames_to_revise"]:
+        await asyncio.sleep(0.01)
+
+
 def test_every_frame_is_predicted_once_with_its_version_across_swaps(tmp_path):
     """Versions are swapped while frames arrive: none is lost, none doubled, each is reported with its version."""
 
@@ -99,17 +116,11 @@ def test_every_frame_is_predicted_once_with_its_version_across_swaps(tmp_path):
 
 def test_a_newer_model_predicts_again_and_only_better_predictions_are_kept(tmp_path):
     async def main():
-        me = predictor(tmp_path)
-        await me.start()
-        for chunk in chunks(n=40):
-            await me.receive(chunk)
-        await predicted(me, 40)
+        me = await having_predicted(tmp_path, chunks(n=40))
         before = await me.live()
         for number in range(1, 9):
             publish(tmp_path, number, noise=0.02)
-            await me.install(number, canary=False)
-            while (await me.figures())["frames_to_revise"]:
-                await asyncio.sleep(0.01)
+            await revised_by(me, number)
         return before, await me.live()
 
     before, after = asyncio.run(main())
@@ -137,15 +148,9 @@ def test_trust_of_a_frame_that_is_predicted_again_is_by_what_is_known_of_it_now(
     judged by."""
 
     async def main():
-        me = predictor(tmp_path)
-        await me.start()
-        for chunk in chunks(n=40):
-            await me.receive(chunk)
-        await predicted(me, 40)
+        me = await having_predicted(tmp_path, chunks(n=40))
         publish(tmp_path, BETTER, 0.02, validation_residuals=(0.1,) * 40, validation_offsets=OFFSETS)
-        await me.install(BETTER, canary=False)
-        while (await me.figures())["frames_to_revise"]:
-            await asyncio.sleep(0.01)
+        await revised_by(me, BETTER)
         live = me.scans.images["a"]
         if restored:
             live = LiveImage("a", CANVAS, live.weight, GEOMETRY)
@@ -166,11 +171,8 @@ def test_trust_of_a_frame_that_is_predicted_again_is_by_what_is_known_of_it_now(
 
 def test_a_new_scan_has_its_own_image_and_the_old_one_keeps_what_is_judged(tmp_path):
     async def main():
-        me = predictor(tmp_path, truths={"a": (thing(0), CANVAS), "b": (thing(1), CANVAS)})
-        await me.start()
-        for chunk in [*chunks("a", 40), *chunks("b", 40, first=40, seed=1)]:
-            await me.receive(chunk)
-        await predicted(me, 80)
+        truths = {"a": (thing(0), CANVAS), "b": (thing(1), CANVAS)}
+        me = await having_predicted(tmp_path, [*chunks("a", 40), *chunks("b", 40, first=40, seed=1)], truths=truths)
         return (
             await me.live("a"),
             await me.live("b"),
