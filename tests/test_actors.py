@@ -27,7 +27,7 @@ def test_an_actor_of_the_same_process_is_its_workers_own() -> None:
     mine = Counter()
 
     async def counted() -> int:
-        options = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+        options = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
         async with Client(asynchronous=True, **options) as client:
             [worker] = await client.nthreads()
             handle = await place(client, mine, worker=worker)
@@ -55,7 +55,7 @@ def test_a_task_does_not_wait_for_ever_for_an_actor_that_nobody_holds_any_more()
     """Dask never answers: the task would keep its worker's role, and no label would be made again."""
 
     async def asked() -> None:
-        options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+        options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
         async with LocalCluster(asynchronous=True, **options) as cluster, Client(cluster, asynchronous=True) as client:
             async with Client(cluster, asynchronous=True) as runner:
                 [worker] = await runner.nthreads()

@@ -249,7 +249,7 @@ def test_credentials_of_another_run_are_refused_in_words(here):
     folder, other = run_of("run"), run_of("other")
     credentials.make(folder.path)
     security = credentials.make(other.path)
-    options = {"protocol": "tls://", "security": security, "dashboard_address": None}
+    options = {"protocol": "tls://", "security": security, "dashboard_address": "127.0.0.1:0"}
     with quiet(), LocalCluster(n_workers=0, host="127.0.0.1", **options) as there:
         where = {"address": there.scheduler_address, "credentials": "credentials"}
         scheduler(folder, **where, pid=os.getpid(), host=socket.gethostname())
@@ -290,7 +290,7 @@ def test_a_cluster_is_reached_by_the_credentials_that_its_client_was_opened_with
         raise KeyboardInterrupt
 
     monkeypatch.setattr(detached, "launch", launch)
-    options = {"protocol": "tls://", "security": security, "dashboard_address": None}
+    options = {"protocol": "tls://", "security": security, "dashboard_address": "127.0.0.1:0"}
     with (
         quiet(),
         LocalCluster(n_workers=0, host="127.0.0.1", **options) as there,

@@ -27,7 +27,7 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def cluster():
-    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
     with quiet(), LocalCluster(protocol="inproc://", **options) as made, Client(made) as client:
         yield client
 

@@ -423,9 +423,10 @@ def test_a_scheduler_of_other_tls_is_refused_each_time(tmp_path):
     """And the process can connect elsewhere then: a client that Dask leaves open has the next one wait for ever."""
     mine = credentials.make(tmp_path / "mine")
     credentials.make(tmp_path / "other")
+    options = {"protocol": "tls://", "security": mine, "dashboard_address": "127.0.0.1:0"}
     with (
         quiet(),
-        LocalCluster(n_workers=0, host="127.0.0.1", protocol="tls://", security=mine, dashboard_address=None) as one,
+        LocalCluster(n_workers=0, host="127.0.0.1", **options) as one,
     ):
         address = one.scheduler_address
         for where, folder, said in (

@@ -203,7 +203,8 @@ class Silent:
 
 def test_a_silent_runner_is_given_up_only_where_a_checkpoint_is_there_for_the_next_one(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+    options = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
         [address] = client.scheduler_info()["workers"]
         handle = Handle(None, None, folder, client, Silent(address))
         (folder.path / "checkpoints" / "1").mkdir(parents=True)  # one that is being written

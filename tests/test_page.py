@@ -81,6 +81,13 @@ def shown(tab, script):
     return tab.evaluate(f"() => {{ {script} }}")
 
 
+def open_limits(tab):
+    """The page fills the form in the moment after it was opened: what was typed before that would be lost."""
+    shown(tab, "window.filled = new Promise((done) => $('limits').addEventListener('toggle', done, {once: true}))")
+    tab.locator("#limits summary").click()
+    shown(tab, "return window.filled.then(() => null)")
+
+
 def test_the_page_loads_without_a_request_outside_and_the_token_leaves_the_address(desk):
     opened, wrong = desk
     assert "token" not in opened.url
@@ -90,9 +97,9 @@ def test_the_page_loads_without_a_request_outside_and_the_token_leaves_the_addre
 
 def test_limits_are_in_the_geometrys_unit_before_the_first_frame_too(desk):
     opened, _ = desk
-    opened.locator("#limits summary").click()
+    open_limits(opened)
     assert shown(opened, "return image") is None
-    until(lambda: opened.locator("#limit-unit").inner_text() == "µm", "the form, which is filled once it is open")
+    assert opened.locator("#limit-unit").inner_text() == "µm"
     assert shown(opened, "return Number($('limit').dataset.factor)") == 1e-6
     opened.locator("#limits summary").click()
 
@@ -132,7 +139,7 @@ def test_the_button_pauses_and_resumes_the_run(desk, campaign):
 
 def test_limits_that_are_set_on_the_page_hold_and_are_in_the_log_with_the_name(desk, folder, campaign):
     opened, wrong = desk
-    opened.locator("#limits summary").click()
+    open_limits(opened)
     opened.get_by_label("Shortest dwell (s)").fill("0.02")
     for edge, value in {"y from": "-0.2", "y to": "0.2", "x from": "-0.2", "x to": "0.25"}.items():
         opened.get_by_label(edge).fill(value)
