@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -73,8 +74,8 @@ def pytest_collection_finish(session):
     """A predictor in the tests' own process runs its network in float32, as it is trained: which backend is the fastest
     one differs from machine to machine and from start to start, and in bfloat16 a policy may choose other positions.
     The others are tried in test_engine, and in the runs that tests start."""
-    if engine := sys.modules.get("steering.inference.engine"):
-        engine.Engine.__init__.__kwdefaults__.update(measure_s=0.0, backends=[engine.REFERENCE])
+    if serving := sys.modules.get("steering.inference.serving"):
+        serving.Engine = functools.partial(serving.Engine, backends=[serving.REFERENCE], measure_s=0.0)
 
 
 @pytest.fixture(scope="session")

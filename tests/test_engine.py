@@ -92,7 +92,7 @@ def places_of(slot):
 
 
 def test_masked_pixels_are_of_no_meaning_after_a_new_mask(make):
-    engine, mask = Engine(make(), backends=None, measure_s=0), np.zeros((WINDOW, WINDOW), bool)
+    engine, mask = Engine(make(), measure_s=0), np.zeros((WINDOW, WINDOW), bool)
     mask[3:6] = True
     engine.serving.mask(mask)
     network, counts = make(), frames()
@@ -134,7 +134,7 @@ def test_a_backend_that_errs_is_not_used(make, monkeypatch):
         return amplitude, phase + (0 if slot.backend == REFERENCE else torch.linspace(0, 2, PATCH))
 
     monkeypatch.setattr(Slot, "__call__", false)
-    engine = Engine(make(), backends=None, measure_s=0)
+    engine = Engine(make(), measure_s=0)
     assert engine.backend == REFERENCE
     assert all("phase error" in trial.refused for name, trial in engine.trials.items() if name != REFERENCE.name)
 

@@ -36,7 +36,7 @@ def test_every_backend_says_what_the_cpu_says_before_and_after_a_swap(backend):
 
 
 def test_a_mask_reaches_captured_graphs():
-    engine, mask = Engine(network(0), device="cuda", backends=None, measure_s=0), np.zeros((32, 32), bool)
+    engine, mask = Engine(network(0), device="cuda", measure_s=0), np.zeros((32, 32), bool)
     mask[3:6] = True
     engine.serving.mask(mask)
     hot = np.where(mask, 65535, frames()).astype(np.uint16)
@@ -46,7 +46,7 @@ def test_a_mask_reaches_captured_graphs():
 @pytest.mark.parametrize("kind", [np.uint16, np.float32])
 def test_batches_that_are_sent_in_pieces_say_what_the_cpu_says(kind):
     """Many times in a row: memory that was given back too early would be overwritten by what follows."""
-    engine = Engine(network(0), frames=512, device="cuda", backends=None, measure_s=0)
+    engine = Engine(network(0), frames=512, device="cuda", measure_s=0)
     expected = {n: plain(network(0), frames(n)) for n in (100, 300, 512, 700)}
     for _ in range(20):
         for n, said in expected.items():
