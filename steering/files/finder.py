@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.files.hdf5 import Hdf5
-from steering.files.layouts import At
-from steering.files.units import factor, impossible
+from steering.files.layouts import LAYOUTS, At, Layout
+from steering.files.units import decoded, factor, impossible
 
 
 class Finder:
@@ -19,16 +19,56 @@ class Finder:
     def __init__(self, file: Hdf5) -> None:
         self.file = file
 
-    def first(self, paths: tuple[str, ...]) -> list[Any]:
-        """The datasets of the first path that is there: several where it has a * or leads to a group."""
+    def first(self, paths: tuple[str, ...], least: int = 0) -> list[Any]:
+        """The datasets of the first path that is there: several where it has a * or leads to a group. least: values
+        that they have together; those with fewer count as not there."""
+        return self.all(self.place(paths, least))
+
+    def place(self, paths: tuple[str, ...], least: int = 0) -> str:
+        """The first path that is there, as `first` takes it; empty where there is none."""
         for path in paths:
             nodes = self.all(path)
-            if nodes:
-                return nodes
-        return []
+            if nodes and (not least or sum(node.size or 0 for node in nodes) >= least):
+                return path
+        return ""
+
+    def named(self, path: str, what: str) -> list[Any]:
+        """The datasets of a path that is given for frames or positions. Raises ValueError where it is not there."""
+        nodes = self.all(path)
+        if not nodes:
+            top = ", ".join(sorted(self.file.file)[:20])
+            raise ValueError(
+                f"found no {path} in {self.file.path.name}, which has {top}, expected {what} there: name it"
+            )
+        return nodes
+
+    def has(self, paths: tuple[str, ...]) -> bool:
+        """Whether something is at one of the paths, be it a link to a file that cannot be read."""
+        try:
+            return bool(self.place(paths))
+        except (OSError, ValueError):
+            return True
+
+    def axes(self, path: str) -> dict[str, int]:
+        """Which axis of its frames each position is along, as the NXdata group of a path says: by its attribute `axes`,
+        and by NAME_indices, which goes before it. Positions along several axes are left out, they are of each frame."""
+        group = self.file.find(path.rpartition("/")[0])
+        if not isinstance(group, h5py.Group):
+            return {}
+        names = self.file.attribute_value(group, "axes")
+        found = {} if names is None else {decoded(name): axis for axis, name in enumerate(np.ravel(names))}
+        for attribute in group.attrs:
+            name, is_index = attribute.removesuffix("_indices"), attribute.endswith("_indices")
+            at = self.file.attribute_value(group, attribute) if is_index else None
+            if at is not None and np.asarray(at).dtype.kind in "ui":
+                found.pop(name, None)
+                found |= {name: int(np.ravel(at)[0])} if np.size(at) == 1 else {}
+        return found
 
     def all(self, path: str) -> list[Any]:
-        """The datasets of a path."""
+        """The datasets of a path; none of an empty one."""
+        if not path:
+            return []
         head, star, tail = path.partition("*")
         if not star:
             nodes: list[Any] = [self.file.find(path)]
@@ -47,22 +87,27 @@ class Finder:
         return found
 
     def value(self, at: At, name: str, found: dict[str, Any]) -> float | None:
-        """A number of the optics in metres or joules; None where it is not there.
+        """A number of the optics in metres or joules, or an angle in radians; None where it is not there.
 
-        name: as `units.impossible` has it. What was read where is put into found["said"], and what is wrong with it,
-        for whoever takes it, into found["doubts"].
+        name: as `units.impossible` has it, or `angle`. What was read where is put into found["said"], what is wrong
+        with it, for whoever takes it, into found["doubts"], and why it cannot be read, where the first place that is
+        there has no such number, into found["unread"].
         """
-        kind = "energy" if name == "energy" else "length"
+        kind = name if name in ("energy", "angle") else "length"
         for path in at.paths:
-            read = self._read(path, at.unit)
+            try:
+                read = self._read(path, at.unit)
+                scale = 1.0 if read is None else factor(read[1], kind, path)
+            except (OSError, ValueError) as error:
+                found["unread"][name] = str(error)
+                return None
             if read is None:
                 continue
             value, unit = read
             found["said"][name] = f"{path}: {value:.6g} {unit}"
-            number = value * factor(unit, kind, path)
-            if doubt := impossible(name, value, unit, path):
+            if name != "angle" and (doubt := impossible(name, value, unit, path)):
                 found["doubts"][name] = doubt
-            return number
+            return value * scale
         return None
 
     def _read(self, path: str, unit: str) -> tuple[float, str] | None:
@@ -79,6 +124,16 @@ class Finder:
         except (TypeError, ValueError) as error:
             raise ValueError(f"found {path} of {np.asarray(values).dtype}, expected a real number") from error
         return value, unit if is_attribute else self.file.unit(node, unit)
+
+
+def recognised(reader: Finder) -> Layout | None:
+    """The first layout whose frames and positions are there, or whose frames are."""
+    fitting = [one for one in LAYOUTS if reader.has(one.frames)]
+    for one in fitting:
+        apart = reader.has(one.x.paths) and reader.has(one.y.paths)
+        if one.pair is not None or reader.has(one.positions.paths) or apart:
+            return one
+    return fitting[0] if fitting else None
 
 
 def columns(values: NDArray[np.float64], name: str, frames: int | None = None) -> NDArray[np.float64]:

@@ -35,6 +35,10 @@ class Layout:
     y: At = At()
     numbers: tuple[str, ...] = ()
     """Which frame each position is of, from 0; else they are in the frames' order."""
+    angle: At = At(unit="degree")
+    """By which the stage that scans along x is turned about the vertical axis, so that the beam sees x shortened."""
+    other_beyond: float | None = None
+    """Beyond so many degrees the stage scans along the beam's axis of 0 degrees in place of x."""
     wavelength: At = At()
     energy: At = At(unit="eV")
     distance: At = At()
@@ -42,7 +46,8 @@ class Layout:
     """Pitch of a detector pixel along x."""
     pixel_y: At = At()
     object_pixel: At = At()
-    """Where a file keeps this in place of wavelength, distance and detector pixel."""
+    """Along x, where a file keeps this in place of wavelength, distance and detector pixel."""
+    object_pixel_y: At = At()
     mask: tuple[str, ...] = ()
     mask_rule: str = "cxi"
     """`cxi`: the bad bits of CXI; `bad`: not 0 is bad; `good`: not 0 is good."""
@@ -59,7 +64,7 @@ class Table:
     header: tuple[str, ...] = ()
     """Names that its columns have; empty: it has none, and columns are counted."""
     columns: int = 0
-    """Of a table without names."""
+    """Of a table without names, or more."""
     y: str | int
     x: str | int
     frame: str | int
@@ -67,6 +72,8 @@ class Table:
     unit: str
     signs: tuple[int, int] = (1, 1)
     """Of y and x, to be positions of the probe on the sample."""
+    angle: At = At(unit="degree")
+    """Where the frames' file says by how much the stage is turned, see `Layout`."""
 
 
 TABLES = (
@@ -98,7 +105,16 @@ TABLES = (
         signs=(-1, -1),
     ),
     # y by the encoder; by the interferometer it is column 2, with its own sign: FILE:/1,/2[nm] has no frames' numbers
-    Table(name="APS Velociprobe", columns=8, y=5, x=1, frame=7, unit="nm", signs=(-1, 1)),
+    Table(
+        name="APS Velociprobe",
+        columns=8,
+        y=5,
+        x=1,
+        frame=7,
+        unit="nm",
+        signs=(-1, 1),
+        angle=At(("entry/sample/goniometer/chi",), "degree"),
+    ),
 )
 """In the order in which they are tried."""
 
@@ -167,7 +183,7 @@ LAYOUTS = (
         energy=At(("meta/energy", "info/energy"), "keV"),
         distance=At(("meta/distance", "info/distance")),
         pixel=At(("meta/psize", "info/psize")),
-        mask=("chunks/0/weights", "info/weight2d"),
+        mask=("chunks/0/weights", "meta/weight2d", "info/weight2d", "common/weight2d"),
         mask_rule="good",
     ),
     Layout(
@@ -178,6 +194,7 @@ LAYOUTS = (
         numbers=("probe_position_indexes",),
         wavelength=At(("@wavelength_m", "wavelength_m")),
         object_pixel=At(("object@pixel_width_m", "probe@pixel_width_m")),
+        object_pixel_y=At(("object@pixel_height_m", "probe@pixel_height_m")),
         probe=("probe",),
         pair=("_dp", "_para"),
     ),
@@ -186,6 +203,8 @@ LAYOUTS = (
         frames=("diffamp",),
         amplitude=True,
         positions=At(("points",), "um"),
+        angle=At(("angle",), "degree"),
+        other_beyond=45.0,
         wavelength=At(("lambda_nm",), "nm"),
         distance=At(("z_m",)),
         pixel=At(("ccd_pixel_um",), "um"),

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from steering.files.arrays import DAMAGED, read_npz, unpacked_bz2
 from steering.files.bounds import Bounds, Memory
-from steering.files.finder import Finder, columns
+from steering.files.finder import Finder, recognised
 from steering.files.hdf5 import Hdf5, by_matlab
 from steering.files.layouts import LAYOUTS, WRITTEN, Layout
 from steering.files.masks import bad_pixels
-from steering.files.raster import channels, each
+from steering.files.positions import Named, among, counted, frame_count, give_positions, named, take_positions
+from steering.files.raster import channels
 from steering.files.stacks import take_stack
-from steering.files.tables import TextTable, table_count, table_positions
-from steering.files.units import PLANCK_TIMES_C, factor
+from steering.files.units import PLANCK_TIMES_C
 
 
 def read_scan_file(
@@ -35,13 +35,13 @@ def read_scan_file(
     *,
     given: Mapping[str, str] | None = None,
     look: bool = False,
-    inverted: bool = False,
+    mask: str = "file",
 ) -> dict[str, Any]:
     """What a file holds of a scan.
 
     given: `frames` or `positions` from elsewhere: FILE:/path[unit], positions also FILE:/x,/y[unit]; a FILE is beside
-    the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`. inverted: what the
-    file's mask calls bad is good.
+    the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`. mask: the file's as it
+    is (`file`), `inverted`, where what it calls bad is good, or `none`, which leaves it unread.
     Returns `layout`; `frames` (..., y, x), `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel";
     `units`, in which positions were, where that was said; `wavelength`, `distance`, `detector_pixel`, `object_pixel` in
     metres; `mask` (y, x), True = bad; `probe`; `said`, a dictionary of what was read where; `notes`, sentences on what
@@ -56,7 +56,7 @@ def read_scan_file(
         raise ValueError(f"found {' and '.join(given)} given for a .npz file, expected them in it, as data and scan")
     try:
         if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
-            return _read_hdf5(place, memory, bounds, given, look=look, inverted=inverted)
+            return _read_hdf5(place, memory, bounds, given, look=look, mask=mask)
         if start[:3] == b"BZh":
             return _read_arrays(unpacked_bz2(place, memory), memory, look)
         if start[:2] == b"PK":
@@ -86,239 +86,220 @@ def _read_arrays(file: Any, memory: Memory, look: bool) -> dict[str, Any]:
     found |= {"missing": [], "notes": [], "doubts": {}}
     if "probe" in arrays:
         found["probe"] = arrays["probe"]
+    _compare_counts(found, look=look)
     return {k: v for k, v in found.items() if not (look and k in ("frames", "probe"))}
 
 
 def _read_hdf5(
-    path: Path, memory: Memory, bounds: Bounds, given: dict[str, str], *, look: bool, inverted: bool
+    path: Path, memory: Memory, bounds: Bounds, given: dict[str, str], *, look: bool, mask: str
 ) -> dict[str, Any]:
     main = Hdf5(path, memory, bounds.folders)
     files = [main]
     try:
-        layout = _recognised(Finder(main))
+        layout = recognised(Finder(main))
         if layout is None and "frames" not in given:
             wanted = ", ".join(dict.fromkeys(path for one in LAYOUTS for path in one.frames))
             raise ValueError(
                 f"found no frames, expected them at one of {wanted}: say where, frames=FILE:/path (--frames)"
             )
         layout = layout or Layout(name="frames as said", frames=())
+        found: dict[str, Any] = {"layout": layout.name, "amplitude": layout.amplitude}
+        found |= {"said": {}, "missing": [], "notes": [], "doubts": {}, "unread": {}}
         rest = main
-        if layout.pair is not None:
-            rest = Hdf5(_partner(path, layout.pair), memory, bounds.folders)
+        if layout.pair is not None and (partner := _partner(found, path, layout.pair)) is not None:
+            rest = Hdf5(partner, memory, bounds.folders)
             files.append(rest)
         reader = Finder(main), Finder(rest)
-        found: dict[str, Any] = {"layout": layout.name, "amplitude": layout.amplitude}
-        found |= {"said": {}, "missing": [], "notes": [], "doubts": {}}
         for name, text in given.items():
-            _take_given(found, name, text, path, memory, bounds, look=look)
+            _take_given(found, name, text, files, bounds, layout, look=look)
         _take_frames(found, layout, reader[0], look)
-        _take_given_positions(found)
-        _match_numbers(found, layout, reader[1])
-        _take_positions(found, layout, reader[1])
+        take_positions(found, layout, *reader)
         _leave_unwritten(found, reader[0])
         _take_numbers(found, layout, reader[1])
-        _take_images(found, layout, reader[1], look=look, inverted=inverted)
-        found.pop("raster", None)
-        return found
+        _take_mask(found, layout, reader[1], look=look, mask=mask)
+        _take_probe(found, layout, reader[1], look=look)
+        _compare_counts(found, look=look)
+        return {name: value for name, value in found.items() if name not in _OF_READING}
     finally:
         for file in files:
             file.close()
 
 
-def _recognised(reader: Finder) -> Layout | None:
-    """The first layout whose frames and positions are there, or whose frames are."""
-    fitting = [one for one in LAYOUTS if reader.first(one.frames)]
-    for one in fitting:
-        apart = reader.first(one.x.paths) and reader.first(one.y.paths)
-        if one.pair is not None or reader.first(one.positions.paths) or apart:
-            return one
-    return fitting[0] if fitting else None
+_OF_READING = ("raster", "axes", "given", "names", "columns", "owner", "table", "turned", "partner", "unread")
+"""What is found on the way to positions and numbers."""
 
 
-def _partner(path: Path, pair: tuple[str, str]) -> Path:
+def _partner(found: dict[str, Any], path: Path, pair: tuple[str, str]) -> Path | None:
+    """The second file of a pair; None, and what to say of it, where it is not there: all that it has may be given."""
     stem, here, there = path.stem, *pair
-    partner = path.with_name(stem[: -len(here)] + there + path.suffix) if stem.endswith(here) else path
-    if not stem.endswith(here) or not partner.is_file():
-        raise ValueError(
-            f"found frames and no {partner.name if stem.endswith(here) else f'*{here}{path.suffix} in its name'}, "
-            f"expected a pair NAME{here}{path.suffix}, NAME{there}{path.suffix}: put both into one folder"
-        )
-    return partner
+    named_so = stem.endswith(here)
+    partner = path.with_name(stem[: -len(here)] + there + path.suffix)
+    if named_so and partner.is_file():
+        return partner
+    found["partner"] = (
+        f"no {partner.name if named_so else f'*{here}{path.suffix} in the name of these frames'}, "
+        f"expected a pair NAME{here}{path.suffix}, NAME{there}{path.suffix}: put both into one folder, or give "
+        "positions and optics (--positions, --energy, --distance, --pixel)"
+    )
+    return None
 
 
 def _take_frames(found: dict[str, Any], layout: Layout, reader: Finder, look: bool) -> None:
     if "frames" in found or "shape" in found:
         return
-    nodes = reader.first(layout.frames)
+    place = reader.place(layout.frames)
+    nodes = reader.all(place)
     many, shape = 1, reader.file.shape(nodes[0]) if len(nodes) == 1 else ()
     if len(shape) == 4 and layout.name.startswith("NeXus"):
-        many, note = channels(shape[0], shape[1], _counted(found, layout, reader))
+        many, note = channels(shape[0], shape[1], counted(found, layout, reader))
         found["notes"] += [note] if note else []
+    found["axes"] = reader.axes(place) | found.get("axes", {})
     found["said"]["frames"] = take_stack(found, nodes, reader.file, look=look, many=many)
 
 
-def _counted(found: dict[str, Any], layout: Layout, reader: Finder) -> tuple[int, ...]:
-    """How many positions there are, or values in y and in x; empty where it is not known."""
-    if "positions" in found:
-        return (len(found["positions"]),)
-    if "pair" in found:
-        y, x = found["pair"]
-        return len(y), len(x)
-    if "table" in found:
-        return (table_count(found["table"][0], named=bool(found["table"][1])),)
-    sizes = [sum(math.prod(reader.file.shape(node)) for node in reader.first(at.paths)) for at in (layout.y, layout.x)]
-    return tuple(sizes) if all(sizes) else ()
-
-
-def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
-    if "positions" in found:
-        return
-    found["length"] = "m"
-    nodes = reader.first(layout.positions.paths)
-    if nodes:
-        unit, count = layout.positions.unit, _frame_count(found) if len(nodes) == 1 else None
-        blocks = [columns(one, str(nodes[0].name), count) for one in _lengths(nodes, reader.file, found, unit)]
-        where = np.concatenate(blocks, axis=0) if len(blocks) > 1 else blocks[0]
-        found["said"]["positions"] = nodes[0].name
-        found["positions"] = where[:, ::-1] if layout.order == "xy" else where
-        return
-    pair = [(reader.first(at.paths), at.unit) for at in (layout.y, layout.x)]
-    if all(nodes for nodes, _ in pair):
-        y, x = (
-            np.concatenate([one.ravel() for one in _lengths(nodes, reader.file, found, unit)]) for nodes, unit in pair
-        )
-        found["positions"] = each(y, x, _frame_count(found), found.get("raster", ()))
-        found["said"]["positions"] = f"{pair[0][0][0].name}, {pair[1][0][0].name}"
-        return
-    wanted = [path for at in (layout.positions, layout.y, layout.x) for path in at.paths]
-    found["missing"].append(
-        f"no positions, expected them at one of {', '.join(wanted) or 'the places of a known layout'} (a link may "
-        "be broken): say where, positions=FILE:/path[unit] (--positions)"
-    )
-
-
-def _match_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
-    """Frames in the order of the positions, where the file says of which frame each position is."""
-    nodes = reader.first(layout.numbers)
-    if not nodes or "positions" in found:
-        return
-    frames, numbers = _frame_count(found), np.asarray(reader.file.read(nodes[0])).ravel()
-    if np.array_equal(numbers, np.arange(frames)):
-        return
-    known = numbers.dtype.kind in "iuf" and bool(np.isin(numbers, np.arange(frames)).all())
-    if not known or len(np.unique(numbers)) != len(numbers):
-        raise ValueError(
-            f"found numbers of frames in {nodes[0].name} that are not of 0 to {frames - 1}, or twice the same, "
-            "expected the frame of each position: do the files belong together?"
-        )
-    found["said"]["frames"] += f", of which {len(numbers)} have positions, in the order of {nodes[0].name}"
-    if "shape" in found:
-        found["shape"] = [len(numbers), *found["shape"][-2:]]
-    else:
-        images = found["frames"].reshape(-1, *found["frames"].shape[-2:])
-        found["frames"] = images[numbers.astype(np.int64)]
-
-
-def _frame_count(found: dict[str, Any]) -> int:
-    return int(found["shape"][0] if "shape" in found else len(found["frames"]))
-
-
-def _lengths(nodes: list[Any], file: Hdf5, found: dict[str, Any], unit: str, *, sure: bool = False) -> list[NDArray]:
-    """Positions in metres, an array of each dataset. unit: where the file says none; sure: in any case."""
-    units = [unit if sure else file.unit(node, unit) for node in nodes]
-    found["units"] = sorted({*found.get("units", ()), *units})
-    return [file.numbers(node, "length", one) for node, one in zip(nodes, units, strict=True)]
-
-
 def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
+    unread = found["unread"]
     wavelength = reader.value(layout.wavelength, "wavelength", found)
-    if wavelength is None:
+    if wavelength is None and "wavelength" not in unread:
         energy = reader.value(layout.energy, "energy", found)
         wavelength = PLANCK_TIMES_C / energy if energy else None
+        unread |= {"wavelength": unread.pop("energy")} if "energy" in unread else {}
     tall = reader.value(layout.pixel_y, "detector_pixel", found)
     pixel = reader.value(layout.pixel, "detector_pixel", found)
     if pixel and tall and abs(tall / pixel - 1) > 1e-3:
         raise ValueError(f"found detector pixels of {tall} by {pixel} m, expected square ones: rebin")
     values = {"wavelength": wavelength, "distance": reader.value(layout.distance, "distance", found)}
-    values |= {"detector_pixel": pixel, "object_pixel": reader.value(layout.object_pixel, "object_pixel", found)}
+    values |= {"detector_pixel": pixel, "object_pixel": _object_pixel(found, layout, reader)}
     if values["distance"] is not None:
         values["distance"] = abs(values["distance"])  # some count it from the detector
     found |= {name: value for name, value in values.items() if value is not None}
-    if values["object_pixel"] is not None:
-        return
     for name, ats in {
         "wavelength": (layout.wavelength, layout.energy),
         "distance": (layout.distance,),
         "detector_pixel": (layout.pixel,),
     }.items():
-        if values[name] is None:
+        if values[name] is None and values["object_pixel"] is None:
             places = ", ".join(path for at in ats for path in at.paths)
+            why = f"that can be read ({unread.pop(name)})" if name in unread else f"({places or _NO_PLACE})"
             found["missing"].append(
-                f"no {name.replace('_', ' ')} ({places or 'this layout has no place for it'}), expected it: lengths "
-                f"are in metres, object pixels must be known: give it ({_OPTIONS[name]})"
+                f"no {name.replace('_', ' ')} {why}, expected it: lengths are in metres, object pixels must be known: "
+                f"give it ({_OPTIONS[name]})"
             )
+    found["notes"] += [f"{name.replace('_', ' ')} cannot be read: {why}" for name, why in unread.items()]
 
 
+def _object_pixel(found: dict[str, Any], layout: Layout, reader: Finder) -> float | None:
+    """Along x, metres, where a file keeps it; a doubt where that along y is none of the same detector."""
+    tall = reader.value(layout.object_pixel_y, "object_pixel", found)
+    pixel = reader.value(layout.object_pixel, "object_pixel", found)
+    if pixel and tall:
+        ny, nx = found["shape"][-2:] if "shape" in found else found["frames"].shape[-2:]
+        if abs(tall * ny / (pixel * nx) - 1) > _SAME:
+            found["doubts"]["object_pixel"] = (
+                f"found object pixels of {tall:.4g} by {pixel:.4g} m (y, x) for frames of {ny} by {nx} pixels, "
+                f"expected {pixel * nx / ny:.4g} m in y, as square detector pixels make them: rebin, or repair the file"
+            )
+    return pixel
+
+
+_SAME = 0.02
+"""Pixels along y and x may differ so much."""
+_NO_PLACE = "this layout has no place for it"
 _OPTIONS = {"wavelength": "--energy", "distance": "--distance", "detector_pixel": "--pixel"}
 
 
-def _take_images(found: dict[str, Any], layout: Layout, reader: Finder, *, look: bool, inverted: bool) -> None:
-    nodes = reader.first(layout.mask)
-    if nodes:
+def _take_mask(found: dict[str, Any], layout: Layout, reader: Finder, *, look: bool, mask: str) -> None:
+    if mask == "none":
+        return
+    try:
+        nodes = reader.first(layout.mask, 1)
+        if not nodes:
+            return
         found["said"]["mask"] = f"{nodes[0].name} ({layout.mask_rule})"
         if not look:
-            mask = reader.file.read(nodes[0])
-            mask = mask.swapaxes(-1, -2) if by_matlab(nodes[0]) and mask.ndim > 1 else mask
-            found["mask"] = np.ascontiguousarray(bad_pixels(mask, layout.mask_rule, inverted=inverted))
+            kept = reader.file.read(nodes[0])
+            kept = kept.swapaxes(-1, -2) if by_matlab(nodes[0]) and kept.ndim > 1 else kept
+            bad = bad_pixels(kept, layout.mask_rule, inverted=mask == "inverted")
+            found["mask"] = np.ascontiguousarray(bad)
+    except (OSError, ValueError) as error:
+        found["doubts"]["mask"] = f"{error}, or leave the mask out (--mask none)"
+        if not look:
+            raise ValueError(found["doubts"]["mask"]) from error
+
+
+def _take_probe(found: dict[str, Any], layout: Layout, reader: Finder, *, look: bool) -> None:
     for path in layout.probe:
-        node = reader.file.find(path)
-        if node is not None and hasattr(node, "dtype") and node.dtype.kind == "c":
+        try:
+            node = reader.file.find(path)
+            if node is None or not hasattr(node, "dtype") or node.dtype.kind != "c":
+                continue
             found["said"]["probe"] = f"{path} {node.dtype} {node.shape}"
             if not look:
                 probe = reader.file.read(node)
                 found["probe"] = probe.T if by_matlab(node) else probe
-            return
+        except (OSError, ValueError) as error:
+            found["said"].pop("probe", None)
+            found["notes"].append(f"the file's probe cannot be read: {error}")
+        return
+
+
+def _compare_counts(found: dict[str, Any], *, look: bool) -> None:
+    """Whether there is a position for each frame: for a `look` a doubt, else an error."""
+    if "positions" not in found:
+        return
+    frames, positions = frame_count(found), len(found["positions"])
+    if positions == frames or not frames:
+        return
+    few = min(frames, positions)
+    cut = (
+        f"write rows 0 to {few - 1} of x and y into a text file, and give it (--positions FILE:/0,/1[unit])"
+        if few < positions
+        else f"write frames 0 to {few - 1} into an HDF5 file, and give it (--frames FILE:/path)"
+    )
+    found["doubts"]["count"] = (
+        f"found {frames} frames and positions of shape {found['positions'].shape}, expected one (y, x) for each frame: "
+        f"if the first {few} belong together, as of a scan that was ended early, {cut}"
+    )
+    if not look:
+        raise ValueError(found["doubts"]["count"])
 
 
 def _take_given(
-    found: dict[str, Any], name: str, text: str, path: Path, memory: Memory, bounds: Bounds, *, look: bool
+    found: dict[str, Any], name: str, text: str, files: list[Hdf5], bounds: Bounds, layout: Layout, *, look: bool
 ) -> None:
     """`frames` or `positions` from FILE:/path[unit]; FILE may be left out for the scan itself."""
-    place, unit = [*text[:-1].rsplit("[", 1), "m"][:2] if text.endswith("]") else (text, "m")
-    file_name, colon, inside = place.rpartition(":")
-    if not colon and name == "positions":
-        file_name, inside = place, ""
-    elif not colon:
-        raise ValueError(f"found {name} at {text!r}, expected FILE:/path or FILE:/path[unit]")
-    there = path if not file_name else (path.parent / file_name)
-    if not there.is_file():
-        raise ValueError(f"found {name} at {text!r}, and no file {there}, expected it: check the path")
-    if name == "positions" and not h5py.is_hdf5(there):
-        found["table"] = (there, inside, unit, text)  # it is read when the number of frames is known
+    main = files[0]
+    given = named(name, text, main.path)
+    if name == "positions" and not h5py.is_hdf5(given.file):
+        found["table"] = given  # it is read when the number of frames is known
         return
     # Who gives a file by name trusts its folder: links inside it are followed there.
-    file = Hdf5(there, memory, bounds.folders)
+    file = Hdf5(given.file, main.memory, bounds.folders)
     try:
-        parts = []
-        for one in inside.split(","):
-            nodes = Finder(file).first((one.strip("/"),))
-            if not nodes:
-                top = ", ".join(sorted(file.file)[:20])
-                raise ValueError(f"found no {one} in {there.name}, which has {top}, expected {name} there: name it")
-            parts.append(nodes)
-        if name == "frames":
-            said = take_stack(found, [node for nodes in parts for node in nodes], file, look=look)
-            found["said"][name] = f"{there.name}: {said}"
-            return
-        found["said"][name], found["length"] = text, "m"
-        values = [np.concatenate(_lengths(nodes, file, found, unit, sure=text.endswith("]"))) for nodes in parts]
-        if len(values) == 2:
-            found["pair"] = values[1].ravel(), values[0].ravel()
+        own = given.file.resolve() in {one.path.resolve() for one in files}
+        owner = layout if own else recognised(Finder(file))
+        if name == "positions":
+            give_positions(found, given, file, owner)
         else:
-            found["positions"] = columns(values[0], inside)[:, ::-1]
+            _take_given_frames(found, given, file, owner, look=look)
     finally:
         file.close()
-        os.chdir(path.resolve().parent)
+        os.chdir(main.path.resolve().parent)
+
+
+def _take_given_frames(found: dict[str, Any], given: Named, file: Hdf5, owner: Layout | None, *, look: bool) -> None:
+    """Frames that are given. owner: the layout of their file: its own place of frames keeps what they are."""
+    nodes = []
+    for one in given.inside:
+        nodes += Finder(file).named(one, "frames")
+    amplitude = owner is not None and owner.amplitude and all(among(one, owner.frames) for one in given.inside)
+    if found["amplitude"] and not amplitude:
+        found["notes"].append(
+            f"frames at {given.text} are taken as counts; at its own place {found['layout']} has amplitudes"
+        )
+    found["amplitude"] = amplitude
+    found["axes"] = Finder(file).axes(given.inside[0]) | found.get("axes", {})
+    found["said"]["frames"] = f"{given.file.name}: {take_stack(found, nodes, file, look=look)}"
 
 
 def _leave_unwritten(found: dict[str, Any], reader: Finder) -> None:
@@ -337,29 +318,6 @@ def _leave_unwritten(found: dict[str, Any], reader: Finder) -> None:
         found["shape"] = [int(written.sum()), *found["shape"][-2:]]
     else:
         found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])[written]
-
-
-def _take_given_positions(found: dict[str, Any]) -> None:
-    """Positions that are given, as two arrays or in a text file, once the number of frames is known."""
-    frames, raster = _frame_count(found), found.get("raster", ())
-    if "pair" in found:
-        y, x = found.pop("pair")
-        found["positions"] = each(y, x, frames, raster)
-    if "table" not in found:
-        return
-    there, inside, unit, text = found.pop("table")
-    found["length"] = "m"
-    if not inside:
-        given = unit if text.endswith("]") else None
-        found["positions"], found["said"]["positions"], used = table_positions(there, frames, given)
-        found["units"] = [used]
-        return
-    names = [one.strip("/") for one in inside.split(",")]
-    if len(names) != 2:
-        raise ValueError(f"found positions at {text!r}, expected FILE:/x,/y[unit], two columns of the table")
-    table = TextTable(there)
-    x, y = (table.column(name) * factor(unit, "length", there.name) for name in names)
-    found["positions"], found["said"]["positions"], found["units"] = each(y, x, frames, raster), text, [unit]
 
 
 def _without_leading_ones(array: NDArray, ndim: int) -> NDArray:

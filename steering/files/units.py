@@ -5,6 +5,7 @@ A number whose unit was taken wrongly is off by orders of magnitude: what X-ray 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 _LENGTHS = {
@@ -21,7 +22,12 @@ _ENERGIES = {
     "ev": 1.602176634e-19, "electronvolt": 1.602176634e-19, "electron volt": 1.602176634e-19,
     "kev": 1.602176634e-16, "kiloelectronvolt": 1.602176634e-16,
 }  # fmt: skip
-KINDS = {"length": (_LENGTHS, "m, mm, um, nm, Angstrom, pm"), "energy": (_ENERGIES, "J, eV, keV")}
+_ANGLES = {"rad": 1.0, "radian": 1.0, "deg": math.pi / 180, "degree": math.pi / 180, "\u00b0": math.pi / 180}
+KINDS = {
+    "length": (_LENGTHS, "m, mm, um, nm, Angstrom, pm"),
+    "energy": (_ENERGIES, "J, eV, keV"),
+    "angle": (_ANGLES, "degree, rad"),
+}
 PLANCK_TIMES_C = 6.62607015e-34 * 299792458.0
 """Joule metres: wavelength = this / photon energy."""
 ENERGY_TO_WAVELENGTH = PLANCK_TIMES_C / 1.602176634e-19
@@ -64,9 +70,9 @@ def decoded(text: object) -> str:
 
 
 def factor(unit: object, kind: str, what: str) -> float:
-    """What a value in this unit is multiplied with to be in metres or joules. kind: "length" or "energy".
+    """What a value in this unit is multiplied with to be in metres, joules or radians.
 
-    Raises ValueError for an unknown unit.
+    kind: "length", "energy" or "angle". Raises ValueError for an unknown unit.
     """
     text = decoded(unit)
     known, listed = KINDS[kind]

@@ -79,7 +79,7 @@ def positions_in_unit(fields: Mapping[str, Any], whole: list[int], geometry: Geo
         return where
     said, made = fields["object_pixel"], geometry.object_pixel * side / whole[1]
     if not in_metres:
-        return where / said * side / np.array(whole)
+        return where / said * side / whole[1]  # of a square detector pixel, so that both axes have the same
     if abs(made / said - 1) > _SAME:
         raise ValueError(
             f"found an object pixel of {said:.4g} m in the file, and of {made:.4g} m by wavelength, distance and "

@@ -171,7 +171,7 @@ def read_recording(
         raise FileNotFoundError(f"found no file {path}, expected a recorded scan: check the path")
     given = {name: where for name in ("frames", "positions") if (where := getattr(settings, name)) is not None}
     try:
-        fields = isolated(_READER, path, settings.bounds, given=given, inverted=settings.mask == "inverted")
+        fields = isolated(_READER, path, settings.bounds, given=given, mask=settings.mask)
         return _recording(fields, settings, (zero_frequency, orientation), probe)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
