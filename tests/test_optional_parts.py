@@ -127,6 +127,23 @@ def test_positions_and_frames_that_are_given_go_before_broken_links(tmp_path):
         read(path, positions="mine.h5:/x,/y[m]")
 
 
+def test_detector_pixels_that_are_not_square_may_be_given(tmp_path, capsys):
+    cxi(tmp_path / "scan.cxi")
+    replace(tmp_path / "scan.cxi", f"{DETECTOR}/y_pixel_size", 2 * PIXEL, "m")
+    with pytest.raises(ValueError, match=r"found detector pixels of .*, expected square ones: rebin"):
+        read(tmp_path / "scan.cxi")
+    assert "doubtful: found detector pixels" in inspected(tmp_path / "scan.cxi", capsys)
+    assert_at(read(tmp_path / "scan.cxi", detector_pixel=PIXEL), where())
+
+
+def test_numbers_of_written_frames_that_cannot_be_read_are_said(tmp_path):
+    eiger_master(tmp_path / "scan_master.h5")
+    replace(tmp_path / "scan_master.h5", "entry/uniqueKeys", LINK)
+    taken = read(tmp_path / "scan_master.h5")
+    assert_at(taken, where())
+    assert any("which frames were written cannot be read, all are taken: found the link" in n for n in taken.notes)
+
+
 def test_a_probe_that_cannot_be_read_is_done_without(tmp_path):
     cxi(tmp_path / "scan.cxi")
     replace(tmp_path / "scan.cxi", "entry_1/instrument_1/source_1/probe", LINK)

@@ -115,6 +115,20 @@ def test_positions_that_contradict_the_raster_are_refused(tmp_path):
         read(path, positions="p.h5:/p[um]")
 
 
+@pytest.mark.parametrize("given", ["", ":/entry/data/x,/entry/data/y[um]", "p.h5:/p[um]"])
+def test_frames_that_are_named_have_channels_as_well(tmp_path, given):
+    """Frames of (frame, channel, y, x) at the layout's own place had become a raster once they were named."""
+    frames = np.stack([counts(), counts() * 0, counts()], axis=1)
+    path = nexus(tmp_path / "scan.h5", frames, *where().T[::-1] * 1e6)
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["p"] = np.c_[where()[:, ::-1] * 1e6, np.zeros(FRAMES)]
+    settings = {"frames": ":/entry/data/data"} | ({"positions": given} if given else {})
+    taken = read(path, **settings)
+    np.testing.assert_array_equal(taken.counts, counts())
+    assert_at(taken, where())
+    assert any("they have 3 channels, of which the first is used" in note for note in taken.notes)
+
+
 def test_a_place_of_the_layout_that_is_named_keeps_its_order(tmp_path):
     """The error of a wrong unit names this remedy; it read y as x."""
     ptyd(tmp_path / "scan.ptyd")

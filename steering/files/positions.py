@@ -81,8 +81,10 @@ def give_positions(found: dict[str, Any], given: Named, file: Hdf5, owner: Layou
 def counted(found: dict[str, Any], layout: Layout, reader: Finder) -> tuple[int, ...]:
     """How many positions there are, or values in y and in x; empty where it is not known."""
     if "given" in found:
-        return tuple(sum(one.size for one in blocks) // (2 if len(found["given"]) == 1 else 1)
-                     for blocks in found["given"])  # fmt: skip
+        alone, words = len(found["given"]) == 1, found["said"]["positions"]
+        return tuple(
+            sum(len(columns(one, words)) if alone else one.size for one in blocks) for blocks in found["given"]
+        )
     if "table" in found:
         return (table_count(found["table"].file, found["table"].inside),)
     sizes = [sum(math.prod(reader.file.shape(n)) for n in _nodes(reader, at)) for at in (layout.y, layout.x)]

@@ -110,8 +110,9 @@ def _read_hdf5(
             rest = Hdf5(partner, memory, bounds.folders)
             files.append(rest)
         reader = Finder(main), Finder(rest)
-        for name, text in given.items():
-            _take_given(found, name, text, files, bounds, layout, look=look)
+        for name in ("positions", "frames"):  # how many positions there are tells a raster from channels
+            if name in given:
+                _take_given(found, name, given[name], files, bounds, layout, look=look)
         _take_frames(found, layout, reader[0], look)
         take_positions(found, layout, *reader)
         _leave_unwritten(found, reader[0])
@@ -149,12 +150,19 @@ def _take_frames(found: dict[str, Any], layout: Layout, reader: Finder, look: bo
         return
     place = reader.place(layout.frames)
     nodes = reader.all(place)
-    many, shape = 1, reader.file.shape(nodes[0]) if len(nodes) == 1 else ()
-    if len(shape) == 4 and layout.name.startswith("NeXus"):
-        many, note = channels(shape[0], shape[1], counted(found, layout, reader))
-        found["notes"] += [note] if note else []
     found["axes"] = reader.axes(place) | found.get("axes", {})
+    many = _channels(found, nodes, layout, reader)
     found["said"]["frames"] = take_stack(found, nodes, reader.file, look=look, many=many)
+
+
+def _channels(found: dict[str, Any], nodes: list[Any], layout: Layout, reader: Finder) -> int:
+    """How many channels of the detector each frame has, with a note on what was taken."""
+    shape = reader.file.shape(nodes[0]) if len(nodes) == 1 else ()
+    if len(shape) != 4 or not layout.name.startswith("NeXus"):
+        return 1
+    many, note = channels(shape[0], shape[1], counted(found, layout, reader))
+    found["notes"] += [note] if note else []
+    return many
 
 
 def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
@@ -167,7 +175,8 @@ def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None
     tall = reader.value(layout.pixel_y, "detector_pixel", found)
     pixel = reader.value(layout.pixel, "detector_pixel", found)
     if pixel and tall and abs(tall / pixel - 1) > 1e-3:
-        raise ValueError(f"found detector pixels of {tall} by {pixel} m, expected square ones: rebin")
+        square = f"found detector pixels of {tall} by {pixel} m, expected square ones: rebin, and give them (--pixel)"
+        found["doubts"].setdefault("detector_pixel", square)
     values = {"wavelength": wavelength, "distance": reader.value(layout.distance, "distance", found)}
     values |= {"detector_pixel": pixel, "object_pixel": _object_pixel(found, layout, reader)}
     if values["distance"] is not None:
@@ -281,33 +290,39 @@ def _take_given(
         if name == "positions":
             give_positions(found, given, file, owner)
         else:
-            _take_given_frames(found, given, file, owner, look=look)
+            _take_given_frames(found, given, Finder(file), owner, look=look)
     finally:
         file.close()
         os.chdir(main.path.resolve().parent)
 
 
-def _take_given_frames(found: dict[str, Any], given: Named, file: Hdf5, owner: Layout | None, *, look: bool) -> None:
+def _take_given_frames(
+    found: dict[str, Any], given: Named, reader: Finder, owner: Layout | None, *, look: bool
+) -> None:
     """Frames that are given. owner: the layout of their file: its own place of frames keeps what they are."""
-    nodes = []
-    for one in given.inside:
-        nodes += Finder(file).named(one, "frames")
-    amplitude = owner is not None and owner.amplitude and all(among(one, owner.frames) for one in given.inside)
+    nodes = [node for one in given.inside for node in reader.named(one, "frames")]
+    own = owner if owner is not None and all(among(one, owner.frames) for one in given.inside) else None
+    amplitude = own is not None and own.amplitude
     if found["amplitude"] and not amplitude:
         found["notes"].append(
             f"frames at {given.text} are taken as counts; at its own place {found['layout']} has amplitudes"
         )
     found["amplitude"] = amplitude
-    found["axes"] = Finder(file).axes(given.inside[0]) | found.get("axes", {})
-    found["said"]["frames"] = f"{given.file.name}: {take_stack(found, nodes, file, look=look)}"
+    found["axes"] = reader.axes(given.inside[0]) | found.get("axes", {})
+    many = 1 if own is None else _channels(found, nodes, own, reader)
+    found["said"]["frames"] = f"{given.file.name}: {take_stack(found, nodes, reader.file, look=look, many=many)}"
 
 
 def _leave_unwritten(found: dict[str, Any], reader: Finder) -> None:
     """Leave out frames that were never written, where the file says which."""
-    nodes = reader.first(WRITTEN)
-    if not nodes or nodes[0].dtype.kind not in "iu":
+    try:
+        nodes = reader.first(WRITTEN)
+        if not nodes or nodes[0].dtype.kind not in "iu":
+            return
+        written = reader.file.read(nodes[0]).ravel() != 0
+    except (OSError, ValueError) as error:
+        found["notes"].append(f"which frames were written cannot be read, all are taken: {error}")
         return
-    written = reader.file.read(nodes[0]).ravel() != 0
     frames = math.prod(found["shape"][:-2]) if "shape" in found else math.prod(found["frames"].shape[:-2])
     if written.all() or len(written) != frames:
         return
