@@ -224,7 +224,11 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
         help="where the sample absorbs more: tells it from its twin as well",
     )
     group.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
-    group.add_argument("--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit]")
+    group.add_argument(
+        "--positions",
+        metavar="FILE:/path[unit]",
+        help="where the positions are, x in the first column (but at the layout's own place), or FILE:/x,/y[unit]",
+    )
     group.add_argument("--energy", type=float, help="of the photons, eV")
     group.add_argument("--distance", type=float, help="sample to detector, metres")
     group.add_argument("--pixel", type=float, help="pitch of a detector pixel, metres")

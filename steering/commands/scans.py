@@ -50,7 +50,10 @@ def add_commands(commands: Any) -> None:
     )
     inspect.add_argument("--frames", metavar="FILE:/path", help="where the frames are")
     inspect.add_argument(
-        "--positions", metavar="FILE:/path[unit]", help="where the positions are, or FILE:/x,/y[unit], or an address"
+        "--positions",
+        metavar="FILE:/path[unit]",
+        help="where the positions are, x in the first column (but at the layout's own place), or FILE:/x,/y[unit], or "
+        "an address",
     )
     inspect.add_argument("--monitor", help="address of the incident intensity, beside an address of positions")
     inspect.add_argument(

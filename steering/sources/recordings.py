@@ -40,7 +40,8 @@ class ReadSettings:
     """FILE:/path of the frames, where they are not where a known layout has them."""
     positions: str | None = None
     """FILE:/path[unit] or FILE:/x,/y[unit], of each frame or of a raster's rows and columns. A unit goes before the
-    file's; without one it is the file's, or metres."""
+    file's; without one it is the file's, or metres. x is in the first column, but the layout's own place keeps what the
+    layout says of it, as do the columns of a known table."""
     energy: float | None = None
     """Of the photons, eV."""
     distance: float | None = None
