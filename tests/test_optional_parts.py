@@ -80,6 +80,18 @@ def test_a_mask_that_cannot_be_read_may_be_left_out(tmp_path, capsys):
     assert "doubtful: found the link" in inspected(tmp_path / "scan_master.h5", capsys)
 
 
+def test_a_damaged_mask_may_be_left_out(tmp_path):
+    """Found by fuzzing."""
+    cxi(tmp_path / "scan.cxi")
+    with h5py.File(tmp_path / "scan.cxi", "a") as file:
+        del file[f"{DETECTOR}/mask"]
+        damaged = file.create_dataset(f"{DETECTOR}/mask", (N, N), np.uint8, chunks=(N, N), compression="gzip")
+        damaged.id.write_direct_chunk((0, 0), b"no deflate")
+    with pytest.raises(ValueError, match=r"found a mask that cannot be read \(.*filter.*\(--mask none\)"):
+        read(tmp_path / "scan.cxi")
+    assert_at(read(tmp_path / "scan.cxi", mask="none"), where())
+
+
 @pytest.mark.parametrize("weights", [None, np.zeros(0)], ids=["no weights", "empty weights"])
 @pytest.mark.parametrize("place", ["meta/weight2d", "info/weight2d", "common/weight2d", None])
 def test_the_mask_of_ptypy_where_chunks_have_none(tmp_path, weights, place):
@@ -187,6 +199,15 @@ def test_a_table_of_velociprobe_may_have_more_columns(tmp_path, comment):
 
 
 @pytest.mark.parametrize(("frames", "positions"), [(FRAMES, FRAMES - 1), (FRAMES - 2, FRAMES)])
+def test_arrays_that_differ_in_number_are_cut_in_their_file(tmp_path):
+    np.savez(tmp_path / "scan.npz", data=counts(), scan=np.zeros((FRAMES - 1, 2)))
+    with pytest.raises(
+        ValueError, match=r"if the first 5 belong together.*, keep these of both arrays, data and scan"
+    ) as caught:
+        read(tmp_path / "scan.npz")
+    assert "--positions" not in str(caught.value)
+
+
 def test_frames_and_positions_that_differ_in_number_are_said_with_a_way_out(tmp_path, capsys, frames, positions):
     y, x = where()[:positions].T * 1e6
     path = nexus(tmp_path / "scan.h5", counts()[:frames], x, y)

@@ -231,7 +231,8 @@ def _take_mask(found: dict[str, Any], layout: Layout, reader: Finder, *, look: b
             bad = bad_pixels(kept, layout.mask_rule, inverted=mask == "inverted")
             found["mask"] = np.ascontiguousarray(bad)
     except (OSError, ValueError) as error:
-        found["doubts"]["mask"] = f"{error}, or leave the mask out (--mask none)"
+        why = str(error) if str(error).startswith("found") else f"found a mask that cannot be read ({error}): copy it"
+        found["doubts"]["mask"] = f"{why}, or leave the mask out (--mask none)"
         if not look:
             raise ValueError(found["doubts"]["mask"]) from error
 
@@ -260,11 +261,12 @@ def _compare_counts(found: dict[str, Any], *, look: bool) -> None:
     if positions == frames or not frames:
         return
     few = min(frames, positions)
-    cut = (
-        f"write rows 0 to {few - 1} of x and y into a text file, and give it (--positions FILE:/0,/1[unit])"
-        if few < positions
-        else f"write frames 0 to {few - 1} into an HDF5 file, and give it (--frames FILE:/path)"
-    )
+    if found["layout"] == "npz":
+        cut = "keep these of both arrays, data and scan"
+    elif few < positions:
+        cut = f"write rows 0 to {few - 1} of x and y into a text file, and give it (--positions FILE:/0,/1[unit])"
+    else:
+        cut = f"write frames 0 to {few - 1} into an HDF5 file, and give it (--frames FILE:/path)"
     found["doubts"]["count"] = (
         f"found {frames} frames and positions of shape {found['positions'].shape}, expected one (y, x) for each frame: "
         f"if the first {few} belong together, as of a scan that was ended early, {cut}"
