@@ -129,6 +129,16 @@ def test_frames_that_are_named_have_channels_as_well(tmp_path, given):
     assert any("they have 3 channels, of which the first is used" in note for note in taken.notes)
 
 
+def test_a_grid_that_says_that_its_axes_are_exchanged(tmp_path):
+    frames, grid = raster(4, 4)
+    y, x = grid.T.reshape(2, 4, 4)
+    path = nexus(tmp_path / "scan.h5", frames, x.T, y.T)
+    say_axes(path, x_indices=[1, 0], y_indices=[1, 0])
+    assert_at(read(path), grid * 1e-6)
+    say_axes(path, x_indices=[0, 1], y_indices=[0, 1])
+    assert_at(read(path), grid[:, ::-1] * 1e-6)
+
+
 def test_a_place_of_the_layout_that_is_named_keeps_its_order(tmp_path):
     """The error of a wrong unit names this remedy; it read y as x."""
     ptyd(tmp_path / "scan.ptyd")

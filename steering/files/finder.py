@@ -49,20 +49,21 @@ class Finder:
         except (OSError, ValueError):
             return True
 
-    def axes(self, path: str) -> dict[str, int]:
-        """Which axis of its frames each position is along, as the NXdata group of a path says: by its attribute `axes`,
-        and by NAME_indices, which goes before it. Positions along several axes are left out, they are of each frame."""
+    def axes(self, path: str) -> dict[str, tuple[int, ...]]:
+        """Which axes of the frames the axes of positions are, by name, as the NXdata group of a path says: by its
+        attribute `axes`, and by NAME_indices, which goes before it."""
         group = self.file.find(path.rpartition("/")[0])
         if not isinstance(group, h5py.Group):
             return {}
         names = self.file.attribute_value(group, "axes")
-        found = {} if names is None else {decoded(name): axis for axis, name in enumerate(np.ravel(names))}
+        found: dict[str, tuple[int, ...]] = {}
+        for axis, name in enumerate([] if names is None else np.ravel(names)):
+            found[decoded(name)] = (axis,)
         for attribute in group.attrs:
             name, is_index = attribute.removesuffix("_indices"), attribute.endswith("_indices")
             at = self.file.attribute_value(group, attribute) if is_index else None
             if at is not None and np.asarray(at).dtype.kind in "ui":
-                found.pop(name, None)
-                found |= {name: int(np.ravel(at)[0])} if np.size(at) == 1 else {}
+                found[name] = tuple(np.ravel(at).tolist())
         return found
 
     def all(self, path: str) -> list[Any]:

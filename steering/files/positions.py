@@ -142,7 +142,10 @@ def _nodes(reader: Finder, at: At) -> list[Any]:
 def _place(found: dict[str, Any]) -> None:
     """Positions of each frame from the arrays that were found."""
     given, frames, raster = found["given"], frame_count(found), found.get("raster", ())
-    words = found["said"]["positions"]
+    words, axes = found["said"]["positions"], [found["axes"].get(n.rpartition("/")[2], ()) for n in found["names"]]
+    for blocks, along in zip(given, axes, strict=True):
+        if len(blocks) == 1 and blocks[0].ndim == len(along) == 2 and along[0] > along[1]:
+            blocks[0] = blocks[0].T
     for one in [blocks[0] for blocks in given if len(blocks) == 1]:
         refuse_other_grid(_grid(one.shape, of_both=len(given) == 1), raster, words)
     if len(given) == 1:
@@ -151,8 +154,8 @@ def _place(found: dict[str, Any]) -> None:
         found["positions"] = where[:, ::-1] if found["columns"] == "xy" else where
         return
     y, x = (np.concatenate([one.ravel() for one in blocks]) for blocks in given)
-    at_y, at_x = (found["axes"].get(name.rpartition("/")[2]) for name in found["names"])
-    order = "" if at_y is None or at_x is None or at_y == at_x else "yx" if at_y < at_x else "xy"
+    told = all(len(along) == 1 for along in axes) and axes[0] != axes[1]
+    order = ("yx" if axes[0] < axes[1] else "xy") if told else ""
     found["positions"], note = each(y, x, frames, raster, order)
     found["notes"] += [note] if note else []
 
