@@ -292,7 +292,9 @@ def test_frames_go_with_the_positions_of_their_numbers_also_where_these_are_name
         assert_at(taken, where()[order] / OBJECT_PIXEL, atol=1e-9)
     with h5py.File(tmp_path / "mine.h5", "w") as file:
         file["x"], file["y"] = where()[:, 1], where()[:, 0]
-    taken = read(tmp_path / "scan_dp.hdf5", positions="mine.h5:/x,/y[m]")
-    np.testing.assert_array_equal(taken.counts, counts())
-    assert_at(taken, where() / OBJECT_PIXEL, atol=1e-9)
-    assert any("those that are given are taken in the frames' order" in note for note in taken.notes)
+    np.savetxt(tmp_path / "mine.txt", where()[:, ::-1])
+    for given in ("mine.h5:/x,/y[m]", "mine.txt:/0,/1[m]"):
+        taken = read(tmp_path / "scan_dp.hdf5", positions=given)
+        np.testing.assert_array_equal(taken.counts, counts())
+        assert_at(taken, where() / OBJECT_PIXEL, atol=1e-9)
+        assert any("those that are given are taken in the frames' order" in note for note in taken.notes)

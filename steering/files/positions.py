@@ -97,6 +97,8 @@ def take_positions(found: dict[str, Any], layout: Layout, main: Finder, rest: Fi
     main, rest: the file of the frames, and that of all else. Raises ValueError for those that make no positions.
     """
     if "table" in found:
+        found["owner"] = None
+        _match_numbers(found, layout, rest)
         _from_table(found, main)
     else:
         if "given" not in found:
