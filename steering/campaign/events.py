@@ -124,6 +124,16 @@ class LabelsReady(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScanNotLabelled(Event):
+    """A scan is over after so many frames, and none of them was ever labelled by refinement: nothing of it was learnt.
+    reason: why, and what to do."""
+
+    scan: str
+    frames: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExternalLabelsRead(Event):
     """A file of external labels was read: labels of `count` frames are with the ranks, `refused` were refused, for
     these reasons. Medians over those accepted: seconds since the frame was acquired, model versions published since

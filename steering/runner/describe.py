@@ -25,6 +25,7 @@ from steering.campaign import (
     RolledBack,
     RunRecovered,
     RunStarted,
+    ScanNotLabelled,
     ScanRefined,
     ScanRevisited,
     SourceReopened,
@@ -163,6 +164,8 @@ def _of_labels(event: Event) -> str | None:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
         case LabelsReady() if event.reason:
             return f"nothing of {event.scan} to train on yet: {event.reason}"
+        case ScanNotLabelled():
+            return f"{event.scan} was never labelled, nothing of it was learnt: {event.reason}"
         case ScanRefined() if event.reason:
             return f"{event.scan} is saved as the live image had it: {event.reason}"
         case ScanRefined():
