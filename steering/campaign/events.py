@@ -202,12 +202,14 @@ class ScansJudged(Event):
 class ModelPublished(Answer):
     """A version is in service; validation_residual is what trust expects of it on the scan it was made for.
 
-    Version 0, which the campaign starts from, answers no action.
+    validation_frames: of the held-out frames that its error is the mean of, those with counts enough to measure trust
+    against. None where nobody said. Version 0, which the campaign starts from, answers no action.
     """
 
     version: int
     validation_error: float | None
     validation_residual: float | None
+    validation_frames: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
