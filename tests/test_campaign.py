@@ -35,6 +35,7 @@ from steering.campaign import (
     RollBack,
     RollBackRefused,
     RolledBack,
+    ScanNotLabelled,
     SourceEnded,
     Steer,
     TakeBack,
@@ -162,6 +163,7 @@ class World:
         self.unpredicted = deque()
         self.measured = {name: [] for name, _ in parts}
         self.frames = 0
+        self.labelled = set()
         self.source_over = self.told_over = self.paused = False
         self.waiting = {}  # what is to be answered
         self.late = []  # answers to what is no longer asked
@@ -309,6 +311,7 @@ class World:
     def label(self):
         action = self.waiting.pop("label")
         failed = self.draws.random() < self.trouble
+        self.labelled |= set() if failed else {action.scan}
         self.answer(replace(labels(action.scan, 0 if failed else 20), action=action.id))
 
     def train(self):
@@ -389,6 +392,7 @@ def test_whatever_happens_it_ends_once_and_replays(kind, seed):
     # New frames are what labels are made for, the end, and another group: none are made again for nothing.
     reasons = sum(isinstance(event, ChunkArrived | GroupChanged) for event in world.log)
     assert world.given["Label"] <= reasons + SETTINGS.labels_after_end
+    assert {scan for scan, _ in never_labelled(world.campaign)} == set(world.campaign.scans) - world.labelled
     again, actions = replay([{"event": "Started"}, *map(as_logged, world.log)], SETTINGS)
     assert actions == world.actions
     assert (again, again.models) == (world.campaign, world.campaign.models)
@@ -667,11 +671,45 @@ def test_a_scan_too_short_to_label_ends_at_once(frames):
     assert feed(campaign, ended()) == [Finish(campaign_end())]
 
 
+def never_labelled(campaign):
+    return [(each.scan, each.frames) for each in campaign.raised if isinstance(each, ScanNotLabelled)]
+
+
+def test_scans_too_short_to_label_are_named_as_each_is_over():
+    campaign = started()
+    feed(campaign, chunk(10, "a"), chunk(9, "a"))
+    assert never_labelled(campaign) == []
+    feed(campaign, chunk(5, "b"))
+    assert never_labelled(campaign) == [("a", 19)]
+    assert campaign.raised[-1].reason.startswith("found 19 frames when it was over, expected 20 before labels are made")
+    assert "CampaignSettings.frames_to_label" in campaign.raised[-1].reason
+    feed(campaign, chunk(20, "c"), labels("c"), ended())
+    assert never_labelled(campaign) == [("a", 19), ("b", 5)]
+    assert set(campaign.unlabelled.figures) == {"a", "b"}
+
+
+def test_the_last_scan_is_named_at_the_end_of_the_run():
+    campaign = started()
+    feed(campaign, chunk(5), ended())
+    assert campaign.finished
+    assert never_labelled(campaign) == [("a", 5)]
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_of_a_scan_that_is_over_while_it_is_labelled_that_is_waited_for(count):
+    campaign = started()
+    feed(campaign, chunk(20, "a"), chunk(5, "b"))
+    assert never_labelled(campaign) == []
+    feed(campaign, labels("a", count), chunk(20, "c"))
+    assert never_labelled(campaign) == [("a", 20)] * (not count) + [("b", 5)]
+
+
 def test_a_scan_whose_labels_all_fail_ends_too():
     campaign = started()
     feed(campaign, chunk(20), labels(count=0))
     assert feed(campaign, ended()) == [Label("a")]
     assert feed(campaign, labels(count=0)) == [Finish(campaign_end())]
+    assert never_labelled(campaign) == [("a", 20)]
 
 
 def test_a_short_last_scan_does_not_hide_the_round_of_the_one_before():
@@ -757,6 +795,7 @@ EVENTS = [
         time=0.0, scan="a", version=1, by="offset", trust=0.1, lowest=0.2, worse=3, most=8, residual=0.3, expected=None
     ),
     DriftLowered(time=0.0, scan="a", version=2, since=1, trust=0.5, residual=0.1, expected=0.1),
+    ScanNotLabelled(time=0.0, scan="a", frames=5, reason="too few"),
     changed(),
     PredictorReplaced(time=0.0, frames=40, seconds=6.5),
     ended(),

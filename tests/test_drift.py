@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from steering.campaign import DriftLowered, DriftRaised, PredictionReady
-from steering.campaign.drift import DriftTest, Window, lowest_u, most_worse, spared
+from steering.campaign.drift import BACK, DriftTest, Window, lowest_u, most_worse, spared
 from steering.ptychography import share_as_bad
 
 
@@ -94,6 +94,47 @@ def test_strong_drift_is_raised_within_a_window_and_lowered_when_trust_is_back()
     assert (lowered.version, lowered.since, lowered.expected) == (3, 1, 0.2)
     assert test.take(told(rng.uniform(size=30)), expected=0.1) == []
     assert len(test.take(told([1 / 41] * 16), expected=0.1)) == 1
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 8, 20])
+def test_frames_worse_than_every_validation_frame_never_bring_trust_back(m):
+    """However few validation frames the new version has."""
+    test = DriftTest(16, 1e-4)
+    assert len(test.take(told([1 / 101] * 16, m=100), expected=None)) == 1
+    assert test.take(told([1 / (m + 1)] * 64, version=2, m=m), expected=None) == []
+
+
+def test_one_validation_frame_cannot_say_that_trust_is_back():
+    """Not even of frames that all look better than it, nor while one of them is in the window."""
+    test = DriftTest(16, 1e-4)
+    test.take(told([1 / 101] * 16, m=100), expected=None)
+    assert test.take(told([1.0] * 64, version=2, m=1), expected=None) == []
+    assert test.take(told([0.5] * 15, version=3, m=100), expected=None) == []
+    assert isinstance(test.take(told([0.5], version=3, m=100), expected=None)[0], DriftLowered)
+
+
+def test_few_validation_frames_of_one_frame_do_not_excuse_all_others():
+    """A window of 15 frames that are worse than most of 100 validation frames, and one that was held against two."""
+    trust = (1 + 15) / 101  # below the level that 16 usual frames reach, above that of frames held against two
+    window = Window(16, 1e-4)
+    for one, m in [(1.0, 2), *[(trust, 100)] * 15]:
+        window.add(one, m)
+    assert lowest_u(16, 2, BACK) / (16 * 2) < window.level < lowest_u(16, 100, BACK) / (16 * 100)
+    assert not window.back
+
+
+@pytest.mark.parametrize("numbers", [(40,), (4, 16), (16, 28)])
+def test_usual_frames_bring_trust_back_at_once_nearly_always(numbers):
+    """Also where the window mixes versions with different numbers of validation frames; 95 % are the aim."""
+    rng, back, windows = np.random.default_rng(0), 0, 400
+    for _ in range(windows):
+        window = Window(16, 1e-4)
+        validation = [rng.normal(size=m) for m in numbers]
+        for k in range(16):
+            [own] = share_as_bad(rng.normal(size=1), validation[k * len(numbers) // 16])
+            window.add(float(own), numbers[k * len(numbers) // 16])
+        back += window.back
+    assert back / windows > 0.9
 
 
 def test_a_sample_that_is_empty_between_its_features_raises_it_too():

@@ -5,10 +5,12 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 from steering.inference import HoldOut, LiveImage, Predictor, Table
 from steering.inference.evaluate import patch_phase_error, score_patches
 from steering.inference.live import place
+from steering.learning.samples import owner_of
 from steering.models import ModelStore, ProbeFirst
 from steering.policies import SpaceFilling
 from steering.ptychography import Canvas, extract_patches, judge, patch_weight, simulate, zone_plate
@@ -235,9 +237,38 @@ def test_the_table_finds_frames_and_grows():
 class TestHoldOut:
     """Which frames are kept from training."""
 
-    def test_every_tenth(self):
-        assert HoldOut().held_out(np.arange(30)).sum() == 3
+    def test_one_of_every_ten(self):
+        ids = np.arange(10**9, 10**9 + 3000)
+        assert (HoldOut().held_out(ids).reshape(-1, 10).sum(1) == 1).all()
+        assert (HoldOut(every=4).held_out(ids).reshape(-1, 4).sum(1) == 1).all()
         assert not HoldOut().withheld(np.zeros((30, 2))).any()
+
+    @given(stride=st.integers(1, 12), first=st.integers(0, 10**12))
+    def test_a_tenth_of_the_frames_whatever_the_stride_of_their_ids(self, stride, first):
+        """And no long run of them without any."""
+        held_out = HoldOut().held_out(first + stride * np.arange(3000))
+        assert 0.07 < held_out.mean() < 0.13
+        assert np.diff(np.flatnonzero(np.concatenate([[True], held_out, [True]]))).max() < 160
+
+    @given(columns=st.integers(2, 64), first=st.integers(0, 10**12), snake=st.booleans())
+    def test_a_raster_has_them_in_every_column(self, columns, first, snake):
+        ids = first + np.arange(400 * columns).reshape(400, columns)
+        ids[1::2] = ids[1::2, ::-1] if snake else ids[1::2]
+        by_column = HoldOut().held_out(ids).mean(0)
+        assert 0.02 < by_column.min() <= by_column.max() < 0.2
+
+    @given(every=st.integers(2, 20), ranks=st.integers(2, 20))
+    def test_they_are_dealt_apart_from_the_ranks(self, every, ranks):
+        """Those that are left to train on fall to all ranks evenly, also where there are as many ranks as ids to a
+        held-out one."""
+        ids = np.arange(4000)
+        left = ids[~HoldOut(every=every).held_out(ids)]
+        assert (np.abs(np.bincount(owner_of(left, ranks), minlength=ranks) / len(left) * ranks - 1) < 0.3).all()
+
+    @given(st.lists(st.integers(0, 2**62), min_size=1, max_size=20))
+    def test_it_follows_from_the_id_alone(self, ids):
+        alone = [bool(HoldOut().held_out(np.array([one]))[0]) for one in ids]
+        assert HoldOut().held_out(np.array(ids)).tolist() == alone
 
     def test_a_region_and_its_margin(self):
         hold_out = HoldOut(region=Field(10, 20, 10, 20), margin=5)

@@ -198,6 +198,14 @@ def test_a_version_that_nothing_could_judge_is_told_in_words():
         assert told == "model 13 published, validation error unknown: no held-out frame was labelled"
 
 
+@pytest.mark.parametrize(("frames", "told"), [(1, ", 1 validation frame"), (36, ", 36 validation frames"), (None, "")])
+def test_a_published_version_says_how_many_frames_judged_it(frames, told):
+    event = ModelPublished(
+        time=0.0, version=3, validation_error=0.25, validation_residual=0.1, validation_frames=frames
+    )
+    assert describe(event) == f"model 3 published, validation error 0.2500{told}"
+
+
 def written(descriptor):
     """All that was written to a terminal whose other side is closed."""
     text = b""

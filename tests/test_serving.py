@@ -153,7 +153,7 @@ def test_the_version_in_service_is_judged_by_what_it_said_when_the_frames_came(t
         return await me.install(2)
 
     known = asyncio.run(main())
-    held_out = np.concatenate([chunk["counts"].values for chunk in chunks(n=60)])[9::10]
+    held_out = np.concatenate([chunk["counts"].values for chunk in chunks(n=60)])[HoldOut().held_out(np.arange(60))]
     mask = np.zeros((WINDOW, WINDOW), bool)
     frames = Canary(counts=held_out, mask=mask, known=np.full(6, np.nan, np.float32))
     tried = Serving.begin(ModelStore(tmp_path), PredictorSettings(), 1).make_ready(2, frames, idle=lambda: idle)

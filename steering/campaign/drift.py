@@ -161,8 +161,18 @@ class Window:
 
     @property
     def back(self) -> bool:
-        """The window is full, and its frames look as frames usually do."""
-        return self.full and self.level > self.lowest(BACK) and self.worse < self.most(BACK)
+        """The window is full, and its frames look as frames usually do.
+
+        Where versions with different numbers of validation frames are in it, no law is exact: to the fewest of them a
+        low level may be chance, so it has to be usual to the most as well. Where the fewest cannot tell, as one cannot,
+        it is False.
+        """
+        n, held_against = len(self._as_bad), [m for _, m in self._as_bad]
+        return (
+            self.full
+            and all(0 <= lowest_u(n, m, BACK) < self.level * n * m for m in (min(held_against), max(held_against)))
+            and self.worse < self.most(BACK)
+        )
 
     @property
     def _least(self) -> int:

@@ -124,6 +124,16 @@ class LabelsReady(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScanNotLabelled(Event):
+    """A scan is over after so many frames, and none of them was ever labelled by refinement: nothing of it was learnt.
+    reason: why, and what to do."""
+
+    scan: str
+    frames: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExternalLabelsRead(Event):
     """A file of external labels was read: labels of `count` frames are with the ranks, `refused` were refused, for
     these reasons. Medians over those accepted: seconds since the frame was acquired, model versions published since
@@ -192,12 +202,14 @@ class ScansJudged(Event):
 class ModelPublished(Answer):
     """A version is in service; validation_residual is what trust expects of it on the scan it was made for.
 
-    Version 0, which the campaign starts from, answers no action.
+    validation_frames: of the held-out frames that its error is the mean of, those with counts enough to measure trust
+    against. None where nobody said. Version 0, which the campaign starts from, answers no action.
     """
 
     version: int
     validation_error: float | None
     validation_residual: float | None
+    validation_frames: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from steering.campaign.events import (
     LabelsReady,
     ModelPublished,
     PredictionReady,
+    ScanNotLabelled,
     SourceEnded,
     Tick,
     TrainingSkipped,
@@ -43,8 +44,17 @@ from steering.campaign.losses import FellBack, GroupChanged, PredictorReplaced
 from steering.campaign.run_events import CampaignBegan
 from steering.campaign.settings import CampaignSettings
 from steering.campaign.transitions import Transitions
+from steering.campaign.unlabelled import Unlabelled
 
-RAISED = (DriftRaised, DriftLowered, DecisionLimited, DecisionProposed, DecisionSettled, AnswerIgnored)
+RAISED = (
+    DriftRaised,
+    DriftLowered,
+    DecisionLimited,
+    DecisionProposed,
+    DecisionSettled,
+    AnswerIgnored,
+    ScanNotLabelled,
+)
 """Events that the campaign itself brings about."""
 
 MOST_LOSSES = 3
@@ -84,6 +94,7 @@ class Campaign:
     """By a person."""
     raised: list[Event] = field(default_factory=list)
     actions: OpenActions = field(default_factory=OpenActions)
+    unlabelled: Unlabelled = field(default_factory=Unlabelled)
     _alarmed: bool = False
     """Drift was raised, and no labels were asked for since."""
     _relabel: bool = False
@@ -183,7 +194,10 @@ class Campaign:
             ignored = event.action if isinstance(event, Answer) else None
             self.raised.append(AnswerIgnored(time=event.time, kind=type(event).__name__, action=ignored))
             return []
-        return [*actions, *self._next()]
+        actions += self._next()
+        if self.finished:
+            self.raised += self.unlabelled.end(event.time, self.settings.frames_to_label)
+        return actions
 
     def _answer(self, event: Answer) -> list[Action] | None:
         """What an answer calls for by itself; None for one that fits no open action."""
@@ -203,8 +217,9 @@ class Campaign:
             case TrainingSkipped():
                 self._skipped(event)
             case LabelsReady():
-                if event.scan == self.scan and event.count:
-                    self._labelled = event.scan
+                if event.count:
+                    self.unlabelled.labelled(event.scan)
+                    self._labelled = event.scan if event.scan == self.scan else self._labelled
             case _:
                 self.models.take(event)
         return []
@@ -239,7 +254,10 @@ class Campaign:
     def _chunk(self, event: ChunkArrived) -> None:
         n = len(event.frame_ids)
         if event.scan != self.scan:
+            if not self.labelling:  # else what comes of that is waited for
+                self.raised += self.unlabelled.end(event.time, self.settings.frames_to_label)
             self.scan = event.scan
+            self.unlabelled.begin(event.scan)
             if event.scan not in self.scans:
                 self.scans.append(event.scan)
             self._of_scan = 0
@@ -247,6 +265,7 @@ class Campaign:
         self.frames += n
         self._of_scan += n
         self._unlabelled += n
+        self.unlabelled.came(event.scan, n)
         self.gate.came(n, event.asked)
 
     def _judge(self, event: PredictionReady) -> None:

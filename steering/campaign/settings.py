@@ -18,7 +18,8 @@ class CampaignSettings:
     lookahead: int = 50
     """Positions the source should always have in hand: a second's worth keeps it from waiting."""
     frames_to_label: int = 40
-    """Frames of a scan before the first labels are made: fewer do not overlap enough to be refined."""
+    """Frames of a scan before the first labels are made: fewer do not overlap enough to be refined. Of a scan that ends
+    with fewer nothing is learnt, and that is said."""
     label_every: int = 120
     """New frames after which labels are made again."""
     steps: int = 40

@@ -13,13 +13,14 @@ from steering.campaign.events import EVENTS
 from steering.campaign.limits import Limits
 from steering.campaign.machine import Campaign
 from steering.campaign.settings import CampaignSettings
+from steering.campaign.unlabelled import Unlabelled
 from steering.campaign.unmeasured import Unmeasured
 from steering.records import Field
 from steering.records.plain import plain, whole
 
-FORMAT = "steering-campaign 2"
+FORMAT = "steering-campaign 3"
 _ACTIONS = (kind for kind in vars(actions).values() if isinstance(kind, type) and issubclass(kind, Action))
-_RECORDS = (*_ACTIONS, *EVENTS, Declined, Field, Limits, Unmeasured, Window)
+_RECORDS = (*_ACTIONS, *EVENTS, Declined, Field, Limits, Unlabelled, Unmeasured, Window)
 _NOT_STATE = {
     "campaign": {"settings", "frame_time", "raised", "actions", "_trust"},
     "actions": set(),

@@ -11,20 +11,24 @@ from numpy.typing import NDArray
 from steering.inference.live import LiveImage
 from steering.models import ModelStore, Network
 from steering.ptychography import Stitcher, align, extract_patches, far_field_residual, phase_correlation
-from steering.records import Field
+from steering.records import Field, hashes
 
 _TOGETHER = 64
 """Frames that a version predicts in one go here."""
 _MOST_JUDGED = 500
 """Frames of a scan by which a version is judged."""
+_APART = 0x2545F4914F6CDD1D
+"""Keeps the hashes that say which frames are held out apart from those that deal the others out among ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HoldOut:
     """Which frames are never trained on, and which of them the reported errors come from.
 
-    every: one frame in so many, by frame id. region: an area, in object pixels, whose frames are kept from labels and
-    training altogether, with every frame closer to it than `margin` object pixels; errors then come from that area.
+    every: of so many consecutive frame ids one, drawn by a hash of the ids: a share of the frames that is spread over
+    the field, also of a raster of any width and where ids are some apart, and the same wherever it is asked for.
+    region: an area, in object pixels, whose frames are kept from labels and training altogether, with every frame
+    closer to it than `margin` object pixels; errors then come from that area.
     """
 
     every: int = 10
@@ -39,7 +43,8 @@ class HoldOut:
 
     def held_out(self, frame_id: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) True for frames that may be labelled, to judge by, but never trained on."""
-        return frame_id % self.every == self.every - 1
+        block, place = np.divmod(np.asarray(frame_id, np.int64), self.every)
+        return place == (hashes(block ^ _APART) % np.uint64(self.every)).view(np.int64)
 
     def judged(self, frame_id: NDArray[np.int64], positions: NDArray[np.float64]) -> NDArray[np.bool_]:
         """(n,) True for the frames that reported errors come from."""

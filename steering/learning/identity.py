@@ -12,6 +12,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.records import hashes
+
 WHOLE = 2**63 - 1
 """Above every key: the bound of a buffer that has turned nothing away."""
 ELSEWHERE = -(2**63)
@@ -35,12 +37,8 @@ def stratum_of(run: str, scan: str) -> int:
 
 
 def keys_of(identity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) the key of each identity: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), less a bit."""
-    mixed = identity.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: NDArray[np.int64] = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(1)).view(np.int64)
-    return np.minimum(found, WHOLE - 1)
+    """(n,) the key of each identity: its hash, less a bit."""
+    return np.minimum((hashes(identity) >> np.uint64(1)).view(np.int64), WHOLE - 1)
 
 
 class KeyMaker:

@@ -9,7 +9,7 @@ from steering.records.canvas import Canvas
 from steering.records.chunk import chunk_geometry, make_chunk, positions_px
 from steering.records.decisions import MEASURED, Decision, ModelVersion, Prediction
 from steering.records.geometry import Field, Geometry
-from steering.records.ids import Ids
+from steering.records.ids import Ids, hashes
 from steering.records.scan_names import scan_name
 from steering.records.source import Source
 from steering.records.travel import Travel
@@ -26,6 +26,7 @@ __all__ = [
     "Source",
     "Travel",
     "chunk_geometry",
+    "hashes",
     "make_chunk",
     "positions_px",
     "scan_name",

@@ -7,6 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
+
+
+def hashes(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """(n,) a hash of each number, the same on every machine: the finaliser of splitmix64 (Steele, Lea and Flood,
+    OOPSLA 2014)."""
+    mixed = numbers.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    found: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return found
 
 
 @dataclass

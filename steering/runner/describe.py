@@ -25,6 +25,7 @@ from steering.campaign import (
     RolledBack,
     RunRecovered,
     RunStarted,
+    ScanNotLabelled,
     ScanRefined,
     ScanRevisited,
     SourceReopened,
@@ -112,7 +113,7 @@ def _of_models(event: Event) -> str | None:
         case DriftLowered():
             return f"trust is back: {event.trust:.2f} with model {event.version}"
         case ModelPublished() if event.version:
-            return f"model {event.version} published, {_judged(event.validation_error)}"
+            return f"model {event.version} published, {_judged(event.validation_error, event.validation_frames)}"
         case RolledBack():
             return f"back to model {event.version}: {event.reason}"
         case RollBackRefused():
@@ -149,10 +150,11 @@ def _of_ranks(event: Event) -> str | None:
     return None
 
 
-def _judged(error: float | None) -> str:
+def _judged(error: float | None, frames: int | None) -> str:
     if error is None or not isfinite(error):
         return "validation error unknown: no held-out frame was labelled"
-    return f"validation error {error:.4f}"
+    counted = "" if frames is None else f", {frames} validation frame{'' if frames == 1 else 's'}"
+    return f"validation error {error:.4f}{counted}"
 
 
 def _of_labels(event: Event) -> str | None:
@@ -163,6 +165,8 @@ def _of_labels(event: Event) -> str | None:
             return f"{event.count} frames of {event.scan} labelled in {event.seconds:.1f} s"
         case LabelsReady() if event.reason:
             return f"nothing of {event.scan} to train on yet: {event.reason}"
+        case ScanNotLabelled():
+            return f"{event.scan} was never labelled, nothing of it was learnt: {event.reason}"
         case ScanRefined() if event.reason:
             return f"{event.scan} is saved as the live image had it: {event.reason}"
         case ScanRefined():

@@ -226,6 +226,7 @@ class Executor:
                 version=action.version,
                 validation_error=version.validation_error,
                 validation_residual=version.validation_residual,
+                validation_frames=len(version.validation_residuals),
             ),
         )
 

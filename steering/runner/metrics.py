@@ -362,6 +362,7 @@ def summary(metrics: Metrics, source: dict[str, Any], ranks: int, predictor: dic
         },
         "labels": {
             "left_out": metrics.left_out,
+            "not_labelled": metrics.campaign.unlabelled.figures,
             "from_outside": external_figures(metrics.outside, metrics.too_late),
         },
         **_kept(metrics),

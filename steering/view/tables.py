@@ -40,6 +40,7 @@ def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("frames predicted", summary.get("frames_predicted")),
         ("frames dropped", summary.get("frames_dropped")),
         ("model versions published", summary.get("versions_published")),
+        ("scans never labelled, nothing of them learnt", len(value_at(summary, "labels.not_labelled") or ()) or None),
         ("representatives from other ranks", None if remote is None else f"{remote:.0%}"),
         ("prediction latency, median", None if p50 is None else f"{p50:.3g} ms"),
         ("prediction latency, 99 %", None if p99 is None else f"{p99:.3g} ms"),
