@@ -228,7 +228,7 @@ def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
     path = tmp_path / KINDS[make]
     make(path)
     taken = read_recording(path, zero_frequency="centre", settings=ReadSettings(**GIVEN.get(make, {})))
-    np.testing.assert_array_equal(taken.counts, counts())
+    np.testing.assert_array_equal(taken.counts[:, mask() == 0], counts()[:, mask() == 0])
     expected = where() - where().mean(0)
     in_metres = taken.geometry.length_unit == "m"
     assert in_metres == (make is not pair)
@@ -251,6 +251,43 @@ def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
     assert "6 (y, x)" in said
     assert "(6, " in said or "(2, 3, " in said or make is p45
     assert ("missing" in said) == (make is nanomax)
+
+
+def test_a_mask_of_each_frame_hides_a_pixel_in_these_frames_alone(tmp_path):
+    """Elsewhere the pixel has its mean over the others, as where a detector flags it; it had its hot counts."""
+    bad = np.zeros((FRAMES, N, N), np.uint32)
+    bad[:, 3, 5] = 1
+    bad[1:5, 8, 2] = 8
+    hot = np.where(bad == 8, 900, counts())
+    cxi(tmp_path / "a.cxi")
+    ptyd(tmp_path / "a.ptyd")
+    with h5py.File(tmp_path / "a.cxi", "a") as file:
+        del file["entry_1/data_1/data"], file["entry_1/instrument_1/detector_1/mask"]
+        file["entry_1/data_1/data"], file["entry_1/instrument_1/detector_1/mask"] = hot, bad
+    with h5py.File(tmp_path / "a.ptyd", "a") as file:
+        for k in range(2):
+            for name, values in (("data", hot), ("weights", 1.0 - (bad > 0))):
+                file[f"chunks/{k}/{name}"][:] = values[3 * k : 3 * k + 3]
+    for name in ("a.cxi", "a.ptyd"):
+        taken = read_recording(tmp_path / name, zero_frequency="centre")
+        assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
+        wanted = counts()
+        wanted[1:5, 8, 2] = round(counts()[[0, 5], 8, 2].mean())
+        seen = mask() == 0
+        np.testing.assert_array_equal(taken.counts[:, seen], wanted[:, seen])
+    raw = read_recording(tmp_path / "a.cxi", zero_frequency="centre", settings=ReadSettings(mask="none"))
+    np.testing.assert_array_equal(raw.counts, hot)
+
+
+def test_a_mask_of_other_images_than_the_frames_is_said_to_be_taken_for_all(tmp_path):
+    cxi(tmp_path / "a.cxi")
+    with h5py.File(tmp_path / "a.cxi", "a") as file:
+        del file["entry_1/instrument_1/detector_1/mask"]
+        file["entry_1/instrument_1/detector_1/mask"] = np.stack([mask(), mask()])
+    taken = read_recording(tmp_path / "a.cxi", zero_frequency="centre")
+    assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
+    np.testing.assert_array_equal(taken.counts, counts())
+    assert "the mask has 2 images, and there are 6 frames" in " ".join(taken.notes)
 
 
 def test_positions_that_say_of_which_frame_they_are(tmp_path, capsys):

@@ -44,6 +44,7 @@ class Layout:
     object_pixel: At = At()
     """Where a file keeps this in place of wavelength, distance and detector pixel."""
     mask: tuple[str, ...] = ()
+    """Of all frames (y, x), or an image for each."""
     mask_rule: str = "cxi"
     """`cxi`: the bad bits of CXI; `bad`: not 0 is bad; `good`: not 0 is good."""
     probe: tuple[str, ...] = ()
@@ -167,7 +168,7 @@ LAYOUTS = (
         energy=At(("meta/energy", "info/energy"), "keV"),
         distance=At(("meta/distance", "info/distance")),
         pixel=At(("meta/psize", "info/psize")),
-        mask=("chunks/0/weights", "info/weight2d"),
+        mask=("chunks/*/weights", "info/weight2d"),
         mask_rule="good",
     ),
     Layout(

@@ -21,7 +21,7 @@ from steering.files.bounds import Bounds, Memory
 from steering.files.finder import Finder, columns
 from steering.files.hdf5 import Hdf5, by_matlab
 from steering.files.layouts import LAYOUTS, WRITTEN, Layout
-from steering.files.masks import bad_pixels
+from steering.files.masks import take_mask
 from steering.files.raster import channels, each
 from steering.files.stacks import take_stack
 from steering.files.tables import TextTable, table_count, table_positions
@@ -35,18 +35,18 @@ def read_scan_file(
     *,
     given: Mapping[str, str] | None = None,
     look: bool = False,
-    inverted: bool = False,
+    mask: str = "file",
 ) -> dict[str, Any]:
     """What a file holds of a scan.
 
     given: `frames` or `positions` from elsewhere: FILE:/path[unit], positions also FILE:/x,/y[unit]; a FILE is beside
-    the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`. inverted: what the
-    file's mask calls bad is good.
+    the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`. mask: as
+    `ReadSettings` has it.
     Returns `layout`; `frames` (..., y, x), `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel";
     `units`, in which positions were, where that was said; `wavelength`, `distance`, `detector_pixel`, `object_pixel` in
-    metres; `mask` (y, x), True = bad; `probe`; `said`, a dictionary of what was read where; `notes`, sentences on what
-    was taken for what; `doubts`, a dictionary of what is wrong with numbers that cannot be. Those that are not there
-    are missing, and named in `missing`.
+    metres; `mask` (y, x), True = bad in nearly every frame (where it is in fewer, these have a flag there); `probe`;
+    `said`, a dictionary of what was read where; `notes`, sentences on what was taken for what; `doubts`, a dictionary
+    of what is wrong with numbers that cannot be. Those that are not there are missing, and named in `missing`.
     Raises ValueError for content that cannot be a scan, OSError for a file that is missing, damaged or unknown.
     """
     place, given = Path(path), dict(given or {})
@@ -56,7 +56,7 @@ def read_scan_file(
         raise ValueError(f"found {' and '.join(given)} given for a .npz file, expected them in it, as data and scan")
     try:
         if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
-            return _read_hdf5(place, memory, bounds, given, look=look, inverted=inverted)
+            return _read_hdf5(place, memory, bounds, given, look=look, mask=mask)
         if start[:3] == b"BZh":
             return _read_arrays(unpacked_bz2(place, memory), memory, look)
         if start[:2] == b"PK":
@@ -90,7 +90,7 @@ def _read_arrays(file: Any, memory: Memory, look: bool) -> dict[str, Any]:
 
 
 def _read_hdf5(
-    path: Path, memory: Memory, bounds: Bounds, given: dict[str, str], *, look: bool, inverted: bool
+    path: Path, memory: Memory, bounds: Bounds, given: dict[str, str], *, look: bool, mask: str
 ) -> dict[str, Any]:
     main = Hdf5(path, memory, bounds.folders)
     files = [main]
@@ -112,12 +112,13 @@ def _read_hdf5(
         for name, text in given.items():
             _take_given(found, name, text, path, memory, bounds, look=look)
         _take_frames(found, layout, reader[0], look)
+        _take_mask(found, layout, reader[1], mask, look)
         _take_given_positions(found)
         _match_numbers(found, layout, reader[1])
         _take_positions(found, layout, reader[1])
         _leave_unwritten(found, reader[0])
         _take_numbers(found, layout, reader[1])
-        _take_images(found, layout, reader[1], look=look, inverted=inverted)
+        _take_probe(found, layout, reader[1], look)
         found.pop("raster", None)
         return found
     finally:
@@ -262,14 +263,17 @@ def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None
 _OPTIONS = {"wavelength": "--energy", "distance": "--distance", "detector_pixel": "--pixel"}
 
 
-def _take_images(found: dict[str, Any], layout: Layout, reader: Finder, *, look: bool, inverted: bool) -> None:
+def _take_mask(found: dict[str, Any], layout: Layout, reader: Finder, mask: str, look: bool) -> None:
+    """The mask, while the frames are all of the file's and in its order."""
     nodes = reader.first(layout.mask)
-    if nodes:
-        found["said"]["mask"] = f"{nodes[0].name} ({layout.mask_rule})"
-        if not look:
-            mask = reader.file.read(nodes[0])
-            mask = mask.swapaxes(-1, -2) if by_matlab(nodes[0]) and mask.ndim > 1 else mask
-            found["mask"] = np.ascontiguousarray(bad_pixels(mask, layout.mask_rule, inverted=inverted))
+    if not nodes:
+        return
+    found["said"]["mask"] = f"{nodes[0].name} ({layout.mask_rule})"
+    if not look and mask != "none":
+        take_mask(found, nodes, reader.file, layout.mask_rule, inverted=mask == "inverted")
+
+
+def _take_probe(found: dict[str, Any], layout: Layout, reader: Finder, look: bool) -> None:
     for path in layout.probe:
         node = reader.file.find(path)
         if node is not None and hasattr(node, "dtype") and node.dtype.kind == "c":

@@ -171,7 +171,7 @@ def read_recording(
         raise FileNotFoundError(f"found no file {path}, expected a recorded scan: check the path")
     given = {name: where for name in ("frames", "positions") if (where := getattr(settings, name)) is not None}
     try:
-        fields = isolated(_READER, path, settings.bounds, given=given, inverted=settings.mask == "inverted")
+        fields = isolated(_READER, path, settings.bounds, given=given, mask=settings.mask)
         return _recording(fields, settings, (zero_frequency, orientation), probe)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -185,7 +185,7 @@ def _recording(
     zero_frequency, orientation = turned
     numbers = optics(fields, energy=settings.energy, distance=settings.distance, detector_pixel=settings.detector_pixel)
     data = _in_photons(squared(fields["frames"]) if fields["amplitude"] else fields["frames"], settings.correction)
-    mask = None if settings.mask == "none" else fields.get("mask")
+    mask = fields.get("mask")
     whole = data.shape[1:]
     data, mask, said = _region(data, mask, settings, zero_frequency)
     data, bad, notes = clean(data, mask)
