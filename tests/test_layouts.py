@@ -253,6 +253,22 @@ def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
     assert ("missing" in said) == (make is nanomax)
 
 
+@pytest.mark.parametrize("mark", [-1, np.nan])
+def test_a_mark_in_amplitudes_is_one_before_they_are_squared(tmp_path, mark):
+    """-1 squared is a count."""
+    hxn(tmp_path / "a.h5")
+    amplitude = np.sqrt(counts()).astype(np.float32)
+    amplitude[:, 3, 5], amplitude[2, 8, 8] = mark, mark
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["diffamp"][:] = amplitude
+    taken = read_recording(tmp_path / "a.h5", zero_frequency="centre")
+    assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
+    wanted = counts()
+    wanted[2, 8, 8] = round(np.delete(counts()[:, 8, 8], 2).mean())
+    np.testing.assert_array_equal(taken.counts[:, mask() == 0], wanted[:, mask() == 0])
+    assert taken.counts.dtype == np.uint8
+
+
 def test_a_mask_of_each_frame_hides_a_pixel_in_these_frames_alone(tmp_path):
     """Elsewhere the pixel has its mean over the others, as where a detector flags it; it had its hot counts."""
     bad = np.zeros((FRAMES, N, N), np.uint32)

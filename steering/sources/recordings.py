@@ -22,7 +22,16 @@ from steering.files import Bounds, isolated
 from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
 from steering.records import Field, Geometry
 from steering.sources.correction import Correction
-from steering.sources.frames import brightest, clean, cut, light, light_in_corners, never_counting, squared
+from steering.sources.frames import (
+    brightest,
+    clean,
+    cut,
+    light,
+    light_in_corners,
+    never_counting,
+    say_saturated,
+    squared,
+)
 from steering.sources.lengths import optics, positions_in_unit, refuse_impossible_optics
 from steering.sources.orientation import ORIENTATIONS, turn
 from steering.sources.positions import crowded, outliers, refuse_impossible
@@ -184,7 +193,9 @@ def _recording(
 ) -> Recording:
     zero_frequency, orientation = turned
     numbers = optics(fields, energy=settings.energy, distance=settings.distance, detector_pixel=settings.detector_pixel)
-    data = _in_photons(squared(fields["frames"]) if fields["amplitude"] else fields["frames"], settings.correction)
+    data = squared(fields["frames"]) if fields["amplitude"] else fields["frames"]
+    say_saturated(data)
+    data = _in_photons(data, settings.correction)
     mask = fields.get("mask")
     whole = data.shape[1:]
     data, mask, said = _region(data, mask, settings, zero_frequency)
