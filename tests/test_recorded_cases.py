@@ -13,6 +13,7 @@ import pytest
 
 from steering.cli import main
 from steering.files import units
+from steering.ptychography import zone_plate
 from steering.sources.correction import Correction
 from steering.sources.recordings import ReadSettings
 from steering.sources.window import Window
@@ -253,6 +254,45 @@ def test_a_window_that_is_small_beside_its_detector_holds_the_beam(tmp_path):
     np.testing.assert_array_equal(tilted.counts[:, 11:27, 8:24], spots)
     with pytest.raises(ValueError, match=r"no light within 16 x 16 pixels around pixel \(40, 40\)"):
         read(path, settings=ReadSettings(window=16, centre=(40, 40)))
+
+
+@pytest.mark.parametrize("tilted", [True, False])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"window": 32},
+        {"window": 16, "binning": 2},
+        {"window": 16, "centre": (40.0, 20.0)},
+        {"window": 96, "centre": (42.0, 18.0)},
+    ],
+)
+def test_the_probe_of_whole_frames_is_cut_where_their_light_is(tmp_path, tilted, given):
+    """Beside the middle of 64 pixels the beam is at (42, 18). Some programs leave that tilt in the probe."""
+    whole, steps = zone_plate(64, 30.0, aperture=0.25, counts=1e5), np.arange(64) - 32
+    tilt = np.exp(2j * np.pi * (10 * steps[:, None] - 14 * steps) / 64)
+    frames = np.random.default_rng(0).poisson(far_field(whole * tilt)[0], (FRAMES, 64, 64)).astype(np.uint32)
+    probe = (whole * tilt if tilted else whole).astype(np.complex64)
+    taken = read(
+        write_cxi(tmp_path / "a.cxi", data=frames, probe=probe, without=("mask",)), settings=ReadSettings(**given)
+    )
+    kept = taken.counts.sum() / frames.sum()
+    assert (kept < 0.95) == (given.get("centre") == (40.0, 20.0))
+    assert (np.abs(taken.probe) ** 2).sum() == pytest.approx(kept * 1e5, rel=0.03)
+    seen, light = taken.geometry.good(), taken.counts.mean(0)
+    expected = np.where(seen, far_field(taken.fitted_probe())[0], 0)
+    assert (expected * light).sum() ** 2 / ((expected**2).sum() * (light**2).sum()) > 0.985
+
+
+def far_field(probe):
+    return np.abs(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(probe, axes=(1, 2)), norm="ortho"), axes=(1, 2))) ** 2
+
+
+def test_binning_a_side_that_it_does_not_divide_keeps_positions_in_object_pixels(tmp_path):
+    """A pixel of 16 x 16 binned ones, of 33 measured, is 33 / 32 of one of the whole frame."""
+    spots = np.random.default_rng(0).poisson(20, (FRAMES, 33, 33)).astype(np.uint16)
+    taken = read(write_npz(tmp_path / "a.npz", data=spots, probe=None), settings=ReadSettings(binning=2))
+    where = translation()[:, :2] * 1e7
+    np.testing.assert_allclose(taken.positions, (where - where.mean(0)) * 32 / 33, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("said", ["corner", "centre"])

@@ -101,12 +101,18 @@ def squared(amplitudes: NDArray) -> NDArray:
 
 
 def brightest(frames: NDArray, mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """Pixel (y, x) of the beam's centre: of the squared mean of the frames, which leaves the faint background out."""
+    """Pixel (y, x) of the beam's centre."""
+    y, x = centre_of_light(frames, mask).round().astype(int).tolist()
+    return y, x
+
+
+def centre_of_light(frames: NDArray, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(y, x) of the squared mean of frames (n, y, x), which leaves the faint background out; the middle without light.
+    mask: (y, x), True = do not use."""
     weight = np.where(mask, 0, frames.mean(0, dtype=np.float64)) ** 2
     if not weight.any():
-        return frames.shape[1] // 2, frames.shape[2] // 2
-    y, x = ((np.indices(weight.shape) * weight).sum((1, 2)) / weight.sum()).round().astype(int).tolist()
-    return y, x
+        return np.array(frames.shape[1:]) // 2 * 1.0
+    return np.asarray((np.indices(weight.shape) * weight).sum((1, 2)) / weight.sum())
 
 
 def light(frames: NDArray, mask: NDArray[np.bool_]) -> float:

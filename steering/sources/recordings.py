@@ -208,7 +208,6 @@ def _recording(
         counts, bad = turn(counts, "centre", orientation), turn(bad[None], "centre", orientation)[0]
         whole = whole[::-1] if ORIENTATIONS[orientation][0] else whole
     said += more
-    side = counts.shape[1]
     geometry = Geometry(
         shape=counts.shape[1:],
         wavelength=numbers.get("wavelength"),
@@ -217,9 +216,9 @@ def _recording(
         mask=bad if bad.any() else None,
     )
     refuse_impossible_optics(geometry)
-    where = positions_in_unit(fields, [n // settings.binning for n in whole], geometry)
+    where = positions_in_unit(fields, [n / settings.binning for n in whole], geometry)
     given = fields.get("probe") if probe is None else probe
-    modes = None if given is None else fitted_probe(modes_of(given), whole, side, settings.binning)
+    modes = None if given is None else fitted_probe(modes_of(given), whole, counts, bad, settings.binning)
     if settings.least_counts and where.shape == (len(counts), 2):
         lit = counts.sum((1, 2), where=~bad, dtype=np.float64) >= settings.least_counts
         said.append(f"{int((~lit).sum())} frames with less than {settings.least_counts:g} counts are left out")
