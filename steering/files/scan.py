@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,9 @@ def _read_hdf5(
     try:
         layout = _recognised(Finder(main))
         if layout is None and "frames" not in given:
-            wanted = ", ".join(dict.fromkeys(path for one in LAYOUTS for path in one.frames))
+            wanted = dict.fromkeys(path for one in LAYOUTS for path in one.frames)
             raise ValueError(
-                f"found no frames, expected them at one of {wanted}: say where, frames=FILE:/path (--frames)"
+                f"found no frames, expected them at one of {_some(wanted)}: say where, frames=FILE:/path (--frames)"
             )
         layout = layout or Layout(name="frames as said", frames=())
         rest = main
@@ -193,7 +193,7 @@ def _take_positions(found: dict[str, Any], layout: Layout, reader: Finder) -> No
         return
     wanted = [path for at in (layout.positions, layout.y, layout.x) for path in at.paths]
     found["missing"].append(
-        f"no positions, expected them at one of {', '.join(wanted) or 'the places of a known layout'} (a link may "
+        f"no positions, expected them at one of {_some(wanted) or 'the places of a known layout'} (a link may "
         "be broken): say where, positions=FILE:/path[unit] (--positions)"
     )
 
@@ -253,11 +253,17 @@ def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None
         "detector_pixel": (layout.pixel,),
     }.items():
         if values[name] is None:
-            places = ", ".join(path for at in ats for path in at.paths)
+            places = _some([path for at in ats for path in at.paths])
             found["missing"].append(
                 f"no {name.replace('_', ' ')} ({places or 'this layout has no place for it'}), expected it: lengths "
                 f"are in metres, object pixels must be known: give it ({_OPTIONS[name]})"
             )
+
+
+def _some(places: Collection[str]) -> str:
+    """The first of some places in a file: errors are read in a line."""
+    first, more = list(places)[:3], len(list(places)) - 3
+    return ", ".join(first) + (f" and {more} others" if more > 0 else "")
 
 
 _OPTIONS = {"wavelength": "--energy", "distance": "--distance", "detector_pixel": "--pixel"}
