@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from steering import cli
-from steering.commands import words
+from steering.commands.words import message
 from steering.runner.folder import RunFolder
 from tests import command_line
 
@@ -62,11 +62,11 @@ def steering(*arguments):
 
 
 def test_a_long_error_keeps_what_was_found_and_what_to_do():
-    said = words.message(ValueError(f"found {'x, ' * 400} and no frames: say where (--frames)"))
+    said = message(ValueError(f"found {'x, ' * 400} and no frames: say where (--frames)"))
     assert len(said) <= 400
     assert said.startswith("found x, x")
     assert said.endswith("and no frames: say where (--frames)")
-    assert words.message(ValueError("found 3,\n expected 4")) == "found 3, expected 4"
+    assert message(ValueError("found 3,\n expected 4")) == "found 3, expected 4"
 
 
 def test_a_run_is_made_ended_and_reported(capsys):
