@@ -14,6 +14,9 @@ import pytest
 from steering.cli import main
 from steering.files import units
 from steering.ptychography import zone_plate
+from steering.records import Decision, chunk_geometry
+from steering.runner.spool import spooled, write_spooled
+from steering.sources import Replay
 from steering.sources.correction import Correction
 from steering.sources.recordings import ReadSettings
 from steering.sources.window import Window
@@ -422,6 +425,29 @@ def test_a_glitch_of_an_encoder_is_named_and_can_be_left_out(tmp_path, away):
     taken = read(path, settings=ReadSettings(drop_outliers=True))
     assert len(taken.counts) == 11
     np.testing.assert_array_equal(taken.counts, np.delete(np.tile(counts(), (2, 1, 1)), 7, 0))
+
+
+def test_frames_keep_their_numbers_and_positions_their_origin(tmp_path):
+    """Of a scan whose stage stands somewhere, of which a dark frame and a glitch are left out."""
+    frames, where = np.tile(counts(), (2, 1, 1)), WHERE + np.array([-5e-3, 3e-3, 0.0])
+    frames[2], where[7, :2] = 0, 0.0
+    path = write_cxi(tmp_path / "a.cxi", data=frames, translation=where)
+    taken = read(path, settings=ReadSettings(drop_outliers=True, least_counts=10))
+    kept = np.delete(np.arange(12), [2, 7])
+    assert any(note.startswith("frames 7 are left out") for note in taken.notes)
+    np.testing.assert_array_equal(taken.numbers, kept)
+    np.testing.assert_allclose(taken.positions + taken.geometry.origin, where[kept, 1::-1], atol=1e-12)
+    source = Replay(taken, tolerance=1.0)
+    [chunk] = source.again([1, 2, 7, 11])
+    assert chunk["frame"].values.tolist() == [1, 11]
+    np.testing.assert_array_equal(chunk["counts"], frames[[1, 11]])
+    write_spooled(tmp_path / "spool", chunk)
+    for one in (chunk, *spooled(tmp_path / "spool")):
+        assert chunk_geometry(one).origin == pytest.approx(where[kept].mean(0)[1::-1])
+    source.resume({**source.position(), "given": []}, handed=[11])
+    source.apply(Decision(positions=taken.positions[[-1, 0]], reasons=("test",) * 2, stop=True))
+    [last] = source.chunks()
+    assert last["frame"].values.tolist() == [0], "11 was handed out before"
 
 
 def test_positions_that_are_not_finite_can_be_left_out(tmp_path):

@@ -42,11 +42,12 @@ def read_scan_file(
     given: `frames` or `positions` from elsewhere: FILE:/path[unit], positions also FILE:/x,/y[unit]; a FILE is beside
     the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`. mask: as
     `ReadSettings` has it.
-    Returns `layout`; `frames` (..., y, x), `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel";
-    `units`, in which positions were, where that was said; `wavelength`, `distance`, `detector_pixel`, `object_pixel` in
-    metres; `mask` (y, x), True = bad in nearly every frame (where it is in fewer, these have a flag there); `probe`;
-    `said`, a dictionary of what was read where; `notes`, sentences on what was taken for what; `doubts`, a dictionary
-    of what is wrong with numbers that cannot be. Those that are not there are missing, and named in `missing`.
+    Returns `layout`; `frames` (..., y, x), `numbers` (n,) of them where they are not all of the file's in its order;
+    `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel"; `units`, in which positions were, where
+    that was said; `wavelength`, `distance`, `detector_pixel`, `object_pixel` in metres; `mask` (y, x), True = bad in
+    nearly every frame (where it is in fewer, these have a flag there); `probe`; `said`, a dictionary of what was read
+    where; `notes`, sentences on what was taken for what; `doubts`, a dictionary of what is wrong with numbers that
+    cannot be. Those that are not there are missing, and named in `missing`.
     Raises ValueError for content that cannot be a scan, OSError for a file that is missing, damaged or unknown.
     """
     place, given = Path(path), dict(given or {})
@@ -217,7 +218,8 @@ def _match_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> Non
         found["shape"] = [len(numbers), *found["shape"][-2:]]
     else:
         images = found["frames"].reshape(-1, *found["frames"].shape[-2:])
-        found["frames"] = images[numbers.astype(np.int64)]
+        found["numbers"] = numbers.astype(np.int64)
+        found["frames"] = images[found["numbers"]]
 
 
 def _frame_count(found: dict[str, Any]) -> int:
@@ -347,6 +349,7 @@ def _leave_unwritten(found: dict[str, Any], reader: Finder) -> None:
         found["shape"] = [int(written.sum()), *found["shape"][-2:]]
     else:
         found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])[written]
+        found["numbers"] = found.get("numbers", np.arange(frames))[written]
 
 
 def _take_given_positions(found: dict[str, Any]) -> None:
