@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from steering.cli import main
 from steering.files.layouts import LAYOUTS
 from steering.files.tables import table_positions
 from steering.sources import ReadSettings, read_recording
+from steering.sources.correction import add_correction, given_correction
 
 N, FRAMES = 16, 6
 KEV, WAVELENGTH, DISTANCE, PIXEL = 8.8, 1.408911e-10, 2.0, 75e-6
@@ -293,6 +295,24 @@ def test_a_mask_of_each_frame_hides_a_pixel_in_these_frames_alone(tmp_path):
         np.testing.assert_array_equal(taken.counts[:, seen], wanted[:, seen])
     raw = read_recording(tmp_path / "a.cxi", zero_frequency="centre", settings=ReadSettings(mask="none"))
     np.testing.assert_array_equal(raw.counts, hot)
+
+
+def test_a_dark_in_the_file_is_said_not_to_be_subtracted_and_can_be_given(tmp_path, capsys):
+    cxi(tmp_path / "a.cxi")
+    with h5py.File(tmp_path / "a.cxi", "a") as file:
+        file["entry_1/data_1/data"][:] += 100
+        file["entry_1/instrument_1/detector_1/data_dark"] = np.full((5, N, N), 100.0)
+    raw = read_recording(tmp_path / "a.cxi", zero_frequency="centre")
+    assert raw.counts.mean() > 100
+    said = f"data_dark is subtracted only where it is given (--dark {tmp_path / 'a.cxi'})"
+    assert any(note.endswith(said) for note in raw.notes)
+    assert main(["inspect", str(tmp_path / "a.cxi")]) == 0
+    assert said in capsys.readouterr().out
+    parser = argparse.ArgumentParser()
+    add_correction(parser)
+    correction = given_correction(parser.parse_args(["--dark", str(tmp_path / "a.cxi")]))
+    taken = read_recording(tmp_path / "a.cxi", zero_frequency="centre", settings=ReadSettings(correction=correction))
+    np.testing.assert_array_equal(taken.counts[:, mask() == 0], counts()[:, mask() == 0])
 
 
 def test_a_mask_of_other_images_than_the_frames_is_said_to_be_taken_for_all(tmp_path):

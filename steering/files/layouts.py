@@ -48,6 +48,8 @@ class Layout:
     mask_rule: str = "cxi"
     """`cxi`: the bad bits of CXI; `bad`: not 0 is bad; `good`: not 0 is good."""
     probe: tuple[str, ...] = ()
+    dark: tuple[str, ...] = ()
+    """What frames read without light."""
     pair: tuple[str, str] | None = None
     """Ends of the names of two files: frames in the first, all else in the second."""
 
@@ -132,6 +134,7 @@ _CXI = Layout(
     pixel=At(("entry_1/instrument_1/detector_1/x_pixel_size",)),
     pixel_y=At(("entry_1/instrument_1/detector_1/y_pixel_size",)),
     mask=("entry_1/instrument_1/detector_1/mask",),
+    dark=("entry_1/instrument_1/detector_1/data_dark",),
     probe=tuple(
         f"entry_1/instrument_1/{name}" for name in ("source_1/probe", "source_1/illumination", "detector_1/probe")
     ),

@@ -120,6 +120,8 @@ def _read_hdf5(
         _leave_unwritten(found, reader[0])
         _take_numbers(found, layout, reader[1])
         _take_probe(found, layout, reader[1], look)
+        if nodes := reader[1].first(layout.dark):
+            found["notes"].append(f"the dark in {nodes[0].name} is subtracted only where it is given (--dark {path})")
         found.pop("raster", None)
         return found
     finally:
