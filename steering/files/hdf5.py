@@ -127,10 +127,10 @@ class Hdf5:
         return out
 
     def blocks(self, dataset: h5py.Dataset, rows: int) -> Iterator[NDArray]:
-        """The values of a dataset, so many of its first axis at a time, in memory that is used again. Raises as
-        `read`."""
+        """The values of a dataset, so many of its first axis at a time, in memory that is used again and is not
+        counted. Raises as `read`."""
         shape = self.shape(dataset)
-        block = self.memory.empty((min(rows, shape[0]), *shape[1:]), dataset.dtype, str(dataset.name))
+        block = np.empty((min(rows, shape[0]), *shape[1:]), dataset.dtype.newbyteorder("="))
         for start in range(0, shape[0] if block.size else 0, len(block)):
             part = block[: shape[0] - start]
             dataset.read_direct(part, np.s_[start : start + len(part)])

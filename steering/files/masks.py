@@ -40,7 +40,7 @@ def take_mask(found: dict[str, Any], nodes: Sequence[Node], file: Hdf5, rule: st
             "every image"
         )
     times, at = np.zeros(image, np.int64), 0
-    for values in _images(nodes, shapes, file):
+    for values in _images(nodes, shapes, file, few=of_each):
         bad = bad_pixels(values, rule, inverted=inverted)
         times += bad.sum(0)
         if of_each:
@@ -73,10 +73,11 @@ def _only_saturated(mask: NDArray, rule: str, *, inverted: bool) -> NDArray[np.b
     return (mask.astype(np.int64) & _CXI_BAD) == _CXI_SATURATED
 
 
-def _images(nodes: Sequence[Node], shapes: Sequence[tuple[int, ...]], file: Hdf5) -> Iterator[NDArray]:
-    """The images (n, y, x) of a mask's datasets, few at a time: a mask may be larger than its frames."""
+def _images(nodes: Sequence[Node], shapes: Sequence[tuple[int, ...]], file: Hdf5, *, few: bool) -> Iterator[NDArray]:
+    """The images (n, y, x) of a mask's datasets, few at a time where it has as many as there are frames, which it may
+    be larger than: others are bounded as all that is read."""
     for node, shape in zip(nodes, shapes, strict=True):
-        if len(shape) == 2:
+        if len(shape) == 2 or not few:
             blocks = iter([file.read(node)])
         else:
             rows = max(_AT_ONCE // max(math.prod(shape[1:]), 1), (node.chunks or (1,))[0])
