@@ -94,6 +94,7 @@ def turned(recording: Recording, orientation: str, frames: NDArray[np.int64] | s
         recording,
         counts=turn(recording.counts[frames], "centre", orientation),
         positions=recording.positions[frames],
+        numbers=recording.numbers[frames],
         geometry=replace(recording.geometry, mask=mask),
     )
 

@@ -116,6 +116,8 @@ class Recording:
                 f"found {len(self.counts)} frames and positions of shape {self.positions.shape}, "
                 "expected one (y, x) for each frame"
             )
+        if self.numbers.shape != (len(self.counts),):
+            raise ValueError(f"found numbers {self.numbers.shape} of {len(self.counts)} frames, expected one for each")
         if not np.isfinite(self.positions).all():
             lost = int((~np.isfinite(self.positions)).any(axis=1).sum())
             raise ValueError(
