@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steering import cli
+from steering.commands.words import message
 from steering.runner.folder import RunFolder
 from tests import command_line
 
@@ -58,6 +59,14 @@ def write(source, name="work.py"):
 def steering(*arguments):
     command = [sys.executable, "-m", "steering.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_long_error_keeps_what_was_found_and_what_to_do():
+    said = message(ValueError(f"found {'x, ' * 400} and no frames: say where (--frames)"))
+    assert len(said) <= 400
+    assert said.startswith("found x, x")
+    assert said.endswith("and no frames: say where (--frames)")
+    assert message(ValueError("found 3,\n expected 4")) == "found 3, expected 4"
 
 
 def test_a_run_is_made_ended_and_reported(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import h5py
 import numpy as np
 import pytest
 
@@ -75,6 +76,40 @@ def test_a_recorded_scan_is_read_in_photons(tmp_path):
     assert given_correction(parser.parse_args([])) is None
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_one_file_of_several_images_gives_each_option_its_own(tmp_path, suffix):
+    """Each had taken the dark, which hid every pixel as a beam stop."""
+    path, images = tmp_path / f"calib{suffix}", {"dark": np.stack([DARK - 1, DARK + 1]), "flat": FLAT, "mask": STOP}
+    if suffix == ".npz":
+        np.savez(path, **images)
+    else:
+        with h5py.File(path, "w") as file:
+            file.update(images)
+    found = given("--dark", path, "--flat", path, "--beam-stop", path)
+    np.testing.assert_allclose(found.dark, DARK, rtol=1e-6)
+    np.testing.assert_allclose(found.flat, FLAT, rtol=1e-6)
+    np.testing.assert_array_equal(found.beam_stop, STOP)
+
+
+@pytest.mark.parametrize("image", [DARK, np.rint(DARK), STOP * 0.5])
+def test_another_image_given_as_a_beam_stop_or_a_flat_hides_nothing_silently(tmp_path, image):
+    np.save(tmp_path / "a.npy", image)
+    with pytest.raises(ValueError, match=r"a beam stop that hides \d+ of 256 pixels"):
+        given("--beam-stop", tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", STOP)
+    with pytest.raises(ValueError, match="a flat field with 250 of 256 pixels not above 0"):
+        given("--flat", tmp_path / "a.npy")
+    np.savez(tmp_path / "two.npz", dark=DARK, flat=FLAT)
+    with pytest.raises(ValueError, match=r"found arrays \['dark', 'flat'\], expected one of beam_stop, mask"):
+        given("--beam-stop", tmp_path / "two.npz")
+
+
+def given(*words):
+    parser = argparse.ArgumentParser()
+    add_correction(parser)
+    return given_correction(parser.parse_args([str(word) for word in words]))
+
+
 def test_images_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"found a dark \(16, 16\) and frames \(8, 8\)"):
         CORRECTION.photons(np.zeros((3, 8, 8), np.uint16))
@@ -94,5 +129,5 @@ def test_a_flat_field_that_is_not_about_1_is_refused(tmp_path, scale):
     add_correction(parser)
     with pytest.raises(ValueError, match=r"a median of \S+, expected about 1 .*divide it by that"):
         given_correction(parser.parse_args(["--flat", str(tmp_path / "flat.npy")]))
-    with pytest.raises(ValueError, match="a median of nan"):
+    with pytest.raises(ValueError, match="16 of 16 pixels not above 0"):
         Correction(flat=np.zeros((4, 4)))

@@ -1,5 +1,7 @@
 """What a run has left, as other programs read it."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from steering import ModelStore, ModelVersion, ProbeFirst, RunFolder
 from steering.cli import main
 from steering.sources import read_probe
 
-PIXEL = 5e-8
+PIXEL, ORIGIN = 5e-8, [3e-3, -5e-3]
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def run(tmp_path):
     table = {"position_y": ("frame", rng.normal(size=4)), "position_x": ("frame", rng.normal(size=4)),
              "frame_model_version": ("frame", np.arange(4))}  # fmt: skip
     coords = {"y": np.arange(12) * PIXEL, "x": np.arange(10) * PIXEL - 1e-6, "frame": np.arange(4) + 7}
-    folder.write_object("a", xr.Dataset(maps | table, coords=coords, attrs={"length_unit": "m"}))
+    folder.write_object("a", xr.Dataset(maps | table, coords=coords, attrs={"length_unit": "m", "origin": ORIGIN}))
     network = ProbeFirst(window=16, patch=8, width=2)
     network.optics.set(np.full((1, 16, 16), 1 + 2j, np.complex64))
     described = ModelVersion(number=0, network="ProbeFirst", hyperparameters=network.hyperparameters)
@@ -58,12 +60,14 @@ def test_a_run_is_exported_in_physical_units(run, capsys):
         assert entry["phase/y"].attrs["units"] == "m"
         moved = entry["sample_1/geometry_1/translation"]
         np.testing.assert_array_equal(moved[:, :2], np.c_[image["position_x"], image["position_y"]])
+        assert moved.attrs["origin"].tolist() == [-5e-3, 3e-3, 0.0], "x, y, z of the stage where these are 0"
         np.testing.assert_array_equal(entry["frames/frame_model_version"], np.arange(4))
         np.testing.assert_array_equal(entry["frames/frame_id"], np.arange(4) + 7)
         assert "wavelength" not in entry["instrument_1/source_1"]
     assert (read_probe(place / "a.cxi") == 1 + 2j).all()
     with tifffile.TiffFile(place / "a-phase.tif") as tiff:
         page = tiff.pages[0]
+        assert json.loads(page.description)["origin_y"] == 3e-3
         np.testing.assert_array_equal(page.asarray(), image["phase"])
         numerator, denominator = page.tags["XResolution"].value
         assert numerator / denominator == pytest.approx(0.01 / PIXEL, rel=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from steering.cli import main
 from steering.files.layouts import LAYOUTS
 from steering.files.tables import table_positions
 from steering.sources import ReadSettings, read_recording
+from steering.sources.correction import add_correction, given_correction
 
 N, FRAMES = 16, 6
 KEV, WAVELENGTH, DISTANCE, PIXEL = 8.8, 1.408911e-10, 2.0, 75e-6
@@ -228,7 +230,7 @@ def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
     path = tmp_path / KINDS[make]
     make(path)
     taken = read_recording(path, zero_frequency="centre", settings=ReadSettings(**GIVEN.get(make, {})))
-    np.testing.assert_array_equal(taken.counts, counts())
+    np.testing.assert_array_equal(taken.counts[:, mask() == 0], counts()[:, mask() == 0])
     expected = where() - where().mean(0)
     in_metres = taken.geometry.length_unit == "m"
     assert in_metres == (make is not pair)
@@ -251,6 +253,77 @@ def test_a_file_of_each_layout_gives_the_same_scan(make, tmp_path, capsys):
     assert "6 (y, x)" in said
     assert "(6, " in said or "(2, 3, " in said or make is p45
     assert ("missing" in said) == (make is nanomax)
+
+
+@pytest.mark.parametrize("mark", [-1, np.nan])
+def test_a_mark_in_amplitudes_is_one_before_they_are_squared(tmp_path, mark):
+    """-1 squared is a count."""
+    hxn(tmp_path / "a.h5")
+    amplitude = np.sqrt(counts()).astype(np.float32)
+    amplitude[:, 3, 5], amplitude[2, 8, 8] = mark, mark
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["diffamp"][:] = amplitude
+    taken = read_recording(tmp_path / "a.h5", zero_frequency="centre")
+    assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
+    wanted = counts()
+    wanted[2, 8, 8] = round(np.delete(counts()[:, 8, 8], 2).mean())
+    np.testing.assert_array_equal(taken.counts[:, mask() == 0], wanted[:, mask() == 0])
+    assert taken.counts.dtype == np.uint8
+
+
+def test_a_mask_of_each_frame_hides_a_pixel_in_these_frames_alone(tmp_path):
+    """Elsewhere the pixel has its mean over the others, as where a detector flags it; it had its hot counts."""
+    bad = np.zeros((FRAMES, N, N), np.uint32)
+    bad[:, 3, 5] = 1
+    bad[1:5, 8, 2] = 8
+    hot = np.where(bad == 8, 900, counts())
+    cxi(tmp_path / "a.cxi")
+    ptyd(tmp_path / "a.ptyd")
+    with h5py.File(tmp_path / "a.cxi", "a") as file:
+        del file["entry_1/data_1/data"], file["entry_1/instrument_1/detector_1/mask"]
+        file["entry_1/data_1/data"], file["entry_1/instrument_1/detector_1/mask"] = hot, bad
+    with h5py.File(tmp_path / "a.ptyd", "a") as file:
+        for k in range(2):
+            for name, values in (("data", hot), ("weights", 1.0 - (bad > 0))):
+                file[f"chunks/{k}/{name}"][:] = values[3 * k : 3 * k + 3]
+    for name in ("a.cxi", "a.ptyd"):
+        taken = read_recording(tmp_path / name, zero_frequency="centre")
+        assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
+        wanted = counts()
+        wanted[1:5, 8, 2] = round(counts()[[0, 5], 8, 2].mean())
+        seen = mask() == 0
+        np.testing.assert_array_equal(taken.counts[:, seen], wanted[:, seen])
+    raw = read_recording(tmp_path / "a.cxi", zero_frequency="centre", settings=ReadSettings(mask="none"))
+    np.testing.assert_array_equal(raw.counts, hot)
+
+
+def test_a_dark_in_the_file_is_said_not_to_be_subtracted_and_can_be_given(tmp_path, capsys):
+    cxi(tmp_path / "a.cxi")
+    with h5py.File(tmp_path / "a.cxi", "a") as file:
+        file["entry_1/data_1/data"][:] += 100
+        file["entry_1/instrument_1/detector_1/data_dark"] = np.full((5, N, N), 100.0)
+    raw = read_recording(tmp_path / "a.cxi", zero_frequency="centre")
+    assert raw.counts.mean() > 100
+    said = f"data_dark is subtracted only where it is given (--dark {tmp_path / 'a.cxi'})"
+    assert any(note.endswith(said) for note in raw.notes)
+    assert main(["inspect", str(tmp_path / "a.cxi")]) == 0
+    assert said in capsys.readouterr().out
+    parser = argparse.ArgumentParser()
+    add_correction(parser)
+    correction = given_correction(parser.parse_args(["--dark", str(tmp_path / "a.cxi")]))
+    taken = read_recording(tmp_path / "a.cxi", zero_frequency="centre", settings=ReadSettings(correction=correction))
+    np.testing.assert_array_equal(taken.counts[:, mask() == 0], counts()[:, mask() == 0])
+
+
+def test_a_mask_of_other_images_than_the_frames_is_said_to_be_taken_for_all(tmp_path):
+    cxi(tmp_path / "a.cxi")
+    with h5py.File(tmp_path / "a.cxi", "a") as file:
+        del file["entry_1/instrument_1/detector_1/mask"]
+        file["entry_1/instrument_1/detector_1/mask"] = np.stack([mask(), mask()])
+    taken = read_recording(tmp_path / "a.cxi", zero_frequency="centre")
+    assert np.argwhere(taken.geometry.mask).tolist() == [[3, 5]]
+    np.testing.assert_array_equal(taken.counts, counts())
+    assert "the mask has 2 images, and there are 6 frames" in " ".join(taken.notes)
 
 
 def test_positions_that_say_of_which_frame_they_are(tmp_path, capsys):

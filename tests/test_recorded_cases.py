@@ -13,6 +13,10 @@ import pytest
 
 from steering.cli import main
 from steering.files import units
+from steering.ptychography import zone_plate
+from steering.records import Decision, chunk_geometry
+from steering.runner.spool import spooled, write_spooled
+from steering.sources import Replay
 from steering.sources.correction import Correction
 from steering.sources.recordings import ReadSettings
 from steering.sources.window import Window
@@ -106,15 +110,39 @@ def test_both_marks_of_unsigned_counters(tmp_path, dtype):
     expected = np.zeros((N, N), bool)
     expected[2], expected[9, 9] = True, True
     np.testing.assert_array_equal(taken.geometry.mask, expected)
-    others = np.delete(counts()[:, 1, 1], 4)
-    assert taken.counts[4, 1, 1] == round(others.mean())
     clean = ~expected
+    assert taken.counts[4, 1, 1] == counts()[4, clean].max(), "at least what the frame's other pixels have"
     clean[1, 1] = False
     np.testing.assert_array_equal(taken.counts[:, clean], counts()[:, clean])
-    assert any("1 values marked in single frames" in note for note in taken.notes)
+    assert any("1 values saturated in single frames" in note for note in taken.notes)
 
 
-@pytest.mark.parametrize("mark", [-1, -2, np.nan, np.inf])
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_saturated_value_is_at_least_the_highest_that_its_pixel_has(tmp_path, dtype, gain):
+    """A bright pixel has all ones where it is saturated; in one that counts little they mean that it was dead."""
+    top = np.iinfo(dtype).max
+    data = counts().astype(dtype)
+    data[:, 8, 8], data[:, 8, 7] = [top - 10, top - 30, top, top - 50, top - 1, top - 20], top // 3
+    data[2, 1, 1] = top
+    path = write_cxi(tmp_path / "a.cxi", data=data, mask=np.zeros((N, N), np.uint8))
+    taken = read(path, settings=ReadSettings(correction=None if gain == 1 else Correction(gain=gain)))
+    assert taken.geometry.mask is None
+    assert (taken.counts[[2, 4], 8, 8] == np.rint((top - 10) / gain)).all()
+    others = np.rint(np.delete(data[:, 1, 1], 2) / gain)
+    assert taken.counts[2, 1, 1] == np.rint(others.mean())
+    assert "2 values saturated" in " ".join(taken.notes)
+
+
+def test_a_mask_that_says_saturated_leaves_at_least_the_highest_count(tmp_path):
+    data, bits = counts().astype(np.uint32), np.zeros((FRAMES, N, N), np.uint32)
+    data[:, 8, 8] = [500, 400, 600, 600, 300, 200]
+    bits[2:4, 8, 8] = 2
+    taken = read(write_cxi(tmp_path / "a.cxi", data=data, mask=bits))
+    assert taken.counts[:, 8, 8].tolist() == [500, 400, 500, 500, 300, 200]
+
+
+@pytest.mark.parametrize("mark", [-1, -2, np.nan])
 def test_marks_of_signed_and_float_frames(tmp_path, mark):
     data = counts().astype(np.float32 if not np.isfinite(mark) else np.int32)
     data[:, 2], data[4, 1, 1] = mark, mark
@@ -229,6 +257,45 @@ def test_a_window_that_is_small_beside_its_detector_holds_the_beam(tmp_path):
     np.testing.assert_array_equal(tilted.counts[:, 11:27, 8:24], spots)
     with pytest.raises(ValueError, match=r"no light within 16 x 16 pixels around pixel \(40, 40\)"):
         read(path, settings=ReadSettings(window=16, centre=(40, 40)))
+
+
+@pytest.mark.parametrize("tilted", [True, False])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"window": 32},
+        {"window": 16, "binning": 2},
+        {"window": 16, "centre": (40.0, 20.0)},
+        {"window": 96, "centre": (42.0, 18.0)},
+    ],
+)
+def test_the_probe_of_whole_frames_is_cut_where_their_light_is(tmp_path, tilted, given):
+    """Beside the middle of 64 pixels the beam is at (42, 18). Some programs leave that tilt in the probe."""
+    whole, steps = zone_plate(64, 30.0, aperture=0.25, counts=1e5), np.arange(64) - 32
+    tilt = np.exp(2j * np.pi * (10 * steps[:, None] - 14 * steps) / 64)
+    frames = np.random.default_rng(0).poisson(far_field(whole * tilt)[0], (FRAMES, 64, 64)).astype(np.uint32)
+    probe = (whole * tilt if tilted else whole).astype(np.complex64)
+    taken = read(
+        write_cxi(tmp_path / "a.cxi", data=frames, probe=probe, without=("mask",)), settings=ReadSettings(**given)
+    )
+    kept = taken.counts.sum() / frames.sum()
+    assert (kept < 0.95) == (given.get("centre") == (40.0, 20.0))
+    assert (np.abs(taken.probe) ** 2).sum() == pytest.approx(kept * 1e5, rel=0.03)
+    seen, light = taken.geometry.good(), taken.counts.mean(0)
+    expected = np.where(seen, far_field(taken.fitted_probe())[0], 0)
+    assert (expected * light).sum() ** 2 / ((expected**2).sum() * (light**2).sum()) > 0.985
+
+
+def far_field(probe):
+    return np.abs(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(probe, axes=(1, 2)), norm="ortho"), axes=(1, 2))) ** 2
+
+
+def test_binning_a_side_that_it_does_not_divide_keeps_positions_in_object_pixels(tmp_path):
+    """A pixel of 16 x 16 binned ones, of 33 measured, is 33 / 32 of one of the whole frame."""
+    spots = np.random.default_rng(0).poisson(20, (FRAMES, 33, 33)).astype(np.uint16)
+    taken = read(write_npz(tmp_path / "a.npz", data=spots, probe=None), settings=ReadSettings(binning=2))
+    where = translation()[:, :2] * 1e7
+    np.testing.assert_allclose(taken.positions, (where - where.mean(0)) * 32 / 33, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("said", ["corner", "centre"])
@@ -358,6 +425,29 @@ def test_a_glitch_of_an_encoder_is_named_and_can_be_left_out(tmp_path, away):
     taken = read(path, settings=ReadSettings(drop_outliers=True))
     assert len(taken.counts) == 11
     np.testing.assert_array_equal(taken.counts, np.delete(np.tile(counts(), (2, 1, 1)), 7, 0))
+
+
+def test_frames_keep_their_numbers_and_positions_their_origin(tmp_path):
+    """Of a scan whose stage stands somewhere, of which a dark frame and a glitch are left out."""
+    frames, where = np.tile(counts(), (2, 1, 1)), WHERE + np.array([-5e-3, 3e-3, 0.0])
+    frames[2], where[7, :2] = 0, 0.0
+    path = write_cxi(tmp_path / "a.cxi", data=frames, translation=where)
+    taken = read(path, settings=ReadSettings(drop_outliers=True, least_counts=10))
+    kept = np.delete(np.arange(12), [2, 7])
+    assert any(note.startswith("frames 7 are left out") for note in taken.notes)
+    np.testing.assert_array_equal(taken.numbers, kept)
+    np.testing.assert_allclose(taken.positions + taken.geometry.origin, where[kept, 1::-1], atol=1e-12)
+    source = Replay(taken, tolerance=1.0)
+    [chunk] = source.again([1, 2, 7, 11])
+    assert chunk["frame"].values.tolist() == [1, 11]
+    np.testing.assert_array_equal(chunk["counts"], frames[[1, 11]])
+    write_spooled(tmp_path / "spool", chunk)
+    for one in (chunk, *spooled(tmp_path / "spool")):
+        assert chunk_geometry(one).origin == pytest.approx(where[kept].mean(0)[1::-1])
+    source.resume({**source.position(), "given": []}, handed=[11])
+    source.apply(Decision(positions=taken.positions[[-1, 0]], reasons=("test",) * 2, stop=True))
+    [last] = source.chunks()
+    assert last["frame"].values.tolist() == [0], "11 was handed out before"
 
 
 def test_positions_that_are_not_finite_can_be_left_out(tmp_path):

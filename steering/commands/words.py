@@ -11,12 +11,17 @@ from pathlib import Path
 
 from steering.logs import VARIABLE
 
+_LONGEST = 400
+
 
 def message(error: Exception) -> str:
-    """The message of an error in a line; with its kind and place, where the message alone would not be a sentence."""
+    """The message of an error in a line; with its kind and place, where the message alone would not be a sentence.
+
+    A long one loses its middle: what was found stands first, and what to do last.
+    """
     message = " ".join(str(error).split())
-    if len(message) > 400:
-        message = message[:397] + "..."
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2 - 5]} ... {message[-_LONGEST // 2 :]}"
     if " " in message and isinstance(error, ValueError | OSError | RuntimeError | ImportError):
         return message
     frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -43,7 +43,9 @@ class ScanExport:
     units: Mapping[str, str]
     """Of each image."""
     positions: NDArray[np.float64]
-    """(frame, 2) of (y, x)."""
+    """(frame, 2) of (y, x), in the coordinates of the images."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """(y, x), added to positions and to y and x it makes them those of the stage."""
     frames: Mapping[str, NDArray] = field(default_factory=dict)
     """(frame,) each, by name."""
     probe: NDArray[np.complex64] | None = None
@@ -77,7 +79,9 @@ def write_cxi(path: Path, scan: ScanExport) -> None:
                 _nxdata(entry.create_group(name), values, scan, name, scan.units.get(name, "1"))
             xyz = np.c_[scan.positions[:, ::-1], np.zeros(len(scan.positions))]
             entry["sample_1/geometry_1/translation"] = xyz
-            entry["sample_1/geometry_1/translation"].attrs["units"] = scan.unit
+            moved = entry["sample_1/geometry_1/translation"].attrs
+            moved["units"], moved["origin"] = scan.unit, [scan.origin[1], scan.origin[0], 0.0]
+            moved["description"] = "x, y, z in the coordinates of the images; with origin added, those of the stage"
             if scan.probe is not None:
                 entry["instrument_1/source_1/probe"] = scan.probe
                 _in_unit(entry, "instrument_1/source_1/probe_pixel", float(scan.y[1] - scan.y[0]), scan.unit)
@@ -106,6 +110,7 @@ def write_tiffs(folder: Path, stem: str, scan: ScanExport) -> list[Path]:
         path = folder / f"{stem}-{name}.tif"
         said = {"pixel": step, "pixel_unit": scan.unit, "value_unit": scan.units.get(name, "1"), "name": name}
         said |= {"y0": float(scan.y[0]), "x0": float(scan.x[0])}
+        said |= {"origin_y": scan.origin[0], "origin_x": scan.origin[1]}
         tifffile.imwrite(path, np.asarray(image, np.float32), description=json.dumps(said), metadata=None, **scale)
         written.append(path)
     return written

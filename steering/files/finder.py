@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import h5py
@@ -160,3 +161,9 @@ def columns(values: NDArray[np.float64], name: str, frames: int | None = None) -
             f"found translations of shape {shape} in {name}, expected (frame, 3) or (frame, 2), (3, frame): x, y(, z)"
         )
     return plain[:, :2]
+
+
+def some(places: Collection[str]) -> str:
+    """The first of some places in a file: errors are read in a line."""
+    first, more = list(places)[:3], len(places) - 3
+    return ", ".join(first) + (f" and {more} others" if more > 0 else "")

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,16 @@ class Hdf5:
         if out.size:
             dataset.read_direct(out if fields is None else out.view(fields))
         return out
+
+    def blocks(self, dataset: h5py.Dataset, rows: int) -> Iterator[NDArray]:
+        """The values of a dataset, so many of its first axis at a time, in memory that is used again and is not
+        counted. Raises as `read`."""
+        shape = self.shape(dataset)
+        block = np.empty((min(rows, shape[0]), *shape[1:]), dataset.dtype.newbyteorder("="))
+        for start in range(0, shape[0] if block.size else 0, len(block)):
+            part = block[: shape[0] - start]
+            dataset.read_direct(part, np.s_[start : start + len(part)])
+            yield part
 
     def unit(self, dataset: h5py.Dataset, unit: str) -> str:
         """The unit that the file says of its values, or else `unit`."""

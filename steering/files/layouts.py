@@ -49,9 +49,12 @@ class Layout:
     """Along x, where a file keeps this in place of wavelength, distance and detector pixel."""
     object_pixel_y: At = At()
     mask: tuple[str, ...] = ()
+    """Of all frames (y, x), or an image for each."""
     mask_rule: str = "cxi"
     """`cxi`: the bad bits of CXI; `bad`: not 0 is bad; `good`: not 0 is good."""
     probe: tuple[str, ...] = ()
+    dark: tuple[str, ...] = ()
+    """What frames read without light."""
     pair: tuple[str, str] | None = None
     """Ends of the names of two files: frames in the first, all else in the second."""
 
@@ -147,6 +150,7 @@ _CXI = Layout(
     pixel=At(("entry_1/instrument_1/detector_1/x_pixel_size",)),
     pixel_y=At(("entry_1/instrument_1/detector_1/y_pixel_size",)),
     mask=("entry_1/instrument_1/detector_1/mask",),
+    dark=("entry_1/instrument_1/detector_1/data_dark",),
     probe=tuple(
         f"entry_1/instrument_1/{name}" for name in ("source_1/probe", "source_1/illumination", "detector_1/probe")
     ),
@@ -183,7 +187,7 @@ LAYOUTS = (
         energy=At(("meta/energy", "info/energy"), "keV"),
         distance=At(("meta/distance", "info/distance")),
         pixel=At(("meta/psize", "info/psize")),
-        mask=("chunks/0/weights", "meta/weight2d", "info/weight2d", "common/weight2d"),
+        mask=("chunks/*/weights", "meta/weight2d", "info/weight2d", "common/weight2d"),
         mask_rule="good",
     ),
     Layout(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.files.finder import Finder, columns
+from steering.files.finder import Finder, columns, some
 from steering.files.hdf5 import Hdf5
 from steering.files.layouts import At, Layout, Table
 from steering.files.raster import each, refuse_other_grid
@@ -121,8 +121,8 @@ def _find(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
         wanted = [path for at in (layout.positions, layout.y, layout.x) for path in at.paths]
         found["missing"].append(
             found.get("partner")
-            or f"no positions, expected them at one of {', '.join(wanted) or 'the places of a known layout'} (a link "
-            "may be broken): say where, positions=FILE:/path[unit] (--positions)"
+            or f"no positions, expected them at one of {some(wanted) or 'the places of a known layout'} (a link may "
+            "be broken): say where, positions=FILE:/path[unit] (--positions)"
         )
         return
     found["given"] = [_lengths(some, reader.file, found, at.unit) for some, at in zip(nodes, ats, strict=True)]
@@ -242,7 +242,8 @@ def _match_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> Non
         found["shape"] = [len(numbers), *found["shape"][-2:]]
     else:
         images = found["frames"].reshape(-1, *found["frames"].shape[-2:])
-        found["frames"] = images[numbers.astype(np.int64)]
+        found["numbers"] = numbers.astype(np.int64)
+        found["frames"] = images[found["numbers"]]
 
 
 def frame_count(found: dict[str, Any]) -> int:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from steering.files.arrays import DAMAGED, read_npz, unpacked_bz2
 from steering.files.bounds import Bounds, Memory
-from steering.files.finder import Finder, recognised
+from steering.files.finder import Finder, recognised, some
 from steering.files.hdf5 import Hdf5, by_matlab
 from steering.files.layouts import LAYOUTS, WRITTEN, Layout
-from steering.files.masks import bad_pixels
+from steering.files.masks import take_mask
 from steering.files.positions import Named, among, counted, frame_count, give_positions, named, take_positions
 from steering.files.raster import channels
 from steering.files.stacks import take_stack
@@ -40,13 +40,14 @@ def read_scan_file(
     """What a file holds of a scan.
 
     given: `frames` or `positions` from elsewhere: FILE:/path[unit], positions also FILE:/x,/y[unit]; a FILE is beside
-    the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`. mask: the file's as it
-    is (`file`), `inverted`, where what it calls bad is good, or `none`, which leaves it unread.
-    Returns `layout`; `frames` (..., y, x), `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel";
-    `units`, in which positions were, where that was said; `wavelength`, `distance`, `detector_pixel`, `object_pixel` in
-    metres; `mask` (y, x), True = bad; `probe`; `said`, a dictionary of what was read where; `notes`, sentences on what
-    was taken for what; `doubts`, a dictionary of what is wrong with numbers that cannot be. Those that are not there
-    are missing, and named in `missing`.
+    the scan or in an allowed folder. look: only shapes of what is large, for `steering inspect`. mask: as
+    `ReadSettings` has it.
+    Returns `layout`; `frames` (..., y, x), `numbers` (n,) of them where they are not all of the file's in its order;
+    `amplitude`; `positions` (n, 2) of (y, x); `length` "m" or "object pixel"; `units`, in which positions were, where
+    that was said; `wavelength`, `distance`, `detector_pixel`, `object_pixel` in metres; `mask` (y, x), True = bad in
+    nearly every frame (where it is in fewer, these have a flag there); `probe`; `said`, a dictionary of what was read
+    where; `notes`, sentences on what was taken for what; `doubts`, a dictionary of what is wrong with numbers that
+    cannot be. Those that are not there are missing, and named in `missing`.
     Raises ValueError for content that cannot be a scan, OSError for a file that is missing, damaged or unknown.
     """
     place, given = Path(path), dict(given or {})
@@ -98,9 +99,9 @@ def _read_hdf5(
     try:
         layout = recognised(Finder(main))
         if layout is None and "frames" not in given:
-            wanted = ", ".join(dict.fromkeys(path for one in LAYOUTS for path in one.frames))
+            wanted = dict.fromkeys(path for one in LAYOUTS for path in one.frames)
             raise ValueError(
-                f"found no frames, expected them at one of {wanted}: say where, frames=FILE:/path (--frames)"
+                f"found no frames, expected them at one of {some(wanted)}: say where, frames=FILE:/path (--frames)"
             )
         layout = layout or Layout(name="frames as said", frames=())
         found: dict[str, Any] = {"layout": layout.name, "amplitude": layout.amplitude}
@@ -114,11 +115,13 @@ def _read_hdf5(
             if name in given:
                 _take_given(found, name, given[name], files, bounds, layout, look=look)
         _take_frames(found, layout, reader[0], look)
+        _take_mask(found, layout, reader[1], look=look, mask=mask)  # while frames are all of the file's, in its order
         take_positions(found, layout, *reader)
         _leave_unwritten(found, reader[0])
         _take_numbers(found, layout, reader[1])
-        _take_mask(found, layout, reader[1], look=look, mask=mask)
         _take_probe(found, layout, reader[1], look=look)
+        if nodes := reader[1].first(layout.dark):
+            found["notes"].append(f"the dark in {nodes[0].name} is subtracted only where it is given (--dark {path})")
         _compare_counts(found, look=look)
         return {name: value for name, value in found.items() if name not in _OF_READING}
     finally:
@@ -188,7 +191,7 @@ def _take_numbers(found: dict[str, Any], layout: Layout, reader: Finder) -> None
         "detector_pixel": (layout.pixel,),
     }.items():
         if values[name] is None and values["object_pixel"] is None:
-            places = ", ".join(path for at in ats for path in at.paths)
+            places = some([path for at in ats for path in at.paths])
             why = f"that can be read ({unread.pop(name)})" if name in unread else f"({places or _NO_PLACE})"
             found["missing"].append(
                 f"no {name.replace('_', ' ')} {why}, expected it: lengths are in metres, object pixels must be known: "
@@ -226,10 +229,7 @@ def _take_mask(found: dict[str, Any], layout: Layout, reader: Finder, *, look: b
             return
         found["said"]["mask"] = f"{nodes[0].name} ({layout.mask_rule})"
         if not look:
-            kept = reader.file.read(nodes[0])
-            kept = kept.swapaxes(-1, -2) if by_matlab(nodes[0]) and kept.ndim > 1 else kept
-            bad = bad_pixels(kept, layout.mask_rule, inverted=mask == "inverted")
-            found["mask"] = np.ascontiguousarray(bad)
+            take_mask(found, nodes, reader.file, layout.mask_rule, inverted=mask == "inverted")
     except (OSError, ValueError) as error:
         why = str(error) if str(error).startswith("found") else f"found a mask that cannot be read ({error}): copy it"
         found["doubts"]["mask"] = f"{why}, or leave the mask out (--mask none)"
@@ -335,6 +335,7 @@ def _leave_unwritten(found: dict[str, Any], reader: Finder) -> None:
         found["shape"] = [int(written.sum()), *found["shape"][-2:]]
     else:
         found["frames"] = found["frames"].reshape(-1, *found["frames"].shape[-2:])[written]
+        found["numbers"] = found.get("numbers", np.arange(frames))[written]
 
 
 def _without_leading_ones(array: NDArray, ndim: int) -> NDArray:

@@ -232,6 +232,7 @@ def _dataset(
         },
         coords=live.axes(drawn.factor) | {"frame": frame_id},
         attrs={"scan": live.scan, "length_unit": live.geometry.length_unit, "refinement": live.refinement}
+        | {"origin": list(live.geometry.origin)}
         | live.geometry.optics,
     )
     if region is not None:

@@ -64,6 +64,7 @@ def make_chunk(
             "detector_pixel": geometry.detector_pixel,
             "object_pixel": geometry.object_pixel,
             "length_unit": unit,
+            "origin": geometry.origin,
         },
     )
 
@@ -77,6 +78,7 @@ def chunk_geometry(chunk: xr.Dataset) -> Geometry:
         distance=chunk.attrs["distance"],
         detector_pixel=chunk.attrs["detector_pixel"],
         mask=mask if mask.any() else None,
+        origin=chunk.attrs["origin"],
     )
 
 

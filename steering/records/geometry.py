@@ -26,6 +26,8 @@ class Geometry:
     """Pitch of a detector pixel, metres."""
     mask: NDArray[np.bool_] | None = None
     """(y, x), True where a pixel must NOT be used: gap, dead, hot, saturated. None: every pixel counts."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """(y, x), length_unit: added to positions it makes them those of the file or the stage that they come from."""
 
     def __post_init__(self) -> None:
         ny, nx = self.shape

@@ -48,7 +48,8 @@ def write_spooled(folder: Path, chunk: xr.Dataset) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     geometry = chunk_geometry(chunk)
     arrays = {name: chunk[name].values for name in ("counts", "mask", "frame", "position_y", "position_x")}
-    numbers = (geometry.wavelength, geometry.distance, geometry.detector_pixel, chunk.attrs["acquired"])
+    lengths = (geometry.wavelength, geometry.distance, geometry.detector_pixel, *geometry.origin)
+    numbers = (*lengths, chunk.attrs["acquired"])
     arrays["numbers"] = np.array([np.nan if number is None else number for number in numbers])
     for name in ("scan", "visit_of"):
         arrays[name] = np.frombuffer(str(chunk.attrs.get(name, "")).encode(), np.uint8)
@@ -78,9 +79,16 @@ def drop_spooled(folder: Path, before: float) -> None:
 
 def _chunk(arrays: dict[str, np.ndarray]) -> xr.Dataset:
     *lengths, acquired = (None if np.isnan(number) else float(number) for number in arrays["numbers"])
-    wavelength, distance, pixel = lengths
+    wavelength, distance, pixel, *origin = lengths
     mask = arrays["mask"].astype(bool)
-    geometry = Geometry(shape=mask.shape, wavelength=wavelength, distance=distance, detector_pixel=pixel, mask=mask)
+    geometry = Geometry(
+        shape=mask.shape,
+        wavelength=wavelength,
+        distance=distance,
+        detector_pixel=pixel,
+        mask=mask,
+        origin=(origin[0] or 0.0, origin[1] or 0.0) if origin else (0.0, 0.0),
+    )
     where = np.stack([arrays["position_y"], arrays["position_x"]], axis=1)
     scan, visited = (arrays[name].tobytes().decode() for name in ("scan", "visit_of"))
     chunk = make_chunk(arrays["counts"], arrays["frame"], where, geometry, scan=scan, acquired=acquired or 0.0)

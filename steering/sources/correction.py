@@ -17,7 +17,13 @@ from steering.sources.flags import flagged, saturated, without_count
 
 _FLAT = 0.5, 2.0
 """The median of a flat field's good pixels is within these."""
-_NAMES = ("data", "dark", "flat", "flatfield", "mask", "entry/data/data", "entry_1/data_1/data")
+_PLACES = ("data", "entry/data/data", "entry_1/data_1/data")
+_NAMES = {
+    "dark": ("dark", "entry_1/instrument_1/detector_1/data_dark"),
+    "flat": ("flat", "flatfield"),
+    "beam stop": ("beam_stop", "mask"),
+}
+"""Of each image in a file that has several; none of them is taken for another one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +52,11 @@ class Correction:
         if self.flat is None:
             return
         good = self.flat[np.isfinite(self.flat) & (self.flat > 0)]
+        if 2 * good.size < self.flat.size:
+            raise ValueError(
+                f"found a flat field with {self.flat.size - good.size} of {self.flat.size} pixels not above 0, which "
+                "are bad, expected less than half of them: is it another image (--flat FILE:/path)?"
+            )
         typical, (low, high) = float(np.median(good)) if good.size else np.nan, _FLAT
         if not low <= typical <= high:
             raise ValueError(
@@ -79,7 +90,8 @@ class Correction:
 def add_correction(parser: argparse._ActionsContainer) -> None:
     """Add --dark, --flat, --gain and --beam-stop to a workflow's arguments; `given_correction` takes what they say."""
     image = "of the detector (y, x), .npy, .npz, .mat or HDF5"
-    parser.add_argument("--dark", type=Path, metavar="FILE", help=f"what a frame reads without light, {image}")
+    dark = f"what a frame reads without light, {image}; of several the mean"
+    parser.add_argument("--dark", type=Path, metavar="FILE", help=dark)
     parser.add_argument("--flat", type=Path, metavar="FILE", help=f"response of each pixel, {image}")
     parser.add_argument("--gain", type=float, default=1.0, help="what the detector reads for one photon (1)")
     parser.add_argument("--beam-stop", type=Path, metavar="FILE", help=f"not 0 where it hides the detector, {image}")
@@ -88,16 +100,26 @@ def add_correction(parser: argparse._ActionsContainer) -> None:
 def given_correction(options: argparse.Namespace, bounds: Bounds | None = None) -> Correction | None:
     """What the arguments say; None where they say nothing. Raises OSError and ValueError for files that do not do."""
     dark, flat, stop = (
-        None if path is None else _image(path, bounds) for path in (options.dark, options.flat, options.beam_stop)
+        None if path is None else _image(path, name, bounds)
+        for path, name in ((options.dark, "dark"), (options.flat, "flat"), (options.beam_stop, "beam stop"))
     )
     if dark is None and flat is None and stop is None and options.gain == 1:
         return None
+    if stop is not None and (2 * np.count_nonzero(stop) > stop.size or (stop != np.rint(stop)).any()):
+        raise ValueError(
+            f"{options.beam_stop}: found a beam stop that hides {np.count_nonzero(stop)} of {stop.size} pixels, "
+            f"with values from {stop.min():.4g} to {stop.max():.4g}, expected whole numbers, 0 in most pixels: is it "
+            "another image, a dark say (--beam-stop FILE:/path)?"
+        )
     return Correction(dark=dark, flat=flat, gain=options.gain, beam_stop=None if stop is None else stop != 0)
 
 
-def _image(path: Path, bounds: Bounds | None) -> NDArray[np.float32]:
-    found = isolated_array(path, _NAMES, bounds)
+def _image(path: Path, name: str, bounds: Bounds | None) -> NDArray[np.float32]:
+    """The image of a name in a file, or the only one; of darks, one after the other, their mean."""
+    found = isolated_array(path, (*_NAMES[name], *_PLACES), bounds)
     image = found[0] if found.ndim == 3 and len(found) == 1 else found
+    if name == "dark" and found.ndim == 3 and len(found) > 1 and found.dtype.kind in "uif":
+        image = found.mean(0, dtype=np.float64)
     if image.ndim != 2 or image.dtype.kind not in "uifb":
         raise ValueError(f"{path}: found {found.dtype} {found.shape}, expected an image of real numbers (y, x)")
     return image.astype(np.float32)

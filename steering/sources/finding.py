@@ -46,8 +46,9 @@ class FoundOrientation:
         return self.share <= _STANDS_OUT
 
     def __str__(self) -> str:
-        listed = ", ".join(f"{name} {value:.3g}" for name, value in sorted(self.residuals.items(), key=lambda i: i[1]))
-        return f"orientation {self.orientation}: residual {self.share:.2f} of the second best ({listed})"
+        best = sorted(self.residuals.items(), key=lambda i: i[1])
+        listed = ", ".join(f"{name} {value:.3g}" for name, value in best[:3])
+        return f"orientation {self.orientation}: residual {self.share:.2f} of the second best ({listed}, ...)"
 
 
 def find_orientation(recording: Recording, *, frames: int = _FRAMES, device: str = "auto") -> FoundOrientation:
@@ -79,7 +80,7 @@ def sure_orientation(recording: Recording, *, device: str = "auto") -> FoundOrie
         raise ValueError(
             f"found no turn of the frames that explains them better than all others ({found}), expected one at "
             f"{_STANDS_OUT} of the second best: is the object flat, too little overlapped, or the zero frequency "
-            f"elsewhere (--zero-frequency)? Or give the orientation ({', '.join(ORIENTATIONS)})"
+            "elsewhere (--zero-frequency)? Or give the orientation (--orientation NAME)"
         )
     return found
 
@@ -93,6 +94,7 @@ def turned(recording: Recording, orientation: str, frames: NDArray[np.int64] | s
         recording,
         counts=turn(recording.counts[frames], "centre", orientation),
         positions=recording.positions[frames],
+        numbers=recording.numbers[frames],
         geometry=replace(recording.geometry, mask=mask),
     )
 

@@ -3,8 +3,9 @@
 Flags are the two highest values of an unsigned dtype as it comes from the detector, of every width (all ones: dead, all
 ones but one: saturated), -1 and -2 in signed ones and in floats, and in floats what is not finite. A value below 0 that
 is no flag is no count either, but a reading around a dark may be: a recorded scan with one is refused, in a live frame,
-which is never refused, the pixel has no count. Of detectors with fewer bits than their dtype the flags are known by
-standing in nearly every frame, which one frame cannot tell (`never_counting` in `steering.sources.frames`).
+which is never refused, the pixel has no count. One frame cannot tell that all ones in a few frames of a bright pixel
+say saturated (`say_saturated` in `steering.sources.frames`), nor what the flags of detectors with fewer bits than their
+dtype are, which are known by standing in nearly every frame (`never_counting` there).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.flags import flagged, flags_of_fewer_bits
+from steering.sources.flags import flagged, flags_of_fewer_bits, saturated, without_count
 from steering.sources.window import Window, placed
 
 NEARLY_EVERY = 0.9
@@ -31,9 +31,10 @@ def clean(frames: NDArray, mask: NDArray[np.bool_] | None) -> tuple[NDArray, NDA
 
     frames: (n, y, x), changed in place. mask: (y, x), True = bad. What a mark is: see `steering.sources.flags`. A pixel
     marked in nearly every frame is masked for the scan; elsewhere the value becomes that pixel's mean over the other
-    frames, and a frame with more than a tenth of its pixels marked becomes empty. Whole numbers get the smallest
-    unsigned dtype. Raises ValueError for shapes that do not fit, a mask of more than half of the detector, impossible
-    counts and frames without light.
+    frames or, where the mark says saturated, the highest count that the pixel or the frame has besides. A frame with
+    more than a tenth of its pixels marked becomes empty. Whole numbers get the smallest unsigned dtype. Raises
+    ValueError for shapes that do not fit, a mask of more than half of the detector, impossible counts and frames
+    without light.
     """
     if frames.ndim != 3:
         raise ValueError(f"found frames of shape {frames.shape}, expected (frame, y, x)")
@@ -43,7 +44,7 @@ def clean(frames: NDArray, mask: NDArray[np.bool_] | None) -> tuple[NDArray, NDA
     notes = []
     if bad.any():
         notes.append(f"the file's mask hides {100 * bad.mean():.3g} % of the detector")
-    marked, total = _marked(frames)
+    marked, total, highest = _marked(frames)
     new = ((marked >= NEARLY_EVERY * len(frames)) | _of_fewer_bits(frames)) & ~bad
     if new.any():
         notes.append(f"{int(new.sum())} more pixels are marked in nearly every frame and masked")
@@ -52,14 +53,15 @@ def clean(frames: NDArray, mask: NDArray[np.bool_] | None) -> tuple[NDArray, NDA
         raise ValueError(
             "found no pixel that counts: every one is masked or marked as bad, expected frames with counts"
         )
-    if marked.any():
-        notes += _without_marks(frames, bad, marked, total)
-    hot = _hot(frames, total / np.maximum(len(frames) - marked, 1), bad)
+    mean = total / np.maximum(len(frames) - marked, 1)
+    hot = _hot(frames, mean, bad)
     if hot.any():
         notes.append(
             f"{int(hot.sum())} hot pixels are masked, the first at {tuple(np.argwhere(hot)[0].tolist())} (y, x)"
         )
     bad |= hot
+    if marked.any():
+        notes += _without_marks(frames, bad, mean, highest)
     _refuse_impossible(frames, bad)
     return _smallest(frames, bad), bad, notes
 
@@ -73,24 +75,44 @@ def never_counting(frames: NDArray) -> NDArray[np.bool_]:
     return np.asarray(times >= NEARLY_EVERY * len(frames)) | _of_fewer_bits(frames)
 
 
+def say_saturated(frames: NDArray) -> None:
+    """Give the flag of saturation, in place, to all ones in unsigned frames (n, y, x) where they are no dead pixel: in
+    one that counts, in another frame, more than half of what the dtype holds. Many detectors have but one flag."""
+    if frames.dtype.kind != "u" or not frames.size:
+        return
+    top, highest = np.iinfo(frames.dtype).max, np.zeros(frames.shape[1:], frames.dtype)
+    for some in _blocks(frames):
+        np.maximum(highest, np.where(flagged(frames[some]), 0, frames[some]).max(0), out=highest)
+    bright = highest > top // 2
+    if bright.any():
+        for some in _blocks(frames):
+            np.copyto(frames[some], top - 1, where=(frames[some] == top) & bright)
+
+
 def squared(amplitudes: NDArray) -> NDArray:
-    """Counts of frames that were stored as amplitudes: whole where they are to a thousandth."""
+    """Counts of frames that were stored as amplitudes: whole where they are to a thousandth, NaN where those are flags
+    or below 0, which is no mark any more once it is squared, and infinite where they are saturated."""
+    marked = without_count(amplitudes)
     counts = np.square(amplitudes, dtype=np.float32)
-    whole = np.rint(counts)
-    return (
-        whole
-        if np.abs(counts - whole).max(initial=0) < 1e-3 * max(1.0, float(counts.max(initial=0)) ** 0.5)
-        else counts
-    )
+    counts[marked] = np.where(saturated(amplitudes[marked]), np.inf, np.nan)
+    good = np.where(marked, 0, counts)
+    whole = np.abs(good - np.rint(good)).max(initial=0) < 1e-3 * max(1.0, float(good.max(initial=0)) ** 0.5)
+    return np.rint(counts) if whole else counts
 
 
 def brightest(frames: NDArray, mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """Pixel (y, x) of the beam's centre: of the squared mean of the frames, which leaves the faint background out."""
+    """Pixel (y, x) of the beam's centre."""
+    y, x = centre_of_light(frames, mask).round().astype(int).tolist()
+    return y, x
+
+
+def centre_of_light(frames: NDArray, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(y, x) of the squared mean of frames (n, y, x), which leaves the faint background out; the middle without light.
+    mask: (y, x), True = do not use."""
     weight = np.where(mask, 0, frames.mean(0, dtype=np.float64)) ** 2
     if not weight.any():
-        return frames.shape[1] // 2, frames.shape[2] // 2
-    y, x = ((np.indices(weight.shape) * weight).sum((1, 2)) / weight.sum()).round().astype(int).tolist()
-    return y, x
+        return np.array(frames.shape[1:]) // 2 * 1.0
+    return np.asarray((np.indices(weight.shape) * weight).sum((1, 2)) / weight.sum())
 
 
 def light(frames: NDArray, mask: NDArray[np.bool_]) -> float:
@@ -150,21 +172,22 @@ def _given_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> NDArr
     return bad
 
 
-def _marked(frames: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """In how many frames a pixel is marked, and the sum of its values in the others."""
+def _marked(frames: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray]:
+    """In how many frames a pixel is marked, and the sum and the highest of its values in the others."""
     marked, total = np.zeros(frames.shape[1:], np.int64), np.zeros(frames.shape[1:])
+    highest = np.zeros(frames.shape[1:], frames.dtype)
     negative = np.zeros(frames.shape[1:], np.int64)
     for some in _blocks(frames):
-        flags = flagged(frames[some])
+        flags, values = flagged(frames[some]), frames[some]
         if flags.any():
             marked += flags.sum(0)
-            total += np.where(flags, 0, frames[some]).sum(0, dtype=np.float64)
-        else:
-            total += frames[some].sum(0, dtype=np.float64)
+            values = np.where(flags, 0, values)
+        total += values.sum(0, dtype=np.float64)
+        np.maximum(highest, values.max(0), out=highest)
         if frames.dtype.kind != "u":
             negative += (frames[some] < 0).sum(0)
     stuck = negative >= NEARLY_EVERY * len(frames)
-    return np.where(stuck, len(frames), marked), np.where(stuck, 0, total)
+    return np.where(stuck, len(frames), marked), np.where(stuck, 0, total), highest
 
 
 def _of_fewer_bits(frames: NDArray) -> NDArray[np.bool_]:
@@ -178,27 +201,35 @@ def _of_fewer_bits(frames: NDArray) -> NDArray[np.bool_]:
     return found
 
 
-def _without_marks(
-    frames: NDArray, bad: NDArray[np.bool_], marked: NDArray[np.int64], total: NDArray[np.float64]
-) -> list[str]:
-    mean = total / np.maximum(len(frames) - marked, 1)
+def _without_marks(frames: NDArray, bad: NDArray[np.bool_], mean: NDArray[np.float64], highest: NDArray) -> list[str]:
+    """Fill marked values in place, and say how. mean, highest: (y, x) of each pixel's values without a mark."""
     first = frames[:1][~flagged(frames[:1])]
     whole = frames.dtype.kind != "f" or bool((first == np.floor(first)).all())
     mean = np.where(bad, 0, np.rint(mean) if whole else mean).astype(frames.dtype)
-    filled = broken = 0
+    filled = full = broken = 0
     for some in _blocks(frames):
         block = frames[some]
-        flags = flagged(block)
+        flags, over = flagged(block), saturated(block)
         if frames.dtype.kind != "u":
             flags |= (block < 0) & bad
         here = flags & ~bad
         lost = here.mean((1, 2)) > _BROKEN * (~bad).mean()
-        filled += int(here[~lost].sum())
+        over &= ~bad & ~lost[:, None, None]
+        full += int(over.sum())
+        filled += int(here[~lost].sum() - over.sum())
         broken += int(lost.sum())
         np.copyto(block, mean, where=flags)
+        if over.any():
+            frame, y, x = np.nonzero(over)
+            besides = np.where(flags, 0, block).max((1, 2), where=~bad, initial=0)
+            block[frame, y, x] = np.maximum(highest[y, x], besides[frame])
         block[lost] = 0
-    notes = [f"{filled} values marked in single frames became the mean of that pixel"] if filled else []
-    return notes + ([f"{broken} frames with more than a tenth of their pixels marked are set aside"] if broken else [])
+    said = {
+        f"{filled} values marked in single frames became the mean of that pixel": filled,
+        f"{full} values saturated in single frames became the highest count that pixel or frame has besides": full,
+        f"{broken} frames with more than a tenth of their pixels marked are set aside": broken,
+    }
+    return [note for note, many in said.items() if many]
 
 
 def _hot(frames: NDArray, mean: NDArray[np.float64], bad: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -65,7 +65,7 @@ def refuse_impossible_optics(geometry: Geometry) -> None:
         )
 
 
-def positions_in_unit(fields: Mapping[str, Any], whole: list[int], geometry: Geometry) -> NDArray[np.float64]:
+def positions_in_unit(fields: Mapping[str, Any], whole: list[float], geometry: Geometry) -> NDArray[np.float64]:
     """Positions (n, 2) of a file in `geometry.length_unit`.
 
     whole: pixels (y, x) of a frame before it was cut, as its pixels are now; object pixels grow as frames are cut.

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.files import Bounds, isolated_array
+from steering.sources.frames import binned, centre_of_light
+from steering.sources.window import Window, placed
 
 _PROBE_NAMES = (
     "probe",
@@ -17,6 +19,7 @@ _PROBE_NAMES = (
     "entry_1/instrument_1/detector_1/probe",
     "content/probe/Sscan_00G00/data",
 )
+_TRIES = 10
 
 
 def read_probe(path: str | Path, *, bounds: Bounds | None = None) -> NDArray[np.complex64]:
@@ -45,17 +48,33 @@ def modes_of(probe: NDArray) -> NDArray[np.complex64]:
 
 
 def fitted_probe(
-    modes: NDArray[np.complex64], whole: tuple[int, ...], side: int, binning: int
+    modes: NDArray[np.complex64], whole: tuple[int, int], counts: NDArray, bad: NDArray[np.bool_], binning: int
 ) -> NDArray[np.complex64]:
-    """A probe (mode, y, x) that was made for whole frames, for the window that was cut out of them."""
-    if modes.ndim != 3 or modes.shape[1:] != whole or whole == (side, side):
+    """A probe (mode, y, x) that was made for whole frames, for the window that was cut out of them.
+
+    whole: pixels (y, x) of a frame before it was cut. counts, bad: the frames (n, side, side) as they are cut and
+    binned, and their mask. The probe's far field is cut where its light then falls as the frames' does: some programs
+    leave the tilt of a beam beside the middle in the probe, and some do not. Where the window is the larger one, no
+    light is beyond the whole frames.
+    """
+    side = counts.shape[1]
+    if modes.ndim != 3 or modes.shape[1:] != whole or (whole == (side, side) and binning == 1):
         return modes
-    n = [w // binning for w in whole]
-    low = [w // 2 - m // 2 for w, m in zip(whole, n, strict=True)]
-    modes = modes[:, low[0] : low[0] + n[0], low[1] : low[1] + n[1]]
+    far, axes = _far_field(modes), (-2, -1)
+    nothing, wide = np.zeros(whole, bool), side * binning
+    wanted = centre_of_light(counts, bad)
+    at = centre_of_light(np.abs(far) ** 2, nothing) - (wanted - side // 2) * binning
+    for _ in range(_TRIES):  # what the window leaves out of the light moves its centre
+        y, x = np.clip(at, 0, np.array(whole) - 1).tolist()
+        inside, place = Window(size=wide, centre=(y, x)).parts(whole)
+        square, _ = placed(far[:, *inside], nothing[inside], place, wide)
+        light, _ = binned(np.abs(square) ** 2, np.zeros((wide, wide), bool), binning)
+        at = at + (centre_of_light(light, bad) - wanted) * binning
+    near = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(square, axes=axes), norm="ortho"), axes=axes)
+    low = (wide - side) // 2
+    return near[:, low : low + side, low : low + side].astype(np.complex64)
+
+
+def _far_field(modes: NDArray[np.complex64]) -> NDArray[np.complex64]:
     axes = (-2, -1)
-    far = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(modes, axes=axes), norm="ortho"), axes=axes)
-    low = [m // 2 - side // 2 for m in n]
-    far = far[:, low[0] : low[0] + side, low[1] : low[1] + side]
-    near = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(far, axes=axes), norm="ortho"), axes=axes)
-    return near.astype(np.complex64)
+    return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(modes, axes=axes), norm="ortho"), axes=axes)

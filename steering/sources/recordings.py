@@ -11,7 +11,7 @@ changed. A file is read in a process of its own, with limits; nothing is unpickl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ from steering.files import Bounds, isolated
 from steering.ptychography import Canvas, RefineSettings, aim_probe, extract_patches, refine, rescale_probe
 from steering.records import Field, Geometry
 from steering.sources.correction import Correction
-from steering.sources.frames import brightest, clean, cut, light, light_in_corners, never_counting, squared
+from steering.sources.frames import (
+    brightest,
+    clean,
+    cut,
+    light,
+    light_in_corners,
+    never_counting,
+    say_saturated,
+    squared,
+)
 from steering.sources.lengths import optics, positions_in_unit, refuse_impossible_optics
 from steering.sources.orientation import ORIENTATIONS, turn
 from steering.sources.positions import crowded, outliers, refuse_impossible
@@ -91,8 +100,12 @@ class Recording:
     geometry: Geometry
     notes: tuple[str, ...] = ()
     """What was recognised and changed when it was read, a sentence each."""
+    numbers: NDArray[np.int64] = field(default=None)  # type: ignore[arg-type]
+    """(frame,) where each is in the file, from 0; left out: they are all of the file's, in its order."""
 
     def __post_init__(self) -> None:
+        if self.numbers is None:
+            object.__setattr__(self, "numbers", np.arange(len(self.counts)))
         if self.counts.ndim != 3 or self.counts.shape[1:] != self.geometry.shape:
             raise ValueError(
                 f"found frames of shape {self.counts.shape}, expected (frame, y, x) of {self.geometry.shape}"
@@ -104,6 +117,8 @@ class Recording:
                 f"found {len(self.counts)} frames and positions of shape {self.positions.shape}, "
                 "expected one (y, x) for each frame"
             )
+        if self.numbers.shape != (len(self.counts),):
+            raise ValueError(f"found numbers {self.numbers.shape} of {len(self.counts)} frames, expected one for each")
         if not np.isfinite(self.positions).all():
             lost = int((~np.isfinite(self.positions)).any(axis=1).sum())
             raise ValueError(
@@ -185,8 +200,10 @@ def _recording(
 ) -> Recording:
     zero_frequency, orientation = turned
     numbers = optics(fields, energy=settings.energy, distance=settings.distance, detector_pixel=settings.detector_pixel)
-    data = _in_photons(squared(fields["frames"]) if fields["amplitude"] else fields["frames"], settings.correction)
-    mask = None if settings.mask == "none" else fields.get("mask")
+    data = squared(fields["frames"]) if fields["amplitude"] else fields["frames"]
+    say_saturated(data)
+    data = _in_photons(data, settings.correction)
+    mask = fields.get("mask")
     whole = data.shape[1:]
     data, mask, said = _region(data, mask, settings, zero_frequency)
     data, bad, notes = clean(data, mask)
@@ -198,7 +215,6 @@ def _recording(
         counts, bad = turn(counts, "centre", orientation), turn(bad[None], "centre", orientation)[0]
         whole = whole[::-1] if ORIENTATIONS[orientation][0] else whole
     said += more
-    side = counts.shape[1]
     geometry = Geometry(
         shape=counts.shape[1:],
         wavelength=numbers.get("wavelength"),
@@ -207,21 +223,24 @@ def _recording(
         mask=bad if bad.any() else None,
     )
     refuse_impossible_optics(geometry)
-    where = positions_in_unit(fields, [n // settings.binning for n in whole], geometry)
+    where = positions_in_unit(fields, [n / settings.binning for n in whole], geometry)
     given = fields.get("probe") if probe is None else probe
-    modes = None if given is None else fitted_probe(modes_of(given), whole, side, settings.binning)
+    modes = None if given is None else fitted_probe(modes_of(given), whole, counts, bad, settings.binning)
+    which = np.asarray(fields.get("numbers", np.arange(len(counts))))
     if settings.least_counts and where.shape == (len(counts), 2):
         lit = counts.sum((1, 2), where=~bad, dtype=np.float64) >= settings.least_counts
         said.append(f"{int((~lit).sum())} frames with less than {settings.least_counts:g} counts are left out")
-        where, counts = where[lit], counts[lit]
-    kept, more = _judged(where, len(counts), geometry, settings, fields.get("units", ()))
-    where, counts = where[kept], counts[kept] if not isinstance(kept, slice) else counts
+        where, counts, which = where[lit], counts[lit], which[lit]
+    kept, more = _judged(where, which, geometry, settings, fields.get("units", ()))
+    where, which, counts = where[kept], which[kept], counts[kept] if not isinstance(kept, slice) else counts
     readable = np.isfinite(where).all() and len(where) > 0  # Recording refuses the others
+    y, x = where.mean(0).tolist() if readable else (0.0, 0.0)
     return Recording(
         counts=counts,
-        positions=where - where.mean(0) if readable else where,
+        positions=where - (y, x),
+        numbers=which,
         probe=modes,
-        geometry=geometry,
+        geometry=replace(geometry, origin=(y, x)),
         notes=(f"layout: {fields['layout']}", *fields["notes"], *notes, *said, *more),
     )
 
@@ -341,9 +360,15 @@ def _origin(settings: ReadSettings) -> tuple[int, int]:
 
 
 def _judged(
-    where: NDArray[np.float64], frames: int, geometry: Geometry, settings: ReadSettings, units: Sequence[str]
+    where: NDArray[np.float64],
+    numbers: NDArray[np.int64],
+    geometry: Geometry,
+    settings: ReadSettings,
+    units: Sequence[str],
 ) -> tuple[slice | NDArray[np.int64], list[str]]:
-    """Which frames are kept, and notes. units: in which positions were. Raises ValueError for those that cannot be."""
+    """Which frames are kept, and notes. numbers: of the frames in the file. units: in which positions were. Raises
+    ValueError for those that cannot be."""
+    frames = len(numbers)
     if where.shape != (frames, 2):
         return slice(None), []  # Recording refuses them
     finite = np.flatnonzero(np.isfinite(where).all(axis=1))
@@ -355,12 +380,15 @@ def _judged(
     notes = crowded(where[kept], geometry)
     if len(far) and not settings.drop_outliers:
         raise ValueError(
-            f"found positions far from all others at frames {_some(far)}, expected one scan: repair them, or leave "
-            "these frames out (drop_outliers=True, --drop-outliers)"
+            f"found positions far from all others at frames {_some(numbers[far])}, expected one scan: repair them, or "
+            "leave these frames out (drop_outliers=True, --drop-outliers)"
         )
     left_out = {"not finite": np.setdiff1d(np.arange(frames), finite), "far from all others": far}
-    notes += [f"frames {_some(those)} are left out: their positions are {why}" for why, those in left_out.items()
-              if len(those)]  # fmt: skip
+    notes += [
+        f"frames {_some(numbers[those])} are left out: their positions are {why}"
+        for why, those in left_out.items()
+        if len(those)
+    ]
     return slice(None) if len(kept) == frames else kept, notes
 
 

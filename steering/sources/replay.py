@@ -23,8 +23,8 @@ class Replay:
     """A source: each position asked for is answered with the nearest recorded frame that is not yet given away.
 
     geometry, probe (m, N, N) complex64 (rescaled to the recorded counts), field, candidates (n, 2) = the recorded
-    positions, frame_rate: see the contract, `Source`. A frame's id is its index in the recording, and
-    its position the recorded one. No frame is given twice; the scan ends when all are given.
+    positions, frame_rate: see the contract, `Source`. A frame's id is its number in the file, and its
+    position the recorded one. No frame is given twice; the scan ends when all are given.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Replay:
         self.frames = len(recording.counts)
         self._reference = reference
         self._handed: Collection[int] = ()
+        self._index = {number: index for index, number in enumerate(recording.numbers.tolist())}
         self._free = np.ones(len(recording.positions), bool)
         self._pacer: Pacer[int] = Pacer([len(recording.positions)], frame_rate=frame_rate, chunk_frames=chunk_frames)
 
@@ -79,13 +80,14 @@ class Replay:
 
     def again(self, ids: Sequence[int]) -> Iterator[xr.Dataset]:
         """See the contract, `Source`: every frame of the recording."""
-        known = [i for i in sorted(set(ids)) if 0 <= i < len(self.recording.counts)]
+        known = [self._index[i] for i in sorted(set(ids)) if i in self._index]
         for start in range(0, len(known), _AGAIN):
             yield self._measure(0, known[start : start + _AGAIN], np.zeros(0))
 
     def _skip_handed(self) -> None:
         """Leave out what was handed out before this source was made, up to the last such frame."""
-        rows = [row for row, index in enumerate(self._pacer.waiting()) if index in self._handed]
+        handed = {self._index[number] for number in self._handed if number in self._index}
+        rows = [row for row, index in enumerate(self._pacer.waiting()) if index in handed]
         self._pacer.skip(1 + max(rows, default=-1))
 
     def apply(self, decision: Decision) -> NDArray[np.float64]:
@@ -118,4 +120,5 @@ class Replay:
 
     def _measure(self, part: int, targets: list[int], seconds: NDArray[np.float64]) -> xr.Dataset:
         counts, positions = self.recording.counts[targets], self.recording.positions[targets]
-        return make_chunk(counts, targets, positions, self.geometry, scan=self.scan, acquired=time.time())
+        numbers = self.recording.numbers[targets]
+        return make_chunk(counts, numbers, positions, self.geometry, scan=self.scan, acquired=time.time())

@@ -45,6 +45,7 @@ def _of(image: xr.Dataset, probe: NDArray[np.complex64] | None) -> ScanExport:
         x=image["x"].values,
         unit=str(image.attrs.get("length_unit", "object pixel")),
         positions=where,
+        origin=tuple(image.attrs.get("origin", (0.0, 0.0))),
         frames=columns | {"frame_id": image["frame"].values},
         probe=probe if refined is None else refined.values,
         optics={name: float(image.attrs[name]) for name in OPTICS if name in image.attrs},
