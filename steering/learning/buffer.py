@@ -69,6 +69,10 @@ class RehearsalBuffer:
         """Samples offered so far."""
         return self._insertion.seen
 
+    def past(self, strata: list[int]) -> np.ndarray:
+        """From how many samples those stored of each of these strata were chosen, int64 (n,): see Insertion."""
+        return np.array([self._insertion.past(number) for number in self.strata.numbers(strata)], np.int64)
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated, bookkeeping included; at most the budget."""

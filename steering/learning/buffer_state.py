@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.learning.identity import WHOLE
+from steering.learning.identity import WHOLE, estimated
 from steering.learning.insertion import Policy
 from steering.learning.rows import STRATUM, Layout, cast, host_rows
 from steering.learning.training_state import Packed
@@ -182,7 +182,7 @@ def merge(states: Sequence[BufferState], policy: Policy) -> BufferState:
     stored = dict(zip(found.tolist(), counts.tolist(), strict=True))
     if policy == "reservoir":  # the bound of all says what is to be known of those that have no sample left
         names = sorted(stored)
-    offered = {name: _estimated(stored.get(name, 0), lowest[name]) for name in names}
+    offered = {name: estimated(stored.get(name, 0), lowest[name]) for name in names}
     return BufferState(
         policy=policy,
         identified=True if filled else None,
@@ -336,11 +336,6 @@ def _level(counts: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     rest = np.flatnonzero(counts > low)[: capacity - int(kept.sum())]
     kept[rest] += 1
     return kept
-
-
-def _estimated(stored: int, bound: int) -> int:
-    """How many different samples were offered, of which those below the bound are stored (Cohen and Kaplan, 2007)."""
-    return stored if bound == WHOLE else max(stored, round(stored / ((bound + 1) / 2**63)))
 
 
 def _seen(

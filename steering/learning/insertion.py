@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.learning.identity import WHOLE, KeyMaker
+from steering.learning.identity import WHOLE, KeyMaker, estimated
 from steering.learning.key_index import KeyIndex
 from steering.learning.strata import Strata
 
@@ -73,6 +73,13 @@ class Insertion:
         if self.policy != "balanced":
             return self.bound
         return self._bounds[number] if number < len(self._bounds) else self.bound
+
+    def past(self, number: int) -> int:
+        """From how many samples those of a stratum were chosen. One with an identity counts once however often it came,
+        as it does for what is stored; `replacement` stores it as often as it comes."""
+        if not self.identified or self.policy == "replacement":
+            return self._strata.offered[number]
+        return estimated(self._strata.stored[number], self.bound_of(number))
 
     def restore(self, bounds: dict[int, int], bound: int) -> None:
         """Go on from slots that were filled from outside: bounds of strata by their numbers, and of all others."""
