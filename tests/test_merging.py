@@ -85,6 +85,19 @@ def test_balanced_merges_keep_every_stratum_fair():
         assert improbable(counts[part], counts[part].mean()) > 1e-3
 
 
+@pytest.mark.parametrize("through", ["the buffer", "a larger buffer", "a merge", "a lost rank"])
+def test_a_balanced_buffer_that_begins_with_a_full_reservoir_stores_new_scans(through):
+    """How much the reservoir turned away says nothing of scans that it never saw."""
+    old = grown(90 if through == "a larger buffer" else 60, "old", count=3000).state()
+    if through == "a merge":
+        old = merge([old], "balanced")
+    buffer = RehearsalBuffer(60 * BYTES, policy="balanced")
+    buffer.absorb(old) if through == "a lost rank" else buffer.load(old)
+    for scan in "bc":
+        offer(buffer, "new", scan, np.arange(200))
+    assert sorted(buffer.fills.values()) == [20, 20, 20]
+
+
 def test_what_is_offered_again_is_stored_once_and_counts_once():
     """Three epochs in random orders keep what one keeps, with the newest content."""
     for policy in ("reservoir", "balanced"):

@@ -6,6 +6,7 @@ the samples themselves are copied as rows of bytes, straight to their slots. Pol
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from steering.learning.buffer_cut import Cut
 from steering.learning.buffer_state import BufferState, ScanName, fitted, merge, thin
-from steering.learning.identity import keys_of
+from steering.learning.identity import WHOLE, keys_of
 from steering.learning.insertion import Insertion, Policy
 from steering.learning.key_index import KeyIndex
 from steering.learning.rows import STRATUM, Layout, Rows
@@ -279,6 +280,8 @@ class RehearsalBuffer:
         if state.layout is not None:
             self._allocate(state.layout)
             state = thin(state, self.capacity)
+        if self.policy == "balanced":
+            state = replace(state, bound=WHOLE)  # of a new stratum nothing was turned away yet
         self._restore_counters(state)
         if self.layout is None or not len(state):
             return

@@ -183,7 +183,8 @@ class Insertion:
         """Admit nothing more from these bounds on, of strata by their numbers, and of all others."""
         for number, key in bounds.items() if self.policy == "balanced" else ():
             self._turn_away(number, key)
-        self._turn_away(-1, bound)
+        if self.policy != "balanced":  # each new stratum is stored whole at first
+            self._turn_away(-1, bound)
 
     def _largest_of(self, group: int) -> list[tuple[int, int]]:
         found = self._largest.get(group)
