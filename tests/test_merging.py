@@ -98,6 +98,21 @@ def test_a_balanced_buffer_that_begins_with_a_full_reservoir_stores_new_scans(th
     assert sorted(buffer.fills.values()) == [20, 20, 20]
 
 
+@pytest.mark.parametrize("thinned", [False, True])
+def test_with_less_room_than_strata_none_is_forgotten_for_its_age(thinned):
+    """Ten scans one after the other, room for five samples: each scan is there in half of the runs."""
+    counts = np.zeros(10)
+    for seed in range(100):
+        buffer = RehearsalBuffer((30 if thinned else 5) * BYTES, policy="balanced")
+        for scan in range(10):
+            offer(buffer, f"run {seed}", str(scan), 100 * scan + np.arange(30))
+        found = held(thin(buffer.state(), 5))
+        counts[np.array(found) // 100] += 1
+        assert len(set(np.array(found) // 100)) == 5
+    assert counts[:5].sum() == pytest.approx(250, abs=40)
+    assert counts.min() > 20
+
+
 def test_what_is_offered_again_is_stored_once_and_counts_once():
     """Three epochs in random orders keep what one keeps, with the newest content."""
     for policy in ("reservoir", "balanced"):
