@@ -257,6 +257,23 @@ def stream(rank, group, mode, ahead, policy, *, device="cpu", storage="cpu"):
     return {"good": all(good), "counts": counts, "known": exchange.fills.counts.sum(axis=1).tolist()}
 
 
+def epochs(rank, group):
+    """Rank 0 has 20 frames and comes to them again every third step, the others have 400 and room for 100."""
+    frames = 20 if rank == 0 else 400
+    exchange = Exchange(RehearsalBuffer(100 * 64, seed=rank), group, R, mode="seen")
+    own, drawn = 0, 0
+    for step in range(300):
+        ids = torch.arange(8 * step, 8 * step + 8) % frames + 1000 * rank
+        exchange.buffer.insert({"id": ids}, torch.zeros(8).long(), ids)
+        exchange.start(step)
+        out = {"id": torch.full((R,), -1)}
+        count = exchange.finish(out).count
+        if step >= 100:
+            own += int((out["id"][:count] < 1000).sum())
+            drawn += count
+    return {"share": own / drawn, "stored": len(exchange.buffer)}
+
+
 def many_strata(rank, group, mode):
     """Hundreds of strata at once, then in every step more changes than a header has room for, in a full buffer."""
     buffer = RehearsalBuffer(300 * 64, seed=rank)
@@ -317,6 +334,7 @@ def rank_main(rank, ranks, where):
         "uniform": stream(rank, group, "uniform", 1, "reservoir"),
         "balanced": stream(rank, group, "balanced", 1, "balanced"),
         "seen, three ahead": stream(rank, group, "seen", 3, "replacement"),
+        "epochs": epochs(rank, group),
         "many strata, uniform": many_strata(rank, group, "uniform"),
         "many strata, balanced": many_strata(rank, group, "balanced"),
         "disagreements": disagreements(rank, group),
@@ -332,6 +350,14 @@ def ranks():
     """What every rank of one run reports, by scenario: starting the processes once serves all tests."""
     reports = on_ranks(RANKS, rank_main)
     return {name: [report[name] for report in reports] for name in reports[0]}
+
+
+@pytest.mark.slow
+def test_by_what_was_seen_a_sample_with_an_identity_counts_once_in_however_many_epochs(ranks):
+    share = np.mean([report["share"] for report in ranks["epochs"]])
+    assert share == pytest.approx(20 / (20 + 400 * (RANKS - 1)), rel=0.35)  # three standard deviations of 88 draws
+    assert ranks["epochs"][0]["stored"] == 20
+    assert ranks["epochs"][1]["stored"] == 100
 
 
 @pytest.mark.slow

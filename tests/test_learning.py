@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from steering.inference import HoldOut
 from steering.learning import Labels, Rank, Reconstruction, TrainerSettings
@@ -103,6 +104,45 @@ def test_rehearsal_over_two_ranks(tmp_path):
     assert judged.served_error is not None
     assert answers[1][0][1].error is None  # rank 0 alone judges
     assert ModelStore(tmp_path).load(1).hyperparameters["patch"] == PATCH
+
+
+class Normalised(nn.Module):
+    """A network with batch normalisation: what it has learnt is in its buffers too."""
+
+    def __init__(self):
+        super().__init__()
+        self.hyperparameters = {"window": 32, "patch": PATCH, "modes": 1}
+        self.optics = Optics(32, 1)
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1))
+
+    def forward(self, counts):
+        found = self.body(self.optics.amplitude(counts)[:, None])[:, :, :PATCH, :PATCH]
+        return torch.sigmoid(found[:, 0]), found[:, 1]
+
+
+def diverges_once(rank, ranks, where):
+    """A round in which the running means of rank 1 alone, or all weights, become NaN, and the round after it."""
+    me = rank_of(ER, Normalised())
+    me.join(where, rank=rank, ranks=ranks)
+    asyncio.run(me.receive(labels(n=24).share(rank, ranks)))
+    me.fit("a", 5)
+    for spoilt in (
+        [me.network.body[1].running_mean] if rank == 1 else [],
+        [*me.network.parameters(), me.network.body[1].running_mean, me.network.body[1].running_var],
+    ):
+        for values in spoilt:
+            values.data.fill_(float("nan"))
+        loss = me.fit("a", 5).loss
+        assert np.isfinite(loss)
+        assert all(torch.isfinite(value).all() for value in me.network.state_dict().values())
+        np.testing.assert_array_equal(me.network.optics.modes()[0], zone_plate(32, 10.0)[0])
+    me.close()
+    return loss
+
+
+@pytest.mark.slow
+def test_after_a_diverged_round_network_buffers_are_finite_on_every_rank():
+    assert np.isfinite(on_ranks(2, diverges_once)).all()
 
 
 def alone(strategy, **settings):

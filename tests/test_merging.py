@@ -85,6 +85,34 @@ def test_balanced_merges_keep_every_stratum_fair():
         assert improbable(counts[part], counts[part].mean()) > 1e-3
 
 
+@pytest.mark.parametrize("through", ["the buffer", "a larger buffer", "a merge", "a lost rank"])
+def test_a_balanced_buffer_that_begins_with_a_full_reservoir_stores_new_scans(through):
+    """How much the reservoir turned away says nothing of scans that it never saw."""
+    old = grown(90 if through == "a larger buffer" else 60, "old", count=3000).state()
+    if through == "a merge":
+        old = merge([old], "balanced")
+    buffer = RehearsalBuffer(60 * BYTES, policy="balanced")
+    buffer.absorb(old) if through == "a lost rank" else buffer.load(old)
+    for scan in "bc":
+        offer(buffer, "new", scan, np.arange(200))
+    assert sorted(buffer.fills.values()) == [20, 20, 20]
+
+
+@pytest.mark.parametrize("thinned", [False, True])
+def test_with_less_room_than_strata_none_is_forgotten_for_its_age(thinned):
+    """Ten scans one after the other, room for five samples: each scan is there in half of the runs."""
+    counts = np.zeros(10)
+    for seed in range(100):
+        buffer = RehearsalBuffer((30 if thinned else 5) * BYTES, policy="balanced")
+        for scan in range(10):
+            offer(buffer, f"run {seed}", str(scan), 100 * scan + np.arange(30))
+        found = held(thin(buffer.state(), 5))
+        counts[np.array(found) // 100] += 1
+        assert len(set(np.array(found) // 100)) == 5
+    assert counts[:5].sum() == pytest.approx(250, abs=40)
+    assert counts.min() > 20
+
+
 def test_what_is_offered_again_is_stored_once_and_counts_once():
     """Three epochs in random orders keep what one keeps, with the newest content."""
     for policy in ("reservoir", "balanced"):

@@ -41,7 +41,7 @@ def grid(rows, columns, step=1.0, jitter=0.0, seed=0):
     return rng.permutation(np.clip(moved, 0, places.max(0)))
 
 
-def prediction(scan, n, prior_residual=0.5, residual=0.0):
+def prediction(scan, n, prior_residual=0.5, residual=0.0, poisson_floor=0.0):
     return Prediction(
         frame_id=np.arange(n),
         scan=scan,
@@ -52,6 +52,7 @@ def prediction(scan, n, prior_residual=0.5, residual=0.0):
         offset=np.zeros(n, np.float32),
         model_version=np.zeros(n, np.int64),
         prior_residual=np.full(n, prior_residual, np.float32),
+        poisson_floor=np.full(n, poisson_floor),
     )
 
 
@@ -258,23 +259,23 @@ def test_a_vetoed_stop_is_not_the_end_of_a_scan(kind):
 def test_the_stop_rule_goes_on_after_frames_whose_residuals_are_not_all_known():
     """As those from before a recovery."""
     rule = StopRule(ratio=10.0, half_life=2.0)
-    rule.note(prediction("zinc", 40, prior_residual=math.nan, residual=0.5))
-    rule.note(prediction("zinc", rule.least - 1, residual=0.5))
+    rule.note(prediction("zinc", 40, prior_residual=math.nan, residual=0.25))
+    rule.note(prediction("zinc", rule.least - 1, residual=0.25))
     assert rule.reason() is None
-    rule.note(prediction("zinc", 1, residual=0.5))
-    assert rule.reason().startswith("the live image explains new frames to 1.00")
+    rule.note(prediction("zinc", 1, residual=0.25))
+    assert rule.reason().startswith("the live image explains new frames to 2.00")
 
 
 def test_after_a_vetoed_stop_the_rule_looks_at_new_frames_only():
     policy = SpaceFilling(grid(10, 10), stop=StopRule(ratio=10.0, half_life=2.0))
     policy.suggest(20)
-    feed(policy, "zinc", 20, residual=0.5)
+    feed(policy, "zinc", 20, residual=0.25)
     last = policy.suggest(7)
     assert (len(last.positions), last.stop) == (0, True)
     declined(policy, [], stop=True)
     goes_on = policy.suggest(7)
     assert (len(goes_on.positions), goes_on.stop) == (7, False)
-    feed(policy, "zinc", 7, residual=0.5)
+    feed(policy, "zinc", 7, residual=0.25)
     assert policy.suggest(7).stop
 
 
@@ -412,7 +413,7 @@ def test_what_a_policy_remembers_of_frames_does_not_grow_with_the_scan():
     dwell = DwellRule(zone_plate(16, 5.0, aperture=0.52, counts=1e4), frame_s=0.02, shortest=0.01, longest=0.1)
     policy = Adaptive(grid(8, 8), beam=BEAM, stop=StopRule(ratio=1e-3), dwell=dwell)
     for _ in range(12):
-        policy.ingest(prediction("a", 512, residual=0.3), flat())
+        policy.ingest(prediction("a", 512, residual=0.3, poisson_floor=0.1), flat())
         policy.suggest(1)
     state = policy.state()
     held = [

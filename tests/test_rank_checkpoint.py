@@ -50,6 +50,8 @@ async def three_then_others(client, folder):
         digests = await group.digest()
         more = await group.fit("a", 10, 0)
         found[ranks] = digests, [one.seen for one in more], [one.error for one in more], [one.stored for one in more]
+        later = RanksPart.from_json((await group.checkpoint(folder)).to_json())
+        found["began", ranks] = later.began, later.ranks
         await group.close()
     return found
 
@@ -63,7 +65,8 @@ def test_ranks_go_on_from_a_checkpoint_that_was_written_while_they_trained(tmp_p
         found = asyncio.run(main(client.scheduler.address))
     first, second, last, again = found["steps"]
     assert (first in (20, 60), second, last, again in (60, 65)) == (True, 60, 60, True)
-    assert found["last"].ranks == 3
+    assert (found["last"].ranks, found["last"].began) == (3, 3)
+    assert (found["began", 3], found["began", 2]) == ((3, 3), (3, 2))  # batch and rate follow from both numbers
     for ranks in (3, 2):
         digests, seen, errors, stored = found[ranks]
         assert digests == [found["digest"]] * ranks

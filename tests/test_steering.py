@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from steering.models import ProbeFirst
 from steering.policies import Adaptive, DwellRule, GradientResidual, Random, Raster, SpaceFilling, StopRule
 from steering.policies.adaptive import content_share
 from steering.policies.dwell import enough_light
@@ -212,6 +214,7 @@ def predicted(value, n=6, scan="a"):
         offset=zeros,
         model_version=np.zeros(n, np.int64),
         prior_residual=np.full(n, value, np.float32),
+        poisson_floor=np.zeros(n),
     )
 
 
@@ -232,6 +235,39 @@ def test_a_scan_stops_once_new_frames_are_explained_and_the_next_begins_anew(mak
     np.testing.assert_array_equal(begun.positions, make(dense.where).suggest(5).positions)
     policy.ingest(predicted(0.1, 8), live)  # late frames of the scan before do not count for this one
     assert not policy.suggest(5).stop
+
+
+def model_of(thing, light, patches=None):
+    """A scan with so many times the light, of a model that knows every patch or says these."""
+    probe = PROBE * np.float32(np.sqrt(light))
+    known = trial(thing)
+    counts = np.random.default_rng(0).poisson(simulate(thing, probe, CANVAS, known.where)).astype(np.uint16)
+    patches = known.patches if patches is None else patches
+    found = {"counts": counts, "patches": patches, "residual": far_field_residual(patches, counts, probe)}
+    return replace(known, probe=probe, **found)
+
+
+@pytest.mark.parametrize("light", [1.0, 0.1, 0.02])
+def test_a_scan_of_a_weak_object_does_not_end_before_its_field_is_covered(light):
+    """At few counts both residuals are nearly all noise, and their ratio is 1 whatever the image shows."""
+    weak = model_of(textured() ** 0.15, light)
+    order = weak.run(SpaceFilling(weak.where, stop=StopRule()), with_prior_residual=True)
+    hole = np.sqrt(((weak.where[:, None] - weak.where[order][None]) ** 2).sum(-1)).min(1).max()
+    assert hole < BEAM
+    assert light < 1.0 or len(order) < len(weak.where) / 2
+
+
+def test_no_scan_ends_by_a_model_that_explains_nothing():
+    """Its image explains as little as it does itself, from the beginning."""
+    torch.manual_seed(0)
+    network = ProbeFirst(window=WINDOW, patch=PATCH, width=8).eval()
+    network.optics.set(PROBE)
+    thing = textured() ** 0.5
+    with torch.inference_mode():
+        amplitude, phase = network(torch.from_numpy(model_of(thing, 1.0).counts.astype(np.float32)))
+    untrained = model_of(thing, 1.0, torch.polar(amplitude, phase).numpy())
+    order = untrained.run(SpaceFilling(untrained.where, stop=StopRule()), with_prior_residual=True)
+    assert len(order) == len(untrained.where)
 
 
 def test_the_image_explains_what_it_has_seen_and_not_what_it_has_not(dense):
@@ -279,6 +315,30 @@ def test_enough_light_does_not_depend_on_the_light_that_there_was():
     np.testing.assert_allclose(found, noise / missed)
     perfect = enough_light(noise / seconds, noise / seconds, seconds, 0.001)
     np.testing.assert_allclose(perfect, noise / 0.001)
+
+
+@pytest.mark.parametrize("flux", [2.0, 1.0, 0.5, 0.25])
+def test_dwell_rises_where_the_flux_falls(dense, flux):
+    """By what the frames have, not by what the probe says that they should have."""
+    frames = np.random.default_rng(0).poisson(flux * simulate(textured(), PROBE, CANVAS, dense.where))
+    patches = extract_patches(textured(), CANVAS, dense.where, WINDOW)
+    residual = far_field_residual(patches, frames, PROBE)
+    faded = replace(dense, counts=frames, patches=patches, residual=residual)
+    rows = np.arange(200, 400)
+    rule = DwellRule(PROBE, frame_s=0.02, shortest=0.001, longest=2.0, tolerance=0.005)
+    rule.note(faded.prediction(rows, None), 1.0)
+    without_noise = far_field_residual(patches, simulate(textured(), PROBE, CANVAS, dense.where), PROBE)
+    right = 0.02 * (residual - without_noise)[rows].mean() / 0.005
+    assert np.median(rule.seconds(dense.where[rows])) == pytest.approx(right, rel=0.1)
+
+
+def test_dwell_asks_for_the_floor_and_learns_nothing_from_dark_frames(dense):
+    rule = DwellRule(PROBE, frame_s=0.02, shortest=0.001, longest=2.0)
+    told = dense.prediction(np.arange(20), None)
+    with pytest.raises(ValueError, match="without the Poisson floor"):
+        rule.note(replace(told, poisson_floor=None), 1.0)
+    rule.note(replace(told, poisson_floor=np.where(np.arange(20) < 10, 1.0, np.nan)), 1.0)
+    np.testing.assert_array_equal(rule.seconds(dense.where[:5]), 0.02)
 
 
 def test_dwell_is_within_its_limits_and_longer_where_light_is_lacking(dense):

@@ -25,7 +25,7 @@ from steering.inference.policy_host import PolicyHost, ResumeState
 from steering.inference.scans import Scans
 from steering.inference.serving import Serving
 from steering.inference.table import BULKY
-from steering.ptychography import Verdict, far_field_residual, judge, patch_weight, prior_residual
+from steering.ptychography import Verdict, far_field_residual, judge, patch_weight, poisson_floor, prior_residual
 from steering.ptychography.device import place_in_words
 from steering.records import Prediction
 
@@ -132,6 +132,8 @@ class FastLoop:
         prior = None
         if self.policy_host.wants_prior_residual:  # of the image as it is before these frames
             prior = prior_residual(live.stitcher, where, counts, self.probe, self.mask)
+        offset = live.stitch(patches, where)
+        verdict = self._judge(counts, residual, offset)
         prediction = Prediction(
             frame_id=ids,
             scan=live.scan,
@@ -140,11 +142,11 @@ class FastLoop:
             phase=np.angle(patches),
             residual=residual,
             prior_residual=prior,
-            offset=live.stitch(patches, where),
+            poisson_floor=verdict.floor,
+            offset=offset,
             model_version=np.full(len(ids), self.serving.version),
         )
         known = self.resume.first_version(live.scan, ids)
-        verdict = self._judge(counts, residual, prediction.offset)
         asked = live.add(
             prediction,
             trust=verdict.trust,
@@ -202,6 +204,10 @@ class FastLoop:
     def _restored(self, live: LiveImage, rows: NDArray[np.int64], patches: NDArray) -> Prediction:
         names = ("frame_id", "position", "residual", "offset", "version")
         frame_id, position, residual, offset, version = live.frames.read(*names, rows=rows)
+        floor = np.full(len(rows), np.nan)
+        if live.frames.kept(rows[:1], "counts").all():
+            (counts,) = live.frames.read("counts", rows=rows)
+            floor = poisson_floor(counts, self.mask)
         return Prediction(
             frame_id=frame_id,
             scan=live.scan,
@@ -210,6 +216,7 @@ class FastLoop:
             phase=np.angle(patches),
             residual=residual,
             prior_residual=np.full(len(rows), np.nan, np.float32) if self.policy_host.wants_prior_residual else None,
+            poisson_floor=floor,
             offset=offset,
             model_version=version,
         )

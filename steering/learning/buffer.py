@@ -6,6 +6,7 @@ the samples themselves are copied as rows of bytes, straight to their slots. Pol
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from steering.learning.buffer_cut import Cut
 from steering.learning.buffer_state import BufferState, ScanName, fitted, merge, thin
-from steering.learning.identity import keys_of
+from steering.learning.identity import WHOLE, keys_of
 from steering.learning.insertion import Insertion, Policy
 from steering.learning.key_index import KeyIndex
 from steering.learning.rows import STRATUM, Layout, Rows
@@ -68,6 +69,10 @@ class RehearsalBuffer:
     def seen(self) -> int:
         """Samples offered so far."""
         return self._insertion.seen
+
+    def past(self, strata: list[int]) -> np.ndarray:
+        """From how many samples those stored of each of these strata were chosen, int64 (n,): see Insertion."""
+        return np.array([self._insertion.past(number) for number in self.strata.numbers(strata)], np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -275,6 +280,8 @@ class RehearsalBuffer:
         if state.layout is not None:
             self._allocate(state.layout)
             state = thin(state, self.capacity)
+        if self.policy == "balanced":
+            state = replace(state, bound=WHOLE)  # of a new stratum nothing was turned away yet
         self._restore_counters(state)
         if self.layout is None or not len(state):
             return

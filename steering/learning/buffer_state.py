@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.learning.identity import WHOLE
+from steering.learning.identity import WHOLE, estimated
 from steering.learning.insertion import Policy
 from steering.learning.rows import STRATUM, Layout, cast, host_rows
 from steering.learning.training_state import Packed
@@ -131,10 +131,10 @@ def thin(state: BufferState, capacity: int) -> BufferState:
         strata[:, 2] = np.minimum(strata[:, 2], bound)
         return state.take(np.sort(order[:capacity]), strata=strata, bound=min(bound, state.bound))
     kept, strata = [], state.strata.copy()
-    names, counts = np.unique(state.stratum, return_counts=True)
-    for name, count in zip(names.tolist(), _level(counts, capacity).tolist(), strict=True):
-        rows = np.flatnonzero(state.stratum == name)
-        rows = rows[np.argsort(state.key[rows], kind="stable")]
+    names = np.unique(state.stratum).tolist()
+    every = [np.flatnonzero(state.stratum == name) for name in names]
+    every = [rows[np.argsort(state.key[rows], kind="stable")] for rows in every]
+    for name, rows, count in zip(names, every, _level([state.key[rows] for rows in every], capacity), strict=True):
         kept.append(rows[:count])
         if count < len(rows):
             strata[strata[:, 0] == name, 2] = state.key[rows[count]]
@@ -182,7 +182,7 @@ def merge(states: Sequence[BufferState], policy: Policy) -> BufferState:
     stored = dict(zip(found.tolist(), counts.tolist(), strict=True))
     if policy == "reservoir":  # the bound of all says what is to be known of those that have no sample left
         names = sorted(stored)
-    offered = {name: _estimated(stored.get(name, 0), lowest[name]) for name in names}
+    offered = {name: estimated(stored.get(name, 0), lowest[name]) for name in names}
     return BufferState(
         policy=policy,
         identified=True if filled else None,
@@ -326,21 +326,18 @@ def _read_from(states: Sequence[BufferState], source: NDArray[np.int64], row: ND
     return read
 
 
-def _level(counts: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """How many samples each stratum keeps when the fullest gives way again and again; strata are in their order."""
+def _level(keys: Sequence[NDArray[np.int64]], capacity: int) -> list[int]:
+    """How many samples each stratum keeps when the fullest gives way again and again, of equally full ones that with
+    the largest key. keys: of each stratum, ascending."""
+    counts = np.array([len(one) for one in keys], np.int64)
     low, high = 0, int(counts.max(initial=0))
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(counts, middle).sum() <= capacity else (low, middle - 1)
     kept = np.minimum(counts, low)
-    rest = np.flatnonzero(counts > low)[: capacity - int(kept.sum())]
-    kept[rest] += 1
-    return kept
-
-
-def _estimated(stored: int, bound: int) -> int:
-    """How many different samples were offered, of which those below the bound are stored (Cohen and Kaplan, 2007)."""
-    return stored if bound == WHOLE else max(stored, round(stored / ((bound + 1) / 2**63)))
+    rest = sorted(np.flatnonzero(counts > low).tolist(), key=lambda number: int(keys[number][low]))
+    kept[rest[: capacity - int(kept.sum())]] += 1
+    return kept.tolist()
 
 
 def _seen(

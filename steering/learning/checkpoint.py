@@ -54,6 +54,8 @@ class RanksPart:
     """Of each rank; empty where there are none, as of a loop without a campaign."""
     bytes: int
     """Written for this checkpoint."""
+    began: int = 0
+    """Ranks that the training began with, see TrainerSettings.on; 0: as many as wrote this."""
 
     @property
     def files(self) -> set[str]:
@@ -72,6 +74,7 @@ class RanksPart:
             buffers = tuple(tuple(map(_file_name, chain)) for chain in found["buffers"])
             part = cls(
                 **counts,
+                began=_count(found.get("began", 0)),
                 weights=_file_name(found["weights"]),
                 buffers=buffers,
                 samples=tuple(map(_file_name, found["samples"])),

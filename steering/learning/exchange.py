@@ -167,7 +167,8 @@ class Exchange:
         strata, count = self.buffer.strata, min(self.r, len(self.buffer))
         if self.mode == "uniform" or not count:
             return draw_slots(rng, len(self.buffer), (1, count))[0]
-        plan = draw(strata.counts[None], strata.seen[None], self.r, rng, mode=self.mode)
+        past = self.buffer.past(strata.keys) if self.mode == "seen" else strata.seen
+        plan = draw(strata.counts[None], past[None], self.r, rng, mode=self.mode)
         return self._slots(strata.keys, plan.column[0], plan.ordinal[0])
 
     def _slots(self, keys: list[int], columns: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
@@ -226,6 +227,8 @@ class Exchange:
         # All or none: others must never think that more is stored than there is. They see how much waits, and from
         # then on headers have room for it.
         news = strata.announce() if waiting <= room else np.zeros((0, 3), dtype=np.int64)
+        if self.mode == "seen":
+            news[:, 2] = self.buffer.past(news[:, 0].tolist())
         header = np.zeros(HEAD + 3 * room, dtype=np.int64)
         header[:HEAD] = (
             mark,

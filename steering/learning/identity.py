@@ -41,6 +41,11 @@ def keys_of(identity: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.minimum((hashes(identity) >> np.uint64(1)).view(np.int64), WHOLE - 1)
 
 
+def estimated(stored: int, bound: int) -> int:
+    """How many different samples were offered, of which those below the bound are stored (Cohen and Kaplan, 2007)."""
+    return stored if bound == WHOLE else max(stored, round(stored / ((bound + 1) / 2**63)))
+
+
 class KeyMaker:
     """Keys for samples that come without an identity, all different: from a seed and their number."""
 

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.learning.identity import WHOLE, KeyMaker
+from steering.learning.identity import WHOLE, KeyMaker, estimated
 from steering.learning.key_index import KeyIndex
 from steering.learning.strata import Strata
 
@@ -73,6 +73,13 @@ class Insertion:
         if self.policy != "balanced":
             return self.bound
         return self._bounds[number] if number < len(self._bounds) else self.bound
+
+    def past(self, number: int) -> int:
+        """From how many samples those of a stratum were chosen. One with an identity counts once however often it came,
+        as it does for what is stored; `replacement` stores it as often as it comes."""
+        if not self.identified or self.policy == "replacement":
+            return self._strata.offered[number]
+        return estimated(self._strata.stored[number], self.bound_of(number))
 
     def restore(self, bounds: dict[int, int], bound: int) -> None:
         """Go on from slots that were filled from outside: bounds of strata by their numbers, and of all others."""
@@ -145,16 +152,11 @@ class Insertion:
 
     def _make_room(self, number: int, key: int) -> int:
         """The slot of the largest key that has to go; -1 where that is the new one itself, or one as large."""
-        strata, group = self._strata, -1
-        if self.policy == "balanced":
-            fullest = strata.fullest()
-            group = number if strata.stored[number] == strata.stored[fullest] else fullest
-            if key >= self.bound_of(number):
-                return -1
-        elif key >= self.bound:
+        if key >= self.bound_of(number):
             return -1
-        largest = self._largest_of(group)
-        if group in (-1, number) and key > largest[-1][0]:
+        group = -1 if self.policy != "balanced" else self._giving_way(number, key)
+        largest = self._largest_of(group) if group < 0 or self._strata.stored[group] else []
+        if group in (-1, number) and (not largest or key > largest[-1][0]):
             self._turn_away(group, key)
             return -1
         gone, slot = largest.pop()
@@ -162,6 +164,19 @@ class Insertion:
         if self._index is not None:
             self._index.remove(slot)
         return slot
+
+    def _giving_way(self, number: int, key: int) -> int:
+        """The stratum that gives way to a sample of stratum `number`: the fullest, and of equally full ones that with
+        the largest key. None is preferred for its age, also where there is less room than there are strata."""
+        strata = self._strata
+        fullest = strata.all_fullest()
+        lacking = strata.stored[fullest[0]] - strata.stored[number]
+        if lacking == 0:
+            return number
+        tops = {one: self._largest_of(one)[-1][0] for one in fullest}
+        if lacking == 1:  # with the new one it would be as full as they are
+            tops[number] = max(key, self._largest_of(number)[-1][0] if strata.stored[number] else 0)
+        return max(tops, key=tops.__getitem__)
 
     def _turn_away(self, group: int, key: int) -> None:
         """From now on nothing from this key on is kept of a group."""
@@ -176,7 +191,8 @@ class Insertion:
         """Admit nothing more from these bounds on, of strata by their numbers, and of all others."""
         for number, key in bounds.items() if self.policy == "balanced" else ():
             self._turn_away(number, key)
-        self._turn_away(-1, bound)
+        if self.policy != "balanced":  # each new stratum is stored whole at first
+            self._turn_away(-1, bound)
 
     def _largest_of(self, group: int) -> list[tuple[int, int]]:
         found = self._largest.get(group)

@@ -331,20 +331,31 @@ class Rank:
         if self._probe is not None:
             self.network.optics.set(*self._probe)
             self._probe = None
-        if not bool(torch.stack([torch.isfinite(p).all() for p in self.network.parameters()]).all()):
-            self._return_to_served()  # the ranks' weights are equal: all come here, or none
+        diverged = torch.tensor([int(self._diverged)])  # the ranks' weights are equal, their network buffers are not
+        dist.all_reduce(diverged, dist.ReduceOp.MAX)
+        if diverged:
+            self._return_to_served()
         # Labels may have reached the ranks at different times; rank 0's optics hold for all.
         group.broadcast_tensor(self.network.optics.probe, 0)
         group.broadcast_tensor(self.network.optics.bad.view(torch.uint8), 0)
         self._loop.prepare(self.samples.example())
 
-    @torch.no_grad()
+    @property
+    def _diverged(self) -> bool:
+        """Whether a weight or a network buffer, such as a running mean, is not finite that was so when published."""
+        served = self.served.state_dict()
+        now = self.network.state_dict()
+        return any(bool((torch.isfinite(served[name]) & ~torch.isfinite(now[name])).any()) for name in now)
+
     def _return_to_served(self) -> None:
-        """After a round that diverged: every rank takes the weights that rank 0 last published."""
-        if self.rank == 0:
-            self.network.load_state_dict(self.served.state_dict())
-        for weight in self.network.parameters():
-            group.broadcast_tensor(weight, 0)
+        """After a round that diverged: every rank takes the weights and network buffers that rank 0 last published. The
+        optics stay: they are those of the present scan."""
+        optics = copy.deepcopy(self.network.optics.state_dict())
+        packed = Packed()
+        packed.add("served.", self.served.state_dict())
+        packed = Packed.from_bytes(group.broadcast_bytes(packed.to_bytes(), 0))
+        self.network.load_state_dict(packed.named("served."))
+        self.network.optics.load_state_dict(optics)
         self._loop.optimiser.state.clear()
 
     def publish(self, store: Path, version: ModelVersion) -> None:

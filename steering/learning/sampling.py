@@ -8,7 +8,8 @@ Draws are without replacement within a rank's minibatch, and independent of what
 - `uniform`: every set of r stored samples is equally likely, whatever the fills of ranks and strata.
 - `balanced`: every stratum is drawn equally often (as far as it holds enough), every sample within it too.
 - `seen`: a sample counts as many times as its rank and stratum have seen samples per stored one, so that draws are
-  uniform over the past although ranks see unequal streams.
+  uniform over the past although ranks see unequal streams. Samples with an identity were seen once each, in however
+  many epochs they came.
 
 In the last two the share of a group (a stratum; a rank's part of it) is met exactly on average and within one sample in
 every minibatch: systematic sampling (Madow, Ann. Math. Statist. 20, 1949) over groups in random order. Sets of distinct

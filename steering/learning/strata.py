@@ -117,6 +117,11 @@ class Strata:
         """Return the number of a stratum of which most is stored."""
         return int(np.asarray(self.stored).argmax())
 
+    def all_fullest(self) -> list[int]:
+        """Return the numbers of all strata of which most is stored."""
+        stored = np.array(self.stored)
+        return np.flatnonzero(stored == stored.max()).tolist()
+
     def members(self, key: int) -> array:
         """Return the slots that hold a stratum; empty where there are none. Not to be changed."""
         number = self._number.get(key)

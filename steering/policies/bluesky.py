@@ -19,7 +19,8 @@ class BlueskyAgent:
     """Lets a bluesky plan ask a policy where to measure.
 
     Outcomes that `ingest` understands, by key: `residual` (needed: the far-field residual, 0..1), `offset` (radians),
-    `model_version`, and `amplitude`, `phase` (y, x) for policies that use patches; others are ignored.
+    `model_version`, `poisson_floor` (of the frame's counts, for a dwell rule), and `amplitude`, `phase` (y, x) for
+    policies that use patches; others are ignored.
 
     Args:
         policy: any.
@@ -87,6 +88,9 @@ class BlueskyAgent:
                 residual=np.array([point["residual"] for point in points], np.float32),
                 offset=np.array([point.get("offset", np.nan) for point in points], np.float32),
                 model_version=np.array([point.get("model_version", 0) for point in points], np.int64),
+                poisson_floor=None
+                if not any("poisson_floor" in point for point in points)
+                else np.array([point.get("poisson_floor", np.nan) for point in points], np.float64),
             ),
             self.live(),
         )

@@ -165,7 +165,7 @@ class CandidatePolicy:
         if decision.stop:
             self._over = False
             if self._stop is not None:
-                self._stop.clear()
+                self._stop.look_again()
 
     def state(self) -> dict[str, Any]:
         """See `Policy`."""

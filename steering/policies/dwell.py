@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.policies.interest import closeness
-from steering.ptychography import beam_diameter, expected_floor
+from steering.ptychography import beam_diameter
 from steering.records import Prediction
 
 _KEPT = 4096
@@ -18,7 +18,7 @@ def enough_light(
 ) -> NDArray[np.float64]:
     """Seconds after which counting noise leaves no more of a frame's residual than the model does, or `tolerance`.
 
-    residual: (n,) of frames of so many seconds. floor: (n,) what counting noise alone would leave (`expected_floor`).
+    residual: (n,) of frames of so many seconds. floor: (n,) what counting noise alone leaves (`poisson_floor`).
     The residual is the floor, which falls as 1 / time, and what the model misses, which does not: past the time at
     which the two are equal more exposure does not help.
     """
@@ -43,19 +43,18 @@ class DwellRule:
         longest: float,
         tolerance: float = 0.005,
     ) -> None:
-        """probe: (mode, N, N), its power the counts of `frame_s` seconds on a transparent object. shortest, longest:
+        """probe: (mode, N, N). frame_s: exposure of a frame to which no dwell was given, seconds. shortest, longest:
         limits of a dwell, seconds. tolerance: residual that counting noise may leave."""
         if not 0 < shortest <= frame_s <= longest < np.inf or not 0 < tolerance < 1:
             raise ValueError(
                 f"found shortest={shortest}, frame_s={frame_s}, longest={longest}, tolerance={tolerance}, "
                 "expected 0 < shortest <= frame_s <= longest, and a residual between 0 and 1"
             )
-        self.probe = np.asarray(probe, np.complex64)
         self.frame_s = frame_s
         self.shortest = shortest
         self.longest = longest
         self.tolerance = tolerance
-        self._beam = beam_diameter(self.probe)
+        self._beam = beam_diameter(np.asarray(probe, np.complex64))
         self.clear()
 
     def clear(self) -> None:
@@ -67,20 +66,23 @@ class DwellRule:
         self._pixel = 1.0
 
     def note(self, prediction: Prediction, pixel: float) -> None:
-        """Take in predictions of the newest frames; pixel: of the object, length unit."""
+        """Take in predictions of the newest frames; pixel: of the object, length unit. The floor is that of the counts
+        which each frame has, not which its exposure should bring: a beam that has lost light is no error of the model.
+        Frames without counts, or whose floor is not known, say nothing of the light and are left out."""
+        floor = prediction.poisson_floor
+        if floor is None:
+            raise ValueError(
+                "found predictions without the Poisson floor of their frames, expected it for a dwell rule: give it "
+                "with each outcome, computed by steering.ptychography.poisson_floor"
+            )
         self._pixel = pixel
-        where = prediction.position * pixel
+        usable = floor < 1
+        where, residual, floor = prediction.position[usable] * pixel, prediction.residual[usable], floor[usable]
         seconds = np.full(len(where), self.frame_s)
         if len(self._given):
             nearest = ((where[:, None] - self._given_at[None]) ** 2).sum(-1).argmin(1)
             seconds = self._given[nearest]
-        # The floor is not quite 1 / time where counts are few: it is computed for the exposure that each frame had.
-        ratios, group = np.unique(seconds / self.frame_s, return_inverse=True)
-        floor = np.zeros(len(where))
-        for k, ratio in enumerate(ratios):
-            scaled = self.probe * np.float32(np.sqrt(ratio))
-            floor[group == k] = expected_floor(prediction.patches[group == k], scaled)
-        found = enough_light(prediction.residual.astype(np.float64), floor, seconds, self.tolerance)
+        found = enough_light(residual.astype(np.float64), floor, seconds, self.tolerance)
         self._where = np.concatenate([self._where, where])[-_KEPT:]
         self._enough = np.concatenate([self._enough, found])[-_KEPT:]
 

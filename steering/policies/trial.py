@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from steering.policies.candidates import Policy
-from steering.ptychography import Canvas, Stitcher, prior_residual
+from steering.ptychography import Canvas, Stitcher, poisson_floor, prior_residual
 from steering.records import Prediction
 
 
@@ -90,6 +90,7 @@ class Trial:
             offset=np.full(len(rows), np.nan, np.float32),
             model_version=np.zeros(len(rows), np.int64),
             prior_residual=prior,
+            poisson_floor=poisson_floor(self.counts[rows]),
         )
 
 

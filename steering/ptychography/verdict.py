@@ -26,6 +26,8 @@ class Verdict:
 
     by_residual: NDArray[np.float64]
     by_offset: NDArray[np.float64]
+    floor: NDArray[np.float64]
+    """(n,) the Poisson floor of each frame."""
     why_not: tuple[str, ...]
     """One for each frame: why it is no evidence, empty where it is."""
 
@@ -66,6 +68,7 @@ def judge(
     return Verdict(
         by_residual=share_as_bad(above, np.array(version.validation_residuals)),
         by_offset=share_as_bad(turned, np.abs(np.array(version.validation_offsets))),
+        floor=floor,
         why_not=why_not,
     )
 

@@ -32,6 +32,8 @@ class Prediction:
     """(frame,) the version that predicted each frame."""
     prior_residual: NDArray[np.float32] | None = None
     """(frame,) far-field residual of the live image for each frame before that frame was added; None: not computed."""
+    poisson_floor: NDArray[np.float64] | None = None
+    """(frame,) the part of `residual` that photon noise alone leaves; NaN where it is not known. None: not computed."""
 
     def __post_init__(self) -> None:
         n = len(self.frame_id)
@@ -39,7 +41,7 @@ class Prediction:
             raise ValueError(
                 f"found positions of shape {np.shape(self.position)}, expected ({n}, 2): (y, x) of each frame"
             )
-        optional = () if self.prior_residual is None else ("prior_residual",)
+        optional = [name for name in ("prior_residual", "poisson_floor") if getattr(self, name) is not None]
         for name in ("amplitude", "phase", "residual", "offset", "model_version", *optional):
             if len(getattr(self, name)) != n:
                 raise ValueError(f"found {len(getattr(self, name))} rows of {name}, expected {n}: one per frame id")

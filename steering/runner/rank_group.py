@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +116,8 @@ class RankGroup(RankVerbs):
         group.generation = generation
         group._members = await group._ready(addresses)
         group._began = ranks = len(addresses)
+        if before is not None and before[0] == "restore":  # the rate and batch of a rank follow from both numbers
+            group._began = before[2].began or before[2].ranks
         try:
             if before is not None:
                 await every(
@@ -193,7 +196,7 @@ class RankGroup(RankVerbs):
         files = await self._ask(lambda ranks: every(call(rank, "written") for rank in ranks), generation)
         if isinstance(files, GroupChanged):
             return files
-        part = joined(number, files)
+        part = replace(joined(number, files), began=self._began)
         self._shares.written(folder, part, members)
         return part
 
