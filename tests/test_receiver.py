@@ -164,6 +164,32 @@ def test_encoders_that_were_armed_in_vain_move_no_frame(detector_first):
     adds_up(consumer.live)
 
 
+def test_short_scans_that_came_during_a_pause_of_the_receiving_process_keep_their_positions():
+    """As on a machine that swaps: two threads read then what has come, and one of them was ahead by scans."""
+    publisher = DectrisPublisher()
+    consumer = Consumer(of(publisher, scans=6))
+    for scan in range(6):
+        publisher.begin(f"line {scan}")
+        time.sleep(0.05)
+        for number in range(30):
+            publisher.frame(number, COUNTS[0])
+            publisher.position(number, WHERE[number + 10 * scan])
+        publisher.end(30, last=scan == 5)
+        if scan == 0:
+            consumer.until(30)
+            os.kill(consumer.live.receiver_pid, signal.SIGSTOP)
+    time.sleep(0.3)
+    os.kill(consumer.live.receiver_pid, signal.SIGCONT)
+    consumer.over()
+    publisher.close()
+    assert consumer.error is None
+    scan, number = np.divmod(gathered(consumer.chunks, "frame"), 10**9)
+    assert len(scan) == 180
+    np.testing.assert_allclose(gathered(consumer.chunks, "position_y"), WHERE[number + 10 * scan, 0], atol=1e-15)
+    assert consumer.live.streams["positions"]["dropped"] == {}
+    adds_up(consumer.live)
+
+
 @pytest.mark.parametrize("armed_again", [False, True])
 def test_a_run_that_was_lost_goes_on_in_the_scan_that_it_was_in(armed_again):
     """stream2 names a series once only, when it is armed; a series that is armed anew is another scan."""
@@ -318,7 +344,8 @@ class InTurn:
             self.turn[0] += 1
 
 
-def test_streams_that_are_played_without_waiting_keep_step_by_the_file(tmp_path):
+@pytest.mark.parametrize("speed", ["0", "1", "1000"])
+def test_streams_that_are_played_keep_step_by_the_file(tmp_path, speed):
     """Encoders are armed again for each scan: those that are ahead by one would have given the scan before up."""
     said = []
     for scan in range(3):
@@ -335,7 +362,7 @@ def test_streams_that_are_played_without_waiting_keep_step_by_the_file(tmp_path)
     record(
         streams, tmp_path / "a.tape", threading.Event(), {"positions": "zmq://pc:1?y=y&x=x", "frames": "dectris://d"}
     )
-    tape = f"play:{tmp_path / 'a.tape'}?speed=0"
+    tape = f"play:{tmp_path / 'a.tape'}?speed={speed}"
     live = source(streams_at(tape, tape), scans=3)
     chunks = list(live.chunks())
     ids = gathered(chunks, "frame")

@@ -297,7 +297,7 @@ def _together(
     keys = next((where.columns for _, where in beside[:1] if isinstance(where, BlueskyPositions)), ())
     if isinstance(frames, BlueskyFrames):
         frames = replace(frames, beside=keys)
-    if isinstance(frames, Played) and not frames.speed and not frames.step:
+    if isinstance(frames, Played):
         frames = replace(frames, order=InOrder([FRAMES, *(what.name for what, where in beside if _as(where, frames))]))
     for what, where in beside:
         if isinstance(where, PvaReadings):

@@ -7,8 +7,8 @@ stream from outside may break is not the worker. `main` is its entry.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import queue
 import signal
 import sys
 import threading
@@ -20,10 +20,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from steering.sources.armings import Armings
+from steering.sources.asked import Asked
 from steering.sources.bad_pixels import BadPixels
-from steering.sources.beam import Beam
-from steering.sources.expectation import Expectation, refuse_other_samples, too_silent
-from steering.sources.join import DAMAGED, GIVEN_UP, NO_LOSS, UNREADABLE, Joiner
+from steering.sources.expectation import refuse_other_samples
+from steering.sources.join import DAMAGED, GIVEN_UP, UNREADABLE, Joiner
 from steering.sources.motion import Motion, Order, carry_out
 from steering.sources.plan import Batch, Plan
 from steering.sources.streams import (
@@ -58,19 +58,17 @@ class Receiver:
         self.plan = plan
         self._connection = connection
         companions = [companion for companion, _ in plan.companions]
-        self._beam = Beam(
-            plan.beam,
-            positions=companions[0].name,
-            monitor=companions[1].name if len(companions) > 1 else None,
-            steered=plan.motion is not None,
-        )
         self._joiner = Joiner(companions, plan.settings, self._judge)
+        self._begun = time.monotonic()
+        self._asked = Asked(plan, self._joiner.counters[FRAMES], self._begun)
         self._turn = threading.Condition()
         self._stopped = threading.Event()
         self._error: BaseException | None = None
         self._armings = Armings(companion.name for companion in companions)
         self._deaf = set(self._joiner.counters)
         """Streams that do not listen yet."""
+        self._looks = dict.fromkeys(self._joiner.counters, 0.0)
+        """How often nothing unread was found in each stream; infinite: it has ended."""
         self._rows = dict.fromkeys(self._joiner.counters, 0)
         """Samples of the scan so far."""
         self._news: Began | None = None
@@ -80,10 +78,6 @@ class Receiver:
         self._joined_by: float | None = None
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
-        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-        self._begun = time.monotonic()
-        self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=self._begun)
-        self._refusal = ""
         self._pixels = BadPixels(plan.window)
         self._closing = self._window_fits = False
         self._before = 0
@@ -117,8 +111,8 @@ class Receiver:
         finally:
             self._stopped.set()
             with self._turn:
-                self._ask(self._beam.ends())
-                self._orders.put(None)
+                self._asked.put(self._asked.beam.ends(), time.monotonic())
+                self._asked.orders.put(None)
             for thread in threads:
                 thread.join(_CLOSE_S)
 
@@ -155,10 +149,11 @@ class Receiver:
                 self._joiner.expire(now)
             taken = self._joiner.take(self.plan.chunk_frames)
             self._turn.notify_all()
-            self._look_for_silence(now)
+            if silent := self._asked.silence(now):
+                self._fail(RuntimeError(silent), FRAMES)
             news, self._news = self._news, None
             unjudged = self._joiner.waiting(FRAMES) - self._joiner.ready
-            self._ask(self._beam.due(now, self._expectation.outstanding(self._known()) + unjudged))
+            self._asked.put(self._asked.beam.due(now, self._asked.outstanding() + unjudged), now)
         if news is not None:
             self._connection.send(("began", news))
         whole = [one for one in taken if self._opened(one)]
@@ -173,7 +168,7 @@ class Receiver:
     def _judge(self, joined: Joined) -> str:
         """Why a joined frame is set aside; only where the beam is judged by counts they are looked at for it."""
         wrong = damage(joined.frame[0]) if self.plan.beam.least_counts else ""
-        return self._joiner.counters[FRAMES].reason(DAMAGED, wrong) if wrong else self._beam.judge(joined)
+        return self._joiner.counters[FRAMES].reason(DAMAGED, wrong) if wrong else self._asked.beam.judge(joined)
 
     def _name(self, scan: int) -> str:
         return self._names.get(scan, f"scan-{self._before + scan + 1}")
@@ -198,7 +193,10 @@ class Receiver:
                     self._join(self._pixels.ready(time.monotonic(), all_there=last), time.monotonic())
                 if record is not None:
                     self._note(name, record)
+                else:
+                    self._nothing_unread(name, 1)
                 self._wait_for_room(name)
+            self._nothing_unread(name, math.inf)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, name)
 
@@ -207,7 +205,23 @@ class Receiver:
         if self.plan.motion is None or not self._pixels.held:
             return False
         with self._turn:
-            return self._expectation.outstanding(self._known()) <= self._pixels.held
+            return self._asked.outstanding() <= self._pixels.held
+
+    def _nothing_unread(self, name: str, looks: float) -> None:
+        with self._turn:
+            self._looks[name] += looks
+            self._turn.notify_all()
+
+    def _wait_for_others(self, name: str, *, again: bool) -> None:
+        """Before a stream begins a scan: have those read that are behind it, as after a pause of this process, or where
+        frames are held back. Frames wait for others no longer than for their samples: these may go on for ever."""
+        # Of two looks the second one began after now.
+        looks = {stream: count + 2 for stream, count in self._looks.items()}
+        until = time.monotonic() + (self.plan.settings.wait_s if name == FRAMES else math.inf)
+        while any(self._looks[other] < looks[other] for other in self._armings.behind(name, again=again)):
+            if self._stopped.is_set() or self._closing or time.monotonic() >= until:
+                return
+            self._turn.wait(0.1)
 
     def _wait_for_room(self, name: str) -> None:
         with self._turn:
@@ -227,10 +241,10 @@ class Receiver:
                 with self._turn:
                     if name != FRAMES:  # before anybody may take the scan for finished
                         refuse_other_samples(self._joiner.companions[name].samples, self._rows[name], record.frames)
-                    scan = self._armings.end(name)
+                    scan = self._armings.end(name, record.frames)
                     if record.last:
                         self._last[name] = scan
-                        self._expectation.over()
+                        self._asked.expectation.over()
                     self._joiner.end(name, scan, now, record.frames)
                     self._turn.notify_all()
             case Unreadable():
@@ -241,9 +255,10 @@ class Receiver:
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
+            again = bool(record.header.get(ARMED))
+            self._wait_for_others(name, again=again)
             self._rows[name] = 0
             if name != FRAMES:
-                again = bool(record.header.get(ARMED)) and not self._joiner.full(FRAMES)
                 scan, given_up = self._armings.begins(name, again=again)
                 if given_up:
                     self._joiner.withdraw(name, scan, GIVEN_UP)
@@ -256,7 +271,7 @@ class Receiver:
                     self._names[scan] = record.name
                 self._headers[scan] = dict(record.header)
                 self._pixels.begin()
-                self._beam.scan_over()
+                self._asked.beam.scan_over()
                 self._joiner.begin(scan, record.first)
                 self._joiner.end(FRAMES, scan - 1, time.monotonic())
 
@@ -274,7 +289,7 @@ class Receiver:
         self._window_fits = True
         with self._turn:
             self._armings.frame()
-            self._expectation.came(now)
+            self._asked.expectation.came(now)
         self._join(ready, now)
 
     def _join(self, ready: Sequence[tuple[Frame, NDArray | Packed]], now: float) -> None:
@@ -307,7 +322,7 @@ class Receiver:
                         self._turn.notify_all()
                 else:
                     with self._turn:
-                        self._ask(self._beam.ask(Order(*order[1:])))
+                        self._asked.put(self._asked.beam.ask(Order(*order[1:])), time.monotonic())
         except (EOFError, OSError):
             with self._turn:  # the source is gone: put the motors back, and leave
                 self._closing = True
@@ -320,31 +335,13 @@ class Receiver:
         try:
             with self._turn:  # what is measured before a stream is connected is lost
                 self._turn.wait_for(lambda: not self._deaf or self._closing or self._error, _LISTEN_S)
-            carry_out(motion, self._orders, self._stopped, self._answered)
+            carry_out(motion, self._asked.orders, self._stopped, self._answered)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, "motion")
 
     def _answered(self, positions: int, refused: int, why: Exception | None) -> None:
         with self._turn:
-            self._refusal = _words(why) if why else self._refusal
-            self._expectation.answered(positions, refused, time.monotonic())
-
-    def _look_for_silence(self, now: float) -> None:
-        silent = self._expectation.silence(now, self._known())
-        if self.plan.end_s is not None and silent > self.plan.end_s:
-            number = self._joiner.counters[FRAMES].last_number
-            self._fail(RuntimeError(too_silent(silent, number, self._refusal)), FRAMES)
-
-    def _ask(self, orders: Sequence[Order]) -> None:
-        for order in orders:
-            self._expectation.ask(len(order.positions), time.monotonic(), self._known())
-            self._orders.put(order)
-
-    def _known(self) -> int:
-        """Frames that came, each once, or are lost."""
-        frames = self._joiner.counters[FRAMES]
-        again = sum(n for why, n in frames.dropped.items() if why in NO_LOSS or why.startswith(UNREADABLE))
-        return frames.received - again + frames.lost
+            self._asked.answered(positions, refused, _words(why) if why else "", time.monotonic())
 
     def _figures(self) -> dict[str, Any]:
         with self._turn:
@@ -353,22 +350,12 @@ class Receiver:
                 name: counters.said(self._joiner.waiting(name), now, self._begun)
                 for name, counters in self._joiner.counters.items()
             }
-            streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
-            if self._beam.again or self._beam.missed:
-                streams[FRAMES]["measured_again"] = self._beam.again
-                streams[FRAMES]["to_measure_again"] = self._beam.missed
+            of_frames, of_run = self._asked.said(now, over=self._stopped.is_set())
+            streams[FRAMES] |= of_frames
             runs = {scan: header["run"] for scan, header in self._headers.items() if "run" in header}
             if runs:  # uids of bluesky's runs
                 streams[FRAMES]["runs"] = {self._name(scan): uid for scan, uid in runs.items()}
-            return {
-                "streams": streams,
-                "given_up": self._expectation.given_up,
-                "refused": self._expectation.lost(now),
-                "refusal": self._refusal,
-                # Those that are missed still are measured again, unless all is over.
-                "unmeasured": self._beam.given_up + self._beam.missed * self._stopped.is_set(),
-                "cpu_s": time.process_time(),
-            }
+            return {"streams": streams, "cpu_s": time.process_time(), **of_run}
 
     def _fail(self, error: BaseException, stream: str) -> None:
         with self._turn:
