@@ -24,7 +24,7 @@ from steering.sources.asked import Asked
 from steering.sources.bad_pixels import BadPixels
 from steering.sources.expectation import refuse_other_samples
 from steering.sources.join import DAMAGED, GIVEN_UP, UNREADABLE, Joiner
-from steering.sources.motion import Motion, Order, carry_out
+from steering.sources.motion import Carrier, Order
 from steering.sources.plan import Batch, Plan
 from steering.sources.streams import (
     ARMED,
@@ -63,10 +63,14 @@ class Receiver:
         self._asked = Asked(plan, self._joiner.counters[FRAMES], self._begun)
         self._turn = threading.Condition()
         self._stopped = threading.Event()
-        self._error: BaseException | None = None
+        self._error = ""
+        """What failed first, in words."""
         self._armings = Armings(companion.name for companion in companions)
         self._deaf = set(self._joiner.counters)
         """Streams that do not listen yet."""
+        self._carrier: Carrier | None = None
+        if plan.motion is not None:
+            self._carrier = Carrier(plan.motion, self._asked.orders, self._stopped, self._answered, self._fail)
         self._looks = dict.fromkeys(self._joiner.counters, 0.0)
         """How often nothing unread was found in each stream; infinite: it has ended."""
         self._rows = dict.fromkeys(self._joiner.counters, 0)
@@ -89,13 +93,12 @@ class Receiver:
         jobs = [(self._follow, FRAMES, self.plan.frames)]
         jobs += [(self._follow, companion.name, stream) for companion, stream in self.plan.companions]
         threads = [threading.Thread(target=job, args=rest, daemon=True) for job, *rest in jobs]
-        threading.Thread(target=self._listen, daemon=True).start()
-        if self.plan.motion is not None:
-            threads.append(threading.Thread(target=self._steer, args=(self.plan.motion,), daemon=True))
-        for thread in threads:
+        for thread in (threading.Thread(target=self._listen, daemon=True), *threads):
             thread.start()
+        if self._carrier is not None:
+            threading.Thread(target=self._steer, args=(self._carrier,), daemon=True).start()
         try:
-            while self._error is None and not self._done():
+            while not self._error and not self._done():
                 self._send()
             self._stopped.set()
             if self._closing:
@@ -103,18 +106,34 @@ class Receiver:
                 self._join(self._pixels.ready(time.monotonic(), all_there=True), time.monotonic())
                 with self._turn:
                     self._joiner.finish()
-            while self._error is None and self._joiner.ready:
+            while not self._error and self._joiner.ready:
                 self._send()
+            self._leave_beamline()
             self._connection.send(("figures", self._figures()))
-            error = self._error
-            self._connection.send(("end",) if error is None else ("error", _words(error)))
+            self._connection.send(("error", self._error) if self._error else ("end",))
         finally:
-            self._stopped.set()
-            with self._turn:
-                self._asked.put(self._asked.beam.ends(), time.monotonic())
-                self._asked.orders.put(None)
+            self._leave_beamline()
             for thread in threads:
                 thread.join(_CLOSE_S)
+
+    def terminate(self) -> None:
+        """This process is told to end by somebody else than its source: put the motors back meanwhile."""
+        self._fail(InterruptedError("found SIGTERM, expected to be closed by the source"), "receiving process")
+        self._stopped.set()
+        self._asked.orders.put(None)
+
+    def _leave_beamline(self) -> None:
+        """Have the motors put back; where they are not, whoever looks after the beamline must know."""
+        self._stopped.set()
+        with self._turn:
+            self._asked.put(self._asked.beam.ends(), time.monotonic())
+            self._asked.orders.put(None)
+        left = "" if self._carrier is None else self._carrier.left_behind(_CLOSE_S)
+        if left:
+            try:
+                self._connection.send(("warning", left))
+            except OSError:  # the source has left: these are its worker's last words
+                sys.stderr.write(left + "\n")
 
     def _done(self) -> bool:
         with self._turn:
@@ -328,16 +347,13 @@ class Receiver:
                 self._closing = True
                 self._turn.notify_all()
             self._stopped.wait(_CLOSE_S)
-            time.sleep(_CLOSE_S)
+            time.sleep(_CLOSE_S + (0.0 if self.plan.motion is None else self.plan.motion.close_s))
             os._exit(1)
 
-    def _steer(self, motion: Motion) -> None:
-        try:
-            with self._turn:  # what is measured before a stream is connected is lost
-                self._turn.wait_for(lambda: not self._deaf or self._closing or self._error, _LISTEN_S)
-            carry_out(motion, self._asked.orders, self._stopped, self._answered)
-        except BaseException as error:  # the boundary of this thread: the source raises it
-            self._fail(error, "motion")
+    def _steer(self, carrier: Carrier) -> None:
+        with self._turn:  # what is measured before a stream is connected is lost
+            self._turn.wait_for(lambda: not self._deaf or self._closing or self._error, _LISTEN_S)
+        carrier.run()
 
     def _answered(self, positions: int, refused: int, why: Exception | None) -> None:
         with self._turn:
@@ -359,16 +375,14 @@ class Receiver:
 
     def _fail(self, error: BaseException, stream: str) -> None:
         with self._turn:
-            if self._error is None and not self._stopped.is_set():
-                error.add_note(stream)
-                self._error = error
+            if not self._error and not self._stopped.is_set():
+                self._error = f"{stream}: {_words(error)}"
             self._turn.notify_all()
 
 
 def _words(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    stream = f"{error.__notes__[0]}: " if getattr(error, "__notes__", None) else ""
-    return stream + (text if " " in text else f"{type(error).__name__} {text}")
+    return text if " " in text else f"{type(error).__name__} {text}"
 
 
 def main() -> None:
@@ -376,5 +390,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the source ends this process
     connection = Connection(int(sys.argv[1]))
     plan = connection.recv()
+    receiver = Receiver(plan, connection)
+    # In a thread, as it waits for what this one may hold.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=receiver.terminate, daemon=True).start())
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the source has left
-        Receiver(plan, connection).run()
+        receiver.run()
