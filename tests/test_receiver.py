@@ -244,17 +244,20 @@ def test_positions_that_stop_for_a_while(late):
     adds_up(consumer.live)
 
 
-def test_a_wrong_number_of_samples_is_no_position():
-    publisher = DectrisPublisher(samples=10)
-    publisher.addresses["positions"] = publisher.addresses["positions"].replace("samples=10", "samples=1")
+@pytest.mark.parametrize(("said", "real"), [(1, 10), (10, 9)])
+def test_a_wrong_number_of_samples_is_no_position(said, real):
+    publisher = DectrisPublisher(samples=real)
+    positions = publisher.addresses["positions"].replace(f"samples={real}", f"samples={said}")
+    publisher.addresses["positions"] = positions
     consumer = Consumer(of(publisher))
     publisher.begin("gravel")
     send(publisher, 0, 20)
     publisher.end(20, last=True)
     consumer.over()
     publisher.close()
-    assert "positions: found 200 samples for 20 frames, 10 for each, expected 1" in str(consumer.error)
-    assert "give samples=10" in str(consumer.error)
+    found = f"positions: found {20 * real} samples for 20 frames, {real} for each, expected {said}"
+    assert found in str(consumer.error)
+    assert f"give samples={real}" in str(consumer.error)
 
 
 @pytest.mark.parametrize("least_counts", [0.0, 1.0])

@@ -74,7 +74,7 @@ class Receiver:
         self._looks = dict.fromkeys(self._joiner.counters, 0.0)
         """How often nothing unread was found in each stream; infinite: it has ended."""
         self._rows = dict.fromkeys(self._joiner.counters, 0)
-        """Samples of the scan so far."""
+        """Samples that the scan has had, by the highest index."""
         self._news: Began | None = None
         """A scan that has begun since the source heard of one."""
         self._names: dict[int, str] = {}
@@ -325,7 +325,7 @@ class Receiver:
         each = self._joiner.companions[name].samples
         with self._turn:
             scan = self._armings.samples(name)
-            self._rows[name] += len(record.rows)
+            self._rows[name] = max(self._rows[name], record.first + len(record.rows))
             for k, row in enumerate(record.rows, record.first):
                 self._joiner.sample(name, scan, k // each, row, now, sample=k % each)
             self._turn.notify_all()
