@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from steering.sources.armings import Armings
 from steering.sources.asked import Asked
 from steering.sources.bad_pixels import BadPixels
+from steering.sources.begun import BegunScans
 from steering.sources.expectation import refuse_other_samples
 from steering.sources.join import DAMAGED, GIVEN_UP, UNREADABLE, Joiner
 from steering.sources.motion import Carrier, Order
@@ -73,19 +74,18 @@ class Receiver:
             self._carrier = Carrier(plan.motion, self._asked.orders, self._stopped, self._answered, self._fail)
         self._looks = dict.fromkeys(self._joiner.counters, 0.0)
         """How often nothing unread was found in each stream; infinite: it has ended."""
+        self._quiet_since = math.inf
+        """Since when all frames that came are read; infinite: some are not."""
         self._rows = dict.fromkeys(self._joiner.counters, 0)
         """Samples that the scan has had, by the highest index."""
         self._news: Began | None = None
         """A scan that has begun since the source heard of one."""
-        self._names: dict[int, str] = {}
-        self._headers: dict[int, dict[str, Any]] = {}
+        self._scans = BegunScans(plan)
         self._joined_by: float | None = None
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
         self._pixels = BadPixels(plan.window)
         self._closing = self._window_fits = False
-        self._before = 0
-        """Scans of this run before those that are received here."""
         self._figured = 0.0
 
     def run(self) -> None:
@@ -165,7 +165,7 @@ class Receiver:
                 ready = self._joiner.ready
             now = time.monotonic()
             if not full or now - self._figured > _FIGURES_S:
-                self._joiner.expire(now)
+                self._joiner.expire(now, self._quiet_since)
             taken = self._joiner.take(self.plan.chunk_frames)
             self._turn.notify_all()
             if silent := self._asked.silence(now):
@@ -178,7 +178,7 @@ class Receiver:
         whole = [one for one in taken if self._opened(one)]
         for scan in dict.fromkeys(one.scan for one in whole):
             mine = [one for one in whole if one.scan == scan]
-            batch = Batch.of(mine, scan + self._before, self._name(scan))
+            batch = Batch.of(mine, scan + self._scans.before, self._scans.name(scan))
             self._connection.send(("frames", batch))
         if now - self._figured > _FIGURES_S:
             self._figured = now
@@ -188,9 +188,6 @@ class Receiver:
         """Why a joined frame is set aside; only where the beam is judged by counts they are looked at for it."""
         wrong = damage(joined.frame[0]) if self.plan.beam.least_counts else ""
         return self._joiner.counters[FRAMES].reason(DAMAGED, wrong) if wrong else self._asked.beam.judge(joined)
-
-    def _name(self, scan: int) -> str:
-        return self._names.get(scan, f"scan-{self._before + scan + 1}")
 
     def _opened(self, joined: Joined) -> bool:
         """Decompress and cut a frame that is taken; a damaged one counts as dropped."""
@@ -211,6 +208,7 @@ class Receiver:
                     last = isinstance(record, Began | Ended) or self._all_asked_for()
                     self._join(self._pixels.ready(time.monotonic(), all_there=last), time.monotonic())
                 if record is not None:
+                    self._quiet_since = math.inf if name == FRAMES else self._quiet_since
                     self._note(name, record)
                 else:
                     self._nothing_unread(name, 1)
@@ -229,6 +227,8 @@ class Receiver:
     def _nothing_unread(self, name: str, looks: float) -> None:
         with self._turn:
             self._looks[name] += looks
+            if name == FRAMES:
+                self._quiet_since = min(self._quiet_since, time.monotonic())
             self._turn.notify_all()
 
     def _wait_for_others(self, name: str, *, again: bool) -> None:
@@ -283,19 +283,14 @@ class Receiver:
                     self._joiner.withdraw(name, scan, GIVEN_UP)
             else:
                 scan = self._armings.frames_begin()
-                if scan == 0:
-                    record, self._before = self.plan.first_scan(record)
-                self._news = record
-                if record.name is not None:
-                    self._names[scan] = record.name
-                self._headers[scan] = dict(record.header)
+                record = self._news = self._scans.begin(scan, record)
                 self._pixels.begin()
                 self._asked.beam.scan_over()
                 self._joiner.begin(scan, record.first)
                 self._joiner.end(FRAMES, scan - 1, time.monotonic())
 
     def _frame(self, record: Frame, now: float) -> None:
-        header = self._headers.get(self._armings.scan[FRAMES], {})
+        header = self._scans.header
         bad = header.get("bad")
         bad = bad if bad is not None and bad.shape == record.counts.shape else None
         try:
@@ -368,9 +363,8 @@ class Receiver:
             }
             of_frames, of_run = self._asked.said(now, over=self._stopped.is_set())
             streams[FRAMES] |= of_frames
-            runs = {scan: header["run"] for scan, header in self._headers.items() if "run" in header}
-            if runs:  # uids of bluesky's runs
-                streams[FRAMES]["runs"] = {self._name(scan): uid for scan, uid in runs.items()}
+            if runs := self._scans.runs:
+                streams[FRAMES]["runs"] = runs
             return {"streams": streams, "cpu_s": time.process_time(), **of_run}
 
     def _fail(self, error: BaseException, stream: str) -> None:
