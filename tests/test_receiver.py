@@ -18,7 +18,7 @@ from steering.records import Decision, Geometry
 from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Streams, Window, live
 from steering.sources.addresses import streams_at
 from steering.sources.beam import BeamSettings
-from steering.sources.join import GIVEN_UP
+from steering.sources.join import BEYOND, GIVEN_UP
 from steering.sources.streams import ARMED, Began, Ended, Frame, Samples
 from steering.sources.tape import record
 from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent, Told
@@ -413,6 +413,25 @@ def test_a_detector_that_is_armed_again():
     assert [chunk.attrs["scan"] for chunk in consumer.chunks if chunk.sizes["frame"]][-1] == "scan 2"
     assert consumer.live.streams["frames"]["joined"] == 30
     adds_up(consumer.live)
+
+
+def test_a_scan_that_begins_at_once_after_the_last_one_is_left_out():
+    """As on a beamline that does not know of the run."""
+    streams = {
+        "positions": (Began(None, 0, {ARMED: True}), Samples(0, WHERE[:8]), Ended(8), Began(None, 0, {ARMED: True})),
+        "frames": (
+            *(Began("one"), *(Frame(k, COUNTS[k], 0.0) for k in range(8)), Ended()),
+            *(Began("two"), *(Frame(k, COUNTS[k], 0.0) for k in range(8)), Ended(), Began("three")),
+        ),
+    }
+    told = {name: Told(records_=records) for name, records in streams.items()}
+    live = source(Streams(**told), scans=1, end_s=30.0)
+    chunks = list(live.chunks())
+    assert {chunk.attrs["scan"] for chunk in chunks} == {"one"}
+    assert gathered(chunks, "frame").tolist() == list(range(8))
+    assert live.streams["frames"]["dropped"] == {BEYOND: 8}
+    assert live.frames_dropped == 0
+    adds_up(live)
 
 
 def test_nothing_is_measured_before_the_streams_listen():

@@ -23,13 +23,14 @@ from steering.sources.streams import FRAMES, Companion, Joined, JoinSettings, St
 REPEAT, LATE, EARLIER = "repeat", "too late: its frame was settled before", "of a scan that was over"
 FULL, THINNED = "the buffer was full: the oldest gave way", "thinned: the consumer is slower"
 GIVEN_UP = "of an arming that was given up: another one followed before a frame came"
+BEYOND = "of a scan after the last one that was asked for"
 OLD = "older than oldest_s: the consumer is slower"
 UNREADABLE = "unreadable: "
 """How the reason begins of what came and could not be decoded: its number is missing, and counts as lost."""
 DAMAGED = "damaged: "
 """That of a frame which was numbered, and whose counts could not be decompressed."""
-NO_LOSS = (REPEAT, LATE, EARLIER)
-"""Reasons for which a frame is dropped that was joined, or lost, before."""
+NO_LOSS = (REPEAT, LATE, EARLIER, BEYOND)
+"""Reasons for which a frame is dropped that was joined, or lost, before, or is not one of the run's."""
 _NO_FRAME, _FRAME_DROPPED = "no frame came", "its frame was dropped"
 _OPEN_SCANS = 4
 

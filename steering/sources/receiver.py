@@ -24,7 +24,7 @@ from steering.sources.asked import Asked
 from steering.sources.bad_pixels import BadPixels
 from steering.sources.begun import BegunScans
 from steering.sources.expectation import refuse_other_samples
-from steering.sources.join import DAMAGED, GIVEN_UP, UNREADABLE, Joiner
+from steering.sources.join import BEYOND, DAMAGED, GIVEN_UP, UNREADABLE, Joiner
 from steering.sources.motion import Carrier, Order
 from steering.sources.plan import Batch, Plan
 from steering.sources.streams import (
@@ -85,7 +85,7 @@ class Receiver:
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
         self._pixels = BadPixels(plan.window)
-        self._closing = self._window_fits = False
+        self._closing = self._window_fits = self._beyond = False
         self._figured = 0.0
 
     def run(self) -> None:
@@ -274,6 +274,10 @@ class Receiver:
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
+            newest = self._armings.scan[FRAMES]
+            if name == FRAMES and self.plan.scans == newest + 1 and self._armings.ended(FRAMES, newest):
+                self._beyond = True  # a detector may be armed at once for what is not asked for here
+                return
             again = bool(record.header.get(ARMED))
             self._wait_for_others(name, again=again)
             self._rows[name] = 0
@@ -290,6 +294,10 @@ class Receiver:
                 self._joiner.end(FRAMES, scan - 1, time.monotonic())
 
     def _frame(self, record: Frame, now: float) -> None:
+        if self._beyond:
+            with self._turn:
+                self._joiner.counters[FRAMES].left_out(BEYOND)
+            return
         header = self._scans.header
         bad = header.get("bad")
         bad = bad if bad is not None and bad.shape == record.counts.shape else None

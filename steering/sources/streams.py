@@ -268,6 +268,11 @@ class StreamCounters:
             "listens_s": round(now - begun, 3),
         }
 
+    def left_out(self, reason: str) -> None:
+        """One has come that nobody asked for."""
+        self.received += 1
+        self.dropped[reason] += 1
+
     def note(self, now: float, number: int) -> None:
         """One has come."""
         self.received += 1
