@@ -260,6 +260,43 @@ def test_a_wrong_number_of_samples_is_no_position(said, real):
     assert f"give samples={real}" in str(consumer.error)
 
 
+def torn(publisher: DectrisPublisher, counts: np.ndarray):
+    """An image whose payload is damaged."""
+    shape, values = publisher.encoded(counts).value
+    algorithm, size, payload = values.value.value
+    damaged = cbor2.CBORTag(values.value.tag, [algorithm, size, payload[:20] + bytes(len(payload) - 20)])
+    return cbor2.CBORTag(40, [shape, cbor2.CBORTag(values.tag, damaged)])
+
+
+def test_a_first_frame_that_cannot_be_decompressed_is_counted_as_later_ones_are():
+    publisher = DectrisPublisher()
+    consumer = Consumer(of(publisher))
+    publisher.begin("gravel")
+    publisher.send(0, torn(publisher, COUNTS[0]))
+    publisher.position(0, WHERE[0])
+    send(publisher, 1, 30)
+    publisher.end(30, last=True)
+    consumer.over()
+    publisher.close()
+    assert consumer.error is None
+    assert sorted(gathered(consumer.chunks, "frame").tolist()) == list(range(1, 30))
+    assert consumer.live.frames_dropped == 1
+    adds_up(consumer.live)
+
+
+def test_a_run_in_which_no_frame_could_be_read_says_what_kept_them_from_it():
+    publisher = DectrisPublisher()
+    frames = publisher.addresses["frames"] + "?channel=threshold_2"
+    consumer = Consumer(source(streams_at(frames, publisher.addresses["positions"]), end_s=1.0))
+    publisher.begin("gravel")
+    send(publisher, 0, 5)
+    consumer.over()
+    publisher.close()
+    assert "the others were unreadable: an image with the channels threshold_1, expected threshold_2" in str(
+        consumer.error
+    )
+
+
 @pytest.mark.parametrize("least_counts", [0.0, 1.0])
 def test_frames_that_cannot_be_decompressed_are_dropped_with_their_reason(least_counts):
     """Frames are decompressed when they are taken, or where their counts judge the beam: the figures add up."""
@@ -267,13 +304,9 @@ def test_frames_that_cannot_be_decompressed_are_dropped_with_their_reason(least_
     consumer = Consumer(of(publisher, beam=BeamSettings(least_counts=least_counts)))
     publisher.begin("gravel")
     send(publisher, 0, 30)
-    shape, values = publisher.encoded(COUNTS[0]).value
-    algorithm, size, payload = values.value.value
-    damaged = cbor2.CBORTag(values.value.tag, [algorithm, size, payload[:20] + bytes(len(payload) - 20)])
-    torn = cbor2.CBORTag(40, [shape, cbor2.CBORTag(values.tag, damaged)])
     for number in range(30, 35):
         publisher.position(number, WHERE[number])
-        publisher.send(number, torn)
+        publisher.send(number, torn(publisher, COUNTS[0]))
     send(publisher, 35, 60)
     publisher.end(60, last=True)
     consumer.over()

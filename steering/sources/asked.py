@@ -49,7 +49,9 @@ class Asked:
         silent = self.expectation.silence(now, self._known())
         if self._end_s is None or silent <= self._end_s:
             return ""
-        return too_silent(silent, self._frames.last_number, self._refusal)
+        dropped = self._frames.dropped
+        unreadable = max((why for why in dropped if why.startswith(UNREADABLE)), key=dropped.__getitem__, default="")
+        return too_silent(silent, self._frames.last_number, self._refusal, unreadable)
 
     def said(self, now: float, *, over: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """For a display: what is known of the frames' stream, and of the run. over: nothing is measured any more."""

@@ -86,8 +86,11 @@ class Expectation:
         return 0.0 if self._since is None else now - self._since
 
 
-def too_silent(silent_s: float, number: int | None, refusal: str) -> str:
-    """What ends a run in which no frame came for so long after one of this number (None: at all), in words."""
+def too_silent(silent_s: float, number: int | None, refusal: str, unreadable: str = "") -> str:
+    """What ends a run in which no frame came for so long after one of this number (None: at all), in words. unreadable:
+    what kept others from being read."""
+    if unreadable and number is None:
+        return f"found no frame for {silent_s:.0f} s that can be read, expected one; the others were {unreadable}"
     last = "none came at all" if number is None else f"the last was number {number}"
     said = f"; the motion says: {refusal}" if refusal else ""
     return (

@@ -234,8 +234,7 @@ class Receiver:
     def _wait_for_others(self, name: str, *, again: bool) -> None:
         """Before a stream begins a scan: have those read that are behind it, as after a pause of this process, or where
         frames are held back. Frames wait for others no longer than for their samples: these may go on for ever."""
-        # Of two looks the second one began after now.
-        looks = {stream: count + 2 for stream, count in self._looks.items()}
+        looks = {stream: count + 2 for stream, count in self._looks.items()}  # the second began after now
         until = time.monotonic() + (self.plan.settings.wait_s if name == FRAMES else math.inf)
         while any(self._looks[other] < looks[other] for other in self._armings.behind(name, again=again)):
             if self._stopped.is_set() or self._closing or time.monotonic() >= until:
@@ -260,6 +259,8 @@ class Receiver:
                 with self._turn:
                     if name != FRAMES:  # before anybody may take the scan for finished
                         refuse_other_samples(self._joiner.companions[name].samples, self._rows[name], record.frames)
+                    else:
+                        self._asked.put(self._asked.beam.ended(), now)
                     scan = self._armings.end(name, record.frames)
                     if record.last:
                         self._last[name] = scan
@@ -269,8 +270,8 @@ class Receiver:
             case Unreadable():
                 with self._turn:
                     counters = self._joiner.counters[name]
-                    counters.note(now, counters.last_number or 0)
-                    counters.dropped[counters.reason(UNREADABLE, record.reason)] += 1
+                    counters.last_seen = now
+                    counters.left_out(counters.reason(UNREADABLE, record.reason))
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
@@ -304,7 +305,7 @@ class Receiver:
         try:
             ready = self._pixels.take(record, bad, now, saturation=header.get("saturation"))
         except ValueError as error:
-            if not self._window_fits:
+            if not self._window_fits and not damage(record.counts):
                 raise  # the window does not fit the detector
             self._note(FRAMES, Unreadable(str(error)))
             return
