@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Strea
 from steering.sources.addresses import streams_at
 from steering.sources.beam import BeamSettings
 from steering.sources.join import BEYOND, GIVEN_UP
+from steering.sources.motion import Carrier, Order, ZmqMotion
 from steering.sources.streams import ARMED, Began, Ended, Frame, Samples
 from steering.sources.tape import record
 from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent, Told
@@ -524,6 +526,30 @@ def test_a_silent_detector_gives_up_positions_and_then_ends_the_run():
         list(live.chunks())
     again.join()
     assert live.frames_dropped == 7
+
+
+def test_a_motion_server_that_answers_too_late_has_refused_nothing():
+    """It may measure all the same: what does not come is given up in time."""
+    context, orders, answered = zmq.Context(), queue.SimpleQueue(), []
+    socket = context.socket(zmq.REP)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    motion = ZmqMotion(address=f"tcp://127.0.0.1:{port}", answer_s=0.3)
+    carrier = Carrier(motion, orders, threading.Event(), lambda *one: answered.append(one), lambda *_: None)
+    thread = threading.Thread(target=carrier.run)
+    thread.start()
+    for n in (2, 3):
+        orders.put(Order(WHERE[:n], None, False))
+        assert socket.poll(5000)
+        socket.recv()
+        if n == 2:
+            socket.send(b'{"queued": 2}')
+    orders.put(None)
+    thread.join(10)
+    context.destroy(linger=0)
+    (first, later) = answered
+    assert first == (2, 0, None)
+    assert later[:2] == (3, 0)
+    assert "found no answer from the motion server" in str(later[2])
 
 
 def test_another_protocol_is_refused_by_name():

@@ -53,7 +53,7 @@ class OpenMotion(Protocol):
         """Measure at positions (n, 2) for dwell (n,) seconds; with stop the scan is over after them.
 
         Raises ValueError where the beamline refuses them, OSError where it cannot be reached, Unmeasured where it did a
-        part of them.
+        part of them, or all of them as far as is known.
         """
 
     def close(self) -> None:
@@ -176,9 +176,10 @@ class _ZmqMotion:
         if not self._socket.poll(round(1e3 * self._motion.answer_s)):
             self._socket.close()
             self._connect()  # a REQ socket without its answer can ask no more
-            raise OSError(
+            raise Unmeasured(  # it may measure them all the same: what does not come is given up in time
+                0,
                 f"found no answer from the motion server {self._motion.address} within {self._motion.answer_s:g} s, "
-                "expected one: is it running?"
+                "expected one: is it running?",
             )
         try:
             answer = json.loads(self._socket.recv())
