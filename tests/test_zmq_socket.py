@@ -14,7 +14,7 @@ zmq = pytest.importorskip("zmq")
 
 @pytest.mark.parametrize(("size", "most"), [(100_000, 400), (100, 3000)])
 def test_fewer_messages_wait_where_they_are_large(monkeypatch, size, most):
-    monkeypatch.setattr(zmq_socket, "_BYTES", 20_000_000)
+    monkeypatch.setattr(zmq_socket, "MOST_BYTES", 20_000_000)
     context, stopped, sent = zmq.Context(), threading.Event(), 0
     socket = context.socket(zmq.PUSH)
     socket.set(zmq.SNDHWM, 1)

@@ -10,7 +10,7 @@ from steering.sources.streams import Message
 
 _BATCH = 256
 """Messages that are read before the caller may look around."""
-_BYTES, _LEAST = 2**31, 64
+MOST_BYTES, _LEAST = 2**31, 64
 """Most bytes of messages that wait, by the largest one so far; but so many messages may always wait."""
 
 
@@ -44,7 +44,7 @@ def received(address: str, kind: str, high_water: int, stopped: threading.Event)
             socket.connect(address)
         except library.ZMQError as error:
             raise ValueError(f"found the address {address!r} ({error}), expected tcp://HOST:PORT") from error
-        largest = _BYTES // high_water
+        largest = MOST_BYTES // high_water
         while not stopped.is_set():
             if not socket.poll(50):
                 yield None
@@ -56,7 +56,7 @@ def received(address: str, kind: str, high_water: int, stopped: threading.Event)
                     break
                 if (size := sum(map(len, parts))) > largest:
                     largest = size
-                    socket.set(library.RCVHWM, min(high_water, max(_LEAST, _BYTES // size)))
+                    socket.set(library.RCVHWM, min(high_water, max(_LEAST, MOST_BYTES // size)))
                 yield Message(tuple(parts))
     finally:
         context.destroy(linger=0)
