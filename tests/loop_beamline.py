@@ -57,6 +57,7 @@ class LoopMotion:
     """Where positions are asked for; it refuses those beyond `reach`."""
 
     reach: float = np.inf
+    close_s = 1.0
 
     def connected(self, stopped: threading.Event):
         return self

@@ -71,3 +71,53 @@ def test_encoders_that_are_armed_again_while_frames_come_are_of_the_next_scan():
     assert armings.begins("panda", again=True) == (1, True)  # for the next scan
     armings.frames_begin()
     assert measured(armings) == (1, 1)
+
+
+@given(st.integers(2, 5), st.lists(st.booleans(), max_size=60))
+@settings(deadline=None)
+def test_whichever_stream_is_read_first_samples_belong_to_the_frames_of_their_scan(scans, turns):
+    """As after a pause of the receiver: all of it is there, and two threads read it. One that waits goes on once the
+    other has nothing unread."""
+    armings = Armings(["panda"])
+    unread = {
+        name: [(what, k) for k in range(scans) for what in ("began", "data", "ended")] for name in ("panda", "frames")
+    }
+    order = [("panda", "frames")[turn] for turn in turns] + ["panda", "frames"] * 6 * scans
+    for name in order:
+        if not unread[name]:
+            continue
+        what, scan = unread[name][0]
+        if what == "began":
+            if any(unread[other] for other in armings.behind(name, again=True)):
+                continue
+            mine = armings.frames_begin() if name == "frames" else armings.begins(name, again=True)[0]
+        elif what == "ended":
+            mine = armings.end(name, 1)
+        else:
+            mine = armings.frame() if name == "frames" else armings.samples(name)
+        assert mine == scan
+        unread[name].pop(0)
+    assert not any(unread.values())
+
+
+def test_an_arming_that_had_no_frame_needs_no_look_at_the_frames():
+    armings = Armings(["panda"])
+    assert armings.behind("panda", again=True) == []
+    armings.begins("panda", again=True)
+    assert armings.behind("panda", again=True) == []  # not ended
+    armings.end("panda", 0)
+    assert armings.behind("panda", again=True) == []
+    assert armings.begins("panda", again=True) == (0, True)
+    armings.end("panda", None)
+    assert armings.behind("panda", again=True) == ["frames"]
+    assert armings.behind("panda", again=False) == []
+
+
+def test_a_companion_is_not_more_than_three_scans_ahead_of_frames_that_are_unread():
+    armings = Armings(["panda"])
+    armings.frames_begin()
+    for scan in range(4):
+        assert armings.behind("panda", again=False) == (["frames"] if scan == 3 else [])
+        armings.begins("panda", again=False)
+        armings.samples("panda")
+        armings.end("panda", 1)

@@ -91,6 +91,19 @@ def test_a_monitor_decides_where_it_is_asked_and_a_scan_that_is_over_gives_up():
         BeamSettings(least_counts=-1)
 
 
+def test_the_end_of_a_scan_that_the_beamline_has_ended_does_not_end_the_next_one():
+    beam = judging(least_counts=50)
+    beam.ask(order([[1.0, 0.0]], stop=True))
+    assert beam.judge(joined(DARK, 1.0, 0.0)) == NO_BEAM
+    beam.ask(order([[2.0, 0.0]]))  # waits for that end
+    assert [(one.positions.tolist(), one.stop) for one in beam.ended()] == [([[2.0, 0.0]], False)]
+    beam.scan_over()
+    assert beam.judge(joined(LIGHT, 2.0, 0.0)) == ""
+    assert beam.due(1.0, outstanding=0) == []
+    assert beam.ends() == []
+    assert beam.ended() == []
+
+
 def test_figures_add_up_with_frames_that_are_set_aside():
     beam = judging(steered=False, least_counts=50)
     joiner = Joiner([Companion(name="positions", width=2)], judge=beam.judge)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from steering.sources.expectation import Expectation
+import pytest
+
+from steering.sources.expectation import Expectation, refuse_other_samples
 
 
 def test_a_steered_beamline_that_is_asked_for_nothing_may_be_silent():
@@ -74,3 +76,19 @@ def test_late_frames_of_what_was_asked_for_before_a_crash_answer_nothing():
     assert expectation.given_up == 3
     expectation.ask(2, 30.0, known=4 + 17)
     assert expectation.outstanding(known=4 + 17) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "real"), [(10, 5), (10, 9), (10, 14), (2, 3), (4, 5), (1, 10), (10, 1), (2, 1), (1, 2)]
+)
+def test_another_number_of_samples_than_expected_is_refused_with_the_right_one(said, real):
+    with pytest.raises(ValueError, match=rf"found {100 * real} samples for 100 frames, .* give samples={real}$"):
+        refuse_other_samples(said, 100 * real, 100)
+
+
+@pytest.mark.parametrize(
+    ("said", "samples", "frames"),
+    [(10, 1000, 100), (10, 960, 100), (10, 1040, 100), (10, 9, 1), (10, 3, None), (1, 0, 0)],
+)
+def test_samples_that_are_on_their_way_or_too_few_to_tell_are_not_refused(said, samples, frames):
+    refuse_other_samples(said, samples, frames)

@@ -339,3 +339,26 @@ def test_what_is_withdrawn_is_as_if_it_had_never_come():
     assert joiner.counters[FRAMES].lost == 1
     assert joiner.over(0)
     add_up(joiner)
+
+
+def test_frames_that_are_not_read_yet_are_not_lost():
+    """As where prediction is behind, and the detector holds them back: their age counts once all that came is read."""
+    joiner = Joiner((Companion(name="positions", width=1, gap=0),), JoinSettings(wait_s=1.0))
+    joiner.begin(0)
+    for number in range(6):
+        joiner.sample("positions", 0, number, [number], 0.0)
+    joiner.end("positions", 0, 0.0, 6)
+    joiner.frame(0, 0, None, 0.0)
+    joiner.frame(0, 2, None, 0.0)  # 1 is missing whatever is unread
+    frames, samples = joiner.counters[FRAMES], joiner.counters["positions"]
+    joiner.expire(10.0, np.inf)
+    assert (frames.lost, samples.dropped) == (1, {"no frame came": 1})
+    joiner.expire(20.0, 19.5)  # quiet, but not for long
+    assert frames.lost == 1
+    joiner.frame(0, 3, None, 20.0)
+    joiner.expire(30.0, 29.0)
+    assert (frames.lost, samples.dropped) == (3, {"no frame came": 3})
+    assert [one.number for one in joiner.take(9)] == [0, 2, 3]
+    joiner.end(FRAMES, 0, 30.0)
+    assert joiner.over(0)
+    add_up(joiner)

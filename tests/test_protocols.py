@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +129,72 @@ def test_motors_respect_their_limits_and_go_back(tmp_path):
     refused.apply(decision(np.array([[1.0, 0.0]])))
     with pytest.raises(RuntimeError, match=r"motion: found positions .* for SIM:y, expected them within its limits"):
         list(refused.chunks())
+    served.close()
+
+
+def test_motors_and_exposure_go_back_while_a_frame_is_taken(tmp_path):
+    """A frame may take longer than anybody waits for the end of a run; and a position without a dwell has the
+    detector's own."""
+    served, stopped = publisher("pva", tmp_path), threading.Event()
+    taken: list[float | None] = []
+
+    def take(decision) -> None:
+        taken.append(None if decision.dwell is None else float(decision.dwell[0]))
+        if taken[-1] != 30.0:
+            served.missed()
+
+    served.steered_by(take)
+    motion = motion_at(served.addresses["motion"]).connected(stopped)
+    motion.measure(WHERE[1:2], np.array([2.5]), False)
+    motion.measure(WHERE[2:3], None, False)
+    assert taken == [2.5, None]
+    thread = threading.Thread(target=motion.measure, args=(WHERE[3:5], np.array([30.0, 30.0]), False))
+    thread.start()
+    end = time.monotonic() + 60
+    while len(taken) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert [float(motor.current()) for motor in served.motors] != [0.0, 0.0]
+    stopped.set()
+    thread.join(5.0)
+    assert not thread.is_alive()
+    motion.close()
+    assert [float(motor.current()) for motor in served.motors] == [0.0, 0.0]
+    assert float(served.dwell.current()) == 0.0
+    assert len(taken) == 3
+    served.close()
+
+
+def test_motors_go_back_where_the_receiving_process_is_told_to_end(tmp_path):
+    """As by scancel, which reaches every process of a job."""
+    served = publisher("pva", tmp_path)
+    consumer = Consumer(live(served))
+    Beamline(served, 100)
+    consumer.live.apply(decision(WHERE[1:4]))
+    consumer.until(3)
+    os.kill(consumer.live.receiver_pid, signal.SIGTERM)
+    consumer.over()
+    assert "receiving process: found SIGTERM" in str(consumer.error)
+    assert [float(motor.current()) for motor in served.motors] == [0.0, 0.0]
+    served.close()
+
+
+def test_motors_that_cannot_be_put_back_are_named(tmp_path, caplog):
+    served = publisher("pva", tmp_path)
+    consumer = Consumer(live(served))
+    Beamline(served, 100)
+    consumer.live.apply(decision(WHERE[1:2]))
+    consumer.until(1)
+
+    @served.motors[0].put
+    def refuse(pv, operation) -> None:
+        operation.done(error="interlock")
+
+    consumer.live.close()
+    consumer.over()
+    assert consumer.error is None
+    assert "motion: found no way to put back SIM:y at 0 (interlock), expected it" in caplog.text
+    assert float(served.motors[1].current()) == 0.0
     served.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import sys
 import threading
@@ -18,7 +19,8 @@ from steering.records import Decision, Geometry
 from steering.sources import JoinSettings, LiveSource, LiveSourceSettings, Streams, Window, live
 from steering.sources.addresses import streams_at
 from steering.sources.beam import BeamSettings
-from steering.sources.join import GIVEN_UP
+from steering.sources.join import BEYOND, GIVEN_UP
+from steering.sources.motion import Carrier, Order, ZmqMotion
 from steering.sources.streams import ARMED, Began, Ended, Frame, Samples
 from steering.sources.tape import record
 from tests.loop_beamline import WINDOW, LoopFrames, LoopMotion, Silent, Told
@@ -164,6 +166,32 @@ def test_encoders_that_were_armed_in_vain_move_no_frame(detector_first):
     adds_up(consumer.live)
 
 
+def test_short_scans_that_came_during_a_pause_of_the_receiving_process_keep_their_positions():
+    """As on a machine that swaps: two threads read then what has come, and one of them was ahead by scans."""
+    publisher = DectrisPublisher()
+    consumer = Consumer(of(publisher, scans=6))
+    for scan in range(6):
+        publisher.begin(f"line {scan}")
+        time.sleep(0.05)
+        for number in range(30):
+            publisher.frame(number, COUNTS[0])
+            publisher.position(number, WHERE[number + 10 * scan])
+        publisher.end(30, last=scan == 5)
+        if scan == 0:
+            consumer.until(30)
+            os.kill(consumer.live.receiver_pid, signal.SIGSTOP)
+    time.sleep(0.3)
+    os.kill(consumer.live.receiver_pid, signal.SIGCONT)
+    consumer.over()
+    publisher.close()
+    assert consumer.error is None
+    scan, number = np.divmod(gathered(consumer.chunks, "frame"), 10**9)
+    assert len(scan) == 180
+    np.testing.assert_allclose(gathered(consumer.chunks, "position_y"), WHERE[number + 10 * scan, 0], atol=1e-15)
+    assert consumer.live.streams["positions"]["dropped"] == {}
+    adds_up(consumer.live)
+
+
 @pytest.mark.parametrize("armed_again", [False, True])
 def test_a_run_that_was_lost_goes_on_in_the_scan_that_it_was_in(armed_again):
     """stream2 names a series once only, when it is armed; a series that is armed anew is another scan."""
@@ -218,17 +246,57 @@ def test_positions_that_stop_for_a_while(late):
     adds_up(consumer.live)
 
 
-def test_a_wrong_number_of_samples_is_no_position():
-    publisher = DectrisPublisher(samples=10)
-    publisher.addresses["positions"] = publisher.addresses["positions"].replace("samples=10", "samples=1")
+@pytest.mark.parametrize(("said", "real"), [(1, 10), (10, 9)])
+def test_a_wrong_number_of_samples_is_no_position(said, real):
+    publisher = DectrisPublisher(samples=real)
+    positions = publisher.addresses["positions"].replace(f"samples={real}", f"samples={said}")
+    publisher.addresses["positions"] = positions
     consumer = Consumer(of(publisher))
     publisher.begin("gravel")
     send(publisher, 0, 20)
     publisher.end(20, last=True)
     consumer.over()
     publisher.close()
-    assert "positions: found 200 samples for 20 frames, 10 for each, expected 1" in str(consumer.error)
-    assert "give samples=10" in str(consumer.error)
+    found = f"positions: found {20 * real} samples for 20 frames, {real} for each, expected {said}"
+    assert found in str(consumer.error)
+    assert f"give samples={real}" in str(consumer.error)
+
+
+def torn(publisher: DectrisPublisher, counts: np.ndarray):
+    """An image whose payload is damaged."""
+    shape, values = publisher.encoded(counts).value
+    algorithm, size, payload = values.value.value
+    damaged = cbor2.CBORTag(values.value.tag, [algorithm, size, payload[:20] + bytes(len(payload) - 20)])
+    return cbor2.CBORTag(40, [shape, cbor2.CBORTag(values.tag, damaged)])
+
+
+def test_a_first_frame_that_cannot_be_decompressed_is_counted_as_later_ones_are():
+    publisher = DectrisPublisher()
+    consumer = Consumer(of(publisher))
+    publisher.begin("gravel")
+    publisher.send(0, torn(publisher, COUNTS[0]))
+    publisher.position(0, WHERE[0])
+    send(publisher, 1, 30)
+    publisher.end(30, last=True)
+    consumer.over()
+    publisher.close()
+    assert consumer.error is None
+    assert sorted(gathered(consumer.chunks, "frame").tolist()) == list(range(1, 30))
+    assert consumer.live.frames_dropped == 1
+    adds_up(consumer.live)
+
+
+def test_a_run_in_which_no_frame_could_be_read_says_what_kept_them_from_it():
+    publisher = DectrisPublisher()
+    frames = publisher.addresses["frames"] + "?channel=threshold_2"
+    consumer = Consumer(source(streams_at(frames, publisher.addresses["positions"]), end_s=1.0))
+    publisher.begin("gravel")
+    send(publisher, 0, 5)
+    consumer.over()
+    publisher.close()
+    assert "the others were unreadable: an image with the channels threshold_1, expected threshold_2" in str(
+        consumer.error
+    )
 
 
 @pytest.mark.parametrize("least_counts", [0.0, 1.0])
@@ -238,13 +306,9 @@ def test_frames_that_cannot_be_decompressed_are_dropped_with_their_reason(least_
     consumer = Consumer(of(publisher, beam=BeamSettings(least_counts=least_counts)))
     publisher.begin("gravel")
     send(publisher, 0, 30)
-    shape, values = publisher.encoded(COUNTS[0]).value
-    algorithm, size, payload = values.value.value
-    damaged = cbor2.CBORTag(values.value.tag, [algorithm, size, payload[:20] + bytes(len(payload) - 20)])
-    torn = cbor2.CBORTag(40, [shape, cbor2.CBORTag(values.tag, damaged)])
     for number in range(30, 35):
         publisher.position(number, WHERE[number])
-        publisher.send(number, torn)
+        publisher.send(number, torn(publisher, COUNTS[0]))
     send(publisher, 35, 60)
     publisher.end(60, last=True)
     consumer.over()
@@ -318,7 +382,8 @@ class InTurn:
             self.turn[0] += 1
 
 
-def test_streams_that_are_played_without_waiting_keep_step_by_the_file(tmp_path):
+@pytest.mark.parametrize("speed", ["0", "1", "1000"])
+def test_streams_that_are_played_keep_step_by_the_file(tmp_path, speed):
     """Encoders are armed again for each scan: those that are ahead by one would have given the scan before up."""
     said = []
     for scan in range(3):
@@ -335,7 +400,7 @@ def test_streams_that_are_played_without_waiting_keep_step_by_the_file(tmp_path)
     record(
         streams, tmp_path / "a.tape", threading.Event(), {"positions": "zmq://pc:1?y=y&x=x", "frames": "dectris://d"}
     )
-    tape = f"play:{tmp_path / 'a.tape'}?speed=0"
+    tape = f"play:{tmp_path / 'a.tape'}?speed={speed}"
     live = source(streams_at(tape, tape), scans=3)
     chunks = list(live.chunks())
     ids = gathered(chunks, "frame")
@@ -383,6 +448,25 @@ def test_a_detector_that_is_armed_again():
     assert [chunk.attrs["scan"] for chunk in consumer.chunks if chunk.sizes["frame"]][-1] == "scan 2"
     assert consumer.live.streams["frames"]["joined"] == 30
     adds_up(consumer.live)
+
+
+def test_a_scan_that_begins_at_once_after_the_last_one_is_left_out():
+    """As on a beamline that does not know of the run."""
+    streams = {
+        "positions": (Began(None, 0, {ARMED: True}), Samples(0, WHERE[:8]), Ended(8), Began(None, 0, {ARMED: True})),
+        "frames": (
+            *(Began("one"), *(Frame(k, COUNTS[k], 0.0) for k in range(8)), Ended()),
+            *(Began("two"), *(Frame(k, COUNTS[k], 0.0) for k in range(8)), Ended(), Began("three")),
+        ),
+    }
+    told = {name: Told(records_=records) for name, records in streams.items()}
+    live = source(Streams(**told), scans=1, end_s=30.0)
+    chunks = list(live.chunks())
+    assert {chunk.attrs["scan"] for chunk in chunks} == {"one"}
+    assert gathered(chunks, "frame").tolist() == list(range(8))
+    assert live.streams["frames"]["dropped"] == {BEYOND: 8}
+    assert live.frames_dropped == 0
+    adds_up(live)
 
 
 def test_nothing_is_measured_before_the_streams_listen():
@@ -442,6 +526,30 @@ def test_a_silent_detector_gives_up_positions_and_then_ends_the_run():
         list(live.chunks())
     again.join()
     assert live.frames_dropped == 7
+
+
+def test_a_motion_server_that_answers_too_late_has_refused_nothing():
+    """It may measure all the same: what does not come is given up in time."""
+    context, orders, answered = zmq.Context(), queue.SimpleQueue(), []
+    socket = context.socket(zmq.REP)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    motion = ZmqMotion(address=f"tcp://127.0.0.1:{port}", answer_s=0.3)
+    carrier = Carrier(motion, orders, threading.Event(), lambda *one: answered.append(one), lambda *_: None)
+    thread = threading.Thread(target=carrier.run)
+    thread.start()
+    for n in (2, 3):
+        orders.put(Order(WHERE[:n], None, False))
+        assert socket.poll(5000)
+        socket.recv()
+        if n == 2:
+            socket.send(b'{"queued": 2}')
+    orders.put(None)
+    thread.join(10)
+    context.destroy(linger=0)
+    (first, later) = answered
+    assert first == (2, 0, None)
+    assert later[:2] == (3, 0)
+    assert "found no answer from the motion server" in str(later[2])
 
 
 def test_another_protocol_is_refused_by_name():

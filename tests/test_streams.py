@@ -443,3 +443,23 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
     with pytest.raises(ValueError, match="positions: found when_slow='thin', expected block or drop oldest"):
         streams_at("dectris://det", "zmq://pc:5555?y=A&x=B&when_slow=thin")
     assert parse("pva://A,B?unit=um").place == "A,B"
+
+
+@pytest.mark.parametrize(
+    ("positions", "steered", "gap"),
+    [
+        ("zmq://pc:1?y=y&x=x", False, 3),
+        ("zmq://pc:1?y=y&x=x", True, 0),
+        ("zmq://pc:1?y=y&x=x&gap=2", True, 2),
+        ("swmr:a.h5?y=/y&x=/x", True, 0),
+        ("bluesky:a.jsonl?y=y&x=x", False, 0),
+        ("pva://Y,X", False, 0),
+        ("pva://T?y=y&x=x", False, 3),
+    ],
+)
+def test_positions_are_interpolated_only_where_a_path_leads_through_them(positions, steered, gap):
+    """A decision may be anywhere, and so may the points of a plan."""
+    frames = "pva://D" if positions.startswith("pva") else "dectris://d"
+    streams = streams_at(frames, positions, "zmq://pc:2" if steered else None, "zmq://pc:3?value=i")
+    assert streams.positions_are.gap == gap
+    assert streams.monitors[0][0].gap == 3

@@ -28,7 +28,8 @@ numbers, one for each row; number=none counts rows. Frames and positions of one 
 
 Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its own server counts: where both are turned
 against the frames both need the flip, or what is decided is measured at a mirrored place. Positions and monitor take
-samples=N of a frame (1), gap=N frames that are interpolated (3), and when_slow=block, which does not read on where
+samples=N of a frame (1), gap=N frames that are interpolated (3; of positions none where the scan is steered, or where
+each is a reading: of bluesky, of scalar PVs), and when_slow=block, which does not read on where
 frames lag far behind, in place of "drop oldest"; what is played takes those of its recording. Two clients of a zmq
 address with socket=pull get half of it each. Every pva address takes server=HOST:PORT, instead of EPICS's own search.
 """
@@ -177,15 +178,16 @@ def frames_at(text: str) -> Stream:
     raise _unknown(address, ", ".join(_FRAMES_AT))
 
 
-def positions_at(text: str) -> tuple[Companion, Stream]:
-    """The positions at an address, and how they belong to frames."""
+def positions_at(text: str, *, steered: bool = False) -> tuple[Companion, Stream]:
+    """The positions at an address, and how they belong to frames. steered: they may be anywhere, and one between two
+    frames is not between their places: nothing is interpolated unless that is asked for."""
     address = parse(text)
     if address.scheme == "play":
         address.only("speed", "step", "unit", *_OF_COMPANIONS)
         unit_of(text)
         what = _companion(address, POSITIONS, 2)
         return what, _played(address, what.name)
-    return _beside(address, POSITIONS, ("y", "x"), address.scale(), ("unit", "flip"))
+    return _beside(address, POSITIONS, ("y", "x"), address.scale(), ("unit", "flip"), steered=steered)
 
 
 def monitor_at(text: str) -> tuple[Companion, Stream]:
@@ -199,10 +201,16 @@ def monitor_at(text: str) -> tuple[Companion, Stream]:
 
 
 def _beside(
-    address: Address, name: str, axes: tuple[str, ...], scale: tuple[float, ...], options: tuple[str, ...] = ()
+    address: Address,
+    name: str,
+    axes: tuple[str, ...],
+    scale: tuple[float, ...],
+    options: tuple[str, ...] = (),
+    *,
+    steered: bool = False,
 ) -> tuple[Companion, Stream]:
     """A stream of numbers that go with frames; `axes` are the options that name its columns."""
-    what, place = _companion(address, name, len(axes)), address.place
+    what, place = _companion(address, name, len(axes), steered=steered), address.place
     kinds = {
         "zmq": ("socket",),
         "pva": ("number", "server"),
@@ -214,7 +222,7 @@ def _beside(
     address.only(*axes, *kinds[address.scheme], *options, *_OF_COMPANIONS)
     more = address.options.get
     stream: Stream
-    if address.scheme == "pva" and not {*axes, "number"} & address.options.keys():
+    if _is_scalars(address, axes):
         pvs = tuple(address.place.split(","))
         if len(pvs) != len(axes):
             raise ValueError(
@@ -238,9 +246,17 @@ def _beside(
     return what, stream
 
 
-def _companion(address: Address, name: str, width: int) -> Companion:
-    address = replace(address, options={**recorded_at(address.text, name).options, **address.options})
-    samples, gap = address.whole("samples", Companion.samples), address.whole("gap", Companion.gap)
+def _is_scalars(address: Address, axes: Sequence[str]) -> bool:
+    """Whether scalar PVs are meant, and not columns of a table or of the frames' attributes."""
+    return address.scheme == "pva" and not {*axes, "number"} & address.options.keys()
+
+
+def _companion(address: Address, name: str, width: int, *, steered: bool = False) -> Companion:
+    recorded = recorded_at(address.text, name)
+    address = replace(address, options={**recorded.options, **address.options})
+    readings = recorded.scheme == "bluesky" or _is_scalars(recorded, ("y", "x"))
+    gap = address.whole("gap", 0 if name == POSITIONS and (steered or readings) else Companion.gap)
+    samples = address.whole("samples", Companion.samples)
     when_slow = address.options.get("when_slow", Companion.when_slow)
     return Companion(name=name, width=width, samples=samples, gap=gap, when_slow=when_slow)
 
@@ -265,7 +281,7 @@ def motion_at(text: str) -> Motion:
 
 def streams_at(frames: str, positions: str, motion: str | None = None, monitor: str | None = None) -> Streams:
     """The streams of a live source at these addresses. Raises ValueError for what is none."""
-    beside = [positions_at(positions), *([] if monitor is None else [monitor_at(monitor)])]
+    beside = [positions_at(positions, steered=motion is not None), *([] if monitor is None else [monitor_at(monitor)])]
     stream, [(what, where), *monitors] = _together(frames_at(frames), beside)
     return Streams(
         frames=stream,
@@ -297,7 +313,7 @@ def _together(
     keys = next((where.columns for _, where in beside[:1] if isinstance(where, BlueskyPositions)), ())
     if isinstance(frames, BlueskyFrames):
         frames = replace(frames, beside=keys)
-    if isinstance(frames, Played) and not frames.speed and not frames.step:
+    if isinstance(frames, Played):
         frames = replace(frames, order=InOrder([FRAMES, *(what.name for what, where in beside if _as(where, frames))]))
     for what, where in beside:
         if isinstance(where, PvaReadings):

@@ -115,6 +115,12 @@ class Beam:
         self._held = []
         return ends
 
+    def ended(self) -> list[Order]:
+        """The beamline has ended the scan by itself: what would end it would end the next one. Returns what was held
+        back after it, which may be asked for now."""
+        later, self._held = self._held[1:], []
+        return [each for order in later for each in self.ask(order)]
+
     def scan_over(self) -> None:
         """What is missed of a scan is not measured in the next one."""
         self.given_up += len(self._missed)

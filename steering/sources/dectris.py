@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.sources.compression import LARGEST, Decompressor
+from steering.sources.exposure import in_thread
 from steering.sources.simplon import Simplon
 from steering.sources.streams import Began, Decoder, Ended, Frame, Message, Packed, Record, WrongProtocol, records_of
 from steering.sources.zmq_socket import received
@@ -71,21 +72,6 @@ class DectrisFrames:
         finally:
             if armed:
                 detector.disarm()
-
-
-def in_thread(call: Callable[[], None]) -> Future[None]:
-    """A call that may take as long as an exposure, in a thread that ends with the process."""
-    future: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            call()
-            future.set_result(None)
-        except Exception as error:  # the boundary of this thread
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
 
 
 class Stream2:

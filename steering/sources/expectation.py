@@ -86,8 +86,11 @@ class Expectation:
         return 0.0 if self._since is None else now - self._since
 
 
-def too_silent(silent_s: float, number: int | None, refusal: str) -> str:
-    """What ends a run in which no frame came for so long after one of this number (None: at all), in words."""
+def too_silent(silent_s: float, number: int | None, refusal: str, unreadable: str = "") -> str:
+    """What ends a run in which no frame came for so long after one of this number (None: at all), in words. unreadable:
+    what kept others from being read."""
+    if unreadable and number is None:
+        return f"found no frame for {silent_s:.0f} s that can be read, expected one; the others were {unreadable}"
     last = "none came at all" if number is None else f"the last was number {number}"
     said = f"; the motion says: {refusal}" if refusal else ""
     return (
@@ -96,18 +99,18 @@ def too_silent(silent_s: float, number: int | None, refusal: str) -> str:
     )
 
 
-def refuse_other_samples(expected: int, rows: int, frames: int | None) -> None:
+def refuse_other_samples(expected: int, samples: int, frames: int | None) -> None:
     """Raises ValueError where a scan of so many frames (None: not known) had another number of samples for each than
-    expected: every frame has the position of another one then. rows: samples in all.
+    expected: every frame has the position of another one then. samples: the highest index of one, and 1, which samples
+    that are lost or come twice do not change.
 
     The frames that came do not say how many there were: a detector may have had no room for half of them.
     """
-    # One sample more for each frame is another setting; some that came twice are not.
-    too_many = rows > 1.5 * expected * (frames or rows)
-    # Fewer may be lost; one for each frame, where several are expected, is another setting.
-    one_each = expected > 1 and abs(rows - (frames or 0)) <= 0.02 * rows
-    if frames and (too_many or one_each):
+    if not frames:
+        return
+    off = abs(samples - expected * frames)
+    if off > max(frames / 2, expected):  # as many as one frame has may be on their way, or one more than stopped
         raise ValueError(
-            f"found {rows} samples for {frames} frames, {rows / frames:.3g} for each, expected {expected}: the "
-            f"positions of this scan are wrong; give samples={max(1, round(rows / frames))}"
+            f"found {samples} samples for {frames} frames, {samples / frames:.3g} for each, expected {expected}: the "
+            f"positions of this scan are wrong; give samples={max(1, round(samples / frames))}"
         )

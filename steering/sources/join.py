@@ -17,54 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.numbers import Numbers
+from steering.sources.open_scan import OpenScan, Value, interpolated
 from steering.sources.streams import FRAMES, Companion, Joined, JoinSettings, StreamCounters
 
 REPEAT, LATE, EARLIER = "repeat", "too late: its frame was settled before", "of a scan that was over"
 FULL, THINNED = "the buffer was full: the oldest gave way", "thinned: the consumer is slower"
 GIVEN_UP = "of an arming that was given up: another one followed before a frame came"
+BEYOND = "of a scan after the last one that was asked for"
 OLD = "older than oldest_s: the consumer is slower"
 UNREADABLE = "unreadable: "
 """How the reason begins of what came and could not be decoded: its number is missing, and counts as lost."""
 DAMAGED = "damaged: "
 """That of a frame which was numbered, and whose counts could not be decompressed."""
-NO_LOSS = (REPEAT, LATE, EARLIER)
-"""Reasons for which a frame is dropped that was joined, or lost, before."""
+NO_LOSS = (REPEAT, LATE, EARLIER, BEYOND)
+"""Reasons for which a frame is dropped that was joined, or lost, before, or is not one of the run's."""
 _NO_FRAME, _FRAME_DROPPED = "no frame came", "its frame was dropped"
 _OPEN_SCANS = 4
-
-
-class _Value:
-    """The samples of one frame in one companion stream."""
-
-    __slots__ = ("mean", "rows", "settled", "since")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.rows: dict[int, NDArray[np.float64]] = {}
-        self.mean: NDArray[np.float64] | None = None
-        self.settled = False
-
-    def average(self) -> NDArray[np.float64]:
-        """In the order of the samples, so that it does not depend on when they came."""
-        if self.mean is None:
-            rows = [self.rows[k] for k in sorted(self.rows)]
-            self.mean = rows[0] if len(rows) == 1 else np.mean(rows, axis=0)
-        return self.mean
-
-
-class _Scan:
-    """What is open in one scan."""
-
-    def __init__(self, companions: Sequence[Companion], first: int | None) -> None:
-        self.frames: dict[int, tuple[Any, float]] = {}
-        """Waiting, oldest first."""
-        self.numbers = Numbers(first)
-        self.values: dict[str, dict[int, _Value]] = {c.name: {} for c in companions}
-        self.unsettled: dict[str, dict[int, _Value]] = {c.name: {} for c in companions}
-        self.range: dict[str, tuple[int, int]] = {}
-        """Lowest and highest number of each companion."""
-        self.ended: set[str] = set()
 
 
 class Joiner:
@@ -85,7 +53,7 @@ class Joiner:
         self.companions = {c.name: c for c in companions}
         self.settings = settings or JoinSettings()
         self.counters = {FRAMES: StreamCounters(), **{c.name: StreamCounters() for c in companions}}
-        self._scans: dict[Hashable, _Scan] = {}
+        self._scans: dict[Hashable, OpenScan] = {}
         self._over: set[Hashable] = set()
         self._ready: deque[Joined] = deque()
         self._came = [0, 0]
@@ -122,7 +90,7 @@ class Joiner:
         if scan in self._scans and first is not None:
             self._scans[scan].numbers.expect(first)  # its samples came before it was said to begin
         elif scan not in self._scans and scan not in self._over:
-            self._scans[scan] = _Scan(tuple(self.companions.values()), first)
+            self._scans[scan] = OpenScan(tuple(self.companions.values()), first)
             while len(self._scans) > _OPEN_SCANS:
                 self._close(next(iter(self._scans)))
 
@@ -168,7 +136,7 @@ class Joiner:
             counters.dropped[LATE] += 1
         else:
             if value is None:
-                value = here.values[stream][number] = here.unsettled[stream][number] = _Value(now)
+                value = here.values[stream][number] = here.unsettled[stream][number] = Value(now)
             value.rows[sample] = values
             value.mean = None
             self._join_where_complete(scan, here, number)
@@ -181,8 +149,10 @@ class Joiner:
         if here is None:
             return
         if frames is not None:
-            here.numbers.reach(frames, now)
+            here.frames_in_all = frames, now
         here.ended.add(stream)
+        if FRAMES in here.ended:
+            here.miss(now)
         self._close_where_done(scan, here)
 
     def withdraw(self, stream: str, scan: Hashable, reason: str) -> None:
@@ -196,19 +166,21 @@ class Joiner:
         here.range.pop(stream, None)
         here.ended.discard(stream)
         self.counters[FRAMES].lost -= len(here.numbers.lost)
-        here.numbers = here.numbers.anew()
+        here.numbers, here.frames_in_all = here.numbers.anew(), None
 
-    def expire(self, now: float) -> None:
-        """Settle what has waited until now for too long."""
+    def expire(self, now: float, quiet_since: float = -np.inf) -> None:
+        """Settle what has waited for too long. quiet_since: since when all frames that came are read; infinite
+        where some are not, as they are held back: then those that others say there are, or speak of, may be these."""
         limit = now - self.settings.wait_s
         for scan, here in list(self._scans.items()):
             while here.frames and next(iter(here.frames.values()))[1] <= limit:
                 self._settle(scan, here, next(iter(here.frames)), f"within {self.settings.wait_s:g} s")
+            if quiet := quiet_since <= limit:
+                here.miss(quiet_since)
             self.counters[FRAMES].lost += here.numbers.give_up(limit)
             for stream in self.companions:
-                pending = here.unsettled[stream]
-                while pending and next(iter(pending.values())).since <= limit:
-                    self._drop_samples(stream, here, next(iter(pending)), _NO_FRAME)
+                for number in here.overdue(stream, limit, ahead=quiet):
+                    self._drop_samples(stream, here, number, _NO_FRAME)
             self._close_where_done(scan, here)
         oldest = now - self.settings.oldest_s
         while self.settings.when_slow != "block" and self._ready and self._ready[0].since < oldest:
@@ -272,14 +244,14 @@ class Joiner:
         """Frame numbers of which samples of a companion wait."""
         return sum(len(scan.unsettled[stream]) for scan in self._scans.values())
 
-    def _open(self, scan: Hashable, counters: StreamCounters) -> _Scan | None:
+    def _open(self, scan: Hashable, counters: StreamCounters) -> OpenScan | None:
         if scan in self._over:
             counters.dropped[EARLIER] += 1
             return None
         self.begin(scan, first=None)
         return self._scans[scan]
 
-    def _join_where_complete(self, scan: Hashable, here: _Scan, number: int) -> None:
+    def _join_where_complete(self, scan: Hashable, here: OpenScan, number: int) -> None:
         if number not in here.frames:
             return
         for name, companion in self.companions.items():
@@ -289,7 +261,7 @@ class Joiner:
                 return
         self._hand_out(scan, here, number, {name: here.values[name][number].average() for name in self.companions})
 
-    def _hand_out(self, scan: Hashable, here: _Scan, number: int, values: dict[str, NDArray[np.float64]]) -> None:
+    def _hand_out(self, scan: Hashable, here: OpenScan, number: int, values: dict[str, NDArray[np.float64]]) -> None:
         frame, since = here.frames.pop(number)
         rows = {}
         for name in self.companions:
@@ -304,7 +276,7 @@ class Joiner:
             self._ready.append(joined)
             self._came[0] += 1
 
-    def _settle(self, scan: Hashable, here: _Scan, number: int, when: str) -> None:
+    def _settle(self, scan: Hashable, here: OpenScan, number: int, when: str) -> None:
         """A frame that waits no longer: joined with what there is, or set aside."""
         values: dict[str, NDArray[np.float64]] = {}
         for name, companion in self.companions.items():
@@ -312,7 +284,7 @@ class Joiner:
             if value is not None:
                 values[name] = value.average()
                 continue
-            between = _interpolated(here.values[name], number, companion.gap)
+            between = interpolated(here.values[name], number, companion.gap)
             if between is None:
                 low, high = here.range.get(name, (number, number))
                 why = "in a gap too wide to interpolate" if low < number < high else "outside the range of numbers"
@@ -325,14 +297,14 @@ class Joiner:
             self.counters[name].interpolated += number not in here.values[name]
         self._hand_out(scan, here, number, values)
 
-    def _drop_frame(self, here: _Scan, number: int, reason: str) -> None:
+    def _drop_frame(self, here: OpenScan, number: int, reason: str) -> None:
         here.frames.pop(number)
         self.counters[FRAMES].dropped[reason] += 1
         for name in self.companions:
             if number in here.unsettled[name]:
                 self._drop_samples(name, here, number, _FRAME_DROPPED)
 
-    def _drop_samples(self, stream: str, here: _Scan, number: int, reason: str) -> None:
+    def _drop_samples(self, stream: str, here: OpenScan, number: int, reason: str) -> None:
         """The value stays, to interpolate by."""
         value = here.unsettled[stream].pop(number)
         value.average()
@@ -364,7 +336,7 @@ class Joiner:
             self._drop_samples(stream, here, number, FULL)
             del here.values[stream][number]
 
-    def _forget(self, stream: str, here: _Scan) -> None:
+    def _forget(self, stream: str, here: OpenScan) -> None:
         """Old settled values, which no frame will need to interpolate by."""
         values, most = here.values[stream], self.companions[stream].capacity
         if len(values) > 2 * most:
@@ -372,7 +344,7 @@ class Joiner:
                 if values[number].settled:
                     del values[number]
 
-    def _close_where_done(self, scan: Hashable, here: _Scan) -> None:
+    def _close_where_done(self, scan: Hashable, here: OpenScan) -> None:
         """Every stream has ended, or the frames have, and each of them has its samples."""
         all_there = FRAMES in here.ended and not here.frames and here.numbers.complete
         if all_there or here.ended >= self.counters.keys():
@@ -385,16 +357,7 @@ class Joiner:
         for stream in self.companions:
             for number in list(here.unsettled[stream]):
                 self._drop_samples(stream, here, number, _NO_FRAME)
+        here.miss()
         self.counters[FRAMES].lost += here.numbers.give_up(np.inf)
         del self._scans[scan]
         self._over.add(scan)
-
-
-def _interpolated(values: dict[int, _Value], number: int, gap: int) -> NDArray[np.float64] | None:
-    """The value at a number between its neighbours; None where they are missing or too far apart."""
-    below = next((n for n in range(number - 1, number - gap - 1, -1) if n in values), None)
-    above = next((n for n in range(number + 1, number + gap + 1) if n in values), None)
-    if below is None or above is None or above - below - 1 > gap:
-        return None
-    share = (number - below) / (above - below)
-    return (1 - share) * values[below].average() + share * values[above].average()

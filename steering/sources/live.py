@@ -28,6 +28,8 @@ from steering.sources.window import Window
 
 logger = logging.getLogger(__name__)
 
+_END_S = 10.0
+"""Seconds that the receiving process may take to end, beyond what its motion takes to close."""
 STUCK_S = 120.0
 """Seconds without a word from the receiving process, which says something twice a second, once it has begun."""
 SCAN_IDS = 10**9
@@ -256,6 +258,8 @@ class LiveSource:
                 self._figures = rest[0]
             elif kind == "began":
                 self.began = rest[0]
+            elif kind == "warning":
+                logger.warning("%s", rest[0])
             elif kind == "error":
                 raise RuntimeError(rest[0])
             else:
@@ -284,7 +288,7 @@ class LiveSource:
             return
         self._connection.close()
         try:
-            self._process.wait(10)
+            self._process.wait(_END_S + (0.0 if self.plan.motion is None else self.plan.motion.close_s))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -42,6 +42,10 @@ class Unmeasured(OSError):
         self.left = left
 
 
+class NotPutBack(OSError):
+    """What a motion moved is not where it was found."""
+
+
 class OpenMotion(Protocol):
     """A motion that is connected; used by one thread."""
 
@@ -49,43 +53,74 @@ class OpenMotion(Protocol):
         """Measure at positions (n, 2) for dwell (n,) seconds; with stop the scan is over after them.
 
         Raises ValueError where the beamline refuses them, OSError where it cannot be reached, Unmeasured where it did a
-        part of them.
+        part of them, or all of them as far as is known.
         """
 
     def close(self) -> None:
-        """Leave the beamline as it was found."""
+        """Leave the beamline as it was found. Raises NotPutBack where that fails."""
 
 
 class Motion(Protocol):
     """Where decisions are carried out; made in the driver, pickled, connected in the receiving process."""
 
+    @property
+    def close_s(self) -> float:
+        """Seconds that it may take from `stopped` on until it is closed."""
+
     def connected(self, stopped: threading.Event) -> OpenMotion:
         """Connect; what takes long ends early once `stopped` is set. Raises OSError where that fails."""
 
 
-def carry_out(
-    motion: Motion,
-    orders: SimpleQueue[Order | None],
-    stopped: threading.Event,
-    answered: Callable[[int, int, Exception | None], None],
-) -> None:
-    """Have orders measured, one after the other, until None comes.
+class Carrier:
+    """Has orders measured, one after the other, until None comes; then the beamline is left as it was found."""
 
-    answered: hears of each how many positions it had, how many of them, at its end, were refused, and why. Raises the
-    error of the first order, where none was accepted before: units or limits are wrong, or nobody is there.
-    """
-    accepted = False
-    with closing(motion.connected(stopped)) as open_motion:
-        while (order := orders.get()) is not None:
-            refused, why = 0, None
-            try:
-                open_motion.measure(*order)
-                accepted = True
-            except (ValueError, OSError) as error:
-                if not accepted:
-                    raise
-                refused, why = getattr(error, "left", len(order.positions)), error
-            answered(len(order.positions), refused, why)
+    def __init__(
+        self,
+        motion: Motion,
+        orders: SimpleQueue[Order | None],
+        stopped: threading.Event,
+        answered: Callable[[int, int, Exception | None], None],
+        failed: Callable[[BaseException, str], None],
+    ) -> None:
+        """answered: hears of each order how many positions it had, how many of them, at its end, were refused, and why.
+        failed: hears of the error of the first order, where none was accepted before: units or limits are wrong, or
+        nobody is there."""
+        self._motion, self._orders, self._stopped = motion, orders, stopped
+        self._answered, self._failed = answered, failed
+        self._over = threading.Event()
+        self._left = ""
+
+    def run(self) -> None:
+        """All of it, in a thread of its own."""
+        try:
+            self._carry_out()
+        except NotPutBack as error:
+            self._left = f"motion: {error}"
+        except BaseException as error:  # the boundary of this thread
+            self._failed(error, "motion")
+        finally:
+            self._over.set()
+
+    def left_behind(self, more_s: float) -> str:
+        """What is not put back, in words, once it is over, or so much later than it should be; empty: nothing."""
+        if not self._over.wait(self._motion.close_s + more_s):
+            return "motion: found it busy for too long, expected that it puts its motors back: look where they are"
+        left, self._left = self._left, ""
+        return left
+
+    def _carry_out(self) -> None:
+        accepted = False
+        with closing(self._motion.connected(self._stopped)) as open_motion:
+            while (order := self._orders.get()) is not None:
+                refused, why = 0, None
+                try:
+                    open_motion.measure(*order)
+                    accepted = True
+                except (ValueError, OSError) as error:
+                    if not accepted:
+                        raise
+                    refused, why = getattr(error, "left", len(order.positions)), error
+                self._answered(len(order.positions), refused, why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +133,11 @@ class ZmqMotion:
     """What y and x are multiplied by there to be metres, or object pixels: as those of positions are."""
     answer_s: float = 10.0
     """Seconds that an answer may take."""
+
+    @property
+    def close_s(self) -> float:
+        """See Motion."""
+        return self.answer_s
 
     def connected(self, stopped: threading.Event) -> _ZmqMotion:
         """Connect; ZMQ waits for a server that is not there yet."""
@@ -136,9 +176,10 @@ class _ZmqMotion:
         if not self._socket.poll(round(1e3 * self._motion.answer_s)):
             self._socket.close()
             self._connect()  # a REQ socket without its answer can ask no more
-            raise OSError(
+            raise Unmeasured(  # it may measure them all the same: what does not come is given up in time
+                0,
                 f"found no answer from the motion server {self._motion.address} within {self._motion.answer_s:g} s, "
-                "expected one: is it running?"
+                "expected one: is it running?",
             )
         try:
             answer = json.loads(self._socket.recv())

@@ -31,6 +31,10 @@ class Numbers:
         """None is missing."""
         return not self._missing and not self._skipped
 
+    def passed(self, number: int) -> bool:
+        """This one, or a later one, has come or is missing."""
+        return self._next is not None and number < self._next
+
     def expect(self, first: int) -> None:
         """The first number is this one, where none has come."""
         if self._next is None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.motion import Unmeasured
+from steering.sources.exposure import unless_stopped
+from steering.sources.motion import NotPutBack, Unmeasured
 from steering.sources.pva_client import context
 
 
@@ -26,7 +27,8 @@ class PvaMotion:
     trigger: str = ""
     """PV that takes one frame when 1 is put to it, and completes when that is done; empty: nothing is triggered."""
     dwell: str = ""
-    """PV of the exposure, seconds; empty: it is not set."""
+    """PV of the exposure, seconds; for a position without a dwell, and at the end, it is what it was; empty: it is not
+    set."""
     end: str = ""
     """PV to which 1 is put when a decision ends the scan."""
     scale: tuple[float, ...] = (1.0, 1.0)
@@ -35,8 +37,13 @@ class PvaMotion:
     timeout_s: float = 30.0
     """Seconds that a move, or a frame beyond its dwell, may take."""
 
+    @property
+    def close_s(self) -> float:
+        """A move may be under way, and another one goes back; a frame is not waited for."""
+        return 2 * self.timeout_s
+
     def connected(self, stopped: threading.Event) -> _PvaMotion:
-        """Connect, and note where the motors are. Raises OSError where they do not answer."""
+        """Connect, and note where the motors are, and the exposure. Raises OSError where they do not answer."""
         return _PvaMotion(self, stopped)
 
 
@@ -45,13 +52,17 @@ class _PvaMotion:
         self._motion, self._stopped = motion, stopped
         self._context = context(motion.server)
         self._names = [motion.y, motion.x]
+        names = [*self._names, *([motion.dwell] if motion.dwell else [])]
         try:
-            found = self._context.get(self._names, timeout=motion.timeout_s)
+            found = self._context.get(names, timeout=motion.timeout_s)
         except TimeoutError as error:
             self._context.close()
-            raise OSError(f"found no answer from {' and '.join(self._names)}, expected motors: check names") from error
-        self._before = [float(value["value"]) for value in found]
-        self._limits = [_limits(value) for value in found]
+            expected = "motors and the exposure" if motion.dwell else "motors"
+            raise OSError(f"found no answer from {' and '.join(names)}, expected {expected}: check names") from error
+        self._before = {name: float(value["value"]) for name, value in zip(names, found, strict=True)}
+        self._limits = [_limits(value) for value in found[:2]]
+        self._dwelt = False
+        """The exposure is not what it was."""
 
     def measure(self, positions: NDArray[np.float64], dwell: NDArray[np.float64] | None, stop: bool) -> None:
         """See OpenMotion."""
@@ -78,18 +89,33 @@ class _PvaMotion:
             ) from error
 
     def close(self) -> None:
-        """The motors go back to where they were."""
+        """The motors go back to where they were, and the exposure to what it was."""
         try:
-            self._put(self._names, self._before)
+            self._put_back()
         finally:
             self._context.close()
 
+    def _put_back(self) -> None:
+        names = [*self._names, *([self._motion.dwell] if self._dwelt else [])]
+        values = [self._before[name] for name in names]
+        answers = self._context.put(names, values, timeout=self._motion.timeout_s, wait=True, throw=False)
+        left = [
+            f"{name} at {value:g} ({str(answer) or 'no answer in time'})"
+            for name, value, answer in zip(names, values, answers, strict=True)
+            if isinstance(answer, Exception)
+        ]
+        if left:
+            raise NotPutBack(f"found no way to put back {' and '.join(left)}, expected it: put it there by hand")
+
     def _one(self, target: list[float], seconds: float) -> None:
         self._put(self._names, target)
-        if self._motion.dwell and seconds == seconds:  # noqa: PLR0124 - NaN: the detector's own
-            self._put([self._motion.dwell], [seconds])
+        own = seconds != seconds  # noqa: PLR0124 - NaN: the detector's own
+        if self._motion.dwell and (self._dwelt or not own):
+            self._put([self._motion.dwell], [self._before[self._motion.dwell] if own else seconds])
+            self._dwelt = not own
         if self._motion.trigger:
-            self._put([self._motion.trigger], [1], 0.0 if seconds != seconds else seconds)  # noqa: PLR0124
+            more_s = 0.0 if own else seconds
+            unless_stopped(lambda: self._put([self._motion.trigger], [1], more_s), self._stopped)
 
     def _put(self, names: list[str], values: Sequence[float], more_s: float = 0.0) -> None:
         timeout = self._motion.timeout_s + more_s

@@ -7,8 +7,8 @@ stream from outside may break is not the worker. `main` is its entry.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import queue
 import signal
 import sys
 import threading
@@ -20,11 +20,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from steering.sources.armings import Armings
+from steering.sources.asked import Asked
 from steering.sources.bad_pixels import BadPixels
-from steering.sources.beam import Beam
-from steering.sources.expectation import Expectation, refuse_other_samples, too_silent
-from steering.sources.join import DAMAGED, GIVEN_UP, NO_LOSS, UNREADABLE, Joiner
-from steering.sources.motion import Motion, Order, carry_out
+from steering.sources.begun import BegunScans
+from steering.sources.expectation import refuse_other_samples
+from steering.sources.join import BEYOND, DAMAGED, GIVEN_UP, UNREADABLE, Joiner
+from steering.sources.motion import Carrier, Order
 from steering.sources.plan import Batch, Plan
 from steering.sources.streams import (
     ARMED,
@@ -58,36 +59,33 @@ class Receiver:
         self.plan = plan
         self._connection = connection
         companions = [companion for companion, _ in plan.companions]
-        self._beam = Beam(
-            plan.beam,
-            positions=companions[0].name,
-            monitor=companions[1].name if len(companions) > 1 else None,
-            steered=plan.motion is not None,
-        )
         self._joiner = Joiner(companions, plan.settings, self._judge)
+        self._begun = time.monotonic()
+        self._asked = Asked(plan, self._joiner.counters[FRAMES], self._begun)
         self._turn = threading.Condition()
         self._stopped = threading.Event()
-        self._error: BaseException | None = None
+        self._error = ""
+        """What failed first, in words."""
         self._armings = Armings(companion.name for companion in companions)
         self._deaf = set(self._joiner.counters)
         """Streams that do not listen yet."""
+        self._carrier: Carrier | None = None
+        if plan.motion is not None:
+            self._carrier = Carrier(plan.motion, self._asked.orders, self._stopped, self._answered, self._fail)
+        self._looks = dict.fromkeys(self._joiner.counters, 0.0)
+        """How often nothing unread was found in each stream; infinite: it has ended."""
+        self._quiet_since = math.inf
+        """Since when all frames that came are read; infinite: some are not."""
         self._rows = dict.fromkeys(self._joiner.counters, 0)
-        """Samples of the scan so far."""
+        """Samples that the scan has had, by the highest index."""
         self._news: Began | None = None
         """A scan that has begun since the source heard of one."""
-        self._names: dict[int, str] = {}
-        self._headers: dict[int, dict[str, Any]] = {}
+        self._scans = BegunScans(plan)
         self._joined_by: float | None = None
         self._last: dict[str, int] = {}
         """Streams that said that no further scan will come, and the scan that was theirs then."""
-        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-        self._begun = time.monotonic()
-        self._expectation = Expectation(steered=plan.motion is not None, give_up_s=plan.give_up_s, now=self._begun)
-        self._refusal = ""
         self._pixels = BadPixels(plan.window)
-        self._closing = self._window_fits = False
-        self._before = 0
-        """Scans of this run before those that are received here."""
+        self._closing = self._window_fits = self._beyond = False
         self._figured = 0.0
 
     def run(self) -> None:
@@ -95,13 +93,12 @@ class Receiver:
         jobs = [(self._follow, FRAMES, self.plan.frames)]
         jobs += [(self._follow, companion.name, stream) for companion, stream in self.plan.companions]
         threads = [threading.Thread(target=job, args=rest, daemon=True) for job, *rest in jobs]
-        threading.Thread(target=self._listen, daemon=True).start()
-        if self.plan.motion is not None:
-            threads.append(threading.Thread(target=self._steer, args=(self.plan.motion,), daemon=True))
-        for thread in threads:
+        for thread in (threading.Thread(target=self._listen, daemon=True), *threads):
             thread.start()
+        if self._carrier is not None:
+            threading.Thread(target=self._steer, args=(self._carrier,), daemon=True).start()
         try:
-            while self._error is None and not self._done():
+            while not self._error and not self._done():
                 self._send()
             self._stopped.set()
             if self._closing:
@@ -109,18 +106,34 @@ class Receiver:
                 self._join(self._pixels.ready(time.monotonic(), all_there=True), time.monotonic())
                 with self._turn:
                     self._joiner.finish()
-            while self._error is None and self._joiner.ready:
+            while not self._error and self._joiner.ready:
                 self._send()
+            self._leave_beamline()
             self._connection.send(("figures", self._figures()))
-            error = self._error
-            self._connection.send(("end",) if error is None else ("error", _words(error)))
+            self._connection.send(("error", self._error) if self._error else ("end",))
         finally:
-            self._stopped.set()
-            with self._turn:
-                self._ask(self._beam.ends())
-                self._orders.put(None)
+            self._leave_beamline()
             for thread in threads:
                 thread.join(_CLOSE_S)
+
+    def terminate(self) -> None:
+        """This process is told to end by somebody else than its source: put the motors back meanwhile."""
+        self._fail(InterruptedError("found SIGTERM, expected to be closed by the source"), "receiving process")
+        self._stopped.set()
+        self._asked.orders.put(None)
+
+    def _leave_beamline(self) -> None:
+        """Have the motors put back; where they are not, whoever looks after the beamline must know."""
+        self._stopped.set()
+        with self._turn:
+            self._asked.put(self._asked.beam.ends(), time.monotonic())
+            self._asked.orders.put(None)
+        left = "" if self._carrier is None else self._carrier.left_behind(_CLOSE_S)
+        if left:
+            try:
+                self._connection.send(("warning", left))
+            except OSError:  # the source has left: these are its worker's last words
+                sys.stderr.write(left + "\n")
 
     def _done(self) -> bool:
         with self._turn:
@@ -152,19 +165,20 @@ class Receiver:
                 ready = self._joiner.ready
             now = time.monotonic()
             if not full or now - self._figured > _FIGURES_S:
-                self._joiner.expire(now)
+                self._joiner.expire(now, self._quiet_since)
             taken = self._joiner.take(self.plan.chunk_frames)
             self._turn.notify_all()
-            self._look_for_silence(now)
+            if silent := self._asked.silence(now):
+                self._fail(RuntimeError(silent), FRAMES)
             news, self._news = self._news, None
             unjudged = self._joiner.waiting(FRAMES) - self._joiner.ready
-            self._ask(self._beam.due(now, self._expectation.outstanding(self._known()) + unjudged))
+            self._asked.put(self._asked.beam.due(now, self._asked.outstanding() + unjudged), now)
         if news is not None:
             self._connection.send(("began", news))
         whole = [one for one in taken if self._opened(one)]
         for scan in dict.fromkeys(one.scan for one in whole):
             mine = [one for one in whole if one.scan == scan]
-            batch = Batch.of(mine, scan + self._before, self._name(scan))
+            batch = Batch.of(mine, scan + self._scans.before, self._scans.name(scan))
             self._connection.send(("frames", batch))
         if now - self._figured > _FIGURES_S:
             self._figured = now
@@ -173,10 +187,7 @@ class Receiver:
     def _judge(self, joined: Joined) -> str:
         """Why a joined frame is set aside; only where the beam is judged by counts they are looked at for it."""
         wrong = damage(joined.frame[0]) if self.plan.beam.least_counts else ""
-        return self._joiner.counters[FRAMES].reason(DAMAGED, wrong) if wrong else self._beam.judge(joined)
-
-    def _name(self, scan: int) -> str:
-        return self._names.get(scan, f"scan-{self._before + scan + 1}")
+        return self._joiner.counters[FRAMES].reason(DAMAGED, wrong) if wrong else self._asked.beam.judge(joined)
 
     def _opened(self, joined: Joined) -> bool:
         """Decompress and cut a frame that is taken; a damaged one counts as dropped."""
@@ -197,8 +208,12 @@ class Receiver:
                     last = isinstance(record, Began | Ended) or self._all_asked_for()
                     self._join(self._pixels.ready(time.monotonic(), all_there=last), time.monotonic())
                 if record is not None:
+                    self._quiet_since = math.inf if name == FRAMES else self._quiet_since
                     self._note(name, record)
+                else:
+                    self._nothing_unread(name, 1)
                 self._wait_for_room(name)
+            self._nothing_unread(name, math.inf)
         except BaseException as error:  # the boundary of this thread: the source raises it
             self._fail(error, name)
 
@@ -207,7 +222,24 @@ class Receiver:
         if self.plan.motion is None or not self._pixels.held:
             return False
         with self._turn:
-            return self._expectation.outstanding(self._known()) <= self._pixels.held
+            return self._asked.outstanding() <= self._pixels.held
+
+    def _nothing_unread(self, name: str, looks: float) -> None:
+        with self._turn:
+            self._looks[name] += looks
+            if name == FRAMES:
+                self._quiet_since = min(self._quiet_since, time.monotonic())
+            self._turn.notify_all()
+
+    def _wait_for_others(self, name: str, *, again: bool) -> None:
+        """Before a stream begins a scan: have those read that are behind it, as after a pause of this process, or where
+        frames are held back. Frames wait for others no longer than for their samples: these may go on for ever."""
+        looks = {stream: count + 2 for stream, count in self._looks.items()}  # the second began after now
+        until = time.monotonic() + (self.plan.settings.wait_s if name == FRAMES else math.inf)
+        while any(self._looks[other] < looks[other] for other in self._armings.behind(name, again=again)):
+            if self._stopped.is_set() or self._closing or time.monotonic() >= until:
+                return
+            self._turn.wait(0.1)
 
     def _wait_for_room(self, name: str) -> None:
         with self._turn:
@@ -227,54 +259,60 @@ class Receiver:
                 with self._turn:
                     if name != FRAMES:  # before anybody may take the scan for finished
                         refuse_other_samples(self._joiner.companions[name].samples, self._rows[name], record.frames)
-                    scan = self._armings.end(name)
+                    else:
+                        self._asked.put(self._asked.beam.ended(), now)
+                    scan = self._armings.end(name, record.frames)
                     if record.last:
                         self._last[name] = scan
-                        self._expectation.over()
+                        self._asked.expectation.over()
                     self._joiner.end(name, scan, now, record.frames)
                     self._turn.notify_all()
             case Unreadable():
                 with self._turn:
                     counters = self._joiner.counters[name]
-                    counters.note(now, counters.last_number or 0)
-                    counters.dropped[counters.reason(UNREADABLE, record.reason)] += 1
+                    counters.last_seen = now
+                    counters.left_out(counters.reason(UNREADABLE, record.reason))
 
     def _begin(self, name: str, record: Began) -> None:
         with self._turn:
+            newest = self._armings.scan[FRAMES]
+            if name == FRAMES and self.plan.scans == newest + 1 and self._armings.ended(FRAMES, newest):
+                self._beyond = True  # a detector may be armed at once for what is not asked for here
+                return
+            again = bool(record.header.get(ARMED))
+            self._wait_for_others(name, again=again)
             self._rows[name] = 0
             if name != FRAMES:
-                again = bool(record.header.get(ARMED)) and not self._joiner.full(FRAMES)
                 scan, given_up = self._armings.begins(name, again=again)
                 if given_up:
                     self._joiner.withdraw(name, scan, GIVEN_UP)
             else:
                 scan = self._armings.frames_begin()
-                if scan == 0:
-                    record, self._before = self.plan.first_scan(record)
-                self._news = record
-                if record.name is not None:
-                    self._names[scan] = record.name
-                self._headers[scan] = dict(record.header)
+                record = self._news = self._scans.begin(scan, record)
                 self._pixels.begin()
-                self._beam.scan_over()
+                self._asked.beam.scan_over()
                 self._joiner.begin(scan, record.first)
                 self._joiner.end(FRAMES, scan - 1, time.monotonic())
 
     def _frame(self, record: Frame, now: float) -> None:
-        header = self._headers.get(self._armings.scan[FRAMES], {})
+        if self._beyond:
+            with self._turn:
+                self._joiner.counters[FRAMES].left_out(BEYOND)
+            return
+        header = self._scans.header
         bad = header.get("bad")
         bad = bad if bad is not None and bad.shape == record.counts.shape else None
         try:
             ready = self._pixels.take(record, bad, now, saturation=header.get("saturation"))
         except ValueError as error:
-            if not self._window_fits:
+            if not self._window_fits and not damage(record.counts):
                 raise  # the window does not fit the detector
             self._note(FRAMES, Unreadable(str(error)))
             return
         self._window_fits = True
         with self._turn:
             self._armings.frame()
-            self._expectation.came(now)
+            self._asked.expectation.came(now)
         self._join(ready, now)
 
     def _join(self, ready: Sequence[tuple[Frame, NDArray | Packed]], now: float) -> None:
@@ -291,7 +329,7 @@ class Receiver:
         each = self._joiner.companions[name].samples
         with self._turn:
             scan = self._armings.samples(name)
-            self._rows[name] += len(record.rows)
+            self._rows[name] = max(self._rows[name], record.first + len(record.rows))
             for k, row in enumerate(record.rows, record.first):
                 self._joiner.sample(name, scan, k // each, row, now, sample=k % each)
             self._turn.notify_all()
@@ -307,44 +345,23 @@ class Receiver:
                         self._turn.notify_all()
                 else:
                     with self._turn:
-                        self._ask(self._beam.ask(Order(*order[1:])))
+                        self._asked.put(self._asked.beam.ask(Order(*order[1:])), time.monotonic())
         except (EOFError, OSError):
             with self._turn:  # the source is gone: put the motors back, and leave
                 self._closing = True
                 self._turn.notify_all()
             self._stopped.wait(_CLOSE_S)
-            time.sleep(_CLOSE_S)
+            time.sleep(_CLOSE_S + (0.0 if self.plan.motion is None else self.plan.motion.close_s))
             os._exit(1)
 
-    def _steer(self, motion: Motion) -> None:
-        try:
-            with self._turn:  # what is measured before a stream is connected is lost
-                self._turn.wait_for(lambda: not self._deaf or self._closing or self._error, _LISTEN_S)
-            carry_out(motion, self._orders, self._stopped, self._answered)
-        except BaseException as error:  # the boundary of this thread: the source raises it
-            self._fail(error, "motion")
+    def _steer(self, carrier: Carrier) -> None:
+        with self._turn:  # what is measured before a stream is connected is lost
+            self._turn.wait_for(lambda: not self._deaf or self._closing or self._error, _LISTEN_S)
+        carrier.run()
 
     def _answered(self, positions: int, refused: int, why: Exception | None) -> None:
         with self._turn:
-            self._refusal = _words(why) if why else self._refusal
-            self._expectation.answered(positions, refused, time.monotonic())
-
-    def _look_for_silence(self, now: float) -> None:
-        silent = self._expectation.silence(now, self._known())
-        if self.plan.end_s is not None and silent > self.plan.end_s:
-            number = self._joiner.counters[FRAMES].last_number
-            self._fail(RuntimeError(too_silent(silent, number, self._refusal)), FRAMES)
-
-    def _ask(self, orders: Sequence[Order]) -> None:
-        for order in orders:
-            self._expectation.ask(len(order.positions), time.monotonic(), self._known())
-            self._orders.put(order)
-
-    def _known(self) -> int:
-        """Frames that came, each once, or are lost."""
-        frames = self._joiner.counters[FRAMES]
-        again = sum(n for why, n in frames.dropped.items() if why in NO_LOSS or why.startswith(UNREADABLE))
-        return frames.received - again + frames.lost
+            self._asked.answered(positions, refused, _words(why) if why else "", time.monotonic())
 
     def _figures(self) -> dict[str, Any]:
         with self._turn:
@@ -353,35 +370,22 @@ class Receiver:
                 name: counters.said(self._joiner.waiting(name), now, self._begun)
                 for name, counters in self._joiner.counters.items()
             }
-            streams[FRAMES]["outstanding"] = self._expectation.outstanding(self._known())
-            if self._beam.again or self._beam.missed:
-                streams[FRAMES]["measured_again"] = self._beam.again
-                streams[FRAMES]["to_measure_again"] = self._beam.missed
-            runs = {scan: header["run"] for scan, header in self._headers.items() if "run" in header}
-            if runs:  # uids of bluesky's runs
-                streams[FRAMES]["runs"] = {self._name(scan): uid for scan, uid in runs.items()}
-            return {
-                "streams": streams,
-                "given_up": self._expectation.given_up,
-                "refused": self._expectation.lost(now),
-                "refusal": self._refusal,
-                # Those that are missed still are measured again, unless all is over.
-                "unmeasured": self._beam.given_up + self._beam.missed * self._stopped.is_set(),
-                "cpu_s": time.process_time(),
-            }
+            of_frames, of_run = self._asked.said(now, over=self._stopped.is_set())
+            streams[FRAMES] |= of_frames
+            if runs := self._scans.runs:
+                streams[FRAMES]["runs"] = runs
+            return {"streams": streams, "cpu_s": time.process_time(), **of_run}
 
     def _fail(self, error: BaseException, stream: str) -> None:
         with self._turn:
-            if self._error is None and not self._stopped.is_set():
-                error.add_note(stream)
-                self._error = error
+            if not self._error and not self._stopped.is_set():
+                self._error = f"{stream}: {_words(error)}"
             self._turn.notify_all()
 
 
 def _words(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    stream = f"{error.__notes__[0]}: " if getattr(error, "__notes__", None) else ""
-    return stream + (text if " " in text else f"{type(error).__name__} {text}")
+    return text if " " in text else f"{type(error).__name__} {text}"
 
 
 def main() -> None:
@@ -389,5 +393,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the source ends this process
     connection = Connection(int(sys.argv[1]))
     plan = connection.recv()
+    receiver = Receiver(plan, connection)
+    # In a thread, as it waits for what this one may hold.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=receiver.terminate, daemon=True).start())
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the source has left
-        Receiver(plan, connection).run()
+        receiver.run()

@@ -171,7 +171,8 @@ class Companion:
     samples: int = 1
     """Samples of one frame. They are averaged; at the deadline those that came."""
     gap: int = 3
-    """Most numbers in a row without a sample that are interpolated; 0: none."""
+    """Most numbers in a row without a sample that are interpolated; 0: none, as where positions are decided, and what
+    lies between two frames is not between their places."""
     capacity: int = 65_536
     """Most frame numbers of which samples wait: they are small, and run ahead of frames that a detector holds back."""
     when_slow: str = "drop oldest"
@@ -266,6 +267,11 @@ class StreamCounters:
             "silent_s": None if self.last_seen is None else round(now - self.last_seen, 3),
             "listens_s": round(now - begun, 3),
         }
+
+    def left_out(self, reason: str) -> None:
+        """One has come that nobody asked for."""
+        self.received += 1
+        self.dropped[reason] += 1
 
     def note(self, now: float, number: int) -> None:
         """One has come."""

@@ -120,7 +120,7 @@ class Played:
     streams_at: Callable[[Mapping[str, str]], Mapping[str, Stream]] | None = None
     """Makes streams of their addresses, by name: they decode their messages. None: there are none."""
     order: InOrder | None = None
-    """Of streams of the same file that are played together without waiting; None: there are no others."""
+    """Of streams of the same file that are played together; None: there are no others."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The records, each when it is due; at the end of the file the last scan is over."""
@@ -141,23 +141,26 @@ class Played:
                     continue
                 records = decoders.records(stream, one)
                 frames += sum(stream == FRAMES and isinstance(each, Frame) for each in records)
+                if self.order is not None and stream == self.stream:
+                    self.order.note(stream, block)
                 while (ahead := self._ahead(begun, at, frames)) > 0:
                     if stopped.wait(min(ahead, _LOOK_S)):
                         return
                     yield None
                 if stream != self.stream:
                     continue
-                if self.order is not None:
-                    self.order.note(self.stream, block)
-                    border = any(isinstance(each, Began | Ended) for each in records)
-                    while border and not self.order.wait(block, _LOOK_S):
-                        if stopped.is_set():
-                            return
-                        yield None
+                yield from self._in_order(block, records, stopped)
                 if stopped.is_set():
                     return
                 yield from (each._replace(time=time.time()) if isinstance(each, Frame) else each for each in records)
         yield Ended(last=True)
+
+    def _in_order(self, block: int, records: Sequence[Record], stopped: threading.Event) -> Iterator[None]:
+        """Until a block's records may come, where a scan begins or ends with them."""
+        if self.order is None or not any(isinstance(each, Began | Ended) for each in records):
+            return
+        while not self.order.wait(block, _LOOK_S) and not stopped.is_set():
+            yield None
 
     def _ahead(self, begun: float, at: float, frames: int) -> float:
         """Seconds until a record may come that came at this time, among so many frames."""
@@ -167,8 +170,8 @@ class Played:
 
 
 class InOrder:
-    """Has streams of one file begin and end scans in the order of the file: what no clock holds back would else
-    be ahead by scans. Pickled together with its streams it is theirs again."""
+    """Has streams of one file begin and end scans in the order of the file: without a clock, or by one that goes fast,
+    one would be ahead by scans. Pickled together with its streams it is theirs again."""
 
     def __init__(self, streams: Iterable[str]) -> None:
         self._streams = tuple(streams)

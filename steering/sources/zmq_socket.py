@@ -10,6 +10,8 @@ from steering.sources.streams import Message
 
 _BATCH = 256
 """Messages that are read before the caller may look around."""
+MOST_BYTES, _LEAST = 2**31, 64
+"""Most bytes of messages that wait, by the largest one so far; but so many messages may always wait."""
 
 
 def zmq() -> Any:
@@ -23,6 +25,8 @@ def zmq() -> Any:
 
 def received(address: str, kind: str, high_water: int, stopped: threading.Event) -> Iterator[Message | None]:
     """Messages as they come, None where there was none for 0.05 s. kind: pull or sub.
+
+    high_water: messages that may wait before the sender has to, fewer where they are large.
 
     The socket connects again by itself where its peer returns. Raises ValueError for an address that ZMQ does not know.
     """
@@ -40,6 +44,7 @@ def received(address: str, kind: str, high_water: int, stopped: threading.Event)
             socket.connect(address)
         except library.ZMQError as error:
             raise ValueError(f"found the address {address!r} ({error}), expected tcp://HOST:PORT") from error
+        largest = MOST_BYTES // high_water
         while not stopped.is_set():
             if not socket.poll(50):
                 yield None
@@ -49,6 +54,9 @@ def received(address: str, kind: str, high_water: int, stopped: threading.Event)
                     parts = socket.recv_multipart(library.NOBLOCK)
                 except library.Again:
                     break
+                if (size := sum(map(len, parts))) > largest:
+                    largest = size
+                    socket.set(library.RCVHWM, min(high_water, max(_LEAST, MOST_BYTES // size)))
                 yield Message(tuple(parts))
     finally:
         context.destroy(linger=0)

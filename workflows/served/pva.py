@@ -30,12 +30,12 @@ class PvaPublisher:
         self._array = NTNDArray()
         self._image = SharedPV(initial=self._empty())
         self.motors = [SharedPV(nt=NTScalar("d", control=True), initial=_motor(0.0)) for _ in "yx"]
-        self._trigger, self._end, self._done, self._dwell = (
+        self._trigger, self._end, self._done, self.dwell = (
             SharedPV(nt=NTScalar(kind), initial=0) for kind in ("i", "i", "i", "d")
         )
         self._table = SharedPV(nt=NTTable([("number", "l"), ("y", "d"), ("x", "d")]), initial=[])
         names = ("image", "y", "x", "trigger", "end", "done", "dwell", "table")
-        pvs = (self._image, *self.motors, self._trigger, self._end, self._done, self._dwell, self._table)
+        pvs = (self._image, *self.motors, self._trigger, self._end, self._done, self.dwell, self._table)
         conf = {
             "EPICS_PVAS_SERVER_PORT": "0",
             "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
@@ -111,14 +111,14 @@ class PvaPublisher:
 
     def steered_by(self, apply: Callable[[Decision], None]) -> None:
         """By puts: to a motor, which moves at once; to the trigger, which completes with its frame; to the end."""
-        for pv in (*self.motors, self._dwell):
+        for pv in (*self.motors, self.dwell):
             pv.put(_put)
         here = self.motors
 
         @self._trigger.put
         def trigger(pv: SharedPV, operation: ServerOperation) -> None:
             where = 1e-6 * np.array([[float(motor.current()) for motor in here]])
-            seconds = float(self._dwell.current())
+            seconds = float(self.dwell.current())
             if self._over:
                 operation.done(error="the beamline is closed")
                 return
