@@ -102,6 +102,25 @@ def test_rows_are_taken_when_they_are_written_and_never_before(tmp_path, keys):
     assert reader.came[0] == Began("scan")
 
 
+@pytest.mark.parametrize("keys", [True, False])
+@pytest.mark.parametrize("missing", [64, 70, 300])
+def test_any_number_of_rows_in_a_row_may_be_missing(tmp_path, keys, missing):
+    """Those of a queue that ran over, or of a shutter that was closed: later ones are read, also before the end."""
+    path, later = tmp_path / "scan.h5", [*range(50 + missing, 130 + missing)]
+    writer = Writer(path, keys=keys)
+    reader = Reader(SwmrFrames(where=Followed(file=str(path), skip_s=60)))
+    writer.resize(1000)  # laid out beforehand
+    writer.write(*range(50), *later)
+    assert reader.numbers(130) == [*range(50), *later]
+    writer.write(51, 49 + missing)  # late
+    assert sorted(reader.numbers(132)[130:]) == [51, 49 + missing]
+    writer.write(990, 999)
+    writer.finish()
+    reader.ended()
+    assert sorted(reader.numbers(134)[132:]) == [990, 999]
+    assert len(reader.frames()) == 134
+
+
 def test_with_keys_a_frame_of_zeros_is_data(tmp_path):
     path = tmp_path / "scan.h5"
     writer = Writer(path)

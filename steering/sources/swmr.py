@@ -4,6 +4,8 @@ A row that is not written yet reads as fill values that look like data. Where th
 written) a row is taken when its key is there. Without keys the rule is: a frame, or a position, that holds nothing but
 the dataset's fill value is never taken, and a position of which one number is the fill value not before later rows have
 been there for `skip_s`, so that it is not one half of a position. A row that is not there by then counts as missing.
+Where many rows in a row are missing each look goes one block of rows further, so that a file that is laid out whole
+beforehand is not read whole at each look.
 
 The number of a frame is its row, or, in files of areaDetector, its NDArrayUniqueId less that of the first row: a writer
 that drops an array leaves no row out. Positions that are written with the frames have the numbers of their frames.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -164,6 +167,22 @@ class _Run(NamedTuple):
     """(row, ...) of each dataset"""
 
 
+class _Gap(NamedTuple):
+    """Rows, a block of them at most, that were not there while later ones were."""
+
+    first: int
+    last: int
+    """After the last one."""
+    since: float
+
+
+def _between(first: int, runs: list[_Run], last: int, since: float, most: int) -> list[_Gap]:
+    """The rows from first to last that are in none of these runs, in gaps of so many rows at most."""
+    edges = [first, *(edge for run in runs for edge in (run.first, run.first + len(run.numbers))), last]
+    holes = zip(edges[::2], edges[1::2], strict=True)
+    return [_Gap(row, min(row + most, high), since) for low, high in holes for row in range(low, high, most)]
+
+
 def _rows(
     path: Path, where: Followed, names: tuple[str, ...], inner: int, stopped: threading.Event
 ) -> Iterator[_Run | None]:
@@ -176,12 +195,13 @@ def _rows(
             if runs:
                 changed = time.monotonic()
                 yield from runs
-                continue
-            if follower.over or time.monotonic() - changed > where.quiet_s:
+            elif follower.over or (not follower.says_end and time.monotonic() - changed > where.quiet_s):
                 follower.refuse_unread()
                 return
-            yield None
-            stopped.wait(_POLL_S)
+            else:
+                yield None
+            if not follower.more:
+                stopped.wait(_POLL_S)
 
 
 class _Follower:
@@ -205,9 +225,19 @@ class _Follower:
         """And why."""
         self._next = 0
         """After the last row that was there."""
-        self._holes: dict[int, float] = {}
-        """Rows before it that were not, and since when."""
-        self.over = False
+        self._ahead = 0
+        """Where rows are looked for next, after a block of them that holds none."""
+        self._gaps: list[_Gap] = []
+        """Rows before the last one that were not there, those that are looked at next first."""
+        self._ended = False
+        """The file said, before this look, that the scan is over."""
+        self.over = self.more = False
+        """No row will come; another look may find some at once."""
+
+    @property
+    def says_end(self) -> bool:
+        """Whether the file says when the scan is over."""
+        return self._finished is not None
 
     def look(self) -> list[_Run]:
         """Runs of rows that are there now; empty where there are none, and then `over` says whether more may come.
@@ -283,41 +313,71 @@ class _Follower:
             )
 
     def _look(self) -> list[_Run]:
-        finished = self._read_finished()  # before the rows: what was written before it is seen after it
-        keys = None
-        if self._keys is not None:  # before the rows as well: a key is written after its row
-            self._keys.refresh()
-            keys = read_rows(self._keys, 0, min(self._keys.size, self._next + self._rows), 0) != 0
-        for dataset in self._data:
+        rows, gaps = self._rows, self._gaps_in_turn()
+        ahead = max(self._ahead, self._next + rows)
+        blocks = [(self._next, self._next + rows), (ahead, ahead + rows)]
+        keys = self._written_by_keys([*blocks, *((gap.first, gap.last) for gap in gaps)])
+        for dataset in self._data:  # after the keys: a key is written after its row
             dataset.refresh()
-        there = min(length(dataset, self._inner) for dataset in self._data)
-        now = time.monotonic()
-        late = {row: finished or now - since > self._where.skip_s for row, since in self._holes.items()}
-        runs = [run for row in late for run in self._written(row, row + 1, keys, sure=not late[row])]
-        new = self._written(self._next, min(there, self._next + self._rows), keys, sure=not finished)
-        for run in runs:
-            del self._holes[run.first]
-        self._holes = {row: since for row, since in self._holes.items() if not late[row]}
-        for run in new:
-            self._holes |= dict.fromkeys(range(self._next, run.first), now)
-            self._next = run.first + len(run.numbers)
-        self.over = not runs and not new and (finished or 0 < self._where.total <= self._next)
-        return [*runs, *new]
+        there, now, self._unnumbered = min(length(dataset, self._inner) for dataset in self._data), time.monotonic(), 0
+        found, missing = list[_Run](), list[_Gap]()
+        for gap in gaps:
+            late = self._ended or now - gap.since > self._where.skip_s
+            runs = self._written(gap.first, gap.last, keys, sure=not late)
+            found += runs
+            missing += [] if late else _between(gap.first, runs, gap.last, gap.since, rows)
+        for first, last in blocks:
+            new = self._written(first, min(there, last), keys, sure=not self._ended)
+            if new or last >= there:
+                break
+        through = ahead + rows >= there
+        self._gaps = [*self._gaps[len(gaps) :], *missing]
+        if new:
+            self._gaps += _between(self._next, new, new[-1].first, now, rows)
+            self._next = new[-1].first + len(new[-1].numbers)
+        self._ahead = 0 if new or through else ahead + rows
+        if not found and not new:
+            self._judge_end(through)
+        self.more = (bool(new) and self._next == last) or (self._ended and not self.over)
+        return [*found, *new]
 
-    def _written(self, first: int, last: int, keys: NDArray[np.bool_] | None, *, sure: bool) -> list[_Run]:
+    def _gaps_in_turn(self) -> list[_Gap]:
+        """Those that are looked at now: as many as have the rows of a block in all, or one."""
+        rows = itertools.accumulate(gap.last - gap.first for gap in self._gaps)
+        return self._gaps[: max(1, sum(each <= self._rows for each in rows))]
+
+    def _judge_end(self, through: bool) -> None:
+        """Whether no row will come, after a look that found none. through: it was the last of those that look at all
+        rows in turn."""
+        full = 0 < self._where.total <= self._next
+        self.over = not self._gaps and (full or (self._ended and through))
+        if not self.over and self._read_finished() != self._ended:
+            # All rows are looked at once more after this was read: what was written before it is seen then.
+            self._ended, self._ahead = not self._ended, 0
+
+    def _written_by_keys(self, blocks: list[tuple[int, int]]) -> dict[int, NDArray[np.bool_]] | None:
+        """(row,) whether the keys of blocks, first to last, are there, by their first rows; None: there are no keys."""
+        if self._keys is None:
+            return None
+        self._keys.refresh()
+        found = dict[int, NDArray[np.bool_]]()
+        for first, last in blocks:
+            there = max(first, min(self._keys.size, last))
+            found[first] = np.zeros(last - first, bool)
+            if there > first:
+                found[first][: there - first] = read_rows(self._keys, first, there, 0) != 0
+        return found
+
+    def _written(self, first: int, last: int, keys: dict[int, NDArray[np.bool_]] | None, *, sure: bool) -> list[_Run]:
         """Runs of rows among these that are there; sure: with no number that may be a fill value."""
-        self._unnumbered = 0
-        if last <= first:
+        if last <= first or (keys is not None and not keys[first].any()):
             return []
         values = [read_rows(dataset, first, last, self._inner) for dataset in self._data]
-        if keys is None:
-            there = self._is_there(values, sure)
-        else:
-            there = np.concatenate([keys[first:last], np.zeros(last - first - len(keys[first:last]), bool)])
+        there = self._is_there(values, sure) if keys is None else keys[first][: last - first]
         numbers = np.arange(first, last)
         if self._numbers is not None:
             numbered, numbers = self._numbers.of(first, last, sure=sure)
-            self._unnumbered = int((there & ~numbered).sum())
+            self._unnumbered += int((there & ~numbered).sum())
             there = there & numbered
         there = np.concatenate([[False], there, [False]])
         edges = np.flatnonzero(np.diff(there.astype(np.int8))).reshape(-1, 2)
