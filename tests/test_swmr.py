@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from steering.sources.addresses import frames_at, positions_at, streams_at
-from steering.sources.streams import Began, Ended, Frame, Samples
-from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
+from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
+from steering.sources.swmr import BEFORE, SwmrFrames, SwmrPositions
+from steering.sources.swmr_rows import Followed
 
 SHAPE = (8, 8)
 
@@ -300,6 +301,46 @@ def test_a_file_for_each_scan_and_one_that_falls_silent(tmp_path):
     kinds = [type(record).__name__ for record in reader.came]
     assert kinds == ["Began", "Frame", "Frame", "Ended"] * 2
     assert [record.name for record in reader.came if isinstance(record, Began)] == ["scan-0", "scan-1"]
+
+
+def test_a_pause_ends_no_scan_of_a_file_that_says_when_it_is_finished(tmp_path):
+    path = tmp_path / "scan.h5"
+    writer = Writer(path)
+    reader = Reader(SwmrFrames(where=Followed(file=str(path), quiet_s=0.1)))
+    writer.resize(2)
+    writer.write(0)
+    reader.numbers(1)
+    reader.stopped.wait(0.5)
+    writer.write(1)
+    assert reader.numbers(2) == [0, 1]
+    writer.finish()
+    reader.ended()
+
+
+def test_a_steered_scan_passes_over_files_that_nobody_writes_to_any_more(tmp_path):
+    old, armed = Writer(tmp_path / "scan-0.h5"), Writer(tmp_path / "scan-1.h5")
+    for writer in (old, armed):
+        writer.resize(2)
+    old.write(0, 1, value=7)
+    old.finish()
+    old.file.close()
+    file = f"swmr:{tmp_path}/scan-*.h5"
+    streams = streams_at(file, f"{file}?y=/entry/data/y&x=/entry/data/x", motion="zmq://127.0.0.1:31003")
+    readers = [Reader(streams.frames), Reader(streams.positions)]
+    for reader in readers:
+        with reader.turn:
+            assert reader.turn.wait_for(lambda came=reader.came: len(came) == 2, 30), reader.came
+    armed.write(0, 1)
+    assert readers[0].numbers(2) == [0, 1]
+    armed.finish()
+    for reader in readers:
+        with reader.turn:
+            assert reader.turn.wait_for(lambda came=reader.came: isinstance(came[-1], Ended), 30), reader.came
+        reader.stopped.set()
+        reader.join(30)
+        assert reader.came[:2] == [Unreadable(BEFORE)] * 2
+    assert [frame.counts.max() for frame in readers[0].frames()] == [1, 2]
+    assert sum(len(one.rows) for one in readers[1].came if isinstance(one, Samples)) == 2
 
 
 def test_a_file_that_is_renamed_is_followed_on(tmp_path):

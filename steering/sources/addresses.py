@@ -21,6 +21,9 @@
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
 
+A file that says when it is finished ends its scan so, any other after `quiet` seconds (60) without a row. With a motion
+files that are there when the run begins, and are not written to after that, are passed over and counted.
+
 In a file the number of a frame is its row, or where areaDetector has written it its NDArrayUniqueId less that of the
 first row, so that arrays that its writer drops shift nothing: columns that are its NDAttributes are numbered alike.
 Where the very first array may be dropped say what its number would be (first=1). number=/PATH is another dataset of
@@ -50,7 +53,8 @@ from steering.sources.pva import NoRecords, PvaFrames, PvaTable
 from steering.sources.pva_motion import PvaMotion
 from steering.sources.pva_readings import PvaReadings
 from steering.sources.streams import FRAMES, POSITIONS, Companion, Stream
-from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
+from steering.sources.swmr import SwmrFrames, SwmrPositions
+from steering.sources.swmr_rows import Followed
 from steering.sources.tape import InOrder, Played, addresses_in
 
 _UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
@@ -267,6 +271,9 @@ def streams_at(frames: str, positions: str, motion: str | None = None, monitor: 
     """The streams of a live source at these addresses. Raises ValueError for what is none."""
     beside = [positions_at(positions), *([] if monitor is None else [monitor_at(monitor)])]
     stream, [(what, where), *monitors] = _together(frames_at(frames), beside)
+    if motion is not None:
+        stream, where = _steered(stream), _steered(where)
+        monitors = [(each, _steered(other)) for each, other in monitors]
     return Streams(
         frames=stream,
         positions=where,
@@ -312,6 +319,13 @@ def _together(
         else:
             found.append((what, where))
     return frames, found
+
+
+def _steered(stream: Stream) -> Stream:
+    """A stream of a scan that this run steers."""
+    if isinstance(stream, SwmrFrames | SwmrPositions):
+        return replace(stream, where=replace(stream.where, steered=True))
+    return stream
 
 
 def _as(one: Stream, other: Played) -> bool:

@@ -17,7 +17,8 @@ from steering.sources.bluesky import BlueskyFrames, BlueskyPositions
 from steering.sources.bluesky_documents import Documents
 from steering.sources.panda import panda
 from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
-from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
+from steering.sources.swmr import SwmrFrames, SwmrPositions
+from steering.sources.swmr_rows import Followed
 from steering.sources.tape import read as read_tape, record
 
 N, FRAMES = 16, 6
