@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import h5py
 import numpy as np
 import pytest
 
+from steering.sources import swmr_rows
 from steering.sources.addresses import frames_at, positions_at, streams_at
 from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
 from steering.sources.swmr import BEFORE, SwmrFrames, SwmrPositions
@@ -301,6 +303,23 @@ def test_a_file_for_each_scan_and_one_that_falls_silent(tmp_path):
     kinds = [type(record).__name__ for record in reader.came]
     assert kinds == ["Began", "Frame", "Frame", "Ended"] * 2
     assert [record.name for record in reader.came if isinstance(record, Began)] == ["scan-0", "scan-1"]
+
+
+def test_a_file_is_looked_at_when_it_changes(tmp_path, monkeypatch):
+    """Not only now and then, by which every frame would come that much later."""
+    monkeypatch.setattr(swmr_rows, "ANYWAY_S", 600.0)
+    writer = Writer(tmp_path / "scan.h5")
+    reader = Reader(SwmrFrames(where=Followed(file=str(tmp_path / "scan.h5"))))
+    writer.resize(4)
+    for row in range(4):
+        writer.write(row)
+        reader.stopped.wait(0.05)  # longer than a tick of the file's clock
+        os.utime(tmp_path / "scan.h5")
+        assert reader.numbers(row + 1)[-1] == row
+    writer.finish()
+    reader.stopped.wait(0.05)
+    os.utime(tmp_path / "scan.h5")
+    reader.ended()
 
 
 def test_a_pause_ends_no_scan_of_a_file_that_says_when_it_is_finished(tmp_path):

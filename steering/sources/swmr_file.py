@@ -77,6 +77,11 @@ class SwmrFile:
                     shared._close()
                     os.close(shared._descriptor)
 
+    def written(self) -> tuple[int, int]:
+        """What changes when something is written to the file: its time stamp, and its bytes."""
+        status = os.fstat(self._descriptor)
+        return status.st_mtime_ns, status.st_size
+
     def open(self) -> h5py.File:
         """The open file. Raises OSError where it cannot be opened now."""
         with self.turn:

@@ -56,8 +56,11 @@ _NUMBERS = (
     "/entry/NDAttributes/NDArrayUniqueId",
     "/defaults/NDArrayUniqueId",
 )
-_POLL_S = 0.03
-"""Seconds between two looks."""
+_STAT_S = 0.004
+"""Seconds between two questions whether a file has changed, which cost next to nothing."""
+ANYWAY_S = 0.03
+"""Seconds after which it is looked at anyway: a network file system may not say so at once, and a file's clock may tick
+more slowly than its writer writes."""
 _PATIENCE_S, _OPEN_S, _REOPEN_S = 5.0, 1.0, 0.05
 """Seconds that a file may be unreadable, that it is kept open while nothing comes, and between two openings."""
 
@@ -122,6 +125,7 @@ def rows_of(
         follower = _Follower(shared, where, names, inner)
         changed = time.monotonic()
         while not stopped.is_set():
+            before = shared.written()
             runs = follower.look()
             if runs:
                 changed = time.monotonic()
@@ -131,8 +135,10 @@ def rows_of(
                 return
             else:
                 yield None
-            if not follower.more:
-                stopped.wait(_POLL_S)
+            anyway = time.monotonic() + ANYWAY_S
+            while not follower.more and not stopped.wait(_STAT_S):
+                if shared.written() != before or time.monotonic() > anyway:
+                    break
 
 
 class _Follower:
