@@ -2,7 +2,7 @@
 
     frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed, and
                                                triggered with &trigger=yes
-               pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV
+               pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV &first=N, see below
                swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS,
                                                &number=/PATH|none &first=N, see below
                bluesky://HOST:PORT             ?data=KEY &name=KEY of the start document (sample); documents by ZMQ
@@ -28,6 +28,9 @@ In a file the number of a frame is its row, or where areaDetector has written it
 first row, so that arrays that its writer drops shift nothing: columns that are its NDAttributes are numbered alike.
 Where the very first array may be dropped say what its number would be (first=1). number=/PATH is another dataset of
 numbers, one for each row; number=none counts rows. Frames and positions of one file take the same options.
+
+Frames of pva have their uniqueId as number. Streams of zmq, swmr and bluesky count from 0: beside them first=N says that
+of the first frame of each scan, 1 where the detector's ArrayCounter is set to 0 before each scan, as it then must be.
 
 Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its own server counts: where both are turned
 against the frames both need the flip, or what is decided is measured at a mirrored place. Positions and monitor take
@@ -160,13 +163,14 @@ def frames_at(text: str) -> Stream:
             trigger=trigger == "yes",
         )
     if address.scheme == "pva":
-        address.only("queue", "server", "scan", "done")
+        address.only("queue", "server", "scan", "done", "first")
         return PvaFrames(
             pv=address.place,
             server=address.options.get("server", ""),
             queue=address.whole("queue", 1024),
             scan=address.options.get("scan", ""),
             done=address.options.get("done", ""),
+            first=address.whole("first", 0),
         )
     if address.scheme == "swmr":
         address.only("data", *_OF_FILES)
@@ -270,6 +274,7 @@ def motion_at(text: str) -> Motion:
 def streams_at(frames: str, positions: str, motion: str | None = None, monitor: str | None = None) -> Streams:
     """The streams of a live source at these addresses. Raises ValueError for what is none."""
     beside = [positions_at(positions), *([] if monitor is None else [monitor_at(monitor)])]
+    _refuse_other_numbers(frames, [positions, *([] if monitor is None else [monitor])])
     stream, [(what, where), *monitors] = _together(frames_at(frames), beside)
     if motion is not None:
         stream, where = _steered(stream), _steered(where)
@@ -295,6 +300,17 @@ def named_at(addresses: Mapping[str, str]) -> Mapping[str, Stream]:
     return {FRAMES: frames_at(frames)} if positions is None else streams_at(frames, positions, None, monitor).named()
 
 
+def _refuse_other_numbers(frames: str, beside: Sequence[str]) -> None:
+    """Raise ValueError for frames with uniqueIds beside what counts from 0, where nobody says how they go together."""
+    others = [text for text in beside if parse(text).scheme in ("zmq", "swmr", "bluesky")]
+    address = parse(frames)
+    if others and address.scheme == "pva" and "first" not in address.options:
+        raise ValueError(
+            f"{frames}: found no first beside {others[0]}, which counts frames from 0; expected the uniqueId of each "
+            "scan's first frame: add first=1, and set the detector's ArrayCounter to 0 before each scan"
+        )
+
+
 def _together(
     frames: Stream, beside: Sequence[tuple[Companion, Stream]]
 ) -> tuple[Stream, list[tuple[Companion, Stream]]]:
@@ -312,6 +328,8 @@ def _together(
         elif isinstance(frames, PvaFrames) and isinstance(where, PvaTable) and where.pv == frames.pv:
             frames = replace(frames, attributes={**frames.attributes, what.name: where})
             found.append((what, NoRecords()))
+        elif isinstance(frames, PvaFrames) and isinstance(where, PvaTable):
+            found.append((what, replace(where, first=frames.first)))
         elif isinstance(frames, BlueskyFrames) and isinstance(where, BlueskyPositions):
             found.append((what, replace(where, beside=(frames.data, *keys) if what.name == POSITIONS else ())))
         elif isinstance(frames, Played) and isinstance(where, Played) and _as(where, frames):
