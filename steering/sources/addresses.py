@@ -29,8 +29,8 @@ first row, so that arrays that its writer drops shift nothing: columns that are 
 Where the very first array may be dropped say what its number would be (first=1). number=/PATH is another dataset of
 numbers, one for each row; number=none counts rows. Frames and positions of one file take the same options.
 
-Frames of pva have their uniqueId as number. Streams of zmq, swmr and bluesky count from 0: beside them first=N says that
-of the first frame of each scan, 1 where the detector's ArrayCounter is set to 0 before each scan, as it then must be.
+Frames of pva have their uniqueId as number. Streams of zmq, swmr and bluesky count from 0: beside them first=N says
+which one a scan begins with, 1 where the detector's ArrayCounter is set to 0 before each scan, as it must be then.
 
 Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its own server counts: where both are turned
 against the frames both need the flip, or what is decided is measured at a mirrored place. Positions and monitor take
