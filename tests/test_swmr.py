@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from steering.sources import swmr_rows
+from steering.sources import swmr_file, swmr_rows
 from steering.sources.addresses import frames_at, positions_at, streams_at
 from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
 from steering.sources.swmr import BEFORE, SwmrFrames, SwmrPositions
-from steering.sources.swmr_rows import Followed
+from steering.sources.swmr_rows import Followed, rows_of
 
 SHAPE = (8, 8)
 
@@ -278,6 +278,35 @@ def test_numbers_of_frames_spread_over_scan_axes_are_not_asked(tmp_path):
         file["/entry/NDAttributes/NDArrayUniqueId"] = np.array([[1, 2], [4, 3]])
         file["/entry/detector/y"] = file["/entry/detector/x"] = np.arange(1.0, 5.0).reshape(2, 2)
     assert read_area(path) == ([(row, row) for row in range(4)],) * 2
+
+
+@pytest.mark.parametrize("axes", [(60,), (60, 1), (12, 5), (3, 4, 5), (1, 60)])
+def test_rows_of_scan_axes_are_read_in_their_order(tmp_path, axes):
+    frames = np.arange(60 * 6).reshape(60, 2, 3)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        whole = file.create_dataset("d", data=frames.reshape(*axes, 2, 3))
+        numbers = file.create_dataset("n", data=np.arange(60).reshape(axes))
+        for first, last in ((0, 60), (0, 1), (3, 4), (4, 6), (5, 25), (17, 60), (59, 60)):
+            np.testing.assert_array_equal(swmr_file.read_rows(whole, first, last, 2), frames[first:last])
+            np.testing.assert_array_equal(swmr_file.read_rows(numbers, first, last, 0), np.arange(first, last))
+
+
+def test_a_look_reads_the_keys_of_the_rows_that_it_looks_at(tmp_path, monkeypatch):
+    """And not those of all rows before them, which took more time the longer the scan was."""
+    keys = []
+
+    def read_rows(found, first, last, inner):
+        keys.append(last - first if "Keys" in found.name else 0)
+        return swmr_file.read_rows(found, first, last, inner)
+
+    monkeypatch.setattr(swmr_rows, "read_rows", read_rows)
+    with h5py.File(tmp_path / "scan.h5", "w", libver="latest") as file:
+        file["/entry/data/data"] = np.ones((10, 100, 1, 1), np.uint16)
+        file["/entry/solstice_scan/keys/uniqueKeys"] = np.arange(1, 1001).reshape(10, 100)
+        file["/entry/solstice_scan/scan_finished"] = 1
+    looks = rows_of(tmp_path / "scan.h5", Followed(file=""), ("/entry/data/data",), 2, threading.Event())
+    assert sum(len(run.numbers) for run in looks if run is not None) == 1000
+    assert 0 < max(keys) <= 64
 
 
 def test_options_of_numbers_that_exclude_one_another_are_refused():
