@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import threading
 from dataclasses import replace
@@ -105,6 +106,55 @@ def test_a_run_that_has_no_frames_and_positions_together_is_named(tmp_path, many
     for records in found.values():
         assert records[0] == Unreadable(words)
         assert isinstance(records[1], Began)
+
+
+def renamed(lines, run):
+    """The documents of a run with another uid."""
+    return [re.sub('"(uid|run_start|descriptor)": "([abf])"', rf'"\1": "\g<2>{run}"', line) for line in lines]
+
+
+def test_a_run_within_a_run_or_of_another_engine_takes_nothing_of_it(tmp_path, many):
+    lines, frames, where = many
+    inner = (
+        ["start", {"uid": "n", "time": 0.0}],
+        ["descriptor", {"uid": "m", "run_start": "n", "data_keys": {"t": NUMBER}}],
+    )
+    event = ["event", {"descriptor": "m", "seq_num": 1, "uid": "k", "time": 0.0, "data": {"t": 1.0}}]
+    within = [json.dumps(one) for one in (*inner, event)]
+    _, found = read(tmp_path, [*lines[:4], *within, *lines[4:], json.dumps(["stop", {"uid": "o", "run_start": "n"}])])
+    np.testing.assert_array_equal([one.counts for one in found["frames"] if isinstance(one, Frame)], frames)
+    np.testing.assert_array_equal([one.rows[0] for one in found["positions"] if isinstance(one, Samples)], where)
+    for records in found.values():
+        said = [one for one in records if not isinstance(one, Frame | Samples | Began)]
+        words = "a run with the data keys t, expected frames, y, x in one of its streams"
+        assert said == [Ended(said[0].frames), Unreadable(words), Ended(last=True)]
+
+
+def test_a_run_that_never_ended_makes_room_for_the_next_one_and_is_said(tmp_path, many):
+    lines, *_ = many
+    _, found = read(tmp_path, [*lines[:4], *renamed(lines, "2")])
+    assert len([one for one in found["frames"] if isinstance(one, Frame)]) == 400
+    for records in found.values():
+        kinds = [one for one in records if not isinstance(one, Frame | Samples)]
+        assert [one.header["run"] for one in kinds if isinstance(one, Began)] == ["a", "a2"]
+        words = "the rest of a run that had not ended when another with the same data keys began"
+        assert kinds[1:3] == [Ended(), Unreadable(words)]
+
+
+def test_a_run_that_was_aborted_is_said(tmp_path, many):
+    lines, *_ = many
+    stop = ["stop", {**DOCUMENTS[5][1], "exit_status": "abort", "reason": "the\nuser"}]
+    _, found = read(tmp_path, [*lines[:-1], json.dumps(stop)])
+    for records in found.values():
+        said = [one for one in records if isinstance(one, Unreadable | Ended)]
+        assert said[0] == Unreadable("the end of a run that did not succeed: abort, the user")
+        assert [type(one) for one in said[1:]] == [Ended, Ended]
+
+
+def test_frames_that_the_documents_of_ophyd_name_are_refused(tmp_path, many):
+    lines, *_ = many
+    with pytest.raises(ValueError, match="found one in files that the documents resource and datum name, expected"):
+        read(tmp_path, [line.replace("STREAM:", "FILESTORE:") for line in lines])
 
 
 def test_a_monitor_may_be_in_a_stream_of_its_own_and_a_baseline_is_no_monitor(tmp_path, many):

@@ -55,14 +55,14 @@ HOMES = {
     "h5py": (
         "steering.files",
         "steering.sources.bluesky",
-        "steering.sources.swmr",
         "steering.sources.swmr_file",
+        "steering.sources.swmr_rows",
         "steering.sources.compression",
     ),
     "hdf5plugin": (
         "steering.files",
         "steering.sources.bluesky",
-        "steering.sources.swmr",
+        "steering.sources.swmr_rows",
         "steering.sources.compression",
     ),
     "scipy": ("steering.files.array_file",),

@@ -10,14 +10,16 @@ import pytest
 
 pytest.importorskip("p4p")
 
-from p4p.nt import NTNDArray, NTScalar, NTTable
+from p4p.nt import NTEnum, NTNDArray, NTScalar, NTTable
 from p4p.server import Server
 from p4p.server.thread import SharedPV
 
 from steering.sources import pva_client
-from steering.sources.pva import HELD, NdArrays, PvaFrames, PvaTable, Scans, nd_fields, nd_message
+from steering.sources.addresses import streams_at
+from steering.sources.pva import GOES_ON, HELD, NdArrays, PvaFrames, PvaTable, nd_fields, nd_message
 from steering.sources.pva_readings import PvaReadings
-from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
+from steering.sources.pva_scans import Scans
+from steering.sources.streams import Began, Ended, Frame, Message, Samples, Unreadable, WrongProtocol, decoded
 from tests.test_streams import nd_array
 
 HERE = {
@@ -192,3 +194,83 @@ def test_arrays_out_of_order_or_twice_begin_no_scan():
     sent = [(number, 100.0 + 0.01 * place) for place, (number, _) in enumerate(order)]  # stamped when they are sent
     assert begun(sent) == [0]
     assert begun([*scan(60, 100.0), (60, 100.7), (59, 100.75)]) == [0]
+
+
+def test_frames_beside_what_counts_from_0_are_counted_from_the_scans_first_also_where_that_is_lost():
+    decode = streams_at("pva://D:I?first=1", "zmq://pc:5555?y=Y&x=X").frames.decoder()
+    ids = [2, 3, *range(4, 9), 1, 2, 9]  # the first of the first scan was lost
+    whens = [*(100.0 + 0.01 * number for number in ids[:7]), 101.0, 101.01, 102.0]
+    said = [decode(nd_message(array(number, when))) for number, when in zip(ids, whens, strict=True)]
+    assert [one.number for records in said for one in records if isinstance(one, Frame)] == [*range(1, 8), 0, 1, 8]
+    assert [type(one) for one in said[7]] == [Began, Frame]
+    [before] = decoded(decode, nd_message(array(0, 103.0)))
+    assert before == Unreadable("the number 0, expected 1 or more, which first=1 says a scan begins with")
+
+
+def test_a_scan_whose_numbers_go_on_beside_what_counts_from_0_is_said():
+    decode = NdArrays(scan="Sample", first=1)
+    said = []
+    for number in (1, 2, 3, 4):
+        message = nd_message(array(number))
+        message.fields["attributes"]["Sample"] = "a" if number < 3 else "b"
+        said += decode(nd_fields(message))
+    assert [type(one) for one in said] == [Began, Frame, Frame, Began, Unreadable, Frame, Frame]
+    assert said[4] == Unreadable(GOES_ON)
+
+
+def test_pva_frames_beside_what_counts_from_0_need_the_number_that_scans_begin_with():
+    for positions in ("zmq://pc:5555?y=Y&x=X", "swmr:a.h5?y=/y&x=/x"):
+        with pytest.raises(ValueError, match=r"found no first beside .*add first=1"):
+            streams_at("pva://D:I", positions)
+    with pytest.raises(ValueError, match="found no first beside zmq"):
+        streams_at("pva://D:I", "pva://D:I?y=Y&x=X", None, "zmq://pc:5555?value=I0")
+    table = streams_at("pva://D:I?first=7", "pva://D:T?y=y&x=x").positions
+    columns = {"number": np.array([7, 9]), "y": np.zeros(2), "x": np.zeros(2)}
+    from_7 = table.decoder()(Message(fields={"columns": columns}))
+    assert numbers(from_7) == [0, 2]
+
+
+@pytest.mark.parametrize(("no", "yes"), [(False, True), ("No", "Done"), (0, 1)])
+def test_done_may_be_a_number_or_a_record_with_named_states(no, yes):
+    served = Served()
+    kind = {bool: NTScalar("?"), str: NTEnum(), int: NTScalar("i")}[type(no)]
+    done = SharedPV(nt=kind, initial={"index": 1, "choices": [no, yes]} if isinstance(no, str) else yes)
+    at = {"D:I": served.image, "D:Done": done}
+    with Server(providers=[at], conf={**HERE, "EPICS_PVAS_SERVER_PORT": "0"}, useenv=False) as server:
+        frames = PvaFrames(pv="D:I", server=f"127.0.0.1:{server.conf()['EPICS_PVAS_SERVER_PORT']}", done="D:Done")
+        follower = Follower(frames)
+        follower.until(held)
+        done.post(0 if isinstance(no, str) else no)  # the scan begins, which ends nothing
+        follower.looked(15)
+        assert Ended(last=True) not in follower.said
+        served.measure(1)
+        follower.until(lambda said: numbers(said) == [1])
+        done.post(1 if isinstance(no, str) else yes)
+        follower.until(lambda said: said[-1] == Ended(last=True))
+        follower.close()
+    served.server.stop()
+
+
+def test_arrays_without_numbers_are_said_and_a_repeated_first_one_is_not():
+    decode = NdArrays()
+    for _ in range(3):
+        decode(nd_fields(nd_message(array(0))))
+    decode(nd_fields(nd_message(array(1))))
+    for _ in range(3):
+        decode(nd_fields(nd_message(array(0))))
+    with pytest.raises(WrongProtocol, match="found the uniqueId 0 in 4 arrays in a row, expected one that counts"):
+        decode(nd_fields(nd_message(array(0))))
+
+
+@pytest.mark.parametrize("pv", ["D:Y", "D:T", "D:W"])
+def test_a_pv_of_another_kind_is_said(pv):
+    served = Served()
+    pvs = {"D:Y": served.y, "D:T": served.table, "D:W": SharedPV(nt=NTScalar("ad"), initial=np.zeros(10))}
+    with Server(providers=[pvs], conf={**HERE, "EPICS_PVAS_SERVER_PORT": "0"}, useenv=False) as server:
+        at = f"127.0.0.1:{server.conf()['EPICS_PVAS_SERVER_PORT']}"
+        with pytest.raises(WrongProtocol, match=f"{pv}: found epics:nt/NT.*, expected an NTNDArray"):
+            list(PvaFrames(pv=pv, server=at).records(threading.Event()))
+        readings = PvaReadings(pvs=("D:Y",), scale=(1.0,), frames=PvaFrames(pv=pv, server=at))
+        with pytest.raises(WrongProtocol, match=f"{pv}: found .*, expected an NTNDArray"):
+            list(readings.records(threading.Event()))
+    served.server.stop()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from steering.sources.addresses import monitor_at, streams_at
-from steering.sources.pva import stamp
 from steering.sources.pva_readings import Held, PvaReadings, scalar
+from steering.sources.pva_scans import stamp
 
 TIMES = st.integers(0, 30).map(float)
 STAMP = {"secondsPastEpoch": 100, "nanoseconds": 500_000_000, "userTag": 0}

@@ -14,7 +14,8 @@ import pytest
 cbor2 = pytest.importorskip("cbor2")
 h5py = pytest.importorskip("h5py")
 
-from steering.sources.addresses import frames_at, motion_at, parse, positions_at, streams_at  # noqa: E402
+from steering.sources.address_text import parse  # noqa: E402
+from steering.sources.addresses import frames_at, motion_at, positions_at, streams_at  # noqa: E402
 from steering.sources.compression import compress  # noqa: E402
 from steering.sources.dectris import DectrisFrames, Stream2  # noqa: E402
 from steering.sources.panda import PandaPositions, panda  # noqa: E402
@@ -459,7 +460,7 @@ def test_addresses_are_read_once_and_refused_in_a_sentence():
 )
 def test_positions_are_interpolated_only_where_a_path_leads_through_them(positions, steered, gap):
     """A decision may be anywhere, and so may the points of a plan."""
-    frames = "pva://D" if positions.startswith("pva") else "dectris://d"
+    frames = "pva://D?first=1" if positions.startswith("pva") else "dectris://d"
     streams = streams_at(frames, positions, "zmq://pc:2" if steered else None, "zmq://pc:3?value=i")
     assert streams.positions_are.gap == gap
     assert streams.monitors[0][0].gap == 3

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import h5py
 import numpy as np
 import pytest
 
+from steering.sources import swmr_file, swmr_rows
 from steering.sources.addresses import frames_at, positions_at, streams_at
-from steering.sources.streams import Began, Ended, Frame, Samples
-from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
+from steering.sources.streams import Began, Ended, Frame, Samples, Unreadable
+from steering.sources.swmr import BEFORE, SwmrFrames, SwmrPositions
+from steering.sources.swmr_rows import Followed, rows_of
 
 SHAPE = (8, 8)
 
@@ -100,6 +103,25 @@ def test_rows_are_taken_when_they_are_written_and_never_before(tmp_path, keys):
     assert sorted(frame.number for frame in reader.frames()) == [0, 1, 2, 3, 4]  # row 5 was never written
     assert all((frame.counts == frame.number + 1).all() for frame in reader.frames())
     assert reader.came[0] == Began("scan")
+
+
+@pytest.mark.parametrize("keys", [True, False])
+@pytest.mark.parametrize("missing", [64, 70, 300])
+def test_any_number_of_rows_in_a_row_may_be_missing(tmp_path, keys, missing):
+    """Those of a queue that ran over, or of a shutter that was closed: later ones are read, also before the end."""
+    path, later = tmp_path / "scan.h5", [*range(50 + missing, 130 + missing)]
+    writer = Writer(path, keys=keys)
+    reader = Reader(SwmrFrames(where=Followed(file=str(path), skip_s=60)))
+    writer.resize(1000)  # laid out beforehand
+    writer.write(*range(50), *later)
+    assert reader.numbers(130) == [*range(50), *later]
+    writer.write(51, 49 + missing)  # late
+    assert sorted(reader.numbers(132)[130:]) == [51, 49 + missing]
+    writer.write(990, 999)
+    writer.finish()
+    reader.ended()
+    assert sorted(reader.numbers(134)[132:]) == [990, 999]
+    assert len(reader.frames()) == 134
 
 
 def test_with_keys_a_frame_of_zeros_is_data(tmp_path):
@@ -258,6 +280,35 @@ def test_numbers_of_frames_spread_over_scan_axes_are_not_asked(tmp_path):
     assert read_area(path) == ([(row, row) for row in range(4)],) * 2
 
 
+@pytest.mark.parametrize("axes", [(60,), (60, 1), (12, 5), (3, 4, 5), (1, 60)])
+def test_rows_of_scan_axes_are_read_in_their_order(tmp_path, axes):
+    frames = np.arange(60 * 6).reshape(60, 2, 3)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        whole = file.create_dataset("d", data=frames.reshape(*axes, 2, 3))
+        numbers = file.create_dataset("n", data=np.arange(60).reshape(axes))
+        for first, last in ((0, 60), (0, 1), (3, 4), (4, 6), (5, 25), (17, 60), (59, 60)):
+            np.testing.assert_array_equal(swmr_file.read_rows(whole, first, last, 2), frames[first:last])
+            np.testing.assert_array_equal(swmr_file.read_rows(numbers, first, last, 0), np.arange(first, last))
+
+
+def test_a_look_reads_the_keys_of_the_rows_that_it_looks_at(tmp_path, monkeypatch):
+    """And not those of all rows before them, which took more time the longer the scan was."""
+    keys = []
+
+    def read_rows(found, first, last, inner):
+        keys.append(last - first if "Keys" in found.name else 0)
+        return swmr_file.read_rows(found, first, last, inner)
+
+    monkeypatch.setattr(swmr_rows, "read_rows", read_rows)
+    with h5py.File(tmp_path / "scan.h5", "w", libver="latest") as file:
+        file["/entry/data/data"] = np.ones((10, 100, 1, 1), np.uint16)
+        file["/entry/solstice_scan/keys/uniqueKeys"] = np.arange(1, 1001).reshape(10, 100)
+        file["/entry/solstice_scan/scan_finished"] = 1
+    looks = rows_of(tmp_path / "scan.h5", Followed(file=""), ("/entry/data/data",), 2, threading.Event())
+    assert sum(len(run.numbers) for run in looks if run is not None) == 1000
+    assert 0 < max(keys) <= 64
+
+
 def test_options_of_numbers_that_exclude_one_another_are_refused():
     with pytest.raises(ValueError, match="found first=1 with number=none"):
         frames_at("swmr:a.h5?number=none&first=1")
@@ -281,6 +332,63 @@ def test_a_file_for_each_scan_and_one_that_falls_silent(tmp_path):
     kinds = [type(record).__name__ for record in reader.came]
     assert kinds == ["Began", "Frame", "Frame", "Ended"] * 2
     assert [record.name for record in reader.came if isinstance(record, Began)] == ["scan-0", "scan-1"]
+
+
+def test_a_file_is_looked_at_when_it_changes(tmp_path, monkeypatch):
+    """Not only now and then, by which every frame would come that much later."""
+    monkeypatch.setattr(swmr_rows, "ANYWAY_S", 600.0)
+    writer = Writer(tmp_path / "scan.h5")
+    reader = Reader(SwmrFrames(where=Followed(file=str(tmp_path / "scan.h5"))))
+    writer.resize(4)
+    for row in range(4):
+        writer.write(row)
+        reader.stopped.wait(0.05)  # longer than a tick of the file's clock
+        os.utime(tmp_path / "scan.h5")
+        assert reader.numbers(row + 1)[-1] == row
+    writer.finish()
+    reader.stopped.wait(0.05)
+    os.utime(tmp_path / "scan.h5")
+    reader.ended()
+
+
+def test_a_pause_ends_no_scan_of_a_file_that_says_when_it_is_finished(tmp_path):
+    path = tmp_path / "scan.h5"
+    writer = Writer(path)
+    reader = Reader(SwmrFrames(where=Followed(file=str(path), quiet_s=0.1)))
+    writer.resize(2)
+    writer.write(0)
+    reader.numbers(1)
+    reader.stopped.wait(0.5)
+    writer.write(1)
+    assert reader.numbers(2) == [0, 1]
+    writer.finish()
+    reader.ended()
+
+
+def test_a_steered_scan_passes_over_files_that_nobody_writes_to_any_more(tmp_path):
+    old, armed = Writer(tmp_path / "scan-0.h5"), Writer(tmp_path / "scan-1.h5")
+    for writer in (old, armed):
+        writer.resize(2)
+    old.write(0, 1, value=7)
+    old.finish()
+    old.file.close()
+    file = f"swmr:{tmp_path}/scan-*.h5"
+    streams = streams_at(file, f"{file}?y=/entry/data/y&x=/entry/data/x", motion="zmq://127.0.0.1:31003")
+    readers = [Reader(streams.frames), Reader(streams.positions)]
+    for reader in readers:
+        with reader.turn:
+            assert reader.turn.wait_for(lambda came=reader.came: len(came) == 2, 30), reader.came
+    armed.write(0, 1)
+    assert readers[0].numbers(2) == [0, 1]
+    armed.finish()
+    for reader in readers:
+        with reader.turn:
+            assert reader.turn.wait_for(lambda came=reader.came: isinstance(came[-1], Ended), 30), reader.came
+        reader.stopped.set()
+        reader.join(30)
+        assert reader.came[:2] == [Unreadable(BEFORE)] * 2
+    assert [frame.counts.max() for frame in readers[0].frames()] == [1, 2]
+    assert sum(len(one.rows) for one in readers[1].came if isinstance(one, Samples)) == 2
 
 
 def test_a_file_that_is_renamed_is_followed_on(tmp_path):

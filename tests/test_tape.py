@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from steering.cli import main
-from steering.sources.addresses import frames_at, named_at, positions_at, streams_at, unit_of
+from steering.sources.address_text import unit_of
+from steering.sources.addresses import frames_at, named_at, positions_at, streams_at
 from steering.sources.compression import compress
 from steering.sources.panda import panda
 from steering.sources.pva import nd_message

@@ -40,7 +40,8 @@ from steering import (
 from steering.files.units import ENERGY_TO_WAVELENGTH
 from steering.ptychography.device import add_device
 from steering.sources import ORIENTATIONS, JoinSettings, LiveSource, LiveSourceSettings, Window
-from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, says_optics, streams_at, unit_of
+from steering.sources.address_text import says_optics, unit_of
+from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, streams_at
 from steering.sources.beam import BeamSettings
 from steering.sources.correction import add_correction, given_correction
 from steering.sources.first_frames import announced, begun

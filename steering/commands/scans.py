@@ -107,7 +107,8 @@ def _export(chosen: argparse.Namespace) -> int:
 def _inspect(chosen: argparse.Namespace) -> int:
     from steering.files import Bounds  # noqa: PLC0415
     from steering.sources import ReadSettings, inspect_lines  # noqa: PLC0415
-    from steering.sources.addresses import is_live, named_at  # noqa: PLC0415
+    from steering.sources.address_text import is_live  # noqa: PLC0415
+    from steering.sources.addresses import named_at  # noqa: PLC0415
     from steering.sources.listening import listen  # noqa: PLC0415
 
     if is_live(chosen.file):

@@ -2,7 +2,7 @@
 
     frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed, and
                                                triggered with &trigger=yes
-               pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV
+               pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV &first=N, see below
                swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS,
                                                &number=/PATH|none &first=N, see below
                bluesky://HOST:PORT             ?data=KEY &name=KEY of the start document (sample); documents by ZMQ
@@ -21,26 +21,31 @@
     motion     zmq://HOST:PORT
                pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
 
+A file that says when it is finished ends its scan so, any other after `quiet` seconds (60) without a row. With a motion
+files that are there when the run begins, and are not written to after that, are passed over and counted.
+
 In a file the number of a frame is its row, or where areaDetector has written it its NDArrayUniqueId less that of the
 first row, so that arrays that its writer drops shift nothing: columns that are its NDAttributes are numbered alike.
 Where the very first array may be dropped say what its number would be (first=1). number=/PATH is another dataset of
 numbers, one for each row; number=none counts rows. Frames and positions of one file take the same options.
 
+Frames of pva have their uniqueId as number. Streams of zmq, swmr and bluesky count from 0: beside them first=N says
+which one a scan begins with, 1 where the detector's ArrayCounter is set to 0 before each scan, as it must be then.
+
 Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its own server counts: where both are turned
 against the frames both need the flip, or what is decided is measured at a mirrored place. Positions and monitor take
 samples=N of a frame (1), gap=N frames that are interpolated (3; of positions none where the scan is steered, or where
-each is a reading: of bluesky, of scalar PVs), and when_slow=block, which does not read on where
-frames lag far behind, in place of "drop oldest"; what is played takes those of its recording. Two clients of a zmq
-address with socket=pull get half of it each. Every pva address takes server=HOST:PORT, instead of EPICS's own search.
+each is a reading: of bluesky, of scalar PVs), and when_slow=block, which does not read on where frames lag far behind,
+in place of "drop oldest"; what is played takes those of its recording. Two clients of a zmq address with socket=pull
+get half of it each. Every pva address takes server=HOST:PORT, instead of EPICS's own search.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from urllib.parse import parse_qsl
+from dataclasses import replace
 
+from steering.sources.address_text import FRAMES_AT, Address, parse, recorded_at, unit_of
 from steering.sources.bluesky import BlueskyFrames, BlueskyPositions
 from steering.sources.bluesky_documents import Documents
 from steering.sources.dectris import DectrisFrames
@@ -51,95 +56,12 @@ from steering.sources.pva import NoRecords, PvaFrames, PvaTable
 from steering.sources.pva_motion import PvaMotion
 from steering.sources.pva_readings import PvaReadings
 from steering.sources.streams import FRAMES, POSITIONS, Companion, Stream
-from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
-from steering.sources.tape import InOrder, Played, addresses_in
+from steering.sources.swmr import SwmrFrames, SwmrPositions
+from steering.sources.swmr_rows import Followed
+from steering.sources.tape import InOrder, Played
 
-_UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "px": 1.0}
-_FRAMES_AT = ("dectris", "pva", "swmr", "bluesky", "play")
 _OF_FILES = ("keys", "finished", "total", "quiet", "number", "first")
 _OF_COMPANIONS = ("samples", "gap", "when_slow")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Address:
-    """An address in its parts."""
-
-    text: str
-    scheme: str
-    place: str
-    options: dict[str, str]
-
-    def only(self, *names: str) -> None:
-        """Raises ValueError for an option that is not among these."""
-        unknown = sorted(set(self.options) - set(names))
-        if unknown:
-            raise ValueError(f"{self.text}: found the option {unknown[0]}, expected one of {', '.join(names)}")
-
-    def whole(self, name: str, default: int) -> int:
-        """An option that is a whole number of 0 or more."""
-        text = self.options.get(name, str(default))
-        if not text.isdigit():
-            raise ValueError(f"{self.text}: found {name}={text}, expected a whole number")
-        return int(text)
-
-    def needed(self, name: str) -> str:
-        """An option that must be there."""
-        if not self.options.get(name):
-            raise ValueError(f"{self.text}: found no {name}, expected it: add ?{name}=...")
-        return self.options[name]
-
-    def scale(self) -> tuple[float, float]:
-        """What y and x are multiplied by to be metres, or object pixels."""
-        unit, flip = self.options.get("unit", "m"), self.options.get("flip", "")
-        if unit not in _UNITS or flip not in ("", "y", "x", "yx", "xy"):
-            raise ValueError(
-                f"{self.text}: found unit={unit}, flip={flip}; expected one of {', '.join(_UNITS)}, and y, x or yx"
-            )
-        y, x = (-_UNITS[unit] if axis in flip else _UNITS[unit] for axis in "yx")
-        return y, x
-
-
-def is_live(text: str) -> bool:
-    """Whether it is meant as an address of frames, and not as a file."""
-    return text.partition(":")[0] in _FRAMES_AT
-
-
-def says_optics(text: str) -> bool:
-    """Whether frames at an address may say wavelength, distance and pixel when a scan begins."""
-    return parse(text).scheme in ("dectris", "play")
-
-
-def parse(text: str) -> Address:
-    """The parts of an address. Raises ValueError for what is none."""
-    before, _, options = text.partition("?")
-    scheme, colon, place = before.partition(":")
-    if not colon or not place.removeprefix("//"):
-        raise ValueError(f"found the address {text!r}, expected one like dectris://HOST:31001, pva://PV or swmr:FILE")
-    # A plus in a file's name is a plus: parse_qsl would make it a space.
-    pairs = parse_qsl(options.replace("+", "%2B"), keep_blank_values=True)
-    return Address(text=text, scheme=scheme, place=place.removeprefix("//"), options=dict(pairs))
-
-
-def recorded_at(text: str, stream: str) -> Address:
-    """The address of a stream, of a recording that at which it was recorded. Raises ValueError for what is none."""
-    address, known = parse(text), set[str]()
-    while address.scheme == "play" and address.place not in known and Path(address.place).is_file():
-        known.add(address.place)
-        address = parse(addresses_in(Path(address.place)).get(stream, address.text))
-    return address
-
-
-def unit_of(positions: str) -> str:
-    """The unit in which positions at an address are counted, also of recorded ones; of these `px` may be said where
-    their own address says none."""
-    address, recorded = parse(positions), recorded_at(positions, POSITIONS).options.get("unit")
-    said = address.options.get("unit")
-    if address.scheme == "play" and said is not None and (said != "px" or recorded not in (None, "px")):
-        raise ValueError(
-            f"{positions}: found unit={said} of positions that were recorded in {recorded or 'm'}, expected that it is "
-            "left out, or px where they were recorded without a unit"
-        )
-    return said or recorded or "m"
 
 
 def frames_at(text: str) -> Stream:
@@ -157,13 +79,14 @@ def frames_at(text: str) -> Stream:
             trigger=trigger == "yes",
         )
     if address.scheme == "pva":
-        address.only("queue", "server", "scan", "done")
+        address.only("queue", "server", "scan", "done", "first")
         return PvaFrames(
             pv=address.place,
             server=address.options.get("server", ""),
             queue=address.whole("queue", 1024),
             scan=address.options.get("scan", ""),
             done=address.options.get("done", ""),
+            first=address.whole("first", 0),
         )
     if address.scheme == "swmr":
         address.only("data", *_OF_FILES)
@@ -175,7 +98,7 @@ def frames_at(text: str) -> Stream:
     if address.scheme == "play":
         address.only("speed", "step")
         return _played(address, FRAMES)
-    raise _unknown(address, ", ".join(_FRAMES_AT))
+    raise _unknown(address, ", ".join(FRAMES_AT))
 
 
 def positions_at(text: str, *, steered: bool = False) -> tuple[Companion, Stream]:
@@ -282,7 +205,11 @@ def motion_at(text: str) -> Motion:
 def streams_at(frames: str, positions: str, motion: str | None = None, monitor: str | None = None) -> Streams:
     """The streams of a live source at these addresses. Raises ValueError for what is none."""
     beside = [positions_at(positions, steered=motion is not None), *([] if monitor is None else [monitor_at(monitor)])]
+    _refuse_other_numbers(frames, [positions, *([] if monitor is None else [monitor])])
     stream, [(what, where), *monitors] = _together(frames_at(frames), beside)
+    if motion is not None:
+        stream, where = _steered(stream), _steered(where)
+        monitors = [(each, _steered(other)) for each, other in monitors]
     return Streams(
         frames=stream,
         positions=where,
@@ -304,6 +231,17 @@ def named_at(addresses: Mapping[str, str]) -> Mapping[str, Stream]:
     return {FRAMES: frames_at(frames)} if positions is None else streams_at(frames, positions, None, monitor).named()
 
 
+def _refuse_other_numbers(frames: str, beside: Sequence[str]) -> None:
+    """Raise ValueError for frames with uniqueIds beside what counts from 0, where nobody says how they go together."""
+    others = [text for text in beside if parse(text).scheme in ("zmq", "swmr", "bluesky")]
+    address = parse(frames)
+    if others and address.scheme == "pva" and "first" not in address.options:
+        raise ValueError(
+            f"{frames}: found no first beside {others[0]}, which counts frames from 0; expected the uniqueId of each "
+            "scan's first frame: add first=1, and set the detector's ArrayCounter to 0 before each scan"
+        )
+
+
 def _together(
     frames: Stream, beside: Sequence[tuple[Companion, Stream]]
 ) -> tuple[Stream, list[tuple[Companion, Stream]]]:
@@ -321,6 +259,8 @@ def _together(
         elif isinstance(frames, PvaFrames) and isinstance(where, PvaTable) and where.pv == frames.pv:
             frames = replace(frames, attributes={**frames.attributes, what.name: where})
             found.append((what, NoRecords()))
+        elif isinstance(frames, PvaFrames) and isinstance(where, PvaTable):
+            found.append((what, replace(where, first=frames.first)))
         elif isinstance(frames, BlueskyFrames) and isinstance(where, BlueskyPositions):
             found.append((what, replace(where, beside=(frames.data, *keys) if what.name == POSITIONS else ())))
         elif isinstance(frames, Played) and isinstance(where, Played) and _as(where, frames):
@@ -328,6 +268,13 @@ def _together(
         else:
             found.append((what, where))
     return frames, found
+
+
+def _steered(stream: Stream) -> Stream:
+    """A stream of a scan that this run steers."""
+    if isinstance(stream, SwmrFrames | SwmrPositions):
+        return replace(stream, where=replace(stream.where, steered=True))
+    return stream
 
 
 def _as(one: Stream, other: Played) -> bool:

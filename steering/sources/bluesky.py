@@ -1,9 +1,9 @@
 """Documents of a bluesky RunEngine: frames are read from the files that they name, positions from events or files.
 
 A run counts from the descriptor on that has all data keys that are asked for; other streams of it are passed over,
-other runs count as unreadable, and a run that is sent once more is no other one. The frame's number is that of its
-event (seq_num - 1), its row in the file the one that stream_datum says. bluesky repeats points after a pause: the
-joiner uses the first of each number.
+other runs, also those within it, count as unreadable, and a run that is sent once more is no other one. The frame's
+number is that of its event (seq_num - 1), its row in the file the one that stream_datum says. bluesky repeats points
+after a pause: the joiner uses the first of each number.
 """
 
 from __future__ import annotations
@@ -133,8 +133,17 @@ class _Rows:
     last: int = 0
 
 
+class _Run:
+    """A run that has begun."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        self.start = start
+        self.keys: set[str] = set()
+        """Of its descriptors so far."""
+
+
 class _Runs:
-    """Follows runs, of which the first descriptor with all keys is the one."""
+    """Follows runs, of which the first descriptor with all keys is the one. Others may begin and end meanwhile."""
 
     def __init__(self, keys: tuple[str, ...], name: str = "") -> None:
         self._wanted, self._name = keys, name
@@ -142,11 +151,11 @@ class _Runs:
         """Data key of the frames."""
         self._seen: set[str] = set()
         """Uids of runs that began: for who subscribes late a run is sent once more, to all."""
-        self._start: Mapping[str, Any] = {}
+        self._open: dict[str, _Run] = {}
+        """Those that have not ended, by uid."""
         self._descriptor: Mapping[str, Any] = {}
+        """That of the run which is followed; empty: none is."""
         self._resources: dict[str, Mapping[str, Any]] = {}
-        self._keys: set[str] = set()
-        """Of the run's descriptors so far."""
         self._missed = False
 
     def follow(
@@ -164,15 +173,16 @@ class _Runs:
                 raise WrongProtocol(str(error)) from error
             except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
                 yield Unreadable(f"a document {name[:20]!r} without what it should hold")
-        yield from self._end(None)
+        for uid in list(self._open):
+            yield from self._end(uid, {})
         yield Ended(last=True)
 
     def _take(self, name: str, document: Mapping[str, Any], readings: tuple[str, ...]) -> Iterator[Record | _Rows]:
         if name == "start":
             if document["uid"] not in self._seen:
                 self._seen.add(document["uid"])
-                self._start, self._descriptor, self._resources, self._keys = document, {}, {}, set()
-        elif name == "descriptor" and not self._descriptor:
+                self._open[document["uid"]] = _Run(document)
+        elif name == "descriptor":
             yield from self._begin(document)
         elif name == "stream_resource":
             self._resources[document["uid"]] = document
@@ -180,27 +190,38 @@ class _Runs:
             yield self._external(document)
         elif name in ("event", "event_page") and document["descriptor"] == self._descriptor.get("uid"):
             yield from _readings(document, readings)
-        elif name == "stop" and document["run_start"] == self._start.get("uid"):
-            yield from self._end(document.get("num_events", {}).get(self._descriptor.get("name")))
+        elif name == "stop":
+            yield from self._end(document["run_start"], document)
         elif name in ("event", "stream_datum") and not self._seen and not self._missed:
             self._missed = True
             yield Unreadable("a document of a run that began before: it is passed over")
 
-    def _end(self, events: Any) -> Iterator[Record]:
-        """The run is over, in which there were so many events."""
-        if self._descriptor:
+    def _end(self, uid: str, stop: Mapping[str, Any]) -> Iterator[Record]:
+        """A run is over. stop: its last document; empty: there was none."""
+        if uid not in self._open:
+            return
+        if self._descriptor and uid == self._descriptor["run_start"]:
+            events = stop.get("num_events", {}).get(str(self._descriptor.get("name")))
+            status, why = str(stop.get("exit_status", "success")), " ".join(str(stop.get("reason", "")).split())
+            if status != "success":
+                yield Unreadable(f"the end of a run that did not succeed: {status[:20]}, {why[:100] or 'no reason'}")
             yield Ended(events if isinstance(events, int) else None)
-        elif self._start:
+            self._descriptor = {}
+        else:
             wanted = ", ".join(dict.fromkeys(name or "frames" for name in self._wanted))
-            found = ", ".join(sorted(self._keys))[:100] or "none"
+            found = ", ".join(sorted(self._open[uid].keys))[:100] or "none"
             yield Unreadable(f"a run with the data keys {found}, expected {wanted} in one of its streams")
-        self._start, self._descriptor = {}, {}
+        del self._open[uid]
+        if not self._open:
+            self._resources = {}
 
     def _begin(self, document: Mapping[str, Any]) -> Iterator[Record]:
-        if document["run_start"] != self._start.get("uid") or document.get("name") == "baseline":
+        uid, followed = document["run_start"], self._descriptor.get("run_start")
+        if uid not in self._open or uid == followed or document.get("name") == "baseline":
             return  # a baseline is read before and after a scan, and goes with no frame
         keys = document["data_keys"]
-        self._keys |= keys.keys()
+        run = self._open[uid]
+        run.keys |= keys.keys()
         images = [name for name, key in keys.items() if "external" in key and len(key["shape"]) >= 2]
         wanted = [name for name in self._wanted if name]
         if not all(name in keys for name in wanted) or ("" in self._wanted and not images):
@@ -208,14 +229,24 @@ class _Runs:
         if "" in self._wanted and len(images) > 1:
             raise Refused(f"found the frames of {', '.join(images)}, expected one of them: add ?data=NAME")
         self.frames = images[0] if "" in self._wanted else self._wanted[0]
-        self._descriptor = document
-        named = self._start.get(self._name) if self._name else None
+        old = [name for name in (self.frames, *wanted) if str(keys[name].get("external")).startswith("FILESTORE")]
+        if old:
+            raise Refused(
+                f"found {old[0]} in files that the documents resource and datum name, expected stream_resource and "
+                "stream_datum, as detectors of ophyd-async send them"
+            )
+        if followed is not None:
+            yield Ended()
+            yield Unreadable("the rest of a run that had not ended when another with the same data keys began")
+            self._open.pop(followed, None)
+        self._descriptor, start = document, run.start
+        named = start.get(self._name) if self._name else None
         if isinstance(named, Mapping):  # a sample with properties
             named = named.get("name")
-        number = self._start.get("scan_id")
+        number = start.get("scan_id")
         yield Began(
             str(named) if named else f"scan-{number}" if number is not None and self._name else None,
-            header={"run": str(self._start["uid"])},
+            header={"run": str(start["uid"])},
         )
 
     def _external(self, document: Mapping[str, Any]) -> _Rows:

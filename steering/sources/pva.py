@@ -1,7 +1,9 @@
 """EPICS PV Access: frames as NTNDArray, positions as their attributes or as a table.
 
-The number of a frame is its uniqueId. p4p refuses compressed arrays and hides the uniqueId, so that arrays are taken as
-they are and decoded here. Updates that the queue of the subscription had to drop show as missing numbers.
+The number of a frame is its uniqueId, less that of a scan's first frame where it is joined with what counts from 0. It
+is told, not taken from the first that comes: were one lost every position would be another frame's. p4p refuses
+compressed arrays and hides the uniqueId, so that arrays are taken as they are and decoded here. Updates that the queue
+of the subscription had to drop show as missing numbers.
 
 What a PV holds when it is connected comes first, and again when its server comes back: the last frame of a scan that is
 over, or one of a scan that runs. Clocks of other machines do not tell which, so that it is left out and counted: one
@@ -22,8 +24,8 @@ from numpy.typing import NDArray
 
 from steering.sources.compression import LARGEST, Decompressor
 from steering.sources.pva_client import Updates, context
+from steering.sources.pva_scans import Scans, numbered, taken_at
 from steering.sources.streams import (
-    Began,
     Decoder,
     Ended,
     Frame,
@@ -32,6 +34,7 @@ from steering.sources.streams import (
     Record,
     Samples,
     Unreadable,
+    WrongProtocol,
     records_of,
 )
 
@@ -39,12 +42,15 @@ _SCALARS = ("|i1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f4"
 """dtypes of pvData's ScalarType (0 is boolean)."""
 _POLL_S, _QUIET_S = 0.05, 0.5
 """Arrays may come so much later than the PV that says that all is done: another subscription."""
-_RESTART, _REORDERED, _AGAIN_S = 64, 16, 0.2
-"""A uniqueId so far below a higher one that came before begins another scan, where time stamps say nothing. Where they
-do one that is later begins one: at all where it is farther below than plugins in several threads reorder; and by so
-many seconds where it is not, as some servers stamp arrays when they send them."""
 HELD = "what the PV held when it was connected: of a scan before, or one frame of a scan that runs"
 """Why it is left out."""
+GOES_ON = (
+    "the uniqueIds of a scan go on after those of the scan before, expected first= again: none of its frames goes with "
+    "what counts from 0; set the detector's ArrayCounter to 0 before each scan"
+)
+"""Said of a scan whose frames find no positions."""
+_ZEROS = 3
+"""Arrays in a row that may have the uniqueId 0: the first one of a scan, and what a server repeats of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,8 @@ class PvaFrames:
     """Name of an attribute with the scan's name: another value begins another scan."""
     done: str = ""
     """A PV that becomes true when no further frame will come; what it holds before the first is of a scan before."""
+    first: int = 0
+    """uniqueId of the first frame of each scan, which has the number 0."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The frames, as they come."""
@@ -78,10 +86,11 @@ class PvaFrames:
                 update = arrays.next(_QUIET_S if over else _POLL_S)
                 if update is not None:
                     came = came or not update.held
+                    refuse_other_than_arrays(self.pv, update.value)
                     yield nd_message(*update)
                     continue
                 while done is not None and (said := done.next(0.0)) is not None:
-                    over = bool(said.value["value"]) and (came or not said.held)
+                    over = _is_true(self.done, said.value) and (came or not said.held)
                 if quiet and over:
                     over = False
                     yield Message(fields={"done": True})
@@ -90,7 +99,7 @@ class PvaFrames:
 
     def decoder(self) -> Decoder:
         """See MessageStream."""
-        decode = NdArrays(self.attributes, self.scan)
+        decode = NdArrays(self.attributes, self.scan, self.first)
         return lambda message: [Ended(last=True)] if "done" in message.fields else decode(nd_fields(message))
 
 
@@ -104,6 +113,8 @@ class PvaTable:
     server: str = ""
     number: str = "number"
     """Column of the frames' numbers."""
+    first: int = 0
+    """As of the frames."""
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The samples, as they come."""
@@ -131,9 +142,10 @@ class PvaTable:
         columns = message.fields.get("columns")
         try:
             records = table(columns if isinstance(columns, Mapping) else {}, self.number, self.columns, self.scale)
+            records = [Samples(numbered(one.first, self.first), one.rows) for one in records]
         except ValueError as error:
             raise ValueError(f"an update of {self.pv} that is no table: {error}") from error
-        return [Unreadable(HELD)] if records and message.fields.get("held") else records
+        return [Unreadable(HELD)] if records and message.fields.get("held") else list(records)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +158,7 @@ class NoRecords:
             yield None
 
 
-def table(fields: Mapping[str, Any], number: str, columns: Sequence[str], scale: Sequence[float]) -> list[Record]:
+def table(fields: Mapping[str, Any], number: str, columns: Sequence[str], scale: Sequence[float]) -> list[Samples]:
     """The samples in the columns of a table. Raises ValueError, and nothing else, for columns that make none."""
     missing = [name for name in (number, *columns) if name not in fields]
     if missing:
@@ -159,6 +171,24 @@ def table(fields: Mapping[str, Any], number: str, columns: Sequence[str], scale:
     if numbers.ndim != 1 or len(numbers) != len(rows) or (numbers < 0).any():
         raise ValueError(f"{numbers.shape} frame numbers for {len(rows)} rows, expected one of 0 or more for each")
     return [Samples(int(n), row[None]) for n, row in zip(numbers, rows, strict=True)]
+
+
+def refuse_other_than_arrays(pv: str, value: Any) -> None:
+    """Raise WrongProtocol for an update that is no NTNDArray."""
+    if value.get("uniqueId") is None or value.get("dimension") is None:
+        raise WrongProtocol(
+            f"{pv}: found {value.getID()}, expected an NTNDArray, as areaDetector's PVA plugin publishes "
+            "(DET:Pva1:Image): a waveform has neither the number nor the shape of a frame"
+        )
+
+
+def _is_true(pv: str, value: Any) -> bool:
+    """What a PV says, of a number or of a record with named states (bi, busy, mbbi)."""
+    held = value.get("value")
+    held = held.get("index") if hasattr(held, "todict") else held
+    if not isinstance(held, bool | int | float | np.number):
+        raise WrongProtocol(f"{pv}: found {value.getID()}, expected a number, or named states, of the PV of done=")
+    return bool(held)
 
 
 def nd_message(value: Any, held: bool = False) -> Message:
@@ -179,16 +209,6 @@ def nd_message(value: Any, held: bool = False) -> Message:
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "uifb":
         return Message(fields={"value": _plain(array), **said})
     return Message((np.ascontiguousarray(array).view(np.uint8),), {"dtype": array.dtype.str, **said})
-
-
-def stamp(fields: Any) -> float:
-    """Seconds since the epoch of EPICS's time structure; 0 where it is not set."""
-    return 0.0 if fields is None else float(fields["secondsPastEpoch"]) + 1e-9 * float(fields["nanoseconds"])
-
-
-def taken_at(value: Any) -> float:
-    """When an NTNDArray was taken by its own clock, seconds since the epoch; 0 where it does not say."""
-    return stamp(value.get("dataTimeStamp")) or stamp(value.get("timeStamp"))
 
 
 def nd_fields(message: Message) -> dict[str, Any]:
@@ -213,43 +233,13 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str | np.number) else str(value)
 
 
-class Scans:
-    """Tells by numbers, time stamps and attributes when another scan begins."""
-
-    def __init__(self, attribute: str = "") -> None:
-        """attribute: with the scan's name; empty: there is none."""
-        self.attribute = attribute
-        self._name: str | None = None
-        self._highest, self._when = -1, 0.0
-        self._began = False
-
-    def begun(self, attributes: Mapping[str, Any], number: int, when: float) -> list[Record]:
-        """What begins with the array of this number and these attributes. when: its time stamp, seconds; 0: none."""
-        name = attributes.get(self.attribute) if self.attribute else None
-        begins = not self._began or self._again(number, when) or (name is not None and str(name) != self._name)
-        if begins or number > self._highest:
-            self._highest, self._when = number, when
-        if not begins:
-            return []
-        self._began, self._name = True, None if name is None else str(name)
-        # The first of a scan that we saw begin is its first; before that an update may have been missed.
-        return [Began(self._name, None)]
-
-    def _again(self, number: int, when: float) -> bool:
-        """The numbers have begun again: this one is none of the same scan out of order, nor one that comes twice."""
-        behind, later = self._highest - number, when - self._when
-        stamped = when > 0 and self._when > 0 and later != 0
-        if behind > _RESTART and (number <= 1 or not stamped):
-            return True
-        return stamped and behind >= 0 and later > (0.0 if behind > _REORDERED else _AGAIN_S)
-
-
 class NdArrays:
     """Decodes NTNDArrays; it remembers which scan they belong to."""
 
-    def __init__(self, attributes: Mapping[str, PvaTable] | None = None, scan: str = "") -> None:
-        """attributes, scan: as of PvaFrames."""
+    def __init__(self, attributes: Mapping[str, PvaTable] | None = None, scan: str = "", first: int = 0) -> None:
+        """attributes, scan, first: as of PvaFrames."""
         self._attributes = attributes or {}
+        self._first, self._last, self._zeros = first, -1, 0
         self._scans = Scans(scan)
         self._decompress = Decompressor()
 
@@ -265,15 +255,28 @@ class NdArrays:
             raise ValueError("an array without a list of dimensions and attributes, expected an NTNDArray")
         if len(size) == 3 and 1 in size:
             size = [n for n in size if n != 1] or size
+        self._refuse_zeros(number)
         if len(size) != 2 or not all(isinstance(n, int) and 0 < n < 2**16 for n in size):
             raise ValueError(f"an array of {size} (x first), expected two dimensions")
         if fields.get("held"):
             return [Unreadable(HELD)]
-        counts = self._counts(fields, (size[1], size[0]))
+        counts, mine = self._counts(fields, (size[1], size[0])), numbered(number, self._first)
         own, when = self._own(fields), fields.get("time")
         # Recordings of before have none.
         begun = self._scans.begun(fields["attributes"], number, when if isinstance(when, int | float) else 0.0)
-        return [*begun, Frame(number, counts, time.time(), own)]
+        if begun and 0 < self._first < number == self._last + 1:
+            begun.append(Unreadable(GOES_ON))
+        self._last = number
+        return [*begun, Frame(mine, counts, time.time(), own)]
+
+    def _refuse_zeros(self, number: int) -> None:
+        """Raise WrongProtocol where arrays have no numbers; one that comes twice may be the first."""
+        self._zeros = 0 if number else self._zeros + 1
+        if self._zeros > _ZEROS:
+            raise WrongProtocol(
+                f"found the uniqueId 0 in {self._zeros} arrays in a row, expected one that counts, by which positions "
+                "are joined: areaDetector sends it; with p4p set value['uniqueId'], which wrap() leaves 0"
+            )
 
     def _own(self, fields: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
         attributes, found = fields["attributes"], {}

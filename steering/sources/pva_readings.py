@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.sources.pva import HELD, PvaFrames, Scans, stamp, taken_at
+from steering.sources.pva import HELD, PvaFrames, refuse_other_than_arrays
 from steering.sources.pva_client import Update, Updates, context
+from steering.sources.pva_scans import Scans, stamp, taken_at
 from steering.sources.streams import Record, Samples, Unreadable
 
 _POLL_S = 0.01
@@ -69,13 +70,16 @@ class PvaReadings:
                         except ValueError as error:
                             yield Unreadable(f"an update of {self.pvs[column]}: {error}")
                 if array is not None:
-                    yield from self._noted(array, scans, waiting)
+                    yield from self._noted(self.frames, array, scans, waiting)
                 yield from self._read(held, waiting)
                 if arrays.listens and all(updates.listens for updates in readings):
                     yield None
 
-    def _noted(self, array: Update, scans: Scans, waiting: deque[tuple[int, float, float]]) -> Iterator[Record]:
+    def _noted(
+        self, frames: PvaFrames, array: Update, scans: Scans, waiting: deque[tuple[int, float, float]]
+    ) -> Iterator[Record]:
         value = array.value
+        refuse_other_than_arrays(frames.pv, value)
         if not value["dimension"]:
             return  # what an idle PV holds
         if array.held:
@@ -84,9 +88,9 @@ class PvaReadings:
         attributes = value["attribute"] if scans.attribute else ()
         number, when = int(value["uniqueId"]), taken_at(value)
         yield from scans.begun({each["name"]: each["value"] for each in attributes}, number, when)
-        if when:
-            waiting.append((number, when, time.monotonic()))
-        else:
+        if when and number >= frames.first:
+            waiting.append((number - frames.first, when, time.monotonic()))
+        elif not when:
             yield Unreadable("an array without a time stamp, which scalar PVs are read by")
 
     def _read(self, held: Held, waiting: deque[tuple[int, float, float]]) -> Iterator[Samples]:

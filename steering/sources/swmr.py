@@ -1,102 +1,28 @@
 """HDF5 that is being written (SWMR): frames and positions are followed in one file or several.
 
-A row that is not written yet reads as fill values that look like data. Where the file has keys (integers, 0: not
-written) a row is taken when its key is there. Without keys the rule is: a frame, or a position, that holds nothing but
-the dataset's fill value is never taken, and a position of which one number is the fill value not before later rows have
-been there for `skip_s`, so that it is not one half of a position. A row that is not there by then counts as missing.
-
-The number of a frame is its row, or, in files of areaDetector, its NDArrayUniqueId less that of the first row: a writer
-that drops an array leaves no row out. Positions that are written with the frames have the numbers of their frames.
-
-The scan is over when the scalar `finished` is not 0, when `total` rows are there, or when nothing was added for
-`quiet_s`. A name with * or ? stands for a file for each scan, in the order of their names.
+A name with * or ? stands for a file for each scan, in the order of their names. A scan that is steered is written after
+the run has begun: a file that is there already, as that of another run, is passed over unless it changes. Which rows of
+a file are there: `swmr_rows`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-import h5py
-import hdf5plugin  # noqa: F401 - registers the compression filters that detectors write with
 import numpy as np
-from numpy.typing import NDArray
 
-from steering.sources.streams import Began, Ended, Frame, Record, Samples
-from steering.sources.swmr_file import (
-    RowNumbers,
-    SwmrFile,
-    Unfit,
-    dataset_at,
-    length,
-    optional,
-    read_rows,
-    real_numbers,
-    rows_at_once,
-    written_with,
-)
+from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
+from steering.sources.swmr_rows import Followed, rows_of
 
-_KEYS = (
-    "/entry/keys",
-    "/entry/uniqueKeys",
-    "/entry/solstice_scan/keys/uniqueKeys",
-    "/entry/diamond_scan/keys/uniqueKeys",
-)
-_FINISHED = ("/entry/scan_finished", "/entry/solstice_scan/scan_finished", "/entry/diamond_scan/scan_finished")
-_NUMBERS = (
-    "/entry/instrument/NDAttributes/NDArrayUniqueId",
-    "/entry/instrument/detector/NDAttributes/NDArrayUniqueId",
-    "/entry/NDAttributes/NDArrayUniqueId",
-    "/defaults/NDArrayUniqueId",
-)
-_POLL_S = 0.03
-"""Seconds between two looks."""
-_PATIENCE_S, _OPEN_S, _REOPEN_S = 5.0, 1.0, 0.05
-"""Seconds that a file may be unreadable, that it is kept open while nothing comes, and between two openings."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Followed:
-    """A file that is written, and how its rows are known to be there."""
-
-    file: str
-    """Path, or a pattern of paths."""
-    keys: str = ""
-    """Dataset of integers, 0 where a row is not written; empty: one of the usual names, or none."""
-    finished: str = ""
-    """Scalar that is not 0 when the scan is over; empty: one of the usual names, or none."""
-    number: str = ""
-    """Dataset of the frames' numbers, one for each row; none: rows count; empty: one of the usual names, where rows
-    are in the order in which they were written."""
-    first: int | None = None
-    """Number there of the scan's first frame; None: that of the first row, which is wrong where the very first frame
-    was not written."""
-    total: int = 0
-    """Rows of a scan; 0: not known."""
-    quiet_s: float = 60.0
-    """Seconds without a new row after which the scan is over."""
-    skip_s: float = 2.0
-    """Seconds for which a row may be missing while later ones are there."""
-
-    def scans(self, stopped: threading.Event) -> Iterator[Path | None]:
-        """The file of each scan, in turn; None while the next is not there."""
-        seen: set[str] = set()
-        while not stopped.is_set():
-            found = [name for name in sorted(glob.glob(self.file)) if name not in seen]
-            if not found:
-                stopped.wait(0.05)
-                yield None
-                continue
-            seen.add(found[0])
-            yield Path(found[0])
-            if self.file == found[0]:
-                return
+BEFORE = "a file that was there when the run began: a steered scan is in one that is written to later"
+"""Why it is passed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +34,12 @@ class SwmrFrames:
 
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The frames, as they are written."""
-        for path in self.where.scans(stopped):
-            if path is None:
-                yield None
+        for path in _files(self.where, stopped):
+            if not isinstance(path, Path):
+                yield path
                 continue
             yield Began(path.stem)
-            for run in _rows(path, self.where, (self.data,), 2, stopped):
+            for run in rows_of(path, self.where, (self.data,), 2, stopped):
                 if run is None:
                     yield None
                     continue
@@ -138,12 +64,12 @@ class SwmrPositions:
     def records(self, stopped: threading.Event) -> Iterator[Record | None]:
         """The samples, as they are written."""
         where = self.where if self.samples == 1 else replace(self.where, number="none")
-        for path in where.scans(stopped):
-            if path is None:
-                yield None
+        for path in _files(where, stopped):
+            if not isinstance(path, Path):
+                yield path
                 continue
             yield Began(None)
-            for run in _rows(path, where, self.columns, 0, stopped):
+            for run in rows_of(path, where, self.columns, 0, stopped):
                 if run is None:
                     yield None
                     continue
@@ -154,192 +80,27 @@ class SwmrPositions:
             yield Ended()
 
 
-class _Run(NamedTuple):
-    """Rows that are written and follow one another."""
-
-    first: int
-    numbers: NDArray[np.int64]
-    """(row,) of their frames"""
-    values: list[NDArray]
-    """(row, ...) of each dataset"""
-
-
-def _rows(
-    path: Path, where: Followed, names: tuple[str, ...], inner: int, stopped: threading.Event
-) -> Iterator[_Run | None]:
-    """Runs of rows that are written, in their order; None now and then. inner: dimensions of one row's values."""
-    with SwmrFile.followed(path) as shared:
-        follower = _Follower(shared, where, names, inner)
-        changed = time.monotonic()
-        while not stopped.is_set():
-            runs = follower.look()
-            if runs:
-                changed = time.monotonic()
-                yield from runs
-                continue
-            if follower.over or time.monotonic() - changed > where.quiet_s:
-                follower.refuse_unread()
-                return
+def _files(where: Followed, stopped: threading.Event) -> Iterator[Path | Unreadable | None]:
+    """The file of each scan, in turn; None while the next is not there, Unreadable for one that is passed over."""
+    before = {name: _written(name) for name in glob.glob(where.file)} if where.steered else {}
+    yield from (Unreadable(BEFORE) for _ in before)
+    seen: set[str] = set()
+    while not stopped.is_set():
+        found = [name for name in sorted(glob.glob(where.file)) if name not in seen]
+        name = next((name for name in found if name not in before or _written(name) != before[name]), None)
+        if name is None:
+            stopped.wait(0.05)
             yield None
-            stopped.wait(_POLL_S)
+            continue
+        seen.add(name)
+        yield Path(name)
+        if where.file == name:
+            return
 
 
-class _Follower:
-    """Looks for rows that have been written since the last look."""
-
-    def __init__(self, shared: SwmrFile, where: Followed, names: tuple[str, ...], inner: int) -> None:
-        self._shared, self._where, self._names, self._inner = shared, where, names, inner
-        self._generation = -1
-        self._data: list[h5py.Dataset] = []
-        self._keys: h5py.Dataset | None = None
-        self._numbers: RowNumbers | None = None
-        self._unnumbered = 0
-        """Rows that are written and whose numbers are not."""
-        self._finished: h5py.Dataset | None = None
-        self._rows = 1
-        """That are read at once."""
-        self._patience = min(where.quiet_s, _PATIENCE_S)
-        self._torn: float | None = None
-        """Since when the file cannot be read."""
-        self._error: Exception | None = None
-        """And why."""
-        self._next = 0
-        """After the last row that was there."""
-        self._holes: dict[int, float] = {}
-        """Rows before it that were not, and since when."""
-        self.over = False
-
-    def look(self) -> list[_Run]:
-        """Runs of rows that are there now; empty where there are none, and then `over` says whether more may come.
-
-        Raises OSError where the file cannot be read for several seconds, ValueError where it lacks a dataset as long.
-        """
-        with self._shared.turn:
-            try:
-                self._take_hold()
-                runs = self._look()
-            except (OSError, RuntimeError, KeyError, ValueError) as error:
-                self._endure(error)
-                return []
-            self._torn = self._error = None
-            if not runs and not self.over and time.monotonic() - self._shared.opened > _OPEN_S:
-                with contextlib.suppress(OSError):
-                    self._shared.reopen()
-            return runs
-
-    def _take_hold(self) -> None:
-        """Take the datasets out of the file, where it was opened anew."""
-        file = self._shared.open()
-        if self._generation != self._shared.generation:
-            self._data = [real_numbers(dataset_at(file, name), self._inner + 1) for name in self._names]
-            self._keys = real_numbers(optional(file, self._where.keys, _KEYS), 1)
-            self._finished = real_numbers(optional(file, self._where.finished, _FINISHED), 0)
-            self._numbers = self._numbers_in(file)
-            self._rows = min(rows_at_once(dataset, self._inner) for dataset in self._data)
-            self._generation = self._shared.generation
-
-    def _numbers_in(self, file: h5py.File) -> RowNumbers | None:
-        """The numbers of rows, where the file has them and these datasets are written with the frames."""
-        where = self._where
-        if where.number == "none":
-            return None
-        found, asked = optional(file, where.number, _NUMBERS), bool(where.number) or where.first is not None
-        if found is None:
-            return RowNumbers(dataset_at(file, _NUMBERS[0]), where.first) if asked else None
-        if not asked and (found.ndim > 1 or any(each.ndim > self._inner + 1 for each in self._data)):
-            return None  # spread over scan axes: a row is the place of a frame, and no array before it need be missing
-        beside = {self._inner > 0 or written_with(each, found) for each in self._data}
-        if not asked and len(beside) > 1:
-            raise Unfit(
-                f"{file.filename}: found columns of which some are attributes that are written with the frames, "
-                "expected all or none: give number=/PATH, or number=none, which counts rows"
-            )
-        return RowNumbers(real_numbers(found, 1), where.first) if asked or True in beside else None
-
-    def _endure(self, error: Exception) -> None:
-        """The writer lays the file out, or was between two writes, or the file must be opened anew."""
-        now = time.monotonic()
-        self._torn, self._error = self._torn or now, error
-        if now - self._torn > self._patience:
-            self.refuse_unread()
-        self._generation = -1
-        if now - self._shared.opened > _REOPEN_S:
-            with contextlib.suppress(OSError):
-                self._shared.reopen()
-
-    def refuse_unread(self) -> None:
-        """Raise what has kept the file from being read, where it is not read now: a scan that ends so had no end."""
-        if isinstance(self._error, Unfit):
-            raise self._error
-        if self._error is not None:
-            raise OSError(
-                f"{self._shared.path}: found a file that cannot be followed ({self._error}), expected one in SWMR "
-                "mode: its writer must set swmr_mode, on a local disk"
-            ) from self._error
-        if self._unnumbered and self._numbers is not None and self._next <= 1:
-            raise ValueError(
-                f"{self._shared.path}: found {self._unnumbered} rows without a number in {self._numbers.name}, "
-                "expected one for each: give number=/PATH of another dataset, or number=none, which counts rows"
-            )
-
-    def _look(self) -> list[_Run]:
-        finished = self._read_finished()  # before the rows: what was written before it is seen after it
-        keys = None
-        if self._keys is not None:  # before the rows as well: a key is written after its row
-            self._keys.refresh()
-            keys = read_rows(self._keys, 0, min(self._keys.size, self._next + self._rows), 0) != 0
-        for dataset in self._data:
-            dataset.refresh()
-        there = min(length(dataset, self._inner) for dataset in self._data)
-        now = time.monotonic()
-        late = {row: finished or now - since > self._where.skip_s for row, since in self._holes.items()}
-        runs = [run for row in late for run in self._written(row, row + 1, keys, sure=not late[row])]
-        new = self._written(self._next, min(there, self._next + self._rows), keys, sure=not finished)
-        for run in runs:
-            del self._holes[run.first]
-        self._holes = {row: since for row, since in self._holes.items() if not late[row]}
-        for run in new:
-            self._holes |= dict.fromkeys(range(self._next, run.first), now)
-            self._next = run.first + len(run.numbers)
-        self.over = not runs and not new and (finished or 0 < self._where.total <= self._next)
-        return [*runs, *new]
-
-    def _written(self, first: int, last: int, keys: NDArray[np.bool_] | None, *, sure: bool) -> list[_Run]:
-        """Runs of rows among these that are there; sure: with no number that may be a fill value."""
-        self._unnumbered = 0
-        if last <= first:
-            return []
-        values = [read_rows(dataset, first, last, self._inner) for dataset in self._data]
-        if keys is None:
-            there = self._is_there(values, sure)
-        else:
-            there = np.concatenate([keys[first:last], np.zeros(last - first - len(keys[first:last]), bool)])
-        numbers = np.arange(first, last)
-        if self._numbers is not None:
-            numbered, numbers = self._numbers.of(first, last, sure=sure)
-            self._unnumbered = int((there & ~numbered).sum())
-            there = there & numbered
-        there = np.concatenate([[False], there, [False]])
-        edges = np.flatnonzero(np.diff(there.astype(np.int8))).reshape(-1, 2)
-        return [_Run(first + int(low), numbers[low:high], [each[low:high] for each in values]) for low, high in edges]
-
-    def _is_there(self, values: list[NDArray], sure: bool) -> NDArray[np.bool_]:
-        """(row,) by the fill values."""
-        empty, nan = [], False
-        for dataset, each in zip(self._data, values, strict=True):
-            fill = dataset.fillvalue
-            nan |= bool(fill != fill)  # noqa: PLR0124
-            same = np.isnan(each) if fill != fill else each == fill  # noqa: PLR0124 - NaN
-            empty.append(same.reshape(len(each), -1).all(axis=1))
-        return ~(np.logical_or if sure or nan else np.logical_and).reduce(empty)
-
-    def _read_finished(self) -> bool:
-        if self._finished is None:
-            return False
-        self._finished.refresh()
-        if self._finished.size != 1:
-            raise Unfit(
-                f"{self._shared.path}: found {self._finished.name} {self._finished.shape}, expected one number, not 0 "
-                "when the scan is over"
-            )
-        return bool(np.ravel(self._finished[()])[0])
+def _written(name: str) -> tuple[int, int] | None:
+    """What changes when something is written to a file; None: it is not there."""
+    with contextlib.suppress(OSError):
+        status = os.stat(name)
+        return status.st_mtime_ns, status.st_size
+    return None

@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy as np
 from steering.sources.bluesky import BlueskyFrames, BlueskyPositions
 from steering.sources.bluesky_documents import Documents
 from steering.sources.panda import panda
-from steering.sources.streams import Began, Ended, Frame, Record, Samples, Unreadable
-from steering.sources.swmr import Followed, SwmrFrames, SwmrPositions
+from steering.sources.streams import Began, Ended, Frame, Record, Samples, Stream, Unreadable
+from steering.sources.swmr import SwmrFrames, SwmrPositions
+from steering.sources.swmr_rows import Followed
 from steering.sources.tape import read as read_tape, record
 
 N, FRAMES = 16, 6
@@ -54,7 +56,18 @@ def follow_swmr(folder: Path) -> None:
         SwmrFrames(where=where, data=DATA),
         SwmrPositions(where=where, columns=("/entry/y", "/entry/x"), scale=(1.0, 1.0)),
     )
-    in_fork(lambda: [looked_at(stream.records(threading.Event())) for stream in streams])
+    in_fork(lambda: [looked_at(_until_silent(stream)) for stream in streams])
+
+
+def _until_silent(stream: Stream) -> Iterator[Record | None]:
+    """What it says until nothing came for a while: so a source (`end_s`) ends a scan that its file says goes on."""
+    stopped, heard = threading.Event(), time.monotonic()
+    for one in stream.records(stopped):
+        yield one
+        if one is not None:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > 10 * _QUIET_S:
+            stopped.set()
 
 
 def write_dectris(folder: Path) -> None:
