@@ -331,9 +331,8 @@ class Rank:
         if self._probe is not None:
             self.network.optics.set(*self._probe)
             self._probe = None
-        diverged = torch.tensor([int(self._diverged)])  # the ranks' weights are equal, their network buffers are not
-        dist.all_reduce(diverged, dist.ReduceOp.MAX)
-        if diverged:
+        dist.all_reduce(diverged := torch.tensor(int(self._diverged)), dist.ReduceOp.MAX)
+        if diverged:  # on any rank: weights are equal on all, network buffers are not
             self._return_to_served()
         # Labels may have reached the ranks at different times; rank 0's optics hold for all.
         group.broadcast_tensor(self.network.optics.probe, 0)
@@ -343,18 +342,15 @@ class Rank:
     @property
     def _diverged(self) -> bool:
         """Whether a weight or a network buffer, such as a running mean, is not finite that was so when published."""
-        served = self.served.state_dict()
-        now = self.network.state_dict()
-        return any(bool((torch.isfinite(served[name]) & ~torch.isfinite(now[name])).any()) for name in now)
+        pairs = zip(self.served.state_dict().values(), self.network.state_dict().values(), strict=True)
+        return any(bool((before.isfinite() & ~now.isfinite()).any()) for before, now in pairs)
 
     def _return_to_served(self) -> None:
         """After a round that diverged: every rank takes the weights and network buffers that rank 0 last published. The
         optics stay: they are those of the present scan."""
         optics = copy.deepcopy(self.network.optics.state_dict())
-        packed = Packed()
-        packed.add("served.", self.served.state_dict())
-        packed = Packed.from_bytes(group.broadcast_bytes(packed.to_bytes(), 0))
-        self.network.load_state_dict(packed.named("served."))
+        self._align(0)
+        self.network.load_state_dict(self.served.state_dict())
         self.network.optics.load_state_dict(optics)
         self._loop.optimiser.state.clear()
 
