@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
@@ -184,10 +185,23 @@ def _of_decisions(event: Event) -> str | None:
     match event:
         case DecisionLimited():
             return f"{event.count} positions refused: {event.reason}"
-        case DecisionProposed() if event.positions:
-            return f"{event.positions} positions{' and the end of the scan' if event.stop else ''}: {event.reason}"
         case DecisionProposed():
-            return f"the end of the scan: {event.reason}"
+            return f"waits for approval (steering approve): {proposal(event)}"
         case DecisionSettled():
             return f"decision {'approved' if event.approved else 'vetoed'}: {event.by}"
     return None
+
+
+def proposal(event: DecisionProposed) -> str:
+    """What a decision that waits for approval would do, and why."""
+    if not event.positions:
+        return f"the end of the scan: {event.reason}"
+    return f"{event.positions} positions{' and the end of the scan' if event.stop else ''}: {event.reason}"
+
+
+def waiting(proposed: DecisionProposed | None) -> dict[str, Any] | None:
+    """What waits for approval: the proposal in words, the seconds left to answer, and what holds without an answer."""
+    if proposed is None:
+        return None
+    left = max(0.0, proposed.until - time.time())
+    return {"proposal": proposal(proposed), "left_s": left, "default": proposed.default}

@@ -18,7 +18,7 @@ from steering.runner.again import note_going_on
 from steering.runner.assembly import Actors, assemble, in_time
 from steering.runner.background import Background
 from steering.runner.checkpoint import Checkpoints
-from steering.runner.describe import describe
+from steering.runner.describe import proposal
 from steering.runner.devices import say_devices
 from steering.runner.earlier_runs import Start, begin, leave
 from steering.runner.ending import ending_with, refuse_nothing
@@ -150,7 +150,7 @@ class Runner:
             raise ValueError(objection)
         proposed = self.campaign.gate.proposed
         self.take(order)
-        return f"{name}: {describe(proposed)}" if name in ("approve", "veto") and proposed is not None else name
+        return f"{name}: {proposal(proposed)}" if name in ("approve", "veto") and proposed is not None else name
 
     async def identity(self) -> dict[str, Any]:
         """Name of the run's folder, by which people know it, and the process that this runner lives in."""
