@@ -266,10 +266,11 @@ def _command(chosen: argparse.Namespace) -> int:
         return 0
     limits = None
     if chosen.name == "limit":
-        edges = [] if chosen.area is None else [float(edge) for edge in chosen.area.split(",")]
-        if len(edges) not in (0, 4):
-            raise ValueError(f"found --area {chosen.area}, expected four edges: --area=Y0,Y1,X0,X1")
-        area = Field(*edges) if edges else None
+        try:
+            area = None if chosen.area is None else Field(*(float(edge) for edge in chosen.area.split(",")))
+        except (TypeError, ValueError) as error:
+            example = "four numbers, low before high: --area=Y0,Y1,X0,X1, as --area=-1e-6,0,0,1e-6"
+            raise ValueError(f"found --area={chosen.area}, expected {example}") from error
         limits = Limits(area=area, shortest_dwell=chosen.shortest_dwell)
     with attach(chosen.folder, insecure=chosen.insecure) as run:
         _say(run.command(chosen.name, chosen.version, limits=limits))

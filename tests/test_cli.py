@@ -234,6 +234,12 @@ def test_status_tells_how_a_run_stands(capsys):
     assert "0.050 expected, drift not over at the last frame" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("area", ["a,b,c,d", "0,1,2", "0,1,2,3,4", "1,0,0,1", "nan,1,0,1"])
+def test_an_area_that_is_none_is_refused_in_words(capsys, area):
+    assert cli.main(["limit", "live", f"--area={area}"]) == 1
+    assert f"found --area={area}, expected four numbers, low before high: --area=Y0,Y1,X0,X1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [[], ["run"], ["report"], ["status"]])
 def test_help_is_there_for_every_command(capsys, command):
     with pytest.raises(SystemExit, match="0"):

@@ -451,7 +451,8 @@ def watched_to_its_end(environment):
     assert not gone(folder)
     with attach("run") as run:
         until(lambda: run.snapshot().get("frames_acquired"), "the first frame")
-        assert run.command("pause") == "pause"  # so that it goes on until the watcher has come and left
+        # so that it goes on until the watcher has come and left
+        assert run.command("pause").startswith("pause: what is decided")
         watcher = subprocess.Popen(
             [sys.executable, "-m", "steering.cli", "attach", "run"], stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -460,7 +461,7 @@ def watched_to_its_end(environment):
         watcher.send_signal(signal.SIGINT)
         said, _ = watcher.communicate(timeout=60)
         assert (watcher.returncode, said.splitlines()[-1]) == (0, "left; run goes on: `steering stop run` ends it")
-        assert run.command("resume") == "resume"
+        assert run.command("resume") == "resume: the policy decides again where to measure"
         figures = run.result()
     assert figures["status"] == "finished"
     assert figures["frames_predicted"] == figures["frames_acquired"] > 0

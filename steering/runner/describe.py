@@ -8,6 +8,8 @@ from math import isfinite
 from typing import Any
 
 from steering.campaign import (
+    Campaign,
+    Command,
     DecisionLimited,
     DecisionProposed,
     DecisionSettled,
@@ -63,13 +65,41 @@ def in_words(line: Mapping[str, Any]) -> str | None:
 
 def _command(line: Mapping[str, Any]) -> str:
     version = f" to version {line['version']}" if line.get("version") is not None else ""
+    said = f": {limited_to(line) or 'lifted'}" if line["name"] == "limit" else ""
+    return f"{line['name']}{version}{said}, by {line.get('by') or 'somebody'}"
+
+
+def limited_to(line: Mapping[str, Any]) -> str:
+    """The limits that a command in the log sets, in words; empty where it lifts them."""
     limits = []
     if line.get("area") is not None:
         limits.append("y {:.4g} to {:.4g}, x {:.4g} to {:.4g}".format(*line["area"]))
     if line.get("shortest_dwell") is not None:
         limits.append(f"a dwell of {line['shortest_dwell']:g} s or more")
-    said = f": {', '.join(limits) or 'lifted'}" if line["name"] == "limit" else ""
-    return f"{line['name']}{version}{said}, by {line.get('by') or 'somebody'}"
+    return ", ".join(limits)
+
+
+def answer(order: Command, campaign: Campaign) -> str:
+    """What a command that the campaign is about to take will do: its name, and a sentence."""
+    gate = campaign.gate
+    match order.name:
+        case "pause":
+            said = "what is decided is still measured, nothing more is decided until `steering resume`"
+            said = "it is paused already" if gate.paused else said
+        case "resume":
+            said = "the policy decides again where to measure" if gate.paused else "the run was not paused, it goes on"
+        case "stop":
+            said = "nothing more is decided; what was measured is kept, and the report is written"
+        case "rollback":
+            version = campaign.models.before(order.version)
+            said = f"version {version} comes back into service in place of {campaign.version}, training goes on from it"
+        case "limit":
+            limits = limited_to(vars(order))
+            said = f"{limits}, beside the workflow's own limits, until `steering limit` is given without options"
+            said = said if limits else "a person's limits are lifted, the workflow's own hold"
+        case _:
+            said = "" if gate.proposed is None else proposal(gate.proposed)
+    return f"{order.name}: {said}"
 
 
 def describe(event: Event) -> str | None:
