@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from steering import __version__
 from steering.commands import attach, detach, memory, scans, start_here, view
 from steering.commands.words import (
     add_insecure,
@@ -60,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log", choices=KINDS, help="form of the log: text for people, or one JSON object per line (text)"
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"steering {__version__}")
+    parser.set_defaults(command=lambda _: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND")
     run = commands.add_parser(
         "run",
         help="run a workflow file, and write a report at the end",
@@ -211,7 +214,9 @@ def _closed(folder: RunFolder, workflow: Path, ending: _Ending) -> int:
         _complain(f"{_short(folder.path)} goes on in job {successor()}: the job of this process ends")
         return ending.code
     if ending.exited and not folder.events():
-        shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
+        shutil.rmtree(folder.path)  # --help or wrong arguments
+        if ending.code:
+            _complain(f"the workflow did not begin: its folder {_short(folder.path)} is removed again")
         return ending.code
     if ending.returned and ending.code in (0, 75) and detach.left_nothing(folder):
         shutil.rmtree(folder.path)
