@@ -164,6 +164,17 @@ def test_attaching_says_what_is_missing(monkeypatch):
         attach(folder)
 
 
+def test_attaching_to_a_run_that_has_ended_says_how(capsys):
+    folder = run_of("run")
+    folder.end("finished")
+    assert cli.main(["attach", "run"]) == 0
+    assert capsys.readouterr() == ("run finished: `steering status run` says what it left\n", "")
+    failed = run_of("other")
+    failed.end("failed", "no beam")
+    assert cli.main(["attach", "other"]) == 1
+    assert "found a run that failed: no beam" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_run_of_another_user_is_connected_to_only_where_somebody_says_so(capsys):
     """Whoever has its cluster could execute code here: Dask unpickles what a scheduler sends."""
