@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -16,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from steering import __version__
 from steering.commands import attach, detach, memory, scans, start_here, view
 from steering.commands.words import (
     add_insecure,
@@ -61,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log", choices=KINDS, help="form of the log: text for people, or one JSON object per line (text)"
     )
-    parser.add_argument("--version", action="version", version=f"steering {__version__}")
-    parser.set_defaults(command=lambda _: parser.print_help())
+    parser.add_argument("--version", action="store_true", dest="of_steering", help="print the version of steering")
+    parser.set_defaults(command=lambda chosen: _no_command(parser, chosen.of_steering))
     commands = parser.add_subparsers(metavar="COMMAND")
     run = commands.add_parser(
         "run",
@@ -133,6 +133,11 @@ _COMMANDS = {
     "rollback": "put an older model version back into service, and continue training from it",
     "limit": "hold decisions to an area and a shortest dwell, beside the workflow's limits; without options, end that",
 }
+
+
+def _no_command(parser: argparse.ArgumentParser, version: bool) -> int:
+    _say(f"steering {importlib.metadata.version('steering')}" if version else parser.format_help().rstrip())
+    return 0
 
 
 def _run(chosen: argparse.Namespace) -> int:
