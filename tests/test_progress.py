@@ -1,11 +1,13 @@
 """The terminal display: quiet lines for a log, one picture of the state for a person."""
 
+import asyncio
 import contextlib
 import io
 import os
 import pty
 import time
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from rich.console import Console
@@ -23,6 +25,7 @@ from steering.runner import RunFolder
 from steering.runner.client import show_all
 from steering.runner.describe import describe, proposal
 from steering.runner.metrics import Metrics, snapshot
+from steering.runner.runner import Runner
 from steering.view.display import draw, sparkline
 from steering.view.progress import KEPT, Progress, Residuals
 from steering.view.status import status_lines
@@ -243,6 +246,19 @@ def written(descriptor):
         while piece := terminal.read(4096):
             text += piece
     return text.decode()
+
+
+def test_every_display_counts_from_the_start_of_the_run(tmp_path):
+    """Not from that of its campaign, which comes when its workers are there; and not from a clock that is ahead."""
+    folder = RunFolder.create(tmp_path / "run")
+    began = time.time() - 3600
+    folder.write_summary({"started": datetime.fromtimestamp(began).astimezone().isoformat()})
+    runner = Runner(experiment(), folder)
+    assert runner.metrics.begun == folder.started == pytest.approx(began, abs=1e-3)
+    assert 3600 <= asyncio.run(runner.snapshot())["elapsed_s"] < 3660
+    assert status_lines(folder)[0].startswith("run: running for 1 h 0 min")
+    folder.write_summary({"started": datetime.fromtimestamp(time.time() + 3600).astimezone().isoformat()})
+    assert folder.started <= time.time()
 
 
 def test_the_status_tells_a_proposal_in_the_words_of_the_display(tmp_path):

@@ -56,7 +56,7 @@ class Runner:
         self.experiment = experiment
         self.folder = folder
         self.campaign = Campaign(settings=experiment.safe_campaign, frame_time=1 / experiment.source.frame_rate)
-        self.metrics = Metrics(experiment, self.campaign)
+        self.metrics = Metrics(experiment, self.campaign, begun=folder.started)
         self._page = PageState()
         self.optional = Optional(self.take)
         self._actors: Actors | None = None
