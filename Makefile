@@ -4,7 +4,7 @@
 #   make test       the tests and the notebooks (those on recorded scans where STEERING_DATA names their folder)
 #   make test-fast  the tests that start no processes
 #   make lint       ruff and mypy
-#   make docs       the pages of docs/ as a site: site/index.html
+#   make docs       the pages of docs/ as a site: site/index.html (its search needs it served, as it says)
 #   make clean      remove .venv and caches; what is in runs/ stays
 #
 # ARGS is handed on, OUT is the folder of the run:
@@ -56,7 +56,7 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	@$(BIN)/mkdocs build --strict --quiet
-	@echo site/index.html
+	@echo 'site/index.html; its search works where it is served: $(BIN)/python -m http.server -d site'
 
 clean:
 	@rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -60,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log", choices=KINDS, help="form of the log: text for people, or one JSON object per line (text)"
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", dest="of_steering", help="print the version of steering")
+    parser.set_defaults(command=lambda chosen: _no_command(parser, chosen.of_steering))
+    commands = parser.add_subparsers(metavar="COMMAND")
     run = commands.add_parser(
         "run",
         help="run a workflow file, and write a report at the end",
@@ -130,6 +133,11 @@ _COMMANDS = {
     "rollback": "put an older model version back into service, and continue training from it",
     "limit": "hold decisions to an area and a shortest dwell, beside the workflow's limits; without options, end that",
 }
+
+
+def _no_command(parser: argparse.ArgumentParser, version: bool) -> int:
+    _say(f"steering {importlib.metadata.version('steering')}" if version else parser.format_help().rstrip())
+    return 0
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -211,7 +219,9 @@ def _closed(folder: RunFolder, workflow: Path, ending: _Ending) -> int:
         _complain(f"{_short(folder.path)} goes on in job {successor()}: the job of this process ends")
         return ending.code
     if ending.exited and not folder.events():
-        shutil.rmtree(folder.path)  # --help or wrong arguments: the workflow did not begin
+        shutil.rmtree(folder.path)  # --help or wrong arguments
+        if ending.code:
+            _complain(f"the workflow did not begin: its folder {_short(folder.path)} is removed again")
         return ending.code
     if ending.returned and ending.code in (0, 75) and detach.left_nothing(folder):
         shutil.rmtree(folder.path)
@@ -266,10 +276,11 @@ def _command(chosen: argparse.Namespace) -> int:
         return 0
     limits = None
     if chosen.name == "limit":
-        edges = [] if chosen.area is None else [float(edge) for edge in chosen.area.split(",")]
-        if len(edges) not in (0, 4):
-            raise ValueError(f"found --area {chosen.area}, expected four edges: --area=Y0,Y1,X0,X1")
-        area = Field(*edges) if edges else None
+        try:
+            area = None if chosen.area is None else Field(*(float(edge) for edge in chosen.area.split(",")))
+        except (TypeError, ValueError) as error:
+            example = "four numbers, low before high: --area=Y0,Y1,X0,X1, as --area=-1e-6,0,0,1e-6"
+            raise ValueError(f"found --area={chosen.area}, expected {example}") from error
         limits = Limits(area=area, shortest_dwell=chosen.shortest_dwell)
     with attach(chosen.folder, insecure=chosen.insecure) as run:
         _say(run.command(chosen.name, chosen.version, limits=limits))

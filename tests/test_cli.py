@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steering import cli
+from steering import __version__, cli
 from steering.commands.words import message
 from steering.runner.folder import RunFolder
 from tests import command_line
@@ -171,7 +171,9 @@ def test_help_goes_to_the_workflow_and_leaves_no_folder(capsys):
 
 def test_wrong_arguments_of_the_workflow_leave_no_folder(capsys):
     assert cli.main(["run", write(PARSES), "--out", "out", "--ranks", "many"]) == 2
-    assert "invalid int value: 'many'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "invalid int value: 'many'" in told
+    assert told.splitlines()[-1] == "steering: the workflow did not begin: its folder out is removed again"
     assert not Path("out").exists()
 
 
@@ -234,13 +236,31 @@ def test_status_tells_how_a_run_stands(capsys):
     assert "0.050 expected, drift not over at the last frame" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["status"]])
+@pytest.mark.parametrize("area", ["a,b,c,d", "0,1,2", "0,1,2,3,4", "1,0,0,1", "nan,1,0,1"])
+def test_an_area_that_is_none_is_refused_in_words(capsys, area):
+    assert cli.main(["limit", "live", f"--area={area}"]) == 1
+    assert f"found --area={area}, expected four numbers, low before high: --area=Y0,Y1,X0,X1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "report", "status"])
 def test_help_is_there_for_every_command(capsys, command):
     with pytest.raises(SystemExit, match="0"):
-        cli.main([*command, "--help"])
-    assert " ".join(["usage: steering", *command]) in capsys.readouterr().out
+        cli.main([command, "--help"])
+    assert f"usage: steering {command}" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        cli.main(command)
+        cli.main([command])
+
+
+def test_without_a_command_there_is_the_help_and_with_version_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "usage: steering" in shown
+    for words in ([], ["--log", "text"]):
+        assert cli.main(words) == 0
+        assert capsys.readouterr() == (shown, "")
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"steering {__version__}\n"
 
 
 @pytest.mark.slow

@@ -164,6 +164,17 @@ def test_attaching_says_what_is_missing(monkeypatch):
         attach(folder)
 
 
+def test_attaching_to_a_run_that_has_ended_says_how(capsys):
+    folder = run_of("run")
+    folder.end("finished")
+    assert cli.main(["attach", "run"]) == 0
+    assert capsys.readouterr() == ("run finished: `steering status run` says what it left\n", "")
+    failed = run_of("other")
+    failed.end("failed", "no beam")
+    assert cli.main(["attach", "other"]) == 1
+    assert "found a run that failed: no beam" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_run_of_another_user_is_connected_to_only_where_somebody_says_so(capsys):
     """Whoever has its cluster could execute code here: Dask unpickles what a scheduler sends."""
@@ -451,7 +462,8 @@ def watched_to_its_end(environment):
     assert not gone(folder)
     with attach("run") as run:
         until(lambda: run.snapshot().get("frames_acquired"), "the first frame")
-        assert run.command("pause") == "pause"  # so that it goes on until the watcher has come and left
+        # so that it goes on until the watcher has come and left
+        assert run.command("pause").startswith("pause: what is decided")
         watcher = subprocess.Popen(
             [sys.executable, "-m", "steering.cli", "attach", "run"], stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -460,7 +472,7 @@ def watched_to_its_end(environment):
         watcher.send_signal(signal.SIGINT)
         said, _ = watcher.communicate(timeout=60)
         assert (watcher.returncode, said.splitlines()[-1]) == (0, "left; run goes on: `steering stop run` ends it")
-        assert run.command("resume") == "resume"
+        assert run.command("resume") == "resume: the policy decides again where to measure"
         figures = run.result()
     assert figures["status"] == "finished"
     assert figures["frames_predicted"] == figures["frames_acquired"] > 0

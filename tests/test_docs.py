@@ -27,6 +27,7 @@ import torch
 import steering
 from steering import cli
 from steering.commands import detach
+from tests.browser import CHROMIUM, browser
 from tests.command_line import said
 
 ROOT = Path(__file__).parents[1]
@@ -214,6 +215,23 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_outside(tmp_
         assert name in reference
     loads = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"((?:https?:)?//[^\"]+)")
     assert {name: found for name, path in pages.items() if (found := loads.findall(path.read_text()))} == {}
+    switched = ("js/darkmode.js", 'id="hljs-light"', 'id="hljs-dark"')
+    assert [name for name in PAGES if any(one not in pages[name].read_text() for one in switched)] == []
+    if CHROMIUM is not None and importlib.util.find_spec("playwright") is not None:
+        chooses_dark(tmp_path / "index.html")
+
+
+def chooses_dark(page):
+    """By the menu of a page that is read as a file."""
+    with browser() as started:
+        opened, wrong = started.new_context(color_scheme="light").new_page(), []
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.goto(page.as_uri())
+        assert opened.get_attribute("html", "data-bs-theme") == "light"
+        opened.click("#theme-menu")
+        opened.click("[data-bs-theme-value=dark]")
+        assert opened.get_attribute("html", "data-bs-theme") == "dark"
+        assert [error for error in wrong if "search/worker.js" not in error] == [], "search needs a server"
 
 
 def test_files_that_pages_name_are_there():

@@ -1,11 +1,13 @@
 """The terminal display: quiet lines for a log, one picture of the state for a person."""
 
+import asyncio
 import contextlib
 import io
 import os
 import pty
 import time
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from rich.console import Console
@@ -21,8 +23,9 @@ from steering.campaign import (
 )
 from steering.runner import RunFolder
 from steering.runner.client import show_all
-from steering.runner.describe import describe
+from steering.runner.describe import describe, proposal
 from steering.runner.metrics import Metrics, snapshot
+from steering.runner.runner import Runner
 from steering.view.display import draw, sparkline
 from steering.view.progress import KEPT, Progress, Residuals
 from steering.view.status import status_lines
@@ -106,6 +109,36 @@ def test_a_run_that_has_ended_gives_no_alarm():
         assert "drift not over at the last frame" in text
     assert "drift" not in plain([told | {"drift": False}])
     assert "no drift" in drawn(told | {"drift": False})
+
+
+def test_a_run_that_waits_for_a_person_says_so_what_for_and_how_long():
+    """In the display of a narrow terminal, in the lines of a log, and in the list of events."""
+    campaign = Campaign(settings=replace(SETTINGS, approval_s=600.0, unanswered="veto"))
+    metrics = Metrics(experiment(), campaign)
+    now = time.time()
+    for event in (published(0, residual=None), replace(decision(3), time=now)):
+        handled(campaign, event)
+    metrics.note(campaign.raised[-1])
+    source = {"acquire_s": 1.0, "frames_acquired": 0, "frames_dropped": 0, "streams": {}}
+    predictor = {"version": 0, "latency_ms": {}, "predict_s": 0.0}
+    told = snapshot(metrics, source, predictor)
+    assert 595 < told["waits"]["left_s"] <= 600
+    for text in (plain([told]), drawn(told, width=80)):
+        assert "waits for approval" in text
+        assert "`steering approve` or veto, 9:5" in text
+        assert "left, else veto: 3 positions" in text
+        assert "waits for approval (steering approve): 3 positions" in text
+    handled(campaign, command("pause"))
+    for text in (plain([snapshot(metrics, source, predictor)]), drawn(snapshot(metrics, source, predictor), width=80)):
+        assert "paused, waits for approval" in text
+        assert "`steering resume`; `steering approve` or veto" in text
+    handled(campaign, command("veto"))
+    paused = {**snapshot(metrics, source, predictor), "events": []}
+    for text in (plain([paused]), drawn(paused, width=80)):
+        assert "paused  " in text or "paused ─" in text
+        assert "approv" not in text
+    for text in (plain([told | {"status": "finished"}]), drawn(told | {"status": "finished", "events": []})):
+        assert "left, else" not in text
 
 
 def test_an_empty_snapshot_is_shown():
@@ -215,12 +248,25 @@ def written(descriptor):
     return text.decode()
 
 
+def test_every_display_counts_from_the_start_of_the_run(tmp_path):
+    """Not from that of its campaign, which comes when its workers are there; and not from a clock that is ahead."""
+    folder = RunFolder.create(tmp_path / "run")
+    began = time.time() - 3600
+    folder.write_summary({"started": datetime.fromtimestamp(began).astimezone().isoformat()})
+    runner = Runner(experiment(), folder)
+    assert runner.metrics.begun == folder.started == pytest.approx(began, abs=1e-3)
+    assert 3600 <= asyncio.run(runner.snapshot())["elapsed_s"] < 3660
+    assert status_lines(folder)[0].startswith("run: running for 1 h 0 min")
+    folder.write_summary({"started": datetime.fromtimestamp(time.time() + 3600).astimezone().isoformat()})
+    assert folder.started <= time.time()
+
+
 def test_the_status_tells_a_proposal_in_the_words_of_the_display(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
     asked = DecisionProposed(time=0.0, positions=0, reason="enough", stop=True, until=time.time() + 50, default="veto")
     folder.append_event(encode(asked))
     (waits,) = (line for line in status_lines(folder) if line.startswith("  waits"))
-    assert f"{describe(asked)}; approve or veto within" in waits
+    assert f"{proposal(asked)}; approve or veto within" in waits
     folder.append_event(encode(DecisionSettled(time=1.0, approved=True, by="a person")))
     folder.append_event(encode(Command(time=2.0, name="pause")))
     assert "  waits    paused: continue with `steering resume`" in status_lines(folder)

@@ -1,6 +1,7 @@
 """Laws of the runner that need a cluster: a rank that dies, a person's command, a second campaign beside the first."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,11 +152,16 @@ def test_a_person_takes_part_from_another_process(tmp_path):
             if waits and run.snapshot()["frames_acquired"] < 100:  # of some 350: the scan goes on
                 run.command("approve")
             time.sleep(0.05)
-        said("pause", folder.path)
+        assert "nothing more is decided until `steering resume`" in said("pause", folder.path)[0]
+        assert "it is paused already" in said("pause", folder.path)[0]
         assert "expected one of" in said("rollback", folder.path, "--version", 99, code=1)[1]
-        assert said("rollback", folder.path)[1] == ""
+        assert re.match(r"rollback: version \d+ comes back into service in place", said("rollback", folder.path)[0])
         wait_for(folder, "RolledBack", run)
-        assert word_from_elsewhere("stop", folder)
+        assert "y -1e-07 to 0, x 0 to 1, beside the workflow's" in said("limit", folder.path, "--area=-1e-7,0,0,1")[0]
+        assert any("  limits   y -1e-07 to 0, x 0 to 1, by " in line for line in status_lines(folder))
+        assert "a person's limits are lifted" in said("limit", folder.path)[0]
+        assert not any("  limits " in line for line in status_lines(folder))
+        assert "what was measured is kept, and the report is written" in word_from_elsewhere("stop", folder)
         figures = run.result()
     folder.end("finished")
     assert np.abs(folder.objects()["brick"]["position_y"]).max() <= 1.0001e-7

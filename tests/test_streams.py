@@ -15,7 +15,7 @@ cbor2 = pytest.importorskip("cbor2")
 h5py = pytest.importorskip("h5py")
 
 from steering.sources.address_text import parse  # noqa: E402
-from steering.sources.addresses import frames_at, motion_at, positions_at, streams_at  # noqa: E402
+from steering.sources.addresses import __doc__ as GRAMMAR, frames_at, motion_at, positions_at, streams_at  # noqa: E402
 from steering.sources.compression import compress  # noqa: E402
 from steering.sources.dectris import DectrisFrames, Stream2  # noqa: E402
 from steering.sources.panda import PandaPositions, panda  # noqa: E402
@@ -393,6 +393,11 @@ def test_positions_are_read_where_they_were_steered_to_in_every_unit_and_flipped
         np.testing.assert_allclose(samples.rows, where, atol=1e-20)
         motors = "pva://M:Y,M:X?" + options
         assert motion_at(motors).scale == positions_at(motors)[1].scale == positions.scale
+
+
+def test_the_grammar_of_addresses_fits_a_terminal():
+    """It is the end of `live_scan.py --help`."""
+    assert [line for line in GRAMMAR.splitlines() if len(line) > 80] == []
 
 
 def test_addresses_are_read_once_and_refused_in_a_sentence():

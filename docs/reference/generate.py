@@ -1,5 +1,5 @@
 """Parts of the reference that are written when the site is built: the command line, from its own parsers, and public
-names that no page has. MkDocs calls `on_page_markdown` of this file for every page."""
+names that no page has. MkDocs calls `on_page_markdown` and `on_post_page` of this file for every page."""
 
 import argparse
 import ast
@@ -129,3 +129,9 @@ WRITTEN = {"commands": commands, "workflows": workflows, "others": others}
 def on_page_markdown(markdown: str, **_: object) -> str:
     """The text of a page with what is written here in its place."""
     return MARK.sub(lambda mark: WRITTEN[mark[1]](), markdown)
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """The page with what the theme's choice of light or dark switches on and off, and fails without: the colours of
+    code that is coloured in the browser, which here is coloured before."""
+    return output.replace("</head>", '<style id="hljs-light"></style><style id="hljs-dark"></style></head>', 1)

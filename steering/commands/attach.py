@@ -21,7 +21,7 @@ def add_commands(commands: Any) -> None:
         help="show a run that goes on, until it ends or Ctrl-C",
         description="Show the live display of a run that goes on. Ctrl-C leaves it; the run goes on.",
     )
-    attach.add_argument("folder", metavar="DIR", help="folder of a run that has not ended")
+    attach.add_argument("folder", metavar="DIR", help="folder of a run; of one that has finished it says so")
     add_insecure(attach)
     attach.set_defaults(command=_attach)
     found = commands.add_parser("list", help="list the runs below a folder, newest last, with their state")
@@ -44,6 +44,9 @@ def _attach(chosen: argparse.Namespace) -> int:
         _until_begun(folder)
     except KeyboardInterrupt:
         return _left(folder)
+    if folder.summary().get("status") == "finished":
+        say(f"{folder.name} {ended(folder)}: `steering status {short(folder.path)}` says what it left")
+        return 0
     with attach(folder, insecure=chosen.insecure) as run:
         try:
             show_all(run.watch(), Progress())

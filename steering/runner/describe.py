@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
 from steering.campaign import (
+    Campaign,
+    Command,
     DecisionLimited,
     DecisionProposed,
     DecisionSettled,
@@ -62,13 +65,41 @@ def in_words(line: Mapping[str, Any]) -> str | None:
 
 def _command(line: Mapping[str, Any]) -> str:
     version = f" to version {line['version']}" if line.get("version") is not None else ""
+    said = f": {limited_to(line) or 'lifted'}" if line["name"] == "limit" else ""
+    return f"{line['name']}{version}{said}, by {line.get('by') or 'somebody'}"
+
+
+def limited_to(line: Mapping[str, Any]) -> str:
+    """The limits that a command in the log sets, in words; empty where it lifts them."""
     limits = []
     if line.get("area") is not None:
         limits.append("y {:.4g} to {:.4g}, x {:.4g} to {:.4g}".format(*line["area"]))
     if line.get("shortest_dwell") is not None:
         limits.append(f"a dwell of {line['shortest_dwell']:g} s or more")
-    said = f": {', '.join(limits) or 'lifted'}" if line["name"] == "limit" else ""
-    return f"{line['name']}{version}{said}, by {line.get('by') or 'somebody'}"
+    return ", ".join(limits)
+
+
+def answer(order: Command, campaign: Campaign) -> str:
+    """What a command that the campaign is about to take will do: its name, and a sentence."""
+    gate = campaign.gate
+    match order.name:
+        case "pause":
+            said = "what is decided is still measured, nothing more is decided until `steering resume`"
+            said = "it is paused already" if gate.paused else said
+        case "resume":
+            said = "the policy decides again where to measure" if gate.paused else "the run was not paused, it goes on"
+        case "stop":
+            said = "nothing more is decided; what was measured is kept, and the report is written"
+        case "rollback":
+            version = campaign.models.before(order.version)
+            said = f"version {version} comes back into service in place of {campaign.version}, training goes on from it"
+        case "limit":
+            limits = limited_to(vars(order))
+            said = f"{limits}, beside the workflow's own limits, until `steering limit` is given without options"
+            said = said if limits else "a person's limits are lifted, the workflow's own hold"
+        case _:
+            said = "" if gate.proposed is None else proposal(gate.proposed)
+    return f"{order.name}: {said}"
 
 
 def describe(event: Event) -> str | None:
@@ -184,10 +215,23 @@ def _of_decisions(event: Event) -> str | None:
     match event:
         case DecisionLimited():
             return f"{event.count} positions refused: {event.reason}"
-        case DecisionProposed() if event.positions:
-            return f"{event.positions} positions{' and the end of the scan' if event.stop else ''}: {event.reason}"
         case DecisionProposed():
-            return f"the end of the scan: {event.reason}"
+            return f"waits for approval (steering approve): {proposal(event)}"
         case DecisionSettled():
             return f"decision {'approved' if event.approved else 'vetoed'}: {event.by}"
     return None
+
+
+def proposal(event: DecisionProposed) -> str:
+    """What a decision that waits for approval would do, and why."""
+    if not event.positions:
+        return f"the end of the scan: {event.reason}"
+    return f"{event.positions} positions{' and the end of the scan' if event.stop else ''}: {event.reason}"
+
+
+def waiting(proposed: DecisionProposed | None) -> dict[str, Any] | None:
+    """What waits for approval: the proposal in words, the seconds left to answer, and what holds without an answer."""
+    if proposed is None:
+        return None
+    left = max(0.0, proposed.until - time.time())
+    return {"proposal": proposal(proposed), "left_s": left, "default": proposed.default}

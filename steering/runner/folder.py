@@ -92,6 +92,12 @@ class RunFolder:
         """The folder's own name."""
         return self.path.name
 
+    @property
+    def started(self) -> float:
+        """When the run began, seconds since the epoch: from then on every display counts. Now where that is unknown."""
+        said, now = self.summary().get("started"), datetime.now(UTC).timestamp()
+        return min(now, datetime.fromisoformat(said).timestamp()) if said else now
+
     def start(self) -> dict[str, Any]:
         """What the command line has said of its start: `from`, folders of earlier runs, and `memory`, a folder."""
         try:

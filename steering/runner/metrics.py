@@ -36,7 +36,7 @@ from steering.learning import PARTS, Round
 from steering.learning.strategies import STRATEGIES, Strategy
 from steering.records import Ids
 from steering.records.plain import plain, whole
-from steering.runner.describe import describe
+from steering.runner.describe import describe, waiting
 from steering.runner.experiment import Experiment
 
 _OF_PREDICTION = ("backend", "backends", "frames_out_of_order", "frame_ids_missing", "events_waited")
@@ -285,6 +285,7 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
         "remote_share": remote_share(metrics),
         "reason": metrics.reason,
         "paused": campaign.gate.paused,
+        "waits": waiting(campaign.gate.proposed),
         "latency_ms": predictor["latency_ms"],
         "predict_s": predictor["predict_s"],
         "events": [(event.time - metrics.begun, text) for event in metrics.noted if (text := describe(event))],

@@ -18,7 +18,7 @@ from steering.runner.again import note_going_on
 from steering.runner.assembly import Actors, assemble, in_time
 from steering.runner.background import Background
 from steering.runner.checkpoint import Checkpoints
-from steering.runner.describe import describe
+from steering.runner.describe import answer
 from steering.runner.devices import say_devices
 from steering.runner.earlier_runs import Start, begin, leave
 from steering.runner.ending import ending_with, refuse_nothing
@@ -56,7 +56,7 @@ class Runner:
         self.experiment = experiment
         self.folder = folder
         self.campaign = Campaign(settings=experiment.safe_campaign, frame_time=1 / experiment.source.frame_rate)
-        self.metrics = Metrics(experiment, self.campaign)
+        self.metrics = Metrics(experiment, self.campaign, begun=folder.started)
         self._page = PageState()
         self.optional = Optional(self.take)
         self._actors: Actors | None = None
@@ -138,9 +138,9 @@ class Runner:
             if name == "stop":
                 if self.folder.recovering:
                     await asyncio.to_thread(note_stop, self.folder, by)
-                else:
-                    await self.give_up("stopped by a person before it began")
-                return name
+                    return "stop: noted; the run ends in order once it goes on from its checkpoint"
+                await self.give_up("stopped by a person before it began")
+                return "stop: the run ends before it began to measure"
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._measures.wait(), _BEGIN_S)
             if not self._measures.is_set():
@@ -148,9 +148,9 @@ class Runner:
         order = Command(time=time.time(), name=name, version=version, by=by, **limits)
         if (objection := self.campaign.objection(order)) is not None:
             raise ValueError(objection)
-        proposed = self.campaign.gate.proposed
+        said = answer(order, self.campaign)
         self.take(order)
-        return f"{name}: {describe(proposed)}" if name in ("approve", "veto") and proposed is not None else name
+        return said
 
     async def identity(self) -> dict[str, Any]:
         """Name of the run's folder, by which people know it, and the process that this runner lives in."""

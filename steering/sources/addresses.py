@@ -1,43 +1,61 @@
-"""The addresses of live streams: one grammar for the command line, `record`, `inspect` and notebooks.
+"""The addresses of live streams: one grammar for commands and notebooks.
 
-    frames     dectris://HOST:31001            ?channel=threshold_1 &rest=HOST, which is then armed and disarmed, and
-                                               triggered with &trigger=yes
-               pva://PV                        ?queue=1024 &scan=ATTRIBUTE &done=PV &first=N, see below
-               swmr:FILE                       ?data=/PATH &keys=/PATH &finished=/PATH &total=N &quiet=SECONDS,
-                                               &number=/PATH|none &first=N, see below
-               bluesky://HOST:PORT             ?data=KEY &name=KEY of the start document (sample); documents by ZMQ
-               bluesky:FILE                    as above; documents of a file, a JSON array [name, document] in each line
-               play:FILE                       ?speed=1, what `steering record` has written; 0: without waiting; or
-                                               ?step=FILE: a frame for each line that is appended to it (echo >> FILE)
-    positions  zmq://HOST:PORT                 ?y=NAME &x=NAME &socket=pull|sub
-               pva://PV                        ?y=ATTRIBUTE &x=ATTRIBUTE where PV is that of the frames
-               pva://TABLE                     ?y=COLUMN &x=COLUMN &number=COLUMN
-               pva://PV_Y,PV_X                 scalar PVs, as motors' readbacks: what holds at the time of the frame,
-                                               which must come by pva as well
-               swmr:FILE                       ?y=/PATH &x=/PATH, and as above
-               bluesky:...                     ?y=KEY &x=KEY, readings in events or datasets in files
-               play:FILE                       ?speed=1 or ?step=FILE
-    monitor    as positions                    ?value=NAME in place of y and x: the incident intensity; or pva://PV
+    frames     dectris://HOST:31001  ?channel=threshold_1 &rest=HOST, which is
+                                     then armed and disarmed, and triggered
+                                     with &trigger=yes
+               pva://PV              ?queue=1024 &scan=ATTRIBUTE &done=PV
+                                     &first=N, see below
+               swmr:FILE             ?data=/PATH &keys=/PATH &finished=/PATH
+                                     &total=N &quiet=SECONDS &number=/PATH|none
+                                     &first=N, see below
+               bluesky://HOST:PORT   ?data=KEY &name=KEY of the start document
+                                     (sample); documents by ZMQ
+               bluesky:FILE          as above; documents of a file, a JSON
+                                     array [name, document] in each line
+               play:FILE             ?speed=1, what `steering record` has
+                                     written; 0: without waiting; or
+                                     ?step=FILE: a frame for each line that is
+                                     appended to it (echo >> FILE)
+    positions  zmq://HOST:PORT       ?y=NAME &x=NAME &socket=pull|sub
+               pva://PV              ?y=ATTRIBUTE &x=ATTRIBUTE where PV is that
+                                     of the frames
+               pva://TABLE           ?y=COLUMN &x=COLUMN &number=COLUMN
+               pva://PV_Y,PV_X       scalar PVs, as motors' readbacks: what
+                                     holds at the time of the frame, which must
+                                     come by pva as well
+               swmr:FILE             ?y=/PATH &x=/PATH, and as above
+               bluesky:...           ?y=KEY &x=KEY, readings in events or
+                                     datasets in files
+               play:FILE             ?speed=1 or ?step=FILE
+    monitor    as positions          ?value=NAME in place of y and x: the
+                                     incident intensity; or pva://PV
     motion     zmq://HOST:PORT
-               pva://MOTOR_Y,MOTOR_X           ?trigger=PV &dwell=PV &end=PV
+               pva://MOTOR_Y,MOTOR_X ?trigger=PV &dwell=PV &end=PV
 
-A file that says when it is finished ends its scan so, any other after `quiet` seconds (60) without a row. With a motion
-files that are there when the run begins, and are not written to after that, are passed over and counted.
+A file that says when it is finished ends its scan so, any other after `quiet`
+seconds (60) without a row. With a motion files that are there when the run
+begins, and are not written to after that, are passed over and counted.
 
-In a file the number of a frame is its row, or where areaDetector has written it its NDArrayUniqueId less that of the
-first row, so that arrays that its writer drops shift nothing: columns that are its NDAttributes are numbered alike.
-Where the very first array may be dropped say what its number would be (first=1). number=/PATH is another dataset of
-numbers, one for each row; number=none counts rows. Frames and positions of one file take the same options.
+In a file the number of a frame is its row, or where areaDetector has written it
+its NDArrayUniqueId less that of the first row, so that arrays that its writer
+drops shift nothing: columns that are its NDAttributes are numbered alike. Where
+the very first array may be dropped say what its number would be (first=1).
+number=/PATH is another dataset of numbers, one for each row; number=none counts
+rows. Frames and positions of one file take the same options.
 
-Frames of pva have their uniqueId as number. Streams of zmq, swmr and bluesky count from 0: beside them first=N says
-which one a scan begins with, 1 where the detector's ArrayCounter is set to 0 before each scan, as it must be then.
+Frames of pva have their uniqueId as number. Streams of zmq, swmr and bluesky
+count from 0: beside them first=N says which one a scan begins with, 1 where the
+detector's ArrayCounter is set to 0 before each scan, as it must be then.
 
-Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its own server counts: where both are turned
-against the frames both need the flip, or what is decided is measured at a mirrored place. Positions and monitor take
-samples=N of a frame (1), gap=N frames that are interpolated (3; of positions none where the scan is steered, or where
-each is a reading: of bluesky, of scalar PVs), and when_slow=block, which does not read on where frames lag far behind,
-in place of "drop oldest"; what is played takes those of its recording. Two clients of a zmq address with socket=pull
-get half of it each. Every pva address takes server=HOST:PORT, instead of EPICS's own search.
+Positions and motion take unit=m|mm|um|nm|px (m) and flip=y|x|yx, each as its
+own server counts: where both are turned against the frames both need the flip,
+or what is decided is measured at a mirrored place. Positions and monitor take
+samples=N of a frame (1), gap=N frames that are interpolated (3; of positions
+none where the scan is steered, or where each is a reading: of bluesky, of
+scalar PVs), and when_slow=block, which does not read on where frames lag far
+behind, in place of "drop oldest"; what is played takes those of its recording.
+Two clients of a zmq address with socket=pull get half of it each. Every pva
+address takes server=HOST:PORT, instead of EPICS's own search.
 """
 
 from __future__ import annotations

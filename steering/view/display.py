@@ -19,8 +19,8 @@ from steering.runner.stream_lines import stream_lines, troubled
 Snapshot = Mapping[str, Any]
 """Keys, all optional: elapsed_s, status, scan, scan_index, scans_total, frames_acquired, frames_expected,
 frames_predicted, frames_dropped, streams, frames_per_s, version, versions_published, residual, residual_expected,
-drift, training, steps, loss, labels, buffer_samples, buffer_share, remote_share, reason, and events: pairs
-(elapsed_s, text), newest last. A missing key, or None, is unknown."""
+drift, training, steps, loss, labels, buffer_samples, buffer_share, remote_share, reason, paused, waits (for approval:
+proposal, left_s, default), and events: pairs (elapsed_s, text), newest last. A missing key, or None, is unknown."""
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 100
@@ -44,13 +44,16 @@ def draw(snapshot: Snapshot, trust: Sequence[tuple[float, bool]] = ()) -> Render
     rows.add_row("train", _learning(snapshot))
     rows.add_row("buffer", _memory(snapshot))
     rows.add_row("next", Text(one_line(snapshot.get("reason") or "-"), style="italic", overflow="ellipsis"))
+    if waits := waits_in_words(snapshot):
+        rows.add_row("waits", Text(waits, style="bold yellow", overflow="ellipsis"))
     parts: list[RenderableType] = [rows]
     events = list(snapshot.get("events") or ())[-5:]
     if events:
         parts += [Rule(style="dim"), *(_event(when, text) for when, text in events)]
     status = str(snapshot.get("status") or "running")
     colour = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow"}.get(status, "cyan")
-    title = Text.assemble(("steering", "bold"), "  ", (status, f"bold {colour}"))
+    state = state_in_words(snapshot)
+    title = Text.assemble(("steering", "bold"), "  ", (state, f"bold {colour if state == status else 'yellow'}"))
     elapsed = Text(clock(snapshot.get("elapsed_s") or 0.0), style="bold")
     body = Padding(Group(*parts), (0, 1))
     panel = Panel(
@@ -147,6 +150,24 @@ def drift_in_words(snapshot: Snapshot) -> str:
     if not snapshot.get("drift"):
         return ""
     return "DRIFT" if (snapshot.get("status") or "running") == "running" else "drift not over at the last frame"
+
+
+def state_in_words(snapshot: Snapshot) -> str:
+    """The status; of a run that goes on also whether it is paused, or waits for a person."""
+    status = str(snapshot.get("status") or "running")
+    held = [*(["paused"] if snapshot.get("paused") else []), *(["waits for approval"] if snapshot.get("waits") else [])]
+    return ", ".join(held) if held and status == "running" else status
+
+
+def waits_in_words(snapshot: Snapshot) -> str:
+    """What a run that goes on waits for from a person, and the command; empty where it waits for nothing."""
+    if (snapshot.get("status") or "running") != "running":
+        return ""
+    found = ["`steering resume`"] if snapshot.get("paused") else []
+    if waits := snapshot.get("waits"):
+        left = f"{clock(waits['left_s'])} left, else {waits['default']}"
+        found.append(f"`steering approve` or veto, {left}: {one_line(waits['proposal'])}")
+    return "; ".join(found)
 
 
 def sparkline(values: Sequence[tuple[float, bool]], width: int, expected: float | None = None) -> Text:

@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 from IPython.display import HTML, DisplayHandle, Image, display
 
-from steering.view.display import Snapshot, clock, drift_in_words, one_line
+from steering.view.display import Snapshot, clock, drift_in_words, one_line, state_in_words
 from steering.view.pictures import live_picture
 
 
@@ -51,7 +51,7 @@ def _shown(handle: DisplayHandle | None, content: Any) -> DisplayHandle | None:
 
 def _sentence(snapshot: Snapshot) -> str:
     known = snapshot.get
-    parts = [str(known("status") or "running")]
+    parts = [state_in_words(snapshot)]
     if known("elapsed_s") is not None:
         parts.append(clock(snapshot["elapsed_s"]))
     if known("scan") is not None:

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.live import Live
 
-from steering.view.display import Snapshot, clock, draw, drift_in_words, one_line, place
+from steering.view.display import Snapshot, clock, draw, drift_in_words, one_line, place, state_in_words, waits_in_words
 
 PLAIN_EVERY_S = 5.0
 KEPT = 720
@@ -120,7 +120,9 @@ class _Lines:
 
 def _plain_line(snapshot: Snapshot) -> str:
     known = snapshot.get
-    parts = [f"{clock(snapshot['elapsed_s'])}  {known('status') or 'running':<8}"]
+    parts = [f"{clock(snapshot['elapsed_s'])}  {state_in_words(snapshot):<8}"]
+    if waits := waits_in_words(snapshot):
+        parts.append(waits)
     if known("scan") is not None:
         parts.append(f"{known('scan')}{place(snapshot, ' (', ')')}")
     if known("frames_acquired") is not None:

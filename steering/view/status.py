@@ -11,7 +11,7 @@ from steering.campaign import DecisionProposed, decode
 from steering.files import read_json
 from steering.runner.again import checkpoint_age, continued_by
 from steering.runner.alone import unsteered
-from steering.runner.describe import describe
+from steering.runner.describe import limited_to, proposal
 from steering.runner.devices import devices_in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
@@ -36,6 +36,7 @@ def status_lines(folder: RunFolder) -> list[str]:
         ("saved", _saved(folder, summary)),
         ("device", _devices(events) if running else ""),
         ("waits", _waits(summary, events)),
+        ("limits", _limits(events) if running else ""),
         ("stop", _stop(folder, summary)),
         ("jobs", "; ".join(waits_for(folder)) if running else ""),
         *(("failed", failed) for failed in _failed(events)),
@@ -180,8 +181,15 @@ def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     if not isinstance(proposed, DecisionProposed):
         return paused
     left = duration(proposed.until - time.time())
-    proposal = f"{describe(proposed)}; approve or veto within {left}, else {proposed.default}"
-    return f"{proposal}; {paused}" if paused else proposal
+    waits = f"{proposal(proposed)}; approve or veto within {left}, else {proposed.default}"
+    return f"{waits}; {paused}" if paused else waits
+
+
+def _limits(events: list[dict[str, Any]]) -> str:
+    """A person's limits that hold, beside the workflow's own."""
+    given = [e for e in events if e.get("event") == "Command" and e["name"] == "limit"]
+    held = limited_to(given[-1]) if given else ""
+    return f"{held}, by {given[-1].get('by') or 'somebody'}; `steering limit` lifts them" if held else ""
 
 
 def _stop(folder: RunFolder, summary: Mapping[str, Any]) -> str:

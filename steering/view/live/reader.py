@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ class Reader:
         self._every = every_s
         self._run: Attached | None = None
         self._reaching = threading.Lock()
-        self._course = Course(_started(folder))
+        self._course = Course(folder.started)
         self._tail = Tail(folder)
         self._state: dict[str, Any] = {}
         self._folder_facts: dict[str, Any] = {}
@@ -276,8 +275,3 @@ class Reader:
 def _deliver(data: bytes, viewers: set[Send]) -> None:
     for send in viewers:
         send(data)
-
-
-def _started(folder: RunFolder) -> float:
-    started = folder.summary().get("started")
-    return datetime.fromisoformat(started).timestamp() if started else time.time()
