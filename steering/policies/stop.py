@@ -21,8 +21,8 @@ _BETTER = 1.25
 """So many times the model's residual is what the image must have left at first: by less it was hardly worse."""
 _TOLERANCE = 0.1
 """Share of the Poisson floor that is added to the model's residual, and no more than this share of what the image left
-at first: a model without error would ask for an image without error, and the floor itself is known to some percent. This
-and `_BETTER` were chosen on samples of bench_steering."""
+at first: a model without error would ask for an image without error, and the floor itself is known to some percent.
+This and `_BETTER` were chosen on samples of bench_steering."""
 
 
 class StopRule:
