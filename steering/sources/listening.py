@@ -25,6 +25,8 @@ class Seen:
     """Number of the first."""
     began: float = 0.0
     ended: float = 0.0
+    armed: bool = False
+    """A scan was announced."""
     scans: list[str] = field(default_factory=list)
     header: Mapping[str, Any] = field(default_factory=dict)
     trouble: str = ""
@@ -33,14 +35,20 @@ class Seen:
     def line(self) -> str:
         """All that in a line."""
         if not self.count:
-            return f"nothing came{f': {self.trouble}' if self.trouble else ''}"
+            what = f" ({', '.join(self._said())})" if self._said() else ""
+            came = f"armed{what}, nothing more came" if self.armed else "nothing came"
+            return f"{came}{f': {self.trouble}' if self.trouble else ''}"
         taken = self.ended - self.began
         rate = f"{(self.count - 1) / taken:.1f}/s" if self.count > 1 and taken > 0 else "one only"
         parts = [self.what, rate, f"first number {self.first}"]
-        parts += [f"scan {', '.join(self.scans)}"] if self.scans else []
-        parts += [f"{name} {_value(value)}" for name, value in self.header.items()]
+        parts += self._said()
         parts += [f"trouble: {self.trouble}"] if self.trouble else []
         return ", ".join(parts)
+
+    def _said(self) -> list[str]:
+        """What was announced."""
+        scans = [f"scan {', '.join(self.scans)}"] if self.scans else []
+        return scans + [f"{name} {_value(value)}" for name, value in self.header.items() if value is not True]
 
     def note(self, record: Record) -> None:
         """Take in a record."""
@@ -58,7 +66,7 @@ class Seen:
                 self._more(len(record.rows), record.first, now, f"({row}) at first")
             case Began():
                 self.scans += [record.name] if record.name is not None else []
-                self.header = dict(record.header)
+                self.header, self.armed = dict(record.header), True
             case Unreadable():
                 self.trouble = record.reason
 
