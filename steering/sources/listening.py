@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import threading
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from steering.sources.streams import Began, Frame, Record, Samples, Stream, Unreadable
+from steering.sources.swmr import SwmrFrames, SwmrPositions
 
 
 @dataclass
@@ -103,7 +105,16 @@ def listen(streams: Mapping[str, Stream], seconds: float) -> dict[str, Seen]:
     stopped.set()
     for thread in threads:
         thread.join(5.0)
+    for name, stream in streams.items():
+        found[name].trouble = found[name].trouble or _no_file(stream)
     return found
+
+
+def _no_file(stream: Stream) -> str:
+    """That a file which is followed is not there; empty where it is, or there is none to be followed."""
+    if not isinstance(stream, SwmrFrames | SwmrPositions) or glob.glob(stream.where.file):
+        return ""
+    return f"found no file {stream.where.file}, expected one that is being written: check the path, or begin to write"
 
 
 def _value(value: Any) -> str:
