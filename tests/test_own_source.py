@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from distributed import Client
 
 from steering import (
     ER,
@@ -19,6 +20,7 @@ from steering import (
     local,
     make_chunk,
     run,
+    start,
     zone_plate,
 )
 from steering.policies import Policy
@@ -55,7 +57,7 @@ def carried_out(source, folder, client):
         campaign=CampaignSettings(steps=2, label_every=20, rounds_after_end=0),
         device="cpu",
     )
-    return run(experiment, client, RunFolder.create(folder))
+    return run(experiment, client, folder)
 
 
 def test_the_source_of_the_page_reaches_the_end_of_its_campaign_and_a_fault_in_it_ends_the_run(tmp_path):
@@ -77,13 +79,27 @@ def test_the_source_of_the_page_reaches_the_end_of_its_campaign_and_a_fault_in_i
             raise ValueError("found no stream, expected one")
 
     with local(ranks=1) as client:
-        figures = carried_out(measuring(page), tmp_path / "run", client)
+        figures = carried_out(measuring(page), str(tmp_path / "run"), client)
         assert RunFolder(tmp_path / "run").summary()["status"] == "finished"
         assert figures["frames_predicted"] == figures["frames_acquired"] == FRAMES
         assert figures["frames_dropped"] == 0
         for kind, words in ((Miscounts, "no counter"), (Leaves, "the detector is off"), (LooksAway, "no stream")):
             with pytest.raises((ValueError, RuntimeError), match=words):
                 carried_out(measuring(kind), tmp_path / kind.__name__, client)
+
+
+def test_a_run_makes_its_folder_at_a_path_and_none_where_the_cluster_cannot_take_it(tmp_path):
+    """The runs of this module's first test are given paths too."""
+    given = RunFolder.create(tmp_path / "given")
+    assert RunFolder.of(given) is given
+    assert RunFolder.of(str(tmp_path / "new")).summary()["status"] == "running"
+    with pytest.raises(FileExistsError, match="found a folder with files in it, expected a new or empty one"):
+        RunFolder.of(tmp_path / "new")
+    with Client(n_workers=0, dashboard_address=None, processes=False) as client:
+        for begin in (run, start):
+            with pytest.raises(RuntimeError, match="found no worker with the resource"):
+                begin(None, client, str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
 
 
 class Bare(Source):
