@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import sys
 import threading
 from argparse import Namespace
@@ -13,6 +15,7 @@ import pytest
 from steering.cli import main
 from steering.records import Decision
 from steering.runner.folder import RunFolder
+from steering.sources.listening import listen
 from steering.sources.streams import Began, Ended, Frame, Samples
 from steering.sources.tape import record
 from steering.view.status import status_lines
@@ -186,6 +189,42 @@ def test_a_dry_run_takes_the_optics_that_a_detector_says_with_any_wait(tmp_path,
     assert "the detector says: distance 2.4" in said
     assert "the detector says: centre 30 34, which is not used: give --centre 30 34" in said
     assert "orientation: not known: found 5 frames to begin a probe from, expected 30 or more" in said
+
+
+def test_a_stream_that_is_armed_and_sends_nothing_says_what_was_announced():
+    header = {"wavelength": 1.4089e-10, "distance": 2.4, "armed": True}
+    streams = {"frames": Told(records_=(Began("gravel", 0, header),)), "positions": Told(records_=(None,))}
+    found = listen({**streams, "monitor": Told(records_=(Began(None, 0, {}),))}, 0.3)
+    assert found["frames"].line() == "armed (scan gravel, wavelength 1.4089e-10, distance 2.4), nothing more came"
+    assert found["positions"].line() == "nothing came"
+    assert found["monitor"].line() == "armed, nothing more came"
+
+
+def test_a_scan_of_which_the_truth_has_nothing_is_named_once(capsys):
+    live_scan.warn_of_unknown(Path("truth.npz"), {"gravel": None}, ["gravel"])
+    assert capsys.readouterr().err == ""
+    live_scan.warn_of_unknown(Path("truth.npz"), {"gravel": None}, ["gravel", "scan-2"])
+    said = capsys.readouterr().err
+    assert said.startswith("truth.npz: found arrays gravel and measured scan-2, expected an array of each scan's name")
+
+
+@pytest.mark.slow
+def test_the_addresses_of_the_page_are_those_of_the_served_beamline_and_a_dry_run_says_what_it_took(tmp_path, capsys):
+    port = next(port for port in range(31001, 32000, 2) if free(port) and free(port + 1))
+    with served(tmp_path, "--protocol", "dectris", "--port", str(port), "--samples", "1", "--frames", "9") as addresses:
+        assert addresses["frames"] == f"dectris://127.0.0.1:{port}"
+        assert addresses["positions"].startswith(f"zmq://127.0.0.1:{port + 1}?y=INENC1&x=INENC2&unit=um")
+        words = ["run", "--out", str(tmp_path / "run"), "workflows/live_scan.py", "--source", addresses["frames"]]
+        assert main([*words, "--positions", addresses["positions"], "--dry-run", "--listen", "2"]) == 1
+    heard = capsys.readouterr()
+    assert re.search(r"^frames: armed \(scan gravel, .*distance 2.4\), nothing more came$", heard.out, re.MULTILINE)
+    assert "this dry run has taken the detector's start message: arm it anew before the run" in heard.out
+    assert "silent for 2 s, expected it to send: what is armed waits for its trigger, or to be told where" in heard.err
+
+
+def free(port):
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_a_least_monitor_without_a_monitor_is_refused_before_anything_is_opened(tmp_path, capsys):

@@ -5,6 +5,9 @@ import contextlib
 import io
 import os
 import pty
+import shlex
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -296,3 +299,46 @@ def test_the_status_names_the_figures_of_the_display(tmp_path):
         assert "0.050 expected" in text
         assert "version 1" in text
         assert "2 published" in text
+
+
+SHOWS = """
+import time
+from steering import Progress
+
+def main(folder, arguments):
+    progress = Progress()
+    for k in range(20):
+        progress.show({"elapsed_s": 6.0 * k})
+        time.sleep(0.02)
+    progress.close()
+    print("the workflow's own last words")
+    (folder.path / "whole").touch()
+"""
+
+
+@pytest.mark.parametrize("ending", ["2>errors | head -3", "2>&1 | head -3", "2>errors | true", "2>errors >&-"])
+def test_a_run_goes_on_to_its_end_when_nobody_reads_what_it_prints(tmp_path, ending):
+    (tmp_path / "shows.py").write_text(SHOWS)
+    command = f"{shlex.quote(sys.executable)} -m steering.cli run --out run shows.py {ending}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "whole").exists()
+    assert RunFolder(tmp_path / "run").summary()["status"] == "finished"
+    said = done.stderr + ((tmp_path / "errors").read_text() if "errors" in ending else "")
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+
+
+def test_a_terminal_that_is_closed_does_not_end_the_run():
+    person, ours = pty.openpty()
+    with os.fdopen(ours, "w") as terminal:
+        progress = Progress(terminal)
+        progress.show(WHOLE)
+        os.close(person)
+        for _ in range(3):
+            progress.show(WHOLE)
+        progress.close()
+        print("later words", file=terminal, flush=True)
+    assert sys.stdout is not terminal

@@ -15,6 +15,7 @@ import pytest
 
 from steering.ptychography import Canvas, simulate, zone_plate
 from steering.sources import ORIENTATIONS, Recording, read_recording
+from steering.sources.inspection import inspect_lines
 from steering.sources.orientation import turn
 
 N = 16
@@ -118,6 +119,18 @@ def test_detector_compression_and_frames_in_separate_datasets(tmp_path: Path) ->
         file["entry_1/sample_1/geometry_1/translation"] = np.tile(translation(), (2, 1))
     taken = read(path)
     np.testing.assert_array_equal(taken.counts[:6], counts())
+
+
+def test_inspecting_an_npz_names_frames_and_positions_by_their_arrays(tmp_path: Path) -> None:
+    lines = inspect_lines(write_npz(tmp_path / "scan.npz"))
+    assert lines[1] == f"frames: data float32 (1, {FRAMES}, {N}, {N})"
+    assert lines[2].startswith(f"positions: scan float32 (1, {FRAMES}, 2), {FRAMES} (y, x), y from ")
+    assert lines[-1] == f"probe: probe complex64 (1, 1, 1, 1, {N}, {N})"
+
+
+def test_inspecting_a_folder_says_that_it_is_one(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=r"found a folder, expected a recorded scan: give a file in it"):
+        inspect_lines(tmp_path)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

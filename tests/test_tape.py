@@ -9,6 +9,7 @@ import random
 import struct
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -337,6 +338,30 @@ def test_the_command_line_records_what_an_address_gives(tmp_path, capsys):
     assert frames.startswith("frames: ")
     assert " at first" in positions
     assert monitor == "monitor: nothing came"
+    assert main(["record", tape, "--out", str(again), "--seconds", "0.1"]) == 1
+    assert "b.tape: found a file, expected a new name: a recording replaces nothing" in capsys.readouterr().err
+    assert main(["record", tape, "--out", str(tmp_path / "none" / "c.tape"), "--seconds", "0.1"]) == 1
+    assert f"c.tape: found no folder {tmp_path / 'none'}, expected it: make it first" in capsys.readouterr().err
+
+
+def test_a_recording_of_nothing_leaves_no_file_and_says_so(tmp_path, capsys):
+    nothing = tmp_path / "nothing.tape"
+    assert main(["record", f"swmr:{tmp_path / 'no.h5'}", "--out", str(nothing), "--seconds", "0.3"]) == 1
+    assert "found frames silent, expected them to send: nothing was recorded" in capsys.readouterr().err
+    assert not nothing.exists()
+
+    def broken(stopped):
+        raise OSError("found the cable pulled out, expected it plugged in")
+
+    with pytest.raises(OSError, match="cable"):
+        record({"frames": SimpleNamespace(records=broken)}, nothing, threading.Event())
+    assert not nothing.exists()
+
+
+def test_a_file_that_is_followed_and_is_not_there_is_named(tmp_path, capsys):
+    missing = tmp_path / "no.h5"
+    assert main(["inspect", f"swmr:{missing}", "--listen", "0.2"]) == 0
+    assert f"frames: nothing came: found no file {missing}, expected one that is being" in capsys.readouterr().out
     assert main(["record", "tango://x", "--out", str(tmp_path / "c.tape")]) == 1
     assert "found the protocol 'tango'" in capsys.readouterr().err
 

@@ -10,8 +10,9 @@ Without --probe one is begun from the first frames, which are measured on a rast
 
 import argparse
 import json
+import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def main(folder: RunFolder, arguments: list[str]) -> None:
         device=options.device,
     )
     with cluster(options.cluster, ranks=options.ranks, folder=folder.path, insecure=options.insecure) as client:
-        run(experiment, client, folder, show=Progress())
+        figures = run(experiment, client, folder, show=Progress())
+    if options.truth is not None:
+        warn_of_unknown(options.truth, source.settings.truths, figures["scans"])
 
 
 def dry_run(options: argparse.Namespace) -> None:
@@ -86,11 +89,13 @@ def dry_run(options: argparse.Namespace) -> None:
     found = listen(streams_at(options.source, options.positions, monitor=options.monitor).named(), options.listen)
     for name, seen in found.items():
         print(f"{name}: {seen.line()}", flush=True)
+    if found[FRAMES].armed and says_optics(options.source):
+        print("this dry run has taken the detector's start message: arm it anew before the run", flush=True)
     silent = [name for name, seen in found.items() if not seen.count]
     if silent:
-        raise RuntimeError(
-            f"found {' and '.join(silent)} silent for {options.listen:g} s, expected it to send: is it armed?"
-        )
+        asks = "what is armed waits for its trigger, or to be told where to measure"
+        asks = asks if any(found[name].armed for name in silent) else "is it armed?"
+        raise RuntimeError(f"found {' and '.join(silent)} silent for {options.listen:g} s, expected it to send: {asks}")
     if options.orientation != "auto":
         return
     if unit_of(options.positions) != "px" and says_optics(options.source):
@@ -251,6 +256,18 @@ def given_probe(path: Path, window: int) -> NDArray[np.complex64]:
             f"{path}: found a probe {probe.shape}, expected (mode, {window}, {window}): give --window, or crop it"
         )
     return probe
+
+
+def warn_of_unknown(path: Path, truths: Mapping[str, object], scans: Sequence[str]) -> None:
+    """Say of which scans no error was measured, as the file has nothing of their names."""
+    if unknown := [scan for scan in scans if scan not in truths]:
+        print(
+            f"{path}: found arrays {', '.join(truths) or 'none'} and measured {', '.join(unknown)}, expected an array "
+            "of each scan's name: there are no errors of these. A scan has the name that the detector's start message "
+            "says; who listens before the run, as a dry run does, takes that message away",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def known_objects(path: Path) -> dict[str, NDArray[np.complex64]]:

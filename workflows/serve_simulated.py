@@ -95,6 +95,7 @@ def make_publisher(options: argparse.Namespace, folder: RunFolder, beamline: Sim
 
         return DectrisPublisher(
             port=options.port,
+            positions_port=options.port + 1 if options.port else 0,
             compression=options.compression,
             samples=options.position_samples,
             geometry=beamline.geometry,
@@ -111,7 +112,12 @@ def make_publisher(options: argparse.Namespace, folder: RunFolder, beamline: Sim
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="serve_simulated.py", description=__doc__.split("\n")[0])
     parser.add_argument("--protocol", choices=("dectris", "pva", "swmr", "bluesky"), required=True)
-    parser.add_argument("--port", type=int, default=0, help="of the frames (any that is free)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=0,
+        help="of the frames, with dectris; positions are at the next one (any that is free)",
+    )
     parser.add_argument("--compression", choices=("bslz4", "lz4"), default="bslz4", help="of the frames (bslz4)")
     parser.add_argument("--no-keys", action="store_true", help="swmr: the file says nowhere which rows are written")
     parser.add_argument("--samples", type=int, default=3, help="how many of the demo's three samples (3)")

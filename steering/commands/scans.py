@@ -79,6 +79,12 @@ def _record(chosen: argparse.Namespace) -> int:
         counts = record(following, Path(chosen.out), stopped, addresses)
     finally:
         signal.signal(signal.SIGINT, before)
+    if not any(counts.values()):
+        Path(chosen.out).unlink()
+        raise RuntimeError(
+            f"found {' and '.join(counts)} silent, expected them to send: nothing was recorded, and no file is left. "
+            "Check the addresses, and whether the beamline is armed (`steering inspect` listens too)"
+        )
     say(f"{chosen.out}: {', '.join(f'{count} records of {name}' for name, count in counts.items())}")
     return 0
 

@@ -8,8 +8,10 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 from steering.logs import VARIABLE
+from steering.view.unheard import give_up
 
 _LONGEST = 400
 
@@ -45,8 +47,7 @@ def add_insecure(command: argparse.ArgumentParser) -> None:
 
 def say(line: str) -> None:
     """A line for who asked for it: standard output."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    _write(sys.stdout, line)
 
 
 def complain(line: str) -> None:
@@ -54,5 +55,15 @@ def complain(line: str) -> None:
     if os.environ.get(VARIABLE) == "json":
         logging.getLogger("steering").error(line)
         return
-    sys.stderr.write(f"steering: {line}\n")
-    sys.stderr.flush()
+    _write(sys.stderr, f"steering: {line}")
+
+
+def _write(stream: TextIO | None, line: str) -> None:
+    """Where nobody takes it, as after `| head`, that is no failure."""
+    if stream is None:  # it was closed before this process began
+        return
+    try:
+        stream.write(line + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        give_up(stream)

@@ -81,7 +81,8 @@ def _read_arrays(file: Any, memory: Memory, look: bool) -> dict[str, Any]:
     scan = _without_leading_ones(arrays["scan"], 2)
     if scan.ndim != 2 or scan.shape[1] != 2 or scan.dtype.kind not in "uif":
         raise ValueError(f"found the array scan of {scan.dtype} {scan.shape}, expected real (frame, 2): y, x")
-    said = {name: f"{name} {array.dtype} {array.shape}" for name, array in arrays.items()}
+    meant = {"data": "frames", "scan": "positions", "probe": "probe"}
+    said = {meant[name]: f"{name} {array.dtype} {array.shape}" for name, array in arrays.items()}
     found = {"layout": "npz", "frames": _without_leading_ones(arrays["data"], 3), "amplitude": False, "said": said}
     found |= {"positions": scan.astype(np.float64), "length": "object pixel"}
     found |= {"missing": [], "notes": [], "doubts": {}}

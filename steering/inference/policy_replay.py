@@ -11,6 +11,7 @@ import numpy as np
 from steering.campaign import DecisionSuggested
 from steering.policies import Policy
 from steering.records import MEASURED, Decision
+from steering.records.optional_parts import offers
 
 Position = tuple[float, float]
 Item = tuple[Position, str, float | None]
@@ -97,7 +98,7 @@ class PolicyReplay:
             if reason == MEASURED:
                 self._settle(Counter(part.positions))
                 continue
-            if not hasattr(policy, "declined"):
+            if not offers(policy, "declined"):
                 continue
             rows = [row for row, where in enumerate(part.positions) if not self._owed[where]]
             if rows or part.stop:
@@ -108,7 +109,7 @@ class PolicyReplay:
     def end(self, policy: Policy, reason: str) -> None:
         """Tell a policy that wants to know it why its scan was ended; no reason: it was not. What was open with it is
         closed: the next scan may come to the same positions."""
-        if reason and hasattr(policy, "ended"):
+        if reason and offers(policy, "ended"):
             policy.ended(reason)
             self._owed.clear()
             self._spare.clear()

@@ -14,6 +14,7 @@ from steering.inference.live import LiveImage
 from steering.inference.policy_replay import OpenAccount, PolicyReplay
 from steering.policies import Policy
 from steering.records import Ids
+from steering.records.optional_parts import offers
 from steering.records.plain import plain, whole
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def policy_state(
 ) -> dict[str, Any]:
     """What `SavedPolicy.read` reads, in JSON's types."""
     state = None
-    if hasattr(policy, "state") and hasattr(policy, "restore"):
+    if offers(policy, "state") and offers(policy, "restore"):
         try:
             state = plain(policy.state())
         except TypeError as error:

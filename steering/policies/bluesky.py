@@ -13,6 +13,7 @@ import numpy as np
 
 from steering.policies.candidates import Policy
 from steering.records import Decision, Prediction
+from steering.records.optional_parts import offers
 
 
 class BlueskyAgent:
@@ -98,7 +99,7 @@ class BlueskyAgent:
     def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
         """Take in that the measurement of suggestions failed: they will have no outcome, and count as declined."""
         found = [self._open.pop(suggestion["_id"]) for suggestion in suggestions if suggestion["_id"] in self._open]
-        if found and hasattr(self.policy, "declined"):
+        if found and offers(self.policy, "declined"):
             reason = "its measurement failed"
             self.policy.declined(Decision(positions=np.array(found), reasons=(reason,) * len(found)), reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from steering.policies.dwell import DwellRule
 from steering.policies.stop import StopRule
 from steering.records import Decision, Prediction
+from steering.records.optional_parts import optional
 
 
 class Policy(Protocol):
@@ -27,6 +29,7 @@ class Policy(Protocol):
     as much again as the residual.
     """
 
+    @abstractmethod
     def ingest(self, prediction: Prediction, live: Any) -> None:
         """Take in predictions of frames, each frame once, in the order of arrival.
 
@@ -37,6 +40,7 @@ class Policy(Protocol):
         another one once something there has changed: a policy need not read the whole image each time.
         """
 
+    @abstractmethod
     def suggest(self, n: int) -> Decision:
         """Up to n positions (length unit) to measure next, each with its reason; stop=True with the last of a scan.
 
@@ -44,6 +48,7 @@ class Policy(Protocol):
         scan. An exception ends the run.
         """
 
+    @optional
     def declined(self, decision: Decision, reason: str) -> None:
         """Take in what of an earlier suggestion is not carried out: vetoed, outside the safe limits, or refused by the
         source. There will be no frame at its positions; with stop=True the scan goes on.
@@ -51,15 +56,18 @@ class Policy(Protocol):
         It is called before the next `suggest`. This method is optional.
         """
 
+    @optional
     def state(self) -> Mapping[str, Any]:
         """What this policy has learnt and suggested: numbers, text, numpy arrays of numbers, and collections of these.
         Optional, together with `restore`; a policy without them is asked again, from the beginning of the scan, for
         what it had answered when a run is recovered."""
 
+    @optional
     def restore(self, state: Mapping[str, Any], live: Any) -> None:
         """On a new policy: go on from what `state` returned elsewhere. live: as in `ingest`, of the scan being
         measured; None before its first frame."""
 
+    @optional
     def ended(self, reason: str) -> None:
         """The scan of the newest suggestion is over with it, though that was no stop: it has its most frames. The next
         `suggest` begins the next scan.

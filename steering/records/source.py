@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from steering.records.canvas import Canvas
 from steering.records.decisions import Decision
 from steering.records.geometry import Field, Geometry
+from steering.records.optional_parts import optional
 
 
 class Source(Protocol):
@@ -25,8 +27,8 @@ class Source(Protocol):
     before chunks() and while it waits, and return at once; `frames_dropped` may be read from any thread. The attributes
     do not change once the source is made.
 
-    All but `position`, `resume`, `again` and `after` must be there; a class that inherits from this one has the
-    defaults of `scans` and `frames`.
+    All but `streams`, `frames_dropped`, `position`, `resume`, `again` and `after` must be there; a class that inherits
+    from this one has the defaults of `scans`, `frames` and `truth`.
     """
 
     geometry: Geometry
@@ -53,8 +55,10 @@ class Source(Protocol):
     @property
     def frames_dropped(self) -> int:
         """Frames measured that the consumer of chunks() was too slow to take: a detector never waits. They count as
-        acquired, and are reported as dropped."""
+        acquired, and are reported as dropped. A source that leaves none out need not define it."""
+        return 0
 
+    @abstractmethod
     def chunks(self) -> Iterator[xr.Dataset]:
         """Measure what decisions ask for; yield chunks, each made by `make_chunk`, until the scans end. Called once.
 
@@ -64,6 +68,7 @@ class Source(Protocol):
         from where this one was, and so where no frame comes for `Experiment.silent_s` although positions are due.
         """
 
+    @abstractmethod
     def apply(self, decision: Decision) -> NDArray[np.float64] | None:
         """Queue the positions of a decision, to be measured in their order, and wake a waiting chunks().
 
@@ -72,18 +77,22 @@ class Source(Protocol):
         will come, so that the campaign does not wait for them; None: all are queued. An exception ends the run.
         """
 
+    @abstractmethod
     def close(self) -> None:
         """End all: chunks() hands out what was measured by now and ends. May be called twice."""
 
     def truth(self, scan: str) -> tuple[NDArray[np.complex64], Canvas] | None:
         """The object (Y, X) of a scan and where it lies; None where it is not known. Used to report errors only."""
+        return None
 
     # What follows is optional. With the first three a run that was lost with all its processes goes on where it was.
 
+    @optional
     def position(self) -> Mapping[str, Any]:
         """Where the source is in its stream, in JSON's types: what it has handed out, and what is queued. The newest
         chunk counts as not handed out until the next one is asked for."""
 
+    @optional
     def resume(self, position: Mapping[str, Any], handed: Collection[int]) -> None:
         """On a new source, before anything else is called: go on from what `position` returned elsewhere.
 
@@ -92,10 +101,12 @@ class Source(Protocol):
         fit this source.
         """
 
+    @optional
     def again(self, ids: Sequence[int]) -> Iterator[xr.Dataset]:
         """Frames that were handed out before, once more, as chunks; those that it does not have are left out. Called
         in any thread, also before chunks()."""
 
+    @optional
     def after(self, scans: Sequence[str]) -> None:
         """On a new source that has no `position`, before anything else is called: the scans that had begun when the run
         was lost, as this source called them, in their order. The newest may be going on."""

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from distributed import Client
@@ -111,9 +112,12 @@ def show_all(states: Iterable[dict[str, Any]], show: Show | None) -> None:
             close()
 
 
-def start(experiment: Experiment, client: Client | str, folder: RunFolder, *, detach: bool = False) -> Attached:
+def start(
+    experiment: Experiment, client: Client | str, folder: RunFolder | str | Path, *, detach: bool = False
+) -> Attached:
     """Start a run on the cluster and return at once. The runner lives there, not in the driver.
 
+    folder: of the run, or a path at which it is made, which must be new or empty.
     Its actor is published on the cluster, so that it outlives the driver where the cluster does, and withdrawn when the
     run has ended. detach: a process of its own watches over the run instead of this one, which may end; `client` may
     then name the cluster that it opens, as in start(experiment, "local", folder, detach=True), see `steering.cluster`.
@@ -121,13 +125,13 @@ def start(experiment: Experiment, client: Client | str, folder: RunFolder, *, de
     not see the run's folder.
     """
     if detach:
-        return start_detached(experiment, client, folder)
+        return start_detached(experiment, client, RunFolder.of(folder))
     if isinstance(client, str):
         raise TypeError(f"found the name of a cluster, {client!r}, expected a client: with cluster({client!r}) as ...")
     return _started(experiment, client, folder)
 
 
-def _started(experiment: Experiment, client: Client, folder: RunFolder, *, driven: bool = True) -> Handle:
+def _started(experiment: Experiment, client: Client, folder: RunFolder | str | Path, *, driven: bool = True) -> Handle:
     """driven: this process is the run's driver; else it only starts a runner."""
     found = addresses(workers_of(client), RUNNER)
     if not found:
@@ -135,6 +139,7 @@ def _started(experiment: Experiment, client: Client, folder: RunFolder, *, drive
             f'found no worker with the resource {RUNNER}, expected one: start it with --resources "{RUNNER}=1"'
         )
     _refuse_second(client)
+    folder = RunFolder.of(folder)  # made only where the cluster can take the run
     refuse_taken(folder)
     refuse_hidden(client, folder)
     [parts] = client.scatter([experiment], workers=found[:1], hash=False, direct=True)
@@ -222,15 +227,18 @@ def _refuse_second(client: Client) -> None:
     )
 
 
-def run(experiment: Experiment, client: Client, folder: RunFolder, *, show: Show | None = None) -> dict[str, Any]:
+def run(
+    experiment: Experiment, client: Client, folder: RunFolder | str | Path, *, show: Show | None = None
+) -> dict[str, Any]:
     """Run an experiment to its end, showing snapshots on the way. Returns the figures of summary.json.
 
-    show: called with each snapshot; however the run ends, its `close` is called where it has one. Interrupted from the
-    keyboard, `run` first lets the runner write the live images, and where its own job ends a checkpoint; whatever ends
-    it early ends the run on the cluster too. Where the runner's worker is lost or about to end, another runner goes on
-    from the newest checkpoint.
+    folder: of the run, or a path at which it is made, which must be new or empty. show: called with each snapshot;
+    however the run ends, its `close` is called where it has one. Interrupted from the keyboard, `run` first lets the
+    runner write the live images, and where its own job ends a checkpoint; whatever ends it early ends the run on the
+    cluster too. Where the runner's worker is lost or about to end, another runner goes on from the newest checkpoint.
     """
     handle = _started(experiment, client, folder)
+    folder = handle.folder
 
     def states() -> Iterator[dict[str, Any]]:
         nonlocal handle

@@ -87,6 +87,11 @@ class RunFolder:
                 raise
         return cls(path)
 
+    @classmethod
+    def of(cls, folder: RunFolder | str | Path) -> RunFolder:
+        """The folder of a new run: as it is given, or made at a path. Raises as `create`."""
+        return folder if isinstance(folder, RunFolder) else cls.create(folder)
+
     @property
     def name(self) -> str:
         """The folder's own name."""

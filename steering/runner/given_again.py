@@ -10,8 +10,10 @@ from typing import Any
 import xarray as xr
 
 from steering.campaign import FramesLost
-from steering.runner.source_events import SourceResume
+from steering.records.optional_parts import offers
+from steering.runner.source_events import GoOn, SourceResume
 from steering.runner.spool import spooled
+from steering.sources import Source
 
 
 def unlogged(resume: SourceResume) -> dict[int, tuple[str, str]]:
@@ -38,8 +40,7 @@ def given_again(
     """
     wanted = {i: scan for i, scan in resume.handed.items() if i not in resume.there}
     wanted |= {i: scan for i, (scan, _) in new.items()}
-    again = getattr(source, "again", None)
-    given = iter(()) if again is None or not wanted else again(list(wanted)) or iter(())
+    given = source.again(list(wanted)) if wanted and offers(source, "again") else iter(())
     for chunk in chain(spooled(resume.spooled), given):
         rows = [row for row, i in enumerate(chunk["frame"].values.tolist()) if i in wanted]
         if rows:
@@ -52,6 +53,14 @@ def given_again(
         ids = tuple(i for i, mine in wanted.items() if mine == scan and i not in new)
         if ids:
             lose(FramesLost(time=time.time(), scan=scan, frame_ids=ids, reason="the source cannot give them again"))
+
+
+def keep_again(source: Source, point: GoOn, keep: Callable[[xr.Dataset], None]) -> None:
+    """Keep the frames that have arrived, as far as the source has them; another predictor may need them."""
+    for scan, ids in point.handed.items():
+        for chunk in source.again(ids):
+            chunk.attrs |= {"scan": scan} | ({"visit_of": point.scans[scan]} if point.scans[scan] != scan else {})
+            keep(chunk)
 
 
 def not_known(chunk: xr.Dataset, known: Callable[[int], bool]) -> xr.Dataset | None:

@@ -16,22 +16,26 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from steering.campaign import (
-    ChunkArrived,
-    Event,
-    FrameRefused,
-    SourceEnded,
-    Steer,
-    StreamsReported,
-)
+from steering.campaign import ChunkArrived, Event, FrameRefused, SourceEnded, Steer, StreamsReported
 from steering.campaign.unmeasured import Asked, positions_of
 from steering.inference.event_queue import EventQueue
+from steering.records.optional_parts import offers
 from steering.runner.alone import Alone, Positions, Reported, fell_back, say
 from steering.runner.asked_before import AskedBefore, as_decision
 from steering.runner.folder import RunFolder
-from steering.runner.given_again import given_again, not_known, unlogged
+from steering.runner.given_again import given_again, keep_again, not_known, unlogged
 from steering.runner.outbox import Outbox
-from steering.runner.source_events import GoOn, SourceResume, Standing, TakenOver, Visits, end_quietly, failed
+from steering.runner.source_events import (
+    GoOn,
+    SourceFailed,
+    SourceResume,
+    Standing,
+    TakenOver,
+    Visits,
+    end_quietly,
+    failed,
+    streams_of,
+)
 from steering.runner.spool import Spool
 from steering.runner.stream_lines import report
 from steering.sources import Source
@@ -138,9 +142,8 @@ class SourceActor:
 
     async def position(self) -> dict[str, Any]:
         """Where the source is in its stream, in JSON's types: all that `SourceResume` needs to go on from here."""
-        there = getattr(self.source, "position", None)
         return {
-            "source": None if there is None else there(),
+            "source": self.source.position() if offers(self.source, "position") else None,
             "visits": self._visits.scans,
             "steered": self._applied,
             "told": self._reported.mark(),
@@ -157,7 +160,7 @@ class SourceActor:
             return
         self._known = lambda frame: frame in self._unlogged or resume.knows(frame)
         begun, events = self._visits.begun(resume.handed.values(), self._unlogged.values())
-        if hasattr(self.source, "after"):
+        if offers(self.source, "after"):
             self.source.after(begun)
         for event in events:
             self._put(event)
@@ -180,8 +183,8 @@ class SourceActor:
         self._applied = point.applied
         self._apply_all(point.decisions, point.known)
         self._alone.arrived(len(point.arrived))
-        if lost and hasattr(self.source, "again"):
-            await asyncio.to_thread(self._keep_again, point)
+        if lost and offers(self.source, "again"):
+            await asyncio.to_thread(keep_again, self.source, point, self._outbox.keep)
         self._open()
 
     def _open(self, resume: SourceResume | None = None) -> None:
@@ -190,13 +193,6 @@ class SourceActor:
         run = contextvars.copy_context().run
         work = (self._pull, self.source, self._turns, resume)
         threading.Thread(target=run, args=work, name="source", daemon=True).start()
-
-    def _keep_again(self, point: GoOn) -> None:
-        """Keep the frames that have arrived, as far as the source has them; another predictor may need them."""
-        for scan, ids in point.handed.items():
-            for chunk in self.source.again(ids):
-                chunk.attrs |= {"scan": scan} | ({"visit_of": point.scans[scan]} if point.scans[scan] != scan else {})
-                self._outbox.keep(chunk)
 
     async def go_on_with(self, predictor: Any, number: int) -> list[int]:
         """See Outbox.go_on_with."""
@@ -243,10 +239,10 @@ class SourceActor:
 
     def _report_dropped(self) -> None:
         """Frames that the source measured and will not hand out must be known too."""
-        dropped = self.source.frames_dropped
+        dropped = getattr(self.source, "frames_dropped", 0)
         new, self._dropped = dropped - self._dropped, dropped
         if new > 0:
-            live = bool(self._streams())
+            live = bool(streams_of(self.source))
             reason = "lost, set aside or thinned: see the streams" if live else "dropped: the predictor was too slow"
             self._refuse(new, reason, np.zeros((0, 2)))
 
@@ -276,29 +272,28 @@ class SourceActor:
                 raise event
             self._reported.note(event)
         events = [event for event in found if isinstance(event, Event)]
-        if hasattr(self.source, "position"):
+        if offers(self.source, "position"):
             # Both on this thread: no decision comes in between.
             events.append(Standing(time=time.time(), position=self.source.position(), applied=self._applied))
         return events
 
     async def streams(self) -> dict[str, dict[str, Any]]:
         """Figures of the source's streams, see `Source.streams`."""
-        return self._streams()
-
-    def _streams(self) -> dict[str, dict[str, Any]]:
-        """Figures of the source's streams; a source of one's own need not have any."""
-        return {name: dict(figures) for name, figures in getattr(self.source, "streams", {}).items()}
+        return streams_of(self.source)
 
     async def _look_after(self) -> None:
         """Report the streams, also where no chunk comes. Go on alone where the runner is lost."""
         last: StreamsReported | None = None
         while not self._closed:
-            streams = {} if self._events.full else self._streams()
-            if (event := report(time.time(), streams, last)) is not None:
-                last = event
-                self._put(event)
-            if streams:
-                self._report_dropped()
+            try:
+                streams = {} if self._events.full else streams_of(self.source)
+                if (event := report(time.time(), streams, last)) is not None:
+                    last = event
+                    self._put(event)
+                if streams:
+                    self._report_dropped()
+            except Exception as error:  # handed on to whoever reads the events
+                self._put(error)
             self._ask_what_is_due()
             if self._alone.look(time.time()):
                 await self._go_on_alone()
@@ -352,13 +347,16 @@ class SourceActor:
                 if not self._on_loop(self._send(chunk, turn)):
                     return
             last = SourceEnded(time=time.time())
-        except Exception as error:  # handed on to whoever reads the events
+        except BaseException as error:  # handed on: who reads the events would wait for an end
             last = failed(source, error)
         self._on_loop(self._end(last, turn))
 
     async def _end(self, last: Event, turn: int) -> None:
         if turn == self._turns:
-            self._report_dropped()
+            try:
+                self._report_dropped()
+            except Exception as error:
+                last = last if isinstance(last, SourceFailed) else failed(self.source, error)
             self._put(last)
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> bool:

@@ -145,12 +145,19 @@ class Visits:
         return ScanRevisited(time=time.time(), scan=name, visit=called) if begins else None
 
 
-def failed(source: Source, error: Exception) -> SourceFailed:
+def failed(source: Source, error: BaseException) -> SourceFailed:
     """What tells that a source has raised, with where it is, as far as it can say that."""
     position = None
     with contextlib.suppress(Exception):
         position = source.position()
-    return SourceFailed(time=time.time(), error=error, position=position)
+    # What ends a process, as sys.exit() does, ends the run with words: it would end whoever hears of it.
+    said = error if isinstance(error, Exception) else RuntimeError(f"the source left by {error!r}")
+    return SourceFailed(time=time.time(), error=said, position=position)
+
+
+def streams_of(source: Source) -> dict[str, dict[str, Any]]:
+    """Figures of a source's streams; one of your own need not have any."""
+    return {name: dict(figures) for name, figures in getattr(source, "streams", {}).items()}
 
 
 def end_quietly(source: Source) -> None:

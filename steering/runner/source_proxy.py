@@ -29,6 +29,7 @@ from steering.campaign import (
 )
 from steering.clusters.roles import SOURCE, worker_for, workers_now
 from steering.records import Ids
+from steering.records.optional_parts import offers
 from steering.runner.actors import ActorHandle, LostForGood, call, losses, release, retrieved, while_there
 from steering.runner.adoption import adopted, place_source, withdraw
 from steering.runner.experiment import Experiment
@@ -86,7 +87,7 @@ class SourceProxy:
         self._handle: ActorHandle | None = None
         self._predictor: tuple[Any, int] = (None, 0)
         self._since = SinceCheckpoint(None)
-        self._gives_again = experiment.checkpoint_s is not None and hasattr(experiment.source, "again")
+        self._gives_again = experiment.checkpoint_s is not None and offers(experiment.source, "again")
         self._decisions: list[Steer | FellBack] = []
         """Those that the newest position does not include."""
         self._known = Known(handed=defaultdict(list))
@@ -121,7 +122,7 @@ class SourceProxy:
 
     @property
     def _reopens(self) -> bool:
-        return hasattr(self._description, "position") and hasattr(self._description, "resume")
+        return offers(self._description, "position") and offers(self._description, "resume")
 
     async def start(self, worker: str, predictor: Any, resume: SourceResume | None = None) -> None:
         """Begin to measure, on this worker, and to send what is measured to the predictor, which is number 0; resume:

@@ -17,6 +17,10 @@ def inspect_lines(path: str | Path, settings: ReadSettings | None = None) -> lis
     Raises ValueError and OSError as `read_recording`.
     """
     settings, place = settings or ReadSettings(), Path(path)
+    if place.is_dir():
+        raise IsADirectoryError(
+            f"{place}: found a folder, expected a recorded scan: give a file in it (of Eiger data the master file)"
+        )
     if not place.is_file():
         raise FileNotFoundError(f"found no file {place}, expected a recorded scan: check the path")
     given = {name: where for name in ("frames", "positions") if (where := getattr(settings, name)) is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import threading
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from steering.sources.streams import Began, Frame, Record, Samples, Stream, Unreadable
+from steering.sources.swmr import SwmrFrames, SwmrPositions
 
 
 @dataclass
@@ -25,6 +27,8 @@ class Seen:
     """Number of the first."""
     began: float = 0.0
     ended: float = 0.0
+    armed: bool = False
+    """A scan was announced."""
     scans: list[str] = field(default_factory=list)
     header: Mapping[str, Any] = field(default_factory=dict)
     trouble: str = ""
@@ -33,14 +37,20 @@ class Seen:
     def line(self) -> str:
         """All that in a line."""
         if not self.count:
-            return f"nothing came{f': {self.trouble}' if self.trouble else ''}"
+            what = f" ({', '.join(self._said())})" if self._said() else ""
+            came = f"armed{what}, nothing more came" if self.armed else "nothing came"
+            return f"{came}{f': {self.trouble}' if self.trouble else ''}"
         taken = self.ended - self.began
         rate = f"{(self.count - 1) / taken:.1f}/s" if self.count > 1 and taken > 0 else "one only"
         parts = [self.what, rate, f"first number {self.first}"]
-        parts += [f"scan {', '.join(self.scans)}"] if self.scans else []
-        parts += [f"{name} {_value(value)}" for name, value in self.header.items()]
+        parts += self._said()
         parts += [f"trouble: {self.trouble}"] if self.trouble else []
         return ", ".join(parts)
+
+    def _said(self) -> list[str]:
+        """What was announced."""
+        scans = [f"scan {', '.join(self.scans)}"] if self.scans else []
+        return scans + [f"{name} {_value(value)}" for name, value in self.header.items() if value is not True]
 
     def note(self, record: Record) -> None:
         """Take in a record."""
@@ -58,7 +68,7 @@ class Seen:
                 self._more(len(record.rows), record.first, now, f"({row}) at first")
             case Began():
                 self.scans += [record.name] if record.name is not None else []
-                self.header = dict(record.header)
+                self.header, self.armed = dict(record.header), True
             case Unreadable():
                 self.trouble = record.reason
 
@@ -95,7 +105,16 @@ def listen(streams: Mapping[str, Stream], seconds: float) -> dict[str, Seen]:
     stopped.set()
     for thread in threads:
         thread.join(5.0)
+    for name, stream in streams.items():
+        found[name].trouble = found[name].trouble or _no_file(stream)
     return found
+
+
+def _no_file(stream: Stream) -> str:
+    """That a file which is followed is not there; empty where it is, or there is none to be followed."""
+    if not isinstance(stream, SwmrFrames | SwmrPositions) or glob.glob(stream.where.file):
+        return ""
+    return f"found no file {stream.where.file}, expected one that is being written: check the path, or begin to write"
 
 
 def _value(value: Any) -> str:

@@ -58,11 +58,12 @@ def record(
     """Record streams, by name, until `stopped` is set. Returns how many messages, or records, of each.
 
     addresses: of the streams; without them records are kept in place of messages. Raises FileExistsError for a file
-    that is there, and what a stream raises, after the others have ended.
+    that is there, OSError where none can be, and what a stream raises, after the others have ended: where nothing came
+    before that, no file is left.
     """
     addresses = addresses or {}
     counts, errors, turn = dict.fromkeys(streams, 0), list[BaseException](), threading.Lock()
-    with path.open("xb") as file:
+    with _new(path) as file:
         file.write(_MAGIC)
         begun = time.monotonic()
         for name, text in addresses.items():
@@ -85,8 +86,20 @@ def record(
         for thread in threads:
             thread.join()
     if errors:
+        if not any(counts.values()):
+            path.unlink()
         raise errors[0]
     return counts
+
+
+def _new(path: Path) -> BinaryIO:
+    """A new file, open for writing."""
+    try:
+        return path.open("xb")
+    except FileExistsError as error:
+        raise FileExistsError(f"{path}: found a file, expected a new name: a recording replaces nothing") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: found no folder {path.parent}, expected it: make it first") from error
 
 
 def _come(stream: Stream, stopped: threading.Event, *, as_messages: bool) -> Iterator[Record | Message | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 import time
 from typing import Any, TextIO
@@ -10,6 +12,9 @@ from rich.console import Console
 from rich.live import Live
 
 from steering.view.display import Snapshot, clock, draw, drift_in_words, one_line, place, state_in_words, waits_in_words
+from steering.view.unheard import give_up
+
+logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 5.0
 KEPT = 720
@@ -19,12 +24,13 @@ class Progress:
     """Shows snapshots of a run: `show(snapshot)` a few times a second, `close()` at the end.
 
     In a terminal the display is redrawn in place; elsewhere a line is written every five seconds, and one for each
-    event of note.
+    event of note. Where nobody takes the output any more, nothing is shown, and the run goes on.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         """stream: where to write; standard output by default."""
-        self._stream = sys.stdout if stream is None else stream
+        self._stream = stream or sys.stdout or io.StringIO()  # standard output may have been closed from the start
+        self._unheard = False
         self._console = Console(file=self._stream)
         self._live: Live | None = None
         self._fancy = self._stream.isatty() and not self._console.is_dumb_terminal
@@ -38,6 +44,17 @@ class Progress:
 
     def show(self, snapshot: Snapshot) -> None:
         """Show the state of the run."""
+        if self._unheard:
+            return
+        try:
+            self._show(snapshot)
+        except OSError as error:
+            self._unheard = True
+            give_up(self._stream)
+            self.close()
+            logger.warning("nobody takes the output any more (%s): nothing more is shown, the run goes on", error)
+
+    def _show(self, snapshot: Snapshot) -> None:
         elapsed = snapshot.get("elapsed_s")
         snapshot = {**snapshot, "elapsed_s": time.monotonic() - self._began if elapsed is None else elapsed}
         if not self._fancy:
@@ -56,7 +73,10 @@ class Progress:
         calls it."""
         live, self._live = self._live, None
         if live is not None:
-            live.stop()
+            try:
+                live.stop()
+            except OSError:
+                give_up(self._stream)
 
 
 class Residuals:
