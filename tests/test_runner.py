@@ -153,6 +153,7 @@ def test_a_person_takes_part_from_another_process(tmp_path):
                 run.command("approve")
             time.sleep(0.05)
         assert "nothing more is decided until `steering resume`" in said("pause", folder.path)[0]
+        assert any("paused: continue with" in line for line in status_lines(folder))  # in the log before the answer is
         assert "it is paused already" in said("pause", folder.path)[0]
         assert "expected one of" in said("rollback", folder.path, "--version", 99, code=1)[1]
         assert re.match(r"rollback: version \d+ comes back into service in place", said("rollback", folder.path)[0])

@@ -45,6 +45,8 @@ from steering.runner.watcher import GoOn, Watcher
 
 _BEGIN_S = 20.0
 """How long a command waits for a run that is starting."""
+_LOGGED_S = 1.0
+"""How long the answer to a command waits for its line in the log, which a slow disk may take later."""
 _LAST_FRAMES_S = 30.0
 """How long a stopped run waits for the frames that are under way."""
 
@@ -150,6 +152,8 @@ class Runner:
             raise ValueError(objection)
         said = answer(order, self.campaign)
         self.take(order)
+        with contextlib.suppress(TimeoutError, OSError):  # what is asked next may read the log: `steering status` does
+            await asyncio.wait_for(asyncio.to_thread(self._event_log.flush), _LOGGED_S)
         return said
 
     async def identity(self) -> dict[str, Any]:
