@@ -64,8 +64,8 @@ def give_positions(found: dict[str, Any], given: Named, file: Hdf5, owner: Layou
     ats = [layout.positions] if len(nodes) == 1 else [layout.x, layout.y]
     own = all(among(one, at.paths) for one, at in zip(given.inside, ats, strict=True))
     blocks = [
-        _lengths(some, file, found, given.unit or (at.unit if own else "m"), sure=given.unit is not None)
-        for some, at in zip(nodes, ats, strict=True)
+        _lengths(parts, file, found, given.unit or (at.unit if own else "m"), sure=given.unit is not None)
+        for parts, at in zip(nodes, ats, strict=True)
     ]
     found["said"]["positions"] = given.text
     found["given"] = blocks if len(blocks) == 1 else blocks[::-1]
@@ -125,8 +125,8 @@ def _find(found: dict[str, Any], layout: Layout, reader: Finder) -> None:
             "be broken): say where, positions=FILE:/path[unit] (--positions)"
         )
         return
-    found["given"] = [_lengths(some, reader.file, found, at.unit) for some, at in zip(nodes, ats, strict=True)]
-    found["said"]["positions"] = ", ".join(str(some[0].name) for some in nodes)
+    found["given"] = [_lengths(parts, reader.file, found, at.unit) for parts, at in zip(nodes, ats, strict=True)]
+    found["said"]["positions"] = ", ".join(str(parts[0].name) for parts in nodes)
     found["names"], found["columns"], found["owner"] = places, layout.order, layout
     found["axes"] = found.get("axes", {}) | reader.axes(places[0])
     _read_angle(found, layout.angle, reader, layout.other_beyond)

@@ -229,9 +229,7 @@ def proposal(event: DecisionProposed) -> str:
     return f"{event.positions} positions{' and the end of the scan' if event.stop else ''}: {event.reason}"
 
 
-def waiting(proposed: DecisionProposed | None) -> dict[str, Any] | None:
+def waiting(proposed: DecisionProposed) -> dict[str, Any]:
     """What waits for approval: the proposal in words, the seconds left to answer, and what holds without an answer."""
-    if proposed is None:
-        return None
     left = max(0.0, proposed.until - time.time())
     return {"proposal": proposal(proposed), "left_s": left, "default": proposed.default}

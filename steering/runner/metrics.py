@@ -285,7 +285,7 @@ def snapshot(metrics: Metrics, source: dict[str, Any], predictor: dict[str, Any]
         "remote_share": remote_share(metrics),
         "reason": metrics.reason,
         "paused": campaign.gate.paused,
-        "waits": waiting(campaign.gate.proposed),
+        "waits": None if campaign.gate.proposed is None else waiting(campaign.gate.proposed),
         "latency_ms": predictor["latency_ms"],
         "predict_s": predictor["predict_s"],
         "events": [(event.time - metrics.begun, text) for event in metrics.noted if (text := describe(event))],

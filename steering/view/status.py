@@ -11,7 +11,7 @@ from steering.campaign import DecisionProposed, decode
 from steering.files import read_json
 from steering.runner.again import checkpoint_age, continued_by
 from steering.runner.alone import unsteered
-from steering.runner.describe import limited_to, proposal
+from steering.runner.describe import limited_to, waiting
 from steering.runner.devices import devices_in_words
 from steering.runner.folder import RunFolder
 from steering.runner.liveness import gone, standing
@@ -180,8 +180,8 @@ def _waits(summary: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
     proposed = decode(decisions[-1]) if decisions else None
     if not isinstance(proposed, DecisionProposed):
         return paused
-    left = duration(proposed.until - time.time())
-    waits = f"{proposal(proposed)}; approve or veto within {left}, else {proposed.default}"
+    what = waiting(proposed)
+    waits = f"{what['proposal']}; approve or veto within {duration(what['left_s'])}, else {what['default']}"
     return f"{waits}; {paused}" if paused else waits
 
 
